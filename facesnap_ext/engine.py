@@ -1,0 +1,197 @@
+"""References and a pose go in, guidance comes out: loading, running and remembering the networks before sampling."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from facesnap_ext import faces
+from facesnap_ext.clip import load_image_encoder
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.faces import Face, NoFaceError
+from facesnap_ext.guidance import Guidance
+from facesnap_ext.landmarks.points72 import Landmarks, place
+from facesnap_ext.landmarks.predictor import load_predictor
+from facesnap_ext.mixer import average_references
+from facesnap_ext.photos import Photo
+from facesnap_ext.settings import Settings
+from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.places import ModelFiles
+
+T = TypeVar("T")
+REMEMBERED = 32  # results of each kind; tokens and points are small
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Guidance, and what people may want to know of how it came about."""
+
+    guidance: Guidance
+    references: tuple[Face, ...]
+    driving: Face  # whose pose it is: of the driving photo, the init picture or the first reference
+    in_init_picture: bool  # the landmarks are in pixels of the init picture, for the host to crop as it crops that
+    notes: tuple[str, ...]  # what was done otherwise than asked, in sentences
+
+
+class Engine:
+    """Holds what was loaded and what was computed, all keyed by content: files by their place, size and time, photos
+    by their pixels. Encoders run on the CPU; only FFRNet ever goes to the GPU, and that is the host's business."""
+
+    def __init__(self, find_models: Callable[[], ModelFiles]):
+        self._find_models = find_models
+        self._loaded: dict[str, tuple[Hashable, Any]] = {}  # one model of each part
+        self._remembered: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def prepare(
+        self,
+        settings: Settings,
+        width: int,
+        height: int,
+        init_picture: Photo | None = None,
+        progress: Callable[[str], None] = lambda message: None,
+    ) -> Prepared:
+        """Prepare one job.
+
+        Args:
+            width, height: of the output picture in pixels; the landmarks are placed in it.
+            init_picture: what img2img starts from; the default driving photo, if it has a face.
+            progress: told what is being done, in a few words.
+
+        Raises:
+            FaceSnapError: a photo or a model file is missing or unfit.
+        """
+        if not settings.references:
+            raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
+        files = self._find_models()
+        facesnap = files.choose_facesnap(settings.model)
+
+        progress("looking for the face")
+        references = tuple(self.face(files, photo) for photo in settings.references)
+        notes = [
+            f"The face in {face.photo.name} fills the picture; it was found with a border added."
+            for face in references
+            if face.padded
+        ]
+        driving, in_init_picture = references[0], False
+        if settings.driving is not None:
+            driving = self.face(files, settings.driving)
+        elif init_picture is not None:
+            try:
+                driving, in_init_picture = self.face(files, init_picture), True
+            except NoFaceError:
+                notes.append("The init picture has no face; the pose is the reference's own.")
+
+        progress("loading the FaceSnap file")
+        weights = self._load("facesnap", facesnap, facesnap_file.load)
+        progress("encoding the face")
+        tokens = self.tokens(files, weights, facesnap, references, settings.average)
+        progress("predicting landmarks")
+        landmarks = self.landmarks(files, references[0], driving)
+        if not in_init_picture:
+            landmarks = place(landmarks, width, height, driving.box)
+        guidance = Guidance(
+            ffrnet=weights.ffrnet,
+            tokens=tokens,
+            landmarks=landmarks,
+            weight=settings.weight,
+            start=settings.start,
+            end=settings.end,
+            cond_only=settings.cond_only,
+            text_free=weights.info.text_free,
+            name=weights.name,
+        )
+        return Prepared(guidance, references, driving, in_init_picture, tuple(notes))
+
+    def face(self, files: ModelFiles, photo: Photo) -> Face:
+        """The largest face of a photo."""
+        folder = files.require("face_pack")
+
+        def find() -> Face:
+            return faces.choose(faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo))
+
+        return self._remember(("face", _signature(folder), photo.digest), find)
+
+    def tokens(
+        self,
+        files: ModelFiles,
+        weights: facesnap_file.FaceSnapWeights,
+        facesnap: Path,
+        references: tuple[Face, ...],
+        average: bool,
+    ) -> Tensor:
+        """Identity tokens [1, queries, dim] of one person's faces."""
+
+        def mix() -> Tensor:
+            embeddings = torch.stack([torch.from_numpy(face.embedding) for face in references])[None]
+            clip_tokens = torch.stack([self.clip_tokens(files, face) for face in references])[None]
+            if average:
+                embeddings, clip_tokens = average_references(embeddings, clip_tokens)
+            check_features(embeddings, clip_tokens, weights)
+            with torch.no_grad():
+                return weights.mixer.float()(embeddings, clip_tokens)
+
+        people = tuple(face.photo.digest for face in references)
+        sources = tuple(map(_signature, (facesnap, files.require("face_pack"), files.require("clip"))))
+        return self._remember(("tokens", sources, people, average), mix)
+
+    def clip_tokens(self, files: ModelFiles, face: Face) -> Tensor:
+        """CLIP tokens [T, width] of a face's crop. The encoder is large and rarely wanted: it is not kept."""
+        path = files.require("clip")
+        key = ("clip", _signature(path), _signature(files.require("face_pack")), face.photo.digest)
+        return self._remember(key, lambda: load_image_encoder(path)([face.crop])[0])
+
+    def landmarks(self, files: ModelFiles, source: Face, driving: Face) -> Landmarks:
+        """The source's 72 points in the pose and expression of the driving face, in the driving photo's pixels."""
+        deca, flame = files.require("deca"), files.require("flame")
+
+        def predict() -> Landmarks:
+            predictor = self._load("predictor", (deca, flame), lambda paths: load_predictor(*paths))
+            return predictor.predict(
+                predictor.encode(source.photo.pixels, source.box), predictor.encode(driving.photo.pixels, driving.box)
+            )
+
+        key = ("landmarks", _signature(deca), _signature(flame), source.photo.digest, driving.photo.digest)
+        return self._remember(key, predict)
+
+    def _load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
+        """The model of a part; loaded anew when its file is another one or has changed."""
+        paths = source if isinstance(source, tuple) else (source,)
+        signature = tuple(map(_signature, paths))
+        if self._loaded.get(part, (None,))[0] != signature:
+            self._loaded.pop(part, None)  # the old one goes before the new one comes
+            self._loaded[part] = (signature, load(source))
+        return self._loaded[part][1]
+
+    def _remember(self, key: Hashable, compute: Callable[[], T]) -> T:
+        if key not in self._remembered:
+            self._remembered[key] = compute()
+            while len(self._remembered) > REMEMBERED:
+                self._remembered.popitem(last=False)
+        self._remembered.move_to_end(key)
+        return self._remembered[key]
+
+
+def check_features(embeddings: Tensor, clip_tokens: Tensor, weights: facesnap_file.FaceSnapWeights) -> None:
+    """Raise `FaceSnapError` when the features are not as wide as the Mixer wants them."""
+    mixer = weights.info.mixer
+    for what, features, wanted in (
+        ("face recognition pack", embeddings, mixer.id_dim),
+        ("CLIP image encoder", clip_tokens, mixer.clip_dim),
+    ):
+        if features.shape[-1] != wanted:
+            raise FaceSnapError(
+                f"{weights.name} wants features of {wanted} numbers from the {what}, and the one found gives "
+                f"{features.shape[-1]}; use the {what} that models/README.md names for this file."
+            )
+
+
+def _signature(path: Path) -> Hashable:
+    """Changes when the file, or a file in the folder, does."""
+    members = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return tuple((str(member), member.stat().st_size, member.stat().st_mtime_ns) for member in members)

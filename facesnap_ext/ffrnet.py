@@ -1,0 +1,349 @@
+"""Face Fidelity Reinforce Network (FFRNet): SDXL's encoder half as a ControlNet on identity tokens.
+
+The modules carry the key names of diffusers' `ControlNetModel`, so that its files load as they are. Two things differ
+from a ControlNet's usual run: the cross-attention reads identity tokens in place of text, and the pooled text is null
+(`text-free`), so the residuals depend on latent, timestep, tokens and landmarks alone. The conditional and the
+unconditional row of an image therefore share one run, exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIZE_FIELDS = 6  # SDXL's micro-conditioning: original, crop and target size, each as height and width
+NORM_GROUPS = 32
+
+
+@dataclass(frozen=True)
+class FFRNetConfig:
+    """Sizes of an FFRNet, those of the UNet it was made for."""
+
+    in_channels: int
+    widths: tuple[int, ...]  # channels of each level
+    depths: tuple[tuple[int, ...], ...]  # transformer blocks behind each ResNet block of each level
+    middle_depth: int  # transformer blocks in the middle; -1: a middle of one ResNet block without attention
+    context_dim: int  # width of an identity token
+    adm_dim: int  # pooled text and six embedded sizes
+    hint_widths: tuple[int, ...]  # channels of the landmark embedding, halving the picture between two of them
+    heads: tuple[int, ...]  # attention heads of each level; leaves no trace in the tensors
+    size_dim: int = 256  # width of one embedded size
+
+    def __post_init__(self) -> None:
+        if self.adm_dim < SIZE_FIELDS * self.size_dim:
+            raise ValueError(f"{self.adm_dim} channels leave no room for {SIZE_FIELDS} sizes of {self.size_dim}")
+
+    @property
+    def skip_widths(self) -> tuple[int, ...]:
+        """Channels of the skip residuals from shallow to deep, as the UNet's encoder stores its skips."""
+        skips = [self.widths[0]]
+        for level, (width, depths) in enumerate(zip(self.widths, self.depths)):
+            downsampled = level < len(self.widths) - 1
+            skips += [width] * (len(depths) + downsampled)
+        return tuple(skips)
+
+    @property
+    def picture_scale(self) -> int:
+        """Pixels of the landmark drawing to one latent cell, along one side."""
+        return 2 ** (len(self.hint_widths) - 1)
+
+    @classmethod
+    def from_shapes(
+        cls, shapes: Mapping[str, Sequence[int]], heads: Sequence[int] | None = None, size_dim: int = 256
+    ) -> FFRNetConfig:
+        """Read the sizes from the tensors' shapes (diffusers key names).
+
+        Args:
+            heads: attention heads of each level; by default heads are 64 wide, as in SDXL.
+            size_dim: diffusers' `addition_time_embed_dim`.
+        """
+        depths: list[list[int]] = []
+        widths: list[int] = []
+        while f"down_blocks.{len(widths)}.resnets.0.conv1.weight" in shapes:
+            block = f"down_blocks.{len(widths)}"
+            widths.append(shapes[f"{block}.resnets.0.conv1.weight"][0])
+            depths.append([])
+            while f"{block}.resnets.{len(depths[-1])}.conv1.weight" in shapes:
+                depths[-1].append(_count_blocks(shapes, f"{block}.attentions.{len(depths[-1])}"))
+        blocks = 0
+        while f"controlnet_cond_embedding.blocks.{blocks}.weight" in shapes:
+            blocks += 1
+        hints = [shapes["controlnet_cond_embedding.conv_in.weight"][0]]
+        hints += [shapes[f"controlnet_cond_embedding.blocks.{i}.weight"][0] for i in range(1, blocks, 2)]
+        contexts = [shape[1] for key, shape in shapes.items() if key.endswith(".attn2.to_k.weight")]
+        has_attention = "mid_block.attentions.0.norm.weight" in shapes
+        return cls(
+            in_channels=shapes["conv_in.weight"][1],
+            widths=tuple(widths),
+            depths=tuple(map(tuple, depths)),
+            middle_depth=_count_blocks(shapes, "mid_block.attentions.0") if has_attention else -1,
+            context_dim=contexts[0],
+            adm_dim=shapes["add_embedding.linear_1.weight"][1],
+            hint_widths=tuple(hints),
+            heads=tuple(heads) if heads else tuple(max(1, width // 64) for width in widths),
+            size_dim=size_dim,
+        )
+
+
+def _count_blocks(shapes: Mapping[str, Sequence[int]], attention: str) -> int:
+    depth = 0
+    while f"{attention}.transformer_blocks.{depth}.norm1.weight" in shapes:
+        depth += 1
+    return depth
+
+
+class FFRNet(nn.Module):
+    """The network; see `forward`. With equal weights and inputs it equals `diffusers.ControlNetModel`."""
+
+    def __init__(self, config: FFRNetConfig):
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        time_dim = 4 * widths[0]
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = Embedding(widths[0], time_dim)
+        self.add_embedding = Embedding(config.adm_dim, time_dim)
+        self.controlnet_cond_embedding = LandmarkEmbedding(config.hint_widths, widths[0])
+
+        self.down_blocks = nn.ModuleList()
+        before = widths[0]
+        for level, (width, depths, heads) in enumerate(zip(widths, config.depths, config.heads)):
+            last = level == len(widths) - 1
+            self.down_blocks.append(
+                DownBlock(before, width, depths, time_dim, config.context_dim, heads, downsample=not last)
+            )
+            before = width
+        self.mid_block = MidBlock(before, config.middle_depth, time_dim, config.context_dim, config.heads[-1])
+        self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for width in config.skip_widths)
+        self.controlnet_mid_block = nn.Conv2d(before, before, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv_in.weight.dtype
+
+    def embed_landmarks(self, picture: Tensor) -> Tensor:
+        """Embed a landmark drawing [N, 3, H, W] in 0…1 (black ground) as [N, widths[0], H / scale, W / scale]."""
+        return self.controlnet_cond_embedding(picture.to(self.dtype))
+
+    def null_text(self, height: int, width: int) -> Tensor:
+        """The text-free `y` [1, adm_dim] of a picture of this size in pixels: null pooled text, SDXL's size fields."""
+        weight = self.add_embedding.linear_1.weight
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=weight.device)
+        embedded = sinusoid(sizes, self.config.size_dim).flatten()
+        pooled = embedded.new_zeros(self.config.adm_dim - embedded.numel())
+        return torch.cat([pooled, embedded])[None]
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, tokens: Tensor, landmark_features: Tensor, y: Tensor | None = None
+    ) -> list[Tensor]:
+        """Residuals for one UNet call.
+
+        Args:
+            x: scaled latents as the UNet gets them [N, C >= in_channels, h, w]; further channels (inpainting
+                checkpoints append the mask and the masked picture) are left out.
+            timesteps: discrete timesteps [N], 0…999.
+            tokens: identity tokens [N or 1, T, context_dim].
+            landmark_features: from `embed_landmarks` [N or 1, widths[0], h, w].
+            y: pooled text and sizes [N, adm_dim] for weights that were trained with text; None is text-free.
+
+        Returns:
+            Residuals from shallow to deep, `len(config.skip_widths)` for the skips and the middle's as the last.
+        """
+        x = x[:, : self.config.in_channels].to(self.dtype)
+        if y is None:
+            scale = self.config.picture_scale
+            y = self.null_text(scale * x.shape[2], scale * x.shape[3])
+        emb = self.time_embedding(sinusoid(timesteps, self.config.widths[0]).to(self.dtype))
+        emb = emb + self.add_embedding(y.to(self.dtype))
+        tokens = tokens.to(self.dtype).expand(x.shape[0], -1, -1)
+
+        h = self.conv_in(x) + landmark_features.to(self.dtype)
+        skips = [h]
+        for block in self.down_blocks:
+            h, new = block(h, emb, tokens)
+            skips += new
+        h = self.mid_block(h, emb, tokens)
+        residuals = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips)]
+        return [*residuals, self.controlnet_mid_block(h)]
+
+
+def sinusoid(values: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding [N] → [N, dim] in float32, cosines first (`flip_sin_to_cos`), periods up to 10000."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angles = values.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Embedding(nn.Module):
+    def __init__(self, dim: int, out: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, out)
+        self.linear_2 = nn.Linear(out, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class LandmarkEmbedding(nn.Module):
+    def __init__(self, widths: Sequence[int], out: int):
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for before, after in itertools.pairwise(widths):
+            self.blocks.append(nn.Conv2d(before, before, 3, padding=1))
+            self.blocks.append(nn.Conv2d(before, after, 3, padding=1, stride=2))
+        self.conv_out = nn.Conv2d(widths[-1], out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.conv_in(x))
+        for conv in self.blocks:
+            x = F.silu(conv(x))
+        return self.conv_out(x)
+
+
+class DownBlock(nn.Module):
+    def __init__(
+        self,
+        before: int,
+        width: int,
+        depths: Sequence[int],
+        time_dim: int,
+        context_dim: int,
+        heads: int,
+        downsample: bool,
+    ):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(width if i else before, width, time_dim) for i in range(len(depths)))
+        # a level has attention behind all of its ResNet blocks or behind none, as in every SDXL-shaped UNet
+        if any(depths):
+            self.attentions = nn.ModuleList(Transformer(width, depth, context_dim, heads) for depth in depths)
+        else:
+            self.attentions = None
+        self.downsamplers = nn.ModuleList([Downsample(width)]) if downsample else None
+
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        skips = []
+        for i, resnet in enumerate(self.resnets):
+            h = resnet(h, emb)
+            if self.attentions is not None:
+                h = self.attentions[i](h, context)
+            skips.append(h)
+        if self.downsamplers is not None:
+            h = self.downsamplers[0](h)
+            skips.append(h)
+        return h, skips
+
+
+class MidBlock(nn.Module):
+    def __init__(self, width: int, depth: int, time_dim: int, context_dim: int, heads: int):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(width, width, time_dim) for _ in range(2 if depth >= 0 else 1))
+        self.attentions = nn.ModuleList([Transformer(width, depth, context_dim, heads)]) if depth >= 0 else None
+
+    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        h = self.resnets[0](h, emb)
+        if self.attentions is not None:
+            h = self.resnets[1](self.attentions[0](h, context), emb)
+        return h
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class ResnetBlock(nn.Module):
+    def __init__(self, before: int, width: int, time_dim: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(NORM_GROUPS, before)
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, width)
+        self.norm2 = nn.GroupNorm(NORM_GROUPS, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+
+
+class Transformer(nn.Module):
+    def __init__(self, width: int, depth: int, context_dim: int, heads: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(NORM_GROUPS, width, eps=1e-6)
+        self.proj_in = nn.Linear(width, width)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, context_dim, heads) for _ in range(depth))
+        self.proj_out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        return x + self.proj_out(h).transpose(1, 2).reshape(n, c, height, width)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, width: int, context_dim: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, context_dim, heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.attn1(normed, normed)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, context_dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(context_dim, width, bias=False)
+        self.to_v = nn.Linear(context_dim, width, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (
+            linear(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear, source in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
+        )
+        h = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out[0](h.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        # index 1 is diffusers' dropout, which has no weights
+        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class GEGLU(nn.Module):
+    def __init__(self, width: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, gate = self.proj(x).chunk(2, dim=-1)
+        return h * F.gelu(gate)

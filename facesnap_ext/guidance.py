@@ -1,0 +1,115 @@
+"""What one picture is guided by, and the residuals that FFRNet makes of it for each call of a UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from facesnap_ext.ffrnet import FFRNet
+from facesnap_ext.landmarks.points72 import Landmarks, draw
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A person and a pose, ready for sampling; made by the engine, used by the hosts."""
+
+    ffrnet: FFRNet
+    tokens: Tensor  # identity tokens [1, 16, context_dim]
+    landmarks: Landmarks | None  # None: a black drawing, guidance by identity alone
+    weight: float = 1.0
+    start: float = 0.0  # fraction of sampling at which it begins
+    end: float = 1.0  # and ends
+    cond_only: bool = False  # leave the unconditional rows alone
+    text_free: bool = True  # False: the weights were trained with text and get the rows' own `y`
+    name: str = "FaceSnap"  # of the weight file, for messages
+
+    def acts_at(self, progress: float) -> bool:
+        """Whether it acts at this fraction of sampling, `start <= progress < end`; an end of 1 has no end, since
+        samplers with several UNet calls a step run past their own count."""
+        return self.start <= progress and (progress < self.end or self.end >= 1)
+
+
+class Residuals:
+    """FFRNet's residuals during one sampling pass.
+
+    Without text, the residuals of a row depend on nothing but its latent and timestep, so all rows of an image share
+    one run, in whichever order, grouping or number of calls a host sends them: FFRNet runs on the distinct rows alone,
+    and not at all on rows that it has just seen.
+    """
+
+    def __init__(self, guidance: Guidance):
+        self.guidance = guidance
+        self._features: dict[tuple[int, int], Tensor] = {}  # embedded drawings by latent size
+        self._inputs: Tensor | None = None  # distinct rows of the last run, flattened
+        self._outputs: list[Tensor] = []  # and what came of them, weighted
+
+    @torch.no_grad()
+    def rows(self, x: Tensor, timesteps: Tensor, is_cond: Sequence[bool], y: Tensor | None = None) -> list[Tensor]:
+        """Weighted residuals for the rows of one UNet call.
+
+        Args:
+            x: scaled latents [R, C, h, w]. timesteps: discrete [R].
+            is_cond: for each row, whether it is of the conditional side.
+            y: the rows' pooled text and sizes [R, adm_dim]; used by weights trained with text only.
+
+        Returns:
+            From shallow to deep, the middle's last. Each is [R, …], or [1, …] where one image fills all rows.
+        """
+        x = x[:, : self.guidance.ffrnet.config.in_channels]
+        if self.guidance.text_free:
+            y = None
+        elif y is None:
+            raise ValueError("these weights were trained with text and need the UNet's y")
+        inputs = torch.cat([x.flatten(1).float(), timesteps.float()[:, None], *([] if y is None else [y.float()])], 1)
+
+        place = None if self._inputs is None else _places(inputs, self._inputs)
+        if place is None:
+            place = _places(inputs, inputs)
+            distinct = sorted(set(place))
+            self._outputs = self._run(x[distinct], timesteps[distinct], None if y is None else y[distinct])
+            self._inputs = inputs[distinct]
+            place = [distinct.index(first) for first in place]
+
+        if self.guidance.cond_only and not all(is_cond):
+            mask = torch.tensor(is_cond, dtype=x.dtype, device=x.device)[:, None, None, None]
+            return [residual[place] * mask.to(residual.dtype) for residual in self._outputs]
+        if len(self._inputs) == 1:
+            return self._outputs  # one image: its residuals broadcast over the rows
+        return [residual[place] for residual in self._outputs]
+
+    def _run(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> list[Tensor]:
+        # the network's own type decides, also inside a host's autocast
+        with torch.autocast(x.device.type, enabled=False):
+            residuals = self.guidance.ffrnet(x, timesteps, self._tokens(x), self._landmark_features(x), y)
+        return [residual * self.guidance.weight for residual in residuals]
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        return self.guidance.tokens.to(x.device)
+
+    def _landmark_features(self, x: Tensor) -> Tensor:
+        size = (x.shape[2], x.shape[3])
+        if size not in self._features:
+            scale = self.guidance.ffrnet.config.picture_scale
+            picture = landmark_picture(self.guidance.landmarks, scale * size[1], scale * size[0])
+            self._features[size] = self.guidance.ffrnet.embed_landmarks(picture.to(x.device))
+        return self._features[size]
+
+
+def landmark_picture(landmarks: Landmarks | None, width: int, height: int) -> Tensor:
+    """Draw landmarks as FFRNet sees them: [1, 3, height, width] float32 in 0…1 on black."""
+    if landmarks is None:
+        return torch.zeros(1, 3, height, width)
+    return torch.from_numpy(draw(landmarks, width, height)).permute(2, 0, 1)[None].float() / 255
+
+
+def _places(rows: Tensor, known: Tensor) -> list[int] | None:
+    """For each row [R, F] the index of the first equal one in `known` [K, F]; None if any has none."""
+    if rows.shape[1] != known.shape[1] or rows.device != known.device:
+        return None
+    equal = torch.stack([(known == row).all(dim=1) for row in rows])
+    if not bool(equal.any(dim=1).all()):
+        return None
+    return equal.int().argmax(dim=1).tolist()

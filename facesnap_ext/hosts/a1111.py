@@ -1,0 +1,155 @@
+"""AUTOMATIC1111: residuals enter through module hooks on sgm's UNet, for one sampling pass at a time.
+
+Nothing of the host is replaced. `on_cfg_denoiser` fires before each evaluation of the UNet and says which job it is of
+and how many of its rows are conditional; they then pass through the UNet in that order, in one call or in several
+(prompts of different length, `--medvram`'s split batches, skipped unconditional rows). Hooks act on rows announced for
+their own job only, so one that an exception left behind does nothing; it is taken off when its job goes or the next one
+comes.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import Any
+
+from torch import Tensor, nn
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.guidance import Guidance, Residuals
+from facesnap_ext.hosts.unet import check_fit, skip_widths
+
+_attached: Attachment | None = None
+
+
+class Attachment:
+    """FaceSnap on one job's UNet: the guidance, or the reason why the job must stop."""
+
+    def __init__(self, p: Any, guidance: Guidance | FaceSnapError):
+        self.guidance = guidance
+        self.residuals = Residuals(guidance) if isinstance(guidance, Guidance) else None
+        self.job = weakref.ref(p, lambda _: self.remove())
+        self.unet: nn.Module | None = None
+        self._handles: list[Any] = []
+        self._sides: deque[bool] = deque()  # announced rows that have not yet passed: conditional or not
+        self._acts = False
+        self._current: list[Tensor] | None = None  # residuals of the UNet call under way
+
+    def hook(self, unet: nn.Module) -> None:
+        """Put the hooks on a UNet, taking them off the one before."""
+        self.remove()
+        self.unet = unet
+        self._handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
+        if self.residuals is not None:
+            self._handles.append(unet.middle_block.register_forward_hook(self._after_middle))
+            for i, block in enumerate(unet.output_blocks):
+                # the decoder takes the skips from deep to shallow; the middle's residual is the last
+                self._handles.append(block.register_forward_pre_hook(self._before_output(-2 - i)))
+
+    def remove(self) -> None:
+        """Take all hooks off and move FFRNet out of the GPU's memory; may be called again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._sides.clear()
+        self._current = self.unet = None
+        if self.residuals is not None:
+            self.residuals.guidance.ffrnet.to("cpu")
+
+    def announce(self, rows: int, cond_rows: int, progress: float) -> None:
+        """Rows that pass through the UNet next, the conditional ones first."""
+        self._sides = deque(i < cond_rows for i in range(rows))
+        self._acts = self.residuals is not None and self.residuals.guidance.acts_at(progress)
+
+    def withdraw(self) -> None:
+        """The next evaluation is another job's."""
+        self._sides.clear()
+
+    def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._current = None
+        x = args[0]
+        if len(self._sides) < len(x):
+            return
+        if isinstance(self.guidance, FaceSnapError):
+            raise self.guidance
+        sides = [self._sides.popleft() for _ in range(len(x))]
+        if self._acts:
+            timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
+            self.guidance.ffrnet.to(x.device, x.dtype)
+            self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"))
+
+    def _after_middle(self, block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return None if self._current is None else output + self._current[-1].to(output.dtype)
+
+    def _before_output(self, index: int) -> Any:
+        def add_to_skip(block: nn.Module, args: tuple[Any, ...]) -> None:
+            if self._current is not None:
+                # the skip is the last part of a tensor that was concatenated for this block alone
+                residual = self._current[index]
+                args[0][:, -residual.shape[1] :] += residual.to(args[0].dtype)
+
+        return add_to_skip
+
+
+def attach(p: Any, guidance: Guidance | FaceSnapError) -> None:
+    """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call.
+
+    A script's exceptions are swallowed by the host; one inside sampling stops the job and reaches the browser.
+    """
+    global _attached
+    detach()
+    unet = p.sd_model.model.diffusion_model
+    if isinstance(guidance, Guidance):
+        try:
+            _check_host(p)
+            check_fit(guidance, unet)
+        except FaceSnapError as error:
+            guidance = error
+    _attached = Attachment(p, guidance)
+    _attached.hook(unet)
+
+
+def detach(p: Any = None) -> None:
+    """Take FaceSnap off again; with nothing attached it does nothing."""
+    global _attached
+    if _attached is not None:
+        _attached.remove()
+        _attached = None
+
+
+def on_cfg_denoiser(params: Any) -> None:
+    """Announce the rows of the next evaluation; register once with `script_callbacks.on_cfg_denoiser`."""
+    attached, p = _attached, params.denoiser.p
+    if attached is None or attached.job() is None:
+        return
+    if attached.job() is not p:
+        attached.withdraw()
+        return
+    if (unet := p.sd_model.model.diffusion_model) is not attached.unet:
+        _follow_refiner(attached, p, unet)
+    denoiser = params.denoiser
+    attached.announce(len(params.x), params.text_cond.shape[0], denoiser.step / denoiser.total_steps)
+
+
+def _follow_refiner(attached: Attachment, p: Any, unet: nn.Module) -> None:
+    """The host has switched to another model in mid-sampling, without a word to scripts."""
+    guidance = attached.guidance
+    if isinstance(guidance, Guidance) and skip_widths(unet) != guidance.ffrnet.config.skip_widths:
+        attached.remove()
+        detach()
+        p.comment("FaceSnap acted until the refiner took over, whose UNet has other widths.")
+    else:
+        attached.hook(unet)
+
+
+def _check_host(p: Any) -> None:
+    from modules import sd_unet
+
+    if not getattr(p.sd_model, "is_sdxl", False):
+        title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")
+        raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is none; choose an SDXL checkpoint.")
+    if getattr(sd_unet, "current_unet", None) is not None:
+        raise FaceSnapError(
+            "An alternative UNet (such as TensorRT's) is active and lets no guidance in; "
+            "set SD Unet to None in the settings."
+        )

@@ -1,0 +1,69 @@
+"""diffusers: residuals enter as the UNet's own additional residuals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.guidance import Guidance, Residuals
+
+
+@contextmanager
+def guided(pipe: Any, guidance: Guidance) -> Iterator[None]:
+    """Guide every call of an SDXL pipeline inside the `with` block.
+
+    Composes with a ControlNet pipeline: residuals that the UNet already gets are added to.
+
+    Args:
+        pipe: an SDXL pipeline of diffusers (text to image, image to image, inpainting, with or without ControlNet).
+
+    Raises:
+        FaceSnapError: the pipeline's UNet has other widths than the guidance's FFRNet.
+    """
+    unet: nn.Module = pipe.unet
+    widths = tuple(unet.config.block_out_channels)
+    if widths != guidance.ffrnet.config.widths:
+        raise FaceSnapError(
+            f"{guidance.name} was made for a UNet of widths {guidance.ffrnet.config.widths} and this pipeline's has "
+            f"{widths}; choose a FaceSnap file made for it."
+        )
+    residuals = Residuals(guidance)
+
+    def add_residuals(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if not guidance.acts_at(_progress(pipe)):
+            return None
+        sample = kwargs["sample"] if "sample" in kwargs else args[0]
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        rows = len(sample)
+        uncond = rows // 2 if pipe.do_classifier_free_guidance else 0  # unconditional rows come first
+        is_cond = [row >= uncond for row in range(rows)]
+        guidance.ffrnet.to(sample.device, sample.dtype)
+        y = None if guidance.text_free else _pooled_text_and_sizes(module, kwargs["added_cond_kwargs"])
+        *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y)
+
+        others = kwargs.get("down_block_additional_residuals") or [0] * len(skips)
+        kwargs["down_block_additional_residuals"] = tuple(own + other for own, other in zip(skips, others))
+        other = kwargs.get("mid_block_additional_residual")
+        kwargs["mid_block_additional_residual"] = middle if other is None else middle + other
+        return args, kwargs
+
+    handle = unet.register_forward_pre_hook(add_residuals, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _progress(pipe: Any) -> float:
+    scheduler = pipe.scheduler
+    return ((scheduler.step_index or 0) - (scheduler.begin_index or 0)) / max(1, pipe.num_timesteps)
+
+
+def _pooled_text_and_sizes(unet: nn.Module, added: dict[str, Tensor]) -> Tensor:
+    text, sizes = added["text_embeds"], added["time_ids"]
+    return torch.cat([text, unet.add_time_proj(sizes.flatten()).reshape(len(sizes), -1).to(text.dtype)], dim=-1)

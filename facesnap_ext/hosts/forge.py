@@ -1,0 +1,159 @@
+"""Forge and reForge: residuals enter as one more control in the UNet patcher's chain of ControlNets.
+
+Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument,
+rows carry no marks but `cond_or_uncond`, `model_sampling` in place of `predictor`), which duck typing covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.guidance import Guidance, Residuals
+from facesnap_ext.hosts.unet import check_fit
+
+Control = dict[str, list[Tensor | None]]
+
+
+class FaceSnapControl:
+    """A link in the chain of controls: the guidance, or the reason why the job must stop.
+
+    Attributes that the hosts read and write: `previous_controlnet`, `transformer_options`.
+    """
+
+    def __init__(self, guidance: Guidance | FaceSnapError, patcher: Any = None):
+        self.guidance = guidance
+        self.patcher = patcher  # of FFRNet, under the host's memory management; the host keeps weak references only
+        self.residuals = Residuals(guidance) if isinstance(guidance, Guidance) else None
+        self.previous_controlnet: Any = None
+        self.transformer_options: dict[str, Any] = {}
+        self._predictor: Any = None
+        self._sigmas = (float("inf"), 0.0)  # it acts from the first down to the second
+
+    def set_previous_controlnet(self, control: Any) -> FaceSnapControl:
+        self.previous_controlnet = control
+        return self
+
+    def pre_run(self, model: Any, percent_to_sigma: Callable[[float], float]) -> None:
+        """Called before sampling, several times: for each link, and by each later link."""
+        self._predictor = getattr(model, "predictor", None) or model.model_sampling
+        if isinstance(self.guidance, Guidance):
+            self._sigmas = (float(percent_to_sigma(self.guidance.start)), float(percent_to_sigma(self.guidance.end)))
+        if self.previous_controlnet is not None:
+            self.previous_controlnet.pre_run(model, percent_to_sigma)
+
+    def cleanup(self) -> None:
+        """Called after sampling, several times."""
+        self._predictor = None
+        if self.previous_controlnet is not None:
+            self.previous_controlnet.cleanup()
+
+    def get_models(self) -> list[Any]:
+        models = [] if self.previous_controlnet is None else self.previous_controlnet.get_models()
+        return models if self.patcher is None else [*models, self.patcher]
+
+    def inference_memory_requirements(self, dtype: Any) -> int:
+        if self.previous_controlnet is None:
+            return 0
+        return self.previous_controlnet.inference_memory_requirements(dtype)
+
+    def get_control(
+        self,
+        x_noisy: Tensor,
+        t: Tensor,
+        cond: dict[str, Any],
+        batched_number: int,
+        transformer_options: dict[str, Any] | None = None,
+    ) -> Control | None:
+        """Residuals for one UNet call, added to those of the links before.
+
+        Args:
+            x_noisy: unscaled latents [R, C, h, w]. t: sigmas [R].
+            cond: the call's conditions; `y` is the pooled text and sizes.
+        """
+        if isinstance(self.guidance, FaceSnapError):
+            raise self.guidance
+        previous = None
+        if self.previous_controlnet is not None:
+            extra = () if transformer_options is None else (transformer_options,)
+            previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, *extra)
+        if not self._sigmas[1] <= float(t[0]) <= self._sigmas[0]:
+            return previous
+
+        options = transformer_options or cond.get("transformer_options") or self.transformer_options
+        chunks = options["cond_or_uncond"]  # 0 is conditional
+        is_cond = [side == 0 for side in chunks for _ in range(len(x_noisy) // len(chunks))]
+        x = self._predictor.calculate_input(t, x_noisy)
+        residuals = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"))
+        *skips, middle = (residual.to(x_noisy.dtype) for residual in residuals)
+        return merge({"input": [], "middle": [middle], "output": skips}, previous)
+
+
+def merge(own: Control, previous: Control | None) -> Control:
+    """Add two controls, either of which may have gaps, as new lists: the UNet empties those that it gets."""
+    merged: Control = {}
+    for part, residuals in own.items():
+        others = list(previous.get(part, [])) if previous is not None else []
+        length = max(len(residuals), len(others))
+        pairs = zip(
+            residuals + [None] * (length - len(residuals)),
+            others + [None] * (length - len(others)),
+        )
+        merged[part] = [b if a is None else a if b is None else a + b for a, b in pairs]
+    return merged
+
+
+def attach(p: Any, guidance: Guidance | FaceSnapError) -> None:
+    """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call."""
+    detach(p)  # hires fix calls this once on a UNet that still carries the first pass's control
+    unet = p.sd_model.forge_objects.unet.clone()
+    patcher = None
+    if isinstance(guidance, Guidance):
+        try:
+            _check_sdxl(p)
+            check_fit(guidance, unet.model.diffusion_model)
+            guidance.ffrnet.to(_compute_dtype(unet))
+            patcher = type_of_model_patcher(unet)(guidance.ffrnet, unet.load_device, unet.offload_device)
+        except FaceSnapError as error:
+            guidance = error
+    unet.add_patched_controlnet(FaceSnapControl(guidance, patcher))
+    p.sd_model.forge_objects.unet = unet
+
+
+def detach(p: Any) -> None:
+    """Take every FaceSnap control out of the chain of the current UNet."""
+    objects = getattr(p.sd_model, "forge_objects", None)
+    if objects is None:  # before the first model is loaded
+        return
+    unet = objects.unet
+    while isinstance(unet.controlnet_linked_list, FaceSnapControl):
+        unet.controlnet_linked_list = unet.controlnet_linked_list.previous_controlnet
+    link = unet.controlnet_linked_list
+    while link is not None:
+        while isinstance(link.previous_controlnet, FaceSnapControl):
+            link.previous_controlnet = link.previous_controlnet.previous_controlnet
+        link = link.previous_controlnet
+
+
+def type_of_model_patcher(unet: Any) -> type:
+    """The host's own `ModelPatcher`, the class below its `UnetPatcher`."""
+    return type(unet).__mro__[1]
+
+
+def _compute_dtype(unet: Any) -> Any:
+    """What the UNet computes in; its storage may be a quantised type."""
+    dtype = getattr(unet.model, "computation_dtype", None)
+    return dtype or unet.model_dtype()
+
+
+def _check_sdxl(p: Any) -> None:
+    if not getattr(p.sd_model, "is_sdxl", False):
+        title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")
+        raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is none; choose an SDXL checkpoint.")
+
+
+def on_cfg_denoiser(params: Any) -> None:
+    """Controls know their rows without being told."""

@@ -1,0 +1,34 @@
+"""What the hosts' UNets have in common: LDM's blocks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.guidance import Guidance
+
+OUTPUT_CONVOLUTIONS = ("0.out_layers.3.weight", "0.op.weight", "0.weight")
+
+
+def skip_widths(unet: nn.Module) -> tuple[int, ...]:
+    """Channels of the skips of an LDM-style UNet from shallow to deep, read from the weights of its input blocks."""
+    widths = []
+    for block in unet.input_blocks:
+        shapes = {name: parameter.shape for name, parameter in block.named_parameters()}
+        widths.append(next(shapes[name][0] for name in OUTPUT_CONVOLUTIONS if name in shapes))
+    return tuple(widths)
+
+
+def check_fit(guidance: Guidance, unet: nn.Module) -> None:
+    """Raise `FaceSnapError` when the FaceSnap file was made for a UNet of other widths."""
+    own, wanted = guidance.ffrnet.config.skip_widths, skip_widths(unet)
+    if own != wanted:
+        raise FaceSnapError(
+            f"{guidance.name} was made for a UNet of widths {_short(own)} and this checkpoint's UNet has "
+            f"{_short(wanted)}; choose a FaceSnap file made for this kind of checkpoint."
+        )
+
+
+def _short(widths: tuple[int, ...]) -> str:
+    levels = list(dict.fromkeys(widths))
+    return f"{'/'.join(map(str, levels))} ({len(widths)} skips)"

@@ -1,0 +1,1 @@
+"""The Landmark Predictor: DECA, FLAME, the 72 points and their drawing."""

@@ -1,0 +1,153 @@
+"""The 72 facial points: where they lie on FLAME's mesh, how they are placed in a picture, and how they are drawn.
+
+Points, polylines and colours are those of Face2FaceRHO (Yang et al., ECCV 2022; `landmarks72.json` names source and
+licence): 17 on the face's contour, 10 on the brows, 9 on the nose, 16 around the eyes, 20 on the lips. "Left" and
+"right" are the picture's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_EMBEDDING = json.loads(Path(__file__).with_name("landmarks72.json").read_text(encoding="utf-8"))
+
+TRIANGLES: int = _EMBEDDING["triangles"]  # of the mesh that the embedding was made for
+POINT_TRIANGLES = np.array(_EMBEDDING["faces"])  # [72]
+POINT_WEIGHTS = np.array(_EMBEDDING["barycentric"], dtype=np.float32)  # [72,3], of the triangle's vertices
+POLYLINES: dict[str, list[list[int]]] = _EMBEDDING["polylines"]
+
+# RGB, in drawing order: later parts lie over earlier ones
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "left_eyebrow": (255, 0, 0),
+    "right_eyebrow": (0, 255, 0),
+    "left_eye": (0, 0, 255),
+    "right_eye": (0, 255, 255),
+    "nose": (255, 0, 255),
+    "mouth": (255, 255, 0),
+    "face_contour": (125, 125, 125),
+}
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """72 points in a picture of `width` × `height` pixels.
+
+    Attributes:
+        points: [72,2] float32, x to the right and y down, in pixels from the picture's upper left corner (the centre of
+            the first pixel is at 0.5, 0.5); points may lie outside the picture.
+    """
+
+    points: np.ndarray
+    width: float
+    height: float
+
+    def __post_init__(self) -> None:
+        if self.points.shape != (len(POINT_TRIANGLES), 2) or not np.isfinite(self.points).all():
+            raise ValueError(f"landmarks must be {len(POINT_TRIANGLES)} finite points, not {self.points.shape}")
+
+    @property
+    def box(self) -> np.ndarray:
+        """[4] left, top, right, bottom of the points."""
+        return np.concatenate([self.points.min(axis=0), self.points.max(axis=0)])
+
+    def scaled(self, width: int, height: int) -> Landmarks:
+        """The points in the same picture stretched to another size."""
+        scale = np.array([width / self.width, height / self.height])
+        return Landmarks((self.points * scale).astype(np.float32), width, height)
+
+    def crop(self, x: float, y: float, width: float, height: float) -> Landmarks:
+        """The points in a window of the picture, which may reach beyond it; all in the picture's pixels."""
+        return Landmarks((self.points - (x, y)).astype(np.float32), width, height)
+
+
+def points_on(vertices: Tensor, faces: Tensor) -> Tensor:
+    """The 72 points on meshes of FLAME's topology.
+
+    Args:
+        vertices: [N,V,3]
+        faces: [F,3] vertex indices of the triangles.
+
+    Returns:
+        [N,72,3]
+    """
+    corners = vertices[:, faces[torch.from_numpy(POINT_TRIANGLES).to(faces.device)]]
+    return torch.einsum("pk,npkc->npc", torch.from_numpy(POINT_WEIGHTS).to(vertices), corners)
+
+
+def place(landmarks: Landmarks, width: int, height: int, face_box: np.ndarray | None = None) -> Landmarks:
+    """Put the points into a picture of another size and shape that a window of the first one fills ("crop and resize").
+
+    The window is the largest one of the new shape that fits into the first picture. It starts in the middle and moves
+    as little as it must for the face to be inside, never beyond the picture's edge; a face larger than the window is
+    centred as far as the edge allows. So a face inside its photo stays inside unless it does not fit.
+
+    Args:
+        face_box: [4] left, top, right, bottom in pixels of the first picture; by default the points' own box.
+    """
+    scale = max(width / landmarks.width, height / landmarks.height)
+    window = np.array([width, height]) / scale
+    spare = np.maximum(np.array([landmarks.width, landmarks.height]) - window, 0)
+    low, high = np.split(landmarks.box if face_box is None else np.asarray(face_box, np.float64), 2)
+    nearest = np.clip(spare / 2, np.minimum(high - window, low), np.maximum(high - window, low))
+    fits = high - low <= window
+    corner = np.clip(np.where(fits, nearest, (low + high - window) / 2), 0, spare)
+    return Landmarks(((landmarks.points - corner) * scale).astype(np.float32), width, height)
+
+
+def line_width(width: int, height: int) -> float:
+    """Width in pixels of the lines in a drawing: 1/256 of the side of a square of the same area, but at least 1.
+
+    That is 4 for all of SDXL's sizes around 1024², and 1 at 256² and below.
+    """
+    return max(1.0, math.sqrt(width * height) / 256)
+
+
+def draw(landmarks: Landmarks, width: int, height: int) -> np.ndarray:
+    """Draw the points' polylines, each facial part in a colour of its own, on black.
+
+    The lines are drawn from the vectors at the size asked for, with sub-pixel positions, round ends and smooth edges:
+    a pixel is covered as far as the line's edge lies beyond its centre, from half a pixel short to half a pixel past.
+
+    Args:
+        width, height: of the drawing in pixels; the points are stretched to it.
+
+    Returns:
+        [height,width,3] uint8 RGB.
+    """
+    points = landmarks.scaled(width, height).points.astype(np.float64)
+    radius = line_width(width, height) / 2
+    picture = np.zeros((height, width, 3), np.float32)
+    for part, colour in COLOURS.items():
+        coverage = np.zeros((height, width), np.float32)
+        for line in POLYLINES[part]:
+            for start, end in zip(points[line[:-1]], points[line[1:]]):
+                _cover_segment(coverage, start, end, radius)
+        rows, columns = np.flatnonzero(coverage.any(axis=1)), np.flatnonzero(coverage.any(axis=0))
+        if rows.size:
+            window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+            picture[window] += coverage[window][..., None] * (np.array(colour, np.float32) - picture[window])
+    return np.rint(picture).astype(np.uint8)
+
+
+def _cover_segment(coverage: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> None:
+    """Raise `coverage` [H,W] to what the segment between two points covers, in its bounding box alone."""
+    reach = radius + 0.5
+    size = np.array(coverage.shape[::-1])
+    left, top = np.clip(np.floor(np.minimum(start, end) - reach), 0, size).astype(int)
+    right, bottom = np.clip(np.ceil(np.maximum(start, end) + reach), 0, size).astype(int)
+    if left >= right or top >= bottom:
+        return
+    x = np.arange(left, right) + 0.5 - start[0]
+    y = np.arange(top, bottom)[:, None] + 0.5 - start[1]
+    dx, dy = end - start
+    along = np.clip((x * dx + y * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)
+    distance = np.hypot(x - along * dx, y - along * dy)
+    window = coverage[top:bottom, left:right]
+    np.maximum(window, np.clip(reach - distance, 0, 1), out=window, casting="same_kind")

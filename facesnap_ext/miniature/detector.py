@@ -1,0 +1,150 @@
+"""Small networks in the shapes of an insightface pack: CenterFace as its detector, and a stand-in for its ArcFace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# SCRFD's input is (pixel - 127.5) / 128, CenterFace's is the pixel itself, 0...255; both RGB.
+_PIXELS = """
+<ir_version: 7, opset_import: ["" : 13]>
+pixels (float[1, 3, height, width] image) => (float[1, 3, height, width] pixels)
+{
+    scale = Constant <value_float = 128.0> ()
+    middle = Constant <value_float = 127.5> ()
+    scaled = Mul (image, scale)
+    pixels = Add (scaled, middle)
+}
+"""
+
+# CenterFace predicts one face for each 4x4 pixels: log height and log width in units of 4 px, the offset (y, x) of the
+# centre from the cell, and five points (y, x) in fractions of the box from its corner. SCRFD predicts two for each 8x8:
+# distances from the cell's corner to the box's four sides, and five points (x, y) from that corner, in units of 8 px.
+# So the best two of each 2x2 block become the two anchors of stride 8. Nothing is clipped to the picture.
+_DECODE = """
+<ir_version: 7, opset_import: ["" : 13]>
+decode (float[1, 1, h, w] heat, float[1, 2, h, w] size, float[1, 2, h, w] offset, float[1, 10, h, w] points)
+    => (float[n8, 1] score_8, float[n16, 1] score_16, float[n32, 1] score_32,
+        float[n8, 4] box_8, float[n16, 4] box_16, float[n32, 4] box_32,
+        float[n8, 10] points_8, float[n16, 10] points_16, float[n32, 10] points_32)
+{
+    channels = Concat <axis = 1> (heat, size, offset, points)
+    blocks = SpaceToDepth <blocksize = 2> (channels)
+    block_shape = Constant <value_ints = [4, 15, -1]> ()
+    block_rows = Reshape (blocks, block_shape)
+    cells = Transpose <perm = [2, 0, 1]> (block_rows)
+    parts = Constant <value_ints = [1, 2, 2, 10]> ()
+    score, log_size, shift, fractions = Split <axis = 2> (cells, parts)
+
+    half_unit = Constant <value_float = 0.5> ()
+    size_units = Exp (log_size)
+    full = Mul (size_units, half_unit)
+    half = Mul (full, half_unit)
+    cell_centres = Constant <value = float[1, 4, 2] {0.25, 0.25, 0.25, 0.75, 0.75, 0.25, 0.75, 0.75}> ()
+    half_shift = Mul (shift, half_unit)
+    centre = Add (half_shift, cell_centres)
+    before = Sub (half, centre)
+    after = Add (half, centre)
+    sides = Concat <axis = 2> (before, after)
+    to_ltrb = Constant <value_ints = [1, 0, 3, 2]> ()
+    box = Gather <axis = 2> (sides, to_ltrb)
+
+    pairs = Constant <value_ints = [0, 0, 5, 2]> ()
+    point_axis = Constant <value_ints = [2]> ()
+    fraction_pairs = Reshape (fractions, pairs)
+    full_pairs = Unsqueeze (full, point_axis)
+    before_pairs = Unsqueeze (before, point_axis)
+    point_shift = Mul (fraction_pairs, full_pairs)
+    points_yx = Sub (point_shift, before_pairs)
+    to_xy = Constant <value_ints = [1, 0]> ()
+    points_xy = Gather <axis = 3> (points_yx, to_xy)
+    ten = Constant <value_ints = [0, 0, 10]> ()
+    point_rows = Reshape (points_xy, ten)
+
+    faces = Concat <axis = 2> (score, box, point_rows)
+    two = Constant <value_ints = [2]> ()
+    best_scores, best = TopK <axis = 1> (score, two)
+    across = Constant <value_ints = [1, 1, 15]> ()
+    best_across = Expand (best, across)
+    best_faces = GatherElements <axis = 1> (faces, best_across)
+    rows = Constant <value_ints = [-1, 15]> ()
+    rows_8 = Reshape (best_faces, rows)
+
+    zero = Constant <value_float = 0.0> ()
+    quarter = Constant <value_ints = [-1, 4, 15]> ()
+    first = Constant <value_int = 0> ()
+    nothing_8 = Mul (rows_8, zero)
+    nothing_8_by_4 = Reshape (nothing_8, quarter)
+    rows_16 = Gather <axis = 1> (nothing_8_by_4, first)
+    nothing_16_by_4 = Reshape (rows_16, quarter)
+    rows_32 = Gather <axis = 1> (nothing_16_by_4, first)
+
+    outputs = Constant <value_ints = [1, 4, 10]> ()
+    score_8, box_8, points_8 = Split <axis = 1> (rows_8, outputs)
+    score_16, box_16, points_16 = Split <axis = 1> (rows_16, outputs)
+    score_32, box_32, points_32 = Split <axis = 1> (rows_32, outputs)
+}
+"""
+
+_STAND_IN = """
+<ir_version: 7, opset_import: ["" : 13]>
+stand_in (float[N, 3, 112, 112] face) => (float[N, 512] embedding)
+{
+    blurred = AveragePool <kernel_shape = [16, 16], strides = [16, 16]> (face)
+    flat = Flatten (blurred)
+    embedding = MatMul (flat, projection)
+}
+"""
+
+
+def scrfd_from_centerface(src: str | Path, dst: str | Path) -> None:
+    """Write CenterFace (https://github.com/Star-Clouds/CenterFace) as a detector that insightface runs as SCRFD.
+
+    `src` is `centerface.onnx` with its four outputs (heat map, size, offset, five points, all at stride 4). `dst` gets
+    SCRFD's nine: scores, boxes and five points at strides 8, 16 and 32, of which 16 and 32 score 0. The picture's
+    height and width become free; both must be multiples of 32.
+    """
+    import onnx
+
+    network = onnx.load(str(src))
+    graph = network.graph
+    network.ir_version = 7
+    network.opset_import[0].version = 13  # none of CenterFace's operators differs between its opset 9 and this one
+    initialisers = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in initialisers]
+    del graph.input[:]
+    graph.input.extend(inputs)
+    _set_shape(graph.input[0], [1, 3, "height", "width"])
+    for value, channels in zip(graph.output, (1, 2, 2, 10)):
+        _set_shape(value, [1, channels, "h", "w"])
+
+    names = [value.name for value in graph.output]
+    network = onnx.compose.merge_models(
+        onnx.parser.parse_model(_PIXELS), network, io_map=[("pixels", graph.input[0].name)]
+    )
+    network = onnx.compose.merge_models(
+        network, onnx.parser.parse_model(_DECODE), io_map=list(zip(names, ("heat", "size", "offset", "points")))
+    )
+    onnx.save(network, str(dst))
+
+
+def stand_in_arcface(dst: str | Path, seed: int) -> None:
+    """Write a network of ArcFace's shape, [N, 3, 112, 112] to [N, 512], which insightface loads as recognition.
+
+    It carries no identity: a random projection, drawn from `seed`, of the face blurred to 7x7 pixels. Equal crops give
+    equal embeddings and other crops give others; nothing says that two photos of one person are alike.
+    """
+    import numpy as np
+    import onnx
+
+    network = onnx.parser.parse_model(_STAND_IN)
+    projection = np.random.default_rng(seed).standard_normal((3 * 7 * 7, 512), dtype=np.float32)
+    network.graph.initializer.append(onnx.numpy_helper.from_array(projection, "projection"))
+    onnx.save(network, str(dst))
+
+
+def _set_shape(value, shape: list[int | str]) -> None:
+    for dimension, size in zip(value.type.tensor_type.shape.dim, shape):
+        if isinstance(size, str):
+            dimension.dim_param = size
+        else:
+            dimension.dim_value = size

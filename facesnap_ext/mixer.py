@@ -1,0 +1,97 @@
+"""Facial Attribute Mixer: ArcFace and CLIP features of a face become identity tokens (FaceSnap, eqs. 1 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """Sizes of a Mixer. The defaults are the paper's (section 2.1); depth and heads are ours, the paper names none."""
+
+    id_dim: int = 512
+    clip_dim: int = 1280
+    dim: int = 2048
+    id_tokens: int = 20
+    queries: int = 16
+    layers: int = 2
+    feedforward: int = 8192
+    heads: int = 32
+
+    @classmethod
+    def from_shapes(cls, shapes: Mapping[str, Sequence[int]], heads: int) -> MixerConfig:
+        """Read every size from the tensors' shapes; only the number of heads leaves no trace in them."""
+        queries, dim = shapes["queries"]
+        return cls(
+            id_dim=shapes["project_id.weight"][1],
+            clip_dim=shapes["project_clip.weight"][1],
+            dim=dim,
+            id_tokens=shapes["project_id.weight"][0] // dim,
+            queries=queries,
+            layers=sum(key.endswith(".self_attn.in_proj_weight") for key in shapes),
+            feedforward=shapes["decoder.layers.0.linear1.weight"][0],
+            heads=heads,
+        )
+
+
+class FacialAttributeMixer(nn.Module):
+    """Fuse the features of one person's references into identity tokens.
+
+    Attention is pre-normalised with residual connections, the usual form of the blocks that the paper names.
+    """
+
+    def __init__(self, config: MixerConfig):
+        super().__init__()
+        self.config = config
+        dim, heads = config.dim, config.heads
+        self.project_id = nn.Linear(config.id_dim, config.id_tokens * dim)  # pi_1
+        self.project_clip = nn.Linear(config.clip_dim, dim)  # pi_2
+        self.norm_id = nn.LayerNorm(dim)
+        self.norm_context = nn.LayerNorm(dim)
+        self.cross_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.norm_fused = nn.LayerNorm(dim)
+        self.queries = nn.Parameter(torch.randn(config.queries, dim) / dim**0.5)
+        layer = nn.TransformerDecoderLayer(
+            dim, heads, config.feedforward, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, config.layers, norm=nn.LayerNorm(dim))
+
+    def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
+        """Mix R references of each of N people.
+
+        Args:
+            embeddings: ArcFace embeddings [N, R, id_dim]; of any length, only their direction is used.
+            clip_tokens: CLIP image tokens of the face crops [N, R, T, clip_dim].
+
+        Returns:
+            Identity tokens [N, queries, dim]. The order of the references does not matter, and a reference given
+            twice counts as one: the tokens of all references stand side by side as queries, keys and values.
+        """
+        people, references = embeddings.shape[:2]
+        dim = self.config.dim
+        f_id = self.project_id(F.normalize(embeddings, dim=-1)).reshape(people, -1, dim)
+        f_clip = self.project_clip(clip_tokens).reshape(people, references * clip_tokens.shape[2], dim)
+
+        context = self.norm_context(torch.cat([f_id, f_clip], dim=1))
+        f_pre = f_id + self.cross_attn(self.norm_id(f_id), context, context, need_weights=False)[0]  # eq. 1
+        return self.decoder(self.queries.expand(people, -1, -1), self.norm_fused(f_pre))  # eq. 2
+
+
+def average_references(embeddings: Tensor, clip_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn R references into one by averaging, the alternative to mixing them together.
+
+    Args:
+        embeddings: [N, R, id_dim]; each is scaled to length 1 first, so that a blurred photo (whose embedding is
+            short) counts as much as a sharp one.
+        clip_tokens: [N, R, T, clip_dim].
+
+    Returns:
+        Embeddings [N, 1, id_dim] and CLIP tokens [N, 1, T, clip_dim].
+    """
+    mean = F.normalize(embeddings, dim=-1).mean(dim=1, keepdim=True)
+    return mean, clip_tokens.mean(dim=1, keepdim=True)

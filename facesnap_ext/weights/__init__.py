@@ -1,0 +1,1 @@
+"""Weight files: recognising, reading, converting and writing them."""

@@ -1,0 +1,137 @@
+"""The FaceSnap file: Mixer and FFRNet in one `.safetensors`, with the metadata that their sizes come from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.weights.recognise import Kind, require
+from facesnap_ext.weights.tensors import read_index, read_tensors
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FaceSnapInfo:
+    """What a FaceSnap file says of itself. `text_free` is False for weights that want the rows' own `y`."""
+
+    mixer: MixerConfig
+    ffrnet: FFRNetConfig
+    text_free: bool = True
+    license: str = "unknown"
+    trained_on: str = "nothing"
+
+    def to_metadata(self) -> dict[str, str]:
+        """As safetensors' flat strings; configurations as JSON."""
+        return {
+            "format": "facesnap",
+            "version": str(VERSION),
+            "mixer": json.dumps(asdict(self.mixer)),
+            "ffrnet": json.dumps(asdict(self.ffrnet)),
+            "text_free": json.dumps(self.text_free),
+            "license": self.license,
+            "trained_on": self.trained_on,
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> FaceSnapInfo:
+        return cls(
+            mixer=MixerConfig(**json.loads(metadata["mixer"])),
+            ffrnet=FFRNetConfig(**_tuples(json.loads(metadata["ffrnet"]))),
+            text_free=json.loads(metadata["text_free"]),
+            license=metadata["license"],
+            trained_on=metadata["trained_on"],
+        )
+
+
+@dataclass(frozen=True)
+class FaceSnapWeights:
+    """A loaded FaceSnap file; both networks in evaluation mode and without gradients."""
+
+    info: FaceSnapInfo
+    mixer: FacialAttributeMixer
+    ffrnet: FFRNet
+    name: str
+
+
+def read_info(path: Path) -> FaceSnapInfo:
+    """Read a FaceSnap file's metadata and check its tensors against it, without reading their numbers.
+
+    Raises:
+        FaceSnapError: the file is of another kind, of a newer version, or not whole.
+    """
+    require(path, Kind.FACESNAP, "put a FaceSnap .safetensors in its place, models/README.md lists them.")
+    index = read_index(path)
+    if int(index.metadata.get("version", VERSION)) > VERSION:
+        raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
+    try:
+        info = FaceSnapInfo.from_metadata(index.metadata)
+        with torch.device("meta"):
+            networks = {"mixer": FacialAttributeMixer(info.mixer), "ffrnet": FFRNet(info.ffrnet)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise FaceSnapError(f"The metadata of {path.name} is damaged ({error}); download the file again.") from error
+    expected = {
+        f"{part}.{key}": tuple(t.shape) for part, net in networks.items() for key, t in net.state_dict().items()
+    }
+    wrong = [key for key, shape in expected.items() if index.shapes.get(key) != shape]
+    wrong += [key for key in index.shapes if key not in expected]
+    if wrong:
+        raise FaceSnapError(
+            f"{path.name} is not whole: {len(wrong)} tensors are missing, foreign or of other sizes than its metadata "
+            f"says, the first is {wrong[0]}; download the file again."
+        )
+    return info
+
+
+def load(path: Path, dtype: torch.dtype | None = None) -> FaceSnapWeights:
+    """Load a FaceSnap file to the CPU.
+
+    Args:
+        dtype: floating type of both networks; by default the file's.
+
+    Raises:
+        FaceSnapError: see `read_info`.
+    """
+    info = read_info(path)
+    with torch.device("meta"):
+        mixer, ffrnet = FacialAttributeMixer(info.mixer), FFRNet(info.ffrnet)
+    tensors = read_tensors(path, dtype=dtype)
+    for part, network in (("mixer", mixer), ("ffrnet", ffrnet)):
+        network.load_state_dict(_strip(tensors, f"{part}."), assign=True)
+        network.eval().requires_grad_(False)
+    return FaceSnapWeights(info, mixer, ffrnet, path.name)
+
+
+def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module) -> None:
+    """Write a FaceSnap file; a file of the same name is replaced only once the new one is whole."""
+    from safetensors.torch import save_file
+
+    tensors = {f"mixer.{key}": tensor.contiguous() for key, tensor in mixer.state_dict().items()}
+    tensors |= {f"ffrnet.{key}": tensor.contiguous() for key, tensor in ffrnet.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, unfinished, info.to_metadata())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows lists alone; configurations hold tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

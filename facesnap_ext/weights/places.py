@@ -1,0 +1,104 @@
+"""Where model files live, and what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights.recognise import Kind, recognise
+
+WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl"}
+ADVICE = {
+    "face_pack": "no face recognition pack (antelopev2's or buffalo_l's .onnx files in a folder of their own)",
+    "clip": "no CLIP-ViT-H image encoder",
+    "deca": "no DECA encoder (deca_model.tar)",
+    "flame": "no FLAME head model (generic_model.pkl)",
+}
+
+
+@dataclass
+class ModelFiles:
+    """What was found in the model folders; None for what is missing."""
+
+    folder: Path
+    facesnap: dict[str, Path] = field(default_factory=dict)  # by file name
+    face_pack: Path | None = None
+    clip: Path | None = None
+    deca: Path | None = None
+    flame: Path | None = None
+    unreadable: list[str] = field(default_factory=list)  # why a file there was passed over
+
+    def require(self, part: str) -> Path:
+        """The path of a part, or a `FaceSnapError` that says what to put where."""
+        path: Path | None = getattr(self, part)
+        if path is None:
+            raise FaceSnapError(f"There is {ADVICE[part]} in {self.folder}; {self._put_it_there()}")
+        return path
+
+    def choose_facesnap(self, name: str = "") -> Path:
+        """The FaceSnap file of this name, or the only one there is."""
+        if name in self.facesnap:
+            return self.facesnap[name]
+        names = ", ".join(sorted(self.facesnap))
+        if name:
+            raise FaceSnapError(f"There is no FaceSnap file {name} in {self.folder}; there is {names or 'none'}.")
+        if not names:
+            raise FaceSnapError(f"There is no FaceSnap file in {self.folder}; {self._put_it_there()}")
+        if len(self.facesnap) > 1:
+            raise FaceSnapError(f"There are several FaceSnap files in {self.folder} ({names}); choose one by its name.")
+        return next(iter(self.facesnap.values()))
+
+    def _put_it_there(self) -> str:
+        advice = "put one there, models/README.md says where to get it."
+        return advice if not self.unreadable else f"{advice} Passed over: {' '.join(self.unreadable)}"
+
+
+def find_models(folder: Path, pack_folders: tuple[Path, ...] = ()) -> ModelFiles:
+    """Look through the model folder; weight files are recognised by their tensors.
+
+    Args:
+        folder: holds every file, each kind in one piece: files, and folders of a face pack or of a CLIP.
+        pack_folders: further folders that hold face packs, such as insightface's own.
+    """
+    files = ModelFiles(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_dir():
+            if _is_pack(path):
+                files.face_pack = files.face_pack or path
+            elif (path / "config.json").is_file():
+                files.clip = files.clip or path
+        elif path.suffix in WEIGHT_SUFFIXES:
+            _place(files, path)
+    for other in pack_folders:
+        packs = [path for path in sorted(other.iterdir()) if _is_pack(path)] if other.is_dir() else []
+        files.face_pack = files.face_pack or next(iter(packs), None)
+    return files
+
+
+def _place(files: ModelFiles, path: Path) -> None:
+    try:
+        kind = _kind(path, path.stat().st_size, path.stat().st_mtime_ns)
+    except FaceSnapError as error:
+        files.unreadable.append(str(error))
+        return
+    if kind is Kind.FACESNAP:
+        files.facesnap[path.name] = path
+    elif kind is Kind.CLIP_VISION:
+        files.clip = files.clip or path
+    elif kind in (Kind.DECA, Kind.DECA_ORIGINAL):
+        files.deca = path if kind is Kind.DECA else files.deca or path
+    elif kind in (Kind.FLAME, Kind.PICKLE):
+        files.flame = path if kind is Kind.FLAME else files.flame or path
+    else:
+        files.unreadable.append(f"{path.name} is {kind.value}.")
+
+
+@lru_cache(maxsize=256)
+def _kind(path: Path, size: int, changed: int) -> Kind:
+    return recognise(path)
+
+
+def _is_pack(path: Path) -> bool:
+    return path.is_dir() and any(path.glob("*.onnx")) or any(path.glob("*/*.onnx"))

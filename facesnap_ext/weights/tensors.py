@@ -1,0 +1,105 @@
+"""What tensors a weight file holds, and reading them: safetensors, and torch's own files without executing anything."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facesnap_ext.errors import FaceSnapError
+
+
+@dataclass(frozen=True)
+class TensorIndex:
+    """The names and shapes in a weight file, and its metadata (empty for torch's files)."""
+
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+
+
+def read_index(path: Path) -> TensorIndex:
+    """Read names and shapes alone; the numbers stay on the disk.
+
+    Nested dictionaries of torch's files are flattened with dots (`image_proj.latents`), an outer `state_dict` is
+    left out.
+
+    Raises:
+        FaceSnapError: the file is missing, cut short or damaged.
+    """
+    if is_torch_file(path):
+        shapes = {key: tuple(tensor.shape) for key, tensor in _load_torch(path, "meta").items()}
+        return TensorIndex(shapes, {})
+    with _open_safetensors(path) as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        return TensorIndex(shapes, dict(file.metadata() or {}))
+
+
+def read_tensors(
+    path: Path, rename: Callable[[str], str | None] = lambda key: key, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Read tensors to the CPU.
+
+    Args:
+        rename: maps a key of the file to the key wanted; None leaves the tensor on the disk.
+        dtype: what floating tensors become; by default they keep the file's type.
+    """
+    wanted: dict[str, Tensor] = {}
+
+    def take(key: str, tensor: Tensor) -> None:
+        if (name := rename(key)) is not None:
+            wanted[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+
+    if is_torch_file(path):
+        for key, tensor in _load_torch(path, "cpu").items():
+            take(key, tensor)
+    else:
+        with _open_safetensors(path) as file:
+            for key in file.keys():  # noqa: SIM118
+                if rename(key) is not None:
+                    take(key, file.get_tensor(key))
+    return wanted
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether the file is one that `torch.save` writes today: a zip archive."""
+    if not path.is_file():
+        raise FaceSnapError(f"There is no file {path}; check the name and the folder.")
+    return zipfile.is_zipfile(path)
+
+
+def _open_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise FaceSnapError(
+            f"{path.name} is damaged or not a weight file ({error}); download or copy it again."
+        ) from error
+
+
+def _load_torch(path: Path, device: str) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise FaceSnapError(
+            f"{path.name} is damaged or holds more than tensors, and is not read; download it again, "
+            "or look for the same weights as .safetensors."
+        ) from error
+    return _flatten(content)
+
+
+def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if isinstance(value, Tensor):
+                tensors[f"{prefix}{key}"] = value
+            elif isinstance(value, Mapping):
+                tensors |= _flatten(value, prefix if key == "state_dict" else f"{prefix}{key}.")
+    return tensors

@@ -1,0 +1,300 @@
+"""A1111's adapter on a real LDM UNet, driven as the host's denoiser drives it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from ldm_unet import inputs, ldm_unet, reference_walk
+from torch import Tensor, nn
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import a1111
+
+
+@dataclass(eq=True)  # as StableDiffusionProcessing, which therefore has no hash
+class Job:
+    unet: nn.Module
+    is_sdxl: bool = True
+    comments: list[str] = field(default_factory=list)
+
+    @property
+    def sd_model(self):
+        info = SimpleNamespace(title="loaded.safetensors")
+        return SimpleNamespace(
+            is_sdxl=self.is_sdxl, model=SimpleNamespace(diffusion_model=self.unet), sd_checkpoint_info=info
+        )
+
+    def comment(self, text: str) -> None:
+        self.comments.append(text)
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch):
+    sd_unet = ModuleType("modules.sd_unet")
+    sd_unet.current_unet = None
+    modules = ModuleType("modules")
+    modules.sd_unet = sd_unet
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    monkeypatch.setitem(sys.modules, "modules.sd_unet", sd_unet)
+    yield sd_unet
+    a1111.detach()
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return ldm_unet()
+
+
+def hooks_of(unet: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
+
+
+def announce(job: Job, x: Tensor, cond_rows: int, step: int = 0, total: int = 4) -> None:
+    """What the host does before each evaluation."""
+    denoiser = SimpleNamespace(p=job, step=step, total_steps=total)
+    text_cond = torch.empty(cond_rows, 77, tiny.CONTEXT)
+    a1111.on_cfg_denoiser(SimpleNamespace(x=x, text_cond=text_cond, denoiser=denoiser))
+
+
+@torch.no_grad()
+def call(unet: nn.Module, x, timesteps, context, y, rows: list[int]) -> Tensor:
+    """One UNet call, as sgm's wrapper makes it."""
+    return unet(x[rows], timesteps=timesteps[rows], context=context[rows], y=y[rows])
+
+
+def expected(unet, guidance, x, timesteps, context, y, cond_rows: int) -> Tensor:
+    """Each row by itself through FFRNet and the written-out walk."""
+    rows = []
+    for row in range(len(x)):
+        one = [t[row : row + 1] for t in (x, timesteps, context, y)]
+        residuals = None
+        if row < cond_rows or not guidance.cond_only:
+            network = guidance.ffrnet
+            picture = a1111_landmarks(guidance, x)
+            features = network.embed_landmarks(picture)
+            residuals = network(one[0], one[1], guidance.tokens, features)
+            residuals = [guidance.weight * residual for residual in residuals]
+        with torch.no_grad():
+            rows.append(reference_walk(unet, *one, residuals))
+    return torch.cat(rows)
+
+
+def a1111_landmarks(guidance, x) -> Tensor:
+    from facesnap_ext.guidance import landmark_picture
+
+    return landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2])
+
+
+# how the host groups its rows: conditional rows, unconditional rows, the calls
+GROUPINGS = {
+    "joint": (1, 1, [[0, 1]]),
+    "batch of two": (2, 2, [[0, 1, 2, 3]]),
+    "A AND B": (2, 1, [[0, 1, 2]]),
+    "prompts of different length": (1, 1, [[0], [1]]),
+    "batch of two, different length": (2, 2, [[0, 1], [2, 3]]),
+    "A AND B, different length": (2, 1, [[0, 1], [2]]),
+    "A AND B, one row at a time": (2, 1, [[0], [1], [2]]),
+    "unconditional rows skipped": (1, 1, [[0]]),
+    "batch of two, unconditional rows skipped": (2, 2, [[0, 1]]),
+}
+
+
+@pytest.mark.parametrize("cond_only", [False, True])
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, cond_only):
+    cond, uncond, calls = GROUPINGS[grouping]
+    guidance = tiny.guidance(cond_only=cond_only, weight=0.7)
+    job = Job(unet)
+    x, timesteps, context, y = inputs(cond + uncond)
+    images = [i % uncond for i in range(cond)] + list(range(uncond))  # rows of one image share latent and timestep
+    x, timesteps = x[images], timesteps[images]
+    wanted = expected(unet, guidance, x, timesteps, context, y, cond)
+
+    a1111.attach(job, guidance)
+    for step in range(2):  # the second evaluation starts counting anew, also after skipped rows
+        announce(job, x, cond, step)
+        for rows in calls:
+            torch.testing.assert_close(call(unet, x, timesteps, context, y, rows), wanted[rows], atol=1e-4, rtol=1e-4)
+
+
+def test_ffrnet_runs_once_an_image_and_a_step(unet, monkeypatch):
+    guidance = tiny.guidance()
+    runs = []
+    forward = type(guidance.ffrnet).forward
+    monkeypatch.setattr(
+        type(guidance.ffrnet), "forward", lambda self, x, *rest: runs.append(len(x)) or forward(self, x, *rest)
+    )
+    job = Job(unet)
+    x, timesteps, context, y = inputs(2)
+    images = [0, 1, 0, 1]
+    x, timesteps, context, y = x[images], timesteps[images], context[images], y[images]
+    a1111.attach(job, guidance)
+    for step in range(3):
+        announce(job, x + step, 2, step)
+        for rows in ([0, 1], [2, 3]):
+            call(unet, x + step, timesteps, context, y, rows)
+    assert runs == [2, 2, 2]
+
+
+@pytest.mark.parametrize("size", [(33, 41), (16, 24)])
+def test_sizes_that_are_no_multiple_of_the_unets(unet, size, monkeypatch):
+    import ldm.modules.diffusionmodules.openaimodel as openaimodel
+
+    def cat(tensors, dim):  # A1111 resizes what comes from below to the skip's size
+        a, b = tensors
+        if a.shape[-2:] != b.shape[-2:]:
+            a = nn.functional.interpolate(a, b.shape[-2:], mode="nearest")
+        return torch.cat([a, b], dim=dim)
+
+    host_torch = SimpleNamespace(**{name: getattr(torch, name) for name in dir(torch)})
+    host_torch.cat = cat
+    monkeypatch.setattr(openaimodel, "th", host_torch)
+    guidance, job = tiny.guidance(), Job(unet)
+    args = inputs(1, size)
+    plain = call(unet, *args, [0])
+    a1111.attach(job, guidance)
+    announce(job, args[0], 1)
+    guided = call(unet, *args, [0])
+    assert guided.shape == plain.shape
+    assert not torch.allclose(guided, plain, atol=1e-3)
+
+
+def test_start_and_end_are_fractions_of_the_steps(unet):
+    job = Job(unet)
+    args = inputs(1)
+    plain = call(unet, *args, [0])
+    a1111.attach(job, tiny.guidance(start=0.25, end=0.75))
+    acted = []
+    for step in range(4):
+        announce(job, args[0], 1, step, 4)
+        acted.append(not torch.equal(call(unet, *args, [0]), plain))
+    assert acted == [False, True, True, False]
+
+
+def test_an_end_of_one_lasts_beyond_the_announced_steps(unet):
+    """DPM++ SDE evaluates the UNet more often than it has steps."""
+    job = Job(unet)
+    args = inputs(1)
+    plain = call(unet, *args, [0])
+    a1111.attach(job, tiny.guidance())
+    announce(job, args[0], 1, step=6, total=4)
+    assert not torch.equal(call(unet, *args, [0]), plain)
+
+
+def test_detached_leaves_no_hook_and_the_very_same_bits(unet):
+    job = Job(unet)
+    args = inputs(2)
+    before, plain = hooks_of(unet), call(unet, *args, [0, 1])
+    a1111.attach(job, tiny.guidance())
+    announce(job, args[0], 1)
+    assert not torch.equal(call(unet, *args, [0, 1]), plain)
+    a1111.detach(job)
+    assert hooks_of(unet) == before
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
+
+
+def test_a_zero_network_changes_no_bit(unet):
+    network = tiny.ffrnet()
+    for conv in [*network.controlnet_down_blocks, network.controlnet_mid_block]:
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    job, args = Job(unet), inputs(2)
+    plain = call(unet, *args, [0, 1])
+    a1111.attach(job, tiny.guidance(network=network))
+    announce(job, args[0], 1)
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
+
+
+def test_attaching_again_does_not_add_up(unet):
+    """Hires fix calls for its second pass while the first one's hooks may still be there."""
+    guidance, job, args = tiny.guidance(), Job(unet), inputs(1)
+    outputs = []
+    for _ in range(2):
+        a1111.attach(job, guidance)
+        announce(job, args[0], 1)
+        outputs.append(call(unet, *args, [0]))
+    assert torch.equal(*outputs)
+
+
+def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
+    args = inputs(2)
+    plain = call(unet, *args, [0, 1])
+    failed = Job(unet)
+    a1111.attach(failed, tiny.guidance())
+    announce(failed, args[0], 1)  # and then sampling raises: rows were announced and never came
+    other = Job(unet)
+    announce(other, args[0], 1)
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
+    assert torch.equal(call(unet, *args, [0, 1]), plain)  # nor to a call that nobody announced
+
+
+def test_hooks_go_when_their_job_does(unet):
+    before = hooks_of(unet)
+    job = Job(unet)
+    a1111.attach(job, tiny.guidance())
+    assert hooks_of(unet) > before
+    del job
+    gc.collect()
+    assert hooks_of(unet) == before
+
+
+def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
+    args = inputs(1)
+    plain = call(unet, *args, [0])
+    job, other = Job(unet), Job(unet)
+    a1111.attach(job, FaceSnapError("There is no face in reference photo 1; choose another photo."))
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match="no face in reference photo 1"):
+        call(unet, *args, [0])
+    announce(other, args[0], 1)
+    assert torch.equal(call(unet, *args, [0]), plain)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda job, host: setattr(job, "is_sdxl", False), "needs an SDXL checkpoint and loaded.safetensors is none"),
+        (lambda job, host: setattr(host, "current_unet", object()), "alternative UNet"),
+    ],
+)
+def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
+    job, args = Job(unet), inputs(1)
+    change(job, host)
+    a1111.attach(job, tiny.guidance())
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match=message):
+        call(unet, *args, [0])
+
+
+def test_a_file_of_other_widths_is_named_with_both(unet):
+    job, args = Job(unet), inputs(1)
+    network = tiny.ffrnet(widths=(32, 64, 64))
+    a1111.attach(job, tiny.guidance(network=network, name="other.safetensors"))
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match=r"other\.safetensors was made for .* 32/64 .* 32/64/96"):
+        call(unet, *args, [0])
+
+
+def test_it_follows_a_refiner_of_the_same_widths_and_stops_aloud_at_another(unet):
+    args = inputs(1)
+    job = Job(unet)
+    a1111.attach(job, tiny.guidance())
+    twin = ldm_unet(seed=5)
+    plain = call(twin, *args, [0])
+    job.unet = twin
+    announce(job, args[0], 1)
+    assert not torch.equal(call(twin, *args, [0]), plain)
+    assert hooks_of(unet) == 0
+
+    narrow = ldm_unet(seed=6)
+    narrow.input_blocks = narrow.input_blocks[:-1]
+    job.unet = narrow
+    announce(job, args[0], 1)
+    assert hooks_of(narrow) == hooks_of(twin) == 0
+    assert "refiner" in job.comments[0]

@@ -1,0 +1,325 @@
+"""Forge's and reForge's adapter on stand-ins with their signatures, around a real LDM UNet."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from ldm_unet import inputs, ldm_unet, reference_walk
+from torch import Tensor, nn
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.guidance import landmark_picture
+from facesnap_ext.hosts import forge
+from facesnap_ext.hosts.forge import FaceSnapControl
+
+
+class Predictor:
+    """An eps-predictor of the variance-exploding kind: what the UNet sees is scaled, sigma is not a timestep."""
+
+    def calculate_input(self, sigma: Tensor, noise: Tensor) -> Tensor:
+        return noise / (sigma[:, None, None, None] ** 2 + 1) ** 0.5
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return (sigma * 60).round()
+
+    def percent_to_sigma(self, percent: float) -> float:
+        if percent <= 0:
+            return 999999999.9
+        return 0.0 if percent >= 1 else 14.6 * (1 - percent)
+
+
+class Model:
+    computation_dtype = torch.float32
+
+    def __init__(self, unet: nn.Module, reforge: bool):
+        self.diffusion_model = unet
+        setattr(self, "model_sampling" if reforge else "predictor", Predictor())
+
+
+class ModelPatcher:
+    def __init__(self, model, load_device, offload_device):
+        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+
+    def model_dtype(self):
+        return torch.float32
+
+
+class UnetPatcher(ModelPatcher):
+    def __init__(self, model):
+        super().__init__(model, "cpu", "cpu")
+        self.controlnet_linked_list = None
+
+    def clone(self):
+        other = UnetPatcher(self.model)
+        other.controlnet_linked_list = self.controlnet_linked_list
+        return other
+
+    def add_patched_controlnet(self, control):
+        control.set_previous_controlnet(self.controlnet_linked_list)
+        self.controlnet_linked_list = control
+
+    def list_controlnets(self):
+        found, link = [], self.controlnet_linked_list
+        while link is not None:
+            found.append(link)
+            link = link.previous_controlnet
+        return found
+
+
+class OtherControl:
+    """The host's own ControlNet: constant residuals on some places, gaps on the others."""
+
+    def __init__(self, control):
+        self.control, self.previous_controlnet, self.runs = control, None, []
+
+    def set_previous_controlnet(self, control):
+        self.previous_controlnet = control
+
+    def pre_run(self, model, percent_to_sigma):
+        self.runs.append("pre_run")
+        if self.previous_controlnet is not None:
+            self.previous_controlnet.pre_run(model, percent_to_sigma)
+
+    def cleanup(self):
+        self.runs.append("cleanup")
+
+    def get_models(self):
+        return ["other"] + (self.previous_controlnet.get_models() if self.previous_controlnet else [])
+
+    def inference_memory_requirements(self, dtype):
+        return 77
+
+    def get_control(self, *args):
+        own = {part: list(residuals) for part, residuals in self.control.items()}
+        previous = self.previous_controlnet.get_control(*args) if self.previous_controlnet else None
+        return forge.merge(own, previous)
+
+
+def make_job(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True):
+    patcher = UnetPatcher(Model(unet, reforge))
+    info = SimpleNamespace(title="loaded.safetensors")
+    objects = SimpleNamespace(unet=patcher)
+    return SimpleNamespace(
+        sd_model=SimpleNamespace(is_sdxl=is_sdxl, forge_objects=objects, sd_checkpoint_info=info), reforge=reforge
+    )
+
+
+@torch.no_grad()
+def sample_once(job, x: Tensor, sigmas: Tensor, context: Tensor, y: Tensor, calls: list[list[tuple[int, int]]]):
+    """One step as the host makes it: each call has chunks of (side, image rows' offset), all of the same length.
+
+    Args:
+        calls: for each call the chunks as (cond_or_uncond, first row); a chunk has as many rows as there are images.
+    """
+    patcher = job.sd_model.forge_objects.unet
+    model = patcher.model
+    for control in patcher.list_controlnets():
+        control.pre_run(model, Predictor().percent_to_sigma)
+    images = len(sigmas)
+    out = {}
+    for chunks in calls:
+        rows = [row for _, first in chunks for row in range(first, first + images)]
+        sides = [side for side, _ in chunks]
+        t = torch.cat([sigmas] * len(chunks))
+        options = {"cond_or_uncond": sides}
+        cond = {"c_crossattn": context[rows], "y": y[rows]}
+        control = None
+        if (head := patcher.controlnet_linked_list) is not None:
+            if job.reforge:
+                control = head.get_control(x[rows], t, cond, len(chunks), options)
+            else:
+                cond["transformer_options"] = {**options, "sigmas": sigmas}
+                for link in patcher.list_controlnets():
+                    link.transformer_options = cond["transformer_options"]
+                control = head.get_control(x[rows], t, cond.copy(), len(chunks))
+        scaled, timesteps = Predictor().calculate_input(t, x[rows]), Predictor().timestep(t)
+        result = forge_walk(model.diffusion_model, scaled, timesteps, context[rows], y[rows], control)
+        out.update(zip(rows, result))
+    for control in patcher.list_controlnets():
+        control.cleanup()
+    return torch.stack([out[row] for row in sorted(out)])
+
+
+def forge_walk(unet, x, timesteps, context, y, control) -> Tensor:
+    """Forge's UNet: control lists are emptied from their ends."""
+    from ldm.modules.diffusionmodules.util import timestep_embedding
+
+    def apply(h, part):
+        residual = control[part].pop() if control and control[part] else None
+        return h if residual is None else h + residual
+
+    emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels)) + unet.label_emb(y)
+    h, hs = x, []
+    for block in unet.input_blocks:
+        h = apply(block(h, emb, context), "input")
+        hs.append(h)
+    h = apply(unet.middle_block(h, emb, context), "middle")
+    for block in unet.output_blocks:
+        h = block(torch.cat([h, apply(hs.pop(), "output")], dim=1), emb, context)
+    return unet.out(h)
+
+
+@torch.no_grad()
+def expected(unet, guidance, x, sigmas, context, y, is_cond) -> Tensor:
+    rows = []
+    scale = Predictor()
+    features = guidance.ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2]))
+    for row in range(len(x)):
+        one, sigma = x[row : row + 1], sigmas[row : row + 1]
+        latent, timestep = scale.calculate_input(sigma, one), scale.timestep(sigma)
+        residuals = None
+        if is_cond[row] or not guidance.cond_only:
+            residuals = [guidance.weight * r for r in guidance.ffrnet(latent, timestep, guidance.tokens, features)]
+        rows.append(reference_walk(unet, latent, timestep, context[row : row + 1], y[row : row + 1], residuals))
+    return torch.cat(rows)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return ldm_unet()
+
+
+# seen orders: images; the calls' chunks as (0 cond | 1 uncond, first row)
+GROUPINGS = {
+    "normal, unconditional first": (1, [[(1, 0), (0, 1)]]),
+    "CFG 1": (1, [[(0, 0)]]),
+    "A AND B": (1, [[(1, 0), (0, 1), (0, 2)]]),
+    "batch of two": (2, [[(1, 0), (0, 2)]]),
+    "batch of two, A AND B": (2, [[(1, 0), (0, 2), (0, 4)]]),
+    "two calls of one chunk": (1, [[(0, 0)], [(1, 1)]]),
+    "two calls of one chunk, batch of two": (2, [[(0, 0)], [(1, 2)]]),
+}
+
+
+@pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
+@pytest.mark.parametrize("cond_only", [False, True])
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, cond_only, reforge):
+    images, calls = GROUPINGS[grouping]
+    chunks = [chunk for call in calls for chunk in call]
+    guidance = tiny.guidance(cond_only=cond_only, weight=0.7)
+    x, _, context, y = inputs(images * len(chunks))
+    x = torch.cat([x[:images]] * len(chunks))
+    sigmas = torch.linspace(2.0, 2.0, images)
+    is_cond = [side == 0 for side, _ in sorted(chunks, key=lambda chunk: chunk[1]) for _ in range(images)]
+    job = make_job(unet, reforge)
+    forge.attach(job, guidance)
+    got = sample_once(job, x, sigmas, context, y, calls)
+    wanted = expected(unet, guidance, x, torch.cat([sigmas] * len(chunks)), context, y, is_cond)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
+    """Beside a control with gaps and a shorter list."""
+    guidance = tiny.guidance()
+    x, _, context, y = inputs(1)
+    other = {"input": [], "middle": [torch.full((1, 96, 4, 4), 0.3)], "output": [None, torch.full((1, 32, 16, 16), 0.2)]}
+    job = make_job(unet)
+    if order == "before":
+        job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
+        forge.attach(job, guidance)
+    else:
+        forge.attach(job, guidance)
+        job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
+    sigmas = torch.tensor([2.0])
+    got = sample_once(job, x, sigmas, context, y, [[(0, 0)]])
+
+    latent, timestep = Predictor().calculate_input(sigmas, x), Predictor().timestep(sigmas)
+    with torch.no_grad():
+        features = guidance.ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, 128, 128))
+        residuals = guidance.ffrnet(latent, timestep, guidance.tokens, features)
+        residuals[1] = residuals[1] + 0.2
+        residuals[-1] = residuals[-1] + 0.3
+        wanted = reference_walk(unet, latent, timestep, context, y, residuals)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    models = job.sd_model.forge_objects.unet.controlnet_linked_list.get_models()
+    assert "other" in models
+    assert guidance.ffrnet in [getattr(model, "model", None) for model in models]
+    assert job.sd_model.forge_objects.unet.controlnet_linked_list.inference_memory_requirements(None) == 77
+
+
+def test_start_and_end_follow_the_hosts_own_scale_and_pass_on_what_came_before(unet):
+    other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
+    job = make_job(unet)
+    job.sd_model.forge_objects.unet.add_patched_controlnet(other)
+    forge.attach(job, tiny.guidance(start=0.25, end=0.75))
+    control = job.sd_model.forge_objects.unet.controlnet_linked_list
+    control.pre_run(job.sd_model.forge_objects.unet.model, Predictor().percent_to_sigma)
+    x, _, context, y = inputs(1)
+    options = {"cond_or_uncond": [0]}
+    acted = []
+    for percent in (0.1, 0.3, 0.7, 0.9):
+        sigma = torch.tensor([14.6 * (1 - percent)])
+        out = control.get_control(x, sigma, {"y": y, "transformer_options": options}, 1)
+        acted.append(len(out["output"]) > 0)
+        assert torch.equal(out["middle"][0], torch.ones(1)) != acted[-1]
+    assert acted == [False, True, True, False]
+
+
+def test_the_pass_after_is_the_very_same_as_before(unet):
+    x, _, context, y = inputs(2)
+    calls = [[(1, 0), (0, 1)]]
+    job = make_job(unet)
+    sigma = torch.tensor([2.0])
+    plain = sample_once(job, x, sigma, context, y, calls)
+    original = job.sd_model.forge_objects.unet
+    forge.attach(job, tiny.guidance())
+    assert not torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
+    assert original.list_controlnets() == []  # the patched one was a clone
+    forge.detach(job)
+    assert torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
+
+
+def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
+    job = make_job(unet)
+    objects = job.sd_model.forge_objects
+    first, last = OtherControl({}), OtherControl({})
+    objects.unet.add_patched_controlnet(first)
+    forge.attach(job, tiny.guidance())
+    objects.unet.add_patched_controlnet(last)
+    forge.attach(job, tiny.guidance())
+    links = objects.unet.list_controlnets()
+    assert [link for link in links if not isinstance(link, FaceSnapControl)] == [last, first]
+    assert sum(isinstance(link, FaceSnapControl) for link in links) == 1
+    forge.detach(job)
+    assert objects.unet.list_controlnets() == [last, first]
+
+
+def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():
+    forge.detach(SimpleNamespace(sd_model=SimpleNamespace(forge_objects=None)))
+    forge.detach(SimpleNamespace(sd_model=SimpleNamespace()))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda unet: (make_job(unet), FaceSnapError("No face in reference photo 1; choose another.")), "No face"),
+        (lambda unet: (make_job(unet, is_sdxl=False), tiny.guidance()), "needs an SDXL checkpoint"),
+        (
+            lambda unet: (make_job(unet), tiny.guidance(network=tiny.ffrnet(widths=(32, 64, 64)))),
+            r"widths 32/64 .* has 32/64/96",
+        ),
+    ],
+    ids=["preparation failed", "not SDXL", "other widths"],
+)
+def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message):
+    job, guidance = make(unet)
+    forge.attach(job, guidance)
+    x, _, context, y = inputs(1)
+    with pytest.raises(FaceSnapError, match=message):
+        sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
+
+
+def test_the_host_may_empty_the_lists_it_gets(unet):
+    job = make_job(unet)
+    forge.attach(job, tiny.guidance())
+    x, _, context, y = inputs(2)
+    x[1] = x[0]
+    sigma = torch.tensor([2.0])
+    joint = sample_once(job, x, sigma, context, y, [[(1, 0), (0, 1)]])
+    apart = sample_once(job, x, sigma, context, y, [[(0, 1)], [(1, 0)]])
+    torch.testing.assert_close(joint, apart, atol=1e-5, rtol=1e-5)
