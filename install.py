@@ -70,10 +70,10 @@ def onnxruntime_requirement(installed: Mapping[str, str], platform: str, cuda: s
     if any(name in installed for name in NEEDED["onnxruntime"]):
         return None
     if cuda and platform in GPU_PLATFORMS:
-        majors = int(cuda.split(".")[0]), 8 if _older(installed, "torch", 2, 4) else 9
-        built_for_numpy1 = majors[1] == 8
-        if majors in GPU_RELEASES and (_older(installed, "numpy", 2) or not built_for_numpy1):
-            return GPU_RELEASES[majors]
+        cudnn = 8 if _older(installed, "torch", 2, 4) else 9
+        release = GPU_RELEASES.get((int(cuda.split(".")[0]), cudnn))
+        if release and (cudnn == 9 or _older(installed, "numpy", 2)):  # releases for cuDNN 8 are built for numpy 1
+            return release
     return "onnxruntime<1.27" if _older(installed, "protobuf", 4, 25, 8) else "onnxruntime"
 
 
@@ -169,7 +169,7 @@ def main() -> None:
     # pip's own list is what its resolver sees: editable installs, local versions and direct URLs alike.
     listed = _pip("list", "--format=freeze")
     if listed.returncode != 0:
-        print(f"FaceSnap cannot read faces yet: {', '.join(absent)} missing, and {_reason(listed.stderr)}.")
+        print(f"FaceSnap cannot read faces yet: it needs {', '.join(absent)}, and {_reason(listed.stderr)}.")
         return
     found = re.findall(r"^([\w.-]+)={2,3}(\S+)$", listed.stdout, re.M)
     installed = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
@@ -180,7 +180,7 @@ def main() -> None:
     failure = "the WebUI was started with --skip-install" if _skip_install() else _install(commands, listed.stdout)
     if failure:
         by_hand = " && ".join(map(_shell, commands))
-        print(f"FaceSnap cannot read faces yet: {', '.join(absent)} missing, and {failure}. By hand: {by_hand}")
+        print(f"FaceSnap cannot read faces yet: it needs {', '.join(absent)}, and {failure}. By hand: {by_hand}")
     else:
         print(f"FaceSnap installed what was missing to read faces: {', '.join(absent)}.")
 

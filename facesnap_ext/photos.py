@@ -97,7 +97,9 @@ def from_pil(image: Image.Image, name: str) -> Photo:
         raise _too_large(name)
     try:
         _load_whole(image)
-        return Photo(_rgb(ImageOps.exif_transpose(image)), name)
+        if image.format != "TIFF":  # which Pillow turns by itself; some versions would turn it twice
+            image = ImageOps.exif_transpose(image)
+        return Photo(_rgb(image), name)
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise FaceSnapError(
             f"The photo {name} is damaged or of an unknown kind ({error}): save it anew as PNG or JPEG."

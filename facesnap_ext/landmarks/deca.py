@@ -118,7 +118,7 @@ class Deca(nn.Module):
 def crop_transform(box: np.ndarray, image_size: int = IMAGE_SIZE) -> np.ndarray:
     """The similarity transform from a photo to DECA's crop, for the box of a face detector.
 
-    The crop's side is 1.25 times the mean of the box's sides, in whole pixels; its centre is 0.12 sizes below the box's.
+    The crop's side is 1.25 times the mean of the box's sides, in whole pixels; its centre lies 0.12 means lower.
 
     Args:
         box: [4] left, top, right, bottom in pixels.

@@ -33,7 +33,7 @@ GLOBAL, NECK, JAW, LEFT_EYE, RIGHT_EYE = range(5)  # the joints' order in FLAME'
 
 @dataclass(frozen=True)
 class Flame:
-    """A FLAME model with V vertices, F triangles, J joints, S shape and E expression directions; metres, +y up, +z front.
+    """A model of V vertices, F triangles, J joints, S shape and E expression directions; metres, +y up, +z front.
 
     The names are those of FLAME's own files, and of the converted file's tensors.
     """

@@ -1,8 +1,8 @@
 """The Landmark Predictor: the source's face in the driving photo's pose and expression, as 72 points.
 
-Source: FaceSnap, "Face Fidelity Reinforce Network": with [s, p, e] the shape, pose and expression that DECA finds in the
-source and the driving photo, FLAME turns [s_source, p_driving, e_driving] into a head, and the driving photo's camera
-projects its 72 points.
+Source: FaceSnap, "Face Fidelity Reinforce Network": with [s, p, e] the shape, pose and expression that DECA finds in
+the source and the driving photo, FLAME turns [s_source, p_driving, e_driving] into a head, and the driving photo's
+camera projects its 72 points.
 """
 
 from __future__ import annotations

@@ -19,7 +19,14 @@ from facesnap_ext.miniature.head import face_layout
 WIDTHS = (4, 8, 12, 16)  # of the four levels, each of one block; a block's output is four times as wide
 HIDDEN = 64
 FACE_IN_CROP = 0.70  # the points' extent over the crop's side
-SPREADS = {"shape": 0.8, "tex": 0.1, "exp": 0.4, "pose": (0.06, 0.12, 0.03, 0.03, 0, 0), "cam": (0.2, 0.002, 0.002), "light": 0.1}
+SPREADS = {
+    "shape": 0.8,
+    "tex": 0.1,
+    "exp": 0.4,
+    "pose": (0.06, 0.12, 0.03, 0.03, 0, 0),
+    "cam": (0.2, 0.002, 0.002),
+    "light": 0.1,
+}
 
 
 def stand_in_deca(seed: int = 0) -> dict[str, Tensor]:
@@ -33,6 +40,8 @@ def stand_in_deca(seed: int = 0) -> dict[str, Tensor]:
     for tensor in deca.parameters():
         if tensor.ndim > 1:
             nn.init.normal_(tensor, std=(2 / tensor[0].numel()) ** 0.5, generator=generator)
+    for linear in (deca.layers[0], deca.layers[2]):
+        nn.init.zeros_(linear.bias)
     pictures = _pictures(16, generator)
     with torch.no_grad():
         for norm in deca.modules():
@@ -42,7 +51,7 @@ def stand_in_deca(seed: int = 0) -> dict[str, Tensor]:
         deca.eval()
         wanted_mean, wanted_spread = _code_means(), _code_spreads()
         last = deca.layers[2]
-        answers = deca.layers(deca.encoder(pictures)) - last.bias
+        answers = deca.layers(deca.encoder(pictures))
         scale = wanted_spread / answers.std(0)
         last.weight *= scale[:, None]
         last.bias.copy_(wanted_mean - answers.mean(0) * scale)

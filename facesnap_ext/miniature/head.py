@@ -41,8 +41,8 @@ def face_layout() -> np.ndarray:
 
     turn = np.radians([180, 135, 92, 48, 0, -48, -92, -135])  # around an eye from its outer corner, over the top
     eye = np.stack([0.0125 * np.cos(turn), np.where(turn > 0, 0.0056, 0.0046) * np.sin(turn)], 1)
-    points[36:44] = eye + [-0.032, 0.024]
-    points[[48, 47, 46, 45, 44, 51, 50, 49]] = eye * [-1, 1] + [0.032, 0.024]
+    points[36:44] = np.array([-0.032, 0.024]) + eye
+    points[[48, 47, 46, 45, 44, 51, 50, 49]] = eye * (-1, 1) + (0.032, 0.024)
 
     points[27:31, 1] = np.linspace(0.027, -0.001, 4)
     points[31:36] = np.stack([np.linspace(-0.014, 0.014, 5), -0.014 - np.array([0, 1.5, 3, 1.5, 0]) / 1000], 1)
@@ -129,7 +129,9 @@ EXPRESSIONS: dict[str, list[Bump]] = {
 }
 
 
-def _directions(vertices: np.ndarray, named: dict[str, list[Bump]], count: int, random: np.random.Generator) -> np.ndarray:
+def _directions(
+    vertices: np.ndarray, named: dict[str, list[Bump]], count: int, random: np.random.Generator
+) -> np.ndarray:
     """[V,3,count]; random ones fade like the tail of a morphable model."""
     directions = [sum(_bump(vertices, *bump) for bump in bumps) for bumps in named.values()][:count]
     for index in range(len(directions), count):
@@ -232,7 +234,7 @@ def _mesh() -> tuple[np.ndarray, np.ndarray]:
     disc = np.concatenate([corners, spiral, rim])
     faces = Delaunay(disc).simplices
     edges = disc[faces[:, 1:]] - disc[faces[:, :1]]
-    clockwise = edges[:, 0, 0] * edges[:, 1, 1] < edges[:, 0, 1] * edges[:, 1, 0]
+    clockwise = np.linalg.det(edges) < 0
     faces[clockwise] = faces[clockwise][:, [0, 2, 1]]
 
     wanted = {frozenset(range(3 * i, 3 * i + 3)): (triangle, 3 * i) for i, triangle in enumerate(triangles)}

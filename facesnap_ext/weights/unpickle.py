@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
 import re
 import tarfile
 import zipfile
@@ -49,7 +48,6 @@ def read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise FaceSnapError(f"The file {path} cannot be read ({error.strerror}); check the name and folder.") from error
     try:
-        _check_memo(data)
         content = _InertUnpickler(data, path.name).load()
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}, not a dictionary")
@@ -96,14 +94,6 @@ def _check_torch_archive(path: Path) -> None:
             raise FaceSnapError(f"{path.name} unpacks to an absurd size and is not read; download it again.")
     elif tarfile.is_tarfile(path):
         raise FaceSnapError(f"{path.name} is a tar archive, which holds no weights that FaceSnap reads; unpack it.")
-
-
-def _check_memo(data: bytes) -> None:
-    """Refuse memo indices that no pickler writes: the unpickler would allocate a table as long as the largest one."""
-    memo_opcodes = ("PUT", "BINPUT", "LONG_BINPUT")
-    for position, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if opcode.name in memo_opcodes and argument > position:
-            raise ValueError(f"it wants {argument} memo entries")
 
 
 class _Inert:
@@ -193,9 +183,10 @@ def _to_bytes(raw: Any) -> bytes | bytearray:
     raise ValueError("an array of Python objects")
 
 
-class _InertUnpickler(pickle.Unpickler):
+class _InertUnpickler(pickle._Unpickler):
     """Builds inert stand-ins for the few classes and functions that pickled arrays name, and refuses all others.
 
+    It extends the unpickler written in Python: the one in C allocates tables as long as the file says.
     Methods stand in for functions: a pickle can call them but cannot change them.
     """
 
@@ -213,6 +204,8 @@ class _InertUnpickler(pickle.Unpickler):
             return self._array_from_buffer
         if full_name == "numpy.dtype":
             return self._dtype
+        if full_name in ("__builtin__.bytes", "builtins.bytes"):
+            return self._no_bytes
         if full_name == "_codecs.encode":
             return self._encode
         if full_name in ("copy_reg._reconstructor", "copyreg._reconstructor"):
@@ -247,6 +240,9 @@ class _InertUnpickler(pickle.Unpickler):
         dtype = type("_DType", (_DType,), {})()
         dtype.code = code
         return dtype
+
+    def _no_bytes(self) -> bytes:
+        return b""
 
     def _encode(self, text: str, encoding: str) -> bytes:
         if encoding != "latin1":

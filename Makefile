@@ -1,0 +1,33 @@
+# Everything runs in .venv, made with PYTHON (3.10 or newer) from pyproject.toml and constraints.txt.
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+# Their metadata ask for opencv-python, which needs a display's libraries; the extras name what they do use.
+bare-demo := insightface
+bare-test := insightface stable-diffusion-sdkit
+
+.PHONY: demo test lint test-hosts clean
+
+demo: .venv/.done-demo
+	$(RUN) -m facesnap_ext demo --out out/demo.png
+
+test: lint
+	$(RUN) -m pytest
+
+lint: .venv/.done-test
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+# Against a running WebUI: make test-hosts URL=http://127.0.0.1:7860
+test-hosts: .venv/.done-test
+	$(RUN) -m pytest tests/hosts/live --url "$(URL)" --plain-url "$(PLAIN_URL)" --empty-url "$(EMPTY_URL)"
+
+.venv/.done-%: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --constraint constraints.txt --editable ".[$*]"
+	$(RUN) -m pip install --constraint constraints.txt --no-deps $(bare-$*)
+	touch $@
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build out *.egg-info
+	find facesnap_ext scripts tests -name __pycache__ -prune -exec rm -rf {} +

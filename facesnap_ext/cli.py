@@ -1,0 +1,132 @@
+"""The command `facesnap`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from facesnap_ext.errors import FaceSnapError
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; an error for the user becomes one line and exit code 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except FaceSnapError as error:
+        print(f"facesnap: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="facesnap", description="Portraits of a person from one photo, on any SDXL.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    convert = commands.add_parser("convert", help="turn DECA's, FLAME's or a ControlNet's file into one FaceSnap reads")
+    convert.add_argument("source", type=Path, help="deca_model.tar, generic_model.pkl, or a diffusers SDXL ControlNet")
+    convert.add_argument("--out", type=Path, help="by default beside the source, as .safetensors")
+    convert.set_defaults(run=run_convert)
+
+    init = commands.add_parser("init", help="make a FaceSnap file as training starts from it")
+    init.add_argument("checkpoint", type=Path, help="an SDXL checkpoint, .safetensors")
+    init.add_argument("--out", type=Path, required=True)
+    init.add_argument("--head-dim", type=int, default=64, help="channels of an attention head (default: SDXL's 64)")
+    init.add_argument("--size-dim", type=int, default=256, help="channels of an embedded size (default: SDXL's 256)")
+    init.add_argument("--seed", type=int, default=0)
+    init.add_argument("--dtype", choices=DTYPES, default="float16")
+    init.set_defaults(run=run_init)
+
+    prepare = commands.add_parser("prepare", help="write a photo's tokens, points and drawings")
+    prepare.add_argument("photo", type=Path, nargs="+", help="reference photos of one person")
+    prepare.add_argument("--drive", type=Path, help="photo whose pose and expression to take")
+    prepare.add_argument("--models", type=Path, required=True, help="the folder with the model files")
+    prepare.add_argument("--model", default="", help="name of the FaceSnap file, where there are several")
+    prepare.add_argument("--average", action="store_true", help="average several photos in place of mixing them")
+    prepare.add_argument("--width", type=int, default=1024)
+    prepare.add_argument("--height", type=int, default=1024)
+    prepare.add_argument("--out", type=Path, required=True)
+    prepare.add_argument("--json", action="store_true", help="print what was done as JSON")
+    prepare.set_defaults(run=run_prepare)
+
+    demo = commands.add_parser("demo", help="run every stage on a public-domain photo with stand-in networks")
+    demo.add_argument("--out", type=Path, default=Path("out/demo.png"))
+    demo.set_defaults(run=run_demo)
+
+    bench = commands.add_parser("bench", help="measure")
+    benches = bench.add_subparsers(required=True, metavar="WHAT")
+    ffrnet = benches.add_parser("ffrnet", help="FFRNet beside the UNet and a ControlNet on both rows")
+    ffrnet.add_argument("--json", action="store_true", help="print JSON in place of lines")
+    ffrnet.add_argument("--repeats", type=int, default=5)
+    ffrnet.set_defaults(run=run_bench_ffrnet)
+    return parser
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    from facesnap_ext.weights.convert import convert
+
+    print(convert(options.source, options.out))
+
+
+def run_init(options: argparse.Namespace) -> None:
+    import torch
+
+    from facesnap_ext.weights.initialise import initialise
+
+    initialise(
+        options.checkpoint,
+        options.out,
+        head_dim=options.head_dim,
+        size_dim=options.size_dim,
+        seed=options.seed,
+        dtype=getattr(torch, options.dtype),
+    )
+    print(options.out)
+
+
+def run_prepare(options: argparse.Namespace) -> None:
+    from facesnap_ext.prepare import prepare
+
+    result = prepare(
+        options.photo,
+        options.drive,
+        options.models,
+        options.out,
+        model=options.model,
+        average=options.average,
+        width=options.width,
+        height=options.height,
+        progress=lambda message: print(message, file=sys.stderr),
+    )
+    _print(result, options.json)
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    from facesnap_ext.miniature.demo import demo
+
+    demo(options.out)
+    print(options.out)
+
+
+def run_bench_ffrnet(options: argparse.Namespace) -> None:
+    from facesnap_ext.evaluation.benchmarks import bench_ffrnet
+
+    _print(bench_ffrnet(options.repeats), options.json)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        for key, value in result.items():
+            print(f"{key}: {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

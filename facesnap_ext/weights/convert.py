@@ -1,0 +1,68 @@
+"""Turn the published files of DECA, FLAME and ControlNets into those that FaceSnap reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.deca import convert_deca
+from facesnap_ext.landmarks.flame import convert_flame
+from facesnap_ext.weights.initialise import from_controlnet
+from facesnap_ext.weights.recognise import Kind, recognise
+
+CONTROLNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+
+
+def convert(source: Path, out: Path | None = None) -> Path:
+    """Convert a file, recognised by its tensors, or a diffusers ControlNet folder.
+
+    Args:
+        out: by default beside the source, its name ending in `.safetensors`.
+
+    Returns:
+        The path written.
+
+    Raises:
+        FaceSnapError: it is something else, which is named.
+    """
+    folder = source if source.is_dir() else source.parent
+    file = _weights_in(source) if source.is_dir() else source
+    kind = recognise(file)
+    if kind is Kind.SDXL_CONTROLNET:
+        out = out or folder.with_name(f"{folder.name}-facesnap.safetensors")
+        from_controlnet(file, out, **_controlnet_config(folder))
+    elif kind is Kind.DECA_ORIGINAL:
+        out = out or source.with_name("deca.safetensors")
+        convert_deca(file, out)
+    elif kind is Kind.PICKLE:
+        out = out or source.with_suffix(".safetensors")
+        convert_flame(file, out)
+    else:
+        raise FaceSnapError(
+            f"{source.name} is {kind.value}; what can be converted is DECA's deca_model.tar, FLAME's generic_model.pkl "
+            "and an SDXL ControlNet in diffusers' layout."
+        )
+    return out
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in CONTROLNET_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise FaceSnapError(f"The folder {folder} has no {CONTROLNET_FILES[0]}; give a diffusers ControlNet folder.")
+
+
+def _controlnet_config(folder: Path) -> dict[str, object]:
+    """What diffusers' `config.json` says that the tensors do not: heads, and the width of an embedded size."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    config = json.loads(path.read_text(encoding="utf-8"))
+    levels = len(config["block_out_channels"])
+    # diffusers calls the number of heads `attention_head_dim`
+    heads = config.get("num_attention_heads") or config["attention_head_dim"]
+    return {
+        "heads": (heads,) * levels if isinstance(heads, int) else tuple(heads),
+        "size_dim": config.get("addition_time_embed_dim") or 256,
+    }

@@ -1,0 +1,197 @@
+"""A running WebUI as the tests see it: jobs go in through its API, decoded pictures or a refusal come out."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import requests
+from PIL import Image
+
+Job = dict[str, Any]
+Pictures = list[np.ndarray]
+
+RANDOM, INIT, OTHER_WIDTHS = "random.safetensors", "init.safetensors", "other-widths.safetensors"
+PLAIN: Job = {
+    "prompt": "a photo of a red house",
+    "negative_prompt": "blurry",
+    "seed": 1,
+    "steps": 2,
+    "width": 256,
+    "height": 256,
+    "cfg_scale": 5,
+    "sampler_name": "Euler",
+    "scheduler": "Automatic",
+}
+
+
+class Refused(Exception):
+    """The host answered a job with an error: `status` of HTTP and the `message` for people."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(f"HTTP {status}: {message}")
+        self.status = status
+        self.message = message
+
+
+class Host:
+    """A1111 or Forge at a URL."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self._session = requests.Session()
+        self._session.trust_env = False  # the host is near; no proxy stands between
+        self.forge = "forge_preset" in self.get("/sdapi/v1/options")
+
+    @property
+    def name(self) -> str:
+        return "forge" if self.forge else "a1111"
+
+    def get(self, path: str) -> Any:
+        answer = self._session.get(self.url + path, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    def has(self, path: str) -> bool:
+        return self._session.get(self.url + path, timeout=60).ok
+
+    def post(self, path: str, payload: Job | None = None) -> Any:
+        answer = self._session.post(self.url + path, json=payload, timeout=900)
+        if not answer.ok:
+            raise Refused(answer.status_code, _message(answer))
+        return answer.json()
+
+    def pictures(self, job: Job) -> Pictures:
+        """What a job gives, [H, W, 3] uint8 each. `job` is changes to `PLAIN`; one with `init_images` is img2img."""
+        kind = "img2img" if "init_images" in job else "txt2img"
+        answer = self.post(f"/sdapi/v1/{kind}", {**PLAIN, **job})
+        return [decode(picture) for picture in answer["images"]]
+
+    def start(self, job: Job) -> Future[Pictures]:
+        """The same without waiting."""
+        pool = ThreadPoolExecutor(1)
+        future = pool.submit(self.pictures, job)
+        pool.shutdown(wait=False)
+        return future
+
+    def wait_for_step(self, step: int) -> None:
+        wait_until(lambda: self.get("/sdapi/v1/progress?skip_current_image=true")["state"]["sampling_step"] >= step)
+
+    def checkpoint(self, part: str) -> str | None:
+        """The file name of the first checkpoint that has this in it."""
+        names = (Path(model["filename"]).name for model in self.get("/sdapi/v1/sd-models"))
+        return next((name for name in names if part in name), None)
+
+    @cached_property
+    def lora(self) -> str | None:
+        return next((lora["name"] for lora in self.get("/sdapi/v1/loras")), None)
+
+    @cached_property
+    def controlnet(self) -> Job | None:
+        """The arguments of the first ControlNet that changes the picture, as it should."""
+        if not self.has("/controlnet/model_list"):
+            return None
+        for model in self.get("/controlnet/model_list")["model_list"]:
+            unit = {"enabled": True, "module": "None" if self.forge else "none", "model": model, "weight": 1.0}
+            job = {"ControlNet": {"args": [{**unit, "image": encode(stripes())}]}}
+            if differ(self.pictures({"alwayson_scripts": job})[:1], self.pictures({})):
+                return job
+        return None
+
+    def probe(self) -> Job:
+        """What hangs on the UNet; see probe/scripts/facesnap_probe.py."""
+        return self.get("/facesnap-probe/state")
+
+
+def with_facesnap(job: Job, **settings: Any) -> Job:
+    """A job with FaceSnap, by default of the astronaut and the random FaceSnap file."""
+    arguments = {"enabled": True, "references": [encode(astronaut())], "model": RANDOM, **settings}
+    return {**job, "alwayson_scripts": {**job.get("alwayson_scripts", {}), "FaceSnap": {"args": [arguments]}}}
+
+
+def equal(one: Pictures, other: Pictures) -> bool:
+    return len(one) == len(other) and all(map(np.array_equal, one, other))
+
+
+def differ(one: Pictures, other: Pictures) -> bool:
+    """Whether each picture differs from its counterpart."""
+    return len(one) == len(other) and not any(map(np.array_equal, one, other))
+
+
+@cache
+def astronaut() -> np.ndarray:
+    from skimage import data
+
+    return data.astronaut()
+
+
+@cache
+def grace_hopper() -> np.ndarray:
+    import matplotlib as mpl
+
+    path = Path(mpl.get_data_path(), "sample_data", "grace_hopper.jpg")
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def grey() -> np.ndarray:
+    return np.full((256, 256, 3), 128, np.uint8)
+
+
+def stripes() -> np.ndarray:
+    y, x = np.mgrid[:256, :256]
+    return np.stack([x // 32 % 2 * 255, y // 32 % 2 * 255, x], 2).astype(np.uint8)
+
+
+def rectangle() -> np.ndarray:
+    """An inpainting mask."""
+    mask = np.zeros((256, 256, 3), np.uint8)
+    mask[40:160, 60:180] = 255
+    return mask
+
+
+def small(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize((256, 256), Image.LANCZOS))
+
+
+def picture_file(pixels: np.ndarray, suffix: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, suffix)
+    return file.getvalue()
+
+
+def encode(pixels: np.ndarray) -> str:
+    return base64.b64encode(picture_file(pixels)).decode()
+
+
+def decode(picture: str | bytes) -> np.ndarray:
+    data = base64.b64decode(picture.split(",", 1)[-1]) if isinstance(picture, str) else picture
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+    for _ in _ticks(seconds):
+        if true():
+            return
+    raise TimeoutError(f"not within {seconds} s")
+
+
+def _ticks(seconds: float) -> Iterator[None]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.05)
+
+
+def _message(answer: requests.Response) -> str:
+    try:
+        body = answer.json()
+    except ValueError:
+        return answer.text
+    return str(body.get("errors") or body.get("detail") or body)

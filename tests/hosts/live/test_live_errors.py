@@ -1,0 +1,78 @@
+"""What cannot be done stops the job with one sentence for people, and does nothing to the next job."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+
+import pytest
+from live_host import (
+    OTHER_WIDTHS,
+    Host,
+    Job,
+    Pictures,
+    Refused,
+    astronaut,
+    encode,
+    equal,
+    grey,
+    picture_file,
+    with_facesnap,
+)
+
+Baseline = Callable[[Job], Pictures]
+
+
+def cut_jpeg() -> str:
+    data = picture_file(astronaut(), "JPEG")
+    return base64.b64encode(data[: len(data) // 2]).decode()
+
+
+# settings -> what happened, what to do
+ERRORS: dict[str, tuple[Job, str, str]] = {
+    "no face": ({"references": [encode(grey())]}, r"[Nn]o face .*photo 1", r"take one in which"),
+    "no face to drive": ({"driving": encode(grey())}, r"[Nn]o face .*driving photo", r"take one in which"),
+    "cut photo": ({"references": [cut_jpeg()]}, r"photo 1 is damaged", r"save it anew"),
+    "no base64": ({"references": ["/etc/passwd"]}, r"photo 1 is not (base64|a picture)", r"send|give"),
+    "no photo": ({"references": []}, r"without a reference photo", r"add one or disable"),
+    "unknown setting": ({"wieght": 1}, r"no setting named wieght", r"it has .*weight"),
+    "weight out of range": ({"weight": 3}, r"weight is 3", r"from 0 to 2"),
+    "other widths": ({"model": OTHER_WIDTHS}, rf"{OTHER_WIDTHS} was made for .*widths", r"choose a FaceSnap file"),
+    "no such file": ({"model": "absent.safetensors"}, r"no FaceSnap file absent\.safetensors", r"there is .*random"),
+    "several files": ({"model": ""}, r"several FaceSnap files", r"choose one"),
+}
+
+
+@pytest.mark.parametrize(("settings", "reason", "advice"), ERRORS.values(), ids=ERRORS)
+def test_a_sentence_and_no_harm(host: Host, baseline: Baseline, settings: Job, reason: str, advice: str) -> None:
+    assert_one_sentence(refusal(host, with_facesnap({}, **settings)), reason, advice)
+    assert equal(host.pictures({}), baseline({}))
+
+
+def test_img2img_and_hires_too(host: Host) -> None:
+    for job in ({"init_images": [encode(grey())]}, {"n_iter": 2}):
+        assert_one_sentence(refusal(host, with_facesnap(job, references=[encode(grey())])), r"[Nn]o face", r"take one")
+
+
+def test_a_driving_init_picture_without_a_face_is_no_error(host: Host) -> None:
+    """It is the default only; the reference's own pose is taken."""
+    assert host.pictures(with_facesnap({"init_images": [encode(grey())], "denoising_strength": 0.6}))
+
+
+def test_no_model_files(empty_host: Host) -> None:
+    message = refusal(empty_host, with_facesnap({}, model=""))
+    assert_one_sentence(message, r"no FaceSnap file in", r"put one there, models/README\.md")
+
+
+def refusal(host: Host, job: Job) -> Refused:
+    with pytest.raises(Refused) as caught:
+        host.pictures(job)
+    return caught.value
+
+
+def assert_one_sentence(refused: Refused, reason: str, advice: str) -> None:
+    assert refused.status >= 400
+    assert re.search(f"({reason}).*({advice})", refused.message), refused.message
+    assert not re.search(r"[.!?] [A-Z]", refused.message), f"more than one sentence: {refused.message}"
+    assert "Traceback" not in refused.message

@@ -1,0 +1,148 @@
+"""What FaceSnap does to pictures, and what it leaves alone to the last bit, beside all else that a job can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from live_host import (
+    INIT,
+    Host,
+    Job,
+    Pictures,
+    astronaut,
+    differ,
+    encode,
+    equal,
+    grace_hopper,
+    rectangle,
+    small,
+    with_facesnap,
+)
+
+Baseline = Callable[[Job], Pictures]
+
+HIRES = {
+    "enable_hr": True,
+    "hr_scale": 1.5,
+    "hr_upscaler": "Latent",
+    "hr_second_pass_steps": 2,
+    "denoising_strength": 0.6,
+}
+HIRES_FORGE = {"hr_cfg": 5, "hr_additional_modules": ["Use same choices"]}
+IMG2IMG = {"init_images": [encode(small(astronaut()))], "denoising_strength": 0.6, "steps": 4}
+INPAINT = {
+    **IMG2IMG,
+    "mask": encode(rectangle()),
+    "mask_blur": 4,
+    "inpainting_fill": 1,
+    "inpaint_full_res": True,
+    "inpaint_full_res_padding": 32,
+}
+CASES: dict[str, Job] = {
+    "plain": {},
+    "batch_size 2": {"batch_size": 2},
+    "n_iter 2": {"n_iter": 2},
+    "CFG 1": {"cfg_scale": 1},
+    "A AND B": {"prompt": "a photo of a red house AND a blue car"},
+    "over 75 tokens, no negative": {
+        "prompt": ", ".join(f"thing number {i} in a room" for i in range(20)),
+        "negative_prompt": "",
+    },
+    "264x328": {"width": 264, "height": 328},
+    "hires": HIRES,
+    "img2img": IMG2IMG,
+    "inpaint only masked": INPAINT,
+    "LoRA": {"prompt": "a photo of a red house <lora:{}:1>"},
+    "ControlNet": {"alwayson_scripts": {}},
+}
+
+
+@pytest.fixture(params=CASES)
+def job(request: pytest.FixtureRequest, host: Host) -> Job:
+    """Each kind of job, without FaceSnap."""
+    job = CASES[request.param]
+    if request.param == "hires" and host.forge:
+        return {**job, **HIRES_FORGE}
+    if request.param == "LoRA":
+        if host.lora is None:
+            pytest.skip("the host has no LoRA")
+        return {"prompt": job["prompt"].format(host.lora)}
+    if request.param == "ControlNet":
+        if host.controlnet is None:
+            pytest.skip("the host has no ControlNet that works")
+        return {"alwayson_scripts": host.controlnet}
+    return job
+
+
+def test_it_changes_the_picture(host: Host, baseline: Baseline, job: Job) -> None:
+    pictures, plain = host.pictures(with_facesnap(job)), baseline(job)
+    if "alwayson_scripts" in job:
+        pictures, plain = pictures[:1], plain[:1]  # the other one is what the ControlNet was given
+    assert differ(pictures, plain)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"enabled": False}, {"weight": 0}, {"model": INIT}], ids=["disabled", "weight 0", "zero convolutions"]
+)
+def test_it_leaves_the_picture_alone(host: Host, baseline: Baseline, job: Job, settings: Job) -> None:
+    assert equal(host.pictures(with_facesnap(job, **settings)), baseline(job))
+
+
+FOUR_STEPS = {"steps": 4}
+
+
+@pytest.fixture(scope="module")
+def whole(host: Host) -> Pictures:
+    """FaceSnap from the first step to the last, on all rows."""
+    return host.pictures(with_facesnap(FOUR_STEPS))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"start": 0.5}, {"end": 0.5}, {"cond_only": True}], ids=["second half", "first half", "cond_only"]
+)
+def test_a_part_of_it_is_neither_all_nor_nothing(
+    host: Host, baseline: Baseline, whole: Pictures, settings: Job
+) -> None:
+    pictures = host.pictures(with_facesnap(FOUR_STEPS, **settings))
+    assert differ(pictures, baseline(FOUR_STEPS))
+    assert differ(pictures, whole)
+
+
+def test_the_halves_differ(host: Host) -> None:
+    first, second = ({"end": 0.5}, {"start": 0.5})
+    assert differ(host.pictures(with_facesnap(FOUR_STEPS, **first)), host.pictures(with_facesnap(FOUR_STEPS, **second)))
+
+
+def test_an_empty_window_leaves_the_picture_alone(host: Host, baseline: Baseline) -> None:
+    assert equal(host.pictures(with_facesnap(FOUR_STEPS, start=0.5, end=0.5)), baseline(FOUR_STEPS))
+
+
+def test_the_same_job_twice_gives_the_same_picture(host: Host, whole: Pictures) -> None:
+    assert equal(host.pictures(with_facesnap(FOUR_STEPS)), whole)
+
+
+def test_another_person_changes_the_picture_and_the_first_one_comes_back(host: Host, whole: Pictures) -> None:
+    other = host.pictures(with_facesnap(FOUR_STEPS, references=[encode(grace_hopper())]))
+    assert differ(other, whole)
+    assert equal(host.pictures(with_facesnap(FOUR_STEPS)), whole)
+
+
+def test_a_driving_photo_changes_the_picture(host: Host, whole: Pictures) -> None:
+    driven = host.pictures(with_facesnap(FOUR_STEPS, driving=encode(grace_hopper())))
+    assert differ(driven, whole)
+    assert equal(host.pictures(with_facesnap(FOUR_STEPS)), whole)
+
+
+def test_more_photos_are_mixed_or_averaged(host: Host, whole: Pictures) -> None:
+    both = {"references": [encode(astronaut()), encode(grace_hopper())]}
+    mixed = host.pictures(with_facesnap(FOUR_STEPS, **both))
+    averaged = host.pictures(with_facesnap(FOUR_STEPS, **both, average=True))
+    assert differ(mixed, whole)
+    assert differ(averaged, whole)
+    assert differ(averaged, mixed)
+
+
+def test_the_weight_is_one_by_default_and_counts(host: Host, whole: Pictures) -> None:
+    assert equal(host.pictures(with_facesnap(FOUR_STEPS, weight=1.0)), whole)
+    assert differ(host.pictures(with_facesnap(FOUR_STEPS, weight=0.5)), whole)

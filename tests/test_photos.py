@@ -1,0 +1,262 @@
+"""Photos: every kind of picture file becomes upright RGB, and what is none becomes a clear error."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from facesnap_ext import photos
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.photos import Photo, from_base64, from_bytes, from_path, from_pil
+
+ORIENTATION = 0x0112
+
+
+def random_pixels(height: int = 5, width: int = 7, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def test_all_readers_agree(tmp_path):
+    pixels = random_pixels()
+    data = encoded(Image.fromarray(pixels))
+    (tmp_path / "me.png").write_bytes(data)
+    text = base64.b64encode(data).decode()
+    read = [
+        from_path(tmp_path / "me.png"),
+        from_bytes(data, "me.png"),
+        from_pil(Image.fromarray(pixels), "me.png"),
+        from_base64(text, "me.png"),
+        from_base64(f"data:image/png;base64,{text}", "me.png"),
+        from_base64(f" DATA:image/x-png;charset=utf-8;base64,{text[:40]}\r\n{text[40:]}\n", "me.png"),
+    ]
+    for photo in read:
+        np.testing.assert_array_equal(photo.pixels, pixels)
+        assert photo.pixels.dtype == np.uint8
+        assert photo.name == "me.png"
+
+
+def test_digest_is_of_pixels_and_shape():
+    pixels = random_pixels(4, 6)
+    digest = Photo(pixels, "a").digest
+    assert digest == Photo(pixels.copy(), "b").digest
+    assert digest != Photo(pixels.reshape(6, 4, 3), "a").digest
+    other = pixels.copy()
+    other[3, 5, 2] ^= 1
+    assert digest != Photo(other, "a").digest
+    assert len(digest) == len(hashlib.sha256().hexdigest())
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4, 3))])  # fmt: skip
+def test_a_photo_is_rgb_bytes(wrong):
+    with pytest.raises(ValueError, match="uint8"):
+        Photo(wrong, "wrong")
+
+
+# How a camera stores an upright picture for each value of the EXIF tag.
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
+def test_exif_orientation(orientation, format):
+    upright = random_pixels()
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    data = encoded(stored, format, exif=exif, **({"lossless": True} if format == "WEBP" else {}))
+    np.testing.assert_array_equal(from_bytes(data, "turned").pixels, upright)
+
+
+@given(alpha=st.integers(0, 255), value=st.integers(0, 255))
+def test_transparent_shows_white(alpha, value):
+    expected = (alpha * value + (255 - alpha) * 255) / 255
+    for image in (Image.new("RGBA", (2, 2), (value,) * 3 + (alpha,)), Image.new("LA", (2, 2), (value, alpha))):
+        assert np.abs(from_bytes(encoded(image), "see-through").pixels - expected).max() <= 1
+
+
+def test_transparent_colours_show_white():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 10, 20, 0, 0, 0])
+    palette.putdata([0, 1])
+    expected = [[[200, 10, 20], [255, 255, 255]]]
+    np.testing.assert_array_equal(from_bytes(encoded(palette, transparency=1), "p").pixels, expected)
+    np.testing.assert_array_equal(from_bytes(encoded(palette, "GIF", transparency=1), "p").pixels, expected)
+    colours = Image.fromarray(np.array([[[200, 10, 20], [0, 0, 0]]], np.uint8))
+    np.testing.assert_array_equal(from_bytes(encoded(colours, transparency=(0, 0, 0)), "rgb").pixels, expected)
+
+
+def test_grey_and_palette():
+    grey = random_pixels()[:, :, 0]
+    np.testing.assert_array_equal(from_bytes(encoded(Image.fromarray(grey)), "grey").pixels, np.stack([grey] * 3, 2))
+    bits = Image.fromarray(grey).convert("1")
+    np.testing.assert_array_equal(from_bytes(encoded(bits), "bits").pixels[:, :, 1], np.asarray(bits) * 255)
+    palette = Image.fromarray(random_pixels()).quantize(4)
+    table = np.array(palette.getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(from_bytes(encoded(palette), "p").pixels, table[np.asarray(palette)])
+
+
+def test_cmyk():
+    inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255], [0, 0, 0, 55]]], np.uint8)
+    image = Image.frombytes("CMYK", (5, 1), inks.tobytes())
+    expected = [[[255, 255, 255], [0, 255, 255], [255, 0, 0], [0, 0, 0], [200, 200, 200]]]
+    np.testing.assert_array_equal(from_bytes(encoded(image, "TIFF"), "print").pixels, expected)
+
+
+RAMP = np.linspace(0, 65535, 64).round().reshape(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("image", "white"),
+    [
+        (Image.fromarray(RAMP.astype("<u2")), 65535),
+        (Image.fromarray((RAMP // 300).astype("<u2")), 65535),
+        (Image.frombytes("I;16B", (8, 8), RAMP.astype(">u2").tobytes()), 65535),
+        (Image.fromarray(RAMP.astype(np.int32)), 65535),
+        (Image.fromarray((RAMP // 257).astype(np.int32)), 255),
+        (Image.fromarray((RAMP * 32767).astype(np.int32)), 2**31 - 1),
+        (Image.fromarray((RAMP / 65535).astype(np.float32)), 1),
+        (Image.fromarray((RAMP / 257).astype(np.float32)), 255),
+        (Image.fromarray(RAMP.astype(np.float32)), 65535),
+    ],
+)
+def test_deep_grey_is_scaled(image, white):
+    expected = np.asarray(image).astype(float) / white * 255
+    pixels = from_pil(image, "deep").pixels
+    assert np.abs(pixels - expected[:, :, None]).max() <= 0.51
+
+
+def test_deep_grey_files():
+    """Whatever mode Pillow gives a 16-bit file."""
+    image = Image.fromarray(RAMP.astype("<u2"))
+    for format in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(from_bytes(encoded(image, format), "x").pixels[:, :, 2], (RAMP / 257).round())
+
+
+def test_deep_colour_is_scaled():
+    cv2 = pytest.importorskip("cv2")
+    values = np.random.default_rng(0).integers(0, 65536, (6, 5, 3)).astype(np.uint16)
+    for ending in (".png", ".tiff"):
+        data = cv2.imencode(ending, values[:, :, ::-1])[1].tobytes()
+        assert np.abs(from_bytes(data, "rgb48").pixels - values / 257).max() <= 1
+
+
+def test_numbers_that_are_no_brightness():
+    for value in (np.nan, np.inf, 1e20):
+        with pytest.raises(FaceSnapError, match="odd.tif"):
+            from_pil(Image.fromarray(np.full((2, 2), value, np.float32)), "odd.tif")
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame(format):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert (from_bytes(data, "moving").pixels == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_cut_off(format, tolerant, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+    data = encoded(Image.fromarray(random_pixels(64, 64)), format)
+    for part in (0.02, 0.3, 0.6, 0.9):
+        with pytest.raises(FaceSnapError, match="half.jpg"):
+            from_bytes(data[: int(len(data) * part)], "half.jpg")
+    assert tolerant == ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@given(st.binary(max_size=200))
+def test_not_a_picture(data):
+    with pytest.raises(FaceSnapError, match="holiday.doc"):
+        from_bytes(data, "holiday.doc")
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]), st.data())
+def test_damaged(format, data):
+    """Damage gives a photo or FaceSnap's own error, never another one."""
+    file = bytearray(encoded(Image.fromarray(random_pixels(16, 16)), format))
+    for _ in range(data.draw(st.integers(1, 5))):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert from_bytes(bytes(file), "damaged").pixels.shape[2] == 3
+    except FaceSnapError as error:
+        assert "damaged" in str(error)
+
+
+def test_postscript_is_not_run():
+    data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    assert Image.open(io.BytesIO(data)).format == "EPS"
+    with pytest.raises(FaceSnapError, match=r"drawing\.eps is not a picture"):
+        from_bytes(data, "drawing.eps")
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    pixels = zlib.compress(bytes(1000))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("pillows_limit", [Image.MAX_IMAGE_PIXELS, None])
+@pytest.mark.parametrize(("width", "height"), [(10_000, 8_001), (60_000, 60_000)])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_large_is_refused_before_decoding(width, height, pillows_limit, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_limit)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(FaceSnapError, match=r"bomb\.png has more than 80 million pixels"):
+        from_bytes(png_header(width, height), "bomb.png")
+
+
+def test_the_limit_itself_is_allowed(monkeypatch):
+    monkeypatch.setattr(photos, "MAX_PIXELS", 12)
+    assert from_pil(Image.new("RGB", (4, 3)), "fits").pixels.shape == (3, 4, 3)
+    with pytest.raises(FaceSnapError, match="wide"):
+        from_pil(Image.new("RGB", (13, 1)), "wide")
+
+
+def test_base64_is_never_a_place(tmp_path, monkeypatch):
+    """Not even when the text could be base64 and there is such a file."""
+    monkeypatch.chdir(tmp_path)
+    data = encoded(Image.fromarray(random_pixels()))
+    for place in ("face", "face.png", str(tmp_path / "face.png")):
+        (tmp_path / place).write_bytes(data)
+    places = ["face", "face.png", str(tmp_path / "face.png"), (tmp_path / "face.png").as_uri(), "https://a.org/b.png"]
+    for text in [*places, "", "data:text/html;base64,aGVsbG8=", "data:image/png,hello", "ä"]:
+        with pytest.raises(FaceSnapError, match="reference 1"):
+            from_base64(text, "reference 1")
+
+
+def test_no_such_file(tmp_path):
+    with pytest.raises(FaceSnapError, match=r"nobody\.png"):
+        from_path(tmp_path / "nobody.png")
+    with pytest.raises(FaceSnapError, match="pictures"):
+        (tmp_path / "pictures").mkdir()
+        from_path(tmp_path / "pictures")

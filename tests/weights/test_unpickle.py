@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import struct
+import sys
+import tarfile
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays, boolean_dtypes, floating_dtypes, integer_dtypes
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights.unpickle import read_pickled_arrays, read_torch
+
+PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+
+
+class Reduced:
+    """Pickles as a call of anything with anything."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.fixture
+def chumpy() -> Iterator[types.SimpleNamespace]:
+    """Modules with chumpy's names and classes whose instances pickle as chumpy's do: as their attributes."""
+
+    def setstate(self: Any, state: dict[str, Any]) -> None:
+        raise AssertionError("the reader must not run chumpy's code")
+
+    names = {"chumpy.ch": ["Ch"], "chumpy.reordering": ["Reshape", "Select", "transpose"], "chumpy.ch_ops": ["add"]}
+    classes = {}
+    for module_name, class_names in names.items():
+        module = types.ModuleType(module_name)
+        for name in class_names:
+            classes[name] = type(name, (), {"__module__": module_name, "__setstate__": setstate})
+            setattr(module, name, classes[name])
+        sys.modules[module_name] = module
+    sys.modules["chumpy"] = types.ModuleType("chumpy")
+    yield types.SimpleNamespace(**classes)
+    for name in ("chumpy", *names):
+        del sys.modules[name]
+
+
+def make(kind: type, **attributes: Any) -> Any:
+    made = kind()
+    vars(made).update(
+        _dirty_vars=set(), _itr=None, _depends_on_deps={"r": {"deps": {"x"}, "value": None}}, **attributes
+    )
+    return made
+
+
+def write(path: Path, content: object, protocol: int = 2) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
+    return path
+
+
+number_arrays = st.one_of(integer_dtypes(endianness="?"), floating_dtypes(endianness="?"), boolean_dtypes()).flatmap(
+    lambda dtype: arrays(dtype, array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(number_arrays, st.sampled_from(PROTOCOLS), st.booleans())
+def test_arrays_come_back_as_they_were(tmp_path: Path, array: np.ndarray, protocol: int, fortran: bool) -> None:
+    array = np.asfortranarray(array) if fortran else array
+    content = {"name": "text", "array": array, "number": 3, "scalar": np.float64(2.5), "list": [1, {2}]}
+    read = read_pickled_arrays(write(tmp_path / "a.pkl", content, protocol))
+    assert list(read) == ["array"]
+    assert read["array"].dtype == array.dtype
+    np.testing.assert_array_equal(read["array"], array)
+
+
+def test_numpys_old_module_names_are_known(tmp_path: Path) -> None:
+    array = np.arange(6.0).reshape(2, 3)
+    data = pickle.dumps(OrderedDict(a=array), 2)
+    assert b"collections\nOrderedDict" in data
+    old, new = (
+        data.replace(b"numpy._core", name).replace(b"numpy.core", name) for name in (b"numpy.core", b"numpy._core")
+    )
+    assert old != new
+    for variant in (old, new):
+        np.testing.assert_array_equal(read_pickled_arrays(write(tmp_path / "a.pkl", variant))["a"], array)
+
+
+def test_a_pickle_of_python_2_is_read_as_latin1(tmp_path: Path) -> None:
+    """Written opcode by opcode: Python 2 knows no bytes, its arrays travel as strings with any of 256 characters."""
+    array = np.array([[-1.5, 1e300], [0.1, 3.0]])
+
+    def text(value: bytes) -> bytes:
+        return b"T" + struct.pack("<I", len(value)) + value
+
+    dtype = (
+        b"cnumpy\ndtype\n"
+        + text(b"f8")
+        + b"K\x00K\x01\x87R"
+        + b"(K\x03"
+        + text(b"<")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )
+    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
+    state = b"(K\x01K\x02K\x02\x86" + dtype + b"\x89" + text(array.tobytes()) + b"tb"
+    pickled = b"\x80\x02}" + text(b"v_template") + made + state + b"s."
+    np.testing.assert_array_equal(pickle.loads(pickled, encoding="latin1")["v_template"], array)
+    np.testing.assert_array_equal(read_pickled_arrays(write(tmp_path / "p2.pkl", pickled))["v_template"], array)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_chumpy_is_read_without_chumpy(tmp_path: Path, chumpy: types.SimpleNamespace, protocol: int) -> None:
+    array = np.arange(24.0).reshape(2, 3, 4)
+    ch = make(chumpy.Ch, x=array)
+    content = {
+        "ch": ch,
+        "reshape": make(chumpy.Reshape, a=ch, newshape=(4, 6)),
+        "transpose": make(chumpy.transpose, a=ch, axes=(2, 0, 1)),
+        "reversed": make(chumpy.transpose, a=ch, axes=None),
+        "select": make(chumpy.Select, a=ch, idxs=np.array([5, 0, 7]), preferred_shape=(3, 1)),
+        "flat": make(chumpy.Select, a=ch, idxs=np.array([2, 2])),
+    }
+    path = write(tmp_path / "c.pkl", content, protocol)
+    for name in [name for name in sys.modules if name.startswith("chumpy")]:
+        vars(sys.modules[name]).clear()
+    read = read_pickled_arrays(path)
+    np.testing.assert_array_equal(read["ch"], array)
+    np.testing.assert_array_equal(read["reshape"], array.reshape(4, 6))
+    np.testing.assert_array_equal(read["transpose"], array.transpose(2, 0, 1))
+    np.testing.assert_array_equal(read["reversed"], array.T)
+    np.testing.assert_array_equal(read["select"], [[5], [0], [7]])
+    np.testing.assert_array_equal(read["flat"], [2, 2])
+
+
+def test_an_expression_of_chumpy_is_refused_by_name(tmp_path: Path, chumpy: types.SimpleNamespace) -> None:
+    path = write(tmp_path / "sum.pkl", {"sum": make(chumpy.add, a=1, b=2)})
+    with pytest.raises(FaceSnapError, match=r"sum\.pkl.*chumpy's add"):
+        read_pickled_arrays(path)
+
+
+@pytest.mark.parametrize("kind", ["csc_matrix", "csr_matrix", "csc_array", "csr_array"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_sparse_matrices_become_dense(tmp_path: Path, kind: str, protocol: int) -> None:
+    import scipy.sparse
+
+    random = np.random.default_rng(0)
+    dense = random.normal(size=(5, 9)) * (random.random((5, 9)) < 0.4)
+    data = pickle.dumps({"J": getattr(scipy.sparse, kind)(dense)}, protocol)
+    np.testing.assert_array_equal(read_pickled_arrays(write(tmp_path / "s.pkl", data))["J"], dense)
+    if protocol == 2:
+        old = data.replace(b"scipy.sparse._cs", b"scipy.sparse.cs")
+        assert old != data
+        np.testing.assert_array_equal(read_pickled_arrays(write(tmp_path / "s.pkl", old))["J"], dense)
+
+
+def creates(path: Path) -> list[Any]:
+    """Objects that create the file when an ordinary unpickler reads them."""
+    return [
+        Reduced(os.mkdir, str(path)),
+        Reduced(eval, f"open({str(path)!r}, 'w')"),
+        Reduced(io.FileIO, str(path), "w"),
+    ]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("index", range(3))
+def test_nothing_in_a_pickle_is_executed(tmp_path: Path, protocol: int, index: int) -> None:
+    created = tmp_path / "created"
+    evil = creates(created)[index]
+    data = pickle.dumps({"v_template": np.zeros(3), "x": evil}, protocol)
+    pickle.loads(data)
+    assert created.exists(), "the pickle is a dangerous one"
+    created.rmdir() if created.is_dir() else created.unlink()
+
+    called = pickle.dumps(evil.call[0], 4)
+    name = next(word for word in ("mkdir", "eval", "FileIO") if word.encode() in called)
+    with pytest.raises(FaceSnapError, match=rf"evil\.pkl names \w+\.{name}"):
+        read_pickled_arrays(write(tmp_path / "evil.pkl", data))
+    assert not created.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "numpy load",
+        "numpy fromfile",
+        "numpy.core.multiarray fromfile",
+        "numpy._core.multiarray _reconstruct.__globals__",
+        "copyreg __newobj__",
+        "builtins getattr",
+        "scipy.sparse load_npz",
+        "functools partial",
+        "codecs open",
+    ],
+)
+def test_neighbours_of_the_allowed_names_are_refused(tmp_path: Path, name: str) -> None:
+    module, attribute = name.split()
+    path = write(tmp_path / "n.pkl", f"\x80\x02}}X\x01\0\0\0ac{module}\n{attribute}\ns.".encode("latin1"))
+    with pytest.raises(FaceSnapError, match=rf"n\.pkl names {module}\.{attribute}"):
+        read_pickled_arrays(path)
+
+
+def test_allowed_names_cannot_be_turned_against_the_reader(tmp_path: Path) -> None:
+    """A pickle may set attributes on what it names; the next load must not notice."""
+    good = pickle.dumps({"a": np.arange(3.0)}, 2)
+    spoil = [b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"cchumpy.ch\nCh\n", b"cnumpy\nndarray\n",
+             b"cscipy.sparse.csc\ncsc_matrix\n", b"ccollections\nOrderedDict\n"]  # fmt: skip
+    for named in spoil:
+        attack = b"\x80\x02}X\x01\0\0\0a" + named + b"N}X\x0c\0\0\0__setstate__cnumpy\ndtype\ns\x86bs."
+        with contextlib.suppress(FaceSnapError):
+            read_pickled_arrays(write(tmp_path / "spoil.pkl", attack))
+        np.testing.assert_array_equal(read_pickled_arrays(write(tmp_path / "good.pkl", good))["a"], np.arange(3.0))
+
+
+def array_state(shape: tuple[int, ...], code: str, raw: bytes) -> dict[str, Any]:
+    """An array whose bytes do not have to fit its shape."""
+
+    class Lying:
+        def __reduce__(self) -> tuple[Any, ...]:
+            empty = np.empty(0, np.uint8).__reduce__()
+            return empty[0], empty[1], (1, shape, np.dtype(code), False, raw)
+
+    return {"a": Lying()}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (array_state((10**12,), "f8", b"12345678"), "shape"),
+        (array_state((2**33, 2**33), "f8", b""), "shape"),
+        (array_state((-1, -8), "u1", b"12345678"), "shape"),
+        (array_state((1,), "O", b"12345678"), "numbers"),
+        ({"a": np.array([{}, []], dtype=object)}, "numbers"),
+        ({"a": np.array(["text"])}, "numbers"),
+        ([np.zeros(3)], "not a dictionary"),
+        (b"\x80\x02r\xff\xff\xff\x7f.", "whole pickle"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "not a dictionary"),
+        (b"\x80\x02T\xff\xff\xff\x7fabc.", "whole pickle"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00abc.", "whole pickle"),
+        (pickle.dumps({"a": np.zeros(100)}, 2)[:-40], "whole pickle"),
+        (b"", "whole pickle"),
+        (b"not a pickle", "whole pickle"),
+        (b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".", "whole pickle"),
+    ],
+)
+def test_absurd_and_damaged_pickles_are_refused(tmp_path: Path, content: object, said: str) -> None:
+    with pytest.raises(FaceSnapError, match=rf"bad\.pkl is .*{said}"):
+        read_pickled_arrays(write(tmp_path / "bad.pkl", content))
+
+
+def test_an_absurdly_large_sparse_matrix_is_refused(tmp_path: Path) -> None:
+    import scipy.sparse
+
+    huge = scipy.sparse.csc_matrix((10**8, 10**3))
+    with pytest.raises(FaceSnapError, match=r"bad\.pkl .*100000000 by 1000"):
+        read_pickled_arrays(write(tmp_path / "bad.pkl", {"J": huge}))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for read in (read_pickled_arrays, read_torch):
+        with pytest.raises(FaceSnapError, match=r"absent\.pkl"):
+            read(tmp_path / "absent.pkl")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files_of_both_formats(tmp_path: Path, zipped: bool) -> None:
+    shared = torch.arange(12.0).reshape(3, 4)
+    content = {"E_flame": OrderedDict(a=shared, b=shared.t()[1:], c=torch.ones(2).half()), "step": 7}
+    torch.save(content, tmp_path / "m.tar", _use_new_zipfile_serialization=zipped)
+    assert zipfile.is_zipfile(tmp_path / "m.tar") is zipped
+    read = read_torch(tmp_path / "m.tar")
+    assert read["step"] == 7
+    assert read["E_flame"].keys() == content["E_flame"].keys()
+    assert all(torch.equal(read["E_flame"][key], tensor) for key, tensor in content["E_flame"].items())
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_a_torch_file_is_executed(tmp_path: Path, zipped: bool) -> None:
+    created = tmp_path / "created"
+    torch.save(
+        {"a": torch.ones(2), "x": creates(created)[0]}, tmp_path / "evil.tar", _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(FaceSnapError, match=r"evil\.tar holds \w+\.mkdir"):
+        read_torch(tmp_path / "evil.tar")
+    assert not created.exists()
+
+
+def test_programs_archives_and_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch must not see these"))
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("model/data.pkl", b"")
+        archive.writestr("model/constants.pkl", b"")
+    with pytest.raises(FaceSnapError, match=r"script\.pt is a TorchScript program"):
+        read_torch(tmp_path / "script.pt")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/data/0", bytes(10**6))
+    with pytest.raises(FaceSnapError, match=r"bomb\.pt unpacks to an absurd size"):
+        read_torch(tmp_path / "bomb.pt")
+    with tarfile.open(tmp_path / "old.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    with pytest.raises(FaceSnapError, match=r"old\.tar is a tar archive"):
+        read_torch(tmp_path / "old.tar")
+
+
+def test_a_host_whose_torch_load_answers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "m.pt")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: None)
+    with pytest.raises(FaceSnapError, match=r"m\.pt holds no dictionary"):
+        read_torch(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 cut short", b"\x80\x02}q\x00.", b"text"])
+def test_damaged_torch_files_are_named(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(FaceSnapError, match=r"cut\.pt"):
+        read_torch(write(tmp_path / "cut.pt", data))
