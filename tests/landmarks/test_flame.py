@@ -95,6 +95,7 @@ def skin_by_hand(flame: Flame, shape: np.ndarray, expression: np.ndarray, pose: 
     return result
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(vectors, min_size=1, max_size=4))
 def test_rotation_vectors_agree_with_scipy(rotation_vectors: list[list[float]]) -> None:
     ours = rotation_matrices(torch.tensor(rotation_vectors, dtype=torch.float64))
@@ -133,7 +134,7 @@ def test_agrees_with_skinning_by_hand_on_a_head(flame: Flame) -> None:
     np.testing.assert_allclose(posed_vertices(flame, *codes)[0], by_hand, atol=1e-6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(vectors)
 def test_a_global_rotation_turns_the_mesh_about_its_joint(vector: list[float]) -> None:
     flame = small_flame(3)

@@ -143,6 +143,7 @@ def test_scaling_stretches_each_axis() -> None:
 sizes = st.integers(64, 1500)
 
 
+@settings(max_examples=50, deadline=None)
 @given(sizes, sizes, sizes, sizes, st.floats(0, 1), st.floats(0, 1), st.floats(0.02, 0.9))
 def test_a_placed_face_stays_in_the_picture(
     width: int, height: int, new_width: int, new_height: int, x: float, y: float, part: float

@@ -99,12 +99,15 @@ def test_numpys_old_module_names_are_known(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_pickled_arrays(write(tmp_path / "a.pkl", variant))["a"], array)
 
 
-def test_a_pickle_of_python_2_is_read_as_latin1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_pickle_of_python_2_is_read_as_latin1(tmp_path: Path, binary: bool) -> None:
     """Written opcode by opcode: Python 2 knows no bytes, its arrays travel as strings with any of 256 characters."""
     array = np.array([[-1.5, 1e300], [0.1, 3.0]])
 
     def text(value: bytes) -> bytes:
-        return b"T" + struct.pack("<I", len(value)) + value
+        if binary:
+            return b"T" + struct.pack("<I", len(value)) + value
+        return b"S'" + "".join(f"\\x{byte:02x}" for byte in value).encode() + b"'\n"
 
     dtype = (
         b"cnumpy\ndtype\n"

@@ -1,0 +1,207 @@
+"""From photos and settings to guidance: what is computed, remembered, and refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from facesnap_ext import engine as engine_module
+from facesnap_ext.engine import Engine
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.points72 import place
+from facesnap_ext.landmarks.predictor import LandmarkPredictor
+from facesnap_ext.mixer import FacialAttributeMixer
+from facesnap_ext.photos import Photo
+from facesnap_ext.settings import Settings
+from facesnap_ext.weights.places import find_models
+
+
+@pytest.fixture(scope="module")
+def engine(stand_ins):
+    return Engine(lambda: find_models(stand_ins))
+
+
+@pytest.fixture
+def settings(astronaut):
+    return Settings(enabled=True, references=(astronaut,), model="random.safetensors")
+
+
+@pytest.fixture
+def mirrored(astronaut):
+    return Photo(np.ascontiguousarray(astronaut.pixels[:, ::-1]), "mirrored.png")
+
+
+@pytest.fixture
+def copied(stand_ins, tmp_path):
+    return shutil.copytree(stand_ins, tmp_path / "facesnap")
+
+
+def grey(name="grey.png"):
+    return Photo(np.full((256, 256, 3), 128, np.uint8), name)
+
+
+def test_guidance_is_what_the_parts_give_one_by_one(engine, settings, stand_ins, mirrored):
+    from facesnap_ext import clip, faces
+    from facesnap_ext.landmarks.predictor import load_predictor
+    from facesnap_ext.weights import facesnap_file
+
+    prepared = engine.prepare(replace(settings, driving=mirrored, weight=0.5, start=0.1, end=0.9), 640, 512)
+    guidance = prepared.guidance
+    pack = faces.load_pack(stand_ins / "stand-in-pack")
+    face, driving = (faces.choose(faces.find_faces(pack, photo)) for photo in (settings.references[0], mirrored))
+    weights = facesnap_file.load(stand_ins / "random.safetensors")
+    tokens = weights.mixer(
+        torch.from_numpy(face.embedding)[None, None],
+        clip.load_image_encoder(stand_ins / "stand-in-clip")([face.crop])[None],
+    )
+    torch.testing.assert_close(guidance.tokens, tokens)
+    predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
+    points = predictor.predict(
+        predictor.encode(face.photo.pixels, face.box), predictor.encode(mirrored.pixels, driving.box)
+    )
+    np.testing.assert_allclose(guidance.landmarks.points, place(points, 640, 512, driving.box).points, atol=1e-3)
+    assert (guidance.landmarks.width, guidance.landmarks.height) == (640, 512)
+    assert (guidance.weight, guidance.start, guidance.end, guidance.text_free) == (0.5, 0.1, 0.9, True)
+    assert guidance.name == "random.safetensors"
+    for key, tensor in weights.ffrnet.state_dict().items():
+        assert torch.equal(guidance.ffrnet.state_dict()[key], tensor)
+
+
+def count_runs(monkeypatch):
+    runs = []
+
+    def counted(owner, name, label):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: runs.append(label) or method(*args, **kwargs))
+
+    counted(engine_module.faces, "find_faces", "faces")
+    counted(engine_module, "load_image_encoder", "clip")
+    counted(FacialAttributeMixer, "forward", "mixer")
+    counted(LandmarkPredictor, "predict", "landmarks")
+    return runs
+
+
+def test_the_second_job_with_the_same_photos_computes_nothing(stand_ins, settings, mirrored, monkeypatch):
+    engine = Engine(lambda: find_models(stand_ins))
+    runs = count_runs(monkeypatch)
+    first = engine.prepare(replace(settings, driving=mirrored), 512, 512)
+    assert sorted(set(runs)) == ["clip", "faces", "landmarks", "mixer"]
+    runs.clear()
+    renamed = Photo(settings.references[0].pixels.copy(), "the same pixels.png")
+    second = engine.prepare(replace(settings, references=(renamed,), driving=mirrored, weight=0.3), 512, 768)
+    assert runs == []
+    assert torch.equal(first.guidance.tokens, second.guidance.tokens)
+    assert second.guidance.weight == 0.3
+    assert second.guidance.landmarks.height == 768
+
+
+def test_never_the_identity_of_the_picture_before(engine, settings, grace_hopper, astronaut):
+    first = engine.prepare(settings, 512, 512).guidance
+    other = engine.prepare(replace(settings, references=(grace_hopper,)), 512, 512).guidance
+    again = engine.prepare(settings, 512, 512).guidance
+    assert not torch.allclose(first.tokens, other.tokens, atol=1e-4)
+    assert torch.equal(first.tokens, again.tokens)
+    one_pixel = astronaut.pixels.copy()
+    one_pixel[60, 220] = 0
+    changed = engine.prepare(replace(settings, references=(Photo(one_pixel, astronaut.name),)), 512, 512).guidance
+    assert not torch.equal(first.tokens, changed.tokens)
+
+
+@pytest.mark.parametrize("part", ["random.safetensors", "stand-in-pack/recognition.onnx", "stand-in-deca.safetensors"])
+def test_a_file_exchanged_between_two_jobs_is_read_anew(copied, settings, part, monkeypatch):
+    engine = Engine(lambda: find_models(copied))
+    engine.prepare(settings, 512, 512)
+    runs = count_runs(monkeypatch)
+    os.utime(copied / part, ns=(1, 1))
+    engine.prepare(settings, 512, 512)
+    assert runs
+
+
+def test_several_references_are_mixed_or_averaged(engine, settings, astronaut, mirrored):
+    one = engine.prepare(settings, 512, 512).guidance.tokens
+    both = replace(settings, references=(astronaut, mirrored))
+    mixed = engine.prepare(both, 512, 512).guidance.tokens
+    averaged = engine.prepare(replace(both, average=True), 512, 512).guidance.tokens
+    assert one.shape == mixed.shape == averaged.shape
+    for a, b in ((one, mixed), (one, averaged), (mixed, averaged)):
+        assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_the_init_picture_drives_by_default_in_its_own_pixels(engine, settings, mirrored):
+    prepared = engine.prepare(settings, 768, 512, init_picture=mirrored)
+    assert prepared.in_init_picture
+    assert prepared.driving.photo is mirrored
+    assert (prepared.guidance.landmarks.width, prepared.guidance.landmarks.height) == (512, 512)
+    chosen = engine.prepare(replace(settings, driving=settings.references[0]), 768, 512, init_picture=mirrored)
+    assert not chosen.in_init_picture
+    assert chosen.driving.photo is settings.references[0]
+
+
+def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_stops_the_job(engine, settings):
+    prepared = engine.prepare(settings, 512, 512, init_picture=grey())
+    assert not prepared.in_init_picture
+    assert prepared.driving.photo is settings.references[0]
+    assert "init picture has no face" in prepared.notes[0]
+    with pytest.raises(FaceSnapError, match="No face .* drive me.png"):
+        engine.prepare(replace(settings, driving=grey("drive me.png")), 512, 512)
+
+
+def test_a_padded_close_up_is_said(engine, settings, astronaut):
+    close_up = Photo(np.ascontiguousarray(astronaut.pixels[70:165, 178:273]), "close-up.png")
+    prepared = engine.prepare(replace(settings, references=(close_up,)), 512, 512)
+    assert prepared.references[0].padded
+    assert "close-up.png fills the picture" in prepared.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("stand-in-pack", "no face recognition pack"),
+        ("stand-in-clip", "no CLIP-ViT-H image encoder"),
+        ("stand-in-deca.safetensors", "no DECA encoder"),
+        ("stand-in-flame.safetensors", "no FLAME head model"),
+        ("*.safetensors", "no FaceSnap file"),
+    ],
+)
+def test_what_is_missing_is_told_with_the_folder_it_belongs_in(copied, settings, part, message):
+    for path in copied.glob(part):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    settings = replace(settings, model="" if "*" in part else settings.model)
+    with pytest.raises(FaceSnapError, match=message) as caught:
+        Engine(lambda: find_models(copied)).prepare(settings, 512, 512)
+    assert str(copied) in str(caught.value)
+    assert "put one there" in str(caught.value)
+
+
+def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, settings):
+    cases = [
+        (replace(settings, references=()), "without a reference photo"),
+        (replace(settings, references=(grey("sky.jpg"),)), "No face .* sky.jpg"),
+        (replace(settings, model="none.safetensors"), "no FaceSnap file none.safetensors .* there is init"),
+        (replace(settings, model=""), "several FaceSnap files .* choose one"),
+    ]
+    for wrong, message in cases:
+        with pytest.raises(FaceSnapError, match=message):
+            engine.prepare(wrong, 512, 512)
+
+
+def test_encoders_that_do_not_fit_the_file_are_named(engine, settings, monkeypatch):
+    monkeypatch.setattr(engine, "clip_tokens", lambda files, face: torch.zeros(257, 1024))
+    with pytest.raises(FaceSnapError, match="wants features of 64 numbers from the CLIP .* gives 1024"):
+        engine.prepare(replace(settings, average=True), 512, 512)
+
+
+def test_progress_tells_each_stage(stand_ins, settings):
+    told = []
+    Engine(lambda: find_models(stand_ins)).prepare(settings, 512, 512, progress=told.append)
+    assert told == [
+        "looking for the face",
+        "loading the FaceSnap file",
+        "encoding the face",
+        "predicting landmarks",
+    ]
