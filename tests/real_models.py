@@ -73,6 +73,7 @@ def _run(command: list[str], folder: Path) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
     except subprocess.CalledProcessError as error:
-        raise Unavailable(f"{' '.join(command[-2:])} failed: {error.stderr.strip()[-200:]}") from error
+        reason = (error.stderr.strip() or "no reason given").splitlines()[-1]
+        raise Unavailable(f"{command[-1]} cannot be fetched ({reason})") from error
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"{' '.join(command[-2:])} took too long") from error
+        raise Unavailable(f"fetching {command[-1]} took too long") from error

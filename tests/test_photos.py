@@ -252,6 +252,8 @@ def test_base64_is_never_a_place(tmp_path, monkeypatch):
     for text in [*places, "", "data:text/html;base64,aGVsbG8=", "data:image/png,hello", "ä"]:
         with pytest.raises(FaceSnapError, match="reference 1"):
             from_base64(text, "reference 1")
+    with pytest.raises(FaceSnapError, match="is not base64"):
+        from_base64("https://a.org/b.png", "reference 1")
 
 
 def test_no_such_file(tmp_path):

@@ -25,7 +25,7 @@ SHAPE: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
 }
 SDXL_WIDTHS = (320, 640, 1280)
-SMALL_WIDTHS = (64, 128, 256)
+SMALL_WIDTHS, SMALL_PIXELS = (64, 128, 256), 512
 
 
 def bench_ffrnet(repeats: int = 5) -> dict[str, Any]:
@@ -38,14 +38,11 @@ def bench_ffrnet(repeats: int = 5) -> dict[str, Any]:
         `flop_ratio`: FFRNet once (landmark embedding included) to the UNet's two rows. `flop_ratio_both_rows`: the same
         for a ControlNet, which runs on both. `seconds`: of one step each. `size`: of what was timed.
     """
-    with torch.device("meta"):
-        steps = _steps(SDXL_WIDTHS, 1024, torch.float32, torch.device("meta"))
-        flops = {name: _count_flops(step) for name, step in steps.items()}
-
+    flops = count_flops()
     if torch.cuda.is_available():
         device, dtype, widths, pixels = torch.device("cuda"), torch.float16, SDXL_WIDTHS, 1024
     else:
-        device, dtype, widths, pixels = torch.device("cpu"), torch.float32, SMALL_WIDTHS, 512
+        device, dtype, widths, pixels = torch.device("cpu"), torch.float32, SMALL_WIDTHS, SMALL_PIXELS
     with device:
         steps = _steps(widths, pixels, dtype, device)
     return {
@@ -54,6 +51,19 @@ def bench_ffrnet(repeats: int = 5) -> dict[str, Any]:
         "seconds": _take_turns(steps, repeats, device),
         "size": {"pixels": pixels, "widths": widths, "device": device.type, "dtype": str(dtype).split(".")[-1]},
     }
+
+
+def count_flops(widths: tuple[int, ...] = SDXL_WIDTHS, pixels: int = 1024) -> dict[str, int]:
+    """FLOPs of one CFG step of each network, counted on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counted = {}
+    with torch.device("meta"), torch.no_grad():
+        for name, step in _steps(widths, pixels, torch.float32, torch.device("meta")).items():
+            with FlopCounterMode(display=False) as counter:
+                step()
+            counted[name] = counter.get_total_flops()
+    return counted
 
 
 def _steps(
@@ -86,14 +96,6 @@ def _steps(
         "ffrnet": lambda: ffrnet(x[:1], timesteps[:1], tokens[:1], ffrnet.embed_landmarks(picture)),
         "controlnet_both_rows": lambda: controlnet(x, timesteps, tokens, pictures, added_cond_kwargs=added),
     }
-
-
-def _count_flops(step: Callable[[], Any]) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
 
 
 def _take_turns(steps: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:

@@ -48,6 +48,7 @@ class Host:
         self.url = url.rstrip("/")
         self._session = requests.Session()
         self._session.trust_env = False  # the host is near; no proxy stands between
+        self._session.headers["Connection"] = "close"  # Forge's server drops a connection after an error
         self.forge = "forge_preset" in self.get("/sdapi/v1/options")
 
     @property

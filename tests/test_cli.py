@@ -1,0 +1,123 @@
+"""The commands, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from facesnap_ext.cli import main
+from facesnap_ext.landmarks.points72 import Landmarks, draw
+
+
+@pytest.fixture
+def photo(astronaut, tmp_path):
+    path = tmp_path / "astronaut.png"
+    Image.fromarray(astronaut.pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def mirrored(astronaut, tmp_path):
+    path = tmp_path / "mirrored.png"
+    Image.fromarray(np.ascontiguousarray(astronaut.pixels[:, ::-1])).save(path)
+    return path
+
+
+def prepare(stand_ins, out, *arguments):
+    models = ["--models", str(stand_ins), "--model", "random.safetensors"]
+    return main(["prepare", *map(str, arguments), *models, "--out", str(out), "--json"])
+
+
+def test_prepare_writes_tokens_points_and_drawings(stand_ins, photo, mirrored, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert prepare(stand_ins, out, photo, "--drive", mirrored, "--width", 640, "--height", 512) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.split("/")[-1] for path in result["written"])
+
+    tokens = load_file(out / "tokens.safetensors")["tokens"]
+    assert list(tokens.shape) == result["tokens"] == [1, 16, 48]
+    stored = json.loads((out / "landmarks.json").read_text())
+    points = np.array(stored["points"], np.float32)
+    assert (points.shape, stored["width"], stored["height"]) == ((72, 2), 640, 512)
+    drawn = np.asarray(Image.open(out / "landmarks.png")).astype(int)
+    assert np.abs(drawn - draw(Landmarks(points, 640, 512), 640, 512)).max() <= 16  # points are rounded to 0.01
+
+    left, top, right, bottom = result["faces"][0]["box"]
+    assert 150 < left < 200 < 240 < right < 290
+    assert 40 < top < 110 < 150 < bottom < 220
+    assert result["driving"]["photo"] == "mirrored.png"
+    before, framed = Image.open(photo), Image.open(out / "reference-1.png")
+    changed = np.argwhere((np.asarray(before) != np.asarray(framed)).any(axis=2))
+    np.testing.assert_allclose(changed.min(axis=0), (top, left), atol=4)
+    np.testing.assert_allclose(changed.max(axis=0), (bottom, right), atol=4)
+
+
+def test_without_a_driving_photo_the_pose_is_the_references_own(stand_ins, photo, tmp_path, capsys):
+    assert prepare(stand_ins, tmp_path / "out", photo) == 0
+    assert json.loads(capsys.readouterr().out)["driving"]["photo"] == "astronaut.png"
+    assert not (tmp_path / "out" / "driving.png").exists()
+
+
+def test_errors_are_one_line_and_exit_code_1(stand_ins, tmp_path, capsys):
+    grey = tmp_path / "grey.png"
+    Image.new("RGB", (200, 200), "grey").save(grey)
+    assert prepare(stand_ins, tmp_path / "out", grey) == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("facesnap: No face")
+    assert "grey.png" in told
+    assert not (tmp_path / "out").exists()
+
+    assert main(["convert", str(stand_ins / "random.safetensors")]) == 1
+    assert "random.safetensors is a FaceSnap file" in capsys.readouterr().err
+    assert main(["init", str(tmp_path / "none.safetensors"), "--out", str(tmp_path / "x.safetensors")]) == 1
+    assert "none.safetensors" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module():
+    run = subprocess.run([sys.executable, "-m", "facesnap_ext", "--help"], capture_output=True, text=True, check=True)
+    for command in ("convert", "init", "prepare", "demo", "bench"):
+        assert command in run.stdout
+
+
+def test_one_run_of_ffrnet_costs_little_more_than_a_fifth_of_a_step_of_sdxl():
+    """Counted at SDXL's size and 1024²; a ControlNet on both rows costs twice as much."""
+    from facesnap_ext.evaluation.benchmarks import count_flops
+
+    flops = count_flops()
+    assert flops["unet"] == pytest.approx(2 * 6.76e12, rel=0.01)
+    assert flops["ffrnet"] / flops["unet"] <= 0.223
+    assert flops["controlnet_both_rows"] == pytest.approx(2 * flops["ffrnet"], rel=1e-6)
+
+
+def test_bench_prints_json(capsys, monkeypatch):
+    from facesnap_ext.evaluation import benchmarks
+
+    monkeypatch.setattr(benchmarks, "SMALL_WIDTHS", (64, 64, 64))
+    monkeypatch.setattr(benchmarks, "SMALL_PIXELS", 64)
+    assert main(["bench", "ffrnet", "--json", "--repeats", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result) == {"flop_ratio", "flop_ratio_both_rows", "seconds", "size"}
+    assert set(result["seconds"]) == {"unet", "ffrnet", "controlnet_both_rows"}
+    assert all(seconds > 0 for seconds in result["seconds"].values())
+
+
+def test_the_demo_puts_every_stage_into_one_picture(tmp_path, capsys):
+    out = tmp_path / "deep" / "demo.png"
+    assert main(["demo", "--out", str(out)]) == 0
+    stages = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert [line[:5] for line in stages] == [f"[{i}/7]" for i in range(1, 8)]
+    picture = np.asarray(Image.open(out))
+    panels = picture[64:, 20:]
+    ground = picture[5, 5]
+    cells = [panels[i * 322 : i * 322 + 256, j * 276 : j * 276 + 256] for i in range(3) for j in range(5)]
+    drawn = [(cell != ground).any(axis=2).mean() > 0.99 for cell in cells]
+    assert drawn == [True] * 13 + [False] * 2
+    without, with_facesnap, difference = cells[10:13]
+    assert (without != with_facesnap).mean() > 0.1
+    assert difference.std() > 5

@@ -1,0 +1,162 @@
+"""The WebUI's entry: light to import, and nothing goes wrong quietly."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import mock_webui
+import pytest
+from PIL import Image
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import webui
+from facesnap_ext.settings import UI_ORDER
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "facesnap.py"
+HEAVY = ("insightface", "onnxruntime", "transformers", "diffusers", "cv2", "skimage", "scipy")
+
+
+@pytest.fixture
+def host(stand_ins, monkeypatch):
+    """The script in a mock WebUI whose adapter notes what it is told."""
+    names = ("gradio", "modules")
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in names}
+    models = stand_ins.parent
+    seen = mock_webui.install(models)
+    monkeypatch.setattr(webui, "_engine", None)
+    spec = importlib.util.spec_from_file_location("facesnap_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    seen.module, seen.script, seen.calls = module, module.Script(), []
+    monkeypatch.setattr(module.host, "attach", lambda p, guidance: seen.calls.append(("attach", guidance)))
+    monkeypatch.setattr(module.host, "detach", lambda p: seen.calls.append("detach"))
+    yield seen
+    for name in [name for name in sys.modules if name.split(".")[0] in names]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def job(**values):
+    p = SimpleNamespace(width=512, height=512, extra_generation_params={}, comments=[], **values)
+    p.comment = p.comments.append
+    return p
+
+
+def run(host, p, *args):
+    """The host's calls for one picture, which swallow exceptions as the host does."""
+    for method in (
+        lambda: host.script.before_process(p, *args),
+        lambda: host.script.process(p, *args),
+        lambda: host.script.process_before_every_sampling(p, *args, x=None, noise=None, c=None, uc=None),
+        lambda: host.script.post_sample(p, None, *args),
+        lambda: host.script.postprocess(p, None, *args),
+    ):
+        try:
+            method()
+        except Exception:
+            continue
+
+
+def attached(host):
+    return [call[1] for call in host.calls if isinstance(call, tuple)]
+
+
+def test_importing_it_loads_nothing_heavy(tmp_path):
+    """In a process that has torch, PIL and gradio, as every host has by then."""
+    code = f"""
+import sys
+sys.path[:0] = [{str(SCRIPT.parents[1])!r}, {str(Path(__file__).parent)!r}]
+import torch, PIL.Image, PIL.ImageOps, safetensors.torch, mock_webui
+from pathlib import Path
+mock_webui.install(Path({str(tmp_path)!r}))
+before = set(sys.modules)
+exec(Path({str(SCRIPT)!r}).read_text(), {{"__name__": "facesnap"}})
+loaded = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(*sorted(loaded & set({HEAVY!r})))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+def test_the_page_hands_over_what_settings_read(host):
+    components = host.script.ui(is_img2img=False)
+    assert len(components) == len(UI_ORDER)
+    ids = [component.values.get("elem_id") for component in components]
+    assert ids == ["enable", "photo", "more_photos", "driving", "weight", "start", "end", "model"]
+    assert "random.safetensors" in components[-1].args[0]
+    assert host.script.show(is_img2img=True) == "always"
+    host.script.ui(is_img2img=True)  # the API asks for it again
+
+
+def test_rows_are_announced_through_one_callback(host):
+    assert host.denoiser_callbacks == [host.module.host.on_cfg_denoiser]
+
+
+def test_a_job_is_guided_and_let_go_again(host, astronaut):
+    p = job()
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "weight": 0.7}
+    run(host, p, values)
+    (guidance,) = attached(host)
+    assert guidance.weight == 0.7
+    assert guidance.landmarks.width == 512
+    assert host.calls[0] == "detach"  # what an earlier job left
+    assert host.calls[-2:] == ["detach", "detach"]
+    assert p.extra_generation_params["FaceSnap weight"] == 0.7
+    assert host.state.textinfo.startswith("FaceSnap")
+
+
+@pytest.mark.parametrize("args", [[False], [], [{"enabled": False}], [{"weight": 0}], [{"start": 0.5, "end": 0.5}]])
+def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, monkeypatch):
+    monkeypatch.setattr(webui, "prepare", lambda *args: pytest.fail("prepared"))
+    p = job()
+    run(host, p, *args)
+    assert attached(host) == []
+    assert p.extra_generation_params == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "without a reference photo"),
+        ({"references": ["bm90IGEgcGljdHVyZQ=="]}, "reference photo 1"),
+        ({"references": [Image.new("RGB", (64, 64), "grey")], "model": "random.safetensors"}, "No face .* photo 1"),
+        ({"odd": 1}, "no setting named odd"),
+    ],
+)
+def test_what_goes_wrong_in_preparing_is_handed_to_the_adapter_to_stop_the_job(host, values, message):
+    run(host, job(), values)
+    (error,) = attached(host)
+    assert isinstance(error, FaceSnapError)
+    with pytest.raises(FaceSnapError, match=message):
+        raise error
+
+
+def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch):
+    """The host swallows a script's exceptions; the picture of somebody else must not follow."""
+    monkeypatch.setattr(webui, "prepare", lambda *args: 1 / 0)
+    run(host, job(), {"references": []})
+    (error,) = attached(host)
+    assert isinstance(error, FaceSnapError)
+    assert "ZeroDivisionError" in str(error)
+
+
+def test_the_next_job_knows_nothing_of_the_last(host):
+    p = job()
+    run(host, p, {})
+    host.calls.clear()
+    run(host, p, False)
+    assert attached(host) == []
+
+
+def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
+    p = job(init_images=[Image.new("RGB", (300, 200), "grey")], resize_mode=0, paste_to=None)
+    run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
+    assert "init picture has no face" in p.comments[0]
+    p = job(init_images=[Image.fromarray(astronaut.pixels)], resize_mode=0, paste_to=(128, 0, 256, 256))
+    run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
+    assert attached(host)[-1].landmarks.width == 256
+    assert p.comments == []
