@@ -22,6 +22,7 @@ from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Settings
 from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.convert import convert_originals
 from facesnap_ext.weights.places import ModelFiles
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class Engine:
         if not settings.references:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
         files = self._find_models()
+        convert_originals(files, progress)
         facesnap = files.choose_facesnap(settings.model)
 
         progress("looking for the face")

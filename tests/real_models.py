@@ -44,8 +44,7 @@ def _fetch(name: str, sha256: str, download, inside: str) -> Path:
     if not target.is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            member = download(Path(folder), inside + name)
-            os.replace(member, target)
+            download(Path(folder), inside + name).replace(target)
     if hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
         raise ValueError(f"{target} is not the file that the tests were written for: delete it")
     return target

@@ -91,7 +91,7 @@ def open_clip_tower(width: int, layers: int, mlp: int, patch: int = 8, grid: int
     return tower
 
 
-def open_clip_tokens(tower: dict[str, torch.Tensor], pixels: torch.Tensor, heads: int, layers: int, act) -> torch.Tensor:
+def open_clip_tokens(tower: dict[str, torch.Tensor], pixels: torch.Tensor, heads: int, layers: int, act):
     """open_clip's forward pass through the first `layers` layers, written out."""
     width, patch = tower["conv1.weight"].shape[0], tower["conv1.weight"].shape[-1]
 
@@ -104,10 +104,9 @@ def open_clip_tokens(tower: dict[str, torch.Tensor], pixels: torch.Tensor, heads
     for layer in range(layers):
         block = f"transformer.resblocks.{layer}"
         y = norm(f"{block}.ln_1", x)
-        y, _ = F.multi_head_attention_forward(
-            y, y, y, width, heads, tower[f"{block}.attn.in_proj_weight"], tower[f"{block}.attn.in_proj_bias"], None, None,
-            False, 0.0, tower[f"{block}.attn.out_proj.weight"], tower[f"{block}.attn.out_proj.bias"],
-        )  # fmt: skip
+        weights = [tower[f"{block}.attn.{name}"] for name in ("in_proj_weight", "in_proj_bias")]
+        out = [tower[f"{block}.attn.out_proj.{name}"] for name in ("weight", "bias")]
+        y, _ = F.multi_head_attention_forward(y, y, y, width, heads, *weights, None, None, False, 0.0, *out)
         x = x + y
         y = F.linear(norm(f"{block}.ln_2", x), tower[f"{block}.mlp.c_fc.weight"], tower[f"{block}.mlp.c_fc.bias"])
         x = x + F.linear(act(y), tower[f"{block}.mlp.c_proj.weight"], tower[f"{block}.mlp.c_proj.bias"])
@@ -181,7 +180,8 @@ def test_file_with_transformers_names(prefix, name, model, tmp_path):
 def test_file_with_open_clip_names(prefix, name, tmp_path):
     tower = open_clip_tower(width=128, layers=3, mlp=96)
     tensors = {f"{prefix}{key}": tensor for key, tensor in tower.items()}
-    tensors |= {"token_embedding.weight": torch.zeros(5, 8), "positional_embedding": torch.zeros(7, 8)} if prefix else {}
+    if prefix:  # the text encoder beside it
+        tensors |= {"token_embedding.weight": torch.zeros(5, 8), "positional_embedding": torch.zeros(7, 8)}
     save(tmp_path / name, tensors)
     encoder = load_image_encoder(tmp_path / name)
     expected = open_clip_tokens(tower, preprocess(crops(), 32), heads=2, layers=2, act=F.gelu)

@@ -178,6 +178,33 @@ def test_what_is_missing_is_told_with_the_folder_it_belongs_in(copied, settings,
     assert "put one there" in str(caught.value)
 
 
+def test_decas_and_flames_own_files_are_converted_once(copied, settings, monkeypatch):
+    import pickle
+
+    from safetensors.torch import load_file
+
+    deca, flame = copied / "stand-in-deca.safetensors", copied / "stand-in-flame.safetensors"
+    wanted = Engine(lambda: find_models(copied)).prepare(settings, 512, 512).guidance.landmarks
+    torch.save({"E_flame": load_file(deca)}, copied / "deca_model.tar")
+    arrays = {key: tensor.numpy() for key, tensor in load_file(flame).items()}
+    shapes, expressions = arrays["shapedirs"], arrays.pop("expressiondirs")
+    directions = np.zeros((*shapes.shape[:2], 400), np.float32)  # FLAME's own: 300 of shape, then 100 of expression
+    directions[..., : shapes.shape[2]] = shapes
+    directions[..., 300 : 300 + expressions.shape[2]] = expressions
+    parents = arrays.pop("parents")
+    arrays |= {"shapedirs": directions, "f": arrays.pop("faces"), "kintree_table": np.stack([parents, parents])}
+    (copied / "generic_model.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
+    deca.unlink()
+    flame.unlink()
+    told = []
+    got = Engine(lambda: find_models(copied)).prepare(settings, 512, 512, progress=told.append).guidance.landmarks
+    np.testing.assert_allclose(got.points, wanted.points, atol=1e-3)
+    assert told[:2] == ["converting deca_model.tar, once", "converting generic_model.pkl, once"]
+    told.clear()
+    Engine(lambda: find_models(copied)).prepare(settings, 512, 512, progress=told.append)
+    assert not any("converting" in line for line in told)
+
+
 def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, settings):
     cases = [
         (replace(settings, references=()), "without a reference photo"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,13 +65,14 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_venv(tmp_path_factory.mktemp("bare"))
 
 
+def missing_without(*names: str) -> list[str]:
+    """What is missing where all is installed but these."""
+    return install.missing({first for first, *_ in install.NEEDED.values()} - set(names))
+
+
 def test_missing_names_every_module_of_an_empty_environment_and_none_of_a_full_one():
     assert missing_without() == []
     assert install.missing({}) == ["insightface", "onnx", "onnxruntime", "cv2", "skimage", "requests", "tqdm"]
-
-
-def missing_without(*names: str) -> list[str]:
-    return install.missing({first for first, *_ in install.NEEDED.values()} - set(names))
 
 
 @pytest.mark.parametrize(("module", "name"), FLAVOURS)
@@ -204,8 +206,6 @@ def test_a_conflict_installs_nothing_and_is_named(bare_python: Path, tmp_path: P
 
 
 def build_wheel(path: Path, name: str, version: str, requires: str) -> None:
-    import zipfile
-
     info = f"{name.replace('-', '_')}-{version}.dist-info"
     path.parent.mkdir(parents=True)
     with zipfile.ZipFile(path, "w") as wheel:

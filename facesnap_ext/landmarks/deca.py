@@ -66,7 +66,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         for level in range(1, 5):
-            blocks = []
+            blocks: list[nn.Module] = []
             while (prefix := f"layer{level}.{len(blocks)}") + ".conv1.weight" in shapes:
                 width, outputs = shapes[f"{prefix}.conv1.weight"][0], shapes[f"{prefix}.conv3.weight"][0]
                 stride = 2 if level > 1 and not blocks else 1
@@ -211,8 +211,14 @@ def load_deca(path: Path) -> Deca:
     metadata = read_index(path).metadata
     if int(metadata.get("version", VERSION)) > VERSION:
         raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
+    try:
+        code_sizes, image_size = json.loads(metadata["code_sizes"]), int(metadata["image_size"])
+    except (KeyError, ValueError) as error:
+        raise FaceSnapError(
+            f"The metadata of {path.name} is damaged ({error}); convert deca_model.tar again."
+        ) from error
     tensors = read_tensors(path)
-    deca = _build(tensors, json.loads(metadata["code_sizes"]), int(metadata["image_size"]), path.name)
+    deca = _build(tensors, code_sizes, image_size, path.name)
     deca.load_state_dict(tensors, assign=True)
     return deca.eval().requires_grad_(False)
 

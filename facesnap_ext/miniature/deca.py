@@ -40,8 +40,8 @@ def stand_in_deca(seed: int = 0) -> dict[str, Tensor]:
     for tensor in deca.parameters():
         if tensor.ndim > 1:
             tensor.data.normal_(std=(2 / tensor[0].numel()) ** 0.5, generator=generator)
-    for linear in (deca.layers[0], deca.layers[2]):
-        nn.init.zeros_(linear.bias)
+    first, last = deca.layers[0], deca.layers[2]
+    first.bias.data.zero_()
     pictures = _pictures(16, generator)
     with torch.no_grad():
         for norm in deca.modules():
@@ -50,8 +50,7 @@ def stand_in_deca(seed: int = 0) -> dict[str, Tensor]:
         deca.train()(pictures)
         deca.eval()
         wanted_mean, wanted_spread = _code_means(), _code_spreads()
-        last = deca.layers[2]
-        answers = deca.layers(deca.encoder(pictures))
+        answers = deca.layers[:2](deca.encoder(pictures)) @ last.weight.T
         scale = wanted_spread / answers.std(0)
         last.weight *= scale[:, None]
         last.bias.copy_(wanted_mean - answers.mean(0) * scale)

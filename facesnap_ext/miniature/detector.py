@@ -103,7 +103,8 @@ def scrfd_from_centerface(src: str | Path, dst: str | Path) -> None:
     SCRFD's nine: scores, boxes and five points at strides 8, 16 and 32, of which 16 and 32 score 0. The picture's
     height and width become free; both must be multiples of 32.
     """
-    import onnx
+    import onnx.compose
+    import onnx.parser
 
     network = onnx.load(str(src))
     graph = network.graph
@@ -134,7 +135,8 @@ def stand_in_arcface(dst: str | Path, seed: int) -> None:
     equal embeddings and other crops give others; nothing says that two photos of one person are alike.
     """
     import numpy as np
-    import onnx
+    import onnx.numpy_helper
+    import onnx.parser
 
     network = onnx.parser.parse_model(_STAND_IN)
     projection = np.random.default_rng(seed).standard_normal((3 * 7 * 7, 512), dtype=np.float32)

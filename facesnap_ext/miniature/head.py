@@ -94,8 +94,8 @@ def write_stand_in_flame(path: Path, seed: int = 0, shapes: int = 100, expressio
 
 
 # Directions: each is a sum of (kind, centre, radii, vector). A "push" moves a soft ellipsoid around the centre by the
-# vector, a "stretch" scales it about the centre by the vector; a centre away from the middle works on both sides. The
-# lengths are metres (a push) or parts (a stretch) for one standard deviation.
+# vector, a "drop" moves what of it hangs on the jaw, a "stretch" scales it about the centre by the vector; a centre away
+# from the middle works on both sides. The lengths are metres (push, drop) or parts (stretch) for one standard deviation.
 Bump = tuple[str, tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 SHAPES: dict[str, list[Bump]] = {
     "longer face": [("stretch", (0, 0.02, 0.02), (0.3, 0.3, 0.3), (0, 0.055, 0))],
@@ -145,7 +145,7 @@ def _bump(vertices: np.ndarray, kind: str, centre: tuple, radii: tuple, vector: 
         mirror = np.array([side, 1, 1])
         away = vertices - centre * mirror
         soft = np.exp(-0.5 * ((away / radii) ** 2).sum(1, keepdims=True))
-        if kind == "drop":  # a push of what hangs on the jaw alone, so that the lips part
+        if kind == "drop":  # the lips part
             soft = soft * _jaw_weight(vertices)[:, None]
         total += soft * (away * vector if kind == "stretch" else vector * mirror)
     return total

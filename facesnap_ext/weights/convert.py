@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.deca import convert_deca
 from facesnap_ext.landmarks.flame import convert_flame
 from facesnap_ext.weights.initialise import from_controlnet
+from facesnap_ext.weights.places import ModelFiles
 from facesnap_ext.weights.recognise import Kind, recognise
 
 CONTROLNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
@@ -44,6 +46,15 @@ def convert(source: Path, out: Path | None = None) -> Path:
             "and an SDXL ControlNet in diffusers' layout."
         )
     return out
+
+
+def convert_originals(files: ModelFiles, progress: Callable[[str], None]) -> None:
+    """Convert DECA's and FLAME's own files where a model folder has no converted ones, once and for all."""
+    for part in ("deca", "flame"):
+        path = getattr(files, part)
+        if path is not None and path.suffix != ".safetensors":
+            progress(f"converting {path.name}, once")
+            setattr(files, part, convert(path))
 
 
 def _weights_in(folder: Path) -> Path:

@@ -233,7 +233,7 @@ class _InertUnpickler(pickle._Unpickler):
         array.state = (shape, dtype, order == "F", raw)
         return array
 
-    def _scalar(self, dtype: Any, raw: Any) -> np.generic:
+    def _scalar(self, dtype: Any, raw: Any) -> Any:
         return _numbers(raw, dtype, (), False)[()]
 
     def _dtype(self, code: Any, *_: Any) -> _DType:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.deca import (
@@ -194,6 +194,15 @@ def test_other_code_sizes_come_from_the_file(tmp_path: Path, state: dict[str, to
     assert [code.shape[1] for code in deca(torch.rand(1, 3, 160, 160)).values()] == [230, 0, 3, 3]
     with pytest.raises(FaceSnapError, match="236 codes where 235"):
         save_deca(tmp_path / "e.safetensors", state, "test", sizes | {"cam": 2})
+
+
+def test_damaged_metadata_is_named(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    save_file(state, tmp_path / "d.safetensors", {"format": "facesnap-deca", "version": "1"})
+    with pytest.raises(FaceSnapError, match=r"d\.safetensors is damaged .*code_sizes"):
+        load_deca(tmp_path / "d.safetensors")
+    save_file(state, tmp_path / "d.safetensors", {"format": "facesnap-deca", "version": "2"})
+    with pytest.raises(FaceSnapError, match=r"d\.safetensors was written by a newer FaceSnap"):
+        load_deca(tmp_path / "d.safetensors")
 
 
 def test_an_incomplete_encoder_is_named(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:

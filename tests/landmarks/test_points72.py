@@ -177,3 +177,10 @@ def test_the_window_moves_no_further_than_it_must() -> None:
     wider = place(left, 200, 200, face_box=np.array([left.box[0] - 5, 0, left.box[2] + 5, 200]))
     assert wider.points[:, 0].min() == pytest.approx(5, abs=1e-3)
     np.testing.assert_allclose(place(left, 800, 400).points, left.points * 2, atol=1e-3)
+
+
+def test_the_window_stays_in_the_photo_when_the_face_does_not() -> None:
+    beyond = Landmarks(face(200).points - [150, 0], 400, 200)
+    np.testing.assert_allclose(place(beyond, 200, 200).points, beyond.points, atol=1e-3)
+    huge = Landmarks(face(600).points - [500, 200], 400, 200)
+    np.testing.assert_allclose(place(huge, 200, 200).points, huge.points, atol=1e-3)

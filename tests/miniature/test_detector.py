@@ -50,7 +50,8 @@ def scrfd_faces(path, rgb: np.ndarray, threshold: float) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    outputs = session.run(None, {session.get_inputs()[0].name: (rgb.transpose(2, 0, 1)[None] - np.float32(127.5)) / 128})
+    blob = (rgb.transpose(2, 0, 1)[None] - np.float32(127.5)) / 128
+    outputs = session.run(None, {session.get_inputs()[0].name: blob})
     rows = []
     for level, stride in enumerate((8, 16, 32)):
         scores, boxes, points = outputs[level], outputs[3 + level] * stride, outputs[6 + level] * stride
