@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import gradio as gr
-from modules import paths, script_callbacks, scripts, shared
+from modules import paths, script_callbacks, scripts
 from modules.ui_components import InputAccordion
 
 from facesnap_ext import hosts
@@ -72,7 +72,9 @@ class Script(scripts.Script):
             p.facesnap = error.with_traceback(None)  # which would hold on to the whole job
         except Exception as error:
             # the host would swallow it and go on to a picture of somebody else
-            p.facesnap = FaceSnapError(f"FaceSnap failed: {error!r}; the console has the whole story, please report it.")
+            p.facesnap = FaceSnapError(
+                f"FaceSnap failed: {error!r}; the console has the whole story, please report it."
+            )
             raise
 
     def process_before_every_sampling(self, p, *args, **kwargs):

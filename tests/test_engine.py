@@ -147,7 +147,7 @@ def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_
     assert not prepared.in_init_picture
     assert prepared.driving.photo is settings.references[0]
     assert "init picture has no face" in prepared.notes[0]
-    with pytest.raises(FaceSnapError, match="No face .* drive me.png"):
+    with pytest.raises(FaceSnapError, match=r"No face .* drive me\.png"):
         engine.prepare(replace(settings, driving=grey("drive me.png")), 512, 512)
 
 
@@ -219,7 +219,7 @@ def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, 
 
 def test_encoders_that_do_not_fit_the_file_are_named(engine, settings, monkeypatch):
     monkeypatch.setattr(engine, "clip_tokens", lambda files, face: torch.zeros(257, 1024))
-    with pytest.raises(FaceSnapError, match="wants features of 64 numbers from the CLIP .* gives 1024"):
+    with pytest.raises(FaceSnapError, match=r"wants features of 64 numbers from the CLIP .* gives 1024"):
         engine.prepare(replace(settings, average=True), 512, 512)
 
 

@@ -71,9 +71,17 @@ def test_it_equals_diffusers_controlnet(shape, size):
     text = torch.randn(2, 20, generator=g)
     sizes = torch.tensor([[height, width, 0.0, 0, height, width]] * 2)
 
-    for pooled, y in ((torch.zeros(2, 20), None), (text, torch.cat([text, sinusoid(sizes.flatten(), 8).view(2, -1)], 1))):
+    for pooled, y in (
+        (torch.zeros(2, 20), None),
+        (text, torch.cat([text, sinusoid(sizes.flatten(), 8).view(2, -1)], 1)),
+    ):
         down_residuals, middle = reference(
-            x, timesteps, tokens, picture, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}, return_dict=False
+            x,
+            timesteps,
+            tokens,
+            picture,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
+            return_dict=False,
         )
         residuals = network(x, timesteps, tokens, network.embed_landmarks(picture), y)
         assert len(residuals) == len(down_residuals) + 1

@@ -76,7 +76,9 @@ def test_it_computes_in_its_own_type_inside_a_hosts_autocast():
     assert all(torch.equal(a, b) for a, b in zip(plain, inside))
 
 
-@pytest.mark.parametrize(("start", "end", "acts"), [(0, 1, "1111"), (0.5, 1, "0011"), (0, 0.5, "1100"), (0.5, 0.5, "0000")])
+@pytest.mark.parametrize(
+    ("start", "end", "acts"), [(0, 1, "1111"), (0.5, 1, "0011"), (0, 0.5, "1100"), (0.5, 0.5, "0000")]
+)
 def test_the_window(start, end, acts):
     guidance = tiny.guidance(network=NETWORK, start=start, end=end)
     assert "".join(str(int(guidance.acts_at(step / 4))) for step in range(4)) == acts

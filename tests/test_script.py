@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,17 +49,16 @@ def job(**values):
 
 def run(host, p, *args):
     """The host's calls for one picture, which swallow exceptions as the host does."""
-    for method in (
-        lambda: host.script.before_process(p, *args),
-        lambda: host.script.process(p, *args),
-        lambda: host.script.process_before_every_sampling(p, *args, x=None, noise=None, c=None, uc=None),
-        lambda: host.script.post_sample(p, None, *args),
-        lambda: host.script.postprocess(p, None, *args),
-    ):
-        try:
-            method()
-        except Exception:
-            continue
+    with suppress(Exception):
+        host.script.before_process(p, *args)
+    with suppress(Exception):
+        host.script.process(p, *args)
+    with suppress(Exception):
+        host.script.process_before_every_sampling(p, *args, x=None, noise=None, c=None, uc=None)
+    with suppress(Exception):
+        host.script.post_sample(p, None, *args)
+    with suppress(Exception):
+        host.script.postprocess(p, None, *args)
 
 
 def attached(host):

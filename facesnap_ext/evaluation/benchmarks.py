@@ -115,5 +115,3 @@ def _take_turns(steps: dict[str, Callable[[], Any]], repeats: int, device: torch
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-

@@ -92,7 +92,9 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
             Panel("Driving photo", framed(drive), "gives pose and expression"),
             Panel("The reference's own points", overlay(face, own), "72 landmarks"),
             Panel("Predicted points", overlay(drive, in_driving), "its shape in the driving pose"),
-            Panel("Landmark drawing", Image.fromarray(draw(guidance.landmarks, 2 * SIDE, 2 * SIDE)), "what FFRNet sees"),
+            Panel(
+                "Landmark drawing", Image.fromarray(draw(guidance.landmarks, 2 * SIDE, 2 * SIDE)), "what FFRNet sees"
+            ),
             Panel("FFRNet residuals", mosaic(residuals), f"{len(residuals) - 1} skips and the middle"),
         ],
         [

@@ -101,4 +101,4 @@ def _kind(path: Path, size: int, changed: int) -> Kind:
 
 
 def _is_pack(path: Path) -> bool:
-    return path.is_dir() and any(path.glob("*.onnx")) or any(path.glob("*/*.onnx"))
+    return (path.is_dir() and any(path.glob("*.onnx"))) or any(path.glob("*/*.onnx"))

@@ -162,5 +162,5 @@ def test_start_and_end_are_fractions_of_the_steps(pipe, window):
 
 def test_other_widths_are_refused(pipe):
     network = tiny.ffrnet(widths=(32, 64, 64))
-    with pytest.raises(FaceSnapError, match="other widths|was made for"), guided(pipe, tiny.guidance(network=network)):
+    with pytest.raises(FaceSnapError, match=r"other widths|was made for"), guided(pipe, tiny.guidance(network=network)):
         pass

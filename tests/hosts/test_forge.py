@@ -217,7 +217,11 @@ def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
     """Beside a control with gaps and a shorter list."""
     guidance = tiny.guidance()
     x, _, context, y = inputs(1)
-    other = {"input": [], "middle": [torch.full((1, 96, 4, 4), 0.3)], "output": [None, torch.full((1, 32, 16, 16), 0.2)]}
+    other = {
+        "input": [],
+        "middle": [torch.full((1, 96, 4, 4), 0.3)],
+        "output": [None, torch.full((1, 32, 16, 16), 0.2)],
+    }
     job = make_job(unet)
     if order == "before":
         job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
@@ -249,7 +253,7 @@ def test_start_and_end_follow_the_hosts_own_scale_and_pass_on_what_came_before(u
     forge.attach(job, tiny.guidance(start=0.25, end=0.75))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
     control.pre_run(job.sd_model.forge_objects.unet.model, Predictor().percent_to_sigma)
-    x, _, context, y = inputs(1)
+    x, _, _, y = inputs(1)
     options = {"cond_or_uncond": [0]}
     acted = []
     for percent in (0.1, 0.3, 0.7, 0.9):

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from weight_files import KINDS, write
 from safetensors.torch import load_file, save_file
+from weight_files import KINDS, write
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig

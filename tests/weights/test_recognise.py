@@ -49,21 +49,23 @@ def test_a_file_of_another_kind_is_named_as_what_it_is(tmp_path):
         require(path, Kind.FACESNAP, "use another.")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"<html>404</html>", b"\x08\0\0\0\0\0\0\0{}      ", b"PK\x03\x04damaged"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"<html>404</html>", b"\x08\0\0\0\0\0\0\0{}      ", b"PK\x03\x04damaged"]
+)
 def test_damaged_files_are_told_by_name(tmp_path, content):
     path = tmp_path / "broken.safetensors"
     path.write_bytes(content)
     if content.endswith(b"      "):  # an empty but whole file
         assert recognise(path) is Kind.UNKNOWN
     else:
-        with pytest.raises(FaceSnapError, match="broken.safetensors is damaged"):
+        with pytest.raises(FaceSnapError, match=r"broken\.safetensors is damaged"):
             recognise(path)
 
 
 def test_a_file_cut_short_is_told(tmp_path):
     path = write(tmp_path / "x.safetensors", SDXL)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(FaceSnapError, match="x.safetensors is damaged"):
+    with pytest.raises(FaceSnapError, match=r"x\.safetensors is damaged"):
         recognise(path)
 
 
