@@ -48,7 +48,7 @@ NEEDED = {
 }
 
 # (CUDA, cuDNN) majors -> the releases of onnxruntime-gpu on PyPI that are built for them. CUDA 12 with cuDNN 8, as in
-# torch 2.1 to 2.3 +cu121, has none; the CPU reads a reference photo in a fraction of a second.
+# torch 2.1 to 2.3 +cu121, has none: there the CPU looks at each reference photo, once.
 GPU_RELEASES = {
     (11, 8): "onnxruntime-gpu>=1.15,<1.19",
     (12, 9): "onnxruntime-gpu>=1.19.2,<1.27",

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -55,9 +55,10 @@ class ImageEncoder(nn.Module):
     def __init__(self, model: CLIPVisionModel):
         super().__init__()
         self.model = model
-        self.image_size: int = model.config.image_size
-        self.tokens: int = (model.config.image_size // model.config.patch_size) ** 2 + 1
-        self.width: int = model.config.hidden_size
+        config: Any = model.config
+        self.image_size: int = config.image_size
+        self.tokens: int = (config.image_size // config.patch_size) ** 2 + 1
+        self.width: int = config.hidden_size
 
     @torch.no_grad()
     def forward(self, crops: Sequence[np.ndarray]) -> Tensor:

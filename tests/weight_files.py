@@ -63,9 +63,9 @@ KINDS = {
 }
 
 
-def write(path: Path, shapes: dict[str, tuple[int, ...]], torch_file: bool = False, **metadata: str) -> Path:
-    if torch_file:
-        torch.save({"state_dict": tensors(shapes)}, path)
+def write(path: Path, shapes: dict[str, tuple[int, ...]], form: str = "safetensors", **metadata: str) -> Path:
+    if form.startswith("torch"):
+        torch.save({"state_dict": tensors(shapes)}, path, _use_new_zipfile_serialization=form == "torch")
     else:
         save_file(tensors(shapes), path, metadata or None)
     return path

@@ -40,7 +40,7 @@ def stand_in_deca(seed: int = 0) -> dict[str, Tensor]:
     for tensor in deca.parameters():
         if tensor.ndim > 1:
             tensor.data.normal_(std=(2 / tensor[0].numel()) ** 0.5, generator=generator)
-    first, last = deca.layers[0], deca.layers[2]
+    first, last = (layer for layer in deca.layers if isinstance(layer, nn.Linear))
     first.bias.data.zero_()
     pictures = _pictures(16, generator)
     with torch.no_grad():

@@ -94,8 +94,8 @@ def write_stand_in_flame(path: Path, seed: int = 0, shapes: int = 100, expressio
 
 
 # Directions: each is a sum of (kind, centre, radii, vector). A "push" moves a soft ellipsoid around the centre by the
-# vector, a "drop" moves what of it hangs on the jaw, a "stretch" scales it about the centre by the vector; a centre away
-# from the middle works on both sides. The lengths are metres (push, drop) or parts (stretch) for one standard deviation.
+# vector, a "drop" moves what of it hangs on the jaw, a "stretch" scales it about the centre by the vector. A centre
+# away from the middle works on both sides. Vectors are metres (push, drop) or parts (stretch) a standard deviation.
 Bump = tuple[str, tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 SHAPES: dict[str, list[Bump]] = {
     "longer face": [("stretch", (0, 0.02, 0.02), (0.3, 0.3, 0.3), (0, 0.055, 0))],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights.tensors import read_index
+from facesnap_ext.weights.unpickle import is_torch_file
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,7 +47,9 @@ def recognise(path: Path) -> Kind:
     Raises:
         FaceSnapError: there is no such file, or it cannot be read as a weight file.
     """
-    if is_pickle(path):
+    if not path.is_file():
+        raise FaceSnapError(f"There is no file {path}; check the name and the folder.")
+    if _is_pickle(path):
         return Kind.PICKLE
     index = read_index(path)
     by_format = {"facesnap": Kind.FACESNAP, "facesnap-flame": Kind.FLAME, "facesnap-deca": Kind.DECA}
@@ -63,14 +66,11 @@ def require(path: Path, wanted: Kind, advice: str) -> None:
         raise FaceSnapError(f"{path.name} is {kind.value}, not {wanted.value}; {advice}")
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether the file starts as a bare pickle (FLAME's `.pkl`, torch's files before 1.6)."""
-    try:
-        with path.open("rb") as file:
-            first = file.read(2)
-    except OSError as error:
-        raise FaceSnapError(f"The file {path} cannot be read ({error.strerror}); check the name and folder.") from error
-    return len(first) == 2 and first[0] == 0x80 and first[1] in range(2, 6)
+def _is_pickle(path: Path) -> bool:
+    """Whether the file starts as a pickle that is not torch's, such as FLAME's."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    return len(start) == 2 and start[0] == 0x80 and start[1] in range(2, 6) and not is_torch_file(path)
 
 
 def recognise_tensors(shapes: Shapes) -> Kind:

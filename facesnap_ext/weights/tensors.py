@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights.unpickle import is_torch_file, read_torch
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ def read_index(path: Path) -> TensorIndex:
     Raises:
         FaceSnapError: the file is missing, cut short or damaged.
     """
+    if not path.is_file():
+        raise FaceSnapError(f"There is no file {path}; check the name and the folder.")
     if is_torch_file(path):
-        shapes = {key: tuple(tensor.shape) for key, tensor in _load_torch(path, "meta").items()}
+        shapes = {key: tuple(tensor.shape) for key, tensor in _flatten(read_torch(path, "meta")).items()}
         return TensorIndex(shapes, {})
     with _open_safetensors(path) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -55,7 +57,7 @@ def read_tensors(
             wanted[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
     if is_torch_file(path):
-        for key, tensor in _load_torch(path, "cpu").items():
+        for key, tensor in _flatten(read_torch(path)).items():
             take(key, tensor)
     else:
         with _open_safetensors(path) as file:
@@ -63,13 +65,6 @@ def read_tensors(
                 if rename(key) is not None:
                     take(key, file.get_tensor(key))
     return wanted
-
-
-def is_torch_file(path: Path) -> bool:
-    """Whether the file is one that `torch.save` writes today: a zip archive."""
-    if not path.is_file():
-        raise FaceSnapError(f"There is no file {path}; check the name and the folder.")
-    return zipfile.is_zipfile(path)
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -81,17 +76,6 @@ def _open_safetensors(path: Path) -> Any:
         raise FaceSnapError(
             f"{path.name} is damaged or not a weight file ({error}); download or copy it again."
         ) from error
-
-
-def _load_torch(path: Path, device: str) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise FaceSnapError(
-            f"{path.name} is damaged or holds more than tensors, and is not read; download it again, "
-            "or look for the same weights as .safetensors."
-        ) from error
-    return _flatten(content)
 
 
 def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:

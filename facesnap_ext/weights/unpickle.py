@@ -25,6 +25,9 @@ MAX_PICKLE_BYTES = 2 << 30  # FLAME's pickle has 50 MB
 MAX_DENSE_BYTES = 1 << 26  # of a sparse matrix once its zeros are written out
 MAX_ZIP_RATIO = 4  # of the sizes that a zip's entries declare to the size of the zip; weights hardly compress
 
+# how torch.save began before torch 1.6: a pickle of one number
+_LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+
 _NOT_CALLABLE = "a class whose stand-in is made by the reader"
 
 
@@ -58,11 +61,22 @@ def read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
         raise FaceSnapError(f"{path.name} is not a whole pickle of arrays ({error}); download it again.") from error
 
 
-def read_torch(path: Path) -> Mapping[str, Any]:
-    """Read a dictionary that `torch.save` wrote, in the zip format or the one before torch 1.6, to the CPU.
+def is_torch_file(path: Path) -> bool:
+    """Whether `torch.save` wrote the file, in the zip format or the one before torch 1.6."""
+    if zipfile.is_zipfile(path):
+        return True
+    with path.open("rb") as file:
+        return file.read(len(_LEGACY_TORCH)) == _LEGACY_TORCH
+
+
+def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
+    """Read a dictionary that `torch.save` wrote, in either format.
 
     `torch.load(weights_only=True)` does the reading. What it would hand over to other readers is refused first:
     TorchScript archives, which are programs, and the tar archives of torch before 0.1.10.
+
+    Args:
+        device: where the tensors go; "meta" reads shapes and no numbers.
 
     Raises:
         FaceSnapError: the file is missing, damaged, of those two kinds, or names anything beyond plain tensors.
@@ -70,7 +84,7 @@ def read_torch(path: Path) -> Mapping[str, Any]:
     try:
         _check_torch_archive(path)
         # a WebUI may have replaced torch.load by a check of its own that answers None
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True)
     except FaceSnapError:
         raise
     except FileNotFoundError as error:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from shutil import which
+from typing import Any
 
 import pytest
 from live_host import Host, Job, Pictures
+from live_page import Page
+
+SCREENSHOTS = Path(__file__).parents[3] / "out" / "live"  # git ignores it
+CHROMIUM = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
+OFFLINE = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,14 +29,20 @@ def host(request: pytest.FixtureRequest) -> Host:
     url = request.config.getoption("--url", default="")
     if not url:
         pytest.skip("no --url of a running WebUI was given")
-    return Host(url)
+    host = Host(url)
+    host.settle()
+    return host
 
 
 @pytest.fixture(scope="session")
 def plain_host(request: pytest.FixtureRequest, host: Host) -> Host:
     """The WebUI without FaceSnap; where there is none, the one with it, which is then not told of it."""
     url = request.config.getoption("--plain-url", default="")
-    return Host(url) if url else host
+    if not url:
+        return host
+    plain = Host(url)
+    plain.settle()
+    return plain
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +73,24 @@ def probed(host: Host) -> Host:
     if not host.has("/facesnap-probe/state"):
         pytest.skip("the WebUI was started without the probe extension (tests/hosts/live/probe)")
     return host
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
+    executable = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := which(name))), None)
+    if executable is None:
+        pytest.skip("Chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=[*CHROMIUM, *OFFLINE])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(host: Host, browser: Any) -> Iterator[Page]:
+    """The WebUI's page, freshly opened."""
+    page = Page(host, browser, SCREENSHOTS)
+    yield page
+    page.close()

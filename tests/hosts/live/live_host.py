@@ -75,6 +75,12 @@ class Host:
         answer = self.post(f"/sdapi/v1/{kind}", {**PLAIN, **job})
         return [decode(picture) for picture in answer["images"]]
 
+    def settle(self) -> None:
+        """Change to another checkpoint and back: in A1111 the first change moves a pixel by 1, later ones do not."""
+        if (other := self.checkpoint("sd15")) is not None:
+            self.pictures({"override_settings": {"sd_model_checkpoint": other}})
+            self.pictures({})
+
     def start(self, job: Job) -> Future[Pictures]:
         """The same without waiting."""
         pool = ThreadPoolExecutor(1)
