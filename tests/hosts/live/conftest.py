@@ -79,7 +79,9 @@ def probed(host: Host) -> Host:
 def browser() -> Iterator[Any]:
     """Chromium, driven by Playwright."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
-    executable = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := which(name))), None)
+    executable = next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := which(name))), None
+    )
     if executable is None:
         pytest.skip("Chromium is not installed")
     with sync_api.sync_playwright() as playwright:

@@ -173,6 +173,12 @@ def picture_file(pixels: np.ndarray, suffix: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+def cut_jpeg() -> bytes:
+    """The first half of a photo's file."""
+    data = picture_file(astronaut(), "JPEG")
+    return data[: len(data) // 2]
+
+
 def encode(pixels: np.ndarray) -> str:
     return base64.b64encode(picture_file(pixels)).decode()
 

@@ -13,27 +13,21 @@ from live_host import (
     Job,
     Pictures,
     Refused,
-    astronaut,
+    cut_jpeg,
     encode,
     equal,
     grey,
-    picture_file,
     with_facesnap,
 )
 
 Baseline = Callable[[Job], Pictures]
 
 
-def cut_jpeg() -> str:
-    data = picture_file(astronaut(), "JPEG")
-    return base64.b64encode(data[: len(data) // 2]).decode()
-
-
 # settings -> what happened, what to do
 ERRORS: dict[str, tuple[Job, str, str]] = {
     "no face": ({"references": [encode(grey())]}, r"[Nn]o face .*photo 1", r"take one in which"),
     "no face to drive": ({"driving": encode(grey())}, r"[Nn]o face .*driving photo", r"take one in which"),
-    "cut photo": ({"references": [cut_jpeg()]}, r"photo 1 is damaged", r"save it anew"),
+    "cut photo": ({"references": [base64.b64encode(cut_jpeg()).decode()]}, r"photo 1 is damaged", r"save it anew"),
     "no base64": ({"references": ["/etc/passwd"]}, r"photo 1 is not (base64|a picture)", r"send|give"),
     "no photo": ({"references": []}, r"without a reference photo", r"add one or disable"),
     "unknown setting": ({"wieght": 1}, r"no setting named wieght", r"it has .*weight"),
@@ -47,6 +41,14 @@ ERRORS: dict[str, tuple[Job, str, str]] = {
 @pytest.mark.parametrize(("settings", "reason", "advice"), ERRORS.values(), ids=ERRORS)
 def test_a_sentence_and_no_harm(host: Host, baseline: Baseline, settings: Job, reason: str, advice: str) -> None:
     assert_one_sentence(refusal(host, with_facesnap({}, **settings)), reason, advice)
+    assert equal(host.pictures({}), baseline({}))
+
+
+def test_another_checkpoint(host: Host, baseline: Baseline) -> None:
+    if (sd15 := host.checkpoint("sd15")) is None:
+        pytest.skip("the host has no checkpoint with sd15 in its name")
+    refused = refusal(host, with_facesnap({"override_settings": {"sd_model_checkpoint": sd15}}))
+    assert_one_sentence(refused, rf"needs an SDXL checkpoint and {sd15}.* is none", r"choose an SDXL checkpoint")
     assert equal(host.pictures({}), baseline({}))
 
 

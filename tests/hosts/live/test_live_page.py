@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
-from live_host import OTHER_WIDTHS, RANDOM, Host, Refused, astronaut, grace_hopper, grey, picture_file, with_facesnap
+from live_host import (
+    OTHER_WIDTHS,
+    RANDOM,
+    Host,
+    Job,
+    Refused,
+    astronaut,
+    cut_jpeg,
+    encode,
+    grace_hopper,
+    grey,
+    picture_file,
+    with_facesnap,
+)
 from live_page import FACESNAP, Page
-from test_live_errors import cut_jpeg
 
 
 def test_on_and_off(page: Page) -> None:
@@ -41,13 +55,44 @@ def test_every_photo_counts(page: Page) -> None:
     assert not np.array_equal(driven, mixed)
 
 
-@pytest.mark.parametrize("what", ["no face", "other widths", "cut photo", "no photo"])
-def test_the_reason_stands_in_the_page(host: Host, page: Page, what: str) -> None:
-    """The same sentence as the API's."""
+# what is chosen and uploaded in the page -> the same as the API's settings
+@pytest.mark.parametrize(
+    ("model", "photo", "settings"),
+    [
+        (RANDOM, picture_file(grey()), {"references": [encode(grey())]}),
+        (RANDOM, cut_jpeg(), {"references": [base64.b64encode(cut_jpeg()).decode()]}),
+        (RANDOM, None, {"references": []}),
+        (OTHER_WIDTHS, picture_file(astronaut()), {"model": OTHER_WIDTHS}),
+    ],
+    ids=["no face", "cut photo", "no photo", "other widths"],
+)
+def test_the_reason_stands_in_the_page(
+    host: Host, page: Page, model: str, photo: bytes | None, settings: Job, request: pytest.FixtureRequest
+) -> None:
     page.switch()
-    page.choose_model(OTHER_WIDTHS if what == "other widths" else RANDOM)
-    settings = {"model": OTHER_WIDTHS} if what == "other widths" else {}
-    if what == "no photo":
-        settings["references"] = []
-    elif what == "cut photo":
-        settings["references"] = [cut_jpeg()]
+    page.choose_model(model)
+    if photo is not None:
+        page.upload("photo", photo)
+    shown = page.generate()
+    page.screenshot(f"error-{request.node.callspec.id.replace(' ', '-')}")
+    with pytest.raises(Refused) as refused:
+        host.pictures(with_facesnap({}, **settings))
+    assert isinstance(shown, str), "the page shows a picture"
+    assert refused.value.message in shown
+
+
+def test_another_checkpoint(host: Host, page: Page) -> None:
+    sd15, sdxl = host.checkpoint("sd15"), host.get("/sdapi/v1/options")["sd_model_checkpoint"]
+    if sd15 is None:
+        pytest.skip("the host has no checkpoint with sd15 in its name")
+    page.switch()
+    page.choose_model(RANDOM)
+    page.upload("photo", astronaut())
+    host.post("/sdapi/v1/options", {"sd_model_checkpoint": sd15})
+    try:
+        shown = page.generate()
+    finally:
+        host.post("/sdapi/v1/options", {"sd_model_checkpoint": sdxl})
+    page.screenshot("error-checkpoint")
+    assert isinstance(shown, str), "the page shows a picture"
+    assert "FaceSnap needs an SDXL checkpoint" in shown
