@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--drive", type=Path, help="photo whose pose and expression to take")
     prepare.add_argument("--models", type=Path, required=True, help="the folder with the model files")
     prepare.add_argument("--model", default="", help="name of the FaceSnap file, where there are several")
+    prepare.add_argument("--face", type=int, default=0, help="which face of the photo, by size (default: the largest)")
     prepare.add_argument("--average", action="store_true", help="average several photos in place of mixing them")
     prepare.add_argument("--width", type=int, default=1024)
     prepare.add_argument("--height", type=int, default=1024)
@@ -99,6 +100,7 @@ def run_prepare(options: argparse.Namespace) -> None:
         options.models,
         options.out,
         model=options.model,
+        face=options.face,
         average=options.average,
         width=options.width,
         height=options.height,

@@ -74,7 +74,7 @@ class Engine:
         facesnap = files.choose_facesnap(settings.model)
 
         progress("looking for the face")
-        references = tuple(self.face(files, photo) for photo in settings.references)
+        references = tuple(self.face(files, photo, settings.face) for photo in settings.references)
         notes = [
             f"The face in {face.photo.name} fills the picture; it was found with a border added."
             for face in references
@@ -110,15 +110,15 @@ class Engine:
         )
         return Prepared(guidance, references, driving, in_init_picture, tuple(notes))
 
-    def face(self, files: ModelFiles, photo: Photo) -> Face:
-        """The largest face of a photo."""
+    def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
+        """A face of a photo, by size from the largest."""
         folder = files.require("face_pack")
 
         def find() -> Face:
             found = faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo)
-            return replace(faces.choose(found), photo=None)  # pixels are large: they stay with the job
+            return replace(faces.choose(found, which), photo=None)  # pixels are large: they stay with the job
 
-        return replace(self._remember(("face", _signature(folder), photo.digest), find), photo=photo)
+        return replace(self._remember(("face", _signature(folder), photo.digest, which), find), photo=photo)
 
     def tokens(
         self,
@@ -139,14 +139,14 @@ class Engine:
             with torch.no_grad():
                 return weights.mixer.float()(embeddings, clip_tokens)
 
-        people = tuple(face.photo.digest for face in references)
+        people = tuple((face.photo.digest, *face.box) for face in references)
         sources = tuple(map(_signature, (facesnap, files.require("face_pack"), files.require("clip"))))
         return self._remember(("tokens", sources, people, average), mix)
 
     def clip_tokens(self, files: ModelFiles, face: Face) -> Tensor:
         """CLIP tokens [T, width] of a face's crop. The encoder is large and rarely wanted: it is not kept."""
         path = files.require("clip")
-        key = ("clip", _signature(path), _signature(files.require("face_pack")), face.photo.digest)
+        key = ("clip", _signature(path), _signature(files.require("face_pack")), face.photo.digest, *face.box)
         return self._remember(key, lambda: load_image_encoder(path)([face.crop])[0])
 
     def landmarks(self, files: ModelFiles, source: Face, driving: Face) -> Landmarks:
@@ -159,7 +159,8 @@ class Engine:
                 predictor.encode(source.photo.pixels, source.box), predictor.encode(driving.photo.pixels, driving.box)
             )
 
-        key = ("landmarks", _signature(deca), _signature(flame), source.photo.digest, driving.photo.digest)
+        key = ("landmarks", _signature(deca), _signature(flame))
+        key += tuple((face.photo.digest, *face.box) for face in (source, driving))
         return self._remember(key, predict)
 
     def _load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:

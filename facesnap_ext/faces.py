@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,7 @@ def find_faces(pack: FacePack, photo: Photo) -> list[Face]:
                 break
     if not found:
         raise NoFaceError(
-            f"No face was found in the photo {photo.name}: take one in which the face is larger, lit and seen from the"
-            " front."
+            f"No face was found in {photo.name}: take one in which the face is larger, lit and seen from the front."
         )
     return [
         Face(photo, box, keypoints, _embedding(pack, bgr, keypoints), score, padded, size)
@@ -146,15 +145,9 @@ def choose(faces: Sequence[Face], which: int | None = None) -> Face:
     which = which or 0
     if not 0 <= which < len(faces):
         raise FaceSnapError(
-            f"The photo {faces[0].photo.name} has no face {which}: its {len(faces)} faces are numbered from 0, the"
-            " largest."
+            f"{faces[0].photo.name} has no face {which}: its {len(faces)} faces are numbered from 0, the largest."
         )
     return faces[which]
-
-
-def faces_of(pack: FacePack, photos: Iterable[Photo]) -> list[Face]:
-    """The largest face of each of several photos of one person. Errors as `find_faces`."""
-    return [choose(find_faces(pack, photo)) for photo in photos]
 
 
 def square_crop(pixels: np.ndarray, box: np.ndarray, scale: float = CROP_SCALE) -> np.ndarray:

@@ -78,7 +78,7 @@ def from_base64(text: str, name: str) -> Photo:
         data = base64.b64decode("".join(text[header.end() if header else 0 :].split()), validate=True)
     except ValueError as error:
         raise FaceSnapError(
-            f"The photo {name} is not base64: send the picture file's contents, plain or as data:image/png;base64,..."
+            f"{name} is not base64: send the picture file's contents, plain or as data:image/png;base64,..."
         ) from error
     return from_bytes(data, name)
 
@@ -102,7 +102,7 @@ def from_pil(image: Image.Image, name: str) -> Photo:
         return Photo(_rgb(image), name)
     except Exception as error:  # Pillow's decoders raise anything on damaged files
         raise FaceSnapError(
-            f"The photo {name} is damaged or of an unknown kind ({error}): save it anew as PNG or JPEG."
+            f"{name} is damaged or of an unknown kind ({error}): save it anew as PNG or JPEG."
         ) from error
 
 
@@ -134,4 +134,4 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
 
 
 def _too_large(name: str) -> FaceSnapError:
-    return FaceSnapError(f"The photo {name} has more than {MAX_PIXELS // 10**6} million pixels: make it smaller.")
+    return FaceSnapError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels: make it smaller.")

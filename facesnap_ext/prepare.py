@@ -24,6 +24,7 @@ def prepare(
     out: Path,
     *,
     model: str = "",
+    face: int = 0,
     average: bool = False,
     width: int = 1024,
     height: int = 1024,
@@ -34,7 +35,8 @@ def prepare(
 
     Args:
         references: photos of one person. driving: whose pose and expression; by default the first reference's own.
-        models: the folder with the model files. width, height: of the picture that the landmarks are for.
+        models: the folder with the model files. face: which face of each reference, by size from the largest.
+        width, height: of the picture that the landmarks are for.
 
     Returns:
         What was found and written, ready for JSON.
@@ -48,6 +50,7 @@ def prepare(
         enabled=True,
         references=tuple(map(photos.from_path, references)),
         driving=photos.from_path(driving) if driving else None,
+        face=face,
         average=average,
         model=model,
     )

@@ -17,6 +17,7 @@ class Settings:
 
     enabled: bool = False
     references: tuple[Photo, ...] = ()  # photos of one person
+    face: int = 0  # which face of each reference, by size from the largest
     driving: Photo | None = None  # whose pose and expression; None: the init picture's, or the reference's own
     weight: float = 1.0  # 0…2
     start: float = 0.0  # fraction of sampling, 0…1
@@ -30,6 +31,8 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:
                 raise FaceSnapError(f"FaceSnap's {name} is {value!r}; give a number from {low} to {high}.")
+        if not isinstance(self.face, int) or self.face < 0:
+            raise FaceSnapError(f"FaceSnap's face is {self.face!r}; give a number from 0, the largest face.")
 
     @property
     def active(self) -> bool:
@@ -74,8 +77,8 @@ def from_script_args(args: Sequence[Any]) -> Settings:
     if isinstance(references, str):
         references = [references]
     given = [value for value in references if value]
-    values["references"] = tuple(_photo(value, f"reference photo {i}") for i, value in enumerate(given, 1))
-    values["driving"] = _photo(values["driving"], "driving photo") if values.get("driving") else None
+    values["references"] = tuple(_photo(value, f"Reference photo {i}") for i, value in enumerate(given, 1))
+    values["driving"] = _photo(values["driving"], "Driving photo") if values.get("driving") else None
     return Settings(**values)
 
 

@@ -78,7 +78,7 @@ class Script(scripts.Script):
             raise
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        prepared = p.facesnap
+        prepared = getattr(p, "facesnap", None)
         if prepared is not None:
             host.attach(p, prepared if isinstance(prepared, FaceSnapError) else webui.for_pass(p, prepared))
 

@@ -151,6 +151,16 @@ def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_
         engine.prepare(replace(settings, driving=grey("drive me.png")), 512, 512)
 
 
+def test_another_face_of_a_photo_is_another_person(engine, settings, group):
+    photos = replace(settings, references=(group,))
+    largest, second = (engine.prepare(replace(photos, face=which), 512, 512) for which in (0, 1))
+    assert largest.references[0].box[0] != second.references[0].box[0]
+    assert not torch.allclose(largest.guidance.tokens, second.guidance.tokens, atol=1e-4)
+    assert not np.allclose(largest.guidance.landmarks.points, second.guidance.landmarks.points)
+    with pytest.raises(FaceSnapError, match="has no face 6"):
+        engine.prepare(replace(photos, face=6), 512, 512)
+
+
 def test_a_padded_close_up_is_said(engine, settings, astronaut):
     close_up = Photo(np.ascontiguousarray(astronaut.pixels[70:165, 178:273]), "close-up.png")
     prepared = engine.prepare(replace(settings, references=(close_up,)), 512, 512)

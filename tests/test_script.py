@@ -122,8 +122,11 @@ def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, mon
     ("values", "message"),
     [
         ({}, "without a reference photo"),
-        ({"references": ["bm90IGEgcGljdHVyZQ=="]}, "reference photo 1"),
-        ({"references": [Image.new("RGB", (64, 64), "grey")], "model": "random.safetensors"}, "No face .* photo 1"),
+        ({"references": ["bm90IGEgcGljdHVyZQ=="]}, "Reference photo 1"),
+        (
+            {"references": [Image.new("RGB", (64, 64), "grey")], "model": "random.safetensors"},
+            r"No face was found in Reference photo 1",
+        ),
         ({"odd": 1}, "no setting named odd"),
     ],
 )

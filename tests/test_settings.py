@@ -76,7 +76,7 @@ def test_values_out_of_range_are_told(name, value):
 
 @pytest.mark.parametrize("text", ["/etc/passwd", "file:///etc/passwd", "https://example.org/face.png", "C:\\face.png"])
 def test_a_string_is_never_a_path_or_an_address(text):
-    with pytest.raises(FaceSnapError, match="reference photo 1"):
+    with pytest.raises(FaceSnapError, match="Reference photo 1"):
         from_script_args([{"references": [text]}])
 
 

@@ -29,7 +29,7 @@ def prepare(p: Any, settings: Settings, find_models: Callable[[], ModelFiles]) -
     global _engine
     _engine = _engine or Engine(find_models)
     init_images = getattr(p, "init_images", None)
-    init_picture = photos.from_pil(init_images[0], "init picture") if init_images else None
+    init_picture = photos.from_pil(init_images[0], "Init picture") if init_images else None
     prepared = _engine.prepare(settings, p.width, p.height, init_picture, progress)
     for note in prepared.notes:
         p.comment(f"FaceSnap: {note}")
