@@ -34,20 +34,21 @@ class Script(scripts.Script):
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
             with gr.Row():
                 photo = gr.Image(
-                    label="Reference photo", type="pil", image_mode=None, elem_id=self.elem_id("photo"), height=320
+                    label="Reference photo", type="pil", image_mode=None, elem_id=self.elem_id("photo"), height=280
                 )
                 driving = gr.Image(
                     label="Driving photo: its pose and expression (optional)",
                     type="pil",
                     image_mode=None,
                     elem_id=self.elem_id("driving"),
-                    height=320,
+                    height=280,
                 )
             more_photos = gr.File(
                 label="More photos of the same person (optional)",
                 file_count="multiple",
                 file_types=["image"],
                 type="binary",
+                height=100,
                 elem_id=self.elem_id("more_photos"),
             )
             with gr.Row():
@@ -69,7 +70,7 @@ class Script(scripts.Script):
             if settings.active:
                 p.facesnap = webui.prepare(p, settings, model_files)
         except FaceSnapError as error:
-            p.facesnap = error.with_traceback(None)  # which would hold on to the whole job
+            p.facesnap = FaceSnapError(str(error))  # without its traceback, which would hold on to the whole job
         except Exception as error:
             # the host would swallow it and go on to a picture of somebody else
             p.facesnap = FaceSnapError(

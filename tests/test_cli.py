@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 
 from facesnap_ext.cli import main
 from facesnap_ext.landmarks.points72 import Landmarks, draw
+
+needs_diffusers = pytest.mark.skipif(find_spec("diffusers") is None, reason="diffusers is not installed")
 
 
 @pytest.fixture
@@ -85,6 +88,7 @@ def test_it_runs_as_a_module():
         assert command in run.stdout
 
 
+@needs_diffusers
 def test_one_run_of_ffrnet_costs_little_more_than_a_fifth_of_a_step_of_sdxl():
     """Counted at SDXL's size and 1024²; a ControlNet on both rows costs twice as much."""
     from facesnap_ext.evaluation.benchmarks import count_flops
@@ -95,6 +99,7 @@ def test_one_run_of_ffrnet_costs_little_more_than_a_fifth_of_a_step_of_sdxl():
     assert flops["controlnet_both_rows"] == pytest.approx(2 * flops["ffrnet"], rel=1e-6)
 
 
+@needs_diffusers
 def test_bench_prints_json(capsys, monkeypatch):
     from facesnap_ext.evaluation import benchmarks
 
@@ -107,6 +112,7 @@ def test_bench_prints_json(capsys, monkeypatch):
     assert all(seconds > 0 for seconds in result["seconds"].values())
 
 
+@needs_diffusers
 def test_the_demo_puts_every_stage_into_one_picture(tmp_path, capsys):
     out = tmp_path / "deep" / "demo.png"
     assert main(["demo", "--out", str(out)]) == 0

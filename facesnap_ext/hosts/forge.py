@@ -6,6 +6,7 @@ rows carry no marks but `cond_or_uncond`, `model_sampling` in place of `predicto
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -119,21 +120,27 @@ def attach(p: Any, guidance: Guidance | FaceSnapError) -> None:
             patcher = type_of_model_patcher(unet)(guidance.ffrnet, unet.load_device, unet.offload_device)
         except FaceSnapError as error:
             guidance = error
-    unet.add_patched_controlnet(FaceSnapControl(guidance, patcher))
+    control = FaceSnapControl(guidance, patcher)
+    unet.add_patched_controlnet(control)
     p.sd_model.forge_objects.unet = unet
+    weakref.finalize(p, _take_out, p.sd_model, lambda link: link is control)  # an exception ends the job unannounced
 
 
 def detach(p: Any) -> None:
     """Take every FaceSnap control out of the chain of the current UNet."""
-    objects = getattr(p.sd_model, "forge_objects", None)
+    _take_out(p.sd_model, lambda link: isinstance(link, FaceSnapControl))
+
+
+def _take_out(model: Any, unwanted: Callable[[Any], bool]) -> None:
+    objects = getattr(model, "forge_objects", None)
     if objects is None:  # before the first model is loaded
         return
     unet = objects.unet
-    while isinstance(unet.controlnet_linked_list, FaceSnapControl):
+    while unwanted(unet.controlnet_linked_list):
         unet.controlnet_linked_list = unet.controlnet_linked_list.previous_controlnet
     link = unet.controlnet_linked_list
     while link is not None:
-        while isinstance(link.previous_controlnet, FaceSnapControl):
+        while unwanted(link.previous_controlnet):
             link.previous_controlnet = link.previous_controlnet.previous_controlnet
         link = link.previous_controlnet
 

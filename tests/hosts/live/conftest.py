@@ -79,9 +79,8 @@ def probed(host: Host) -> Host:
 def browser() -> Iterator[Any]:
     """Chromium, driven by Playwright."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
-    executable = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := which(name))), None
-    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    executable = next((path for name in names if (path := which(name))), None)
     if executable is None:
         pytest.skip("Chromium is not installed")
     with sync_api.sync_playwright() as playwright:

@@ -207,4 +207,4 @@ def _message(answer: requests.Response) -> str:
         body = answer.json()
     except ValueError:
         return answer.text
-    return str(body.get("errors") or body.get("detail") or body)
+    return str(body.get("errors") or body.get("message") or body.get("detail") or body)

@@ -18,9 +18,9 @@ class Page:
     def __init__(self, host: Host, browser: Any, screenshots: Path):
         self.host = host
         self.screenshots = screenshots
-        self.errors: list[str] = []  # JavaScript's
+        self.errors: list[str] = []  # JavaScript's, with the scripts that they came through
         self._page = browser.new_page(viewport={"width": 1400, "height": 1800})
-        self._page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self._page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
         self._page.goto(host.url, timeout=180 * SECOND, wait_until="domcontentloaded")
         # made by the host's own script, once the page is whole
         self._page.wait_for_selector(f"{FACESNAP}enable-visible-checkbox", timeout=180 * SECOND)
@@ -32,10 +32,14 @@ class Page:
     def close(self) -> None:
         self._page.close()
 
-    def switch(self) -> None:
-        """Tick or untick FaceSnap; ticking it opens the accordion, unticking closes it."""
-        self._page.locator(f"{FACESNAP}enable-visible-checkbox").click()
+    def open_accordion(self) -> None:
+        """Which also enables FaceSnap."""
+        self._page.locator(f"{FACESNAP}enable .label-wrap .icon").click()
         self._page.wait_for_timeout(SECOND)  # the accordion moves
+        assert self._page.locator(f"{FACESNAP}enable-visible-checkbox").is_checked()
+
+    def disable(self) -> None:
+        self._page.locator(f"{FACESNAP}enable-visible-checkbox").uncheck()
 
     def choose_model(self, name: str) -> None:
         entry = self._page.locator(f"{FACESNAP}model input")

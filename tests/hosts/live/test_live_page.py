@@ -25,24 +25,24 @@ from live_page import FACESNAP, Page
 
 def test_on_and_off(page: Page) -> None:
     plain = page.generate()
-    page.switch()
+    page.open_accordion()
     page.screenshot("accordion", f"{FACESNAP}enable")
     page.upload("photo", astronaut())
     page.choose_model(RANDOM)
     page.screenshot("accordion-filled", f"{FACESNAP}enable")
     guided = page.generate()
     page.screenshot("page-after")
-    page.switch()
+    page.disable()
     off = page.generate()
 
     assert plain.shape == guided.shape == (256, 256, 3)
     assert not np.array_equal(guided, plain)
     assert np.array_equal(off, plain)
-    assert page.errors == []
+    assert not [error for error in page.errors if "facesnap" in error]
 
 
 def test_every_photo_counts(page: Page) -> None:
-    page.switch()
+    page.open_accordion()
     page.upload("photo", astronaut())
     page.choose_model(RANDOM)
     alone = page.generate()
@@ -55,24 +55,25 @@ def test_every_photo_counts(page: Page) -> None:
     assert not np.array_equal(driven, mixed)
 
 
-# what is chosen and uploaded in the page -> the same as the API's settings
+# what is chosen and uploaded in the page -> the same as the settings of the API; a damaged picture does not get past
+# the own picture field of gradio, but does in the field for more photos
 @pytest.mark.parametrize(
-    ("model", "photo", "settings"),
+    ("model", "field", "photo", "settings"),
     [
-        (RANDOM, picture_file(grey()), {"references": [encode(grey())]}),
-        (RANDOM, cut_jpeg(), {"references": [base64.b64encode(cut_jpeg()).decode()]}),
-        (RANDOM, None, {"references": []}),
-        (OTHER_WIDTHS, picture_file(astronaut()), {"model": OTHER_WIDTHS}),
+        (RANDOM, "photo", picture_file(grey()), {"references": [encode(grey())]}),
+        (RANDOM, "more_photos", cut_jpeg(), {"references": [base64.b64encode(cut_jpeg()).decode()]}),
+        (RANDOM, "photo", None, {"references": []}),
+        (OTHER_WIDTHS, "photo", picture_file(astronaut()), {"model": OTHER_WIDTHS}),
     ],
     ids=["no face", "cut photo", "no photo", "other widths"],
 )
 def test_the_reason_stands_in_the_page(
-    host: Host, page: Page, model: str, photo: bytes | None, settings: Job, request: pytest.FixtureRequest
+    host: Host, page: Page, request: pytest.FixtureRequest, model: str, field: str, photo: bytes | None, settings: Job
 ) -> None:
-    page.switch()
+    page.open_accordion()
     page.choose_model(model)
     if photo is not None:
-        page.upload("photo", photo)
+        page.upload(field, photo)
     shown = page.generate()
     page.screenshot(f"error-{request.node.callspec.id.replace(' ', '-')}")
     with pytest.raises(Refused) as refused:
@@ -85,7 +86,7 @@ def test_another_checkpoint(host: Host, page: Page) -> None:
     sd15, sdxl = host.checkpoint("sd15"), host.get("/sdapi/v1/options")["sd_model_checkpoint"]
     if sd15 is None:
         pytest.skip("the host has no checkpoint with sd15 in its name")
-    page.switch()
+    page.open_accordion()
     page.choose_model(RANDOM)
     page.upload("photo", astronaut())
     host.post("/sdapi/v1/options", {"sd_model_checkpoint": sd15})
