@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def run_convert(options: argparse.Namespace) -> None:
-    from facesnap_ext.weights.convert import convert
+    from facesnap_ext.convert import convert
 
     print(convert(options.source, options.out))
 

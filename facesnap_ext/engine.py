@@ -13,6 +13,7 @@ from torch import Tensor
 
 from facesnap_ext import faces
 from facesnap_ext.clip import load_image_encoder
+from facesnap_ext.convert import convert_originals
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import Face, NoFaceError
 from facesnap_ext.guidance import Guidance
@@ -22,7 +23,6 @@ from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Settings
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.convert import convert_originals
 from facesnap_ext.weights.places import ModelFiles
 
 T = TypeVar("T")

@@ -101,8 +101,8 @@ def attach(p: Any, guidance: Guidance | FaceSnapError) -> None:
     unet = p.sd_model.model.diffusion_model
     if isinstance(guidance, Guidance):
         try:
-            _check_host(p)
-            check_fit(guidance, unet)
+            check_fit(p, guidance, unet)
+            _check_unet_is_run()
         except FaceSnapError as error:
             guidance = error
     _attached = Attachment(p, guidance)
@@ -142,12 +142,9 @@ def _follow_refiner(attached: Attachment, p: Any, unet: nn.Module) -> None:
         attached.hook(unet)
 
 
-def _check_host(p: Any) -> None:
+def _check_unet_is_run() -> None:
     from modules import sd_unet
 
-    if not getattr(p.sd_model, "is_sdxl", False):
-        title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")
-        raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is none; choose an SDXL checkpoint.")
     if getattr(sd_unet, "current_unet", None) is not None:
         raise FaceSnapError(
             "An alternative UNet (such as TensorRT's) is active and lets no guidance in; "

@@ -114,8 +114,7 @@ def attach(p: Any, guidance: Guidance | FaceSnapError) -> None:
     patcher = None
     if isinstance(guidance, Guidance):
         try:
-            _check_sdxl(p)
-            check_fit(guidance, unet.model.diffusion_model)
+            check_fit(p, guidance, unet.model.diffusion_model)
             guidance.ffrnet.to(_compute_dtype(unet))
             patcher = type_of_model_patcher(unet)(guidance.ffrnet, unet.load_device, unet.offload_device)
         except FaceSnapError as error:
@@ -154,12 +153,6 @@ def _compute_dtype(unet: Any) -> Any:
     """What the UNet computes in; its storage may be a quantised type."""
     dtype = getattr(unet.model, "computation_dtype", None)
     return dtype or unet.model_dtype()
-
-
-def _check_sdxl(p: Any) -> None:
-    if not getattr(p.sd_model, "is_sdxl", False):
-        title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")
-        raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is none; choose an SDXL checkpoint.")
 
 
 def on_cfg_denoiser(params: Any) -> None:

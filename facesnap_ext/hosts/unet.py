@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from facesnap_ext.errors import FaceSnapError
@@ -19,8 +21,11 @@ def skip_widths(unet: nn.Module) -> tuple[int, ...]:
     return tuple(widths)
 
 
-def check_fit(guidance: Guidance, unet: nn.Module) -> None:
-    """Raise `FaceSnapError` when the FaceSnap file was made for a UNet of other widths."""
+def check_fit(p: Any, guidance: Guidance, unet: nn.Module) -> None:
+    """Raise `FaceSnapError` when a job's checkpoint is not SDXL, or has a UNet of other widths than the FaceSnap file."""
+    if not getattr(p.sd_model, "is_sdxl", False):
+        title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")
+        raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is none; choose an SDXL checkpoint.")
     own, wanted = guidance.ffrnet.config.skip_widths, skip_widths(unet)
     if own != wanted:
         raise FaceSnapError(

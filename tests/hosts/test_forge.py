@@ -98,11 +98,15 @@ class OtherControl:
         return forge.merge(own, previous)
 
 
+class Job(SimpleNamespace):
+    """Of the host's jobs there are weak references."""
+
+
 def make_job(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True):
     patcher = UnetPatcher(Model(unet, reforge))
     info = SimpleNamespace(title="loaded.safetensors")
     objects = SimpleNamespace(unet=patcher)
-    return SimpleNamespace(
+    return Job(
         sd_model=SimpleNamespace(is_sdxl=is_sdxl, forge_objects=objects, sd_checkpoint_info=info), reforge=reforge
     )
 
@@ -291,6 +295,16 @@ def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
     assert sum(isinstance(link, FaceSnapControl) for link in links) == 1
     forge.detach(job)
     assert objects.unet.list_controlnets() == [last, first]
+
+
+def test_a_job_that_an_exception_ended_takes_its_own_control_along(unet):
+    failed = make_job(unet)
+    objects = failed.sd_model.forge_objects
+    forge.attach(failed, tiny.guidance())
+    another = FaceSnapControl(tiny.guidance())
+    objects.unet.add_patched_controlnet(another)
+    del failed
+    assert objects.unet.list_controlnets() == [another]
 
 
 def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():

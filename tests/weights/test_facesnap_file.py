@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from weight_files import KINDS, write
 
+from facesnap_ext.convert import convert
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.convert import convert
 from facesnap_ext.weights.initialise import initialise
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
