@@ -22,7 +22,7 @@ def skip_widths(unet: nn.Module) -> tuple[int, ...]:
 
 
 def check_fit(p: Any, guidance: Guidance, unet: nn.Module) -> None:
-    """Raise `FaceSnapError` when a job's checkpoint is not SDXL, or its UNet is of other widths than the FaceSnap file."""
+    """Raise `FaceSnapError` when a job's checkpoint is not SDXL or its UNet has other widths than the file."""
     if not getattr(p.sd_model, "is_sdxl", False):
         title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")
         raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is none; choose an SDXL checkpoint.")

@@ -43,7 +43,7 @@ def settings_of(error: str) -> Job:
     ("error", "reason", "advice"),
     [
         ("no face", r"No face .*photo 1", r"take one in which"),
-        ("no face to drive", r"No face .*driving photo", r"take one in which"),
+        ("no face to drive", r"No face .*[Dd]riving photo", r"take one in which"),
         ("cut photo", r"photo 1 is damaged", r"save it anew"),
         ("no base64", r"photo 1 is not (base64|a picture)", r"send|give"),
         ("no photo", r"without a reference photo", r"add one or disable"),
