@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -65,6 +66,20 @@ def test_without_a_driving_photo_the_pose_is_the_references_own(stand_ins, photo
     assert prepare(stand_ins, tmp_path / "out", photo) == 0
     assert json.loads(capsys.readouterr().out)["driving"]["photo"] == "astronaut.png"
     assert not (tmp_path / "out" / "driving.png").exists()
+
+
+def test_prepare_with_real_face_networks(stand_ins, face_pack_folder, photo, tmp_path, capsys):
+    """A detector and an embedding that were trained on faces, in place of the stand-in pack."""
+    models = shutil.copytree(stand_ins, tmp_path / "models")
+    shutil.rmtree(models / "stand-in-pack")
+    shutil.copytree(face_pack_folder, models / "real-pack")
+    tokens = []
+    for folder, out in ((stand_ins, "stand-in"), (models, "real")):
+        assert prepare(folder, tmp_path / out, photo) == 0
+        tokens.append(load_file(tmp_path / out / "tokens.safetensors")["tokens"].numpy())
+    capsys.readouterr()
+    assert tokens[0].shape == tokens[1].shape
+    assert np.abs(tokens[0] - tokens[1]).max() > 1e-3  # another embedding, another identity
 
 
 def test_errors_are_one_line_and_exit_code_1(stand_ins, tmp_path, capsys):
