@@ -39,23 +39,24 @@ def settings_of(error: str) -> Job:
     }[error]
 
 
-@pytest.mark.parametrize(
-    ("error", "reason", "advice"),
-    [
-        ("no face", r"No face .*photo 1", r"take one in which"),
-        ("no face to drive", r"No face .*[Dd]riving photo", r"take one in which"),
-        ("cut photo", r"photo 1 is damaged", r"save it anew"),
-        ("no base64", r"photo 1 is not (base64|a picture)", r"send|give"),
-        ("no photo", r"without a reference photo", r"add one or disable"),
-        ("unknown setting", r"no setting named wieght", r"it has .*weight"),
-        ("weight out of range", r"weight is 3", r"from 0 to 2"),
-        ("other widths", rf"{OTHER_WIDTHS} was made for .*widths", r"choose a FaceSnap file"),
-        ("no such file", r"no FaceSnap file absent\.safetensors", r"there is .*random"),
-        ("several files", r"several FaceSnap files", r"choose one"),
-    ],
-)
-def test_a_sentence_and_no_harm(host: Host, baseline: Baseline, error: str, reason: str, advice: str) -> None:
-    assert_one_sentence(refusal(host, with_facesnap({}, **settings_of(error))), reason, advice)
+# what happened, what to do
+SENTENCES = {
+    "no face": (r"No face .*photo 1", r"take one in which"),
+    "no face to drive": (r"No face .*[Dd]riving photo", r"take one in which"),
+    "cut photo": (r"photo 1 is damaged", r"save it anew"),
+    "no base64": (r"photo 1 is not (base64|a picture)", r"send|give"),
+    "no photo": (r"without a reference photo", r"add one or disable"),
+    "unknown setting": (r"no setting named wieght", r"it has .*weight"),
+    "weight out of range": (r"weight is 3", r"from 0 to 2"),
+    "other widths": (rf"{OTHER_WIDTHS} was made for .*widths", r"choose a FaceSnap file"),
+    "no such file": (r"no FaceSnap file absent\.safetensors", r"there is .*random"),
+    "several files": (r"several FaceSnap files", r"choose one"),
+}
+
+
+@pytest.mark.parametrize("error", SENTENCES)
+def test_a_sentence_and_no_harm(host: Host, baseline: Baseline, error: str) -> None:
+    assert_one_sentence(refusal(host, with_facesnap({}, **settings_of(error))), *SENTENCES[error])
     assert equal(host.pictures({}), baseline({}))
 
 
