@@ -72,6 +72,9 @@ class Host:
     def pictures(self, job: Job) -> Pictures:
         """What a job gives, [H, W, 3] uint8 each. `job` is changes to `PLAIN`; one with `init_images` is img2img."""
         kind = "img2img" if "init_images" in job else "txt2img"
+        if kind == "img2img":
+            # the latent of an init picture is drawn from torch's global generator, which the last job left somewhere
+            self.post("/sdapi/v1/txt2img", {**PLAIN, "steps": 1})
         answer = self.post(f"/sdapi/v1/{kind}", {**PLAIN, **job})
         return [decode(picture) for picture in answer["images"]]
 
@@ -145,6 +148,13 @@ def grace_hopper() -> np.ndarray:
 
     path = Path(mpl.get_data_path(), "sample_data", "grace_hopper.jpg")
     return np.asarray(Image.open(path).convert("RGB"))
+
+
+def never_seen() -> np.ndarray:
+    """The astronaut, with a pixel that makes it another photo each time."""
+    pixels = astronaut().copy()
+    pixels[0, 0] = np.random.default_rng().integers(256, size=3)
+    return pixels
 
 
 def grey() -> np.ndarray:

@@ -15,6 +15,7 @@ from live_host import (
     encode,
     equal,
     grace_hopper,
+    never_seen,
     rectangle,
     small,
     with_facesnap,
@@ -47,6 +48,10 @@ HIRES_FORGE = {"hr_cfg": 5, "hr_additional_modules": ["Use same choices"]}
 INPAINT = {"mask_blur": 4, "inpainting_fill": 1, "inpaint_full_res": True, "inpaint_full_res_padding": 32}
 
 
+def img2img_job() -> Job:
+    return {"init_images": [encode(small(astronaut()))], "denoising_strength": 0.6, "steps": 4}
+
+
 @pytest.fixture(params=CASES)
 def job(request: pytest.FixtureRequest, host: Host) -> Job:
     """Each kind of job, without FaceSnap."""
@@ -55,7 +60,7 @@ def job(request: pytest.FixtureRequest, host: Host) -> Job:
         pytest.skip("the host has no LoRA")
     if case == "ControlNet" and host.controlnet is None:
         pytest.skip("the host has no ControlNet that works")
-    img2img = {"init_images": [encode(small(astronaut()))], "denoising_strength": 0.6, "steps": 4}
+    img2img = img2img_job()
     return {
         "plain": {},
         "batch_size 2": {"batch_size": 2},
@@ -87,6 +92,13 @@ def test_it_changes_the_picture(host: Host, baseline: Baseline, job: Job) -> Non
 )
 def test_it_leaves_the_picture_alone(host: Host, baseline: Baseline, job: Job, settings: Job) -> None:
     assert equal(host.pictures(with_facesnap(job, **settings)), baseline(job))
+
+
+def test_preparing_takes_none_of_the_hosts_random_numbers(host: Host, baseline: Baseline) -> None:
+    """A photo that is new and a file that is loaded anew, before the host draws the init picture's latent."""
+    host.pictures(with_facesnap({}))
+    new = with_facesnap(img2img_job(), model=INIT, references=[encode(never_seen())])
+    assert equal(host.pictures(new), baseline(img2img_job()))
 
 
 FOUR_STEPS = {"steps": 4}
