@@ -13,6 +13,17 @@ from facesnap_ext.landmarks.points72 import Landmarks
 WIDTHS = (32, 64, 96)
 CONTEXT = 48
 ADM = 68
+DIFFUSERS = {  # the same sizes, as diffusers' UNet and ControlNet take them
+    "block_out_channels": WIDTHS,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "transformer_layers_per_block": (1, 1, 2),
+    "attention_head_dim": (2, 4, 6),
+    "cross_attention_dim": CONTEXT,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": ADM,
+    "use_linear_projection": True,
+}
 
 
 def config(**changes) -> FFRNetConfig:

@@ -13,17 +13,6 @@ from facesnap_ext.hosts.diffusers import guided
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-SHAPE = {
-    "block_out_channels": tiny.WIDTHS,
-    "transformer_layers_per_block": (1, 1, 2),
-    "attention_head_dim": (2, 4, 6),
-    "cross_attention_dim": tiny.CONTEXT,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": tiny.ADM,
-    "use_linear_projection": True,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-}
 PROMPT = {
     "prompt_embeds": torch.full((1, 8, tiny.CONTEXT), 0.1),
     "negative_prompt_embeds": torch.full((1, 8, tiny.CONTEXT), -0.1),
@@ -35,7 +24,7 @@ PROMPT = {
 def parts():
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
-        sample_size=16, up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **SHAPE
+        sample_size=16, up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **tiny.DIFFUSERS
     )
     vae = diffusers.AutoencoderKL(
         block_out_channels=(32,) * 4,
@@ -72,7 +61,7 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def controlnet():
-    return tiny.randomise(diffusers.ControlNetModel(**SHAPE), seed=4)
+    return tiny.randomise(diffusers.ControlNetModel(**tiny.DIFFUSERS), seed=4)
 
 
 def as_ffrnet(controlnet) -> FFRNet:

@@ -20,17 +20,6 @@ from facesnap_ext.weights.initialise import initialise
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 MIXER = MixerConfig(id_dim=12, clip_dim=10, dim=tiny.CONTEXT, id_tokens=5, queries=4, layers=1, feedforward=64, heads=4)
-UNET = {
-    "block_out_channels": tiny.WIDTHS,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "transformer_layers_per_block": (1, 1, 2),
-    "attention_head_dim": (2, 4, 6),
-    "cross_attention_dim": tiny.CONTEXT,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 8,
-    "projection_class_embeddings_input_dim": tiny.ADM,
-    "use_linear_projection": True,
-}
 UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
 
@@ -120,7 +109,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(saved, monkeypatch):
 
 def unet_checkpoint(tmp_path):
     torch.manual_seed(0)
-    unet = tiny.randomise(diffusers.UNet2DConditionModel(sample_size=16, up_block_types=UP, **UNET))
+    unet = tiny.randomise(diffusers.UNet2DConditionModel(sample_size=16, up_block_types=UP, **tiny.DIFFUSERS))
     path = tmp_path / "unet.safetensors"
     save_file(unet.state_dict(), path)
     return unet, path
@@ -235,7 +224,7 @@ def test_only_sdxl_is_a_start(tmp_path):
 
 
 def test_a_diffusers_controlnet_folder_becomes_a_facesnap_file(tmp_path):
-    controlnet = tiny.randomise(diffusers.ControlNetModel(**UNET))
+    controlnet = tiny.randomise(diffusers.ControlNetModel(**tiny.DIFFUSERS))
     folder = tmp_path / "IdentityNet"
     controlnet.save_pretrained(folder)
     out = convert(folder)
