@@ -115,9 +115,9 @@ class Host:
                 return job
         return None
 
-    def probe(self) -> Job:
+    def probe(self, collect: bool = False) -> Job:
         """What hangs on the UNet; see probe/scripts/facesnap_probe.py."""
-        return self.get("/facesnap-probe/state")
+        return self.get(f"/facesnap-probe/state?collect={collect}")
 
 
 def with_facesnap(job: Job, **settings: Any) -> Job:

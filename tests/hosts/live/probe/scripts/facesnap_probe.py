@@ -72,9 +72,11 @@ def count_evaluation(params):
     _evaluations += 1
 
 
-def state():
+def state(collect: bool = False):
+    """With `collect` after Python's garbage collection: a job that failed is held by its own traceback until then."""
     Script.remove()
-    gc.collect()  # a job that failed is held by its own traceback until then
+    if collect:
+        gc.collect()
     modules = list(unet().modules())
     return {
         "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules),
