@@ -83,11 +83,9 @@ class Residuals:
     def _run(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> list[Tensor]:
         # the network's own type decides, also inside a host's autocast
         with torch.autocast(x.device.type, enabled=False):
-            residuals = self.guidance.ffrnet(x, timesteps, self._tokens(x), self._landmark_features(x), y)
+            tokens = self.guidance.tokens.to(x.device)
+            residuals = self.guidance.ffrnet(x, timesteps, tokens, self._landmark_features(x), y)
         return [residual * self.guidance.weight for residual in residuals]
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        return self.guidance.tokens.to(x.device)
 
     def _landmark_features(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
