@@ -81,6 +81,17 @@ def points_on(vertices: Tensor, faces: Tensor) -> Tensor:
     return torch.einsum("pk,npkc->npc", torch.from_numpy(POINT_WEIGHTS).to(vertices), corners)
 
 
+LEFT_EYE, RIGHT_EYE = range(36, 44), range(44, 52)
+NOSE_TIP, LEFT_CORNER, RIGHT_CORNER = 30, 52, 57
+
+
+def five_points(points: np.ndarray) -> np.ndarray:
+    """A face detector's five points, [...,5,2] of [...,72,2]: centres of the eyes, tip of the nose, corners of the
+    mouth, those on the picture's left first."""
+    eyes = [points[..., list(eye), :].mean(axis=-2) for eye in (LEFT_EYE, RIGHT_EYE)]
+    return np.stack([*eyes, *(points[..., i, :] for i in (NOSE_TIP, LEFT_CORNER, RIGHT_CORNER))], axis=-2)
+
+
 def place(landmarks: Landmarks, width: int, height: int, face_box: np.ndarray | None = None) -> Landmarks:
     """Put the points into a picture of another size and shape that a window of the first one fills ("crop and resize").
 
