@@ -35,12 +35,14 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=run_convert)
 
     init = commands.add_parser("init", help="make a FaceSnap file as training starts from it")
-    init.add_argument("checkpoint", type=Path, help="an SDXL checkpoint, .safetensors")
+    source = init.add_mutually_exclusive_group(required=True)
+    source.add_argument("checkpoint", type=Path, nargs="?", help="an SDXL checkpoint, .safetensors")
+    source.add_argument("--instantid", type=Path, metavar="FOLDER", help="InstantID, to start from its weights")
     init.add_argument("--out", type=Path, required=True)
     init.add_argument("--head-dim", type=int, default=64, help="channels of an attention head (default: SDXL's 64)")
     init.add_argument("--size-dim", type=int, default=256, help="channels of an embedded size (default: SDXL's 256)")
     init.add_argument("--seed", type=int, default=0)
-    init.add_argument("--dtype", choices=DTYPES, default="float16")
+    init.add_argument("--dtype", choices=DTYPES, help="default: float16, or what InstantID's files have")
     init.set_defaults(run=run_init)
 
     prepare = commands.add_parser("prepare", help="write a photo's tokens, points and drawings")
@@ -78,16 +80,15 @@ def run_convert(options: argparse.Namespace) -> None:
 def run_init(options: argparse.Namespace) -> None:
     import torch
 
-    from facesnap_ext.weights.initialise import initialise
+    from facesnap_ext.weights.initialise import from_instantid, initialise
 
-    initialise(
-        options.checkpoint,
-        options.out,
-        head_dim=options.head_dim,
-        size_dim=options.size_dim,
-        seed=options.seed,
-        dtype=getattr(torch, options.dtype),
-    )
+    chosen = {"head_dim": options.head_dim, "size_dim": options.size_dim, "seed": options.seed}
+    if options.dtype:
+        chosen["dtype"] = getattr(torch, options.dtype)
+    if options.instantid:
+        from_instantid(options.instantid, options.out, **chosen)
+    else:
+        initialise(options.checkpoint, options.out, **chosen)
     print(options.out)
 
 

@@ -86,12 +86,13 @@ def average_references(embeddings: Tensor, clip_tokens: Tensor) -> tuple[Tensor,
     """Turn R references into one by averaging, the alternative to mixing them together.
 
     Args:
-        embeddings: [N, R, id_dim]; each is scaled to length 1 first, so that a blurred photo (whose embedding is
-            short) counts as much as a sharp one.
+        embeddings: [N, R, id_dim]; their directions are averaged, so that a blurred photo (whose embedding is short)
+            counts as much as a sharp one.
         clip_tokens: [N, R, T, clip_dim].
 
     Returns:
-        Embeddings [N, 1, id_dim] and CLIP tokens [N, 1, T, clip_dim].
+        Embeddings [N, 1, id_dim], as long as the given ones are on average, and CLIP tokens [N, 1, T, clip_dim].
     """
-    mean = F.normalize(embeddings, dim=-1).mean(dim=1, keepdim=True)
-    return mean, clip_tokens.mean(dim=1, keepdim=True)
+    direction = F.normalize(F.normalize(embeddings, dim=-1).mean(dim=1, keepdim=True), dim=-1)
+    length = embeddings.norm(dim=-1, keepdim=True).mean(dim=1, keepdim=True)
+    return direction * length, clip_tokens.mean(dim=1, keepdim=True)

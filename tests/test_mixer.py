@@ -114,8 +114,8 @@ def test_people_do_not_mix(mixer):
 
 
 def test_averaging_weighs_a_short_embedding_like_a_long_one():
-    embeddings = torch.tensor([[[3.0, 0.0], [0.0, 0.1]]])
+    embeddings = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
     clip_tokens = torch.tensor([[[[2.0]], [[4.0]]]])
     mean, tokens = average_references(embeddings, clip_tokens)
-    torch.testing.assert_close(mean, torch.tensor([[[0.5, 0.5]]]))
+    torch.testing.assert_close(mean, torch.tensor([[[2**0.5, 2**0.5]]]))  # halfway, of the mean length 2
     torch.testing.assert_close(tokens, torch.tensor([[[[3.0]]]]))

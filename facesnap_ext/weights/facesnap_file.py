@@ -14,17 +14,20 @@ from torch import Tensor, nn
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors
 
 VERSION = 1
+MIXERS = {"facial attributes": MixerConfig, "resampler": ResamplerConfig}  # the paper's, and InstantID's
 
 
 @dataclass(frozen=True)
 class FaceSnapInfo:
-    """What a FaceSnap file says of itself. `text_free` is False for weights that want the rows' own `y`."""
+    """What a FaceSnap file says of itself. The class of the Mixer's sizes says which Mixer it is; `text_free` is False
+    for weights that want the rows' own `y`."""
 
-    mixer: MixerConfig
+    mixer: MixerConfig | ResamplerConfig
     ffrnet: FFRNetConfig
     text_free: bool = True
     license: str = "unknown"
@@ -35,6 +38,7 @@ class FaceSnapInfo:
         return {
             "format": "facesnap",
             "version": str(VERSION),
+            "mixer_kind": next(kind for kind, config in MIXERS.items() if isinstance(self.mixer, config)),
             "mixer": json.dumps(asdict(self.mixer)),
             "ffrnet": json.dumps(asdict(self.ffrnet)),
             "text_free": json.dumps(self.text_free),
@@ -44,8 +48,9 @@ class FaceSnapInfo:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> FaceSnapInfo:
+        mixer = MIXERS[metadata.get("mixer_kind", "facial attributes")]  # the first files do not say it
         return cls(
-            mixer=MixerConfig(**json.loads(metadata["mixer"])),
+            mixer=mixer(**json.loads(metadata["mixer"])),
             ffrnet=FFRNetConfig(**_tuples(json.loads(metadata["ffrnet"]))),
             text_free=json.loads(metadata["text_free"]),
             license=metadata["license"],
@@ -58,9 +63,14 @@ class FaceSnapWeights:
     """A loaded FaceSnap file; both networks in evaluation mode and without gradients."""
 
     info: FaceSnapInfo
-    mixer: FacialAttributeMixer
+    mixer: FacialAttributeMixer | ResamplerMixer
     ffrnet: FFRNet
     name: str
+
+
+def build_mixer(config: MixerConfig | ResamplerConfig) -> FacialAttributeMixer | ResamplerMixer:
+    """The untrained Mixer of these sizes."""
+    return ResamplerMixer(config) if isinstance(config, ResamplerConfig) else FacialAttributeMixer(config)
 
 
 def read_info(path: Path) -> FaceSnapInfo:
@@ -76,7 +86,7 @@ def read_info(path: Path) -> FaceSnapInfo:
     try:
         info = FaceSnapInfo.from_metadata(index.metadata)
         with torch.device("meta"):
-            networks = {"mixer": FacialAttributeMixer(info.mixer), "ffrnet": FFRNet(info.ffrnet)}
+            networks = {"mixer": build_mixer(info.mixer), "ffrnet": FFRNet(info.ffrnet)}
     except (KeyError, TypeError, ValueError) as error:
         raise FaceSnapError(f"The metadata of {path.name} is damaged ({error}); download the file again.") from error
     expected = {
@@ -103,7 +113,7 @@ def load(path: Path, dtype: torch.dtype | None = None) -> FaceSnapWeights:
     """
     info = read_info(path)
     with torch.device("meta"):
-        mixer, ffrnet = FacialAttributeMixer(info.mixer), FFRNet(info.ffrnet)
+        mixer, ffrnet = build_mixer(info.mixer), FFRNet(info.ffrnet)
     tensors = read_tensors(path, dtype=dtype)
     for part, network in (("mixer", mixer), ("ffrnet", ffrnet)):
         network.load_state_dict(_strip(tensors, f"{part}."), assign=True)

@@ -1,0 +1,172 @@
+"""The Mixer that starts from InstantID against InstantID's Resampler written out, and what is added to it."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facesnap_ext.resampler import ADDED, ResamplerConfig, ResamplerMixer
+
+CONFIG = ResamplerConfig(
+    id_dim=12, clip_dim=10, dim=48, width=40, queries=4, layers=3, feedforward=56, heads=3, head_dim=16
+)
+
+
+def instantid_resampler(p, embeddings, head_dim=64):
+    """InstantID's Resampler as published (ip_adapter/resampler.py), in plain sums over its tensors.
+
+    Args:
+        p: the tensors of `image_proj` in `ip-adapter.bin`.
+        embeddings: [N, 1, 512], not normalised.
+    """
+
+    def linear(x, name):
+        return x @ p[f"{name}.weight"].T + p.get(f"{name}.bias", torch.zeros(()))
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdim=True)
+        scaled = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+        return scaled * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    x = linear(embeddings, "proj_in")
+    latents = p["latents"].repeat(len(embeddings), 1, 1)
+    layer = 0
+    while f"layers.{layer}.0.to_q.weight" in p:
+        attention, feedforward = f"layers.{layer}.0", f"layers.{layer}.1"
+        image, queries = norm(x, f"{attention}.norm1"), norm(latents, f"{attention}.norm2")
+        q = linear(queries, f"{attention}.to_q")
+        k, v = linear(torch.cat([image, queries], 1), f"{attention}.to_kv").chunk(2, -1)
+        scale = 1 / head_dim**0.25
+        heads = []
+        for start in range(0, q.shape[-1], head_dim):
+            part = slice(start, start + head_dim)
+            weights = torch.einsum("nqc,nkc->nqk", q[..., part] * scale, k[..., part] * scale).softmax(-1)
+            heads.append(torch.einsum("nqk,nkc->nqc", weights, v[..., part]))
+        latents = latents + linear(torch.cat(heads, -1), f"{attention}.to_out")
+        hidden = F.gelu(linear(norm(latents, f"{feedforward}.0"), f"{feedforward}.1"))
+        latents = latents + linear(hidden, f"{feedforward}.3")
+        layer += 1
+    return norm(linear(latents, "proj_out"), "norm_out")
+
+
+def references(people=2, count=1, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return 20 * torch.randn(people, count, 12, generator=g), torch.randn(people, count, 7, 10, generator=g)
+
+
+@pytest.fixture(scope="module")
+def mixer():
+    """Trained: CLIP has its say."""
+    return tiny.randomise(ResamplerMixer(CONFIG), std=0.3)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """As training starts: what is added to the Resampler is as it was made."""
+    torch.manual_seed(0)
+    mixer = ResamplerMixer(CONFIG)
+    added = {key: tensor.clone() for key, tensor in mixer.state_dict().items() if key.startswith(ADDED)}
+    tiny.randomise(mixer, std=0.3).load_state_dict(added, strict=False)
+    return mixer
+
+
+def test_it_starts_as_instantids_resampler(start):
+    embeddings, clip_tokens = references(3)
+    expected = instantid_resampler(start.state_dict(), embeddings, head_dim=16)
+    assert expected.shape == (3, 4, 48)
+    assert (expected[0] - expected[1]).abs().max() > 0.1
+    torch.testing.assert_close(start(embeddings, clip_tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_length_of_an_embedding_counts(start):
+    """InstantID was trained on embeddings that were not normalised."""
+    embeddings, clip_tokens = references()
+    assert (start(embeddings, clip_tokens) - start(F.normalize(embeddings, dim=-1), clip_tokens)).abs().max() > 0.1
+
+
+def test_training_reaches_clip_from_the_first_step(start):
+    embeddings, clip_tokens = references()
+    projections = [attention.to_out.weight for attention in start.clip_layers]
+    for weight in projections:
+        weight.requires_grad_(True)
+    gradients = torch.autograd.grad(start(embeddings, clip_tokens).pow(2)[..., :7].sum(), projections)
+    for weight in projections:
+        weight.requires_grad_(False)
+    assert len(gradients) == CONFIG.layers
+    assert all(gradient.abs().max() > 1e-4 for gradient in gradients)
+
+
+def test_both_features_of_a_reference_count(mixer):
+    embeddings, clip_tokens = references(1)
+    tokens = mixer(embeddings, clip_tokens)
+    other_embeddings, other_clip = references(1, seed=1)
+    assert (mixer(other_embeddings, clip_tokens) - tokens).abs().max() > 1e-2
+    assert (mixer(embeddings, other_clip) - tokens).abs().max() > 1e-2
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(1, 4), seed=st.integers(0, 99), order=st.randoms())
+def test_the_order_of_references_does_not_matter_and_a_copy_changes_nothing(mixer, count, seed, order):
+    embeddings, clip_tokens = references(1, count, seed)
+    tokens = mixer(embeddings, clip_tokens)
+    shuffled = list(range(count))
+    order.shuffle(shuffled)
+    torch.testing.assert_close(mixer(embeddings[:, shuffled], clip_tokens[:, shuffled]), tokens, atol=1e-4, rtol=1e-4)
+    twice = list(range(count)) * 2
+    torch.testing.assert_close(mixer(embeddings[:, twice], clip_tokens[:, twice]), tokens, atol=1e-4, rtol=1e-4)
+
+
+def test_every_reference_counts(mixer):
+    embeddings, clip_tokens = references(1, 2)
+    both = mixer(embeddings, clip_tokens)
+    for one in range(2):
+        alone = mixer(embeddings[:, [one]], clip_tokens[:, [one]])
+        assert (both - alone).abs().max() > 1e-2
+
+
+def test_people_do_not_mix(mixer):
+    embeddings, clip_tokens = references(3, 2)
+    together = mixer(embeddings, clip_tokens)
+    for person in range(3):
+        alone = mixer(embeddings[[person]], clip_tokens[[person]])
+        torch.testing.assert_close(together[[person]], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_at_full_size_it_has_the_tensors_of_instantids_resampler():
+    """As many, and as many numbers, as `image_proj` of the published `ip-adapter.bin` has."""
+    with torch.device("meta"):
+        mixer = ResamplerMixer(ResamplerConfig())
+        tokens = mixer(torch.empty(3, 2, 512), torch.empty(3, 2, 257, 1280))
+    assert tokens.shape == (3, 16, 2048)
+    own = {key: tensor for key, tensor in mixer.state_dict().items() if not key.startswith(ADDED)}
+    shapes = {key: tuple(tensor.shape) for key, tensor in own.items()}
+    assert len(shapes) == 51
+    assert sum(tensor.numel() for tensor in own.values()) == 81_978_624
+    layer = {
+        "0.norm1.weight": (1280,),
+        "0.norm1.bias": (1280,),
+        "0.norm2.weight": (1280,),
+        "0.norm2.bias": (1280,),
+        "0.to_q.weight": (1280, 1280),
+        "0.to_kv.weight": (2560, 1280),
+        "0.to_out.weight": (1280, 1280),
+        "1.0.weight": (1280,),
+        "1.0.bias": (1280,),
+        "1.1.weight": (5120, 1280),
+        "1.3.weight": (1280, 5120),
+    }
+    assert shapes == {
+        "latents": (1, 16, 1280),
+        "proj_in.weight": (1280, 512),
+        "proj_in.bias": (1280,),
+        "proj_out.weight": (2048, 1280),
+        "proj_out.bias": (2048,),
+        "norm_out.weight": (2048,),
+        "norm_out.bias": (2048,),
+        **{f"layers.{index}.{key}": shape for index in range(4) for key, shape in layer.items()},
+    }
+    assert ResamplerConfig.from_shapes(shapes) == ResamplerConfig()
