@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--json", action="store_true", help="print what was done as JSON")
     prepare.set_defaults(run=run_prepare)
 
+    train = commands.add_parser("train", help="train Mixer and FFRNet on pictures of many people")
+    train.add_argument("config", type=Path, help="a YAML file; facesnap_ext/training/config.py lists its fields")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run's folder")
+    train.set_defaults(run=run_train)
+
     demo = commands.add_parser("demo", help="run every stage on a public-domain photo with stand-in networks")
     demo.add_argument("--out", type=Path, default=Path("out/demo.png"))
     demo.set_defaults(run=run_demo)
@@ -108,6 +113,13 @@ def run_prepare(options: argparse.Namespace) -> None:
         progress=lambda message: print(message, file=sys.stderr),
     )
     _print(result, options.json)
+
+
+def run_train(options: argparse.Namespace) -> None:
+    from facesnap_ext.training.config import read_config
+    from facesnap_ext.training.trainer import train
+
+    print(train(read_config(options.config), options.resume))
 
 
 def run_demo(options: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""Training of Mixer and FFRNet after the FaceSnap paper, section 2.2."""

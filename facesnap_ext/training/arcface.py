@@ -1,0 +1,343 @@
+"""ArcFace as a torch network, so that L_id has a gradient: built from the ONNX file that insightface runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facesnap_ext.errors import FaceSnapError
+
+TEMPLATE = (  # eyes, nose and corners of the mouth in a crop of 112 pixels (insightface, utils/face_align.py)
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
+)
+SIDE = 112
+
+
+class ArcFace(nn.Module):
+    """A frozen face recognition network of insightface; see `load_arcface`."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        import onnx
+
+        self.name = path.name
+        graph = onnx.load(str(path)).graph
+        stored = {tensor.name for tensor in graph.initializer}
+        inputs = [value for value in graph.input if value.name not in stored]
+        if len(inputs) != 1 or len(graph.output) != 1:
+            raise FaceSnapError(
+                f"{path.name} has not one input and one output; use a recognition model of insightface."
+            )
+        self._input, self._output = inputs[0].name, graph.output[0].name
+        batch, _, height, width = (dimension.dim_value for dimension in inputs[0].type.tensor_type.shape.dim)
+        self.size = width or height or SIDE
+        self._one_by_one = batch == 1  # its Reshapes may have the 1 written into them
+
+        # insightface tells MXNet's exports, which bring their own normalisation, by the names of their first nodes
+        first = [node.name for node in graph.node[:8]]
+        own = any(name.startswith(("Sub", "_minus")) for name in first) and any(
+            name.startswith(("Mul", "_mul")) for name in first
+        )
+        self.mean, self.std = (0.0, 1.0) if own else (127.5, 127.5)
+
+        self._weights: dict[str, str] = {}  # names in ONNX may have dots, which buffers may not
+        self._constants: dict[str, Tensor] = {}  # shapes and indices; they stay on the CPU
+        for tensor in graph.initializer:
+            self._store(tensor.name, _to_torch(onnx.numpy_helper.to_array(tensor)))
+        self._nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
+        for node in graph.node:
+            attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+            if node.op_type == "Constant":
+                self._store(node.output[0], _constant(attributes))
+            elif node.op_type not in OPS:
+                raise FaceSnapError(
+                    f"{path.name} has the operation {node.op_type}, which FaceSnap's training cannot run; use another "
+                    "recognition model of insightface, or set id_rows to 0."
+                )
+            else:
+                self._nodes.append((node.op_type, list(node.input), list(node.output), attributes))
+
+    def _store(self, name: str, tensor: Tensor) -> None:
+        if tensor.is_floating_point():
+            self._weights[name] = f"weight_{len(self._weights)}"
+            self.register_buffer(self._weights[name], tensor)
+        else:
+            self._constants[name] = tensor
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Embeddings [N,E] of aligned faces [N,3,112,112], RGB in 0…1."""
+        x = (255 * faces.float() - self.mean) / self.std
+        if self._one_by_one:
+            return torch.cat([self._run(row) for row in x.split(1)])
+        return self._run(x)
+
+    def _run(self, x: Tensor) -> Tensor:
+        values: dict[str, Any] = {"": None, self._input: x, **self._constants}
+        values |= {name: getattr(self, buffer) for name, buffer in self._weights.items()}
+        for op, inputs, outputs, attributes in self._nodes:
+            values[outputs[0]] = OPS[op](attributes, *(values[name] for name in inputs))
+        return values[self._output].flatten(1)
+
+
+def load_arcface(folder: Path) -> ArcFace:
+    """Load the recognition model of an insightface pack (by the pack's own rule: the `.onnx` with one output that takes
+    pictures of 112 pixels, or of a side divisible by 112 or 128), frozen, on the CPU.
+
+    Raises:
+        FaceSnapError: there is none in the folder, or it has an operation that cannot be run.
+    """
+    import onnx
+
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.onnx")) or sorted(folder.glob("*/*.onnx"))
+    for file in files:
+        try:
+            graph = onnx.load(str(file), load_external_data=False).graph
+        except Exception as error:  # protobuf's errors have no common class
+            raise FaceSnapError(f"{file} cannot be read as an ONNX file ({error}); copy it again.") from error
+        stored = {tensor.name for tensor in graph.initializer}
+        shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in stored]
+        if len(graph.output) == len(shapes) == 1 and len(shapes[0]) == 4:
+            height, width = shapes[0][2].dim_value, shapes[0][3].dim_value
+            if height == width >= SIDE and height % 16 == 0:
+                return ArcFace(file).eval().requires_grad_(False)
+    raise FaceSnapError(f"There is no face recognition model (.onnx) in {folder}; put an insightface pack there.")
+
+
+def align(pictures: Tensor, keypoints: Tensor, size: int = SIDE) -> Tensor:
+    """insightface's `norm_crop` with a gradient: the similarity that brings five points nearest to ArcFace's template.
+
+    Args:
+        pictures: [N,3,H,W], 0 is black: the crop has it where it reaches outside the picture.
+        keypoints: [N,5,2] eyes, nose and corners of the mouth, x to the right and y down, in pixels with the centre of
+            the first at 0, 0, as detectors and `norm_crop` have it.
+        size: of the crop in pixels.
+
+    Returns:
+        [N,3,size,size]
+    """
+    keypoints = keypoints.to(pictures.device, torch.float32)
+    height, width = pictures.shape[2:]
+    template = torch.tensor(TEMPLATE, device=pictures.device)
+    template = (
+        template * (size / SIDE) if size % SIDE == 0 else template * (size / 128) + torch.tensor([size / 16, 0.0])
+    )
+
+    # from the crop to the picture, so the least squares of norm_crop (points to template) are inverted
+    source, target = keypoints.mean(1, keepdim=True), template.mean(0)
+    p, q = keypoints - source, template - target
+    norm = p.square().sum(dim=(1, 2))
+    a = (p * q).sum(dim=(1, 2)) / norm
+    b = (p[..., 0] * q[:, 1] - p[..., 1] * q[:, 0]).sum(dim=1) / norm
+    inverse = torch.stack([torch.stack([a, b], -1), torch.stack([-b, a], -1)], -2) / (a * a + b * b)[:, None, None]
+
+    line = torch.arange(size, dtype=torch.float32, device=pictures.device)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    places = torch.stack([x, y], -1).reshape(-1, 2) - target
+    places = places @ inverse.transpose(1, 2) + source
+    places = 2 * places / torch.tensor([width - 1, height - 1], device=pictures.device) - 1
+    grid = places.reshape(len(pictures), size, size, 2)
+    return F.grid_sample(pictures.float(), grid, align_corners=True)
+
+
+def _to_torch(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _constant(attributes: dict[str, Any]) -> Tensor:
+    import onnx
+
+    name, value = next(iter(attributes.items()))
+    return _to_torch(onnx.numpy_helper.to_array(value)) if name == "value" else torch.tensor(value)
+
+
+def _padded(x: Tensor, attributes: dict[str, Any], kernel: Sequence[int], fill: float) -> Tensor:
+    """Pad as ONNX's `pads` or `auto_pad` say; the sides may differ."""
+    spatial = x.ndim - 2
+    strides = attributes.get("strides", [1] * spatial)
+    dilations = attributes.get("dilations", [1] * spatial)
+    pads = list(attributes.get("pads", [0] * 2 * spatial))
+    auto = attributes.get("auto_pad", b"NOTSET").decode()
+    if auto.startswith("SAME"):
+        for i, size in enumerate(x.shape[2:]):
+            total = max(0, (-(-size // strides[i]) - 1) * strides[i] + dilations[i] * (kernel[i] - 1) + 1 - size)
+            small, large = total // 2, total - total // 2
+            pads[i], pads[i + spatial] = (small, large) if auto == "SAME_UPPER" else (large, small)
+    if not any(pads):
+        return x
+    return F.pad(x, [pads[i + end] for i in reversed(range(spatial)) for end in (0, spatial)], value=fill)
+
+
+def _conv(attributes: dict[str, Any], x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    x = _padded(x, attributes, weight.shape[2:], 0.0)
+    stride, dilation = attributes.get("strides", 1), attributes.get("dilations", 1)
+    return F.conv2d(x, weight, bias, stride, 0, dilation, attributes.get("group", 1))
+
+
+def _max_pool(attributes: dict[str, Any], x: Tensor) -> Tensor:
+    kernel = attributes["kernel_shape"]
+    x = _padded(x, attributes, kernel, -torch.inf)
+    ceil = bool(attributes.get("ceil_mode", 0))
+    return F.max_pool2d(x, kernel, attributes.get("strides", 1), 0, attributes.get("dilations", 1), ceil)
+
+
+def _average_pool(attributes: dict[str, Any], x: Tensor) -> Tensor:
+    kernel, stride = attributes["kernel_shape"], attributes.get("strides", 1)
+    ceil = bool(attributes.get("ceil_mode", 0))
+    padded = _padded(x, attributes, kernel, 0.0)
+    means = F.avg_pool2d(padded, kernel, stride, ceil_mode=ceil)
+    if padded is x or attributes.get("count_include_pad", 0):
+        return means
+    return means / F.avg_pool2d(_padded(torch.ones_like(x), attributes, kernel, 0.0), kernel, stride, ceil_mode=ceil)
+
+
+def _batch_norm(
+    attributes: dict[str, Any], x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor
+) -> Tensor:
+    return F.batch_norm(x, mean, var, scale, bias, eps=attributes.get("epsilon", 1e-5))
+
+
+def _gemm(attributes: dict[str, Any], a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    a = a.T if attributes.get("transA") else a
+    b = b.T if attributes.get("transB") else b
+    product = attributes.get("alpha", 1.0) * (a @ b)
+    return product if c is None else product + attributes.get("beta", 1.0) * c
+
+
+def _reshape(attributes: dict[str, Any], x: Tensor, shape: Tensor) -> Tensor:
+    # 0 keeps the input's size
+    return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())])
+
+
+def _flatten(attributes: dict[str, Any], x: Tensor) -> Tensor:
+    axis = attributes.get("axis", 1)
+    return x.reshape(int(np.prod(x.shape[:axis])), -1)
+
+
+def _axes(attributes: dict[str, Any], axes: Tensor | None) -> list[int] | None:
+    """Older ONNX has them as an attribute, newer as an input."""
+    return axes.tolist() if axes is not None else attributes.get("axes")
+
+
+def _squeeze(attributes: dict[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
+    wanted = _axes(attributes, axes)
+    return x.squeeze() if wanted is None else x.squeeze(tuple(wanted))
+
+
+def _unsqueeze(attributes: dict[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
+    wanted = _axes(attributes, axes) or []
+    for axis in sorted(axis % (x.ndim + len(wanted)) for axis in wanted):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _reduce(reduction: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def reduce(attributes: dict[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
+        wanted = _axes(attributes, axes) or list(range(x.ndim))
+        return reduction(x, dim=wanted, keepdim=bool(attributes.get("keepdims", 1)))
+
+    return reduce
+
+
+def _clip(attributes: dict[str, Any], x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    low = attributes.get("min") if low is None else low.to(x)
+    high = attributes.get("max") if high is None else high.to(x)
+    if low is None and high is None:
+        return x
+    if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch takes two numbers or two tensors
+        low, high = (value.item() if isinstance(value, Tensor) else value for value in (low, high))
+    return torch.clamp(x, low, high)
+
+
+def _pad(attributes: dict[str, Any], x: Tensor, pads: Tensor | None = None, fill: Tensor | None = None) -> Tensor:
+    sides = attributes["pads"] if pads is None else pads.tolist()
+    value = attributes.get("value", 0.0) if fill is None else float(fill)
+    mode = attributes.get("mode", b"constant").decode()
+    both = [sides[i + end] for i in reversed(range(x.ndim)) for end in (0, x.ndim)]
+    if mode == "constant":
+        return F.pad(x, both, value=value)
+    return F.pad(x, both[: 2 * (x.ndim - 2)], mode={"edge": "replicate", "reflect": "reflect"}[mode])
+
+
+def _slice(
+    attributes: dict[str, Any],
+    x: Tensor,
+    starts: Tensor | None = None,
+    ends: Tensor | None = None,
+    axes: Tensor | None = None,
+    steps: Tensor | None = None,
+) -> Tensor:
+    first = attributes["starts"] if starts is None else starts.tolist()
+    last = attributes["ends"] if ends is None else ends.tolist()
+    where = _axes(attributes, axes) or list(range(len(first)))
+    by = [1] * len(first) if steps is None else steps.tolist()
+    index = [slice(None)] * x.ndim
+    for axis, start, end, step in zip(where, first, last, by):
+        index[axis] = slice(start, end, step)
+    return x[tuple(index)]
+
+
+def _gather(attributes: dict[str, Any], x: Tensor, indices: Tensor) -> Tensor:
+    axis = attributes.get("axis", 0) % x.ndim
+    picked = x.index_select(axis, indices.to(x.device).reshape(-1) % x.shape[axis])
+    return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
+
+def _prelu(attributes: dict[str, Any], x: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(x > 0, x, x * slope)
+
+
+def _hard_sigmoid(attributes: dict[str, Any], x: Tensor) -> Tensor:
+    return (attributes.get("alpha", 0.2) * x + attributes.get("beta", 0.5)).clamp(0, 1)
+
+
+_TORCH_TYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float32, 11: torch.float32}
+
+OPS: dict[str, Callable[..., Tensor]] = {
+    "Add": lambda attributes, a, b: a + b,
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
+    "Cast": lambda attributes, x: x.to(_TORCH_TYPES[attributes["to"]]),
+    "Clip": _clip,
+    "Concat": lambda attributes, *tensors: torch.cat(tensors, attributes["axis"]),
+    "Conv": _conv,
+    "Div": lambda attributes, a, b: a / b if a.is_floating_point() else a // b,
+    "Dropout": lambda attributes, x, *rest: x,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Gemm": _gemm,
+    "GlobalAveragePool": lambda attributes, x: x.mean(dim=tuple(range(2, x.ndim)), keepdim=True),
+    "HardSigmoid": _hard_sigmoid,
+    "Identity": lambda attributes, x: x,
+    "LeakyRelu": lambda attributes, x: F.leaky_relu(x, attributes.get("alpha", 0.01)),
+    "MatMul": lambda attributes, a, b: a @ b,
+    "MaxPool": _max_pool,
+    "Mul": lambda attributes, a, b: a * b,
+    "PRelu": _prelu,
+    "Pad": _pad,
+    "Pow": lambda attributes, a, b: a**b,
+    "ReduceL2": _reduce(torch.linalg.vector_norm),
+    "ReduceMean": _reduce(torch.mean),
+    "ReduceSum": _reduce(torch.sum),
+    "Relu": lambda attributes, x: F.relu(x),
+    "Reshape": _reshape,
+    "Shape": lambda attributes, x: torch.tensor(x.shape),
+    "Sigmoid": lambda attributes, x: torch.sigmoid(x),
+    "Slice": _slice,
+    "Sqrt": lambda attributes, x: x.sqrt(),
+    "Squeeze": _squeeze,
+    "Sub": lambda attributes, a, b: a - b,
+    "Tanh": lambda attributes, x: torch.tanh(x),
+    "Transpose": lambda attributes, x: x.permute(attributes.get("perm", list(reversed(range(x.ndim))))),
+    "Unsqueeze": _unsqueeze,
+}

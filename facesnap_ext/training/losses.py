@@ -1,0 +1,69 @@
+"""The two losses of FaceSnap's training, eqs. 3 and 4."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def diffusion_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """What the UNet has to predict.
+
+    Args:
+        latents, noise: [N,C,h,w]
+        alpha_bar: cumulative product of the schedule's alphas at the rows' timesteps [N], 0…1.
+        prediction_type: `epsilon`, or `v_prediction` (Salimans and Ho, 2022, appendix D).
+
+    Raises:
+        ValueError: the prediction type is another one.
+    """
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        signal, spread = _signal_and_spread(alpha_bar, latents)
+        return signal * noise - spread * latents
+    raise ValueError(f"no target for the prediction type {prediction_type}")
+
+
+def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise latents z_t [N,C,h,w]; arguments as of `diffusion_target`."""
+    signal, spread = _signal_and_spread(alpha_bar, latents)
+    return signal * latents + spread * noise
+
+
+def _signal_and_spread(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    alpha_bar = alpha_bar.float()[:, None, None, None]
+    return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
+
+
+def masked_diffusion_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Eq. 3: squared error within the face's mask, a mean over the mask's area and channels, then over the pictures.
+
+    A picture counts alike whether its face is small or large. What lies outside the mask contributes exactly nothing,
+    and neither does a picture with an empty mask.
+
+    Args:
+        prediction, target: [N,C,h,w]
+        mask: M_f [N,1,h,w] in 0…1.
+
+    Returns:
+        A number ≥ 0, float32.
+    """
+    mask = mask.float()
+    # outside the mask an infinite error must not become 0 × inf
+    error = torch.where(mask > 0, prediction.float() - target.float(), 0) * mask
+    area = mask.square().sum(dim=(1, 2, 3)) * prediction.shape[1]
+    return (error.square().sum(dim=(1, 2, 3)) / area.clamp_min(torch.finfo(torch.float32).tiny)).mean()
+
+
+def id_loss(embeddings: Tensor, drawn: Tensor) -> Tensor:
+    """Eq. 4: 1 − cosine of the references' ArcFace embeddings and those of the drawn faces, mean over the pictures.
+
+    Args:
+        embeddings, drawn: [N,E], of any length.
+
+    Returns:
+        A number in 0…2, float32.
+    """
+    return (1 - F.cosine_similarity(embeddings.float(), drawn.float(), dim=-1)).mean()

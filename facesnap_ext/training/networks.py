@@ -1,0 +1,60 @@
+"""The two networks that are trained, as one module, and their moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from facesnap_ext import ffrnet as parts
+from facesnap_ext.ffrnet import FFRNet
+from facesnap_ext.mixer import FacialAttributeMixer
+
+
+class TrainedNetworks(nn.Module):
+    """Mixer and FFRNet behind one `forward`, the unit that data-parallel wrappers synchronise."""
+
+    def __init__(self, mixer: FacialAttributeMixer, ffrnet: FFRNet):
+        super().__init__()
+        self.mixer = mixer
+        self.ffrnet = ffrnet
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        clip_tokens: Tensor,
+        drawings: Tensor,
+        x: Tensor,
+        timesteps: Tensor,
+        y: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Residuals from shallow to deep, the middle's last.
+
+        Args:
+            embeddings: ArcFace embeddings of one reference each [N,E]. clip_tokens: of the same [N,T,C].
+            drawings: landmarks [N,3,sh,sw] in 0…1.
+            x: scaled noise latents [N,4,h,w]. timesteps: [N]. y: pooled text and sizes, see `FFRNet.forward`.
+        """
+        tokens = self.mixer(embeddings[:, None], clip_tokens[:, None])
+        return self.ffrnet(x, timesteps, tokens, self.ffrnet.embed_landmarks(drawings), y)
+
+
+def checkpoint_activations(networks: TrainedNetworks) -> None:
+    """Recompute FFRNet's blocks in the backward pass in place of keeping what is inside them."""
+    for module in networks.ffrnet.modules():
+        if isinstance(module, parts.ResnetBlock | parts.TransformerBlock | parts.LandmarkEmbedding):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
+@torch.no_grad()
+def update_average(average: list[Tensor], parameters: Iterable[Tensor], decay: float, step: int) -> None:
+    """Move an average towards the parameters after step number `step`, counted from 1.
+
+    Early averages forget faster, by (1 + step) / (10 + step), or they would long keep what training started from
+    (as in tf.train.ExponentialMovingAverage).
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - decay)

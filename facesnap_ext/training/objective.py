@@ -1,0 +1,175 @@
+"""The learning objective of a batch: L_diff + lambda_id L_id (eq. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from facesnap_ext.training.arcface import align
+from facesnap_ext.training.data import Batch
+from facesnap_ext.training.frozen import Frozen, size_ids, text_y
+from facesnap_ext.training.lightning import few_step_latents
+from facesnap_ext.training.losses import add_noise, diffusion_target, id_loss, masked_diffusion_loss
+
+TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What chance decides for a batch.
+
+    timesteps: [N] 0…999. text: [N] in 0…1, the caption is dropped below the chance to. noise: epsilon [N,C,h,w].
+    posterior: where in the VAE's posterior the latents lie [N,C,h,w]. start: x_T of the lightning branch [N,C,h,w].
+    """
+
+    timesteps: Tensor
+    text: Tensor
+    noise: Tensor
+    posterior: Tensor
+    start: Tensor
+
+
+def draw(seed: int, rows: Sequence[int], shape: tuple[int, int, int]) -> Draws:
+    """Draw for each row of the run from a generator of its own, so that neither the number of processes nor a resume
+    changes it; on the CPU, so that the device does not either.
+
+    Args:
+        shape: (C, h, w) of the latents.
+    """
+    draws = []
+    for row in rows:
+        state = np.random.SeedSequence((seed, 2, row)).generate_state(1, np.uint64)
+        g = torch.Generator().manual_seed(int(state[0]))
+        timestep, text = torch.randint(TRAIN_TIMESTEPS, (), generator=g), torch.rand((), generator=g)
+        draws.append((timestep, text, *torch.randn(3, *shape, generator=g)))
+    return Draws(*map(torch.stack, zip(*draws)))
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """total = diffusion + id_weight × id; id is None where there was no lightning branch."""
+
+    total: Tensor
+    diffusion: Tensor
+    id: Tensor | None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the losses are made with. size_dim and text_free are the FaceSnap file's; the rest is `TrainConfig`'s."""
+
+    text_free: bool
+    size_dim: int
+    drop_text: float
+    id_weight: float
+    lightning_steps: int
+    lightning_grad_steps: int
+
+
+def losses(
+    batch: Batch, draws: Draws, networks: nn.Module, frozen: Frozen, objective: Objective, id_rows: int
+) -> Losses:
+    """The losses of a batch; gradients reach the trained networks alone.
+
+    Args:
+        networks: `TrainedNetworks`, possibly in a data-parallel wrapper.
+        id_rows: pictures of the batch, from the first, that the lightning branch draws; 0: no L_id.
+    """
+    clip_tokens = encode_crops(frozen, batch.clip_pixels)
+    latents = encode_pictures(frozen, batch.pictures, draws.posterior)
+    captions = [None if u < objective.drop_text else c for u, c in zip(draws.text.tolist(), batch.captions)]
+    guided = Guided(batch, clip_tokens, networks, objective)
+
+    alpha_bar = frozen.alpha_bar[draws.timesteps]
+    z = add_noise(latents, draws.noise, alpha_bar)
+    prediction = guided.predict(frozen.unet, frozen.text(captions))(z, draws.timesteps)
+    target = diffusion_target(latents, draws.noise, alpha_bar, frozen.prediction_type)
+    diffusion = masked_diffusion_loss(prediction, target, batch.masks)
+    if not id_rows:
+        return Losses(diffusion, diffusion, None)
+
+    faces = draw_portraits(batch, draws, guided, frozen, objective, id_rows)
+    drawn = frozen.arcface(align(faces, batch.keypoints[:id_rows], frozen.arcface.size))
+    identity = id_loss(batch.embeddings[:id_rows], drawn)
+    return Losses(diffusion + objective.id_weight * identity, diffusion, identity)
+
+
+def draw_portraits(
+    batch: Batch, draws: Draws, guided: Guided, frozen: Frozen, objective: Objective, rows: int
+) -> Tensor:
+    """L-T2I(x_T, C_id, C_txt) of eq. 4 with the batch's landmarks: pictures [rows,3,H,W] in 0…1."""
+    text = frozen.text(batch.captions[:rows])
+    with frozen.few_step.active() as unet:
+        latents = few_step_latents(
+            guided.predict(unet, text, rows),
+            draws.start[:rows],
+            frozen.alpha_bar,
+            frozen.prediction_type,
+            objective.lightning_steps,
+            objective.lightning_grad_steps,
+        )
+    return decode(frozen, latents)
+
+
+@dataclass(frozen=True, eq=False)
+class Guided:
+    """A batch's guidance, for any UNet."""
+
+    batch: Batch
+    clip_tokens: Tensor
+    networks: nn.Module
+    objective: Objective
+
+    def predict(
+        self, unet: nn.Module, text: tuple[Tensor, Tensor], rows: int | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The prediction of a UNet with FFRNet's residuals, from scaled latents [N,C,h,w] and timesteps [N].
+
+        Args:
+            text: context [N,77,C] and pooled text [N,P]. rows: of the batch, from the first; by default all.
+        """
+        context, pooled = text
+        batch, use = self.batch, slice(rows)
+        sizes = size_ids(batch.pictures.shape[-1], len(context), batch.pictures.device)
+        y = None if self.objective.text_free else text_y(pooled, sizes, self.objective.size_dim)
+        references = (batch.embeddings[use], self.clip_tokens[use], batch.drawings[use])
+
+        def predict(x: Tensor, timesteps: Tensor) -> Tensor:
+            residuals = self.networks(*references, x, timesteps, y)
+            *skips, middle = (residual.to(unet.dtype) for residual in residuals)
+            return unet(
+                x.to(unet.dtype),
+                timesteps,
+                encoder_hidden_states=context,
+                added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.to(unet.dtype)},
+                down_block_additional_residuals=tuple(skips),
+                mid_block_additional_residual=middle,
+                return_dict=False,
+            )[0]
+
+        return predict
+
+
+@torch.no_grad()
+def encode_crops(frozen: Frozen, clip_pixels: Tensor) -> Tensor:
+    """CLIP tokens [N,T,C] float32 of preprocessed crops [N,3,S,S]."""
+    weight = next(frozen.clip.parameters())
+    return frozen.clip.model(pixel_values=clip_pixels.to(weight)).last_hidden_state.float()
+
+
+@torch.no_grad()
+def encode_pictures(frozen: Frozen, pictures: Tensor, posterior: Tensor) -> Tensor:
+    """Scaled latents [N,C,h,w] float32 of pictures [N,3,H,W] in −1…1; `posterior` is standard normal noise."""
+    found = frozen.vae.encode(pictures.to(frozen.vae.dtype)).latent_dist
+    return (found.mean.float() + found.std.float() * posterior) * frozen.vae.config.scaling_factor
+
+
+def decode(frozen: Frozen, latents: Tensor) -> Tensor:
+    """Pictures [N,3,H,W] float32 in 0…1 of scaled latents [N,C,h,w]."""
+    vae = frozen.vae
+    pictures = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+    return (pictures.float() / 2 + 0.5).clamp(0, 1)
