@@ -18,7 +18,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import Face, NoFaceError
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.landmarks.points72 import Landmarks, place
-from facesnap_ext.landmarks.predictor import load_predictor
+from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Settings
@@ -154,7 +154,7 @@ class Engine:
         deca, flame = files.require("deca"), files.require("flame")
 
         def predict() -> Landmarks:
-            predictor = self._load("predictor", (deca, flame), lambda paths: load_predictor(*paths))
+            predictor = self.predictor(files)
             return predictor.predict(
                 predictor.encode(source.photo.pixels, source.box), predictor.encode(driving.photo.pixels, driving.box)
             )
@@ -162,6 +162,11 @@ class Engine:
         key = ("landmarks", _signature(deca), _signature(flame))
         key += tuple((face.photo.digest, *face.box) for face in (source, driving))
         return self._remember(key, predict)
+
+    def predictor(self, files: ModelFiles) -> LandmarkPredictor:
+        """DECA and FLAME."""
+        paths = (files.require("deca"), files.require("flame"))
+        return self._load("predictor", paths, lambda both: load_predictor(*both))
 
     def _load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
         """The model of a part; loaded anew when its file is another one or has changed."""

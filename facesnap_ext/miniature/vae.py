@@ -63,7 +63,7 @@ def train_vae(data: Path, out: Path, minutes: float, batch: int = 16, rate: floa
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         step += 1
-        if step % 200 == 0:
+        if step % 100 == 0:
             print(f"{step} steps, {done:.0%}, loss {loss.item():.5f}, test {psnr(vae, test[:64]):.2f} dB", flush=True)
             vae.save_pretrained(out)
     whiten(vae, to_tensor(world.pictures[::37][:800]))

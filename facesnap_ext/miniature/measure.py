@@ -1,0 +1,211 @@
+"""How well FaceSnap keeps people whom nobody trained on: the miniature's own test.
+
+    python -m facesnap_ext.miniature.measure --people 100 --out out/miniature
+
+Judged by a network that has never conditioned anything, against two limits: two photos of one person, and photos of
+two people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from facesnap_ext import faces, photos
+from facesnap_ext.engine import Engine, Prepared
+from facesnap_ext.faces import NoFaceError
+from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.miniature import shipped
+from facesnap_ext.miniature.captions import COLOURS, EXPRESSIONS, LIGHTS, scene_caption
+from facesnap_ext.miniature.dataset import SIDE
+from facesnap_ext.miniature.render import render
+from facesnap_ext.miniature.sheet import Panel, sheet
+from facesnap_ext.miniature.world import Scene, person, scene
+from facesnap_ext.photos import Photo
+from facesnap_ext.settings import Settings
+
+STEPS, SCALE = 12, 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """One measured picture. Similarities are cosines of the judge's embeddings to the reference."""
+
+    reference: np.ndarray  # [S,S,3] uint8
+    driving: np.ndarray
+    picture: np.ndarray  # with FaceSnap
+    plain: np.ndarray  # without
+    prompt: str
+    similarity: float
+    similarity_off: float
+    same: float  # another photo of the person
+    different: float  # the driving photo, of somebody else
+    pose_error: float  # degrees between what DECA sees in the picture and the driving scene's truth; nan without a face
+    regressor_error: float  # the same for the driving photo itself
+
+
+class Judge:
+    """A pack that only measures: cosine similarity of two pictures' faces, 0 where there is no face."""
+
+    def __init__(self, folder: Path):
+        self.pack = faces.load_pack(folder)
+
+    def embedding(self, picture: np.ndarray) -> np.ndarray | None:
+        try:
+            found = faces.find_faces(self.pack, Photo(picture, "Picture"))
+        except NoFaceError:
+            return None
+        return found[0].embedding / np.linalg.norm(found[0].embedding)
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
+        first, second = self.embedding(a), self.embedding(b)
+        return 0.0 if first is None or second is None else float(first @ second)
+
+
+def photo(split: str, index: int, shot: int) -> tuple[np.ndarray, Scene]:
+    """A rendered photo of a person of the world and its scene."""
+    who = person(split, index)
+    what = scene(who, shot)
+    return render([who], [what], SIDE)[0].picture, what
+
+
+def random_prompt(random: np.random.Generator) -> str:
+    return scene_caption(
+        *(str(random.choice(list(words))) for words in (EXPRESSIONS[:2], COLOURS, COLOURS, LIGHTS)), None
+    )
+
+
+def draw(pipe: Any, prompt: str, seed: int, prepared: Prepared | None) -> np.ndarray:
+    """[S,S,3] uint8: what the miniature's SDXL draws, with FaceSnap where there is guidance."""
+
+    def run() -> np.ndarray:
+        image = pipe(
+            prompt,
+            width=SIDE,
+            height=SIDE,
+            num_inference_steps=STEPS,
+            guidance_scale=SCALE,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        return np.asarray(image)
+
+    if prepared is None:
+        return run()
+    with guided(pipe, prepared.guidance):
+        return run()
+
+
+def measure(people: int, progress: Callable[[str], None] = print, first: int = 0, seed: int = 0) -> list[Portrait]:
+    """Draw each of the test split's people once, in somebody else's pose, and judge the pictures."""
+    pipe = shipped.load_sdxl()
+    judge = Judge(shipped.JUDGES / "judge")
+    portraits = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = shipped.write_models(Path(folder))
+        engine = Engine(lambda: files)
+        for index in range(first, first + people):
+            random = np.random.default_rng([seed, index])
+            reference, _ = photo("test", index, 0)
+            driving, truth = photo("test", first + (index - first + people // 2) % people, 1)
+            again, _ = photo("test", index, 2)
+            settings = Settings(
+                enabled=True,
+                references=(Photo(reference, "Reference"),),
+                driving=Photo(driving, "Driving photo"),
+            )
+            prepared = engine.prepare(settings, SIDE, SIDE)
+            prompt = random_prompt(random)
+            picture = draw(pipe, prompt, seed + index, prepared)
+            plain = draw(pipe, prompt, seed + index, None)
+            portraits.append(
+                Portrait(
+                    reference=reference,
+                    driving=driving,
+                    picture=picture,
+                    plain=plain,
+                    prompt=prompt,
+                    similarity=judge.similarity(reference, picture),
+                    similarity_off=judge.similarity(reference, plain),
+                    same=judge.similarity(reference, again),
+                    different=judge.similarity(reference, driving),
+                    pose_error=pose_error(engine, files, picture, truth),
+                    regressor_error=pose_error(engine, files, driving, truth),
+                )
+            )
+            if len(portraits) % 10 == 0:
+                progress(f"{len(portraits)} of {people}")
+    return portraits
+
+
+def pose_error(engine: Engine, files: Any, picture: np.ndarray, truth: Scene) -> float:
+    """Degrees by which the head that DECA sees is turned away from the scene's."""
+    from facesnap_ext.landmarks.flame import rotation_matrices
+
+    try:
+        face = engine.face(files, photos.Photo(picture, "Picture"))
+    except NoFaceError:
+        return float("nan")
+    seen = engine.predictor(files).encode(picture, face.box).pose[:3]
+    a, b = rotation_matrices(torch.stack([seen, torch.tensor(truth.pose[:3], dtype=torch.float32)]))
+    return float(torch.rad2deg(torch.acos((((a.T @ b).trace() - 1) / 2).clamp(-1, 1))))
+
+
+def summary(portraits: Sequence[Portrait]) -> dict[str, Any]:
+    """Means with bootstrap 95 % intervals over people, and how far FaceSnap gets from the lower limit to the upper."""
+    columns = {
+        name: np.array([getattr(portrait, name) for portrait in portraits])
+        for name in ("same", "different", "similarity", "similarity_off", "pose_error", "regressor_error")
+    }
+    random = np.random.default_rng(0)
+    rows = random.integers(0, len(portraits), (2000, len(portraits)))
+
+    def interval(values: np.ndarray) -> list[float]:
+        return [round(float(v), 4) for v in (np.nanmean(values), *np.nanquantile(np.nanmean(values[rows], 1), (0.025, 0.975)))]
+
+    low, high = columns["different"].mean(), columns["same"].mean()
+    return {
+        "people": len(portraits),
+        "upper_limit": interval(columns["same"]),
+        "lower_limit": interval(columns["different"]),
+        "lower_limit_spread": round(float(columns["different"].std()), 4),
+        "with_facesnap": interval(columns["similarity"]),
+        "without_facesnap": interval(columns["similarity_off"]),
+        "way_to_upper_limit": interval((columns["similarity"] - low) / (high - low)),
+        "pose_error_degrees": interval(columns["pose_error"]),
+        "regressor_error_degrees": interval(columns["regressor_error"]),
+        "pictures_without_a_face": int(np.isnan(columns["pose_error"]).sum()),
+    }
+
+
+def people_sheet(portraits: Sequence[Portrait], columns: int = 8) -> Image.Image:
+    """Reference beside picture."""
+    panels = []
+    for portrait in portraits:
+        pair = np.concatenate([portrait.reference, portrait.picture], axis=1)
+        panels.append(Panel(f"{portrait.similarity:.2f}", Image.fromarray(pair), "reference, FaceSnap"))
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    return sheet("People of the test split: the reference, and FaceSnap's picture in another pose", rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure FaceSnap on people whom nobody trained on.")
+    parser.add_argument("--people", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("out/miniature"))
+    options = parser.parse_args()
+    began = time.time()
+    measured = measure(options.people)
+    result = summary(measured) | {"seconds": round(time.time() - began, 1)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "measure.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    people_sheet(measured[:32]).save(options.out / "people.png")
+    print(json.dumps(result, indent=2))

@@ -1,0 +1,39 @@
+"""The miniature's trained networks, as they come with FaceSnap."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from facesnap_ext.landmarks.flame import save_flame
+from facesnap_ext.miniature.render import head
+from facesnap_ext.weights.places import ModelFiles, find_models
+
+WEIGHTS = Path(__file__).with_name("weights")
+SDXL = WEIGHTS / "sdxl"  # diffusers' folder
+MODELS = WEIGHTS / "models"  # what a WebUI's models/facesnap holds, but for FLAME
+JUDGES = WEIGHTS / "judges"  # packs that only measure
+LIGHTNING = WEIGHTS / "lightning.safetensors"
+
+
+def write_models(folder: Path) -> ModelFiles:
+    """Fill a model folder with everything that the engine asks for; FLAME's place is taken by the miniature's head."""
+    shutil.copytree(MODELS, folder, dirs_exist_ok=True)
+    flame = folder / "flame.safetensors"
+    if not flame.exists():
+        save_flame(flame, vars(head()), "the miniature's procedural head")
+    return find_models(folder)
+
+
+def load_sdxl() -> Any:
+    """diffusers' pipeline of the miniature's SDXL, in single precision on the CPU."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(SDXL, torch_dtype=torch.float32, local_files_only=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
