@@ -128,9 +128,10 @@ def align(pictures: Tensor, keypoints: Tensor, size: int = SIDE) -> Tensor:
     keypoints = keypoints.to(pictures.device, torch.float32)
     height, width = pictures.shape[2:]
     template = torch.tensor(TEMPLATE, device=pictures.device)
-    template = (
-        template * (size / SIDE) if size % SIDE == 0 else template * (size / 128) + torch.tensor([size / 16, 0.0])
-    )
+    if size % SIDE == 0:
+        template = template * (size / SIDE)
+    else:  # crops of 128 pixels and its multiples have a wider margin on the left and right
+        template = template * (size / 128) + torch.tensor([size / 16, 0.0], device=pictures.device)
 
     # from the crop to the picture, so the least squares of norm_crop (points to template) are inverted
     source, target = keypoints.mean(1, keepdim=True), template.mean(0)

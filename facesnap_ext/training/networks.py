@@ -11,13 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from facesnap_ext import ffrnet as parts
 from facesnap_ext.ffrnet import FFRNet
-from facesnap_ext.mixer import FacialAttributeMixer
 
 
 class TrainedNetworks(nn.Module):
-    """Mixer and FFRNet behind one `forward`, the unit that data-parallel wrappers synchronise."""
+    """Mixer (of either kind) and FFRNet behind one `forward`, the unit that data-parallel wrappers synchronise."""
 
-    def __init__(self, mixer: FacialAttributeMixer, ffrnet: FFRNet):
+    def __init__(self, mixer: nn.Module, ffrnet: FFRNet):
         super().__init__()
         self.mixer = mixer
         self.ffrnet = ffrnet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,15 +22,20 @@ TRAIN_TIMESTEPS = 1000
 class Draws:
     """What chance decides for a batch.
 
-    timesteps: [N] 0…999. text: [N] in 0…1, the caption is dropped below the chance to. noise: epsilon [N,C,h,w].
-    posterior: where in the VAE's posterior the latents lie [N,C,h,w]. start: x_T of the lightning branch [N,C,h,w].
+    text: N numbers in 0…1; a caption is dropped where its number is below the chance to.
+    timesteps: [N] 0…999. noise: epsilon [N,C,h,w]. posterior: where in the VAE's posterior the latents lie [N,C,h,w].
+    start: x_T of the lightning branch [N,C,h,w].
     """
 
+    text: list[float]
     timesteps: Tensor
-    text: Tensor
     noise: Tensor
     posterior: Tensor
     start: Tensor
+
+    def to(self, device: torch.device | str) -> Draws:
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
 
 
 def draw(seed: int, rows: Sequence[int], shape: tuple[int, int, int]) -> Draws:
@@ -40,13 +45,13 @@ def draw(seed: int, rows: Sequence[int], shape: tuple[int, int, int]) -> Draws:
     Args:
         shape: (C, h, w) of the latents.
     """
-    draws = []
+    text, draws = [], []
     for row in rows:
         state = np.random.SeedSequence((seed, 2, row)).generate_state(1, np.uint64)
         g = torch.Generator().manual_seed(int(state[0]))
-        timestep, text = torch.randint(TRAIN_TIMESTEPS, (), generator=g), torch.rand((), generator=g)
-        draws.append((timestep, text, *torch.randn(3, *shape, generator=g)))
-    return Draws(*map(torch.stack, zip(*draws)))
+        text.append(float(torch.rand((), generator=g)))
+        draws.append((torch.randint(TRAIN_TIMESTEPS, (), generator=g), *torch.randn(3, *shape, generator=g)))
+    return Draws(text, *map(torch.stack, zip(*draws)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,7 @@ def losses(
     """
     clip_tokens = encode_crops(frozen, batch.clip_pixels)
     latents = encode_pictures(frozen, batch.pictures, draws.posterior)
-    captions = [None if u < objective.drop_text else c for u, c in zip(draws.text.tolist(), batch.captions)]
+    captions = [None if u < objective.drop_text else c for u, c in zip(draws.text, batch.captions)]
     guided = Guided(batch, clip_tokens, networks, objective)
 
     alpha_bar = frozen.alpha_bar[draws.timesteps]

@@ -19,7 +19,6 @@ from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.landmarks.points72 import Landmarks
-from facesnap_ext.mixer import FacialAttributeMixer
 from facesnap_ext.training import checkpoints
 from facesnap_ext.training.config import TrainConfig
 from facesnap_ext.training.data import Batch, Pictures, Shapes, batch_rows, collate, read_batches, read_index
@@ -30,7 +29,7 @@ from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Step:
     """What came of one step: its number from 1, means over the batch of all processes, and the gradient's length."""
 
@@ -90,7 +89,9 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     _check_fit(config, start.info, frozen, pictures)
 
     file_dtype = start.ffrnet.dtype
-    networks = TrainedNetworks(start.mixer, start.ffrnet).float().train().requires_grad_(True)
+    networks = TrainedNetworks(start.mixer, start.ffrnet).train().requires_grad_(True)
+    for parameter in networks.parameters():
+        parameter.data = parameter.data.to(torch.float32, copy=True)  # else they would lie in the mapped file
     if config.gradient_checkpointing:
         checkpoint_activations(networks)
     optimizer = torch.optim.AdamW(
@@ -168,7 +169,7 @@ def steps(run: Run, first: int) -> Iterator[Step]:
         parts = []
         for _ in range(per_step):
             batch = next(batches)
-            draws = _to(draw(config.seed, batch.rows.tolist(), latents), accelerator.device)
+            draws = draw(config.seed, batch.rows.tolist(), latents).to(accelerator.device)
             with accelerator.accumulate(run.networks):
                 found = losses(batch.to(accelerator.device), draws, run.networks, run.frozen, run.objective, id_rows)
                 parts.append(_numbers(found))
@@ -200,10 +201,6 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
 def _numbers(found: Losses) -> Tensor:
     zero = torch.zeros_like(found.total)
     return torch.stack([found.total, found.diffusion, zero if found.id is None else found.id]).detach()
-
-
-def _to(draws: Any, device: torch.device) -> Any:
-    return replace(draws, **{name: tensor.to(device) for name, tensor in vars(draws).items()})
 
 
 def _diverged(run: Run, what: str, number: int) -> FaceSnapError:
@@ -311,7 +308,7 @@ def trained_on(run: Run, step: int) -> str:
 
 
 @torch.no_grad()
-def average_networks(run: Run) -> tuple[FacialAttributeMixer, FFRNet]:
+def average_networks(run: Run) -> tuple[nn.Module, FFRNet]:
     """The moving average as networks of their own, on the CPU, in the start file's type. All processes take part."""
     parameters = list(run.networks.parameters())
     trained = [parameter.detach().clone() for parameter in parameters]
@@ -322,7 +319,7 @@ def average_networks(run: Run) -> tuple[FacialAttributeMixer, FFRNet]:
     for parameter, own in zip(parameters, trained):
         parameter.copy_(own)
     with torch.device("meta"):
-        networks = TrainedNetworks(FacialAttributeMixer(run.info.mixer), FFRNet(run.info.ffrnet))
+        networks = TrainedNetworks(facesnap_file.build_mixer(run.info.mixer), FFRNet(run.info.ffrnet))
     if run.accelerator.is_main_process:  # FSDP gathers there alone
         networks.load_state_dict(state, assign=True)
     networks.eval().requires_grad_(False)
@@ -359,7 +356,7 @@ def _log(board: Any, done: Step, bar: Any) -> None:
         board.add_scalar("steps_per_second", bar.format_dict["rate"], done.number)
 
 
-def _save_samples(run: Run, step: int, mixer: FacialAttributeMixer, ffrnet: FFRNet, board: Any) -> None:
+def _save_samples(run: Run, step: int, mixer: nn.Module, ffrnet: FFRNet, board: Any) -> None:
     """Reference | landmarks | sample, a row for each of the first pictures of the run."""
     batch = collate([run.pictures[row] for row in range(min(run.config.sample_count, len(run.pictures.index)))])
     pictures = sample(run, batch.to(run.accelerator.device), mixer, ffrnet)
@@ -379,7 +376,7 @@ def _save_samples(run: Run, step: int, mixer: FacialAttributeMixer, ffrnet: FFRN
 
 
 @torch.no_grad()
-def sample(run: Run, batch: Batch, mixer: FacialAttributeMixer, ffrnet: FFRNet) -> list[np.ndarray]:
+def sample(run: Run, batch: Batch, mixer: nn.Module, ffrnet: FFRNet) -> list[np.ndarray]:
     """Draw each picture's caption with its reference and landmarks, as at inference: N × [H,W,3] uint8."""
     config, frozen = run.config, run.frozen
     tokens = encode_crops(frozen, batch.clip_pixels).cpu()
