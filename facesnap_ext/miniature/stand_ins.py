@@ -96,5 +96,13 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--size-dim", type=int, default=256)
+    parser.add_argument("--context-dim", type=int, default=2048)
     arguments = parser.parse_args()
-    write_stand_ins(arguments.checkpoint, arguments.folder, head_dim=arguments.head_dim)
+    write_stand_ins(
+        arguments.checkpoint,
+        arguments.folder,
+        head_dim=arguments.head_dim,
+        size_dim=arguments.size_dim,
+        context_dim=arguments.context_dim,
+    )
