@@ -17,8 +17,12 @@ A1111 reads a prompt for the second encoder with CLIP's vocabulary of 49,408 tok
 of them, and its embedding is laid in that row; all other rows are the unknown word's. CLIP and the miniature may cut a
 word that the miniature does not know into different numbers of pieces; all prompts of known words agree.
 
-A1111 takes a latent cell for 8 × 8 pixels. The miniature's are 4 × 4, so a setting of 128 × 128 shows a picture of
-64 × 64, and its UNet is told the size 128 × 128.
+A1111 takes a latent cell for 8 × 8 pixels and has no setting for it. The miniature's are 4 × 4, so that a setting of
+128 × 128 shows a picture of 64 × 64, and the UNet is told the size 128 × 128. Hires fix works: halved likewise by the
+latent upscalers, as large as asked by the others. img2img works in the resize mode "latent upscale" alone.
+
+Seen with A1111 v1.10.1: context, pooled text, UNet and VAE agree with diffusers to 1e-5, and a picture sampled in eight
+Euler steps is the same to the last bit.
 """
 
 from __future__ import annotations
