@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facesnap_ext.miniature import dataset
@@ -141,9 +140,16 @@ def train(
     bf16: bool = False,
     seed: int = 0,
 ) -> None:
-    """Train, or go on from the state in `out`; the last part of the steps brings the rate down to nothing."""
+    """Train, or go on from the state in `out`; the last part of the steps brings the rate down to nothing.
+
+    With `accelerate launch`, several processes share each batch.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from diffusers import AutoencoderKL
 
+    # the text encoders' last layers are not used
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[unused])
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     vae = AutoencoderKL.from_pretrained(vae_folder)
@@ -154,54 +160,54 @@ def train(
     latents = torch.load(cache, weights_only=True)
     ids = prompt_ids(world.captions)
     model = BaseModel()
-    ema = copy.deepcopy(model).eval().requires_grad_(False)
+    average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01)
     step = 0
     if (state := out / "state.pt").exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
+        average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
     share = signal_shares(new_scheduler())
     snr = share / (1 - share)
     began, first, losses = time.time(), step, []
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
     while step < steps:
         random = torch.Generator().manual_seed(seed * 1_000_003 + step)
         left = (steps - step) / max(1, decay * steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 300, left)
         rows = torch.randint(len(latents), (batch,), generator=random)
-        clean = latents[rows]
         timesteps = torch.randint(1000, (batch,), generator=random)
-        noise = torch.randn(clean.shape, generator=random)
-        a = share[timesteps, None, None, None]
-        noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+        noise = torch.randn((batch, *latents.shape[1:]), generator=random)
         null = torch.rand(batch, generator=random) < NULL_TEXT
         side = torch.randint(64, 129, (batch, 1), generator=random).float()
         sizes = torch.cat([side, side, 0 * side, 0 * side, side, side], 1)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            predicted = model(noisy, timesteps, ids[rows], null, sizes).float()
+        rows, timesteps, noise, null, sizes = (part[mine] for part in (rows, timesteps, noise, null, sizes))
+        a = share[timesteps, None, None, None]
+        noisy = a.sqrt() * latents[rows] + (1 - a).sqrt() * noise
+        predicted = wrapped(noisy, timesteps, ids[rows], null, sizes).float()
         weight = snr[timesteps].clamp(max=5) / snr[timesteps]  # min-SNR (Hang et al., 2023)
         loss = ((predicted - noise).pow(2).mean((1, 2, 3)) * weight).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)
         optimizer.step()
+        optimizer.zero_grad()
         step += 1
         keep = min(0.999, (step + 1) / (step + 20))
         with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - keep)
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
         losses.append(loss.item())
-        if step % 100 == 0:
+        if step % 100 == 0 and accelerator.is_main_process:
             speed = (step - first) / (time.time() - began)
             print(f"step {step} loss {np.mean(losses[-300:]):.4f} {speed:.2f}/s", flush=True)
-        if step % 500 == 0 or step == steps:
-            state_now = {"model": model.state_dict(), "ema": ema.state_dict()}
-            state_now |= {"optimizer": optimizer.state_dict(), "step": step}
-            torch.save(state_now, out / "state.new")
+        if (step % 500 == 0 or step == steps) and accelerator.is_main_process:
+            now = {"model": model.state_dict(), "average": average.state_dict(), "step": step}
+            torch.save(now | {"optimizer": optimizer.state_dict()}, out / "state.new")
             (out / "state.new").replace(state)
-            save_pipeline(ema, vae, out / "pipeline")
+            save_pipeline(average, vae, out / "pipeline")
 
 
 def save_pipeline(model: BaseModel, vae: Any, folder: Path) -> None:

@@ -104,7 +104,7 @@ def _guided(unet: Any, x: Tensor, t: Tensor, ladder: Tensor, context: Tensor, po
 
 
 def _predict(unet: Any, x: Tensor, t: Tensor, ladder: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
-    """Epsilon at x = x_0 + σ ε."""
+    """Epsilon at x = x_0 + sigma × epsilon."""
     scaled = x / (ladder[t] ** 2 + 1).sqrt()[:, None, None, None]
     sizes = torch.tensor([[dataset.SIDE, dataset.SIDE, 0, 0, dataset.SIDE, dataset.SIDE]] * len(x)).float()
     return unet(scaled, t, context, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample

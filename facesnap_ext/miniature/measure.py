@@ -170,7 +170,10 @@ def summary(portraits: Sequence[Portrait]) -> dict[str, Any]:
     rows = random.integers(0, len(portraits), (2000, len(portraits)))
 
     def interval(values: np.ndarray) -> list[float]:
-        return [round(float(v), 4) for v in (np.nanmean(values), *np.nanquantile(np.nanmean(values[rows], 1), (0.025, 0.975)))]
+        return [
+            round(float(v), 4)
+            for v in (np.nanmean(values), *np.nanquantile(np.nanmean(values[rows], 1), (0.025, 0.975)))
+        ]
 
     low, high = columns["different"].mean(), columns["same"].mean()
     return {

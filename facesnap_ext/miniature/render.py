@@ -145,10 +145,8 @@ def _albedo(rest: np.ndarray, hair: np.ndarray, who: Person) -> np.ndarray:
     along = np.clip((ax - 0.014) / 0.042, 0, 1)
     brow = 0.0445 + 0.022 * along * (1 - along) - 0.002 * along
     thick = who.brow_thickness * (1.15 - 0.5 * along)
-    paint(
-        0.9 * front * _between(y, brow - thick, brow + thick, 0.0012) * _between(ax, 0.013, 0.058, 0.002),
-        0.6 * who.hair_rgb,
-    )
+    brow = _between(y, brow - thick, brow + thick, 0.0012) * _between(ax, 0.013, 0.058, 0.002)
+    paint(0.9 * front * brow, 0.6 * who.hair_rgb)
 
     (ex, ey), (rx, ry) = EYE, EYE_RADII
     paint(disc(ex, ey, 1.14 * rx, 1.32 * ry, 0.08), 0.30 * who.skin)  # the lids' edges
@@ -186,7 +184,7 @@ def _backdrop(who: Person, scene: Scene, side: int) -> np.ndarray:
     y = -across[:, None] / scale - shift[1]
     shade = 1.04 - 0.12 * (across[:, None] + 1) / 2
     picture = (np.array(COLOURS[scene.background]) * shade[..., None]).astype(np.float32).repeat(side, 1)
-    pitch, yaw, roll = scene.pose[:3]
+    _, yaw, roll = scene.pose[:3]
 
     def paint(cover: np.ndarray, rgb: np.ndarray) -> None:
         picture[:] += np.clip(cover, 0, 1)[..., None] * (rgb - picture)

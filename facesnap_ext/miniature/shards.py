@@ -1,6 +1,6 @@
 """The miniature world's pictures as the shards that FaceSnap trains on.
 
-    python -m facesnap_ext.miniature.shards --data DIR --pack DIR --out DIR
+python -m facesnap_ext.miniature.shards --data DIR --pack DIR --out DIR
 """
 
 from __future__ import annotations

@@ -22,6 +22,9 @@ from facesnap_ext.miniature import dataset
 
 WIDTHS = (32, 32, 64)
 LATENT_CHANNELS = 4
+# SDXL's 32 groups of 32 channels would normalise each by itself, and with it the colour of the picture away; the export
+# for WebUIs widens the network until it has 32 groups again, which changes nothing that it computes
+NORM_GROUPS = 8
 
 
 def new_vae() -> Any:
@@ -33,12 +36,13 @@ def new_vae() -> Any:
         up_block_types=("UpDecoderBlock2D",) * len(WIDTHS),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
+        norm_num_groups=NORM_GROUPS,
         sample_size=dataset.SIDE,
         scaling_factor=1.0,
     )
 
 
-def train_vae(data: Path, out: Path, minutes: float, batch: int = 16, rate: float = 2e-3, seed: int = 0) -> None:
+def train_vae(data: Path, out: Path, minutes: float, batch: int = 6, rate: float = 1.5e-3, seed: int = 0) -> None:
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     world = dataset.load(data / "train")
@@ -47,8 +51,8 @@ def train_vae(data: Path, out: Path, minutes: float, batch: int = 16, rate: floa
     if (out / "config.json").exists():
         vae = type(vae).from_pretrained(out)
     optimizer = torch.optim.AdamW(vae.parameters(), rate, betas=(0.9, 0.98), weight_decay=1e-4)
-    began, step = time.time(), 0
-    while (done := (time.time() - began) / (60 * minutes)) < 1:
+    began, step = time.thread_time(), 0
+    while (done := (time.thread_time() - began) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 100) * (0.02 + 0.98 * (0.5 + 0.5 * math.cos(math.pi * done)))
         pictures = to_tensor(world.pictures[np.sort(random.integers(0, len(world.pictures), batch))])
@@ -63,7 +67,7 @@ def train_vae(data: Path, out: Path, minutes: float, batch: int = 16, rate: floa
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         step += 1
-        if step % 100 == 0:
+        if step % 250 == 0:
             print(f"{step} steps, {done:.0%}, loss {loss.item():.5f}, test {psnr(vae, test[:64]):.2f} dB", flush=True)
             vae.save_pretrained(out)
     whiten(vae, to_tensor(world.pictures[::37][:800]))

@@ -41,6 +41,8 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     ema: float = 0.9999
 
+    min_snr: float | None = None  # gamma of min-SNR weighting, usually 5; by default eq. 3 as it is
+
     id_weight: float = 0.5  # lambda_id of eq. 5
     id_rows: int = 1  # pictures of a batch that the lightning branch draws; 0 trains without L_id
     id_every: int = 1  # steps from one L_id to the next
@@ -82,6 +84,7 @@ RANGES = {  # lowest and highest; every other number starts at 0
     "gradient_accumulation": (1, math.inf),
     "steps": (1, math.inf),
     "max_grad_norm": (1e-12, math.inf),
+    "min_snr": (1e-12, math.inf),
     "ema": (0, 1),
     "id_every": (1, math.inf),
     "lightning_steps": (1, 1000),

@@ -37,7 +37,14 @@ def _signal_and_spread(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]
     return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
 
 
-def masked_diffusion_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+def min_snr_weights(alpha_bar: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Weights [N] that make squared errors count by min(SNR, gamma) in the picture (Hang et al., 2023), so that nearly
+    clean pictures, whose errors nobody sees, do not outweigh the noisy ones, where the face is decided."""
+    snr = alpha_bar.float() / (1 - alpha_bar.float())
+    return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
+
+
+def masked_diffusion_loss(prediction: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
     """Eq. 3: squared error within the face's mask, a mean over the mask's area and channels, then over the pictures.
 
     A picture counts alike whether its face is small or large. What lies outside the mask contributes exactly nothing,
@@ -46,6 +53,7 @@ def masked_diffusion_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> T
     Args:
         prediction, target: [N,C,h,w]
         mask: M_f [N,1,h,w] in 0…1.
+        weights: of the pictures [N]; by default all count alike.
 
     Returns:
         A number ≥ 0, float32.
@@ -54,7 +62,8 @@ def masked_diffusion_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> T
     # outside the mask an infinite error must not become 0 × inf
     error = torch.where(mask > 0, prediction.float() - target.float(), 0) * mask
     area = mask.square().sum(dim=(1, 2, 3)) * prediction.shape[1]
-    return (error.square().sum(dim=(1, 2, 3)) / area.clamp_min(torch.finfo(torch.float32).tiny)).mean()
+    errors = error.square().sum(dim=(1, 2, 3)) / area.clamp_min(torch.finfo(torch.float32).tiny)
+    return (errors if weights is None else weights * errors).mean()
 
 
 def id_loss(embeddings: Tensor, drawn: Tensor) -> Tensor:

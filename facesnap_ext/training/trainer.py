@@ -117,6 +117,7 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
             text_free=start.info.text_free,
             size_dim=start.info.ffrnet.size_dim,
             drop_text=config.drop_text,
+            min_snr=config.min_snr,
             id_weight=config.id_weight,
             lightning_steps=config.lightning_steps,
             lightning_grad_steps=config.lightning_grad_steps,

@@ -51,6 +51,7 @@ def initialise(
     seed: int = 0,
     dtype: torch.dtype = torch.float16,
     mixer: MixerConfig | None = None,
+    hint_widths: Sequence[int] = HINT_WIDTHS,
 ) -> None:
     """Write the FaceSnap file that training starts from.
 
@@ -62,6 +63,8 @@ def initialise(
         head_dim: channels of an attention head, SDXL's 64; a checkpoint does not say it.
         size_dim: channels of one embedded size, SDXL's 256; nor does it say this.
         mixer: sizes of the Mixer; by default the paper's, with tokens as wide as the UNet's context.
+        hint_widths: of the landmark embedding, one more than it halves the drawing; SDXL's VAE has eight pixels to a
+            latent cell, and so three halvings.
     """
     kind = recognise(checkpoint)
     if kind not in (Kind.SDXL, Kind.SDXL_UNET):
@@ -71,7 +74,7 @@ def initialise(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        landmarks = LandmarkEmbedding(HINT_WIDTHS, tensors["conv_in.weight"].shape[0]).to(dtype)
+        landmarks = LandmarkEmbedding(hint_widths, tensors["conv_in.weight"].shape[0]).to(dtype)
         tensors |= {f"controlnet_cond_embedding.{key}": t for key, t in landmarks.state_dict().items()}
         config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in tensors.items()}, size_dim=size_dim)
         config = replace(config, heads=tuple(max(1, width // head_dim) for width in config.widths))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facesnap_ext.training.losses import add_noise, diffusion_target, id_loss, masked_diffusion_loss
+from facesnap_ext.training.losses import add_noise, diffusion_target, id_loss, masked_diffusion_loss, min_snr_weights
 
 
 def tensors(seed: int, rows: int = 3, channels: int = 4, side: int = 6):
@@ -79,3 +79,25 @@ def test_id_loss_is_one_minus_the_cosine():
     a = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
     b = torch.tensor([[5.0, 0.0], [0.0, 7.0], [-1.0, 0.0]])
     assert float(id_loss(a, b)) == pytest.approx((0 + 1 + 2) / 3)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@settings(deadline=None)
+@given(share=st.floats(0.001, 0.999), gamma=st.floats(0.5, 20), seed=st.integers(0, 99))
+def test_min_snr_weighs_the_error_of_the_picture(prediction_type, share, gamma, seed):
+    """Whatever is predicted, the weighted error is that of the picture that follows from it, times min(SNR, gamma)."""
+    g = torch.Generator().manual_seed(seed)
+    clean, noise, wrong = torch.randn(3, 1, 4, 4, 4, generator=g, dtype=torch.float64)
+    a = torch.tensor([share], dtype=torch.float64)
+    target = diffusion_target(clean, noise, a, prediction_type).double()
+    predicted = target + wrong
+    noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+    if prediction_type == "epsilon":
+        picture = (noisy - (1 - a).sqrt() * predicted) / a.sqrt()
+    else:
+        picture = a.sqrt() * noisy - (1 - a).sqrt() * predicted
+    in_picture = min(share / (1 - share), gamma) * (picture - clean).square().mean()
+    weighted = masked_diffusion_loss(
+        predicted, target, torch.ones(1, 1, 4, 4), min_snr_weights(a, gamma, prediction_type)
+    )
+    torch.testing.assert_close(weighted.double(), in_picture, rtol=2e-3, atol=1e-5)
