@@ -74,7 +74,6 @@ FIXED = {
     },
     "vae": {
         "latent_channels": 4,
-        "norm_num_groups": 32,
         "mid_block_add_attention": True,
         "use_quant_conv": True,
         "use_post_quant_conv": True,
@@ -128,7 +127,7 @@ def export(miniature: Path, checkpoint: Path) -> None:
     arch = folder / f"{folder.name}-open-clip.json"
     settings = webui_config(configs, folder, arch)
     tensors = unet_tensors(_weights(miniature, "unet"), configs["unet"])
-    tensors |= vae_tensors(_weights(miniature, "vae"), len(configs["vae"]["block_out_channels"]))
+    tensors |= vae_tensors(_weights(miniature, "vae"), configs["vae"])
     for key, tensor in _weights(miniature, "text_encoder").items():
         tensors[f"conditioner.embedders.0.transformer.{_text_key(key)}"] = tensor
     tensors |= open_clip_tensors(
@@ -173,6 +172,7 @@ def webui_config(configs: Mapping[str, Config], folder: Path, arch: Path) -> dic
         text_2["intermediate_size"] == 4 * text_2["hidden_size"],
         "its second text encoder's MLP is not four times as wide",
     )
+    _require(32 % vae["norm_num_groups"] == 0, "32 is no multiple of its VAE's groups of normalisation")
     _require(text["num_hidden_layers"] <= 13, "its first text encoder has more than 13 layers")
 
     def sgm(target: str, **params: Any) -> dict[str, Any]:
@@ -245,7 +245,7 @@ def webui_config(configs: Mapping[str, Config], folder: Path, arch: Path) -> dic
             "resolution": 256,
             "in_channels": 3,
             "out_ch": 3,
-            "ch": vae["block_out_channels"][0],
+            "ch": vae["block_out_channels"][0] * 32 // vae["norm_num_groups"],
             "ch_mult": _multiples(vae["block_out_channels"], "VAE"),
             "num_res_blocks": vae["layers_per_block"],
             "attn_resolutions": [],
@@ -292,9 +292,10 @@ def unet_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Ten
     return {LDM + _renamed(key, block, "UNet"): tensor for key, tensor in tensors.items()}
 
 
-def vae_tensors(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]:
+def vae_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
     """Rename a VAE's tensors. LDM counts the decoder's levels from the picture inwards, and its attention is made of
     1 × 1 convolutions."""
+    levels = len(config["block_out_channels"])
 
     def block(name: str) -> str:
         half, _, rest = name.partition(".")
@@ -307,10 +308,28 @@ def vae_tensors(tensors: Mapping[str, Tensor], levels: int) -> dict[str, Tensor]
             return f"{half}.mid.{place}.{VAE_INNER.get(match[3], match[3])}"
         return name.replace("conv_norm_out", "norm_out")
 
-    def as_conv(key: str, tensor: Tensor) -> Tensor:
-        return tensor[:, :, None, None] if ".attentions." in key and tensor.ndim == 2 else tensor
+    renamed = {}
+    for key, tensor in tensors.items():
+        if ".attentions." in key and tensor.ndim == 2:
+            tensor = tensor[:, :, None, None]
+        renamed[f"first_stage_model.{_renamed(key, block, 'VAE')}"] = _widened(key, tensor, config["norm_num_groups"])
+    return renamed
 
-    return {f"first_stage_model.{_renamed(key, block, 'VAE')}": as_conv(key, tensor) for key, tensor in tensors.items()}
+
+def _widened(key: str, tensor: Tensor, groups: int) -> Tensor:
+    """A VAE's tensor for 32 groups of normalisation, which LDM has fixed, in place of fewer.
+
+    Every group's channels are repeated until there are 32 groups; each has the mean and the variance of the one that it
+    copies, and what reads the copies takes their mean, so that the network computes the same.
+    """
+    copies = 32 // groups
+    if key.startswith(("quant_conv", "post_quant_conv")):
+        return tensor
+    if ".conv_out." not in key:
+        tensor = tensor.unflatten(0, (groups, -1)).repeat_interleave(copies, 0).flatten(0, 1)
+    if tensor.ndim > 1 and ".conv_in." not in key:
+        tensor = tensor.unflatten(1, (groups, -1)).repeat_interleave(copies, 1).flatten(1, 2) / copies
+    return tensor / copies**0.5 if ".to_q." in key else tensor  # attention sums over the copies
 
 
 def open_clip_tensors(tensors: Mapping[str, Tensor], rows: Iterable[int], prefix: str) -> dict[str, Tensor]:
