@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run's folder")
     train.set_defaults(run=run_train)
 
-    demo = commands.add_parser("demo", help="run every stage on a public-domain photo with stand-in networks")
+    demo = commands.add_parser("demo", help="run every stage on a person of the miniature world")
     demo.add_argument("--out", type=Path, default=Path("out/demo.png"))
     demo.set_defaults(run=run_demo)
 

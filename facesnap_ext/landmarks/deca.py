@@ -220,7 +220,7 @@ def load_deca(path: Path) -> Deca:
     tensors = read_tensors(path)
     deca = _build(tensors, code_sizes, image_size, path.name)
     deca.load_state_dict(tensors, assign=True)
-    return deca.eval().requires_grad_(False)
+    return deca.float().eval().requires_grad_(False)  # files may be in half precision, photos are not
 
 
 def save_deca(
