@@ -1,0 +1,149 @@
+"""What the trainings of the miniature's perception networks share: the loop, the pictures, the ONNX files, the figures.
+
+Each network has a module of its own with a command: `identity`, `face_detector`, `regressor`, `clip_pair`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OPSET = 13  # onnxruntime 1.17 and every insightface read it
+
+
+def fit(
+    modules: Iterable[nn.Module], loss_of: Callable[[float], Tensor], minutes: float, rate: float, decay: float = 0.02
+) -> int:
+    """Train for a time with AdamW, the rate rising over the first 5 % and falling to zero along a cosine.
+
+    Args:
+        loss_of: draws a batch and gives its loss; it is told which part of the training is done, 0…1.
+
+    Returns:
+        How many steps it took.
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=decay)
+    began, step, total = time.monotonic(), 0, 0.0
+    while (done := (time.monotonic() - began) / (60 * minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, done / 0.05 + 0.02) * (0.5 + 0.5 * math.cos(math.pi * done))
+        loss = loss_of(done)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+        step, total = step + 1, total + loss.item()
+        if step % 100 == 0:
+            print(f"{step} steps, {done:.0%}, loss {total / 100:.4f}", flush=True)
+            total = 0.0
+    return step
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """[N,S,S,3] uint8 RGB as [N,3,S,S] in -1…1, the range of insightface's networks."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def warp(pictures: np.ndarray, transforms: np.ndarray, side: int) -> np.ndarray:
+    """[N,side,side,3] of pictures [N,H,W,3] uint8 by transforms [N,2,3] between pixel indices; black outside."""
+    import cv2
+
+    return np.stack([cv2.warpAffine(picture, move, (side, side)) for picture, move in zip(pictures, transforms)])
+
+
+def damage(pictures: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
+    """Pictures [N,S,S,3] uint8 as cameras and codecs may leave them: light, contrast, blur, blocks, noise.
+
+    At strength 1 this is what a poor VAE or JPEG does; at 0.3 it is hardly seen. S is a multiple of 8.
+    """
+    count, side = pictures.shape[:2]
+
+    def each(low: float, high: float) -> Tensor:
+        return torch.from_numpy(random.uniform(low, high, (count, 1, 1, 1)).astype(np.float32))
+
+    def some(part: float) -> Tensor:
+        return (each(0, 1) < part).float()
+
+    x = to_tensor(pictures)
+    x = x * (1 + strength * each(-0.3, 0.3)) + strength * each(-0.2, 0.2)
+    blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    x = x + some(0.7) * strength * each(0, 1) * (blurred - x)
+    if strength > 0.5:
+        coarse = F.interpolate(F.avg_pool2d(x, 2), size=side, mode="bilinear", align_corners=False)
+        x = x + some(0.3) * each(0, 1) * (coarse - x)
+        x = x + some(0.5) * (_quantised(x, each(0.02, 0.5)) - x)
+    noise = torch.from_numpy(random.standard_normal(x.shape, dtype=np.float32))
+    x = x + some(0.7) * strength * each(0, 0.09) * noise
+    return ((x.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+
+
+def _quantised(x: Tensor, step: Tensor) -> Tensor:
+    """Blocks of 8×8 in JPEG's cosine basis, rounded to steps that grow with the frequency."""
+    k = torch.arange(8.0)
+    basis = torch.cos(math.pi * k[:, None] * (2 * k + 1) / 16) * torch.where(k == 0, 0.5**0.5, 1.0)[:, None] / 2
+    blocks = x.unflatten(3, (-1, 8)).unflatten(2, (-1, 8))
+    waves = torch.einsum("fy,nchywx,gx->nchfwg", basis, blocks, basis)
+    steps = step[..., None, None] * (1 + 0.35 * (k[:, None, None] + k))
+    waves = (waves / steps).round() * steps
+    return torch.einsum("fy,nchfwg,gx->nchywx", basis, waves, basis).reshape(x.shape)
+
+
+def export(network: nn.Module, example: Tensor, path: Path, names: dict[str, dict[int, str]]) -> None:
+    """Write a network in ONNX: weights in half precision, which the runtime turns back when it loads them.
+
+    Args:
+        names: of the input and then the outputs, each with the axes that are free.
+    """
+    import warnings
+
+    import onnx
+    from onnx import helper, numpy_helper
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    inputs, *outputs = names
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the newer exporter needs a package that nothing else here does
+        torch.onnx.export(
+            network.eval(),
+            (example,),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[inputs],
+            output_names=outputs,
+            dynamic_axes=names,
+        )
+    model = onnx.load(str(path))
+    casts = []
+    for index, tensor in enumerate(model.graph.initializer):
+        array = numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.size > 256:
+            half = numpy_helper.from_array(array.astype(np.float16), f"{tensor.name}.half")
+            casts.append(helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
+            model.graph.initializer[index].CopyFrom(half)
+    for i, node in enumerate([*casts, *model.graph.node]):
+        node.name = f"node{i}"  # insightface reads meaning into names that begin with Sub and Mul
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def write_figures(folder: Path, name: str, figures: dict[str, Any]) -> None:
+    """Put a network's figures into `quality.json` of the folder, beside those of the others."""
+    file = folder / "quality.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known[name] = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+    file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    print(name, json.dumps(known[name]), flush=True)
