@@ -50,7 +50,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
 
     begin("loading the miniature")
     pipe = shipped.load_sdxl()
-    judge = Judge(shipped.JUDGES / "judge")
+    judge = Judge()
     reference, _ = photo("test", PERSON, 0)
     driving, _ = photo("test", SOMEBODY_ELSE, 1)
     settings = Settings(enabled=True, references=(Photo(reference, "Reference"),), driving=Photo(driving, "Driving"))

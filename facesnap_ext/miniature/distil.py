@@ -22,7 +22,7 @@ from facesnap_ext.miniature.base_model import encode_all, signal_shares
 STEPS = 4
 TEACHER_STEPS = 3  # of the base to one of the student
 GUIDANCE_SCALE = 2.0
-RANK = 16
+RANK = 8
 
 
 def distil(data: Path, base: Path, out: Path, steps: int, batch: int = 16, rate: float = 5e-4, seed: int = 0) -> None:

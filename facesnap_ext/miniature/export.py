@@ -1,6 +1,7 @@
 """Write the miniature SDXL as one checkpoint file that AUTOMATIC1111 loads as it is.
 
-    python -m facesnap_ext.miniature.export MINIATURE WEBUI/models/Stable-diffusion/miniature.safetensors
+    python -m facesnap_ext.miniature.export WEBUI/models/Stable-diffusion/miniature.safetensors \
+        --models WEBUI/models/facesnap
 
 The tensors get the names of SDXL's own file (Stability-AI/generative-models), and three things are written beside it:
 
@@ -39,6 +40,7 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.words import BEGIN, END, UNKNOWN
 from facesnap_ext.weights.initialise import EMBEDDING, LDM, RESNET
 from facesnap_ext.weights.tensors import read_tensors
@@ -447,7 +449,10 @@ def _write_json(path: Path, content: Config) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the miniature SDXL as a checkpoint for AUTOMATIC1111.")
-    parser.add_argument("miniature", type=Path, help="folder in diffusers' layout")
     parser.add_argument("checkpoint", type=Path, help="NAME.safetensors, in models/Stable-diffusion")
+    parser.add_argument("--miniature", type=Path, default=shipped.SDXL, help="folder in diffusers' layout")
+    parser.add_argument("--models", type=Path, help="models/facesnap, to be filled with the miniature's other networks")
     arguments = parser.parse_args()
     export(arguments.miniature, arguments.checkpoint)
+    if arguments.models:
+        shipped.write_models(arguments.models)

@@ -25,6 +25,7 @@ from facesnap_ext.miniature.perception import damage, export, fit, to_tensor, wa
 from facesnap_ext.training.arcface import SIDE, TEMPLATE
 
 SIZE = 512
+JUDGE_SIZE = 128
 LUMINANCE = (0.299, 0.587, 0.114)
 INNER = ((28.0, 35.0), (15.5, 18.5))  # centre and radii of the ellipse in the crop at half its size
 
@@ -247,6 +248,20 @@ def evaluate(network: nn.Module, data: Path, vae: Path | None = None) -> dict[st
     return figures
 
 
+@torch.no_grad()
+def narrow(network: nn.Module, embeddings: Tensor, size: int) -> None:
+    """Give embeddings in the `size` directions in which those given [N,512] are longest: half the file is the last
+    layer, and the other directions hardly change a cosine."""
+    *_, linear, norm = network.body
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    _, directions = torch.linalg.eigh(embeddings.T @ embeddings)
+    directions = directions[:, -size:]
+    narrow = nn.Linear(linear.in_features, size)
+    narrow.weight.copy_(directions.T @ (scale[:, None] * linear.weight))
+    narrow.bias.copy_(directions.T @ (norm.bias - scale * norm.running_mean))
+    network.body = nn.Sequential(*list(network.body)[:-2], narrow)
+
+
 def write(network: nn.Module, path: Path) -> None:
     """Write the network as a recognition model of an insightface pack."""
     example = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
@@ -267,5 +282,12 @@ if __name__ == "__main__":
     arguments.out.mkdir(parents=True, exist_ok=True)
     state = {"network": trained.state_dict(), "centres": centres.state_dict()}
     torch.save(state, arguments.out / f"{arguments.name}.pt")
-    write(trained, arguments.out / arguments.name / "recognition.onnx")
+    if RECIPES[arguments.name].grey:  # a judge
+        people = dataset.load(arguments.data / RECIPES[arguments.name].split)
+        rows = slice(None, None, 8)
+        seen = embed(trained, np.array(people.pictures[rows]), five_points(np.array(people.points[rows])))
+        narrow(trained, seen, JUDGE_SIZE)
+        write(trained, arguments.out / f"{arguments.name}.onnx")
+    else:
+        write(trained, arguments.out / arguments.name / "recognition.onnx")
     write_figures(arguments.out, arguments.name, {"steps": steps, **evaluate(trained, arguments.data, arguments.vae)})

@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,21 @@ class Portrait:
 
 
 class Judge:
-    """A pack that only measures: cosine similarity of two pictures' faces, 0 where there is no face."""
+    """A network that only measures: cosine similarity of two pictures' faces, 0 where there is no face.
 
-    def __init__(self, folder: Path):
-        self.pack = faces.load_pack(folder)
+    Args:
+        name: `judge`, or `judge_inner`, which sees neither hair nor outline.
+    """
+
+    def __init__(self, name: str = "judge"):
+        from insightface.model_zoo import get_model
+
+        detector = faces.load_pack(shipped.MODELS / "identity")
+        recognition = get_model(str(shipped.JUDGES / f"{name}.onnx"), providers=detector.providers)
+        self.pack = replace(detector, recognition=recognition)
 
     def embedding(self, picture: np.ndarray) -> np.ndarray | None:
+        """Of a picture [H,W,3] uint8, of length 1; None without a face."""
         try:
             found = faces.find_faces(self.pack, Photo(picture, "Picture"))
         except NoFaceError:
@@ -108,7 +117,7 @@ def draw(pipe: Any, prompt: str, seed: int, prepared: Prepared | None) -> np.nda
 def measure(people: int, progress: Callable[[str], None] = print, first: int = 0, seed: int = 0) -> list[Portrait]:
     """Draw each of the test split's people once, in somebody else's pose, and judge the pictures."""
     pipe = shipped.load_sdxl()
-    judge = Judge(shipped.JUDGES / "judge")
+    judge = Judge()
     portraits = []
     with tempfile.TemporaryDirectory() as folder:
         files = shipped.write_models(Path(folder))

@@ -1,7 +1,7 @@
 """What `facesnap train` needs for the miniature: the FaceSnap file to start from, and the settings.
 
-    python -m facesnap_ext.miniature.start --base DIR --models DIR --shards DIR --out DIR
-    facesnap train OUT/train.yaml
+python -m facesnap_ext.miniature.start --base DIR --models DIR --shards DIR --out DIR
+facesnap train OUT/train.yaml
 """
 
 from __future__ import annotations

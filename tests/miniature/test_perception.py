@@ -25,7 +25,7 @@ from facesnap_ext.training.arcface import load_arcface
 
 PEOPLE, SHOTS = 6, 3
 PACKS = {"identity": shipped.MODELS / "identity"}
-PACKS |= {name: shipped.JUDGES / name for name in ("judge", "judge_inner")}
+PACKS |= {name: shipped.JUDGES / f"{name}.onnx" for name in ("judge", "judge_inner")}
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +88,10 @@ def test_no_face_is_found_where_there_is_none(drawn):
 
 @pytest.mark.parametrize("name", PACKS)
 def test_pictures_of_one_person_are_alike_and_of_two_are_not(name, drawn, detected, scenes):
-    recognition = load_pack(PACKS[name]).recognition
     crops = identity.aligned(
         np.stack([one.picture for one in drawn]), np.stack([faces[0].keypoints for faces in detected])
     )
-    embeddings = np.concatenate([recognition.forward((crop[None].numpy() + 1) * 127.5) for crop in crops])
+    embeddings = load_arcface(PACKS[name])((crops + 1) / 2).numpy()
     people = np.array([who.index for who, _ in scenes])
     same, different = similarities(embeddings, people)
     assert same > different + 0.35
