@@ -11,7 +11,7 @@ import real_models
 import stand_in_models
 
 from facesnap_ext.faces import FacePack, load_pack
-from facesnap_ext.miniature.detector import scrfd_from_centerface
+from facesnap_ext.miniature.stand_in_pack import scrfd_from_centerface
 from facesnap_ext.photos import Photo, from_path
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from facesnap_ext import faces
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import FacePack, NoFaceError, choose, find_faces, load_pack, square_crop
-from facesnap_ext.miniature.detector import stand_in_arcface
+from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.photos import Photo, from_bytes
 
 

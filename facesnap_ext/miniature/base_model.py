@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from facesnap_ext.miniature import dataset
-from facesnap_ext.miniature.vae import to_tensor
+from facesnap_ext.miniature.perception import to_tensor
 from facesnap_ext.miniature.words import LENGTH, tokenise, vocabulary, vocabulary_ids, write_tokenizer
 
 WIDTHS = (64, 128, 128)
@@ -226,7 +227,12 @@ def save_pipeline(model: BaseModel, vae: Any, folder: Path) -> None:
         scheduler=new_scheduler(),
         add_watermarker=False,
     ).save_pretrained(folder)
+    for config in folder.rglob("*.json"):  # where on this disk a part came from is nobody's business
+        content = json.loads(config.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name in ("tokenizer", "tokenizer_2"):
+        (folder / name / "tokenizer.json").unlink(missing_ok=True)  # versions of transformers write it differently
         write_tokenizer(folder / name)
 
 

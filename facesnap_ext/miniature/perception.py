@@ -50,7 +50,7 @@ def fit(
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
-    """[N,S,S,3] uint8 RGB as [N,3,S,S] in -1…1, the range of insightface's networks."""
+    """[N,S,S,3] uint8 RGB as [N,3,S,S] in -1…1, the range of insightface's networks and of VAEs."""
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

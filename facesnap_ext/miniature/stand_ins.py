@@ -14,9 +14,9 @@ import torch
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet
-from facesnap_ext.miniature.deca import write_stand_in_deca
-from facesnap_ext.miniature.detector import scrfd_from_centerface, stand_in_arcface
 from facesnap_ext.miniature.head import write_stand_in_flame
+from facesnap_ext.miniature.stand_in_deca import write_stand_in_deca
+from facesnap_ext.miniature.stand_in_pack import scrfd_from_centerface, stand_in_arcface
 from facesnap_ext.mixer import MixerConfig
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.initialise import initialise

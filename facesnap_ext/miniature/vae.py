@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facesnap_ext.miniature import dataset
+from facesnap_ext.miniature.perception import to_tensor, write_figures
 
 WIDTHS = (32, 32, 64)
 LATENT_CHANNELS = 4
@@ -71,13 +72,8 @@ def train_vae(data: Path, out: Path, minutes: float, batch: int = 6, rate: float
             print(f"{step} steps, {done:.0%}, loss {loss.item():.5f}, test {psnr(vae, test[:64]):.2f} dB", flush=True)
             vae.save_pretrained(out)
     whiten(vae, to_tensor(world.pictures[::37][:800]))
-    print(f"{step} steps, test {psnr(vae, test):.2f} dB", flush=True)
     vae.save_pretrained(out)
-
-
-def to_tensor(pictures: np.ndarray) -> Tensor:
-    """[N,S,S,3] uint8 as [N,3,S,S] in -1…1."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    write_figures(out, "vae", {"steps": step, "psnr": psnr(vae, test)})
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ import pytest
 
 from facesnap_ext.landmarks.flame import Flame
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
-from facesnap_ext.miniature.deca import write_stand_in_deca
 from facesnap_ext.miniature.head import stand_in_flame, write_stand_in_flame
+from facesnap_ext.miniature.stand_in_deca import write_stand_in_deca
 
 
 @pytest.fixture(scope="session")

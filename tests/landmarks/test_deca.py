@@ -23,7 +23,7 @@ from facesnap_ext.landmarks.deca import (
     save_deca,
     to_photo,
 )
-from facesnap_ext.miniature.deca import stand_in_deca
+from facesnap_ext.miniature.stand_in_deca import stand_in_deca
 
 
 @pytest.fixture(scope="module")

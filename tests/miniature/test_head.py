@@ -9,8 +9,8 @@ import torch
 from facesnap_ext.landmarks.deca import CODE_SIZES, Deca, project
 from facesnap_ext.landmarks.flame import Flame, full_pose, posed_vertices
 from facesnap_ext.landmarks.points72 import POLYLINES, points_on
-from facesnap_ext.miniature.deca import stand_in_deca
 from facesnap_ext.miniature.head import EXPRESSIONS, SHAPES, face_layout, stand_in_flame
+from facesnap_ext.miniature.stand_in_deca import stand_in_deca
 
 
 @pytest.fixture(scope="module")

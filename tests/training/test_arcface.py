@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.miniature.detector import stand_in_arcface
+from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.training.arcface import ArcFace, align, load_arcface
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")

@@ -18,7 +18,7 @@ def one_file(tmp_path_factory):
     """The tiny SDXL in the layout of SDXL's own checkpoints."""
     pipe = sdxl()
     tensors = unet_tensors(pipe.unet.state_dict(), pipe.unet.config)
-    tensors |= vae_tensors(pipe.vae.state_dict(), len(pipe.vae.config.block_out_channels))
+    tensors |= vae_tensors(pipe.vae.state_dict(), pipe.vae.config)
     for key, tensor in pipe.text_encoder.state_dict().items():
         key = key if key.startswith("text_model.") else f"text_model.{key}"  # transformers 5 leaves it out
         tensors[f"conditioner.embedders.0.transformer.{key}"] = tensor

@@ -9,7 +9,7 @@ import torch
 
 from facesnap_ext.clip import ImageEncoder
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
-from facesnap_ext.miniature.detector import stand_in_arcface
+from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.training import trainer
 from facesnap_ext.training.arcface import ArcFace

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facesnap_ext.miniature.detector import scrfd_from_centerface, stand_in_arcface
+from facesnap_ext.miniature.stand_in_pack import scrfd_from_centerface, stand_in_arcface
 
 
 @pytest.fixture(scope="module")
