@@ -181,14 +181,10 @@ def _windows(boxes: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 @torch.no_grad()
-def evaluate(clip: Any, data: Path, count: int = 600) -> dict[str, float]:
-    """Of test pictures, cut as FaceSnap cuts them: how often the right caption wins over all with another word."""
-    test = dataset.load(data / "test")
-    rows = np.linspace(0, len(test.pictures) - 1, count).astype(int)
-    crops = [square_crop(np.array(test.pictures[row]), test.boxes[row]) for row in rows]
-    said = [read(test.clip_captions[row]) for row in rows]
-    pixels = preprocess(crops, IMAGE_SIZE)
-    figures: dict[str, float] = {}
+def right_words(clip: Any, pixels: Tensor, said: list[Said]) -> dict[str, float]:
+    """For each thing that captions speak of, how often the picture is nearer to its own caption than to all that differ
+    from it in this one word; `pixels` [N,3,64,64] as `clip.preprocess` gives them."""
+    figures = {}
     for what in CHOICES:
         right = []
         for i, one in enumerate(said):
@@ -198,7 +194,19 @@ def evaluate(clip: Any, data: Path, count: int = 600) -> dict[str, float]:
                 )
                 right.append(int((F.normalize(words) @ F.normalize(seen)[0]).argmax()) == 0)
         figures[what] = float(np.mean(right))
-        figures[f"{what}_by_chance"] = 1 / len(CHOICES[what])
+    return figures
+
+
+@torch.no_grad()
+def evaluate(clip: Any, data: Path, count: int = 600) -> dict[str, float]:
+    """Of test pictures, cut as FaceSnap cuts them: how often the right caption wins over all with another word."""
+    test = dataset.load(data / "test")
+    rows = np.linspace(0, len(test.pictures) - 1, count).astype(int)
+    crops = [square_crop(np.array(test.pictures[row]), test.boxes[row]) for row in rows]
+    said = [read(test.clip_captions[row]) for row in rows]
+    pixels = preprocess(crops, IMAGE_SIZE)
+    figures = right_words(clip, pixels, said)
+    figures |= {f"{what}_by_chance": 1 / len(words) for what, words in CHOICES.items()}
     seen, words = embeddings(clip, pixels, token_ids([one.caption for one in said]))
     cosines = F.normalize(seen) @ F.normalize(words).T
     figures["own_caption_of_600"] = (cosines.argmax(1) == torch.arange(count)).float().mean().item()

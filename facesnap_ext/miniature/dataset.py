@@ -38,8 +38,12 @@ def captions_of(who: Person, what: Scene, shot: int) -> tuple[str, str]:
     """The scene's caption, and CLIP's."""
     random = np.random.default_rng([SPLITS[who.split], who.index, shot, 8])
     text = scene_caption(what.expression, what.clothes, what.background, what.light, random)
-    words = person_words(who.hair, who.hair_colour, who.beard > 0, who.glasses is not None)
-    return text, f"{scene_caption(what.expression, what.clothes, what.background, what.light)}, {words}"
+    return text, f"{scene_caption(what.expression, what.clothes, what.background, what.light)}, {words_for(who)}"
+
+
+def words_for(who: Person) -> str:
+    """What CLIP's captions say of a person."""
+    return person_words(who.hair, who.hair_colour, who.beard > 0, who.glasses is not None)
 
 
 def build(out: Path, split: str, people: int, shots: int, workers: int = 2, side: int = SIDE) -> None:

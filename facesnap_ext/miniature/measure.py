@@ -22,12 +22,13 @@ import torch
 from PIL import Image
 
 from facesnap_ext import faces, photos
+from facesnap_ext.clip import preprocess
 from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.faces import NoFaceError
 from facesnap_ext.hosts.diffusers import guided
-from facesnap_ext.miniature import shipped
+from facesnap_ext.miniature import clip_pair, shipped
 from facesnap_ext.miniature.captions import COLOURS, EXPRESSIONS, LIGHTS, scene_caption
-from facesnap_ext.miniature.dataset import SIDE
+from facesnap_ext.miniature.dataset import SIDE, words_for
 from facesnap_ext.miniature.render import render
 from facesnap_ext.miniature.sheet import Panel, sheet
 from facesnap_ext.miniature.world import Scene, person, scene
@@ -45,7 +46,7 @@ class Portrait:
     driving: np.ndarray
     picture: np.ndarray  # with FaceSnap
     plain: np.ndarray  # without
-    prompt: str
+    caption: str  # the prompt, with CLIP's words for the reference
     similarity: float
     similarity_off: float
     same: float  # another photo of the person
@@ -124,6 +125,7 @@ def measure(people: int, progress: Callable[[str], None] = print, first: int = 0
         engine = Engine(lambda: files)
         for index in range(first, first + people):
             random = np.random.default_rng([seed, index])
+            who = person("test", index)
             reference, _ = photo("test", index, 0)
             driving, truth = photo("test", first + (index - first + people // 2) % people, 1)
             again, _ = photo("test", index, 2)
@@ -142,7 +144,7 @@ def measure(people: int, progress: Callable[[str], None] = print, first: int = 0
                     driving=driving,
                     picture=picture,
                     plain=plain,
-                    prompt=prompt,
+                    caption=f"{prompt}, {words_for(who)}",
                     similarity=judge.similarity(reference, picture),
                     similarity_off=judge.similarity(reference, plain),
                     same=judge.similarity(reference, again),
@@ -199,6 +201,23 @@ def summary(portraits: Sequence[Portrait]) -> dict[str, Any]:
     }
 
 
+def caption_accuracy(portraits: Sequence[Portrait]) -> dict[str, dict[str, float]]:
+    """How often CLIP finds the prompt's word, and the reference's hair, in the pictures with and without FaceSnap."""
+    from transformers import CLIPModel
+
+    clip = CLIPModel.from_pretrained(shipped.MODELS / "clip", dtype=torch.float32, local_files_only=True)
+    said = [clip_pair.read(portrait.caption) for portrait in portraits]
+
+    def words_in(pictures: Sequence[np.ndarray]) -> dict[str, float]:
+        pixels = preprocess(pictures, clip_pair.IMAGE_SIZE)
+        return {word: round(part, 4) for word, part in clip_pair.right_words(clip, pixels, said).items()}
+
+    return {
+        "words_found": words_in([portrait.picture for portrait in portraits]),
+        "words_found_without_facesnap": words_in([portrait.plain for portrait in portraits]),
+    }
+
+
 def people_sheet(portraits: Sequence[Portrait], columns: int = 8) -> Image.Image:
     """Reference beside picture."""
     panels = []
@@ -216,7 +235,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     began = time.time()
     measured = measure(options.people)
-    result = summary(measured) | {"seconds": round(time.time() - began, 1)}
+    result = summary(measured) | caption_accuracy(measured) | {"seconds": round(time.time() - began, 1)}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "measure.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     people_sheet(measured[:32]).save(options.out / "people.png")

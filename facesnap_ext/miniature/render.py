@@ -1,5 +1,7 @@
 """From a person and a scene to a picture with everything that is true of it: landmarks, mask, box.
 
+    python -m facesnap_ext.miniature.render people.png --split test
+
 The head's mesh is projected orthographically and its triangles are painted from back to front at twice the picture's
 side. Colours are functions of the place on the head at rest, so that features move with the mesh; light is Lambert's.
 """
@@ -269,3 +271,30 @@ def _rasterise(screen: np.ndarray, depth: np.ndarray, faces: np.ndarray, side: i
     owner[pixel] = seen[which[inside]]  # the last one wins: it is the nearest
     weights[pixel] = bary[inside]
     return owner.reshape(side, side), weights.reshape(side, side, 3)
+
+
+if __name__ == "__main__":
+    import argparse
+    from pathlib import Path
+
+    from facesnap_ext.miniature.world import SPLITS, person, scene
+
+    parser = argparse.ArgumentParser(description="Draw a sheet of people of the miniature world, a row for each.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--people", type=int, default=8)
+    parser.add_argument("--shots", type=int, default=12)
+    parser.add_argument("--side", type=int, default=96)
+    options = parser.parse_args()
+    everybody = [person(options.split, index) for index in range(options.people)]
+    rows = [
+        np.concatenate(
+            [
+                r.picture
+                for r in render([who] * options.shots, [scene(who, i) for i in range(options.shots)], options.side)
+            ],
+            axis=1,
+        )
+        for who in everybody
+    ]
+    Image.fromarray(np.concatenate(rows)).save(options.out)
