@@ -138,7 +138,6 @@ def test_the_demo_puts_every_stage_into_one_picture(tmp_path, capsys):
     ground = picture[5, 5]
     cells = [panels[i * 322 : i * 322 + 256, j * 276 : j * 276 + 256] for i in range(3) for j in range(5)]
     drawn = [(cell != ground).any(axis=2).mean() > 0.99 for cell in cells]
-    assert drawn == [True] * 13 + [False] * 2
-    without, with_facesnap, difference = cells[10:13]
-    assert (without != with_facesnap).mean() > 0.1
-    assert difference.std() > 5
+    assert drawn == [True] * 15
+    without, *with_facesnap = cells[10:]
+    assert all((without != picture).mean() > 0.1 for picture in with_facesnap)

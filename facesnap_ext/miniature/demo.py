@@ -68,6 +68,8 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     plain, picture = draw(pipe, PROMPT, SEED, None), draw(pipe, PROMPT, SEED, prepared)
     others = [draw(pipe, prompt, SEED, prepared) for prompt in OTHER_PROMPTS]
 
+    begin("judging and drawing")
+
     def judged(title: str, pixels: np.ndarray, words: str) -> Panel:
         likeness = judge.similarity(reference, pixels)
         return Panel(f"{title}: {likeness:.2f}", Image.fromarray(pixels), words)

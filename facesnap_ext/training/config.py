@@ -41,7 +41,9 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     ema: float = 0.9999
 
-    min_snr: float | None = None  # gamma of min-SNR weighting, usually 5; by default eq. 3 as it is
+    snr_weights: bool = False  # weigh errors by the SNR within the bounds below; by default eq. 3 as it is
+    snr_low: float = 1.0
+    snr_high: float = 5.0
 
     id_weight: float = 0.5  # lambda_id of eq. 5
     id_rows: int = 1  # pictures of a batch that the lightning branch draws; 0 trains without L_id
@@ -84,7 +86,7 @@ RANGES = {  # lowest and highest; every other number starts at 0
     "gradient_accumulation": (1, math.inf),
     "steps": (1, math.inf),
     "max_grad_norm": (1e-12, math.inf),
-    "min_snr": (1e-12, math.inf),
+    "snr_high": (1e-12, math.inf),
     "ema": (0, 1),
     "id_every": (1, math.inf),
     "lightning_steps": (1, 1000),

@@ -37,11 +37,16 @@ def _signal_and_spread(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]
     return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)
 
 
-def min_snr_weights(alpha_bar: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """Weights [N] that make squared errors count by min(SNR, gamma) in the picture (Hang et al., 2023), so that nearly
-    clean pictures, whose errors nobody sees, do not outweigh the noisy ones, where the face is decided."""
+def snr_weights(alpha_bar: Tensor, low: float, high: float, prediction_type: str) -> Tensor:
+    """Weights [N] that make squared errors count by the SNR within bounds in the picture.
+
+    The upper bound (min-SNR, Hang et al., 2023) keeps nearly clean pictures, whose errors nobody sees, from outweighing
+    all others. The lower one lets the noisiest count, in which sampling decides whose face it is: an error in epsilon
+    there is hardly one in the noise, and a large one in the picture. A lower bound of 1 is about what the loss in
+    velocity does.
+    """
     snr = alpha_bar.float() / (1 - alpha_bar.float())
-    return snr.clamp(max=gamma) / (snr + 1 if prediction_type == "v_prediction" else snr)
+    return snr.clamp(low, high) / (snr + 1 if prediction_type == "v_prediction" else snr)
 
 
 def masked_diffusion_loss(prediction: Tensor, target: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from facesnap_ext.training.arcface import align
 from facesnap_ext.training.data import Batch
 from facesnap_ext.training.frozen import Frozen, size_ids, text_y
 from facesnap_ext.training.lightning import few_step_latents
-from facesnap_ext.training.losses import add_noise, diffusion_target, id_loss, masked_diffusion_loss, min_snr_weights
+from facesnap_ext.training.losses import add_noise, diffusion_target, id_loss, masked_diffusion_loss, snr_weights
 
 TRAIN_TIMESTEPS = 1000
 
@@ -73,7 +73,7 @@ class Objective:
     id_weight: float
     lightning_steps: int
     lightning_grad_steps: int
-    min_snr: float | None = None
+    snr_bounds: tuple[float, float] | None = None
 
 
 def losses(
@@ -95,8 +95,8 @@ def losses(
     prediction = guided.predict(frozen.unet, frozen.text(captions))(z, draws.timesteps)
     target = diffusion_target(latents, draws.noise, alpha_bar, frozen.prediction_type)
     weights = None
-    if objective.min_snr is not None:
-        weights = min_snr_weights(alpha_bar, objective.min_snr, frozen.prediction_type)
+    if objective.snr_bounds is not None:
+        weights = snr_weights(alpha_bar, *objective.snr_bounds, frozen.prediction_type)
     diffusion = masked_diffusion_loss(prediction, target, batch.masks, weights)
     if not id_rows:
         return Losses(diffusion, diffusion, None)

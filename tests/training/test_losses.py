@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facesnap_ext.training.losses import add_noise, diffusion_target, id_loss, masked_diffusion_loss, min_snr_weights
+from facesnap_ext.training.losses import add_noise, diffusion_target, id_loss, masked_diffusion_loss, snr_weights
 
 
 def tensors(seed: int, rows: int = 3, channels: int = 4, side: int = 6):
@@ -83,9 +83,9 @@ def test_id_loss_is_one_minus_the_cosine():
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @settings(deadline=None)
-@given(share=st.floats(0.001, 0.999), gamma=st.floats(0.5, 20), seed=st.integers(0, 99))
-def test_min_snr_weighs_the_error_of_the_picture(prediction_type, share, gamma, seed):
-    """Whatever is predicted, the weighted error is that of the picture that follows from it, times min(SNR, gamma)."""
+@given(share=st.floats(0.001, 0.999), low=st.floats(0, 2), above=st.floats(0.1, 20), seed=st.integers(0, 99))
+def test_snr_weights_are_of_the_error_of_the_picture(prediction_type, share, low, above, seed):
+    """Whatever is predicted, the weighted error is that of the picture that follows, times the SNR within bounds."""
     g = torch.Generator().manual_seed(seed)
     clean, noise, wrong = torch.randn(3, 1, 4, 4, 4, generator=g, dtype=torch.float64)
     a = torch.tensor([share], dtype=torch.float64)
@@ -96,8 +96,8 @@ def test_min_snr_weighs_the_error_of_the_picture(prediction_type, share, gamma, 
         picture = (noisy - (1 - a).sqrt() * predicted) / a.sqrt()
     else:
         picture = a.sqrt() * noisy - (1 - a).sqrt() * predicted
-    in_picture = min(share / (1 - share), gamma) * (picture - clean).square().mean()
+    in_picture = min(max(share / (1 - share), low), low + above) * (picture - clean).square().mean()
     weighted = masked_diffusion_loss(
-        predicted, target, torch.ones(1, 1, 4, 4), min_snr_weights(a, gamma, prediction_type)
+        predicted, target, torch.ones(1, 1, 4, 4), snr_weights(a, low, low + above, prediction_type)
     )
     torch.testing.assert_close(weighted.double(), in_picture, rtol=2e-3, atol=1e-5)
