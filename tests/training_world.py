@@ -51,11 +51,11 @@ def sdxl(prediction_type: str = "epsilon", seed: int = 0):
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         )
         vae = AutoencoderKL(
-            block_out_channels=(8, 8, 16),
+            block_out_channels=(32, 32, 32),
             down_block_types=("DownEncoderBlock2D",) * 3,
             up_block_types=("UpDecoderBlock2D",) * 3,
             layers_per_block=1,
-            norm_num_groups=4,
+            norm_num_groups=32,
             latent_channels=4,
             scaling_factor=0.13025,
         )

@@ -89,21 +89,19 @@ def test_a_run_writes_checkpoints_samples_and_logs(config, world, capsys):
     assert logged["learning_rate"] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
 
 
-def test_training_learns(config, seen):
-    """On one picture, seen again and again with other noise, the loss sinks."""
-    small = replace(config, id_rows=0, steps=30, batch_size=4, learning_rate=3e-3, save_every=30, warmup=1)
-    trainer.train(small)
-    losses = [step.loss for step in seen]
-    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+def test_training_learns(config, seen, monkeypatch):
+    """On two pictures, seen again and again with the same noise, the loss sinks."""
+    monkeypatch.setattr(trainer, "batch_rows", lambda *arguments: iter([[0, 1]] * 10))
+    trainer.train(replace(config, id_rows=0, steps=10, learning_rate=3e-3, save_every=10, warmup=1))
+    assert seen[-1].loss < 0.8 * seen[0].loss
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_resuming_after_a_kill_is_as_no_kill(config, seen, monkeypatch, accumulation):
-    config = replace(config, steps=5, schedule="cosine", gradient_accumulation=accumulation, id_every=2)
+def test_resuming_after_a_kill_is_as_no_kill(config, seen, monkeypatch):
+    config = replace(config, steps=4, schedule="cosine", gradient_accumulation=2, id_every=2)
     whole = trainer.train(replace(config, out=config.out / "whole"))
     wanted = list(seen)
-    assert [step.number for step in wanted] == [1, 2, 3, 4, 5]
-    assert [step.id is not None for step in wanted] == [True, False, True, False, True]
+    assert [step.number for step in wanted] == [1, 2, 3, 4]
+    assert [step.id is not None for step in wanted] == [True, False, True, False]
 
     seen.clear()
     log = trainer._log
@@ -149,14 +147,13 @@ def test_another_runs_folder_is_not_written_over(config):
     assert names(config.out) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_with_step_and_last_checkpoint(config, seen, monkeypatch, value):
+def test_a_loss_that_is_no_number_stops_with_step_and_last_checkpoint(config, seen, monkeypatch):
     real, calls = trainer.losses, []
 
     def diverge(*arguments):
         calls.append(1)
         found = real(*arguments)
-        return found if len(calls) < 4 else replace(found, total=found.total * value)
+        return found if len(calls) < 4 else replace(found, total=found.total * math.inf)
 
     monkeypatch.setattr(trainer, "losses", diverge)
     with pytest.raises(FaceSnapError, match=r"no number at step 4.*last good checkpoint is .*step-0000002"):
@@ -174,8 +171,7 @@ def test_a_gradient_that_is_no_number_changes_nothing(config, monkeypatch):
         assert torch.equal(own, parameter)
 
 
-@pytest.mark.parametrize("room", [2**12, 2**19])
-def test_a_full_disk_leaves_the_last_checkpoint_intact(config, seen, monkeypatch, room):
+def test_a_full_disk_leaves_the_last_checkpoint_intact(config, seen, monkeypatch):
     """A limit on the size of files stands in for the full disk; the system refuses the write itself."""
     real = trainer.save_checkpoint
     kept = {}
@@ -185,7 +181,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(config, seen, monkeypatch
             return real(run, step)
         kept.update({path: path.read_bytes() for path in config.out.glob("step-*/**/*") if path.is_file()})
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, limits[1]))
         try:
             real(run, step)
         finally:
@@ -249,9 +245,8 @@ def test_the_files_must_belong_together(config, world, tmp_path):
         trainer.prepare(replace(config, base=world / "start.safetensors"))
 
 
-@pytest.mark.parametrize("precision", ["bf16"])
-def test_mixed_precision_runs_and_keeps_the_weights_whole(config, seen, precision):
-    done = trainer.train(replace(config, steps=2, mixed_precision=precision, gradient_checkpointing=True))
+def test_mixed_precision_runs_and_keeps_the_weights_whole(config, seen):
+    done = trainer.train(replace(config, steps=2, mixed_precision="bf16", gradient_checkpointing=True))
     assert all(math.isfinite(step.loss) for step in seen)
     assert {t.dtype for t in load_file(done / "state" / "model.safetensors").values()} == {torch.float32}
 
