@@ -33,6 +33,7 @@ SETTINGS: dict[str, Any] = {
     "schedule": "cosine",
     "ema": 0.998,
     "snr_weights": True,
+    "terminal": 0.3,
     "id_rows": 4,
     "id_every": 4,
     "lightning_grad_steps": 4,

@@ -44,6 +44,7 @@ class TrainConfig:
     snr_weights: bool = False  # weigh errors by the SNR within the bounds below; by default eq. 3 as it is
     snr_low: float = 1.0
     snr_high: float = 5.0
+    terminal: float = 0.0  # part of the pictures that begin at pure noise, as sampling does
 
     id_weight: float = 0.5  # lambda_id of eq. 5
     id_rows: int = 1  # pictures of a batch that the lightning branch draws; 0 trains without L_id
@@ -87,6 +88,7 @@ RANGES = {  # lowest and highest; every other number starts at 0
     "steps": (1, math.inf),
     "max_grad_norm": (1e-12, math.inf),
     "snr_high": (1e-12, math.inf),
+    "terminal": (0, 1),
     "ema": (0, 1),
     "id_every": (1, math.inf),
     "lightning_steps": (1, 1000),

@@ -32,6 +32,17 @@ def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return signal * latents + spread * noise
 
 
+def terminal_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The epsilon [N,C,h,w] with which z_T, *taken for* the noise alone, leads back to the latents.
+
+    SDXL's schedule ends with a rest of signal in z_T, enough to tell the colours of skin and hair from (Lin et al.,
+    2023), and sampling begins without it. A picture that is trained with this epsilon at the last timestep begins as
+    sampling does: from z_T = noise, with nothing but text, tokens and landmarks to go by.
+    """
+    signal, spread = _signal_and_spread(alpha_bar, latents)
+    return (noise - signal * latents) / spread
+
+
 def _signal_and_spread(alpha_bar: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     alpha_bar = alpha_bar.float()[:, None, None, None]
     return alpha_bar.sqrt().to(like.dtype), (1 - alpha_bar).sqrt().to(like.dtype)

@@ -13,7 +13,14 @@ from facesnap_ext.training.arcface import align
 from facesnap_ext.training.data import Batch
 from facesnap_ext.training.frozen import Frozen, size_ids, text_y
 from facesnap_ext.training.lightning import few_step_latents
-from facesnap_ext.training.losses import add_noise, diffusion_target, id_loss, masked_diffusion_loss, snr_weights
+from facesnap_ext.training.losses import (
+    add_noise,
+    diffusion_target,
+    id_loss,
+    masked_diffusion_loss,
+    snr_weights,
+    terminal_noise,
+)
 
 TRAIN_TIMESTEPS = 1000
 
@@ -74,6 +81,7 @@ class Objective:
     lightning_steps: int
     lightning_grad_steps: int
     snr_bounds: tuple[float, float] | None = None
+    terminal: float = 0.0
 
 
 def losses(
@@ -90,10 +98,14 @@ def losses(
     captions = [None if u < objective.drop_text else c for u, c in zip(draws.text, batch.captions)]
     guided = Guided(batch, clip_tokens, networks, objective)
 
-    alpha_bar = frozen.alpha_bar[draws.timesteps]
-    z = add_noise(latents, draws.noise, alpha_bar)
-    prediction = guided.predict(frozen.unet, frozen.text(captions))(z, draws.timesteps)
-    target = diffusion_target(latents, draws.noise, alpha_bar, frozen.prediction_type)
+    timesteps, noise = draws.timesteps.clone(), draws.noise.clone()
+    first = round(objective.terminal * len(timesteps))  # rows are in random order
+    timesteps[:first] = TRAIN_TIMESTEPS - 1
+    alpha_bar = frozen.alpha_bar[timesteps]
+    noise[:first] = terminal_noise(latents[:first], noise[:first], alpha_bar[:first])
+    z = add_noise(latents, noise, alpha_bar)
+    prediction = guided.predict(frozen.unet, frozen.text(captions))(z, timesteps)
+    target = diffusion_target(latents, noise, alpha_bar, frozen.prediction_type)
     weights = None
     if objective.snr_bounds is not None:
         weights = snr_weights(alpha_bar, *objective.snr_bounds, frozen.prediction_type)

@@ -117,6 +117,7 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
             text_free=start.info.text_free,
             size_dim=start.info.ffrnet.size_dim,
             drop_text=config.drop_text,
+            terminal=config.terminal,
             snr_bounds=(config.snr_low, config.snr_high) if config.snr_weights else None,
             id_weight=config.id_weight,
             lightning_steps=config.lightning_steps,

@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facesnap_ext.training.losses import add_noise, diffusion_target, id_loss, masked_diffusion_loss, snr_weights
+from facesnap_ext.training.losses import (
+    add_noise,
+    diffusion_target,
+    id_loss,
+    masked_diffusion_loss,
+    snr_weights,
+    terminal_noise,
+)
 
 
 def tensors(seed: int, rows: int = 3, channels: int = 4, side: int = 6):
@@ -101,3 +108,15 @@ def test_snr_weights_are_of_the_error_of_the_picture(prediction_type, share, low
         predicted, target, torch.ones(1, 1, 4, 4), snr_weights(a, low, low + above, prediction_type)
     )
     torch.testing.assert_close(weighted.double(), in_picture, rtol=2e-3, atol=1e-5)
+
+
+@given(share=st.floats(0.001, 0.9), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_terminal_noise_leads_from_the_noise_alone_back_to_the_picture(share, seed):
+    g = torch.Generator().manual_seed(seed)
+    clean, noise = torch.randn(2, 3, 4, 4, 4, generator=g, dtype=torch.float64)
+    a = torch.full((3,), share, dtype=torch.float64)
+    epsilon = terminal_noise(clean, noise, a)
+    torch.testing.assert_close(add_noise(clean, epsilon, a), noise, atol=1e-5, rtol=0)
+    picture = (noise - (1 - a).sqrt()[:, None, None, None] * epsilon) / a.sqrt()[:, None, None, None]
+    torch.testing.assert_close(picture, clean, atol=1e-4, rtol=0)
