@@ -32,6 +32,7 @@ class Draws:
     text: N numbers in 0…1; a caption is dropped where its number is below the chance to.
     timesteps: [N] 0…999. noise: epsilon [N,C,h,w]. posterior: where in the VAE's posterior the latents lie [N,C,h,w].
     start: x_T of the lightning branch [N,C,h,w].
+    terminal: [N] in 0…1; a picture begins at pure noise where its number is below the chance to.
     """
 
     text: list[float]
@@ -39,6 +40,7 @@ class Draws:
     noise: Tensor
     posterior: Tensor
     start: Tensor
+    terminal: Tensor
 
     def to(self, device: torch.device | str) -> Draws:
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -57,7 +59,8 @@ def draw(seed: int, rows: Sequence[int], shape: tuple[int, int, int]) -> Draws:
         state = np.random.SeedSequence((seed, 2, row)).generate_state(1, np.uint64)
         g = torch.Generator().manual_seed(int(state[0]))
         text.append(float(torch.rand((), generator=g)))
-        draws.append((torch.randint(TRAIN_TIMESTEPS, (), generator=g), *torch.randn(3, *shape, generator=g)))
+        timestep = torch.randint(TRAIN_TIMESTEPS, (), generator=g)
+        draws.append((timestep, *torch.randn(3, *shape, generator=g), torch.rand((), generator=g)))
     return Draws(text, *map(torch.stack, zip(*draws)))
 
 
@@ -98,11 +101,10 @@ def losses(
     captions = [None if u < objective.drop_text else c for u, c in zip(draws.text, batch.captions)]
     guided = Guided(batch, clip_tokens, networks, objective)
 
-    timesteps, noise = draws.timesteps.clone(), draws.noise.clone()
-    first = round(objective.terminal * len(timesteps))  # rows are in random order
-    timesteps[:first] = TRAIN_TIMESTEPS - 1
+    terminal = draws.terminal < objective.terminal
+    timesteps = torch.where(terminal, TRAIN_TIMESTEPS - 1, draws.timesteps)
     alpha_bar = frozen.alpha_bar[timesteps]
-    noise[:first] = terminal_noise(latents[:first], noise[:first], alpha_bar[:first])
+    noise = torch.where(terminal[:, None, None, None], terminal_noise(latents, draws.noise, alpha_bar), draws.noise)
     z = add_noise(latents, noise, alpha_bar)
     prediction = guided.predict(frozen.unet, frozen.text(captions))(z, timesteps)
     target = diffusion_target(latents, noise, alpha_bar, frozen.prediction_type)

@@ -208,3 +208,12 @@ def test_a_step_has_sdxls_full_shapes(tmp_path):
     for name, parameter in networks.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.shape == parameter.shape
+
+
+def test_pictures_begin_at_pure_noise_at_their_chance_whoever_draws_them():
+    """Row by row, so that batches of one, and any number of processes, come to the same."""
+    shape = (4, 2, 2)
+    together = draw(3, range(400), shape).terminal
+    apart = torch.cat([draw(3, [row], shape).terminal for row in range(400)])
+    assert torch.equal(together, apart)
+    assert abs((together < 0.3).float().mean() - 0.3) < 0.07
