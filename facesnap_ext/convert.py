@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.deca import convert_deca
 from facesnap_ext.landmarks.flame import convert_flame
-from facesnap_ext.weights.initialise import from_controlnet
+from facesnap_ext.weights.initialise import controlnet_config, from_controlnet
 from facesnap_ext.weights.places import ModelFiles
 from facesnap_ext.weights.recognise import Kind, recognise
 
@@ -33,7 +32,7 @@ def convert(source: Path, out: Path | None = None) -> Path:
     kind = recognise(file)
     if kind is Kind.SDXL_CONTROLNET:
         out = out or folder.with_name(f"{folder.name}-facesnap.safetensors")
-        from_controlnet(file, out, **_controlnet_config(folder))
+        from_controlnet(file, out, **controlnet_config(folder))
     elif kind is Kind.DECA_ORIGINAL:
         out = out or source.with_name("deca.safetensors")
         convert_deca(file, out)
@@ -62,18 +61,3 @@ def _weights_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FaceSnapError(f"The folder {folder} has no {CONTROLNET_FILES[0]}; give a diffusers ControlNet folder.")
-
-
-def _controlnet_config(folder: Path) -> dict[str, object]:
-    """What diffusers' `config.json` says that the tensors do not: heads, and the width of an embedded size."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return {}
-    config = json.loads(path.read_text(encoding="utf-8"))
-    levels = len(config["block_out_channels"])
-    # diffusers calls the number of heads `attention_head_dim`
-    heads = config.get("num_attention_heads") or config["attention_head_dim"]
-    return {
-        "heads": (heads,) * levels if isinstance(heads, int) else tuple(heads),
-        "size_dim": config.get("addition_time_embed_dim") or 256,
-    }

@@ -13,7 +13,6 @@ import argparse
 import copy
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from torch import Tensor, nn
 
 from facesnap_ext.miniature import dataset
 from facesnap_ext.miniature.perception import to_tensor
-from facesnap_ext.miniature.words import LENGTH, tokenise, vocabulary, vocabulary_ids, write_tokenizer
+from facesnap_ext.miniature.words import BEGIN, END, LENGTH, padded_ids, vocabulary, vocabulary_ids, write_tokenizer
 
 WIDTHS = (64, 128, 128)
-DEPTHS = (0, 1, 1)
+DEPTHS = (1, 1, 1)  # the first level has no attention and takes no notice
 HEAD_WIDTH = 32
 TEXT_WIDTHS = (48, 48)
 SIZE_DIM = 32
@@ -42,7 +41,7 @@ def new_unet() -> Any:
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=tuple(max(1, depth) for depth in DEPTHS),
+        transformer_layers_per_block=DEPTHS,
         attention_head_dim=tuple(width // HEAD_WIDTH for width in WIDTHS),
         cross_attention_dim=sum(TEXT_WIDTHS),
         addition_embed_type="text_time",
@@ -67,9 +66,9 @@ def new_text_encoders() -> tuple[Any, Any]:
             num_attention_heads=2,
             max_position_embeddings=LENGTH,
             hidden_act="gelu",
-            bos_token_id=ids["<|startoftext|>"],
-            eos_token_id=ids["<|endoftext|>"],
-            pad_token_id=ids["<|endoftext|>"],
+            bos_token_id=ids[BEGIN],
+            eos_token_id=ids[END],
+            pad_token_id=ids[END],
         )
         for width in TEXT_WIDTHS
     ]
@@ -86,11 +85,6 @@ def new_scheduler() -> Any:
         timestep_spacing="leading",
         steps_offset=1,
     )
-
-
-def signal_shares(scheduler: Any) -> Tensor:
-    """[1000] how much of the latent's variance at each timestep is signal."""
-    return scheduler.alphas_cumprod.float()
 
 
 class BaseModel(nn.Module):
@@ -116,13 +110,6 @@ class BaseModel(nn.Module):
         return self.unet(noisy, timesteps, context, added_cond_kwargs=added).sample
 
 
-def prompt_ids(captions: Sequence[str]) -> Tensor:
-    """[N,77] padded with the end, as CLIP's tokenizer pads."""
-    end = vocabulary_ids()["<|endoftext|>"]
-    rows = [tokenise(caption) for caption in captions]
-    return torch.tensor([row + [end] * (LENGTH - len(row)) for row in rows])
-
-
 @torch.no_grad()
 def encode_all(vae: Any, pictures: np.ndarray) -> Tensor:
     parts = [vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.mean for i in range(0, len(pictures), 64)]
@@ -143,7 +130,7 @@ def train(
 ) -> None:
     """Train, or go on from the state in `out`; the last part of the steps brings the rate down to nothing.
 
-    With `accelerate launch`, several processes share each batch.
+    Several processes (`python -m torch.distributed.run`) share each batch.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from diffusers import AutoencoderKL
@@ -159,7 +146,7 @@ def train(
     if not cache.exists():
         torch.save(encode_all(vae, world.pictures), cache)
     latents = torch.load(cache, weights_only=True)
-    ids = prompt_ids(world.captions)
+    ids = torch.tensor(padded_ids(world.captions))
     model = BaseModel()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01)
@@ -171,7 +158,7 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    share = signal_shares(new_scheduler())
+    share = new_scheduler().alphas_cumprod
     snr = share / (1 - share)
     began, first, losses = time.time(), step, []
     mine = slice(accelerator.process_index, None, accelerator.num_processes)

@@ -24,7 +24,7 @@ from facesnap_ext.faces import square_crop
 from facesnap_ext.miniature import dataset
 from facesnap_ext.miniature.captions import COLOURS, EXPRESSIONS, HAIR, HAIR_COLOURS, LIGHTS
 from facesnap_ext.miniature.perception import damage, fit, warp, write_figures
-from facesnap_ext.miniature.words import BEGIN, END, tokenise, vocabulary_ids
+from facesnap_ext.miniature.words import BEGIN, END, padded_ids, vocabulary_ids
 
 IMAGE_SIZE, PATCH = 64, 8
 TEXT_LENGTH = 28  # the longest caption, with its commas, begin and end
@@ -121,9 +121,7 @@ def new_clip() -> Any:
 
 def token_ids(captions: list[str]) -> Tensor:
     """[N,28] begin, words and commas, end, and the end again as padding; what is longer is cut off."""
-    end = vocabulary_ids()[END]
-    rows = [tokenise(caption)[: TEXT_LENGTH - 1] for caption in captions]
-    return torch.tensor([row + [end] * (TEXT_LENGTH - len(row)) for row in rows])
+    return torch.tensor(padded_ids(captions, TEXT_LENGTH))
 
 
 def train(

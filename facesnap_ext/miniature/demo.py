@@ -20,7 +20,7 @@ from facesnap_ext.guidance import landmark_picture
 from facesnap_ext.landmarks.points72 import draw as draw_points
 from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.dataset import SIDE
-from facesnap_ext.miniature.measure import Judge, draw, photo
+from facesnap_ext.miniature.measure import Judge, draw, likeness, photo
 from facesnap_ext.miniature.sheet import Panel, heatmap, sheet
 from facesnap_ext.photos import Photo
 from facesnap_ext.prepare import framed, overlay
@@ -59,7 +59,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         engine = Engine(lambda: files)
         prepared = engine.prepare(settings, SIDE, SIDE, progress=begin)
         face, drive = prepared.references[0], prepared.driving
-        own = engine.landmarks(files, face, face)
+        own_points = engine.landmarks(files, face, face)
         their_own = engine.landmarks(files, drive, drive)
         clip_tokens = engine.clip_tokens(files, face)
     guidance = prepared.guidance
@@ -70,9 +70,11 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
 
     begin("judging and drawing")
 
+    own = judge.embedding(reference)
+
     def judged(title: str, pixels: np.ndarray, words: str) -> Panel:
-        likeness = judge.similarity(reference, pixels)
-        return Panel(f"{title}: {likeness:.2f}", Image.fromarray(pixels), words)
+        alike = likeness(own, judge.embedding(pixels))
+        return Panel(f"{title}: {alike:.2f}", Image.fromarray(pixels), words)
 
     with torch.no_grad():
         ffrnet = guidance.ffrnet
@@ -93,7 +95,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         ],
         [
             Panel("Driving photo", framed(drive), "somebody else: pose and expression"),
-            Panel("The reference's own points", overlay(face, own), "what DECA sees"),
+            Panel("The reference's own points", overlay(face, own_points), "what DECA sees"),
             Panel("The driving person's points", overlay(drive, their_own), "their face, not wanted"),
             Panel("Predicted points", overlay(drive, guidance.landmarks), "the reference's face in this pose"),
             Panel(
@@ -110,8 +112,8 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
             judged("With FaceSnap", others[2], "surprised, purple shirt, grey background"),
         ],
     ]
-    same = judge.similarity(reference, photo("test", PERSON, 2)[0])
-    different = judge.similarity(reference, driving)
+    same = likeness(own, judge.embedding(photo("test", PERSON, 2)[0]))
+    different = likeness(own, judge.embedding(driving))
     title = f"FaceSnap in the miniature. Likeness by a judge of its own; two photos of this person: {same:.2f}"
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet(f"{title}, of these two people: {different:.2f}", rows).save(out)

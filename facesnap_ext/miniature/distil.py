@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.miniature import dataset
-from facesnap_ext.miniature.base_model import encode_all, signal_shares
+from facesnap_ext.miniature.base_model import encode_all
 
 STEPS = 4
 TEACHER_STEPS = 3  # of the base to one of the student
@@ -32,8 +32,9 @@ def distil(data: Path, base: Path, out: Path, steps: int, batch: int = 16, rate:
     pipe = StableDiffusionXLPipeline.from_pretrained(base, torch_dtype=torch.float32, local_files_only=True)
     world = dataset.load(data / "train")
     latents = encode_all(pipe.vae, world.pictures[: 64 * 200])
-    share = signal_shares(pipe.scheduler)
-    sigmas = ((1 - share) / share).sqrt()
+    share = pipe.scheduler.alphas_cumprod
+    ladder = torch.cat([((1 - share) / share).sqrt(), torch.zeros(1)])  # sigmas; of timestep -1: none
+    edges = torch.linspace(1000, 0, STEPS * TEACHER_STEPS + 1).round().long() - 1  # trailing timesteps, then -1
     teacher = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
     student = pipe.unet.requires_grad_(False)
     layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
@@ -51,8 +52,6 @@ def distil(data: Path, base: Path, out: Path, steps: int, batch: int = 16, rate:
         context, pooled = _text(pipe, [world.captions[row] for row in rows.tolist()], texts)
         stage = torch.randint(STEPS, (batch,), generator=random)
         noise = torch.randn(latents[rows].shape, generator=random)
-        edges = torch.linspace(1000, 0, STEPS * TEACHER_STEPS + 1).round().long() - 1  # trailing timesteps, then -1
-        ladder = torch.cat([sigmas, torch.zeros(1)])  # of timestep -1: none
         first = edges[stage * TEACHER_STEPS]
         x = latents[rows] + noise * ladder[first, None, None, None]
         goal = x

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.miniature import dataset
 from facesnap_ext.miniature.perception import damage, export, fit, to_tensor, warp, write_figures
-from facesnap_ext.training.arcface import SIDE, TEMPLATE
+from facesnap_ext.training.arcface import SIDE, TEMPLATE, similarity
 
 SIZE = 512
 JUDGE_SIZE = 128
@@ -114,14 +114,8 @@ def _ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> Tensor:
 
 def alignment(keypoints: np.ndarray) -> np.ndarray:
     """insightface's similarity from pictures to crops of 112 pixels, [N,2,3], for five points [N,5,2]."""
-    template = np.array(TEMPLATE)
-    source, target = keypoints.mean(1, keepdims=True), template.mean(0)
-    p, q = keypoints - source, template - target
-    norm = (p**2).sum((1, 2))
-    a = (p * q).sum((1, 2)) / norm
-    b = (p[..., 0] * q[:, 1] - p[..., 1] * q[:, 0]).sum(1) / norm
-    turn = np.stack([np.stack([a, -b], -1), np.stack([b, a], -1)], -2)
-    return np.concatenate([turn, target[:, None] - turn @ source.transpose(0, 2, 1)], -1)
+    turn, source, target = similarity(torch.from_numpy(keypoints).double(), torch.tensor(TEMPLATE, dtype=torch.float64))
+    return torch.cat([turn, target[:, None] - turn @ source.transpose(1, 2)], -1).numpy()
 
 
 def aligned(pictures: np.ndarray, keypoints: np.ndarray) -> Tensor:

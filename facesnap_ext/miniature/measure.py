@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from facesnap_ext import faces, photos
+from facesnap_ext import faces
 from facesnap_ext.clip import preprocess
 from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.faces import NoFaceError
@@ -56,7 +56,7 @@ class Portrait:
 
 
 class Judge:
-    """A network that only measures: cosine similarity of two pictures' faces, 0 where there is no face.
+    """A network that only measures.
 
     Args:
         name: `judge`, or `judge_inner`, which sees neither hair nor outline.
@@ -77,9 +77,10 @@ class Judge:
             return None
         return found[0].embedding / np.linalg.norm(found[0].embedding)
 
-    def similarity(self, a: np.ndarray, b: np.ndarray) -> float:
-        first, second = self.embedding(a), self.embedding(b)
-        return 0.0 if first is None or second is None else float(first @ second)
+
+def likeness(first: np.ndarray | None, second: np.ndarray | None) -> float:
+    """Cosine of two of the judge's embeddings, 0 where there is no face."""
+    return 0.0 if first is None or second is None else float(first @ second)
 
 
 def photo(split: str, index: int, shot: int) -> tuple[np.ndarray, Scene]:
@@ -138,6 +139,8 @@ def measure(people: int, progress: Callable[[str], None] = print, first: int = 0
             prompt = random_prompt(random)
             picture = draw(pipe, prompt, seed + index, prepared)
             plain = draw(pipe, prompt, seed + index, None)
+            own, *others = (judge.embedding(seen) for seen in (reference, picture, plain, again, driving))
+            similarity, similarity_off, same, different = (likeness(own, other) for other in others)
             portraits.append(
                 Portrait(
                     reference=reference,
@@ -145,10 +148,10 @@ def measure(people: int, progress: Callable[[str], None] = print, first: int = 0
                     picture=picture,
                     plain=plain,
                     caption=f"{prompt}, {words_for(who)}",
-                    similarity=judge.similarity(reference, picture),
-                    similarity_off=judge.similarity(reference, plain),
-                    same=judge.similarity(reference, again),
-                    different=judge.similarity(reference, driving),
+                    similarity=similarity,
+                    similarity_off=similarity_off,
+                    same=same,
+                    different=different,
                     pose_error=pose_error(engine, files, picture, truth),
                     regressor_error=pose_error(engine, files, driving, truth),
                 )
@@ -163,7 +166,7 @@ def pose_error(engine: Engine, files: Any, picture: np.ndarray, truth: Scene) ->
     from facesnap_ext.landmarks.flame import rotation_matrices
 
     try:
-        face = engine.face(files, photos.Photo(picture, "Picture"))
+        face = engine.face(files, Photo(picture, "Picture"))
     except NoFaceError:
         return float("nan")
     seen = engine.predictor(files).encode(picture, face.box).pose[:3]

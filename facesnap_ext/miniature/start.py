@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from facesnap_ext.clip import load_image_encoder
+from facesnap_ext.miniature import identity
 from facesnap_ext.miniature.base_model import HEAD_WIDTH
 from facesnap_ext.miniature.dataset import SIDE
 from facesnap_ext.mixer import MixerConfig
 from facesnap_ext.weights.initialise import initialise
 
-IDENTITY_SIZE = 512
 HINT_WIDTHS = (16, 32, 64)  # four pixels to a latent cell
 
 SETTINGS: dict[str, Any] = {
@@ -55,7 +55,7 @@ def write_start(base: Path, models: Path, shards: Path, out: Path, lightning: Pa
     config = json.loads((unet / "config.json").read_text(encoding="utf-8"))
     width = config["cross_attention_dim"]
     mixer = MixerConfig(
-        id_dim=IDENTITY_SIZE,
+        id_dim=identity.SIZE,
         clip_dim=load_image_encoder(models / "clip").width,
         dim=width,
         feedforward=4 * width,

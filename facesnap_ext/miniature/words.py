@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def tokenise(text: str) -> list[int]:
     known = vocabulary_ids()
     words = re.findall(r"[a-z]+|,", text.lower())
     return [known[BEGIN], *(known.get(f"{word}</w>", known[UNKNOWN]) for word in words), known[END]]
+
+
+def padded_ids(captions: Sequence[str], length: int = LENGTH) -> list[list[int]]:
+    """Ids of captions, cut off or padded with the end to one length, as CLIP's tokenizer pads."""
+    end = vocabulary_ids()[END]
+    rows = [tokenise(caption)[: length - 1] for caption in captions]
+    return [row + [end] * (length - len(row)) for row in rows]
 
 
 def vocabulary_ids() -> dict[str, int]:

@@ -113,6 +113,20 @@ def load_arcface(folder: Path) -> ArcFace:
     raise FaceSnapError(f"There is no face recognition model (.onnx) in {folder}; put an insightface pack there.")
 
 
+def similarity(points: Tensor, template: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The similarity that brings points [N,P,2] nearest to a template [P,2]: x' = turn (x - source) + target.
+
+    Returns:
+        turn [N,2,2], rotation and scale; source [N,1,2] and target [2], the middles of both.
+    """
+    source, target = points.mean(1, keepdim=True), template.mean(0)
+    p, q = points - source, template - target
+    norm = p.square().sum(dim=(1, 2))
+    a = (p * q).sum(dim=(1, 2)) / norm
+    b = (p[..., 0] * q[:, 1] - p[..., 1] * q[:, 0]).sum(dim=1) / norm
+    return torch.stack([torch.stack([a, -b], -1), torch.stack([b, a], -1)], -2), source, target
+
+
 def align(pictures: Tensor, keypoints: Tensor, size: int = SIDE) -> Tensor:
     """insightface's `norm_crop` with a gradient: the similarity that brings five points nearest to ArcFace's template.
 
@@ -134,12 +148,8 @@ def align(pictures: Tensor, keypoints: Tensor, size: int = SIDE) -> Tensor:
         template = template * (size / 128) + torch.tensor([size / 16, 0.0], device=pictures.device)
 
     # from the crop to the picture, so the least squares of norm_crop (points to template) are inverted
-    source, target = keypoints.mean(1, keepdim=True), template.mean(0)
-    p, q = keypoints - source, template - target
-    norm = p.square().sum(dim=(1, 2))
-    a = (p * q).sum(dim=(1, 2)) / norm
-    b = (p[..., 0] * q[:, 1] - p[..., 1] * q[:, 0]).sum(dim=1) / norm
-    inverse = torch.stack([torch.stack([a, b], -1), torch.stack([-b, a], -1)], -2) / (a * a + b * b)[:, None, None]
+    turn, source, target = similarity(keypoints, template)
+    inverse = turn.transpose(1, 2) / turn[:, :1].square().sum(dim=2, keepdim=True)
 
     line = torch.arange(size, dtype=torch.float32, device=pictures.device)
     y, x = torch.meshgrid(line, line, indexing="ij")

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import square_crop
 from facesnap_ext.landmarks.points72 import Landmarks, draw, five_points
 
+T = TypeVar("T")
 PICTURES = ("png", "jpg", "jpeg")
 REQUIRED = ("mask.png", "npy", "json")
 BLOCK = 512  # tar's unit
@@ -93,8 +94,13 @@ class Batch:
     references: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return on_device(self, device)
+
+
+def on_device(record: T, device: torch.device | str) -> T:
+    """A dataclass with its tensors on a device."""
+    moved = {name: value.to(device) for name, value in vars(record).items() if isinstance(value, Tensor)}
+    return replace(record, **moved)
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from facesnap_ext.training.arcface import align
-from facesnap_ext.training.data import Batch
+from facesnap_ext.training.data import Batch, on_device
 from facesnap_ext.training.frozen import Frozen, size_ids, text_y
 from facesnap_ext.training.lightning import few_step_latents
 from facesnap_ext.training.losses import (
@@ -43,8 +43,7 @@ class Draws:
     terminal: Tensor
 
     def to(self, device: torch.device | str) -> Draws:
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return on_device(self, device)
 
 
 def draw(seed: int, rows: Sequence[int], shape: tuple[int, int, int]) -> Draws:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,9 +150,6 @@ def from_instantid(
     Raises:
         FaceSnapError: a half is missing, of another kind, not whole, or does not fit the other.
     """
-    # imported here because that module imports this one
-    from facesnap_ext.convert import _controlnet_config
-
     controlnet, adapter = folder / IDENTITYNET, folder / ADAPTER
     for path in (controlnet, adapter):
         if not path.is_file():
@@ -160,7 +158,7 @@ def from_instantid(
     require(adapter, Kind.INSTANTID_ADAPTER, "take InstantID's, models/README.md says where from.")
 
     with _whole(controlnet.with_name("config.json")):
-        stated = _controlnet_config(controlnet.parent)
+        stated = controlnet_config(controlnet.parent)
     tensors = read_tensors(controlnet, dtype=dtype)
     with _whole(controlnet), torch.device("meta"):
         shapes = {key: tuple(t.shape) for key, t in tensors.items()}
@@ -191,6 +189,21 @@ def from_instantid(
         trained_on="FFRNet and Mixer from InstantID",
     )
     facesnap_file.save(out, info, mixer, ffrnet)
+
+
+def controlnet_config(folder: Path) -> dict[str, object]:
+    """What diffusers' `config.json` says that the tensors do not: heads, and the width of an embedded size."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    config = json.loads(path.read_text(encoding="utf-8"))
+    levels = len(config["block_out_channels"])
+    # diffusers calls the number of heads `attention_head_dim`
+    heads = config.get("num_attention_heads") or config["attention_head_dim"]
+    return {
+        "heads": (heads,) * levels if isinstance(heads, int) else tuple(heads),
+        "size_dim": config.get("addition_time_embed_dim") or 256,
+    }
 
 
 @contextmanager
