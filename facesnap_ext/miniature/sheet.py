@@ -21,24 +21,31 @@ class Panel:
 
 
 def sheet(title: str, rows: list[list[Panel]]) -> Image.Image:
-    """Panels in rows under a title; pictures keep their proportions."""
+    """Panels in rows under a title; pictures keep their proportions, and a row is as high as its highest picture."""
     columns = max(map(len, rows))
+    fitted = [[_fitted(panel.picture) for panel in row] for row in rows]
+    heights = [max(picture.height for picture in row) for row in fitted]
     head = 64
-    size = (GAP + columns * (SIDE + GAP), head + len(rows) * (SIDE + CAPTION + GAP))
-    picture = Image.new("RGB", size, GROUND)
-    canvas = ImageDraw.Draw(picture)
-    canvas.text((GAP, 20), title, INK, _font(22))
-    for i, row in enumerate(rows):
-        for j, panel in enumerate(row):
-            x, y = GAP + j * (SIDE + GAP), head + i * (SIDE + CAPTION + GAP)
-            scale = SIDE / max(panel.picture.size)
-            fitted = [max(1, round(side * scale)) for side in panel.picture.size]
-            kind = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-            corner = (x + (SIDE - fitted[0]) // 2, y + (SIDE - fitted[1]) // 2)
-            picture.paste(panel.picture.convert("RGB").resize(fitted, kind), corner)
-            canvas.text((x, y + SIDE + 6), panel.title, INK, _font(15))
-            canvas.text((x, y + SIDE + 26), panel.words, FAINT, _font(12))
-    return picture
+    size = (GAP + columns * (SIDE + GAP), head + sum(heights) + len(rows) * (CAPTION + GAP))
+    canvas = Image.new("RGB", size, GROUND)
+    pen = ImageDraw.Draw(canvas)
+    pen.text((GAP, 20), title, INK, _font(22))
+    y = head
+    for row, pictures, height in zip(rows, fitted, heights):
+        for j, (panel, picture) in enumerate(zip(row, pictures)):
+            x = GAP + j * (SIDE + GAP)
+            canvas.paste(picture, (x + (SIDE - picture.width) // 2, y + (height - picture.height) // 2))
+            pen.text((x, y + height + 6), panel.title, INK, _font(15))
+            pen.text((x, y + height + 26), panel.words, FAINT, _font(12))
+        y += height + CAPTION + GAP
+    return canvas
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """The picture with its longer side at SIDE."""
+    scale = SIDE / max(picture.size)
+    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
 
 
 def heatmap(values: np.ndarray) -> Image.Image:
