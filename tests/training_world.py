@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from facesnap_ext.mixer import MixerConfig
-from facesnap_ext.training.data import Sample
+from facesnap_ext.training.shards import Sample
 from facesnap_ext.weights.initialise import initialise
 
 SIDE = 32

@@ -14,7 +14,7 @@ import numpy as np
 from facesnap_ext import faces
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.miniature import dataset
-from facesnap_ext.training.data import Sample, write_shards
+from facesnap_ext.training.shards import Sample, write_shards
 
 KEYPOINT_NOISE = 0.5  # pixels: a detector's points are never exact
 PER_SHARD = 2000

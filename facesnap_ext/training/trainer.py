@@ -21,10 +21,11 @@ from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.training import checkpoints
 from facesnap_ext.training.config import TrainConfig
-from facesnap_ext.training.data import Batch, Pictures, Shapes, batch_rows, collate, read_batches, read_index
+from facesnap_ext.training.data import Batch, Pictures, Shapes, batch_rows, collate, read_batches
 from facesnap_ext.training.frozen import Frozen, load_frozen
 from facesnap_ext.training.networks import TrainedNetworks, checkpoint_activations, update_average
 from facesnap_ext.training.objective import Losses, Objective, decode, draw, encode_crops, losses
+from facesnap_ext.training.shards import read_index
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo
 

@@ -12,7 +12,7 @@ from training_world import SIDE, make_start, samples, sdxl
 
 from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.training.config import TrainConfig
-from facesnap_ext.training.data import write_shards
+from facesnap_ext.training.shards import write_shards
 from facesnap_ext.weights import facesnap_file
 
 for package in ("accelerate", "diffusers", "onnx", "peft", "tensorboard", "webdataset", "yaml"):

@@ -16,7 +16,8 @@ from training_world import SIDE, samples
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.points72 import Landmarks, draw, five_points
-from facesnap_ext.training.data import Pictures, Shapes, batch_rows, read_batches, read_index, write_shards
+from facesnap_ext.training.data import Pictures, Shapes, batch_rows, read_batches
+from facesnap_ext.training.shards import read_index, write_shards
 
 SHAPES = Shapes(resolution=SIDE, latent_side=8, drawing_side=64, clip_side=28)
 
@@ -64,7 +65,7 @@ def test_a_sample_comes_back_whole(shards):
 def test_jpegs_are_read(shards, tmp_path):
     from webdataset import TarWriter
 
-    from facesnap_ext.training.data import _members
+    from facesnap_ext.training.shards import _members
 
     sample = next(samples())
     members = _members(sample)
@@ -197,7 +198,7 @@ def test_a_shard_cut_between_two_samples_is_refused(shards, tmp_path):
 def test_a_sample_without_a_part_is_refused(missing, tmp_path):
     from webdataset import TarWriter
 
-    from facesnap_ext.training.data import _members
+    from facesnap_ext.training.shards import _members
 
     members = _members(next(samples()))
     del members[missing]

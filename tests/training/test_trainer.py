@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_is_named(config, seen):
 def test_the_files_must_belong_together(config, world, tmp_path):
     from training_world import samples
 
-    from facesnap_ext.training.data import write_shards
+    from facesnap_ext.training.shards import write_shards
 
     with pytest.raises(FaceSnapError, match="'resolution' is 36"):
         trainer.prepare(replace(config, resolution=36))
