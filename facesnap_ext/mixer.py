@@ -72,14 +72,26 @@ class FacialAttributeMixer(nn.Module):
             Identity tokens [N, queries, dim]. The order of the references does not matter, and a reference given
             twice counts as one: the tokens of all references stand side by side as queries, keys and values.
         """
-        people, references = embeddings.shape[:2]
-        dim = self.config.dim
-        f_id = self.project_id(F.normalize(embeddings, dim=-1)).reshape(people, -1, dim)
-        f_clip = self.project_clip(clip_tokens).reshape(people, references * clip_tokens.shape[2], dim)
+        f_id, f_clip = self.id_features(embeddings), self.clip_features(clip_tokens)
+        return self.decode(self.fuse(f_id, torch.cat([f_id, f_clip], dim=1)))
 
-        context = self.norm_context(torch.cat([f_id, f_clip], dim=1))
-        f_pre = f_id + self.cross_attn(self.norm_id(f_id), context, context, need_weights=False)[0]  # eq. 1
-        return self.decoder(self.queries.expand(people, -1, -1), self.norm_fused(f_pre))  # eq. 2
+    def id_features(self, embeddings: Tensor) -> Tensor:
+        """f'_id [N, R × id_tokens, dim] of embeddings [N, R, id_dim]."""
+        projected = self.project_id(F.normalize(embeddings, dim=-1))
+        return projected.reshape(len(embeddings), -1, self.config.dim)
+
+    def clip_features(self, clip_tokens: Tensor) -> Tensor:
+        """f'_clip [N, R × T, dim] of CLIP tokens [N, R, T, clip_dim]."""
+        return self.project_clip(clip_tokens).flatten(1, 2)
+
+    def fuse(self, f_id: Tensor, context: Tensor) -> Tensor:
+        """Eq. 1: f_pre [N, R × id_tokens, dim], with `context` as keys and values."""
+        context = self.norm_context(context)
+        return f_id + self.cross_attn(self.norm_id(f_id), context, context, need_weights=False)[0]
+
+    def decode(self, f_pre: Tensor) -> Tensor:
+        """Eq. 2: identity tokens [N, queries, dim] of features [N, K, dim]."""
+        return self.decoder(self.queries.expand(len(f_pre), -1, -1), self.norm_fused(f_pre))
 
 
 def average_references(embeddings: Tensor, clip_tokens: Tensor) -> tuple[Tensor, Tensor]:

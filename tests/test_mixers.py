@@ -1,6 +1,8 @@
-"""What both Mixers promise: how features, references and people count."""
+"""What all Mixers promise: how features, references and people count."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import tiny
@@ -8,24 +10,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
-from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
+from facesnap_ext.resampler import ResamplerConfig
+from facesnap_ext.weights.facesnap_file import MIXERS, build_mixer
 
-MIXERS = {
-    "facial attributes": FacialAttributeMixer(
-        MixerConfig(id_dim=12, clip_dim=10, dim=32, id_tokens=5, queries=4, layers=2, feedforward=48, heads=4)
-    ),
-    "resampler": ResamplerMixer(
-        ResamplerConfig(
-            id_dim=12, clip_dim=10, dim=48, width=40, queries=4, layers=3, feedforward=56, heads=3, head_dim=16
-        )
-    ),
-}
+SIZES = {"id_dim": 12, "clip_dim": 10, "dim": 32, "id_tokens": 5, "queries": 4, "layers": 2, "feedforward": 48}
+RESAMPLER = ResamplerConfig(
+    id_dim=12, clip_dim=10, dim=48, width=40, queries=4, layers=3, feedforward=56, heads=3, head_dim=16
+)
+READS = {"id only": (True, False), "clip only": (False, True)}  # embeddings, CLIP tokens; all others both
 
 
 @pytest.fixture(scope="module", params=MIXERS)
-def mixer(request):
-    return tiny.randomise(MIXERS[request.param], std=0.3)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def mixer(kind):
+    config = RESAMPLER if kind == "resampler" else MIXERS[kind][0](**SIZES, heads=4)
+    return tiny.randomise(build_mixer(config), std=0.3)
 
 
 def references(people=2, count=1, seed=0):
@@ -34,12 +37,20 @@ def references(people=2, count=1, seed=0):
     return 20 * torch.randn(people, count, 12, generator=g), torch.randn(people, count, 7, 10, generator=g)
 
 
-def test_both_features_of_a_reference_count(mixer):
+def test_a_mixer_reads_the_features_of_its_name_and_no_others(kind, mixer):
     embeddings, clip_tokens = references(1)
     tokens = mixer(embeddings, clip_tokens)
     other_embeddings, other_clip = references(1, seed=1)
-    assert (mixer(other_embeddings, clip_tokens) - tokens).abs().max() > 1e-2
-    assert (mixer(embeddings, other_clip) - tokens).abs().max() > 1e-2
+    changed = (mixer(other_embeddings, clip_tokens) - tokens, mixer(embeddings, other_clip) - tokens)
+    for reads, change in zip(READS.get(kind, (True, True)), changed, strict=True):
+        assert change.abs().max() > 1e-2 if reads else not change.any()
+
+
+def test_every_number_of_a_mixer_has_a_gradient(kind, mixer):
+    """Or processes that train together would wait for those that never come."""
+    network = copy.deepcopy(mixer).requires_grad_(True)
+    network(*references(2, 2)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 @settings(max_examples=20, deadline=None)

@@ -28,6 +28,7 @@ class TrainConfig:
     resolution: int = 1024  # side of the pictures in pixels
     reference: str = "other"  # which picture the identity comes from: another one of the same person, or the same
     landmarks: str = "drawn"  # or none: a black drawing, the paper's ablation
+    tokens: str = "ffrnet"  # or text: behind the text's own tokens, FFRNet stands idle; the paper's ablation
     landmark_jitter: float | None = None  # standard deviation in pixels at `resolution`; by default a 256th of it
     drop_text: float = 0.1  # chance of null text
 
@@ -77,6 +78,7 @@ class TrainConfig:
 CHOICES = {
     "reference": ("other", "same"),
     "landmarks": ("drawn", "none"),
+    "tokens": ("ffrnet", "text"),
     "schedule": ("constant", "cosine"),
     "mixed_precision": ("no", "fp16", "bf16"),
 }
@@ -104,8 +106,16 @@ def read_config(path: Path) -> TrainConfig:
     """Read a YAML file; relative paths in it are relative to its own folder.
 
     Raises:
-        FaceSnapError: the file cannot be read, or a field is unknown, missing, of the wrong type, out of range, or
-            names a file that is not there.
+        FaceSnapError: the file cannot be read, or see `from_fields`.
+    """
+    return from_fields(path, read_fields(path))
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The names and values in a YAML file, as they stand there.
+
+    Raises:
+        FaceSnapError: the file cannot be read.
     """
     import yaml
 
@@ -117,7 +127,15 @@ def read_config(path: Path) -> TrainConfig:
         raise FaceSnapError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}); correct it.") from error
     if not isinstance(content, Mapping):
         raise FaceSnapError(f"{path} is not a list of names with values, such as 'steps: 1000'; correct it.")
+    return dict(content)
 
+
+def from_fields(path: Path, content: Mapping[str, Any]) -> TrainConfig:
+    """Settings from what `read_fields` found in the file at `path`.
+
+    Raises:
+        FaceSnapError: a field is unknown, missing, of the wrong type, out of range, or names a file that is not there.
+    """
     hints = get_type_hints(TrainConfig)
     if unknown := [name for name in content if name not in hints]:
         raise FaceSnapError(f"{path} has a field '{unknown[0]}' that training does not know; remove or correct it.")

@@ -41,6 +41,30 @@ class TrainedNetworks(nn.Module):
         return self.ffrnet(x, timesteps, tokens, self.ffrnet.embed_landmarks(drawings), y)
 
 
+class TokensInText(TrainedNetworks):
+    """The Mixer alone, its tokens for the UNet's own cross-attention: the paper's ablation without FFRNet.
+
+    FFRNet is neither run nor trained; it stays, so that checkpoints are the same FaceSnap files.
+    """
+
+    def __init__(self, mixer: nn.Module, ffrnet: FFRNet):
+        super().__init__(mixer, ffrnet)
+        ffrnet.requires_grad_(False)
+
+    def forward(self, embeddings: Tensor, clip_tokens: Tensor, *unused: Tensor | None) -> Tensor:
+        """Identity tokens [N,T,C]; arguments as of `TrainedNetworks.forward`."""
+        return self.mixer(embeddings[:, None], clip_tokens[:, None])
+
+
+def in_text(context: Tensor, tokens: Tensor) -> Tensor:
+    """Text context [N,77,C] with identity tokens [N,T,C] behind it.
+
+    They stand behind the null text, too: FFRNet's residuals act on both rows of classifier-free guidance, and training
+    never shows null text without them.
+    """
+    return torch.cat([context, tokens.to(context)], dim=1)
+
+
 def checkpoint_activations(networks: TrainedNetworks) -> None:
     """Recompute FFRNet's blocks in the backward pass in place of keeping what is inside them."""
     for module in networks.ffrnet.modules():

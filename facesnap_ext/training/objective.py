@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from facesnap_ext.training.losses import (
     snr_weights,
     terminal_noise,
 )
+from facesnap_ext.training.networks import in_text
 
 TRAIN_TIMESTEPS = 1000
 
@@ -149,7 +151,7 @@ class Guided:
     def predict(
         self, unet: nn.Module, text: tuple[Tensor, Tensor], rows: int | None = None
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The prediction of a UNet with FFRNet's residuals, from scaled latents [N,C,h,w] and timesteps [N].
+        """The prediction of a UNet with what the networks give, from scaled latents [N,C,h,w] and timesteps [N].
 
         Args:
             text: context [N,77,C] and pooled text [N,P]. rows: of the batch, from the first; by default all.
@@ -161,19 +163,29 @@ class Guided:
         references = (batch.embeddings[use], self.clip_tokens[use], batch.drawings[use])
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-            residuals = self.networks(*references, x, timesteps, y)
-            *skips, middle = (residual.to(unet.dtype) for residual in residuals)
+            guidance = self.networks(*references, x, timesteps, y)
             return unet(
                 x.to(unet.dtype),
                 timesteps,
-                encoder_hidden_states=context,
                 added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.to(unet.dtype)},
-                down_block_additional_residuals=tuple(skips),
-                mid_block_additional_residual=middle,
                 return_dict=False,
+                **unet_inputs(context, guidance),
             )[0]
 
         return predict
+
+
+def unet_inputs(context: Tensor, guidance: list[Tensor] | Tensor) -> dict[str, Any]:
+    """The UNet's arguments for text context [N,77,C] and what the networks give: FFRNet's residuals, or tokens that go
+    behind the text's."""
+    if isinstance(guidance, Tensor):
+        return {"encoder_hidden_states": in_text(context, guidance)}
+    *skips, middle = (residual.to(context.dtype) for residual in guidance)
+    return {
+        "encoder_hidden_states": context,
+        "down_block_additional_residuals": tuple(skips),
+        "mid_block_additional_residual": middle,
+    }
 
 
 @torch.no_grad()

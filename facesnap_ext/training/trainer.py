@@ -23,7 +23,13 @@ from facesnap_ext.training import checkpoints
 from facesnap_ext.training.config import TrainConfig
 from facesnap_ext.training.data import Batch, Pictures, Shapes, batch_rows, collate, read_batches
 from facesnap_ext.training.frozen import Frozen, load_frozen
-from facesnap_ext.training.networks import TrainedNetworks, checkpoint_activations, update_average
+from facesnap_ext.training.networks import (
+    TokensInText,
+    TrainedNetworks,
+    checkpoint_activations,
+    in_text,
+    update_average,
+)
 from facesnap_ext.training.objective import Losses, Objective, decode, draw, encode_crops, losses
 from facesnap_ext.training.shards import read_index
 from facesnap_ext.weights import facesnap_file
@@ -90,7 +96,10 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     _check_fit(config, start.info, frozen, pictures)
 
     file_dtype = start.ffrnet.dtype
-    networks = TrainedNetworks(start.mixer, start.ffrnet).train().requires_grad_(True)
+    start.mixer.requires_grad_(True)
+    start.ffrnet.requires_grad_(True)
+    kind = TrainedNetworks if config.tokens == "ffrnet" else TokensInText
+    networks = kind(start.mixer, start.ffrnet).train()
     for parameter in networks.parameters():
         parameter.data = parameter.data.to(torch.float32, copy=True)  # else they would lie in the mapped file
     if config.gradient_checkpointing:
@@ -307,7 +316,8 @@ def trained_on(run: Run, step: int) -> str:
     config, index = run.config, run.pictures.index
     seen = step * config.gradient_accumulation * config.batch_size * run.accelerator.num_processes
     data = f"{len(index)} pictures of {index.people} people" + (f" ({config.trained_on})" if config.trained_on else "")
-    return f"{data}, {step} steps, {seen} pictures seen, on {config.base.name} from {config.start.name}"
+    idle = ", the Mixer alone, for tokens behind the text" if config.tokens == "text" else ""
+    return f"{data}, {step} steps, {seen} pictures seen, on {config.base.name} from {config.start.name}{idle}"
 
 
 @torch.no_grad()
@@ -391,11 +401,15 @@ def sample(run: Run, batch: Batch, mixer: nn.Module, ffrnet: FFRNet) -> list[np.
         if config.landmarks == "drawn":
             landmarks = Landmarks(batch.points[i].cpu().numpy(), config.resolution, config.resolution)
         mixed = mixer.float()(batch.embeddings[i : i + 1, None].cpu(), tokens[i : i + 1, None])
-        guidance = Guidance(ffrnet, mixed, landmarks, text_free=run.info.text_free)
-        with guided(frozen.pipe, guidance):
+        if config.tokens == "text":
+            texts, hooks = (in_text(context, mixed), in_text(null, mixed)), contextlib.nullcontext()
+        else:
+            guidance = Guidance(ffrnet, mixed, landmarks, text_free=run.info.text_free)
+            texts, hooks = (context, null), guided(frozen.pipe, guidance)
+        with hooks:
             latents = frozen.pipe(
-                prompt_embeds=context,
-                negative_prompt_embeds=null,
+                prompt_embeds=texts[0],
+                negative_prompt_embeds=texts[1],
                 pooled_prompt_embeds=pooled,
                 negative_pooled_prompt_embeds=pooled_null,
                 width=config.resolution,

@@ -11,6 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facesnap_ext.ablated_mixers import (
+    ClipMixer,
+    ClipMixerConfig,
+    ConcatMixer,
+    ConcatMixerConfig,
+    IdMixer,
+    IdMixerConfig,
+)
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
@@ -19,7 +27,13 @@ from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors
 
 VERSION = 1
-MIXERS = {"facial attributes": MixerConfig, "resampler": ResamplerConfig}  # the paper's, and InstantID's
+MIXERS: dict[str, tuple[type, type[nn.Module]]] = {  # sizes and network of each kind
+    "facial attributes": (MixerConfig, FacialAttributeMixer),  # the paper's
+    "resampler": (ResamplerConfig, ResamplerMixer),  # InstantID's
+    "id only": (IdMixerConfig, IdMixer),  # and the ablation's
+    "clip only": (ClipMixerConfig, ClipMixer),
+    "concatenation": (ConcatMixerConfig, ConcatMixer),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,7 @@ class FaceSnapInfo:
         return {
             "format": "facesnap",
             "version": str(VERSION),
-            "mixer_kind": next(kind for kind, config in MIXERS.items() if isinstance(self.mixer, config)),
+            "mixer_kind": next(kind for kind, (config, _) in MIXERS.items() if config is type(self.mixer)),
             "mixer": json.dumps(asdict(self.mixer)),
             "ffrnet": json.dumps(asdict(self.ffrnet)),
             "text_free": json.dumps(self.text_free),
@@ -48,7 +62,7 @@ class FaceSnapInfo:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> FaceSnapInfo:
-        mixer = MIXERS[metadata.get("mixer_kind", "facial attributes")]  # the first files do not say it
+        mixer, _ = MIXERS[metadata.get("mixer_kind", "facial attributes")]  # the first files do not say it
         return cls(
             mixer=mixer(**json.loads(metadata["mixer"])),
             ffrnet=FFRNetConfig(**_tuples(json.loads(metadata["ffrnet"]))),
@@ -70,7 +84,7 @@ class FaceSnapWeights:
 
 def build_mixer(config: MixerConfig | ResamplerConfig) -> FacialAttributeMixer | ResamplerMixer:
     """The untrained Mixer of these sizes."""
-    return ResamplerMixer(config) if isinstance(config, ResamplerConfig) else FacialAttributeMixer(config)
+    return next(network for kind, network in MIXERS.values() if kind is type(config))(config)
 
 
 def read_info(path: Path) -> FaceSnapInfo:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -189,6 +189,30 @@ def from_instantid(
         trained_on="FFRNet and Mixer from InstantID",
     )
     facesnap_file.save(out, info, mixer, ffrnet)
+
+
+def with_mixer(start: Path, out: Path, kind: str, seed: int) -> None:
+    """Write a start file anew with a seeded Mixer of another kind; FFRNet stays as it is.
+
+    With one seed the ablation's Mixers begin with equal numbers wherever they have the same layers.
+
+    Args:
+        start: a FaceSnap file with the paper's Mixer, whose sizes are kept. kind: one of `facesnap_file.MIXERS`.
+
+    Raises:
+        FaceSnapError: the file has another Mixer.
+    """
+    weights = facesnap_file.load(start)
+    if type(weights.info.mixer) is not MixerConfig:
+        raise FaceSnapError(
+            f"{start.name} does not have the paper's Mixer, which the ablation's are made from; make one with "
+            "'facesnap init' from an SDXL checkpoint."
+        )
+    config, network = facesnap_file.MIXERS[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mixer = network(config(**asdict(weights.info.mixer))).to(weights.ffrnet.dtype)
+    facesnap_file.save(out, replace(weights.info, mixer=mixer.config), mixer, weights.ffrnet)
 
 
 def controlnet_config(folder: Path) -> dict[str, object]:
