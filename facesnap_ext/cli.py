@@ -67,6 +67,38 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("out/demo.png"))
     demo.set_defaults(run=run_demo)
 
+    plan = commands.add_parser("plan", help="write the list of an evaluation from folders of photos")
+    plan.add_argument("list", type=Path, help="the YAML file to write")
+    plan.add_argument("--identities", type=Path, required=True, help="folder with a photo, or a folder, a person")
+    plan.add_argument("--poses", type=Path, required=True, help="folder with driving photos")
+    plan.add_argument("--prompts", type=Path, required=True, help="text file with a prompt a line")
+    plan.add_argument("--seed", type=int, default=0)
+    plan.set_defaults(run=run_plan)
+
+    evaluate = commands.add_parser("evaluate", help="measure FaceSnap and other methods as the paper's Table 1 does")
+    evaluate.add_argument("list", type=Path, nargs="?", help="YAML or JSON file; docs/evaluation.md says what is in it")
+    evaluate.add_argument("--miniature", action="store_true", help="the miniature world in place of a list")
+    evaluate.add_argument("--people", type=int, default=10, help="of the miniature world (default: 10)")
+    evaluate.add_argument("--out", type=Path, required=True)
+    evaluate.add_argument(
+        "--pictures", action="append", default=[], metavar="NAME=DIR", help="another method's pictures of the same list"
+    )
+    evaluate.add_argument("--base", type=Path, help="SDXL to draw FaceSnap's pictures with")
+    evaluate.add_argument("--base-config", type=Path, help="SDXL's configurations, for a base in one file")
+    evaluate.add_argument("--models", type=Path, help="the folder with FaceSnap's model files")
+    evaluate.add_argument("--model", default="", help="name of the FaceSnap file, where there are several")
+    evaluate.add_argument("--clip", type=Path, help="whole CLIP in transformers' folder: CLIP-T, CLIP-face")
+    evaluate.add_argument("--facenet", type=Path, help="face recognition, ONNX or TorchScript: FaceSim")
+    evaluate.add_argument("--inception", type=Path, help="inception-2015-12-05.pt, TorchScript: FID")
+    evaluate.add_argument("--width", type=int, default=1024)
+    evaluate.add_argument("--height", type=int, default=1024)
+    evaluate.add_argument("--steps", type=int, help="default: the paper's 8; 12 in the miniature")
+    evaluate.add_argument(
+        "--scale", type=float, default=2.0, help="of classifier-free guidance (default: the paper's 2)"
+    )
+    evaluate.add_argument("--dtype", choices=DTYPES, default="float16")
+    evaluate.set_defaults(run=run_evaluate)
+
     bench = commands.add_parser("bench", help="measure")
     benches = bench.add_subparsers(required=True, metavar="WHAT")
     ffrnet = benches.add_parser("ffrnet", help="FFRNet beside the UNet and a ControlNet on both rows")
@@ -127,6 +159,20 @@ def run_demo(options: argparse.Namespace) -> None:
 
     demo(options.out)
     print(options.out)
+
+
+def run_plan(options: argparse.Namespace) -> None:
+    from facesnap_ext.evaluation.protocol import plan
+
+    planned = plan(options.identities, options.poses, options.prompts, options.list, options.seed)
+    print(f"{options.list}: {len(planned.cases())} pictures")
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    from facesnap_ext.evaluation.command import run
+
+    if (table := run(options)) is not None:
+        print(table)
 
 
 def run_bench_ffrnet(options: argparse.Namespace) -> None:

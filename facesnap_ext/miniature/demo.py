@@ -21,10 +21,10 @@ from facesnap_ext.landmarks.points72 import draw as draw_points
 from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.dataset import SIDE
 from facesnap_ext.miniature.measure import Judge, draw, likeness, photo
-from facesnap_ext.miniature.sheet import Panel, heatmap, sheet
 from facesnap_ext.photos import Photo
 from facesnap_ext.prepare import framed, overlay
 from facesnap_ext.settings import Settings
+from facesnap_ext.sheet import Panel, heatmap, sheet
 
 PERSON, SOMEBODY_ELSE = 3, 8  # of the test split
 PROMPT = "portrait of a smiling person in a red shirt, blue background, light from front"

@@ -30,10 +30,10 @@ from facesnap_ext.miniature import clip_pair, shipped
 from facesnap_ext.miniature.captions import COLOURS, EXPRESSIONS, LIGHTS, scene_caption
 from facesnap_ext.miniature.dataset import SIDE, words_for
 from facesnap_ext.miniature.render import render
-from facesnap_ext.miniature.sheet import Panel, sheet
 from facesnap_ext.miniature.world import Scene, person, scene
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Settings
+from facesnap_ext.sheet import Panel, sheet
 
 STEPS, SCALE = 12, 2.0
 

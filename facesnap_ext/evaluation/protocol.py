@@ -1,0 +1,280 @@
+"""What is drawn in an evaluation: a list of identities, poses and prompts, and a case for each way to combine them.
+
+The list is a YAML or JSON file; paths in it are relative to its own folder:
+
+    seed: 0
+    identities:
+      ada: ada.jpg                                    # the reference photo, or several
+      bob: {references: [bob1.jpg], photos: [bob2.jpg, bob3.jpg]}
+    poses:
+      left: poses/left.jpg                            # driving photos
+    prompts:
+      beach: a photo of a person on a beach
+      oil: {text: an oil painting of a person, weight: 0.5}
+
+`photos` are what pictures are compared with; where there are none, the references are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facesnap_ext.errors import FaceSnapError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_NAME = re.compile(r"\w[\w .-]*")
+
+
+@dataclass(frozen=True)
+class Identity:
+    name: str
+    references: tuple[Path, ...]  # what a method is given
+    photos: tuple[Path, ...] = ()  # others of the person
+
+    @property
+    def real(self) -> tuple[Path, ...]:
+        """The photos that pictures are compared with."""
+        return self.photos or self.references
+
+
+@dataclass(frozen=True)
+class Pose:
+    name: str
+    photo: Path
+
+
+@dataclass(frozen=True)
+class Prompt:
+    name: str
+    text: str
+    weight: float = 1.0  # in the means over a person's pictures
+
+
+@dataclass(frozen=True)
+class Case:
+    """One picture to be drawn. `file` is its place in a method's folder."""
+
+    identity: Identity
+    pose: Pose
+    prompt: Prompt
+    seed: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Protocol:
+    identities: tuple[Identity, ...]
+    poses: tuple[Pose, ...]
+    prompts: tuple[Prompt, ...]
+    seed: int = 0
+
+    def cases(self) -> list[Case]:
+        """Every identity in every pose with every prompt; a case keeps its file and seed when others are added."""
+        cases = []
+        for identity in self.identities:
+            for pose in self.poses:
+                for prompt in self.prompts:
+                    file = f"{identity.name}/{pose.name}-{prompt.name}.png"
+                    digest = hashlib.sha256(f"{self.seed}/{file}".encode()).digest()
+                    cases.append(Case(identity, pose, prompt, int.from_bytes(digest[:4], "big"), file))
+        return cases
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Read a list.
+
+    Raises:
+        FaceSnapError: it cannot be read, a field is unknown, missing or of the wrong kind, a photo is not there, or two
+            pictures would have one name.
+    """
+    content = _fields(path, "the list", _load(path), ("seed", "identities", "poses", "prompts"))
+    seed = content.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise FaceSnapError(f"The seed in {path} is {seed!r} and must be a whole number from 0; correct it.")
+    protocol = Protocol(
+        tuple(_identity(path, name, value) for name, value in _section(path, content, "identities")),
+        tuple(Pose(name, _photo(path, name, value)) for name, value in _section(path, content, "poses")),
+        tuple(_prompt(path, name, value) for name, value in _section(path, content, "prompts")),
+        seed,
+    )
+    taken: dict[str, str] = {}
+    for case in protocol.cases():
+        # some file systems do not tell capitals apart
+        if (other := taken.setdefault(case.file.casefold(), case.file)) is not case.file:
+            raise FaceSnapError(f"{path} gives two pictures the names {other} and {case.file}; rename one of them.")
+    return protocol
+
+
+def plan(identities: Path, poses: Path, prompts: Path, out: Path, seed: int = 0) -> Protocol:
+    """Write a list from folders.
+
+    Args:
+        identities: holds a photo for each person, or a folder for each, whose first photo is the reference and whose
+            others are real photos to compare with. poses: holds the driving photos. prompts: a text file, one a line.
+
+    Raises:
+        FaceSnapError: a folder or file is missing or empty, or the list is there already.
+    """
+    import yaml
+
+    if out.exists():
+        raise FaceSnapError(f"{out} is there already; remove it or choose another name.")
+    people: dict[str, Any] = {}
+    for member in sorted(_members(identities)):
+        if member.is_dir():
+            first, *others = map(str, _pictures(member))
+            _add(people, member.name, {"references": [first], "photos": others} if others else first, identities)
+        elif member.suffix.lower() in PICTURE_SUFFIXES:
+            _add(people, member.stem, str(member.resolve()), identities)
+    if not people:
+        raise FaceSnapError(f"There are no photos in {identities}; put one for each person there.")
+    driving: dict[str, Any] = {}
+    for picture in _pictures(poses):
+        _add(driving, picture.stem, str(picture), poses)
+    try:
+        lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FaceSnapError(f"The prompts {prompts} cannot be read ({error}); give a text file, one a line.") from error
+    if not lines:
+        raise FaceSnapError(f"There are no prompts in {prompts}; write one a line.")
+    texts = {f"p{number}": line for number, line in enumerate(lines, 1)}
+    content = {"seed": seed, "identities": people, "poses": driving, "prompts": texts}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f"{out.name}.part")
+    unfinished.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    try:
+        protocol = read_protocol(unfinished)
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return protocol
+
+
+def find_pictures(cases: Sequence[Case], folder: Path) -> dict[str, Path]:
+    """The pictures of a list in a method's folder, by their names in the list; other suffixes than .png will do.
+
+    Raises:
+        FaceSnapError: there is no such folder, or a picture is missing.
+    """
+    if not folder.is_dir():
+        raise FaceSnapError(f"There is no folder {folder} with pictures; correct its name.")
+    found, missing = {}, []
+    for case in cases:
+        stem = case.file.removesuffix(".png")
+        for suffix in PICTURE_SUFFIXES:
+            if (path := folder / f"{stem}{suffix}").is_file():
+                found[case.file] = path
+                break
+        else:
+            missing.append(case.file)
+    if missing:
+        named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise FaceSnapError(f"{folder} lacks {len(missing)} of the list's {len(cases)} pictures: {named}; add them.")
+    return found
+
+
+def _load(path: Path) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML's own takes the last of two equal names."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+            names = [self.construct_object(key) for key, _ in node.value]
+            if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+                raise FaceSnapError(f"{path} has the name '{twice[0]}' twice; rename or remove one.")
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except FileNotFoundError:
+        raise FaceSnapError(f"There is no list {path}; write one or make one with 'facesnap plan'.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise FaceSnapError(f"{path} cannot be read as YAML or JSON ({reason}); correct it.") from error
+
+
+def _fields(path: Path, what: str, value: Any, known: Sequence[str]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise FaceSnapError(f"{what} in {path} must have the fields {', '.join(known)}; correct it.")
+    if unknown := [name for name in value if name not in known]:
+        raise FaceSnapError(f"{what} in {path} has an unknown field '{unknown[0]}'; use {', '.join(known)}.")
+    return value
+
+
+def _section(path: Path, content: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
+    """Names and values of a part of the list."""
+    values = content.get(section)
+    if not isinstance(values, Mapping) or not values:
+        raise FaceSnapError(f"{path} has no {section}; list them there by name.")
+    for name in values:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise FaceSnapError(
+                f"The name {name!r} of {path}'s {section} cannot be a file's name; use letters, digits, '.', '-' and "
+                "'_', and quote what YAML takes for a number."
+            )
+    return list(values.items())
+
+
+def _identity(path: Path, name: str, value: Any) -> Identity:
+    if not isinstance(value, Mapping):
+        value = {"references": value}
+    value = _fields(path, f"'{name}'", value, ("references", "photos"))
+    references = _photos(path, name, value.get("references"))
+    photos = _photos(path, name, value["photos"]) if value.get("photos") else ()
+    return Identity(name, references, photos)
+
+
+def _prompt(path: Path, name: str, value: Any) -> Prompt:
+    if not isinstance(value, Mapping):
+        value = {"text": value}
+    value = _fields(path, f"'{name}'", value, ("text", "weight"))
+    text, weight = value.get("text"), value.get("weight", 1.0)
+    if not isinstance(text, str) or not text.strip():
+        raise FaceSnapError(f"The prompt '{name}' in {path} has no text; write some, in quotes.")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise FaceSnapError(f"The weight of '{name}' in {path} is {weight!r} and must be above 0; correct it.")
+    return Prompt(name, text, float(weight))
+
+
+def _photos(path: Path, name: str, value: Any) -> tuple[Path, ...]:
+    values = value if isinstance(value, list) else [value]
+    photos = tuple(_photo(path, name, item) for item in values)
+    if not photos:
+        raise FaceSnapError(f"'{name}' in {path} has no photo; give at least one.")
+    if len(set(photos)) < len(photos):
+        raise FaceSnapError(f"'{name}' in {path} names a photo twice; remove one.")
+    return photos
+
+
+def _photo(path: Path, name: str, value: Any) -> Path:
+    if not isinstance(value, str) or not value:
+        raise FaceSnapError(f"'{name}' in {path} has {value!r} in the place of a photo; give its path.")
+    photo = path.parent.resolve() / Path(value).expanduser()
+    if not photo.is_file():
+        raise FaceSnapError(f"'{name}' in {path} names {photo}, which is not there; correct it.")
+    return photo
+
+
+def _members(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FaceSnapError(f"There is no folder {folder}; correct its name.")
+    return [member for member in folder.iterdir() if not member.name.startswith(".")]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    pictures = sorted(path.resolve() for path in _members(folder) if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not pictures:
+        raise FaceSnapError(f"There are no photos in {folder}; put some there, as PNG, JPEG or WebP.")
+    return pictures
+
+
+def _add(entries: dict[str, Any], name: str, value: Any, folder: Path) -> None:
+    if name in entries:
+        raise FaceSnapError(f"{folder} has two photos of the name '{name}'; rename or remove one.")
+    entries[name] = value
