@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,31 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run's folder")
     train.set_defaults(run=run_train)
 
+    dataset = commands.add_parser("dataset", help="training data at full size")
+    datasets = dataset.add_subparsers(required=True, metavar="WHAT")
+    build = datasets.add_parser("build", help="make shards of folders of photos; give the command again to go on")
+    build.add_argument("folder", type=Path, nargs="+", help="photos in VGGFace2's, FFHQ's or CelebA-HQ's layout")
+    build.add_argument("--out", type=Path, required=True, help="the folder of the shards")
+    build.add_argument("--models", type=Path, required=True, help="the folder with face pack, DECA and FLAME")
+    build.add_argument("--resolution", type=_count, default=1024, help="side of the pictures (default: 1024)")
+    build.add_argument(
+        "--crops", type=_count, default=5, help="pictures of a photo, all but one augmented (default: 5)"
+    )
+    build.add_argument("--min-face", type=_count, default=64, help="least size of a face in pixels (default: 64)")
+    build.add_argument(
+        "--jpeg", type=int, choices=range(1, 101), metavar="QUALITY", help="pictures as JPEG (default: PNG)"
+    )
+    build.add_argument("--per-shard", type=_count, default=200, help="photos in a shard (default: 200)")
+    build.add_argument(
+        "--layout", choices=("auto", "people", "singles"), default="auto", help="a folder a person, or a photo a person"
+    )
+    build.add_argument("--identities", type=Path, metavar="FILE", help="lines NAME ID: who is in photos that lie flat")
+    build.add_argument("--blip2", type=Path, metavar="FOLDER", help="BLIP-2, for photos without a text beside them")
+    build.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of detector, ArcFace and DECA")
+    build.add_argument("--workers", type=_count, default=os.cpu_count(), help="processes (default: one for each core)")
+    build.add_argument("--json", action="store_true", help="print the counts as JSON")
+    build.set_defaults(run=run_dataset_build)
+
     demo = commands.add_parser("demo", help="run every stage on a person of the miniature world")
     demo.add_argument("--out", type=Path, default=Path("out/demo.png"))
     demo.set_defaults(run=run_demo)
@@ -99,6 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--dtype", choices=DTYPES, default="float16")
     evaluate.set_defaults(run=run_evaluate)
 
+    ablation = commands.add_parser("ablation", help="the paper's Tables 2 and 3, trained and measured in the miniature")
+    ablation.add_argument("config", type=Path, help="a training's YAML without 'out', with seeds, people, references")
+    ablation.add_argument("--out", type=Path, required=True, help="folder; what is finished there is not done again")
+    ablation.set_defaults(run=run_ablation)
+
     bench = commands.add_parser("bench", help="measure")
     benches = bench.add_subparsers(required=True, metavar="WHAT")
     ffrnet = benches.add_parser("ffrnet", help="FFRNet beside the UNet and a ControlNet on both rows")
@@ -106,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
     ffrnet.add_argument("--repeats", type=int, default=5)
     ffrnet.set_defaults(run=run_bench_ffrnet)
     return parser
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
 
 
 def run_convert(options: argparse.Namespace) -> None:
@@ -154,6 +191,24 @@ def run_train(options: argparse.Namespace) -> None:
     print(train(read_config(options.config), options.resume))
 
 
+def run_dataset_build(options: argparse.Namespace) -> None:
+    from facesnap_ext.dataset.build import build
+    from facesnap_ext.dataset.pictures import Settings
+
+    result = build(
+        options.folder,
+        options.out,
+        options.models,
+        Settings(options.resolution, options.crops, options.min_face, options.jpeg, options.device),
+        per_shard=options.per_shard,
+        layout=options.layout,
+        identities=options.identities,
+        blip2=options.blip2,
+        workers=options.workers,
+    )
+    _print(result, options.json)
+
+
 def run_demo(options: argparse.Namespace) -> None:
     from facesnap_ext.miniature.demo import demo
 
@@ -173,6 +228,12 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
     if (table := run(options)) is not None:
         print(table)
+
+
+def run_ablation(options: argparse.Namespace) -> None:
+    from facesnap_ext.evaluation.ablation import ablate, read_ablation
+
+    print(ablate(read_ablation(options.config), options.out))
 
 
 def run_bench_ffrnet(options: argparse.Namespace) -> None:

@@ -76,11 +76,12 @@ class Face:
         return square_crop(self.photo.pixels, self.box)
 
 
-def load_pack(folder: str | Path, providers: Sequence[str] | None = None) -> FacePack:
+def load_pack(folder: str | Path, providers: Sequence[str] | None = None, threads: int | None = None) -> FacePack:
     """Load detector and recognition model of an insightface pack; nothing is downloaded.
 
     The models lie in `folder` itself, or in its one sub-folder that has any, as antelopev2 unpacks. `providers` are
-    onnxruntime's, by default all that it offers but TensorRT and Azure.
+    onnxruntime's, by default all that it offers but TensorRT and Azure; `threads` are those of one model on the CPU, by
+    default one for each core.
 
     Raises:
         FaceSnapError: the folder or one of the two models is missing or cannot be read, or insightface is.
@@ -95,9 +96,13 @@ def load_pack(folder: str | Path, providers: Sequence[str] | None = None) -> Fac
         ) from error
     if providers is None:
         providers = [name for name in onnxruntime.get_available_providers() if name not in _UNWANTED_PROVIDERS]
+    session: dict[str, Any] = {"providers": list(providers)}
+    if threads is not None:
+        session["sess_options"] = onnxruntime.SessionOptions()
+        session["sess_options"].intra_op_num_threads = threads
     try:
         tasks = ["detection", "recognition"]
-        models = FaceAnalysis(str(folder.resolve()), allowed_modules=tasks, providers=list(providers)).models
+        models = FaceAnalysis(str(folder.resolve()), allowed_modules=tasks, **session).models
     except (AssertionError, KeyError):  # how insightface says that there is no detector
         models = {}
     except Exception as error:

@@ -71,7 +71,6 @@ class LandmarkPredictor:
             for i, (photo, move) in enumerate(zip(photos, transforms))
         ]
 
-    @torch.no_grad()
     def predict(self, source: FaceCodes, driving: FaceCodes) -> Landmarks:
         """The source's shape with the driving photo's pose, expression and camera.
 
@@ -80,13 +79,21 @@ class LandmarkPredictor:
         Returns:
             Landmarks in the driving photo's pixels.
         """
+        return self.predict_head(source, driving)[0]
+
+    @torch.no_grad()
+    def predict_head(self, source: FaceCodes, driving: FaceCodes) -> tuple[Landmarks, np.ndarray]:
+        """`predict`, and where all of the head's vertices are, [V,2] float32 in the driving photo's pixels."""
         shape, expression, pose, cam = (
             code[None].to(self.device) for code in (source.shape, driving.expression, driving.pose, driving.cam)
         )
         vertices = posed_vertices(self.flame, shape, expression, full_pose(self.flame, pose))
-        in_crop = project(points_on(vertices, self.flame.faces), cam)[0].double().cpu().numpy()
-        in_photo = to_photo(in_crop, driving.transform, self.deca.image_size)
-        return Landmarks(in_photo.astype(np.float32), driving.width, driving.height)
+        in_photo = [
+            to_photo(project(points, cam)[0].double().cpu().numpy(), driving.transform, self.deca.image_size)
+            for points in (points_on(vertices, self.flame.faces), vertices)
+        ]
+        points, head = (points.astype(np.float32) for points in in_photo)
+        return Landmarks(points, driving.width, driving.height), head
 
 
 def load_predictor(deca_path: Path, flame_path: Path, device: torch.device | str = "cpu") -> LandmarkPredictor:

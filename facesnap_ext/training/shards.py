@@ -78,8 +78,11 @@ def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> lis
     return shards
 
 
-def write_shard(path: Path, samples: Iterable[Sample]) -> int:
+def write_shard(path: Path, samples: Iterable[Sample], jpeg: int | None = None) -> int:
     """Write one shard, as `write_shards` does, under another name until it is whole and on the disk.
+
+    Args:
+        jpeg: quality of the pictures as JPEG with all of the colours' resolution; None writes PNG.
 
     Returns:
         The number of samples. Where there is none, no file is written.
@@ -92,7 +95,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> int:
         with part.open("wb") as file:
             writer = _tar(file)
             for sample in samples:
-                _add(writer, sample)
+                _add(writer, sample, jpeg)
                 written += 1
             writer.close()
             file.flush()
@@ -111,11 +114,11 @@ def _tar(target: str | BinaryIO) -> Any:
     return TarWriter(target, user="", group="", mode=0o644, mtime=0, encoder=False)
 
 
-def _add(writer: Any, sample: Sample) -> None:
-    writer.write({"__key__": sample.key, **_members(sample)})
+def _add(writer: Any, sample: Sample, jpeg: int | None = None) -> None:
+    writer.write({"__key__": sample.key, **_members(sample, jpeg)})
 
 
-def _members(sample: Sample) -> dict[str, bytes]:
+def _members(sample: Sample, jpeg: int | None = None) -> dict[str, bytes]:
     about = {
         "caption": sample.caption,
         "person": sample.person,
@@ -124,8 +127,9 @@ def _members(sample: Sample) -> dict[str, bytes]:
     }
     array = io.BytesIO()
     np.save(array, np.asarray(sample.embedding, np.float32))
+    picture = {"png": _png(sample.picture)} if jpeg is None else {"jpg": _jpeg(sample.picture, jpeg)}
     return {
-        "png": _png(sample.picture),
+        **picture,
         "mask.png": _png(sample.mask),
         "npy": array.getvalue(),
         "json": json.dumps(about, ensure_ascii=False, sort_keys=True).encode(),
@@ -135,6 +139,12 @@ def _members(sample: Sample) -> dict[str, bytes]:
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "jpeg", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
