@@ -29,9 +29,17 @@ def write_models(folder: Path) -> ModelFiles:
 def load_sdxl() -> Any:
     """diffusers' pipeline of the miniature's SDXL, in single precision on the CPU."""
     import torch
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionXLPipeline
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(SDXL, torch_dtype=torch.float32, local_files_only=True)
+    return with_sampler(
+        StableDiffusionXLPipeline.from_pretrained(SDXL, torch_dtype=torch.float32, local_files_only=True)
+    )
+
+
+def with_sampler(pipe: Any) -> Any:
+    """The pipeline with the sampler that the miniature's pictures are drawn with."""
+    from diffusers import DPMSolverMultistepScheduler
+
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(
         pipe.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
     )
