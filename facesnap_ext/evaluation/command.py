@@ -51,7 +51,7 @@ def _miniature(options: argparse.Namespace, others: dict[str, Path], device: tor
         raise FaceSnapError(f"--people is {options.people}; give a number from 1 to {DRIVER}.")
     with PartialState().main_process_first():
         protocol = miniature_protocol(options.out / "world", options.people)
-    studio = miniature_studio(models, device, options.steps or STEPS)
+    studio = miniature_studio(models, device, options.steps or STEPS, options.scale)
     return evaluate(protocol, miniature_judges(), others, options.out, studio)
 
 

@@ -60,7 +60,7 @@ def look_at_real_photos(protocol: Protocol, judges: Judges, progress: Callable[[
     """
     clip_faces, embeddings, features = [], [], []
     for identity in protocol.identities:
-        seen = [_read(path, path.name) for path in identity.real]
+        seen = [photos.from_path(path) for path in identity.real]
         found = [_Seen.of(judges, photo) for photo in seen]
         if judges.pack and (bad := [photo.name for photo, one in zip(seen, found) if one.box is None]):
             raise NoFaceError(f"No face was found in {bad[0]} of '{identity.name}'; take another photo for the list.")

@@ -74,7 +74,9 @@ def miniature_judges() -> Judges:
     return Judges(clip, pack, embed, "the miniature's judge", clip_extractor(clip))
 
 
-def miniature_studio(models: Path, device: torch.device | str = "cpu", steps: int = STEPS) -> Studio:
+def miniature_studio(
+    models: Path, device: torch.device | str = "cpu", steps: int = STEPS, scale: float = 2.0
+) -> Studio:
     """The miniature's SDXL and FaceSnap.
 
     Args:
@@ -82,7 +84,8 @@ def miniature_studio(models: Path, device: torch.device | str = "cpu", steps: in
     """
     files = shipped.write_models(models)
     pipe = shipped.load_sdxl().to(device)
-    return Studio(pipe, Engine(lambda: files), files, "the miniature's SDXL", width=SIDE, height=SIDE, steps=steps)
+    sizes = {"width": SIDE, "height": SIDE, "steps": steps, "scale": scale}
+    return Studio(pipe, Engine(lambda: files), files, "the miniature's SDXL", **sizes)
 
 
 def _save(path: Path, picture: np.ndarray) -> Path:

@@ -38,8 +38,8 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean)
-    if np.ptp(values) == 0:
-        return Interval(mean, mean, mean)  # BCa is not defined where no resample differs
+    if np.ptp(values) < 1e-9:
+        return Interval(mean, mean, mean)  # BCa is not defined where nothing but rounding differs
     found = stats.bootstrap(
         (np.asarray(values, np.float64),),
         np.mean,
