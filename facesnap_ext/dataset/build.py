@@ -24,11 +24,11 @@ from typing import Any
 
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.dataset import plan
-from facesnap_ext.dataset.captions import load_blip2, read_caption
+from facesnap_ext.dataset.captions import check_blip2, load_blip2, read_caption
 from facesnap_ext.dataset.layouts import Listing, Person, PhotoFile, list_people
 from facesnap_ext.dataset.pictures import NetworkFiles, Settings, load_networks, pictures_of
 from facesnap_ext.dataset.plan import Unit, write_whole
-from facesnap_ext.dataset.pool import run_all
+from facesnap_ext.dataset.pool import Run, processes
 from facesnap_ext.dataset.scan import Drop, Look, find_duplicates, look, read_again
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.training.shards import Sample, write_shard
@@ -113,11 +113,12 @@ def build(
             _clear(out)
             fixed = {**asdict(settings), "per_shard": per_shard, **_fingerprints(files, blip2)}
             plan.fix(out, fixed, folders, units)
-            _look_at_all(source, units, workers)
-            drops = _duplicates(source, units)
-            if blip2:
-                _caption_all(source, units, drops, blip2)
-            _make_all(source, units, files, settings, drops, workers)
+            with processes(workers, len(units)) as run:
+                _look_at_all(source, units, run)
+                drops = _duplicates(source, units)
+                if blip2:
+                    _caption_all(source, units, drops, blip2)
+                _make_all(source, units, files, settings, drops, run)
             return _report(source, units, listing)
     except Timeout:
         raise FaceSnapError(f"Another build is writing to {out}; wait for it, or name another folder.") from None
@@ -133,6 +134,7 @@ def _network_files(models: Path) -> NetworkFiles:
 
 def _check_captions(listing: Listing, folders: Sequence[Path], blip2: Path | None) -> None:
     if blip2:
+        check_blip2(blip2)
         return
     bare = [(person, photo) for person in listing.people for photo in person.photos if photo.caption is None]
     if bare:
@@ -173,10 +175,10 @@ def _clear(out: Path) -> None:
             raise FaceSnapError(f"{out} has {foreign[0].name} in it, but no plan of a build; name an empty folder.")
 
 
-def _look_at_all(source: Source, units: Sequence[Unit], workers: int) -> None:
+def _look_at_all(source: Source, units: Sequence[Unit], run: Run) -> None:
     left = [unit for unit in units if not source.looks(unit).exists()]
     with _bar("reading", units, left) as bar:
-        run_all(look_at, [(source, unit) for unit in left], workers, bar.update)
+        run(look_at, [(source, unit) for unit in left], bar.update)
 
 
 def look_at(job: tuple[Source, Unit], tick: Tick) -> None:
@@ -237,7 +239,7 @@ def _make_all(
     files: NetworkFiles,
     settings: Settings,
     drops: dict[Path, Drop],
-    workers: int,
+    run: Run,
 ) -> None:
     left = [unit for unit in units if not source.done(unit).exists()]
     jobs = []
@@ -245,7 +247,7 @@ def _make_all(
         paths = [source.photo(person, photo) for person, photo in unit.photos]
         jobs.append(Job(unit, source, files, settings, {path: drops[path] for path in paths if path in drops}))
     with _bar("shards", units, left) as bar:
-        run_all(make_shard, jobs, workers, bar.update)
+        run(make_shard, jobs, bar.update)
 
 
 def make_shard(job: Job, tick: Tick) -> None:
@@ -296,6 +298,8 @@ def _pictures_of(
             caption = read_caption(job.source.folders[person.folder] / photo.caption)
         except ValueError as error:
             return Drop("no caption", str(error))
+    if not caption:
+        return Drop("no caption", "BLIP-2 says nothing of it.")
     keys = [f"{number:06d}-{place * count + crop:05d}" for crop in range(count)]
     networks = load_networks(job.files, job.settings.device)
     return pictures_of(networks, job.settings, read_again(path, seen), caption, person.name, keys)

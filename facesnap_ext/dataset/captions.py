@@ -34,6 +34,12 @@ def read_caption(path: Path) -> str:
     return text
 
 
+def check_blip2(folder: Path) -> None:
+    """Raise `FaceSnapError` where a folder has no transformers model at all."""
+    if not (folder / "config.json").is_file():
+        raise FaceSnapError(f"There is no BLIP-2 in {folder}; put the files of Salesforce/blip2-opt-2.7b there.")
+
+
 def load_blip2(folder: Path) -> Captioner:
     """BLIP-2 from a folder on this disk, as `save_pretrained` writes it and the hub has it; nothing is downloaded.
 
@@ -50,8 +56,7 @@ def load_blip2(folder: Path) -> Captioner:
     import torch
     from transformers import AutoProcessor, Blip2ForConditionalGeneration
 
-    if not (folder / "config.json").is_file():
-        raise FaceSnapError(f"There is no BLIP-2 in {folder}; put the folder of Salesforce/blip2-opt-2.7b there.")
+    check_blip2(folder)
     gpu = torch.cuda.is_available()
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)

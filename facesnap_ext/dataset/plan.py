@@ -83,11 +83,7 @@ def _difference(before: list[Any], now: list[Any], folders: Sequence[Path]) -> s
         if before[0].get(key) != now[0].get(key):
             return f"The build was begun with {key} {before[0].get(key)} and is now to go on with {now[0].get(key)}"
     old, new = (
-        {
-            (line["folder"], photo["path"]): (line["shard"], line["name"], photo)
-            for line in lines[1:]
-            for photo in line["photos"]
-        }
+        {(line["folder"], photo["path"]): (line["name"], photo) for line in lines[1:] for photo in line["photos"]}
         for lines in (before, now)
     )
     for place in old | new:

@@ -6,43 +6,47 @@ import multiprocessing
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
 
-T = TypeVar("T")
 POLL = 0.2  # seconds between looks at the counts
+
+Work = Callable[[Any, Callable[[], None]], None]
+"""Does a job, and calls the function that it is given after each photo. It is a module's, for processes to find."""
+
+Run = Callable[[Work, Sequence[Any], Callable[[int], None]], None]
+"""Does all jobs, and tells how many photos were done since it told last."""
 
 # shared with the parent, without locks: a process killed while it holds one would stop all others
 _counts: Any = None
 _stop: Any = None
 
 
-def run_all(
-    work: Callable[[T, Callable[[], None]], None], jobs: Sequence[T], workers: int, advance: Callable[[int], None]
-) -> None:
-    """Do `work(job, tick)` for all jobs; it calls `tick` after each photo.
+@contextmanager
+def processes(workers: int, most: int) -> Iterator[Run]:
+    """Processes that do jobs until the context ends. The first job that fails stops all of them.
 
     Args:
-        work: a function of a module, for other processes to find.
-        workers: processes; with 0 the work is done in this one.
-        advance: told how many photos were done since it was told last.
+        workers: with 0 the work is done in this process.
+        most: jobs of one run.
 
     Raises:
-        FaceSnapError: that of the first job to fail, or a process died. The other jobs are stopped.
+        FaceSnapError: a process died.
     """
     if workers == 0:
-        for job in jobs:
-            work(job, lambda: advance(1))
+        yield _run_here
         return
     context = multiprocessing.get_context("spawn")
-    counts, stop = context.RawArray("q", len(jobs)), context.RawValue("b", 0)
-    told = 0
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (counts, stop)) as pool:
-        try:
+    counts, stop = context.RawArray("q", most), context.RawValue("b", 0)
+    with ProcessPoolExecutor(min(workers, most), context, _begin, (counts, stop)) as pool:
+
+        def run(work: Work, jobs: Sequence[Any], advance: Callable[[int], None]) -> None:
+            told = sum(counts)
             left = {pool.submit(_do, work, job, slot) for slot, job in enumerate(jobs)}
             while left:
                 done, left = wait(left, POLL, FIRST_COMPLETED)
@@ -51,6 +55,9 @@ def run_all(
                     told = now
                 for future in done:
                     future.result()
+
+        try:
+            yield run
         except BrokenProcessPool as error:
             raise FaceSnapError(
                 "A process that builds the data died, as where memory runs out; free memory or take fewer --workers, "
@@ -59,6 +66,11 @@ def run_all(
         finally:
             stop.value = 1
             pool.shutdown(cancel_futures=True)
+
+
+def _run_here(work: Work, jobs: Sequence[Any], advance: Callable[[int], None]) -> None:
+    for job in jobs:
+        work(job, lambda: advance(1))
 
 
 class _StoppedError(Exception):
@@ -81,7 +93,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _do(work: Callable[[T, Callable[[], None]], None], job: T, slot: int) -> None:
+def _do(work: Work, job: Any, slot: int) -> None:
     def tick() -> None:
         _counts[slot] += 1
         if _stop.value:

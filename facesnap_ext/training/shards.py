@@ -94,10 +94,12 @@ def write_shard(path: Path, samples: Iterable[Sample], jpeg: int | None = None) 
     try:
         with part.open("wb") as file:
             writer = _tar(file)
-            for sample in samples:
-                _add(writer, sample, jpeg)
-                written += 1
-            writer.close()
+            try:
+                for sample in samples:
+                    _add(writer, sample, jpeg)
+                    written += 1
+            finally:
+                writer.close()
             file.flush()
             os.fsync(file.fileno())
         if written:

@@ -6,32 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from dataset_photos import SETTINGS, portraits, save
+
+from facesnap_ext.dataset.build import build
+from facesnap_ext.miniature import shipped
 
 for package in ("cv2", "insightface", "onnxruntime", "skimage", "tqdm", "webdataset"):
     pytest.importorskip(package, reason=f"{package} is not installed")
-
-from facesnap_ext.dataset.build import build
-from facesnap_ext.dataset.pictures import Settings
-from facesnap_ext.miniature import shipped
-from facesnap_ext.miniature.render import render
-from facesnap_ext.miniature.world import person, scene
-
-SIDE = 96
-SETTINGS = Settings(resolution=SIDE, crops=3, min_face=16)
-
-
-def portraits(index: int, shots: int, side: int = SIDE) -> list[Image.Image]:
-    """Pictures of somebody of the test split."""
-    who = person("test", index)
-    drawn = render([who] * shots, [scene(who, shot) for shot in range(shots)], side)
-    return [Image.fromarray(rendering.picture) for rendering in drawn]
-
-
-def save(picture: Image.Image, path: Path, caption: str = "a portrait") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
-    path.with_suffix(".txt").write_text(caption, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,9 @@ def test_a_wrong_line_of_identities_is_named(line, tmp_path):
 
 
 def test_captions_stand_beside_and_all_else_is_told(tmp_path):
-    folder = lay(tmp_path / "p", "a/1.jpg", "a/1.txt", "a/2.png", "a/2.caption", "a/3.webp", "a/4.txt", "a/.x", "list.csv")
+    folder = lay(
+        tmp_path / "p", "a/1.jpg", "a/1.txt", "a/2.png", "a/2.caption", "a/3.webp", "a/4.txt", "a/.x", "list.csv"
+    )
     listing = list_people([folder])
     assert [(photo.path, photo.caption) for photo in listing.people[0].photos] == [
         ("a/1.jpg", "a/1.txt"),
@@ -89,7 +91,7 @@ def test_what_is_not_clear_is_asked_for(tmp_path):
     with pytest.raises(FaceSnapError, match=r"mixed has photos both in itself and in folders; .*--layout"):
         list_people([mixed])
     assert set(listed(mixed, layout="singles")) == {"mixed/0.jpg", "mixed/n1/1.jpg"}
-    with pytest.raises(FaceSnapError, match="There are no photos in .*empty"):
+    with pytest.raises(FaceSnapError, match=r"There are no photos in .*empty"):
         list_people([lay(tmp_path / "empty", "readme.md")])
-    with pytest.raises(FaceSnapError, match="There is no folder .*nowhere"):
+    with pytest.raises(FaceSnapError, match=r"There is no folder .*nowhere"):
         list_people([tmp_path / "nowhere"])
