@@ -10,7 +10,7 @@ import torch
 
 from facesnap_ext import faces
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.evaluation.draw import Studio, load_studio
+from facesnap_ext.evaluation.draw import Studio, load_studio, processes
 from facesnap_ext.evaluation.evaluate import evaluate, named_folders
 from facesnap_ext.evaluation.judges import Judges, load_clip, load_face_judge, load_inception
 from facesnap_ext.evaluation.protocol import read_protocol
@@ -24,10 +24,8 @@ def run(options: argparse.Namespace) -> str | None:
     Raises:
         FaceSnapError: as `evaluate`, or options that do not go together.
     """
-    from accelerate import PartialState
-
     others = named_folders(options.pictures)
-    device = PartialState().device
+    device = processes().device
     with tempfile.TemporaryDirectory() as temporary:
         if options.miniature:
             found = _miniature(options, others, device, Path(temporary))
@@ -40,8 +38,6 @@ def run(options: argparse.Namespace) -> str | None:
 
 
 def _miniature(options: argparse.Namespace, others: dict[str, Path], device: torch.device, models: Path):
-    from accelerate import PartialState
-
     from facesnap_ext.evaluation.miniature import DRIVER, STEPS, miniature_judges, miniature_protocol, miniature_studio
 
     given = [name for name in ("list", "base", "models", "clip", "facenet", "inception") if getattr(options, name)]
@@ -49,7 +45,7 @@ def _miniature(options: argparse.Namespace, others: dict[str, Path], device: tor
         raise FaceSnapError(f"--miniature brings its own {given[0]}; leave out one of the two.")
     if not 1 <= options.people <= DRIVER:
         raise FaceSnapError(f"--people is {options.people}; give a number from 1 to {DRIVER}.")
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         protocol = miniature_protocol(options.out / "world", options.people)
     studio = miniature_studio(models, device, options.steps or STEPS, options.scale)
     return evaluate(protocol, miniature_judges(), others, options.out, studio)

@@ -143,19 +143,31 @@ def check_faces(studio: Studio, cases: Sequence[Case]) -> None:
         studio.engine.face(studio.files, photos.from_path(path))
 
 
-def draw_cases(studio: Studio, cases: Sequence[Case], out: Path, state: Any = None) -> Cost:
-    """Draw the cases that `out` does not have yet.
+def processes() -> Any:
+    """accelerate's `PartialState`: the processes that share the work, and this one's device."""
+    from accelerate import PartialState
+    from accelerate.utils import is_cuda_available, is_mps_available, is_npu_available, is_xpu_available
+
+    found = (
+        is_available() for is_available in (is_cuda_available, is_mps_available, is_npu_available, is_xpu_available)
+    )
+    return PartialState(
+        cpu=not any(found)
+    )  # unless it is told so, each of several processes on a CPU thinks itself alone
+
+
+def draw_cases(studio: Studio, cases: Sequence[Case], out: Path) -> Cost:
+    """Draw the cases that `out` does not have yet, each in one of accelerate's processes.
 
     Args:
-        studio: with `draw` and `recipe`. state: accelerate's `PartialState`, whose processes share the cases.
+        studio: with `draw` and `recipe`.
 
     Raises:
         FaceSnapError: `out` has pictures that were drawn otherwise, a photo has no face, or the disk is full.
     """
-    from accelerate import PartialState
     from tqdm import tqdm
 
-    state = state or PartialState()
+    state = processes()
     left = [case for case in cases if not _is_drawn(out / case.file, studio.recipe(case))]
     state.wait_for_everyone()  # else one could take for drawn before what another has begun to draw
     done = len(cases) - len(left)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.evaluation.draw import Studio, check_faces, draw_cases
+from facesnap_ext.evaluation.draw import Studio, check_faces, draw_cases, processes
 from facesnap_ext.evaluation.judges import Judges
 from facesnap_ext.evaluation.measure import look_at_real_photos, measure
 from facesnap_ext.evaluation.protocol import Protocol, find_pictures
@@ -31,7 +31,6 @@ def evaluate(
     Raises:
         FaceSnapError: nothing to measure or to measure with, a picture is missing, or a photo has no face.
     """
-    from accelerate import PartialState
     from tqdm import tqdm
 
     if judges.clip is None and judges.embed is None and judges.extractor is None:
@@ -43,7 +42,7 @@ def evaluate(
     cases = protocol.cases()
     for folder in others.values():
         find_pictures(cases, folder)  # what is missing is said before hours of drawing
-    state = PartialState()
+    state = processes()
     real = None
     if state.is_main_process:
         with tqdm(total=len(protocol.identities), desc="real photos") as bar:
@@ -52,7 +51,7 @@ def evaluate(
     folders = dict(others)
     if studio is not None:
         check_faces(studio, cases)
-        costs[OWN] = draw_cases(studio, cases, out / OWN, state)
+        costs[OWN] = draw_cases(studio, cases, out / OWN)
         folders = {OWN: out / OWN} | folders
     if not state.is_main_process:
         return None

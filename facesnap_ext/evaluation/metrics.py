@@ -35,7 +35,8 @@ def fid(real: np.ndarray, generated: np.ndarray) -> float:
 
     extracted = nn.Identity()  # features in place of pictures, from whichever network
     extracted.num_features = real.shape[1]
-    distance = FrechetInceptionDistance(feature=extracted).set_dtype(torch.float64)
+    # one process has all features; others do not measure, and must not be waited for
+    distance = FrechetInceptionDistance(feature=extracted, sync_on_compute=False).set_dtype(torch.float64)
     distance.update(torch.from_numpy(real).double(), real=True)
     distance.update(torch.from_numpy(generated).double(), real=False)
     return max(0.0, float(distance.compute()))

@@ -64,7 +64,7 @@ def table(found: dict[str, Any]) -> str:
     ]
     for row in found["methods"]:
         cells = [_percent(row.get(metric)) for metric in METRICS]
-        cells.append(DASH if row["fid"] is None else f"{row['fid']:.4g}")
+        cells.append(DASH if row["fid"] is None else f"{row['fid']:.1f}")
         cells += _cost_cells(row["cost"])
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     first, *others = (row["name"] for row in found["methods"])

@@ -16,8 +16,8 @@ def judges():
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """Four people in two poses with one prompt."""
+    """Three people in two poses with one prompt."""
     pytest.importorskip("cv2")
     from facesnap_ext.evaluation.miniature import miniature_protocol
 
-    return miniature_protocol(tmp_path_factory.mktemp("world"), people=4, poses=2, prompts=1)
+    return miniature_protocol(tmp_path_factory.mktemp("world"), people=3, poses=2, prompts=1)

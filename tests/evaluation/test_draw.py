@@ -10,8 +10,6 @@ from PIL import Image
 pytest.importorskip("accelerate", reason="processes share the drawing by accelerate")
 pytest.importorskip("diffusers", reason="pictures are drawn with diffusers")
 
-from accelerate import PartialState
-
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.evaluation.draw import Cost, cost, draw_cases
 from facesnap_ext.evaluation.miniature import miniature_studio
@@ -33,11 +31,6 @@ class Painter:
 
     def recipe(self, case):
         return {"colour": self.colour, "seed": case.seed}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_cpu():
-    PartialState(cpu=True)
 
 
 def contents(folder):

@@ -13,23 +13,17 @@ pytest.importorskip("diffusers", reason="pictures are drawn with diffusers")
 pytest.importorskip("matplotlib", reason="the plot is matplotlib's")
 pytest.importorskip("torchmetrics", reason="FID is torchmetrics'")
 
-from accelerate import PartialState
-
 from facesnap_ext.cli import main
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.evaluation.draw import NOTE
 from facesnap_ext.evaluation.evaluate import evaluate, named_folders
 from facesnap_ext.evaluation.judges import Judges
-from facesnap_ext.evaluation.measure import look_at_real_photos, measure
+from facesnap_ext.evaluation.measure import METRICS, look_at_real_photos, measure
 from facesnap_ext.evaluation.miniature import miniature_studio
-from facesnap_ext.evaluation.protocol import Protocol
+from facesnap_ext.evaluation.protocol import Protocol, read_protocol
 from facesnap_ext.evaluation.report import table
 from facesnap_ext.miniature.measure import Judge
 from facesnap_ext.photos import from_path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _on_the_cpu():
-    PartialState(cpu=True)
 
 
 def copies(protocol, folder, photo_of):
@@ -203,3 +197,43 @@ def test_errors_of_the_command_are_one_line(arguments, told, tmp_path, capsys, m
     assert last.startswith("facesnap: ")
     assert told in last
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_with_a_laboratorys_own_files(world, judges, tmp_path, capsys):
+    """Files as laboratories have them: a list, SDXL, a model folder, CLIP, a face network and Inception."""
+    from facesnap_ext.miniature import shipped
+    from facesnap_ext.miniature.words import write_tokenizer
+
+    shipped.write_models(tmp_path / "models")
+    clip = shutil.copytree(shipped.MODELS / "clip", tmp_path / "clip")
+    write_tokenizer(clip)
+    ada, bob = world.identities[:2]
+    content = {
+        "identities": {
+            who.name: {"references": [str(who.references[0])], "photos": list(map(str, who.photos))}
+            for who in (ada, bob)
+        },
+        "poses": {"front": str(world.poses[0].photo)},
+        "prompts": {"plain": world.prompts[0].text},
+    }
+    (tmp_path / "list.json").write_text(json.dumps(content), encoding="utf-8")
+    out = tmp_path / "out"
+    arguments = ["evaluate", str(tmp_path / "list.json"), "--clip", str(clip), "--out", str(out)]
+    arguments += ["--facenet", str(shipped.JUDGES / "judge.onnx"), "--base", str(shipped.SDXL), "--steps", "2"]
+    assert main(arguments) == 1
+    assert "--models" in capsys.readouterr().err
+
+    arguments += ["--models", str(tmp_path / "models"), "--width", "64", "--height", "64", "--dtype", "float32"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.strip() == (out / "table.md").read_text(encoding="utf-8").strip()
+    facesnap = json.loads((out / "results.json").read_text(encoding="utf-8"))["methods"][0]
+    protocol = read_protocol(tmp_path / "list.json")
+    expected = measured(protocol, judges, out / "FaceSnap")
+    for metric in METRICS:
+        assert list(facesnap["by_person"][metric].values()) == pytest.approx(expected.by_person[metric], abs=1e-4)
+    assert facesnap["fid"] is None
+    with Image.open(out / "FaceSnap" / protocol.cases()[0].file) as picture:
+        assert picture.size == (64, 64)
+        recipe = json.loads(picture.info[NOTE])
+    assert (recipe["steps"], recipe["scale"], recipe["seed"]) == (2, 2, protocol.cases()[0].seed)
+    assert recipe["sampler"] == "DPMSolverSinglestepScheduler"  # diffusers' name of the paper's DPM++ SDE

@@ -19,7 +19,7 @@ from facesnap_ext.miniature.words import write_tokenizer
 from facesnap_ext.miniature.world import person, scene
 from facesnap_ext.photos import Photo
 
-PEOPLE = 30
+PEOPLE = 20
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +94,10 @@ def test_face_sim_tells_people_apart_and_is_the_judges_cosine(judges):
     def embedding(index, shot):
         return judges.embed(find_face(judges.pack, Photo(photo("test", index, shot)[0], "photo")))
 
-    first, again = ([embedding(index, shot) for index in range(10)] for shot in (0, 2))
+    first, again = ([embedding(index, shot) for index in range(6)] for shot in (0, 2))
     alike = np.array([[likeness(one, [other]) for other in again] for one in first])
-    assert np.diag(alike).mean() - alike[~np.eye(10, dtype=bool)].mean() > 0.4
-    assert (alike.argmax(axis=1) == np.arange(10)).mean() >= 0.8
+    assert np.diag(alike).mean() - alike[~np.eye(6, dtype=bool)].mean() > 0.4
+    assert (alike.argmax(axis=1) == np.arange(6)).mean() >= 0.8
     assert likeness(first[0], [first[0]]) == pytest.approx(1)
     judge = Judge()
     expected = judge.embedding(photo("test", 0, 0)[0]) @ judge.embedding(photo("test", 0, 2)[0])
