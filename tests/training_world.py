@@ -8,8 +8,10 @@ import numpy as np
 import tiny
 import torch
 
+from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.mixer import MixerConfig
-from facesnap_ext.training.shards import Sample
+from facesnap_ext.training.config import TrainConfig
+from facesnap_ext.training.shards import Sample, write_shards
 from facesnap_ext.weights.initialise import initialise
 
 SIDE = 32
@@ -101,3 +103,47 @@ def make_start(base: Path, out: Path) -> None:
     mixer = MixerConfig(clip_dim=32, dim=tiny.CONTEXT, id_tokens=4, queries=4, layers=1, feedforward=64, heads=2)
     unet = base / "unet" / "diffusion_pytorch_model.safetensors"
     initialise(unet, out, head_dim=16, size_dim=8, dtype=torch.float32, mixer=mixer)
+
+
+def make_world(folder: Path) -> Path:
+    """base, start.safetensors, clip, pack, shards/*.tar"""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    sdxl().save_pretrained(folder / "base")
+    make_start(folder / "base", folder / "start.safetensors")
+    (folder / "pack").mkdir()
+    stand_in_arcface(folder / "pack" / "recognition.onnx", 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        CLIPVisionModel(CLIPVisionConfig(**size, image_size=28, patch_size=14)).save_pretrained(folder / "clip")
+    write_shards(folder / "shards", samples(), per_shard=6)
+    return folder
+
+
+def train_config(world: Path, out: Path) -> TrainConfig:
+    """Four steps in the world of `make_world`."""
+    return TrainConfig(
+        base=world / "base",
+        start=world / "start.safetensors",
+        clip=world / "clip",
+        face_pack=world / "pack",
+        shards=tuple(sorted((world / "shards").glob("*.tar"))),
+        out=out,
+        resolution=SIDE,
+        batch_size=2,
+        steps=4,
+        learning_rate=1e-3,
+        warmup=2,
+        ema=0.9,
+        id_rows=1,
+        lightning_steps=2,
+        mixed_precision="no",
+        gradient_checkpointing=False,
+        workers=0,
+        log_every=1,
+        save_every=2,
+        sample_every=0,
+        sample_count=2,
+        sample_steps=2,
+    )

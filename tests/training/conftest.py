@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-import torch
-from training_world import SIDE, make_start, samples, sdxl
+from training_world import make_world, train_config
 
-from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.training.config import TrainConfig
-from facesnap_ext.training.shards import write_shards
 from facesnap_ext.weights import facesnap_file
 
 for package in ("accelerate", "diffusers", "onnx", "peft", "tensorboard", "webdataset", "yaml"):
@@ -22,19 +19,7 @@ for package in ("accelerate", "diffusers", "onnx", "peft", "tensorboard", "webda
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base, start.safetensors, clip, pack, shards/*.tar"""
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    folder = tmp_path_factory.mktemp("world")
-    sdxl().save_pretrained(folder / "base")
-    make_start(folder / "base", folder / "start.safetensors")
-    (folder / "pack").mkdir()
-    stand_in_arcface(folder / "pack" / "recognition.onnx", 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-        CLIPVisionModel(CLIPVisionConfig(**size, image_size=28, patch_size=14)).save_pretrained(folder / "clip")
-    write_shards(folder / "shards", samples(), per_shard=6)
-    return folder
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
@@ -49,27 +34,4 @@ def random_start(world: Path) -> Path:
 
 @pytest.fixture
 def config(world: Path, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        base=world / "base",
-        start=world / "start.safetensors",
-        clip=world / "clip",
-        face_pack=world / "pack",
-        shards=tuple(sorted((world / "shards").glob("*.tar"))),
-        out=tmp_path / "out",
-        resolution=SIDE,
-        batch_size=2,
-        steps=4,
-        learning_rate=1e-3,
-        warmup=2,
-        ema=0.9,
-        id_rows=1,
-        lightning_steps=2,
-        mixed_precision="no",
-        gradient_checkpointing=False,
-        workers=0,
-        log_every=1,
-        save_every=2,
-        sample_every=0,
-        sample_count=2,
-        sample_steps=2,
-    )
+    return train_config(world, tmp_path / "out")
