@@ -24,6 +24,7 @@ from facesnap_ext.evaluation import metrics
 from facesnap_ext.evaluation.ablation_pictures import METRICS, REFERENCE_SHOTS, Studio, compare, draw, limits
 from facesnap_ext.evaluation.ablation_report import Scores, people_sheet, results, write_report
 from facesnap_ext.evaluation.ablation_rows import TABLE_2, TABLE_3, Row, Training, distinct, reference_rows, trainings
+from facesnap_ext.evaluation.draw import processes
 from facesnap_ext.training import checkpoints, trainer
 from facesnap_ext.training.config import TrainConfig, from_fields, read_fields
 from facesnap_ext.weights import facesnap_file
@@ -88,9 +89,7 @@ def ablate(config: AblationConfig, out: Path, studio: Studio | None = None) -> P
     Raises:
         FaceSnapError: `out` has an ablation of other settings, or see `trainer.train`.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = processes()
     _check_settings(config, out, state)
     with tempfile.TemporaryDirectory() as models:
         studio = studio or Studio(config.train, config.people, max(config.references), Path(models), state.device)

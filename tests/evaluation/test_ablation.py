@@ -82,14 +82,20 @@ def config(tiny_world) -> AblationConfig:
 
 
 @pytest.fixture(scope="module")
-def studio(tiny_world) -> TinyStudio:
-    pipe = trainer.load_frozen(train_config(tiny_world, Path()), torch.device("cpu")).pipe
-    return TinyStudio(pipe)
+def frozen(config):
+    return trainer.load_frozen(config.train, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def studio(frozen) -> TinyStudio:
+    return TinyStudio(frozen.pipe)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick():
+def quick(frozen):
+    """Six trainings share what they do not train."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "load_frozen", lambda config, device: frozen)
         patch.setattr(ablation_pictures, "STEPS", 1)
         patch.setattr(statistics, "RESAMPLES", 50)
         yield
