@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,11 @@ def processes() -> Any:
     from accelerate import PartialState
     from accelerate.utils import is_cuda_available, is_mps_available, is_npu_available, is_xpu_available
 
-    found = (
-        is_available() for is_available in (is_cuda_available, is_mps_available, is_npu_available, is_xpu_available)
-    )
+    found = (known() for known in (is_cuda_available, is_mps_available, is_npu_available, is_xpu_available))
     return PartialState(
-        cpu=not any(found)
-    )  # unless it is told so, each of several processes on a CPU thinks itself alone
+        cpu=not any(found),  # unless it is told so, each of several processes on a CPU thinks itself alone
+        timeout=timedelta(hours=12),  # one looks at all real photos while the others wait
+    )
 
 
 def draw_cases(studio: Studio, cases: Sequence[Case], out: Path) -> Cost:
