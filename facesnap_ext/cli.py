@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--crops", type=_count, default=5, help="pictures of a photo, all but one augmented (default: 5)"
     )
     build.add_argument("--min-face", type=_count, default=64, help="least size of a face in pixels (default: 64)")
+    build.add_argument("--min-score", type=float, default=0.5, help="least confidence of the detector (default: 0.5)")
     build.add_argument(
         "--jpeg", type=int, choices=range(1, 101), metavar="QUALITY", help="pictures as JPEG (default: PNG)"
     )
@@ -199,7 +200,14 @@ def run_dataset_build(options: argparse.Namespace) -> None:
         options.folder,
         options.out,
         options.models,
-        Settings(options.resolution, options.crops, options.min_face, options.jpeg, options.device),
+        Settings(
+            resolution=options.resolution,
+            crops=options.crops,
+            min_face=options.min_face,
+            min_score=options.min_score,
+            jpeg=options.jpeg,
+            device=options.device,
+        ),
         per_shard=options.per_shard,
         layout=options.layout,
         identities=options.identities,

@@ -106,12 +106,12 @@ def build(
     listing = list_people(folders, layout, identities)
     _check_captions(listing, folders, blip2)
     units = plan.divide(listing.people, per_shard)
+    fixed = {**asdict(settings), "per_shard": per_shard, **_fingerprints(files, blip2)}
     source = Source(tuple(folders), out)
     try:
         (out / "work").mkdir(parents=True, exist_ok=True)
         with FileLock(out / "work" / "lock", timeout=0):
             _clear(out)
-            fixed = {**asdict(settings), "per_shard": per_shard, **_fingerprints(files, blip2)}
             plan.fix(out, fixed, folders, units)
             with processes(workers, len(units)) as run:
                 _look_at_all(source, units, run)

@@ -24,12 +24,14 @@ class Settings:
 
     resolution: side of a picture in pixels. crops: pictures of a photo; the first is plain, the others are scaled,
     turned, moved and padded. min_face: the longer side of the face's box in pixels of the photo below which a photo is
-    left out. jpeg: quality of pictures, None for PNG. device: of the networks, "cpu" or "cuda".
+    left out. min_score: the detector's confidence, 0…1, likewise. jpeg: quality of pictures, None for PNG. device: of
+    the networks, "cpu" or "cuda".
     """
 
     resolution: int = 1024
     crops: int = 5
     min_face: int = 64
+    min_score: float = 0.5
     jpeg: int | None = None
     device: str = "cpu"
 
@@ -72,6 +74,10 @@ def pictures_of(
         face = faces.find_faces(networks.pack, photo)[0]
     except faces.NoFaceError as error:
         return Drop("no face", str(error))
+    if face.score < settings.min_score:
+        return Drop(
+            "unsure face", f"The detector's confidence is {face.score:.2f} where {settings.min_score} is wanted."
+        )
     left, top, right, bottom = face.box
     side = max(right - left, bottom - top)
     if side < settings.min_face:

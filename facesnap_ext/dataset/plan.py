@@ -114,6 +114,6 @@ def write_whole(path: Path, text: str) -> None:
 def write_error(path: Path, error: OSError) -> FaceSnapError:
     """The error for the user when the disk refuses a file."""
     return FaceSnapError(
-        f"{path} cannot be written ({error.strerror or error}); make room and give the command again, it goes on from "
-        "the shards that are whole."
+        f"{path} cannot be written ({error.strerror or error}); make room, or let the folder be written to, and give "
+        "the command again, it goes on from the shards that are whole."
     )

@@ -41,7 +41,7 @@ def arguments(people: Path, out: Path, models: Path, workers: int) -> list[str]:
     return ["dataset", "build", str(people), "--out", str(out), "--models", str(models), *options]
 
 
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="kills by process groups")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_killed_in_the_middle_and_resumed_with_more_workers_gives_the_same_bytes(
     built, people, models, tmp_path, capsys
 ):
@@ -265,6 +265,21 @@ def test_what_is_missing_is_said_before_anything_is_done(people, models, tmp_pat
     with pytest.raises(FaceSnapError, match=r"has shard-000000\.tar in it, but no plan"):
         builder.build([people], used, models, SETTINGS)
     assert (used / "shard-000000.tar").read_bytes() == b"somebody's"
+
+
+def test_a_face_of_which_the_detector_is_not_sure_is_left_out_by_its_score(build_here, tmp_path, models):
+    from facesnap_ext.faces import find_faces, load_pack
+    from facesnap_ext.photos import from_path
+    from facesnap_ext.weights.places import find_models
+
+    pack = load_pack(find_models(models).require("face_pack"), threads=1)
+    paths = [save(portraits(index, 1)[0], tmp_path / "p" / f"{index}.png") for index in range(3)]
+    scores = {path.name: find_faces(pack, from_path(path))[0].score for path in paths}
+    unsure, *_, surest = sorted(scores, key=scores.get)
+    build_here(tmp_path / "p", settings=replace(SETTINGS, min_score=scores[surest]))
+    found = reported(tmp_path / "out")
+    assert found.keys() == scores.keys() - {surest}
+    assert found[unsure][0] == "unsure face"
 
 
 def test_photos_without_a_face_give_an_error_and_the_report(build_here, tmp_path):
