@@ -77,7 +77,9 @@ class FacialAttributeMixer(nn.Module):
 
     def id_features(self, embeddings: Tensor) -> Tensor:
         """f'_id [N, R × id_tokens, dim] of embeddings [N, R, id_dim]."""
-        projected = self.project_id(F.normalize(embeddings, dim=-1))
+        # entries of variance 1: those of a vector of length 1 would drown among CLIP's
+        directions = F.normalize(embeddings, dim=-1) * self.config.id_dim**0.5
+        projected = self.project_id(directions)
         return projected.reshape(len(embeddings), -1, self.config.dim)
 
     def clip_features(self, clip_tokens: Tensor) -> Tensor:

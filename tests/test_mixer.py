@@ -46,7 +46,7 @@ def test_it_is_equations_1_and_2(mixer):
         return F.layer_norm(x, (32,), p[f"{name}.weight"], p[f"{name}.bias"])
 
     unit = embeddings[:, 0] / embeddings[:, 0].norm(dim=-1, keepdim=True)
-    f_id = (unit @ p["project_id.weight"].T + p["project_id.bias"]).view(2, 5, 32)
+    f_id = (CONFIG.id_dim**0.5 * unit @ p["project_id.weight"].T + p["project_id.bias"]).view(2, 5, 32)
     f_clip = clip_tokens[:, 0] @ p["project_clip.weight"].T + p["project_clip.bias"]
     kv = norm(torch.cat([f_id, f_clip], 1), "norm_context")
     f_pre = f_id + attention(part("cross_attn"), norm(f_id, "norm_id"), kv)
@@ -63,6 +63,17 @@ def test_it_is_equations_1_and_2(mixer):
 
     assert f_mix.shape == (2, 4, 32)
     torch.testing.assert_close(mixer(embeddings, clip_tokens), f_mix, atol=1e-5, rtol=1e-5)
+
+
+def test_an_untrained_mixer_lets_the_embedding_through_beside_clip():
+    """Beside 257 CLIP tokens an embedding of length 1 would change the tokens by a thousandth of that."""
+    torch.manual_seed(0)
+    mixer = FacialAttributeMixer(MixerConfig(id_dim=512, clip_dim=64, dim=64, heads=4, feedforward=128)).eval()
+    embeddings, clip_tokens = torch.randn(40, 1, 512), torch.randn(40, 1, 257, 64) + torch.randn(40, 1, 1, 64)
+    with torch.no_grad():
+        of_identity = mixer(embeddings, clip_tokens[:1].expand_as(clip_tokens)).var(0).mean()
+        of_clip = mixer(embeddings[:1].expand_as(embeddings), clip_tokens).var(0).mean()
+    assert of_identity > of_clip / 10
 
 
 def test_the_papers_sizes():

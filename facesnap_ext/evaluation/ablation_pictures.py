@@ -25,8 +25,9 @@ from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.landmarks.flame import full_pose, posed_vertices
 from facesnap_ext.landmarks.points72 import Landmarks, place, points_on
 from facesnap_ext.miniature import shipped
-from facesnap_ext.miniature.measure import SCALE, STEPS, photo, random_prompt
+from facesnap_ext.miniature.measure import photo, random_prompt
 from facesnap_ext.miniature.render import head
+from facesnap_ext.miniature.shipped import SCALE, STEPS
 from facesnap_ext.miniature.world import EXPRESSION_CODES, person
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo

@@ -19,9 +19,9 @@ from facesnap_ext.miniature.captions import scene_caption
 from facesnap_ext.miniature.clip_pair import token_ids
 from facesnap_ext.miniature.dataset import SIDE
 from facesnap_ext.miniature.render import render
+from facesnap_ext.miniature.shipped import SCALE, STEPS
 from facesnap_ext.miniature.world import person, scene
 
-STEPS = 12
 DRIVER = 199  # of the test split: whose head the pose templates are
 REAL_SHOTS = (2, 3, 4)
 # yaw, pitch and roll in degrees, and the head's size within the world's range: the paper's "head orientation and size"
@@ -75,7 +75,7 @@ def miniature_judges() -> Judges:
 
 
 def miniature_studio(
-    models: Path, device: torch.device | str = "cpu", steps: int = STEPS, scale: float = 2.0
+    models: Path, device: torch.device | str = "cpu", steps: int = STEPS, scale: float = SCALE
 ) -> Studio:
     """The miniature's SDXL and FaceSnap.
 

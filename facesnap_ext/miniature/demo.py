@@ -49,7 +49,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         progress(f"[{next(stages)}/7] {stage}")
 
     begin("loading the miniature")
-    pipe = shipped.load_sdxl()
+    sampler = shipped.few_step_sampler()
     judge = Judge()
     reference, _ = photo("test", PERSON, 0)
     driving, _ = photo("test", SOMEBODY_ELSE, 1)
@@ -65,8 +65,8 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     guidance = prepared.guidance
 
     begin("sampling without and with FaceSnap")
-    plain, picture = draw(pipe, PROMPT, SEED, None), draw(pipe, PROMPT, SEED, prepared)
-    others = [draw(pipe, prompt, SEED, prepared) for prompt in OTHER_PROMPTS]
+    plain, picture = draw(sampler, PROMPT, SEED, None), draw(sampler, PROMPT, SEED, prepared)
+    others = [draw(sampler, prompt, SEED, prepared) for prompt in OTHER_PROMPTS]
 
     begin("judging and drawing")
 

@@ -30,12 +30,11 @@ from facesnap_ext.miniature import clip_pair, shipped
 from facesnap_ext.miniature.captions import COLOURS, EXPRESSIONS, LIGHTS, scene_caption
 from facesnap_ext.miniature.dataset import SIDE, words_for
 from facesnap_ext.miniature.render import render
+from facesnap_ext.miniature.shipped import Sampler
 from facesnap_ext.miniature.world import Scene, person, scene
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Settings
 from facesnap_ext.sheet import Panel, sheet
-
-STEPS, SCALE = 12, 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,29 +95,30 @@ def random_prompt(random: np.random.Generator) -> str:
     )
 
 
-def draw(pipe: Any, prompt: str, seed: int, prepared: Prepared | None) -> np.ndarray:
+def draw(sampler: Sampler, prompt: str, seed: int, prepared: Prepared | None) -> np.ndarray:
     """[S,S,3] uint8: what the miniature's SDXL draws, with FaceSnap where there is guidance."""
 
     def run() -> np.ndarray:
-        image = pipe(
+        image = sampler.pipe(
             prompt,
             width=SIDE,
             height=SIDE,
-            num_inference_steps=STEPS,
-            guidance_scale=SCALE,
+            num_inference_steps=sampler.steps,
+            guidance_scale=sampler.scale,
             generator=torch.Generator().manual_seed(seed),
         ).images[0]
         return np.asarray(image)
 
     if prepared is None:
         return run()
-    with guided(pipe, prepared.guidance):
+    with guided(sampler.pipe, prepared.guidance):
         return run()
 
 
-def measure(people: int, progress: Callable[[str], None] = print, first: int = 0, seed: int = 0) -> list[Portrait]:
+def measure(
+    sampler: Sampler, people: int, progress: Callable[[str], None] = print, first: int = 0, seed: int = 0
+) -> list[Portrait]:
     """Draw each of the test split's people once, in somebody else's pose, and judge the pictures."""
-    pipe = shipped.load_sdxl()
     judge = Judge()
     portraits = []
     with tempfile.TemporaryDirectory() as folder:
@@ -137,8 +137,8 @@ def measure(people: int, progress: Callable[[str], None] = print, first: int = 0
             )
             prepared = engine.prepare(settings, SIDE, SIDE)
             prompt = random_prompt(random)
-            picture = draw(pipe, prompt, seed + index, prepared)
-            plain = draw(pipe, prompt, seed + index, None)
+            picture = draw(sampler, prompt, seed + index, prepared)
+            plain = draw(sampler, prompt, seed + index, None)
             own, *others = (judge.embedding(seen) for seen in (reference, picture, plain, again, driving))
             similarity, similarity_off, same, different = (likeness(own, other) for other in others)
             portraits.append(
@@ -236,10 +236,12 @@ if __name__ == "__main__":
     parser.add_argument("--people", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("out/miniature"))
     options = parser.parse_args()
-    began = time.time()
-    measured = measure(options.people)
-    result = summary(measured) | caption_accuracy(measured) | {"seconds": round(time.time() - began, 1)}
     options.out.mkdir(parents=True, exist_ok=True)
+    result = {}
+    for name, load in (("few_steps", shipped.few_step_sampler), ("base", shipped.base_sampler)):
+        began = time.time()
+        measured = measure(load(), options.people)
+        result[name] = summary(measured) | caption_accuracy(measured) | {"seconds": round(time.time() - began, 1)}
+        people_sheet(measured[:32]).save(options.out / f"people-{name}.png")
     (options.out / "measure.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
-    people_sheet(measured[:32]).save(options.out / "people.png")
     print(json.dumps(result, indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ MODELS = WEIGHTS / "models"  # what a WebUI's models/facesnap holds, but for FLA
 JUDGES = WEIGHTS / "judges"  # packs that only measure
 LIGHTNING = WEIGHTS / "lightning.safetensors"
 
+STEPS, SCALE = 12, 2.0
+FEW_STEPS = 8  # the paper's; the LoRA was distilled for 4, which it draws paler
+
 
 def write_models(folder: Path) -> ModelFiles:
     """Fill a model folder with everything that the engine asks for; FLAME's place is taken by the miniature's head."""
@@ -24,6 +28,35 @@ def write_models(folder: Path) -> ModelFiles:
     if not flame.exists():
         save_flame(flame, vars(head()), "the miniature's procedural head")
     return find_models(folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """A pipeline, and with how many steps and how much guidance it draws well."""
+
+    pipe: Any
+    steps: int
+    scale: float  # of classifier-free guidance; 1: none
+
+
+def base_sampler() -> Sampler:
+    """The miniature's SDXL itself."""
+    return Sampler(load_sdxl(), STEPS, SCALE)
+
+
+def few_step_sampler() -> Sampler:
+    """The miniature's SDXL with its distilled LoRA: the counterpart of the turbo checkpoint that the paper uses."""
+    from diffusers import EulerDiscreteScheduler
+
+    pipe = load_sdxl()
+    lora = {"weight_name": LIGHTNING.name, "prefix": "unet", "local_files_only": True}
+    pipe.unet.load_lora_adapter(str(LIGHTNING.parent), **lora)
+    pipe.unet.fuse_lora()
+    pipe.unet.unload_lora()
+    pipe.scheduler = EulerDiscreteScheduler.from_config(
+        pipe.scheduler.config, use_karras_sigmas=False, timestep_spacing="trailing"
+    )
+    return Sampler(pipe, FEW_STEPS, 1.0)
 
 
 def load_sdxl() -> Any:
