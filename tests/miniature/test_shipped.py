@@ -11,8 +11,8 @@ pytest.importorskip("insightface", reason="the miniature's faces are found with 
 from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.measure import Judge, measure, summary
 
-PEOPLE = 24
-MARGIN = 0.05  # of the judge's cosines, in which two photos of one person are 0.76 above those of two people
+PEOPLE = 16
+MARGIN = 0.25  # of the judge's cosines, in which two photos of one person are 0.76 above those of two people
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_without_facesnap_nobody_is_kept(portraits):
 
 def test_the_pose_is_the_driving_photos(portraits):
     errors = np.array([portrait.pose_error for portrait in portraits])
-    assert np.nanmean(errors) < 10  # degrees; any other scene of the world is 20 away
+    assert np.nanmean(errors) < 8  # degrees; any other scene of the world is 20 away
 
 
 def test_all_weights_together_are_small():
