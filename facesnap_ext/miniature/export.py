@@ -403,8 +403,8 @@ def _renamed(key: str, block: Any, part: str) -> str:
 
 
 def few_step_miniature(folder: Path) -> Path:
-    """The shipped miniature in diffusers' layout with the distilled LoRA merged into its UNet: Euler, SGM uniform, 4 to
-    8 steps, CFG 1."""
+    """The shipped miniature in diffusers' layout with the distilled LoRA merged into its UNet: Euler, SGM uniform, 8
+    steps, CFG 2."""
     shutil.copytree(shipped.SDXL, folder)
     shipped.few_step_sampler().pipe.unet.save_pretrained(folder / "unet")
     return folder
