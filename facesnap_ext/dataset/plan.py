@@ -15,6 +15,7 @@ from typing import Any
 
 from facesnap_ext.dataset.layouts import Person, PhotoFile
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.files import whole
 
 NAME = "plan.jsonl"
 VERSION = 1
@@ -99,15 +100,12 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         FaceSnapError: the disk is full, or refuses.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
+        with whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise write_error(path, error) from error
 
 

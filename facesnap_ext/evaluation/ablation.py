@@ -8,7 +8,6 @@ is not done again.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from facesnap_ext.evaluation.ablation_pictures import METRICS, REFERENCE_SHOTS, 
 from facesnap_ext.evaluation.ablation_report import Scores, people_sheet, results, write_report
 from facesnap_ext.evaluation.ablation_rows import TABLE_2, TABLE_3, Row, Training, distinct, reference_rows, trainings
 from facesnap_ext.evaluation.draw import processes
+from facesnap_ext.files import whole
 from facesnap_ext.training import checkpoints, trainer
 from facesnap_ext.training.config import TrainConfig, from_fields, read_fields
 from facesnap_ext.weights import facesnap_file
@@ -240,15 +240,11 @@ def _save_arrays(path: Path, columns: dict[str, np.ndarray]) -> None:
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file that has its name only when it is whole."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(unfinished)
-        unfinished.replace(path)
+        with whole(path) as part:
+            write(part)
     except OSError as error:
         raise FaceSnapError(f"{path} cannot be written ({error}): make room and run this again.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _progress(state: Any, items: Sequence[Any], words: str) -> Any:

@@ -16,6 +16,7 @@ from PIL import Image
 from facesnap_ext.evaluation.ablation_pictures import Sitter
 from facesnap_ext.evaluation.ablation_rows import MIXER, TABLE_2, TABLE_3, Row, distinct, reference_rows
 from facesnap_ext.evaluation.statistics import bootstrap
+from facesnap_ext.files import whole
 from facesnap_ext.sheet import Panel, sheet
 
 SHEET_PEOPLE = 8
@@ -206,6 +207,5 @@ def write_report(out: Path, found: dict[str, Any], references: Sequence[int], pi
         ("ablation.md", markdown(found, references).encode()),
         ("sheet.png", data.getvalue()),
     ):
-        unfinished = out / f"{name}.part"
-        unfinished.write_bytes(content)
-        unfinished.replace(out / name)
+        with whole(out / name) as part:
+            part.write_bytes(content)

@@ -28,6 +28,7 @@ from facesnap_ext.convert import convert_originals
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.evaluation.protocol import Case
+from facesnap_ext.files import whole
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.settings import Settings
 from facesnap_ext.weights.places import ModelFiles
@@ -209,15 +210,11 @@ def _draw_case(studio: Studio, case: Case, path: Path, device: torch.device) -> 
     }
     information = PngInfo()
     information.add_text(NOTE, json.dumps(note))
-    unfinished = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(unfinished, format="PNG", pnginfo=information)
-        unfinished.replace(path)
+        with whole(path) as part:
+            Image.fromarray(picture).save(part, format="PNG", pnginfo=information)
     except OSError as error:
         raise FaceSnapError(f"{path} cannot be written ({error.strerror}); make room and run this again.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _is_drawn(path: Path, recipe: dict[str, Any]) -> bool:

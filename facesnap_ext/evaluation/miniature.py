@@ -14,6 +14,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.evaluation.draw import Studio
 from facesnap_ext.evaluation.judges import Clip, Judges, clip_extractor, load_face_judge
 from facesnap_ext.evaluation.protocol import Identity, Pose, Prompt, Protocol
+from facesnap_ext.files import whole
 from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.captions import scene_caption
 from facesnap_ext.miniature.clip_pair import token_ids
@@ -89,8 +90,6 @@ def miniature_studio(
 
 
 def _save(path: Path, picture: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    Image.fromarray(picture).save(unfinished, format="PNG")
-    unfinished.replace(path)
+    with whole(path) as part:
+        Image.fromarray(picture).save(part, format="PNG")
     return path

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.files import whole
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _NAME = re.compile(r"\w[\w .-]*")
@@ -144,15 +145,9 @@ def plan(identities: Path, poses: Path, prompts: Path, out: Path, seed: int = 0)
         raise FaceSnapError(f"There are no prompts in {prompts}; write one a line.")
     texts = {f"p{number}": line for number, line in enumerate(lines, 1)}
     content = {"seed": seed, "identities": people, "poses": driving, "prompts": texts}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f"{out.name}.part")
-    unfinished.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    try:
-        protocol = read_protocol(unfinished)
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return protocol
+    with whole(out) as part:
+        part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        return read_protocol(part)
 
 
 def find_pictures(cases: Sequence[Case], folder: Path) -> dict[str, Path]:

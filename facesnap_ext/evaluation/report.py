@@ -16,6 +16,7 @@ from facesnap_ext.evaluation.draw import Cost
 from facesnap_ext.evaluation.measure import METRICS, Scores
 from facesnap_ext.evaluation.protocol import Protocol, find_pictures
 from facesnap_ext.evaluation.statistics import bootstrap
+from facesnap_ext.files import whole
 from facesnap_ext.sheet import Panel, sheet
 
 TITLES = {"clip_t": "CLIP-T", "clip_face": "CLIP-face", "face_sim": "FaceSim"}
@@ -207,6 +208,5 @@ def _save_png(path: Path, image: Image.Image) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_bytes(data)
-    unfinished.replace(path)
+    with whole(path) as part:
+        part.write_bytes(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from facesnap_ext.ablated_mixers import (
 )
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.files import whole
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights.recognise import Kind, require
@@ -141,13 +141,8 @@ def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module) ->
 
     tensors = {f"mixer.{key}": tensor.contiguous() for key, tensor in mixer.state_dict().items()}
     tensors |= {f"ffrnet.{key}": tensor.contiguous() for key, tensor in ffrnet.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        save_file(tensors, unfinished, info.to_metadata())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole(path) as part:
+        save_file(tensors, part, info.to_metadata())
 
 
 def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
