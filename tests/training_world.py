@@ -147,3 +147,17 @@ def train_config(world: Path, out: Path) -> TrainConfig:
         sample_count=2,
         sample_steps=2,
     )
+
+
+def drawn_with_tokens_in_text(pipe, prompt, tokens, side, **settings):
+    """diffusers' own picture of a prompt with identity tokens [1,T,C] behind the text of both rows."""
+    context, null, pooled, null_pooled = pipe.encode_prompt(prompt)
+    return pipe(
+        prompt_embeds=torch.cat([context, tokens], 1),
+        negative_prompt_embeds=torch.cat([null, tokens], 1),
+        pooled_prompt_embeds=pooled,
+        negative_pooled_prompt_embeds=null_pooled,
+        width=side,
+        height=side,
+        **settings,
+    ).images[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,6 @@ from facesnap_ext.evaluation.judges import Judges, find_face, load_face_judge
 from facesnap_ext.evaluation.miniature import miniature_judges
 from facesnap_ext.faces import NoFaceError
 from facesnap_ext.guidance import Guidance
-from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.landmarks.flame import full_pose, posed_vertices
 from facesnap_ext.landmarks.points72 import Landmarks, place, points_on
 from facesnap_ext.miniature import shipped
@@ -33,7 +31,7 @@ from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.training.config import TrainConfig
 from facesnap_ext.training.frozen import load_base
-from facesnap_ext.training.networks import in_text
+from facesnap_ext.training.samples import steered
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.places import ModelFiles
 
@@ -149,17 +147,14 @@ def draw(pipe: Any, row: Row, weights: FaceSnapWeights, sitter: Sitter, features
     """A row's picture of a sitter [S,S,3] uint8."""
     tokens = tokens_of(row, weights, features)
     context, null, pooled, pooled_null = pipe.encode_prompt(sitter.prompt, do_classifier_free_guidance=True)
-    hooks: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if row.training.tokens == "text":
-        context, null = in_text(context, tokens), in_text(null, tokens)
-    else:
-        landmarks, info = features.landmarks(row), weights.info
-        hooks = guided(pipe, Guidance(weights.ffrnet, tokens, landmarks, text_free=info.text_free, name=weights.name))
+    guidance = Guidance(
+        weights.ffrnet, tokens, features.landmarks(row), text_free=weights.info.text_free, name=weights.name
+    )
     height, width = sitter.driving.shape[:2]
-    with hooks:
+    with steered(pipe, guidance, row.training.tokens, context, null) as (with_text, without):
         drawn = pipe(
-            prompt_embeds=context,
-            negative_prompt_embeds=null,
+            prompt_embeds=with_text,
+            negative_prompt_embeds=without,
             pooled_prompt_embeds=pooled,
             negative_pooled_prompt_embeds=pooled_null,
             width=width,

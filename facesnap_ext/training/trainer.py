@@ -9,28 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet
-from facesnap_ext.guidance import Guidance
-from facesnap_ext.hosts.diffusers import guided
-from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.training import checkpoints
 from facesnap_ext.training.config import TrainConfig
-from facesnap_ext.training.data import Batch, Pictures, Shapes, batch_rows, collate, read_batches
+from facesnap_ext.training.data import Pictures, Shapes, batch_rows, read_batches
 from facesnap_ext.training.frozen import Frozen, load_frozen
 from facesnap_ext.training.networks import (
     TokensInText,
     TrainedNetworks,
     checkpoint_activations,
-    in_text,
     update_average,
 )
-from facesnap_ext.training.objective import Losses, Objective, decode, draw, encode_crops, losses
+from facesnap_ext.training.objective import Losses, Objective, draw, losses
+from facesnap_ext.training.samples import save_samples
 from facesnap_ext.training.shards import read_index
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo
@@ -151,7 +146,7 @@ def loop(run: Run, step: int) -> Path:
             if config.sample_every and (done.number % config.sample_every == 0 or last):
                 networks = average_networks(run)
                 if accelerator.is_main_process:
-                    _save_samples(run, done.number, *networks, board)
+                    save_samples(run, done.number, *networks, board)
     found = checkpoints.list_checkpoints(config.out)
     return found[-1][1]
 
@@ -367,58 +362,3 @@ def _log(board: Any, done: Step, bar: Any) -> None:
     board.add_scalar("grad_norm", done.grad_norm, done.number)
     if bar.format_dict["rate"]:
         board.add_scalar("steps_per_second", bar.format_dict["rate"], done.number)
-
-
-def _save_samples(run: Run, step: int, mixer: nn.Module, ffrnet: FFRNet, board: Any) -> None:
-    """Reference | landmarks | sample, a row for each of the first pictures of the run."""
-    batch = collate([run.pictures[row] for row in range(min(run.config.sample_count, len(run.pictures.index)))])
-    pictures = sample(run, batch.to(run.accelerator.device), mixer, ffrnet)
-    side = run.config.resolution
-    rows = []
-    for reference, drawing, picture in zip(batch.references, batch.drawings, pictures):
-        drawn = Image.fromarray((255 * drawing.permute(1, 2, 0)).byte().numpy()).resize((side, side))
-        rows.append(np.concatenate([reference.numpy(), np.asarray(drawn), picture], axis=1))
-    grid = np.concatenate(rows)
-    folder = run.config.out / "samples"
-    try:
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(grid).save(folder / f"step-{step:07d}.png")
-    except OSError as error:
-        raise FaceSnapError(f"No sample can be written to {folder} ({error}): make room and resume.") from error
-    board.add_image("samples", grid, step, dataformats="HWC")
-
-
-@torch.no_grad()
-def sample(run: Run, batch: Batch, mixer: nn.Module, ffrnet: FFRNet) -> list[np.ndarray]:
-    """Draw each picture's caption with its reference and landmarks, as at inference: N × [H,W,3] uint8."""
-    config, frozen = run.config, run.frozen
-    tokens = encode_crops(frozen, batch.clip_pixels).cpu()
-    null, pooled_null = frozen.text.null
-    pictures = []
-    for i, caption in enumerate(batch.captions):
-        context, pooled = frozen.text([caption])
-        landmarks = None
-        if config.landmarks == "drawn":
-            landmarks = Landmarks(batch.points[i].cpu().numpy(), config.resolution, config.resolution)
-        mixed = mixer.float()(batch.embeddings[i : i + 1, None].cpu(), tokens[i : i + 1, None])
-        if config.tokens == "text":
-            texts, hooks = (in_text(context, mixed), in_text(null, mixed)), contextlib.nullcontext()
-        else:
-            guidance = Guidance(ffrnet, mixed, landmarks, text_free=run.info.text_free)
-            texts, hooks = (context, null), guided(frozen.pipe, guidance)
-        with hooks:
-            latents = frozen.pipe(
-                prompt_embeds=texts[0],
-                negative_prompt_embeds=texts[1],
-                pooled_prompt_embeds=pooled,
-                negative_pooled_prompt_embeds=pooled_null,
-                width=config.resolution,
-                height=config.resolution,
-                num_inference_steps=config.sample_steps,
-                guidance_scale=config.sample_scale,
-                generator=torch.Generator().manual_seed(config.seed + i),
-                output_type="latent",
-            ).images
-        pixels = decode(frozen, latents.float())[0].permute(1, 2, 0)
-        pictures.append((255 * pixels).round().byte().cpu().numpy())
-    return pictures

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from training_world import sdxl
+from training_world import drawn_with_tokens_in_text, sdxl
 
 for package in ("cv2", "diffusers", "insightface", "scipy", "transformers"):
     pytest.importorskip(package, reason=f"{package} is not installed")
@@ -168,19 +168,16 @@ def test_a_picture_depends_on_the_landmarks_of_its_row_alone(pipe, weights, feat
 
 
 def test_without_ffrnet_diffusers_alone_draws_from_text_with_the_tokens_behind_it(pipe, weights, features):
-    context, null, pooled, null_pooled = pipe.encode_prompt(SITTER.prompt)
     tokens = weights.mixer(features.embeddings[None, :1], features.clip_tokens[None, :1])
-    wanted = pipe(
-        prompt_embeds=torch.cat([context, tokens], 1),
-        negative_prompt_embeds=torch.cat([null, tokens], 1),
-        pooled_prompt_embeds=pooled,
-        negative_pooled_prompt_embeds=null_pooled,
-        width=32,
-        height=32,
+    wanted = drawn_with_tokens_in_text(
+        pipe,
+        SITTER.prompt,
+        tokens,
+        32,
         num_inference_steps=2,
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(5),
-    ).images[0]
+    )
     np.testing.assert_array_equal(draw(pipe, NO_FFRNET, weights, SITTER, features), np.asarray(wanted))
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
+from training_world import drawn_with_tokens_in_text
 
 from facesnap_ext.training import trainer
 from facesnap_ext.training.checkpoints import WEIGHTS
 from facesnap_ext.training.data import collate
 from facesnap_ext.training.frozen import size_ids
 from facesnap_ext.training.objective import Guided, draw, encode_crops, losses
+from facesnap_ext.training.samples import sample
 from facesnap_ext.weights import facesnap_file
 
 
@@ -71,21 +73,17 @@ def test_samples_are_drawn_as_trained(run):
     """With an FFRNet that would change every picture, were it run."""
     batch, _ = first_batch(run)
     networks = trainer.average_networks(run)
-    pictures = trainer.sample(run, batch, *networks)
+    pictures = sample(run, batch, *networks)
 
     tokens = networks[0](batch.embeddings[:1, None], encode_crops(run.frozen, batch.clip_pixels)[:1, None])
-    pipe = run.frozen.pipe
-    context, null, pooled, null_pooled = pipe.encode_prompt(batch.captions[0])
-    wanted = pipe(
-        prompt_embeds=torch.cat([context, tokens], 1),
-        negative_prompt_embeds=torch.cat([null, tokens], 1),
-        pooled_prompt_embeds=pooled,
-        negative_pooled_prompt_embeds=null_pooled,
-        width=32,
-        height=32,
+    wanted = drawn_with_tokens_in_text(
+        run.frozen.pipe,
+        batch.captions[0],
+        tokens,
+        32,
         num_inference_steps=run.config.sample_steps,
         guidance_scale=run.config.sample_scale,
         generator=torch.Generator().manual_seed(run.config.seed),
         output_type="np",
-    ).images[0]
+    )
     np.testing.assert_allclose(pictures[0] / 255, wanted, atol=1.01 / 255)
