@@ -13,7 +13,6 @@ killed, change no byte of it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections import Counter
@@ -31,6 +30,7 @@ from facesnap_ext.dataset.plan import Unit, write_whole
 from facesnap_ext.dataset.pool import Run, processes
 from facesnap_ext.dataset.scan import Drop, Look, find_duplicates, look, read_again
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.files import sha256
 from facesnap_ext.training.shards import Sample, write_shard
 from facesnap_ext.weights.places import find_models
 
@@ -150,12 +150,7 @@ def _fingerprints(files: NetworkFiles, blip2: Path | None) -> dict[str, Any]:
     """What tells the networks' files from others: their contents, but BLIP-2's names and sizes, which is large."""
     found: dict[str, Any] = {}
     for part, path in vars(files).items():
-        digest = hashlib.sha256()
-        for member in sorted(path.rglob("*.onnx")) if path.is_dir() else [path]:
-            with member.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        found[part] = digest.hexdigest()
+        found[part] = sha256(*(sorted(path.rglob("*.onnx")) if path.is_dir() else [path]))
     if blip2:
         found["blip2"] = {file.name: file.stat().st_size for file in sorted(blip2.glob("*")) if file.is_file()}
     return found

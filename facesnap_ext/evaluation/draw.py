@@ -6,7 +6,6 @@ stopped goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 import sys
@@ -28,7 +27,7 @@ from facesnap_ext.convert import convert_originals
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.evaluation.protocol import Case
-from facesnap_ext.files import whole
+from facesnap_ext.files import sha256, whole
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.settings import Settings
 from facesnap_ext.weights.places import ModelFiles
@@ -260,8 +259,4 @@ def _digest(path: Path) -> str:
 
 @cache
 def _digest_of(path: Path, changed: int) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return sha256(path)[:16]

@@ -200,11 +200,8 @@ def _image(path: Path) -> Image.Image:
 
 
 def _save_png(path: Path, image: Image.Image) -> None:
-    import io
-
-    data = io.BytesIO()
-    image.save(data, format="PNG")
-    _write(path, data.getvalue())
+    with whole(path) as part:
+        image.save(part, format="PNG")
 
 
 def _write(path: Path, data: bytes) -> None:
