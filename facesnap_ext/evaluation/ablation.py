@@ -151,7 +151,7 @@ def _draw_missing(config: AblationConfig, out: Path, seed: int, studio: Studio, 
         sitter = studio.sitter(index)
         features = studio.features(index, sitter)
         for row in missing[index]:
-            picture = draw(studio.pipe, row, weights[row.training], sitter, features)
+            picture = draw(studio.sampler, row, weights[row.training], sitter, features)
             _write(
                 picture_path(out, seed, row, index), lambda p, picture=picture: Image.fromarray(picture).save(p, "png")
             )

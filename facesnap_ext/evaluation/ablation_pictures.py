@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +24,13 @@ from facesnap_ext.landmarks.points72 import Landmarks, place, points_on
 from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.measure import photo, random_prompt
 from facesnap_ext.miniature.render import head
-from facesnap_ext.miniature.shipped import SCALE, STEPS
+from facesnap_ext.miniature.shipped import Sampler
 from facesnap_ext.miniature.world import EXPRESSION_CODES, person
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.training.config import TrainConfig
 from facesnap_ext.training.frozen import load_base
+from facesnap_ext.training.lightning import load_few_step
 from facesnap_ext.training.samples import steered
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.places import ModelFiles
@@ -143,9 +143,10 @@ def tokens_of(row: Row, weights: FaceSnapWeights, features: Features) -> Tensor:
     return weights.mixer.float()(*given)
 
 
-def draw(pipe: Any, row: Row, weights: FaceSnapWeights, sitter: Sitter, features: Features) -> np.ndarray:
+def draw(sampler: Sampler, row: Row, weights: FaceSnapWeights, sitter: Sitter, features: Features) -> np.ndarray:
     """A row's picture of a sitter [S,S,3] uint8."""
     tokens = tokens_of(row, weights, features)
+    pipe = sampler.pipe
     context, null, pooled, pooled_null = pipe.encode_prompt(sitter.prompt, do_classifier_free_guidance=True)
     guidance = Guidance(
         weights.ffrnet, tokens, features.landmarks(row), text_free=weights.info.text_free, name=weights.name
@@ -159,8 +160,8 @@ def draw(pipe: Any, row: Row, weights: FaceSnapWeights, sitter: Sitter, features
             negative_pooled_prompt_embeds=pooled_null,
             width=width,
             height=height,
-            num_inference_steps=STEPS,
-            guidance_scale=SCALE,
+            num_inference_steps=sampler.steps,
+            guidance_scale=sampler.scale,
             generator=torch.Generator().manual_seed(sitter.seed),
         )
     return np.asarray(drawn.images[0])
@@ -180,9 +181,16 @@ class Studio:
         self._known: dict[int, Known] = {}
 
     @cached_property
-    def pipe(self) -> Any:
-        """The base that was trained against, with the miniature's sampler."""
-        return shipped.with_sampler(load_base(self.train.base, self.train.base_config, torch.float32)).to(self.device)
+    def sampler(self) -> Sampler:
+        """The few-step model that was trained with, as in the paper, or the base where there was none."""
+        pipe = load_base(self.train.base, self.train.base_config, torch.float32).to(self.device)
+        if self.train.lightning is None:
+            return shipped.many_steps(pipe)
+        few_step = load_few_step(pipe, self.train.lightning)
+        if few_step.is_lora:
+            few_step.unet.enable_adapters()
+        pipe.unet = few_step.unet
+        return shipped.few_steps(pipe)
 
     @cached_property
     def engine(self) -> tuple[Engine, ModelFiles]:

@@ -84,7 +84,7 @@ def miniature_studio(
         models: a folder for its model files, which stays while pictures are drawn.
     """
     files = shipped.write_models(models)
-    pipe = shipped.load_sdxl().to(device)
+    pipe = shipped.base_sampler().pipe.to(device)
     sizes = {"width": SIDE, "height": SIDE, "steps": steps, "scale": scale}
     return Studio(pipe, Engine(lambda: files), files, "the miniature's SDXL", **sizes)
 

@@ -41,22 +41,17 @@ class Sampler:
 
 def base_sampler() -> Sampler:
     """The miniature's SDXL itself."""
-    return Sampler(load_sdxl(), STEPS, SCALE)
+    return many_steps(load_sdxl())
 
 
 def few_step_sampler() -> Sampler:
     """The miniature's SDXL with its distilled LoRA: the counterpart of the turbo checkpoint that the paper uses."""
-    from diffusers import EulerDiscreteScheduler
-
     pipe = load_sdxl()
     lora = {"weight_name": LIGHTNING.name, "prefix": "unet", "local_files_only": True}
     pipe.unet.load_lora_adapter(str(LIGHTNING.parent), **lora)
     pipe.unet.fuse_lora()
     pipe.unet.unload_lora()
-    pipe.scheduler = EulerDiscreteScheduler.from_config(
-        pipe.scheduler.config, use_karras_sigmas=False, timestep_spacing="trailing"
-    )
-    return Sampler(pipe, FEW_STEPS, SCALE)
+    return few_steps(pipe)
 
 
 def load_sdxl() -> Any:
@@ -64,17 +59,28 @@ def load_sdxl() -> Any:
     import torch
     from diffusers import StableDiffusionXLPipeline
 
-    return with_sampler(
-        StableDiffusionXLPipeline.from_pretrained(SDXL, torch_dtype=torch.float32, local_files_only=True)
-    )
+    return StableDiffusionXLPipeline.from_pretrained(SDXL, torch_dtype=torch.float32, local_files_only=True)
 
 
-def with_sampler(pipe: Any) -> Any:
-    """The pipeline with the sampler that the miniature's pictures are drawn with."""
+def many_steps(pipe: Any) -> Sampler:
+    """The pipeline with the sampler for the miniature's SDXL or one trained like it."""
     from diffusers import DPMSolverMultistepScheduler
 
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
-        pipe.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
+    return _with_scheduler(
+        pipe, DPMSolverMultistepScheduler, STEPS, algorithm_type="dpmsolver++", use_karras_sigmas=True
     )
+
+
+def few_steps(pipe: Any) -> Sampler:
+    """The pipeline, whose UNet is distilled, with the sampler for that."""
+    from diffusers import EulerDiscreteScheduler
+
+    return _with_scheduler(
+        pipe, EulerDiscreteScheduler, FEW_STEPS, use_karras_sigmas=False, timestep_spacing="trailing"
+    )
+
+
+def _with_scheduler(pipe: Any, scheduler: Any, steps: int, **settings: Any) -> Sampler:
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **settings)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return Sampler(pipe, steps, SCALE)

@@ -45,6 +45,7 @@ class TrainConfig:
     snr_weights: bool = False  # weigh errors by the SNR within the bounds below; by default eq. 3 as it is
     snr_low: float = 1.0
     snr_high: float = 5.0
+    outside: float = 0.0  # the mask's value outside the face; eq. 3 has 0, which leaves hair and background to chance
     terminal: float = 0.0  # part of the pictures that begin at pure noise, as sampling does
 
     id_weight: float = 0.5  # lambda_id of eq. 5
@@ -52,7 +53,8 @@ class TrainConfig:
     id_every: int = 1  # steps from one L_id to the next
     lightning: Path | None = None  # LoRA or UNet of the few-step model; by default the base itself is one
     lightning_steps: int = 4
-    lightning_grad_steps: int = 1  # of these, the last ones that the gradient goes through
+    lightning_scale: float = 1.0  # of classifier-free guidance, for a model that is sampled with it; 1: none
+    lightning_grad_steps: int = 1  # of the steps, the last ones that the gradient goes through
 
     mixed_precision: str = "bf16"
     gradient_checkpointing: bool = True
@@ -90,6 +92,7 @@ RANGES = {  # lowest and highest; every other number starts at 0
     "steps": (1, math.inf),
     "max_grad_norm": (1e-12, math.inf),
     "snr_high": (1e-12, math.inf),
+    "outside": (0, 1),
     "terminal": (0, 1),
     "ema": (0, 1),
     "id_every": (1, math.inf),

@@ -84,7 +84,9 @@ class Objective:
     id_weight: float
     lightning_steps: int
     lightning_grad_steps: int
+    lightning_scale: float = 1.0
     snr_bounds: tuple[float, float] | None = None
+    outside: float = 0.0
     terminal: float = 0.0
 
 
@@ -112,7 +114,8 @@ def losses(
     weights = None
     if objective.snr_bounds is not None:
         weights = snr_weights(alpha_bar, *objective.snr_bounds, frozen.prediction_type)
-    diffusion = masked_diffusion_loss(prediction, target, batch.masks, weights)
+    masks = batch.masks.clamp_min(objective.outside)
+    diffusion = masked_diffusion_loss(prediction, target, masks, weights)
     if not id_rows:
         return Losses(diffusion, diffusion, None)
 
@@ -127,9 +130,10 @@ def draw_portraits(
 ) -> Tensor:
     """L-T2I(x_T, C_id, C_txt) of eq. 4 with the batch's landmarks: pictures [rows,3,H,W] in 0…1."""
     text = frozen.text(batch.captions[:rows])
+    null = frozen.text([None] * rows) if objective.lightning_scale != 1 else None
     with frozen.few_step.active() as unet:
         latents = few_step_latents(
-            guided.predict(unet, text, rows),
+            guided.predict(unet, text, rows, null, objective.lightning_scale),
             draws.start[:rows],
             frozen.alpha_bar,
             frozen.prediction_type,
@@ -149,21 +153,27 @@ class Guided:
     objective: Objective
 
     def predict(
-        self, unet: nn.Module, text: tuple[Tensor, Tensor], rows: int | None = None
+        self,
+        unet: nn.Module,
+        text: tuple[Tensor, Tensor],
+        rows: int | None = None,
+        null: tuple[Tensor, Tensor] | None = None,
+        scale: float = 1.0,
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """The prediction of a UNet with what the networks give, from scaled latents [N,C,h,w] and timesteps [N].
 
         Args:
             text: context [N,77,C] and pooled text [N,P]. rows: of the batch, from the first; by default all.
+            null, scale: text to guide away from, and how far; the networks act on both sides, as at inference.
         """
-        context, pooled = text
         batch, use = self.batch, slice(rows)
-        sizes = size_ids(batch.pictures.shape[-1], len(context), batch.pictures.device)
-        y = None if self.objective.text_free else text_y(pooled, sizes, self.objective.size_dim)
+        sizes = size_ids(batch.pictures.shape[-1], len(text[0]), batch.pictures.device)
         references = (batch.embeddings[use], self.clip_tokens[use], batch.drawings[use])
+        texts = [text] if null is None else [text, null]
+        ys = [None] if self.objective.text_free else [text_y(p, sizes, self.objective.size_dim) for _, p in texts]
 
-        def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-            guidance = self.networks(*references, x, timesteps, y)
+        def ask(x: Tensor, timesteps: Tensor, text: tuple[Tensor, Tensor], guidance: list[Tensor] | Tensor) -> Tensor:
+            context, pooled = text
             return unet(
                 x.to(unet.dtype),
                 timesteps,
@@ -171,6 +181,14 @@ class Guided:
                 return_dict=False,
                 **unet_inputs(context, guidance),
             )[0]
+
+        def predict(x: Tensor, timesteps: Tensor) -> Tensor:
+            guidance = [self.networks(*references, x, timesteps, y) for y in ys]  # without text in it, one for both
+            prediction = ask(x, timesteps, text, guidance[0])
+            if null is None:
+                return prediction
+            without = ask(x, timesteps, null, guidance[-1])
+            return without + scale * (prediction - without)
 
         return predict
 

@@ -20,10 +20,11 @@ for package in ("accelerate", "diffusers", "onnx", "peft", "scipy", "tensorboard
 
 from facesnap_ext.cli import main  # noqa: E402
 from facesnap_ext.errors import FaceSnapError  # noqa: E402
-from facesnap_ext.evaluation import ablation, ablation_pictures, statistics  # noqa: E402
+from facesnap_ext.evaluation import ablation, statistics  # noqa: E402
 from facesnap_ext.evaluation.ablation import AblationConfig, ablate, read_ablation, training_folder  # noqa: E402
 from facesnap_ext.evaluation.ablation_pictures import Features, Known, Seen, Sitter  # noqa: E402
 from facesnap_ext.evaluation.ablation_rows import MIXER, TABLE_2, TABLE_3, reference_rows, trainings  # noqa: E402
+from facesnap_ext.miniature.shipped import Sampler  # noqa: E402
 from facesnap_ext.training import trainer  # noqa: E402
 from facesnap_ext.training.checkpoints import WEIGHTS, list_checkpoints  # noqa: E402
 from facesnap_ext.training.config import TrainConfig  # noqa: E402
@@ -40,7 +41,7 @@ class TinyStudio:
     """Sitters of noise, and a jury to which a picture's colours are its face."""
 
     def __init__(self, pipe):
-        self.pipe = pipe
+        self.sampler = Sampler(pipe, steps=1, scale=2.0)
         self.jury = self
         self.distances = {"shape distance": 2.0, "any distance": 1.0}
 
@@ -96,7 +97,6 @@ def quick(frozen):
     """Six trainings share what they do not train."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "load_frozen", lambda config, device: frozen)
-        patch.setattr(ablation_pictures, "STEPS", 1)
         patch.setattr(statistics, "RESAMPLES", 50)
         yield
 

@@ -15,12 +15,12 @@ for package in ("cv2", "diffusers", "insightface", "scipy", "transformers"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
 from facesnap_ext.engine import Engine  # noqa: E402
-from facesnap_ext.evaluation import ablation_pictures  # noqa: E402
 from facesnap_ext.evaluation.ablation_pictures import (  # noqa: E402
     Features,
     Known,
     Seen,
     Sitter,
+    Studio,
     compare,
     draw,
     face_shapes,
@@ -36,10 +36,12 @@ from facesnap_ext.miniature import shipped  # noqa: E402
 from facesnap_ext.miniature.dataset import SIDE  # noqa: E402
 from facesnap_ext.miniature.measure import photo  # noqa: E402
 from facesnap_ext.miniature.render import render  # noqa: E402
+from facesnap_ext.miniature.shipped import Sampler  # noqa: E402
 from facesnap_ext.miniature.world import person, scene  # noqa: E402
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig  # noqa: E402
 from facesnap_ext.photos import Photo  # noqa: E402
 from facesnap_ext.settings import Settings  # noqa: E402
+from facesnap_ext.training.config import TrainConfig  # noqa: E402
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo, FaceSnapWeights  # noqa: E402
 
 NO_FFRNET, NO_LANDMARKS, DRIVING, _ = TABLE_3
@@ -140,16 +142,11 @@ def test_a_row_is_given_as_many_references_as_it_says_averaged_or_fused(weights,
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def sampler():
     pipe = sdxl()
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.requires_grad_(False)
-    return pipe
-
-
-@pytest.fixture(autouse=True)
-def two_steps(monkeypatch):
-    monkeypatch.setattr(ablation_pictures, "STEPS", 2)
+    return Sampler(pipe, steps=2, scale=2.0)
 
 
 SITTER = Sitter((), np.zeros((32, 32, 3), np.uint8), (), "a photo of a red person", 5)
@@ -158,19 +155,19 @@ SITTER = Sitter((), np.zeros((32, 32, 3), np.uint8), (), "a photo of a red perso
 @pytest.mark.parametrize(
     ("row", "reads"), [(MIXER, {"predicted"}), (DRIVING, {"driving"}), (NO_LANDMARKS, set()), (NO_FFRNET, set())]
 )
-def test_a_picture_depends_on_the_landmarks_of_its_row_alone(pipe, weights, features, row, reads):
-    picture = draw(pipe, row, weights, SITTER, features)
+def test_a_picture_depends_on_the_landmarks_of_its_row_alone(sampler, weights, features, row, reads):
+    picture = draw(sampler, row, weights, SITTER, features)
     for which in ("predicted", "driving"):
-        other = draw(pipe, row, weights, SITTER, replace(features, **{which: tiny.landmarks(9, 32, 32)}))
+        other = draw(sampler, row, weights, SITTER, replace(features, **{which: tiny.landmarks(9, 32, 32)}))
         assert np.array_equal(picture, other) == (which not in reads)
-    other = draw(pipe, row, weights, SITTER, replace(features, embeddings=-features.embeddings))
+    other = draw(sampler, row, weights, SITTER, replace(features, embeddings=-features.embeddings))
     assert not np.array_equal(picture, other)
 
 
-def test_without_ffrnet_diffusers_alone_draws_from_text_with_the_tokens_behind_it(pipe, weights, features):
+def test_without_ffrnet_diffusers_alone_draws_from_text_with_the_tokens_behind_it(sampler, weights, features):
     tokens = weights.mixer(features.embeddings[None, :1], features.clip_tokens[None, :1])
     wanted = drawn_with_tokens_in_text(
-        pipe,
+        sampler.pipe,
         SITTER.prompt,
         tokens,
         32,
@@ -178,7 +175,31 @@ def test_without_ffrnet_diffusers_alone_draws_from_text_with_the_tokens_behind_i
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(5),
     )
-    np.testing.assert_array_equal(draw(pipe, NO_FFRNET, weights, SITTER, features), np.asarray(wanted))
+    np.testing.assert_array_equal(draw(sampler, NO_FFRNET, weights, SITTER, features), np.asarray(wanted))
+
+
+@pytest.mark.parametrize(
+    ("lightning", "wanted"), [(shipped.LIGHTNING, shipped.few_step_sampler), (None, shipped.base_sampler)]
+)
+def test_pictures_are_drawn_by_the_model_that_was_trained_with(tmp_path, lightning, wanted):
+    """The few-step one where there was one: its LoRA beside the weights, against diffusers' merged into them."""
+    train = TrainConfig(base=shipped.SDXL, start=tmp_path, clip=tmp_path, shards=(), out=tmp_path, lightning=lightning)
+    found, wanted = Studio(train, 2, 1, tmp_path, "cpu").sampler, wanted()
+    assert (found.steps, found.scale) == (wanted.steps, wanted.scale)
+    np.testing.assert_allclose(*(pixels_of(sampler) for sampler in (found, wanted)), atol=1e-3)
+
+
+def pixels_of(sampler: Sampler) -> np.ndarray:
+    drawn = sampler.pipe(
+        "photo of a person",
+        width=64,
+        height=64,
+        num_inference_steps=sampler.steps,
+        guidance_scale=sampler.scale,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    )
+    return drawn.images[0]
 
 
 def test_pictures_are_compared_with_the_reference_and_with_photos_that_nothing_was_given():

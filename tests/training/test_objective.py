@@ -9,6 +9,9 @@ import torch
 
 from facesnap_ext.clip import ImageEncoder
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.guidance import Guidance, landmark_picture
+from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.training import trainer
@@ -17,7 +20,7 @@ from facesnap_ext.training.data import Batch
 from facesnap_ext.training.frozen import Frozen
 from facesnap_ext.training.lightning import FewStep
 from facesnap_ext.training.networks import TrainedNetworks
-from facesnap_ext.training.objective import Objective, draw, losses
+from facesnap_ext.training.objective import Guided, Objective, draw, draw_portraits, encode_crops, losses
 
 
 def first_batch(run: trainer.Run):
@@ -53,6 +56,21 @@ def test_the_total_is_eq_5(run):
     assert compute(run, 0).id is None
 
 
+def test_outside_the_face_errors_count_by_the_square_of_the_masks_value_there(run):
+    """Eq. 3's mean over the mask, of a mask that is 1 in the left half and 0.5 in the right one."""
+    batch, draws = first_batch(run)
+    left = torch.zeros_like(batch.masks)
+    left[..., : left.shape[-1] // 2] = 1
+
+    def loss(masks, outside):
+        objective = replace(run.objective, outside=outside)
+        return losses(replace(batch, masks=masks), draws, run.networks, run.frozen, objective, 0).diffusion
+
+    within, beyond = loss(left, 0), loss(1 - left, 0)
+    torch.testing.assert_close(loss(left, 0.5), (within + 0.25 * beyond) / 1.25)
+    torch.testing.assert_close(loss(left, 1), loss(torch.ones_like(left), 0))
+
+
 def test_null_text_is_what_the_pipeline_takes_at_inference(run):
     null, pooled = run.frozen.text([None])
     _, wanted, _, wanted_pooled = run.frozen.pipe.encode_prompt("a photo", do_classifier_free_guidance=True)
@@ -66,6 +84,42 @@ def test_null_text_is_what_the_pipeline_takes_at_inference(run):
     )
     torch.testing.assert_close(context, wanted)
     torch.testing.assert_close(pooled, wanted_pooled)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_lightning_branch_draws_what_the_pipeline_draws(run, scale):
+    """diffusers' own sampler and guidance, with FaceSnap in its UNet as at inference."""
+    from diffusers import EulerDiscreteScheduler
+
+    batch, draws = first_batch(run)
+    side = batch.pictures.shape[-1]
+    landmarks = Landmarks(batch.points[0].numpy(), side, side)
+    batch = replace(batch, drawings=landmark_picture(landmarks, *batch.drawings.shape[:1:-1]))  # without jitter
+    objective = replace(run.objective, lightning_steps=3, lightning_scale=scale)
+    clip_tokens = encode_crops(run.frozen, batch.clip_pixels)
+    with torch.no_grad():
+        found = draw_portraits(
+            batch, draws, Guided(batch, clip_tokens, run.networks, objective), run.frozen, objective, 1
+        )
+        tokens = run.networks.mixer(batch.embeddings[:1, None], clip_tokens[:1, None])
+    guidance = Guidance(run.networks.ffrnet, tokens, landmarks)
+    pipe = run.frozen.pipe
+    scheduler = pipe.scheduler
+    pipe.scheduler = EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    try:
+        with guided(pipe, guidance):
+            wanted = pipe(
+                batch.captions[0],
+                width=side,
+                height=side,
+                num_inference_steps=3,
+                guidance_scale=scale,
+                latents=draws.start[:1].clone(),
+                output_type="pt",
+            ).images
+    finally:
+        pipe.scheduler = scheduler
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 
 def test_a_caption_is_dropped_at_its_chance(run, monkeypatch):
