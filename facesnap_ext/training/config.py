@@ -53,8 +53,8 @@ class TrainConfig:
     id_every: int = 1  # steps from one L_id to the next
     lightning: Path | None = None  # LoRA or UNet of the few-step model; by default the base itself is one
     lightning_steps: int = 4
+    lightning_grad_steps: int = 1  # of these, the last ones that the gradient goes through
     lightning_scale: float = 1.0  # of classifier-free guidance, for a model that is sampled with it; 1: none
-    lightning_grad_steps: int = 1  # of the steps, the last ones that the gradient goes through
 
     mixed_precision: str = "bf16"
     gradient_checkpointing: bool = True
