@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facesnap_ext.training.arcface import align
@@ -120,6 +121,7 @@ def losses(
         return Losses(diffusion, diffusion, None)
 
     faces = draw_portraits(batch, draws, guided, frozen, objective, id_rows)
+    faces = gradient_within(faces, batch.masks[:id_rows])
     drawn = frozen.arcface(align(faces, batch.keypoints[:id_rows], frozen.arcface.size))
     identity = id_loss(batch.embeddings[:id_rows], drawn)
     return Losses(diffusion + objective.id_weight * identity, diffusion, identity)
@@ -218,6 +220,16 @@ def encode_pictures(frozen: Frozen, pictures: Tensor, posterior: Tensor) -> Tens
     """Scaled latents [N,C,h,w] float32 of pictures [N,3,H,W] in −1…1; `posterior` is standard normal noise."""
     found = frozen.vae.encode(pictures.to(frozen.vae.dtype)).latent_dist
     return (found.mean.float() + found.std.float() * posterior) * frozen.vae.config.scaling_factor
+
+
+def gradient_within(pictures: Tensor, masks: Tensor) -> Tensor:
+    """The same pictures [N,3,H,W], with gradient inside the masks [N,1,h,w] alone.
+
+    ArcFace's crop shows hair and background too, and what pleases it there is no likeness: without this, L_id gives
+    people the background that suits them, whatever the text says.
+    """
+    masks = F.interpolate(masks.float(), pictures.shape[-2:])
+    return masks * pictures + (1 - masks) * pictures.detach()
 
 
 def decode(frozen: Frozen, latents: Tensor) -> Tensor:

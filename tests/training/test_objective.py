@@ -20,7 +20,15 @@ from facesnap_ext.training.data import Batch
 from facesnap_ext.training.frozen import Frozen
 from facesnap_ext.training.lightning import FewStep
 from facesnap_ext.training.networks import TrainedNetworks
-from facesnap_ext.training.objective import Guided, Objective, draw, draw_portraits, encode_crops, losses
+from facesnap_ext.training.objective import (
+    Guided,
+    Objective,
+    draw,
+    draw_portraits,
+    encode_crops,
+    gradient_within,
+    losses,
+)
 
 
 def first_batch(run: trainer.Run):
@@ -69,6 +77,22 @@ def test_outside_the_face_errors_count_by_the_square_of_the_masks_value_there(ru
     within, beyond = loss(left, 0), loss(1 - left, 0)
     torch.testing.assert_close(loss(left, 0.5), (within + 0.25 * beyond) / 1.25)
     torch.testing.assert_close(loss(left, 1), loss(torch.ones_like(left), 0))
+
+
+def test_l_id_looks_at_the_face_alone(run):
+    """A picture keeps its pixels, and its gradient where the mask is; with an empty mask L_id moves nothing."""
+    pictures = torch.rand(1, 3, 8, 8, requires_grad=True)
+    masks = torch.zeros(1, 1, 4, 4)
+    masks[..., :2] = 1
+    seen = gradient_within(pictures, masks)
+    assert torch.equal(seen, pictures)
+    seen.sum().backward()
+    assert torch.equal(pictures.grad, torch.ones(1, 3, 8, 8) * (torch.arange(8) < 4))
+
+    batch, draws = first_batch(run)
+    empty = replace(batch, masks=torch.zeros_like(batch.masks))
+    losses(empty, draws, run.networks, run.frozen, run.objective, 1).total.backward()
+    assert not any(p.grad.any() for p in run.networks.parameters() if p.grad is not None)
 
 
 def test_null_text_is_what_the_pipeline_takes_at_inference(run):
