@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "reference": "other",
     "landmark_jitter": 0.7,
     "batch_size": 6,
-    "steps": 6000,
+    "steps": 7000,
     "learning_rate": 1.2e-3,
     "warmup": 100,
     "schedule": "cosine",
