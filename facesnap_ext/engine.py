@@ -21,7 +21,7 @@ from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings import Settings
+from facesnap_ext.settings import Unit
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.places import ModelFiles
 
@@ -51,7 +51,7 @@ class Engine:
 
     def prepare(
         self,
-        settings: Settings,
+        unit: Unit,
         width: int,
         height: int,
         init_picture: Photo | None = None,
@@ -67,22 +67,22 @@ class Engine:
         Raises:
             FaceSnapError: a photo or a model file is missing or unfit.
         """
-        if not settings.references:
+        if not unit.references:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
         files = self._find_models()
         convert_originals(files, progress)
-        facesnap = files.choose_facesnap(settings.model)
+        facesnap = files.choose_facesnap(unit.model)
 
         progress("looking for the face")
-        references = tuple(self.face(files, photo, settings.face) for photo in settings.references)
+        references = tuple(self.face(files, photo, unit.face) for photo in unit.references)
         notes = [
             f"The face in {face.photo.name} fills the picture; it was found with a border added."
             for face in references
             if face.padded
         ]
         driving, in_init_picture = references[0], False
-        if settings.driving is not None:
-            driving = self.face(files, settings.driving)
+        if unit.driving is not None:
+            driving = self.face(files, unit.driving)
         elif init_picture is not None:
             try:
                 driving, in_init_picture = self.face(files, init_picture), True
@@ -92,7 +92,7 @@ class Engine:
         progress("loading the FaceSnap file")
         weights = self._load("facesnap", facesnap, facesnap_file.load)
         progress("encoding the face")
-        tokens = self.tokens(files, weights, facesnap, references, settings.average)
+        tokens = self.tokens(files, weights, facesnap, references, unit.average)
         progress("predicting landmarks")
         landmarks = self.landmarks(files, references[0], driving)
         if not in_init_picture:
@@ -101,10 +101,10 @@ class Engine:
             ffrnet=weights.ffrnet,
             tokens=tokens,
             landmarks=landmarks,
-            weight=settings.weight,
-            start=settings.start,
-            end=settings.end,
-            cond_only=settings.cond_only,
+            weight=unit.weight,
+            start=unit.start,
+            end=unit.end,
+            cond_only=unit.cond_only,
             text_free=weights.info.text_free,
             name=weights.name,
         )

@@ -13,7 +13,7 @@ from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.faces import Face
 from facesnap_ext.landmarks.points72 import Landmarks, draw
-from facesnap_ext.settings import Settings
+from facesnap_ext.settings import Unit
 from facesnap_ext.weights.places import find_models
 
 
@@ -46,7 +46,7 @@ def prepare(
     """
     from safetensors.torch import save_file
 
-    settings = Settings(
+    unit = Unit(
         enabled=True,
         references=tuple(map(photos.from_path, references)),
         driving=photos.from_path(driving) if driving else None,
@@ -54,7 +54,7 @@ def prepare(
         average=average,
         model=model,
     )
-    prepared = Engine(lambda: find_models(models)).prepare(settings, width, height, progress=progress)
+    prepared = Engine(lambda: find_models(models)).prepare(unit, width, height, progress=progress)
     guidance = prepared.guidance
 
     out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def prepare(
     for i, face in enumerate(prepared.references, 1):
         framed(face).save(out / f"reference-{i}.png")
         written.append(f"reference-{i}.png")
-    if settings.driving is not None:
+    if unit.driving is not None:
         framed(prepared.driving).save(out / "driving.png")
         written.append("driving.png")
     return {

@@ -66,9 +66,8 @@ class Script(scripts.Script):
     def process(self, p, *args):
         p.facesnap = None
         try:
-            settings = from_script_args(args)
-            if settings.active:
-                p.facesnap = webui.prepare(p, settings, model_files)
+            for unit in from_script_args(args):
+                p.facesnap = webui.prepare(p, unit, model_files)
         except FaceSnapError as error:
             p.facesnap = FaceSnapError(str(error))  # without its traceback, which would hold on to the whole job
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Settings from the page and from the API."""
+"""Unit from the page and from the API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from facesnap_ext import photos
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.settings import UI_ORDER, Settings, from_script_args
+from facesnap_ext.settings import UI_ORDER, Unit, from_script_args
 
 
 def picture(seed=0):
@@ -33,9 +33,9 @@ def b64(image):
 
 def test_the_pages_values_and_the_apis_mean_the_same():
     a, b, c = picture(0), picture(1), picture(2)
-    page = from_script_args([True, a, [png(b)], c, 0.8, 0.1, 0.9, "x.safetensors"])
-    positional = from_script_args([True, b64(a), [b64(b)], b64(c), 0.8, 0.1, 0.9, "x.safetensors"])
-    named = from_script_args(
+    (page,) = from_script_args([True, a, [png(b)], c, 0.8, 0.1, 0.9, "x.safetensors"])
+    (positional,) = from_script_args([True, b64(a), [b64(b)], b64(c), 0.8, 0.1, 0.9, "x.safetensors"])
+    (named,) = from_script_args(
         [
             {
                 "references": [b64(a), "data:image/png;base64," + b64(b)],
@@ -59,12 +59,11 @@ def test_the_pages_values_and_the_apis_mean_the_same():
 
 @pytest.mark.parametrize("args", [[], [False], [False, "no picture", None, None, 9], [{"enabled": False, "odd": 1}]])
 def test_disabled_means_nothing_is_read(args):
-    assert from_script_args(args) == Settings()
-    assert not from_script_args(args).active
+    assert from_script_args(args) == ()
 
 
 def test_an_unknown_name_is_told_with_the_known_ones():
-    with pytest.raises(FaceSnapError, match=r"no setting named wieght; it has average, .*weight"):
+    with pytest.raises(FaceSnapError, match=r"no setting named wieght; it has average, .*blocks, .*weight"):
         from_script_args([{"wieght": 1}])
 
 
@@ -82,14 +81,14 @@ def test_a_string_is_never_a_path_or_an_address(text):
 
 @given(weight=st.floats(0, 2), start=st.floats(0, 1), end=st.floats(0, 1))
 def test_it_acts_only_with_a_weight_and_a_window(weight, start, end):
-    settings = Settings(enabled=True, weight=weight, start=start, end=end)
+    settings = Unit(enabled=True, weight=weight, start=start, end=end)
     assert settings.active == (weight > 0 and start < end)
     assert not replace(settings, enabled=False).active
 
 
 def test_infotext_names_photos_by_their_content_and_holds_no_pixels():
     a = photos.from_pil(picture(), "secret name.png")
-    text = Settings(enabled=True, references=(a,), driving=a, weight=0.5).to_infotext()
+    text = Unit(enabled=True, references=(a,), driving=a, weight=0.5).to_infotext()
     assert text["FaceSnap weight"] == 0.5
     assert text["FaceSnap references"] == a.digest[:10] == text["FaceSnap driving"]
     assert "secret" not in repr(text)

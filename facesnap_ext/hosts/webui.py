@@ -9,13 +9,13 @@ from typing import Any
 from facesnap_ext import photos
 from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.guidance import Guidance
-from facesnap_ext.settings import Settings
+from facesnap_ext.settings import Unit
 from facesnap_ext.weights.places import ModelFiles
 
 _engine: Engine | None = None
 
 
-def prepare(p: Any, settings: Settings, find_models: Callable[[], ModelFiles]) -> Prepared:
+def prepare(p: Any, unit: Unit, find_models: Callable[[], ModelFiles]) -> Prepared:
     """Prepare a job's guidance, telling the page what is being done.
 
     Raises:
@@ -30,10 +30,10 @@ def prepare(p: Any, settings: Settings, find_models: Callable[[], ModelFiles]) -
     _engine = _engine or Engine(find_models)
     init_images = getattr(p, "init_images", None)
     init_picture = photos.from_pil(init_images[0], "Init picture") if init_images else None
-    prepared = _engine.prepare(settings, p.width, p.height, init_picture, progress)
+    prepared = _engine.prepare(unit, p.width, p.height, init_picture, progress)
     for note in prepared.notes:
         p.comment(f"FaceSnap: {note}")
-    p.extra_generation_params.update(settings.to_infotext())
+    p.extra_generation_params.update(unit.to_infotext())
     progress("sampling")
     return prepared
 

@@ -23,7 +23,7 @@ from facesnap_ext.miniature.dataset import SIDE
 from facesnap_ext.miniature.measure import Judge, draw, likeness, photo
 from facesnap_ext.photos import Photo
 from facesnap_ext.prepare import framed, overlay
-from facesnap_ext.settings import Settings
+from facesnap_ext.settings import Unit
 from facesnap_ext.sheet import Panel, heatmap, sheet
 
 PERSON, SOMEBODY_ELSE = 3, 8  # of the test split
@@ -53,11 +53,11 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     judge = Judge()
     reference, _ = photo("test", PERSON, 0)
     driving, _ = photo("test", SOMEBODY_ELSE, 1)
-    settings = Settings(enabled=True, references=(Photo(reference, "Reference"),), driving=Photo(driving, "Driving"))
+    unit = Unit(enabled=True, references=(Photo(reference, "Reference"),), driving=Photo(driving, "Driving"))
     with tempfile.TemporaryDirectory() as folder:
         files = shipped.write_models(Path(folder))
         engine = Engine(lambda: files)
-        prepared = engine.prepare(settings, SIDE, SIDE, progress=begin)
+        prepared = engine.prepare(unit, SIDE, SIDE, progress=begin)
         face, drive = prepared.references[0], prepared.driving
         own_points = engine.landmarks(files, face, face)
         their_own = engine.landmarks(files, drive, drive)
