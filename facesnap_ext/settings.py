@@ -1,5 +1,5 @@
 """Everything that a user can set: for each person in the picture a unit, and what is the picture's own; to it from the
-page and the API, from it to infotext."""
+page and the API."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BLOCKS = 10  # residuals of SDXL's UNet, from the shallowest skip to the middle
 
 @dataclass(frozen=True)
 class Unit:
-    """One person in the picture. The field names are the API's, and with a space for each _ the infotext's."""
+    """One person in the picture. The field names are the API's and the infotext's."""
 
     enabled: bool = False
 
@@ -92,18 +92,6 @@ class Unit:
     def active(self) -> bool:
         """Whether there is anything to do; a weight of 0 or an empty window leaves the picture alone."""
         return self.enabled and self.weight > 0 and self.start < self.end
-
-    def to_infotext(self) -> dict[str, Any]:
-        """Generation parameters; photos as the first digits of their content hash, never as themselves."""
-        text: dict[str, Any] = {
-            "FaceSnap weight": self.weight,
-            "FaceSnap start": self.start,
-            "FaceSnap end": self.end,
-            "FaceSnap references": " ".join(photo.digest[:10] for photo in self.references),
-        }
-        if self.driving is not None:
-            text["FaceSnap driving"] = self.driving.digest[:10]
-        return text
 
 
 def from_script_args(args: Sequence[Any]) -> tuple[Unit, ...]:

@@ -86,13 +86,5 @@ def test_it_acts_only_with_a_weight_and_a_window(weight, start, end):
     assert not replace(settings, enabled=False).active
 
 
-def test_infotext_names_photos_by_their_content_and_holds_no_pixels():
-    a = photos.from_pil(picture(), "secret name.png")
-    text = Unit(enabled=True, references=(a,), driving=a, weight=0.5).to_infotext()
-    assert text["FaceSnap weight"] == 0.5
-    assert text["FaceSnap references"] == a.digest[:10] == text["FaceSnap driving"]
-    assert "secret" not in repr(text)
-
-
 def test_the_order_that_api_clients_rely_on():
     assert UI_ORDER == ("enabled", "photo", "more_photos", "driving", "weight", "start", "end", "model")

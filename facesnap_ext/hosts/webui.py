@@ -9,6 +9,7 @@ from typing import Any
 from facesnap_ext import photos
 from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.guidance import Guidance
+from facesnap_ext.infotext import to_infotext
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights.places import ModelFiles
 
@@ -33,7 +34,7 @@ def prepare(p: Any, unit: Unit, find_models: Callable[[], ModelFiles]) -> Prepar
     prepared = _engine.prepare(unit, p.width, p.height, init_picture, progress)
     for note in prepared.notes:
         p.comment(f"FaceSnap: {note}")
-    p.extra_generation_params.update(unit.to_infotext())
+    p.extra_generation_params.update(to_infotext([unit]))
     progress("sampling")
     return prepared
 
