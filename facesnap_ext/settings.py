@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from typing import Any
 
 from facesnap_ext import photos
@@ -104,18 +105,39 @@ def from_script_args(args: Sequence[Any]) -> tuple[Unit, ...]:
         FaceSnapError: an unknown name, a value out of range, or a photo that cannot be read.
     """
     if args and isinstance(args[0], dict):
-        given = [{"enabled": True, **values} for values in args]
+        # the host fills up what the request leaves out with the components' own values
+        given = [{"enabled": True, **values} for values in takewhile(lambda value: isinstance(value, dict), args)]
     else:
         size = len(UI_ORDER)
         given = [dict(zip(UI_ORDER, args[i : i + size])) for i in range(0, len(args), size)]
-        for values in given:
-            values["references"] = [values.pop("photo", None), *(values.pop("more_photos", None) or [])]
-    units = (_unit(values) for values in given if values.get("enabled"))
+        if not (given and given[0]["enabled"]):
+            return ()  # the accordion's own tick is the first person's
+        given = [_from_page(values) for values in given if values["enabled"]]
+    units = (_unit(values) for values in given if values["enabled"])
     return tuple(unit for unit in units if unit.active)
 
 
-# the page's components of a unit, in the order in which the script returns them; API clients may send them so, too
-UI_ORDER = ("enabled", "photo", "more_photos", "driving", "weight", "start", "end", "model")
+# the page's components of a unit, in the order in which the script returns them
+UI_ORDER = (
+    *("enabled", "references", "face", "average", "identity", "pose", "driving", "driving_face", "template"),
+    *("yaw", "pitch", "roll", "mouth", "brows", "eyes", "placed", "x", "y", "size", "weight", "start", "end"),
+    *("cond_only", "hires", "blocks", "region", "grow", "mask", "model"),
+)
+
+
+def _from_page(values: dict[str, Any]) -> dict[str, Any]:
+    """A unit's values as the API names them."""
+    values = dict(values)
+    if not values.pop("placed", False):
+        values |= {"x": None, "y": None, "size": None}
+    if isinstance(blocks := values.get("blocks"), str):
+        try:
+            values["blocks"] = tuple(float(number) for number in blocks.replace(",", " ").split())
+        except ValueError:
+            raise FaceSnapError(
+                f"FaceSnap's blocks are '{blocks}'; give {BLOCKS} numbers from 0 to 2, or none."
+            ) from None
+    return values
 
 
 def _unit(values: dict[str, Any]) -> Unit:
