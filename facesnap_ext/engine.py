@@ -21,6 +21,7 @@ from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
+from facesnap_ext.regions import region_of
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.places import ModelFiles
@@ -107,6 +108,9 @@ class Engine:
             cond_only=unit.cond_only,
             text_free=weights.info.text_free,
             name=weights.name,
+            blocks=unit.blocks,
+            hires=unit.hires,
+            region=region_of(unit, landmarks),
         )
         return Prepared(guidance, references, driving, in_init_picture, tuple(notes))
 

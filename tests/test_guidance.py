@@ -28,7 +28,7 @@ def alone(guidance: Guidance, x, timestep, y=None):
 def test_each_row_gets_what_it_would_get_alone(images, data, cond_only, text_free):
     """Rows in any order, repeated at will, in any number of calls, over two steps."""
     guidance = tiny.guidance(network=NETWORK, cond_only=cond_only, text_free=text_free, weight=0.6)
-    residuals = Residuals(guidance)
+    residuals = Residuals((guidance,))
     g = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     for _step in range(2):
         latents = torch.randn(images, 4, 8, 8, generator=g)
@@ -51,7 +51,7 @@ def test_each_row_gets_what_it_would_get_alone(images, data, cond_only, text_fre
 
 def test_weights_trained_with_text_refuse_to_run_without_it():
     with pytest.raises(ValueError, match="trained with text"):
-        Residuals(tiny.guidance(network=NETWORK, text_free=False)).rows(
+        Residuals((tiny.guidance(network=NETWORK, text_free=False),)).rows(
             torch.randn(1, 4, 8, 8), torch.tensor([1.0]), [True]
         )
 
@@ -60,7 +60,7 @@ def test_landmarks_are_embedded_once_a_size(monkeypatch):
     sizes = []
     embed = NETWORK.embed_landmarks
     monkeypatch.setattr(NETWORK, "embed_landmarks", lambda picture: sizes.append(picture.shape[2:]) or embed(picture))
-    residuals = Residuals(tiny.guidance(network=NETWORK))
+    residuals = Residuals((tiny.guidance(network=NETWORK),))
     for step in range(3):
         for size in ((8, 8), (12, 8)):
             residuals.rows(torch.randn(1, 4, *size), torch.tensor([float(step)]), [True])
@@ -68,11 +68,11 @@ def test_landmarks_are_embedded_once_a_size(monkeypatch):
 
 
 def test_it_computes_in_its_own_type_inside_a_hosts_autocast():
-    residuals = Residuals(tiny.guidance(network=NETWORK))
+    residuals = Residuals((tiny.guidance(network=NETWORK),))
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([5.0])
     plain = residuals.rows(x, t, [True])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = Residuals(tiny.guidance(network=NETWORK)).rows(x, t, [True])
+        inside = Residuals((tiny.guidance(network=NETWORK),)).rows(x, t, [True])
     assert all(torch.equal(a, b) for a, b in zip(plain, inside))
 
 

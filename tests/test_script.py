@@ -100,7 +100,7 @@ def test_a_job_is_guided_and_let_go_again(host, astronaut):
     p = job()
     values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "weight": 0.7}
     run(host, p, values)
-    (guidance,) = attached(host)
+    ((guidance,),) = attached(host)
     assert guidance.weight == 0.7
     assert guidance.landmarks.width == 512
     assert host.calls[0] == "detach"  # what an earlier job left
@@ -161,5 +161,5 @@ def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
     assert "init picture has no face" in p.comments[0]
     p = job(init_images=[Image.fromarray(astronaut.pixels)], resize_mode=0, paste_to=(128, 0, 256, 256))
     run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
-    assert attached(host)[-1].landmarks.width == 256
+    assert attached(host)[-1][0].landmarks.width == 256
     assert p.comments == []

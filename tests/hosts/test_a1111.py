@@ -116,7 +116,7 @@ def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, groupin
     x, timesteps = x[images], timesteps[images]
     wanted = expected(unet, guidance, x, timesteps, context, y, cond)
 
-    a1111.attach(job, guidance)
+    a1111.attach(job, (guidance,))
     for step in range(2):  # the second evaluation starts counting anew, also after skipped rows
         announce(job, x, cond, step)
         for rows in calls:
@@ -134,7 +134,7 @@ def test_ffrnet_runs_once_an_image_and_a_step(unet, monkeypatch):
     x, timesteps, context, y = inputs(2)
     images = [0, 1, 0, 1]
     x, timesteps, context, y = x[images], timesteps[images], context[images], y[images]
-    a1111.attach(job, guidance)
+    a1111.attach(job, (guidance,))
     for step in range(3):
         announce(job, x + step, 2, step)
         for rows in ([0, 1], [2, 3]):
@@ -158,7 +158,7 @@ def test_sizes_that_are_no_multiple_of_the_unets(unet, size, monkeypatch):
     guidance, job = tiny.guidance(), Job(unet)
     args = inputs(1, size)
     plain = call(unet, *args, [0])
-    a1111.attach(job, guidance)
+    a1111.attach(job, (guidance,))
     announce(job, args[0], 1)
     guided = call(unet, *args, [0])
     assert guided.shape == plain.shape
@@ -169,7 +169,7 @@ def test_start_and_end_are_fractions_of_the_steps(unet):
     job = Job(unet)
     args = inputs(1)
     plain = call(unet, *args, [0])
-    a1111.attach(job, tiny.guidance(start=0.25, end=0.75))
+    a1111.attach(job, (tiny.guidance(start=0.25, end=0.75),))
     acted = []
     for step in range(4):
         announce(job, args[0], 1, step, 4)
@@ -182,7 +182,7 @@ def test_an_end_of_one_lasts_beyond_the_announced_steps(unet):
     job = Job(unet)
     args = inputs(1)
     plain = call(unet, *args, [0])
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, (tiny.guidance(),))
     announce(job, args[0], 1, step=6, total=4)
     assert not torch.equal(call(unet, *args, [0]), plain)
 
@@ -191,7 +191,7 @@ def test_detached_leaves_no_hook_and_the_very_same_bits(unet):
     job = Job(unet)
     args = inputs(2)
     before, plain = hooks_of(unet), call(unet, *args, [0, 1])
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, (tiny.guidance(),))
     announce(job, args[0], 1)
     assert not torch.equal(call(unet, *args, [0, 1]), plain)
     a1111.detach(job)
@@ -206,7 +206,7 @@ def test_a_zero_network_changes_no_bit(unet):
         nn.init.zeros_(conv.bias)
     job, args = Job(unet), inputs(2)
     plain = call(unet, *args, [0, 1])
-    a1111.attach(job, tiny.guidance(network=network))
+    a1111.attach(job, (tiny.guidance(network=network),))
     announce(job, args[0], 1)
     assert torch.equal(call(unet, *args, [0, 1]), plain)
 
@@ -216,7 +216,7 @@ def test_attaching_again_does_not_add_up(unet):
     guidance, job, args = tiny.guidance(), Job(unet), inputs(1)
     outputs = []
     for _ in range(2):
-        a1111.attach(job, guidance)
+        a1111.attach(job, (guidance,))
         announce(job, args[0], 1)
         outputs.append(call(unet, *args, [0]))
     assert torch.equal(*outputs)
@@ -226,7 +226,7 @@ def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
     args = inputs(2)
     plain = call(unet, *args, [0, 1])
     failed = Job(unet)
-    a1111.attach(failed, tiny.guidance())
+    a1111.attach(failed, (tiny.guidance(),))
     announce(failed, args[0], 1)  # and then sampling raises: rows were announced and never came
     other = Job(unet)
     announce(other, args[0], 1)
@@ -237,7 +237,7 @@ def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
 def test_hooks_go_when_their_job_does(unet):
     before = hooks_of(unet)
     job = Job(unet)
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, (tiny.guidance(),))
     assert hooks_of(unet) > before
     del job
     gc.collect()
@@ -266,7 +266,7 @@ def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
 def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
     job, args = Job(unet), inputs(1)
     change(job, host)
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, (tiny.guidance(),))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match=message):
         call(unet, *args, [0])
@@ -275,7 +275,7 @@ def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
 def test_a_file_of_other_widths_is_named_with_both(unet):
     job, args = Job(unet), inputs(1)
     network = tiny.ffrnet(widths=(32, 64, 64))
-    a1111.attach(job, tiny.guidance(network=network, name="other.safetensors"))
+    a1111.attach(job, (tiny.guidance(network=network, name="other.safetensors"),))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match=r"other\.safetensors was made for .* 32/64 .* 32/64/96"):
         call(unet, *args, [0])
@@ -284,7 +284,7 @@ def test_a_file_of_other_widths_is_named_with_both(unet):
 def test_it_follows_a_refiner_of_the_same_widths_and_stops_aloud_at_another(unet):
     args = inputs(1)
     job = Job(unet)
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, (tiny.guidance(),))
     twin = ldm_unet(seed=5)
     plain = call(twin, *args, [0])
     job.unet = twin

@@ -210,7 +210,7 @@ def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, groupin
     sigmas = torch.linspace(2.0, 2.0, images)
     is_cond = [side == 0 for side, _ in sorted(chunks, key=lambda chunk: chunk[1]) for _ in range(images)]
     job = make_job(unet, reforge)
-    forge.attach(job, guidance)
+    forge.attach(job, (guidance,))
     got = sample_once(job, x, sigmas, context, y, calls)
     wanted = expected(unet, guidance, x, torch.cat([sigmas] * len(chunks)), context, y, is_cond)
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
@@ -229,9 +229,9 @@ def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
     job = make_job(unet)
     if order == "before":
         job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
-        forge.attach(job, guidance)
+        forge.attach(job, (guidance,))
     else:
-        forge.attach(job, guidance)
+        forge.attach(job, (guidance,))
         job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
     sigmas = torch.tensor([2.0])
     got = sample_once(job, x, sigmas, context, y, [[(0, 0)]])
@@ -254,7 +254,7 @@ def test_start_and_end_follow_the_hosts_own_scale_and_pass_on_what_came_before(u
     other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
     job = make_job(unet)
     job.sd_model.forge_objects.unet.add_patched_controlnet(other)
-    forge.attach(job, tiny.guidance(start=0.25, end=0.75))
+    forge.attach(job, (tiny.guidance(start=0.25, end=0.75),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
     control.pre_run(job.sd_model.forge_objects.unet.model, Predictor().percent_to_sigma)
     x, _, _, y = inputs(1)
@@ -275,7 +275,7 @@ def test_the_pass_after_is_the_very_same_as_before(unet):
     sigma = torch.tensor([2.0])
     plain = sample_once(job, x, sigma, context, y, calls)
     original = job.sd_model.forge_objects.unet
-    forge.attach(job, tiny.guidance())
+    forge.attach(job, (tiny.guidance(),))
     assert not torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
     assert original.list_controlnets() == []  # the patched one was a clone
     forge.detach(job)
@@ -287,9 +287,9 @@ def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
     objects = job.sd_model.forge_objects
     first, last = OtherControl({}), OtherControl({})
     objects.unet.add_patched_controlnet(first)
-    forge.attach(job, tiny.guidance())
+    forge.attach(job, (tiny.guidance(),))
     objects.unet.add_patched_controlnet(last)
-    forge.attach(job, tiny.guidance())
+    forge.attach(job, (tiny.guidance(),))
     links = objects.unet.list_controlnets()
     assert [link for link in links if not isinstance(link, FaceSnapControl)] == [last, first]
     assert sum(isinstance(link, FaceSnapControl) for link in links) == 1
@@ -300,8 +300,8 @@ def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
 def test_a_job_that_an_exception_ended_takes_its_own_control_along(unet):
     failed = make_job(unet)
     objects = failed.sd_model.forge_objects
-    forge.attach(failed, tiny.guidance())
-    another = FaceSnapControl(tiny.guidance())
+    forge.attach(failed, (tiny.guidance(),))
+    another = FaceSnapControl((tiny.guidance(),))
     objects.unet.add_patched_controlnet(another)
     del failed
     assert objects.unet.list_controlnets() == [another]
@@ -316,17 +316,17 @@ def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():
     ("make", "message"),
     [
         (lambda unet: (make_job(unet), FaceSnapError("No face in reference photo 1; choose another.")), "No face"),
-        (lambda unet: (make_job(unet, is_sdxl=False), tiny.guidance()), "needs an SDXL checkpoint"),
+        (lambda unet: (make_job(unet, is_sdxl=False), (tiny.guidance(),)), "needs an SDXL checkpoint"),
         (
-            lambda unet: (make_job(unet), tiny.guidance(network=tiny.ffrnet(widths=(32, 64, 64)))),
+            lambda unet: (make_job(unet), (tiny.guidance(), tiny.guidance(network=tiny.ffrnet(widths=(32, 64, 64))))),
             r"widths 32/64 .* has 32/64/96",
         ),
     ],
     ids=["preparation failed", "not SDXL", "other widths"],
 )
 def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message):
-    job, guidance = make(unet)
-    forge.attach(job, guidance)
+    job, guidances = make(unet)
+    forge.attach(job, guidances)
     x, _, context, y = inputs(1)
     with pytest.raises(FaceSnapError, match=message):
         sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
@@ -334,7 +334,7 @@ def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message
 
 def test_the_host_may_empty_the_lists_it_gets(unet):
     job = make_job(unet)
-    forge.attach(job, tiny.guidance())
+    forge.attach(job, (tiny.guidance(),))
     x, _, context, y = inputs(2)
     x[1] = x[0]
     sigma = torch.tensor([2.0])

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facesnap_ext.engine import Prepared
-from facesnap_ext.hosts.webui import for_pass, init_region
+from facesnap_ext.hosts.webui import Job, for_pass, init_region
 
 
 def job(**values):
     return SimpleNamespace(**{"paste_to": None, "resize_mode": 0, "width": 512, "height": 512, **values})
 
 
-def prepared(in_init_picture: bool, width=400, height=200):
-    guidance = tiny.guidance(landmarks=tiny.landmarks(width=width, height=height))
+def prepared(in_init_picture: bool, width=400, height=200, **changes):
+    guidance = tiny.guidance(landmarks=tiny.landmarks(width=width, height=height), **changes)
     return Prepared(guidance, (), None, in_init_picture, ())
 
 
@@ -45,7 +45,9 @@ def test_cropping_keeps_proportions_inside_and_filling_keeps_them_around(size, o
 
 def test_landmarks_of_a_driving_photo_stay_as_they_were_placed():
     p = prepared(in_init_picture=False)
-    assert for_pass(job(), p) is p.guidance
+    (guidance,) = for_pass(job(resize_mode=1), Job((p,), (400, 200)))
+    assert guidance.landmarks is p.guidance.landmarks
+    assert for_pass(job(), Job((p,))) == (p.guidance,)
 
 
 @pytest.mark.parametrize(
@@ -60,5 +62,6 @@ def test_landmarks_of_a_driving_photo_stay_as_they_were_placed():
 def test_the_init_pictures_middle_is_where_the_host_puts_it(values, point):
     p = prepared(in_init_picture=True)
     p.guidance.landmarks.points[:] = (200, 100)
-    landmarks = for_pass(job(**values), p).landmarks
+    (guidance,) = for_pass(job(**values), Job((p,), (400, 200)))
+    landmarks = guidance.landmarks
     np.testing.assert_allclose(landmarks.scaled(512, 512).points[0], point, atol=1e-3)
