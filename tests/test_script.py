@@ -138,6 +138,33 @@ def test_what_goes_wrong_in_preparing_is_handed_to_the_adapter_to_stop_the_job(h
         raise error
 
 
+def test_each_active_unit_is_somebody_in_the_picture(host, astronaut):
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    p = job()
+    run(host, p, {**values, "weight": 0.7}, {"weight": 0}, {**values, "weight": 0.4, "region": "face"})
+    ((first, second),) = attached(host)
+    assert (first.weight, second.weight) == (0.7, 0.4)
+    assert first.ffrnet is second.ffrnet
+    assert first.region is None
+    assert second.region is not None
+
+
+def test_a_unit_that_fails_is_named_by_its_place_on_the_page(host, astronaut):
+    good = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    for bad, message in (({}, r"^Person 3: .*without a reference photo"), ({"odd": 1}, r"^Person 3: .*named odd")):
+        host.calls.clear()
+        run(host, job(), good, {"enabled": False}, bad)
+        (error,) = attached(host)
+        with pytest.raises(FaceSnapError, match=message):
+            raise error
+
+
+def test_a_pass_without_anybody_takes_the_last_ones_guidance_off(host, astronaut):
+    p = job()
+    run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "hires": "second"})
+    assert attached(host) == [()]
+
+
 def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch):
     """The host swallows a script's exceptions; the picture of somebody else must not follow."""
     monkeypatch.setattr(webui, "prepare", lambda *args: 1 / 0)

@@ -47,10 +47,11 @@ def prepare(p: Any, units: Mapping[int, Unit], find_models: Callable[[], ModelFi
     init_images = getattr(p, "init_images", None)
     init_picture = photos.from_pil(init_images[0], "Init picture") if init_images else None
     people = []
+    files = len({unit.model for unit in units.values()})
     for number, unit in units.items():
         title = person(number, units)
         with naming(title):
-            prepared = _engine.prepare(unit, p.width, p.height, init_picture, partial(progress, title))
+            prepared = _engine.prepare(unit, p.width, p.height, init_picture, partial(progress, title), files)
         notes = list(prepared.notes)
         if unit.hires == "second" and not getattr(p, "enable_hr", False):
             notes.append("Hires fix is off; a person wanted in its second pass only is left out.")
