@@ -22,6 +22,11 @@ def model_files() -> ModelFiles:
     return find_models(MODELS / "facesnap", (MODELS / "insightface" / "models", MODELS / "insightface"))
 
 
+def mistake(error: Exception) -> FaceSnapError:
+    """What stops the job at an error of ours, which the host would swallow, going on to a picture of somebody else."""
+    return FaceSnapError(f"FaceSnap failed: {error!r}; the console has the whole story, please report it.")
+
+
 class Script(scripts.Script):
     def title(self):
         return "FaceSnap"
@@ -71,16 +76,19 @@ class Script(scripts.Script):
         except FaceSnapError as error:
             p.facesnap = FaceSnapError(str(error))  # without its traceback, which would hold on to the whole job
         except Exception as error:
-            # the host would swallow it and go on to a picture of somebody else
-            p.facesnap = FaceSnapError(
-                f"FaceSnap failed: {error!r}; the console has the whole story, please report it."
-            )
+            p.facesnap = mistake(error)
             raise
 
     def process_before_every_sampling(self, p, *args, **kwargs):
         job = getattr(p, "facesnap", None)
-        if job is not None:
-            host.attach(p, job if isinstance(job, FaceSnapError) else webui.for_pass(p, job))
+        if job is None:
+            return
+        try:
+            guidances = job if isinstance(job, FaceSnapError) else webui.for_pass(p, job)
+        except Exception as error:
+            host.attach(p, mistake(error))
+            raise
+        host.attach(p, guidances)
 
     def post_sample(self, p, ps, *args):
         host.detach(p)

@@ -165,9 +165,11 @@ def test_a_pass_without_anybody_takes_the_last_ones_guidance_off(host, astronaut
     assert attached(host) == [()]
 
 
-def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch):
+@pytest.mark.parametrize("where", ["prepare", "for_pass"])
+def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch, where):
     """The host swallows a script's exceptions; the picture of somebody else must not follow."""
-    monkeypatch.setattr(webui, "prepare", lambda *args: 1 / 0)
+    monkeypatch.setattr(webui, "prepare", lambda *args: webui.Job(()))
+    monkeypatch.setattr(webui, where, lambda *args: 1 / 0)
     run(host, job(), {"references": []})
     (error,) = attached(host)
     assert isinstance(error, FaceSnapError)
