@@ -21,6 +21,7 @@ from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
+from facesnap_ext.regions import region_of
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.places import ModelFiles
@@ -56,13 +57,16 @@ class Engine:
         height: int,
         init_picture: Photo | None = None,
         progress: Callable[[str], None] = lambda message: None,
+        files_kept: int = 1,
     ) -> Prepared:
-        """Prepare one job.
+        """Prepare one person of a job.
 
         Args:
             width, height: of the output picture in pixels; the landmarks are placed in it.
             init_picture: what img2img starts from; the default driving photo, if it has a face.
             progress: told what is being done, in a few words.
+            files_kept: FaceSnap files that stay loaded, this one and those last used before it; a job whose people
+                have different files wants as many as these are.
 
         Raises:
             FaceSnapError: a photo or a model file is missing or unfit.
@@ -90,7 +94,7 @@ class Engine:
                 notes.append("The init picture has no face; the pose is the reference's own.")
 
         progress("loading the FaceSnap file")
-        weights = self._load("facesnap", facesnap, facesnap_file.load)
+        weights = self._weights(facesnap, files_kept)
         progress("encoding the face")
         tokens = self.tokens(files, weights, facesnap, references, unit.average)
         progress("predicting landmarks")
@@ -107,6 +111,9 @@ class Engine:
             cond_only=unit.cond_only,
             text_free=weights.info.text_free,
             name=weights.name,
+            blocks=unit.blocks,
+            hires=unit.hires,
+            region=region_of(unit, landmarks),
         )
         return Prepared(guidance, references, driving, in_init_picture, tuple(notes))
 
@@ -167,6 +174,16 @@ class Engine:
         """DECA and FLAME."""
         paths = (files.require("deca"), files.require("flame"))
         return self._load("predictor", paths, lambda both: load_predictor(*both))
+
+    def _weights(self, path: Path, kept: int) -> facesnap_file.FaceSnapWeights:
+        """A FaceSnap file; those least recently used go before it comes."""
+        part = f"facesnap {path}"
+        others = [name for name in self._loaded if name.startswith("facesnap ") and name != part]
+        for name in others[: max(0, len(others) + 1 - kept)]:
+            del self._loaded[name]
+        weights = self._load(part, path, facesnap_file.load)
+        self._loaded[part] = self._loaded.pop(part)  # the last of the dictionary is the latest used
+        return weights
 
     def _load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
         """The model of a part; loaded anew when its file is another one or has changed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import Field, fields
 from typing import Any
 
@@ -16,10 +16,11 @@ PHOTOS = ("references", "driving", "mask")
 FIELDS: dict[str, Field[Any]] = {field.name: field for field in fields(Unit) if field.name != "enabled"}
 
 
-def to_infotext(units: Sequence[Unit]) -> dict[str, Any]:
-    """The parameters of active units: what is not as by default, photos by the first digits of their content's hash."""
+def to_infotext(units: Mapping[int, Unit]) -> dict[str, Any]:
+    """The parameters of active units by their numbers: what is not as by default, photos by the first digits of their
+    content's hash."""
     text: dict[str, Any] = {MARK: __version__} if units else {}
-    for number, unit in enumerate(units, 1):
+    for number, unit in units.items():
         for name, field in FIELDS.items():
             value = getattr(unit, name)
             if name == "weight" or value != field.default:  # the weight marks that the unit is there

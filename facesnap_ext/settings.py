@@ -3,13 +3,13 @@ page and the API."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import Any
 
 from facesnap_ext import photos
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, naming
 from facesnap_ext.photos import Photo
 
 POSES = ("photo", "template", "sliders", "own")
@@ -96,25 +96,40 @@ class Unit:
 
 
 def from_script_args(args: Sequence[Any]) -> tuple[Unit, ...]:
-    """Read the arguments that a host hands to the script: the active units.
+    """The active units of `numbered`, without their numbers."""
+    return tuple(numbered(args).values())
+
+
+def numbered(args: Sequence[Any]) -> dict[int, Unit]:
+    """Read the arguments that a host hands to the script: the active units by their numbers on the page, from 1.
 
     They are the page's components in their order (`UI_ORDER` for each unit), or from the API a dictionary of named
     values for each unit: `{"references": ["<base64>", …], "driving": "<base64>", "weight": 1.0, …}`.
 
     Raises:
-        FaceSnapError: an unknown name, a value out of range, or a photo that cannot be read.
+        FaceSnapError: an unknown name, a value out of range, or a photo that cannot be read; where several units are
+            enabled, it says of which one.
     """
-    if args and isinstance(args[0], dict):
+    by_name = bool(args) and isinstance(args[0], dict)
+    if by_name:
         # the host fills up what the request leaves out with the components' own values
         given = [{"enabled": True, **values} for values in takewhile(lambda value: isinstance(value, dict), args)]
     else:
         size = len(UI_ORDER)
         given = [dict(zip(UI_ORDER, args[i : i + size])) for i in range(0, len(args), size)]
         if not (given and given[0]["enabled"]):
-            return ()  # the accordion's own tick is the first person's
-        given = [_from_page(values) for values in given if values["enabled"]]
-    units = (_unit(values) for values in given if values["enabled"])
-    return tuple(unit for unit in units if unit.active)
+            return {}  # the accordion's own tick is the first person's
+    enabled = {number: values for number, values in enumerate(given, 1) if values.get("enabled")}
+    units = {}
+    for number, values in enabled.items():
+        with naming(person(number, enabled)):
+            units[number] = _unit(values if by_name else _from_page(values))
+    return {number: unit for number, unit in units.items() if unit.active}
+
+
+def person(number: int, people: Collection[int]) -> str:
+    """What a message about a unit begins with; nothing where there is only one."""
+    return f"Person {number}: " if len(people) > 1 else ""
 
 
 # the page's components of a unit, in the order in which the script returns them

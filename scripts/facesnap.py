@@ -11,7 +11,7 @@ from modules.ui_components import InputAccordion
 from facesnap_ext import hosts
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui
-from facesnap_ext.settings import from_script_args
+from facesnap_ext.settings import numbered
 from facesnap_ext.weights.places import ModelFiles, find_models
 
 host = hosts.current()
@@ -20,6 +20,11 @@ MODELS = Path(paths.models_path)
 
 def model_files() -> ModelFiles:
     return find_models(MODELS / "facesnap", (MODELS / "insightface" / "models", MODELS / "insightface"))
+
+
+def mistake(error: Exception) -> FaceSnapError:
+    """What stops the job at an error of ours, which the host would swallow, going on to a picture of somebody else."""
+    return FaceSnapError(f"FaceSnap failed: {error!r}; the console has the whole story, please report it.")
 
 
 class Script(scripts.Script):
@@ -66,21 +71,24 @@ class Script(scripts.Script):
     def process(self, p, *args):
         p.facesnap = None
         try:
-            for unit in from_script_args(args):
-                p.facesnap = webui.prepare(p, unit, model_files)
+            if units := numbered(args):
+                p.facesnap = webui.prepare(p, units, model_files)
         except FaceSnapError as error:
             p.facesnap = FaceSnapError(str(error))  # without its traceback, which would hold on to the whole job
         except Exception as error:
-            # the host would swallow it and go on to a picture of somebody else
-            p.facesnap = FaceSnapError(
-                f"FaceSnap failed: {error!r}; the console has the whole story, please report it."
-            )
+            p.facesnap = mistake(error)
             raise
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        prepared = getattr(p, "facesnap", None)
-        if prepared is not None:
-            host.attach(p, prepared if isinstance(prepared, FaceSnapError) else webui.for_pass(p, prepared))
+        job = getattr(p, "facesnap", None)
+        if job is None:
+            return
+        try:
+            guidances = job if isinstance(job, FaceSnapError) else webui.for_pass(p, job)
+        except Exception as error:
+            host.attach(p, mistake(error))
+            raise
+        host.attach(p, guidances)
 
     def post_sample(self, p, ps, *args):
         host.detach(p)

@@ -17,6 +17,7 @@ from facesnap_ext.landmarks.points72 import place
 from facesnap_ext.landmarks.predictor import LandmarkPredictor
 from facesnap_ext.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
+from facesnap_ext.regions import around
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights.places import find_models
 
@@ -120,6 +121,29 @@ def test_a_file_exchanged_between_two_jobs_is_read_anew(copied, unit, part, monk
     os.utime(copied / part, ns=(1, 1))
     engine.prepare(unit, 512, 512)
     assert runs
+
+
+def test_people_of_different_files_have_theirs_loaded_once_and_no_file_more_than_the_job_has(
+    stand_ins, unit, monkeypatch
+):
+    loads = []
+    load = engine_module.facesnap_file.load
+    monkeypatch.setattr(engine_module.facesnap_file, "load", lambda path: loads.append(path.stem) or load(path))
+    engine = Engine(lambda: find_models(stand_ins))
+    a, b = unit, replace(unit, model="init.safetensors")
+    for person in (a, b, a, b):
+        engine.prepare(person, 512, 512, files_kept=2)
+    assert loads == ["random", "init"]
+    engine.prepare(b, 512, 512)  # a job of one person: only their file stays
+    engine.prepare(a, 512, 512)
+    assert loads == ["random", "init", "random"]
+
+
+def test_a_unit_hands_on_where_and_how_it_acts(engine, unit):
+    asked = replace(unit, region="face", grow=2.0, hires="second", blocks=(0.5,) * 10, cond_only=True)
+    guidance = engine.prepare(asked, 512, 512).guidance
+    assert guidance.region == around(guidance.landmarks, 2.0)
+    assert (guidance.hires, guidance.blocks, guidance.cond_only) == ("second", (0.5,) * 10, True)
 
 
 def test_several_references_are_mixed_or_averaged(engine, unit, astronaut, mirrored):
