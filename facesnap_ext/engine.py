@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
+from facesnap_ext.references import ReferenceReport, examine, padded_note
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.places import ModelFiles
@@ -75,11 +76,7 @@ class Engine:
 
         progress("looking for the face")
         references = tuple(self.face(files, photo, unit.face) for photo in unit.references)
-        notes = [
-            f"The face in {face.photo.name} fills the picture; it was found with a border added."
-            for face in references
-            if face.padded
-        ]
+        notes = [padded_note(face) for face in references if face.padded]
         driving, in_init_picture = references[0], False
         if unit.driving is not None:
             driving = self.face(files, unit.driving)
@@ -112,13 +109,38 @@ class Engine:
 
     def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
         """A face of a photo, by size from the largest."""
+        return faces.choose(self.faces(files, photo), which)
+
+    def faces(self, files: ModelFiles, photo: Photo) -> list[Face]:
+        """All faces of a photo, by size from the largest.
+
+        Raises:
+            NoFaceError: there is none.
+        """
         folder = files.require("face_pack")
 
-        def find() -> Face:
+        def find() -> list[Face]:
             found = faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo)
-            return replace(faces.choose(found, which), photo=None)  # pixels are large: they stay with the job
+            return [replace(face, photo=None) for face in found]  # pixels are large: they stay with the job
 
-        return replace(self._remember(("face", _signature(folder), photo.digest, which), find), photo=photo)
+        found = self._remember(("faces", _signature(folder), photo.digest), find)
+        return [replace(face, photo=photo) for face in found]
+
+    def examine(self, photos: Sequence[Photo], which: int = 0) -> ReferenceReport:
+        """What there is to know of reference photos before a job; `which` is `Unit.face`.
+
+        Raises:
+            FaceSnapError: there is no face pack. A photo without a face is a warning in the report.
+        """
+        files = self._find_models()
+
+        def found(photo: Photo) -> list[Face]:
+            try:
+                return self.faces(files, photo)
+            except NoFaceError:
+                return []
+
+        return examine([(photo, found(photo)) for photo in photos], which)
 
     def tokens(
         self,
