@@ -60,8 +60,8 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         engine = Engine(lambda: files)
         prepared = engine.prepare(unit, SIDE, SIDE, progress=begin)
         face, drive = prepared.references[0], prepared.driving
-        own_points = engine.landmarks(files, face, face)
-        their_own = engine.landmarks(files, drive, drive)
+        own_points = engine.landmarks(files, engine.codes(files, face).shape, face)
+        their_own = engine.landmarks(files, engine.codes(files, drive).shape, drive)
         clip_tokens = engine.clip_tokens(files, face)
     guidance = prepared.guidance
 
