@@ -20,6 +20,7 @@ from facesnap_ext.files import sha256
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
+from facesnap_ext.likeness import face_at, likeness
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.references import ReferenceReport, examine, padded_note
@@ -212,13 +213,25 @@ class Engine:
                 "The identity was saved without the shape of the face, because DECA or FLAME was missing; save it anew "
                 "from photos and with both."
             )
-        shape, wanted = saved.shapes[0], self.predictor(files).deca.code_sizes["shape"]
-        if len(shape) != wanted:
+        shape, deca = saved.shapes[0], files.require("deca")
+        if len(shape) != (wanted := self.predictor(files).deca.code_sizes["shape"]):
             raise FaceSnapError(
-                f"The shape of the face in the saved identity has {len(shape)} numbers where {files.require('deca').name} "
-                f"gives {wanted}; save the identity anew from photos."
+                f"The face's shape in the saved identity has {len(shape)} numbers where {deca.name} gives {wanted}; save "
+                "the identity anew from photos."
             )
         return shape
+
+    def likeness(self, picture: Photo, embeddings: Tensor, landmarks: Landmarks | None) -> float | None:
+        """`likeness.likeness` of the face in a finished picture that is nearest to the landmarks; None without a face.
+
+        Args:
+            embeddings: `Prepared.embeddings`. landmarks: for this picture, of any size.
+        """
+        try:
+            found = self.faces(self._find_models(), picture)
+        except NoFaceError:
+            return None
+        return likeness(face_at(found, landmarks), embeddings)
 
     def identity(
         self, files: ModelFiles, name: str, progress: Callable[[str], None] = lambda message: None

@@ -234,7 +234,7 @@ def test_sizes_that_the_networks_do_not_have_are_refused_though_the_file_names_t
     cases = {
         "embeddings": (torch.ones(2, 256), "wants features of 512 numbers from the face recognition pack"),
         "clip_tokens": (torch.ones(2, 257, 32), "wants features of 64 numbers from the CLIP image encoder"),
-        "shapes": (torch.ones(2, 7), "shape of the face in the saved identity has 7 numbers"),
+        "shapes": (torch.ones(2, 7), "face's shape in the saved identity has 7 numbers"),
     }
     engine = Engine(lambda: find_models(copied))
     for key, (tensor, message) in cases.items():
