@@ -216,8 +216,8 @@ class Engine:
         shape, deca = saved.shapes[0], files.require("deca")
         if len(shape) != (wanted := self.predictor(files).deca.code_sizes["shape"]):
             raise FaceSnapError(
-                f"The face's shape in the saved identity has {len(shape)} numbers where {deca.name} gives {wanted}; save "
-                "the identity anew from photos."
+                f"The face's shape in the saved identity has {len(shape)} numbers where {deca.name} gives {wanted}; "
+                "save the identity anew from photos."
             )
         return shape
 
