@@ -133,10 +133,15 @@ class Engine:
         folder = files.require("face_pack")
 
         def find() -> list[Face]:
-            found = faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo)
+            try:
+                found = faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo)
+            except NoFaceError:
+                found = []
             return [replace(face, photo=None) for face in found]  # pixels are large: they stay with the job
 
         found = self._remember(("faces", _signature(folder), photo.digest), find)
+        if not found:
+            raise faces.no_face_in(photo)
         return [replace(face, photo=photo) for face in found]
 
     def examine(self, photos: Sequence[Photo], which: int = 0) -> ReferenceReport:

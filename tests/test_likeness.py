@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facesnap_ext.engine import Engine
-from facesnap_ext.faces import Face, find_faces
+from facesnap_ext.faces import Face, NoFaceError, find_faces
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.likeness import face_at, infotext, likeness, sentence
 from facesnap_ext.photos import Photo
@@ -58,7 +58,10 @@ def test_the_face_where_the_landmarks_are_is_measured_at_any_size_of_the_picture
     assert face_at(found, None) is found[0]
 
 
-def test_the_engine_measures_the_face_that_was_asked_for_or_none(stand_ins, group):
+def test_the_engine_measures_the_face_that_was_asked_for_or_none(stand_ins, group, monkeypatch):
+    def no_face(pack, photo):
+        raise NoFaceError(photo.name)
+
     engine = Engine(lambda: find_models(stand_ins))
     found = engine.faces(find_models(stand_ins), group)
     references = torch.from_numpy(found[4].embedding)[None]
@@ -67,6 +70,7 @@ def test_the_engine_measures_the_face_that_was_asked_for_or_none(stand_ins, grou
         landmarks = Landmarks(np.linspace(box[0], box[1], 72).astype(np.float32), 1280, 886)
         measured = engine.likeness(group, references, landmarks)
         assert (measured == pytest.approx(1, abs=1e-5)) == (i == 4)
+    monkeypatch.setattr("facesnap_ext.faces.find_faces", no_face)
     grey = Photo(np.full((64, 64, 3), 128, np.uint8), "grey")
     assert engine.likeness(grey, references, None) is None
 
