@@ -95,12 +95,7 @@ class Unit:
         return self.enabled and self.weight > 0 and self.start < self.end
 
 
-def from_script_args(args: Sequence[Any]) -> tuple[Unit, ...]:
-    """The active units of `numbered`, without their numbers."""
-    return tuple(numbered(args).values())
-
-
-def numbered(args: Sequence[Any]) -> dict[int, Unit]:
+def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
     """Read the arguments that a host hands to the script: the active units by their numbers on the page, from 1.
 
     They are the page's components in their order (`UI_ORDER` for each unit), or from the API a dictionary of named

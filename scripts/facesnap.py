@@ -11,7 +11,7 @@ from modules.ui_components import InputAccordion
 from facesnap_ext import hosts
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui
-from facesnap_ext.settings import numbered
+from facesnap_ext.settings import from_script_args
 from facesnap_ext.weights.places import ModelFiles, find_models
 
 host = hosts.current()
@@ -71,7 +71,7 @@ class Script(scripts.Script):
     def process(self, p, *args):
         p.facesnap = None
         try:
-            if units := numbered(args):
+            if units := from_script_args(args):
                 p.facesnap = webui.prepare(p, units, model_files)
         except FaceSnapError as error:
             p.facesnap = FaceSnapError(str(error))  # without its traceback, which would hold on to the whole job

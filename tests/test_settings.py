@@ -45,7 +45,7 @@ def digests(unit: Unit) -> list:
 
 def test_the_pages_values_and_the_apis_mean_the_same():
     a, b, c, d = map(picture, range(4))
-    (shown,) = from_script_args(
+    shown = from_script_args(
         page(
             references=[png(a), png(b)],
             driving=c,
@@ -57,7 +57,7 @@ def test_the_pages_values_and_the_apis_mean_the_same():
             hires="first",
         )
     )
-    (named,) = from_script_args(
+    named = from_script_args(
         [
             {
                 "references": [b64(a), "data:image/png;base64," + b64(b)],
@@ -73,6 +73,7 @@ def test_the_pages_values_and_the_apis_mean_the_same():
             *page()[1:],  # what the host fills up with
         ]
     )
+    (shown,), (named,) = shown.values(), named.values()
     assert digests(shown) == digests(named) == [photos.from_pil(image, "").digest for image in (a, b, c, d)]
     without = {"references": (), "driving": None, "mask": None}
     assert replace(shown, **without) == replace(named, **without)
@@ -80,7 +81,7 @@ def test_the_pages_values_and_the_apis_mean_the_same():
 
 
 def test_the_page_as_it_opens_is_the_defaults():
-    assert from_script_args(page()) == (Unit(True),)
+    assert from_script_args(page()) == {1: Unit(True)}
 
 
 def test_several_people():
@@ -88,14 +89,16 @@ def test_several_people():
     shown = from_script_args(
         [*page(references=[png(picture(0))], weight=0.5), *page(enabled=False), *page(references=[png(picture(1))])]
     )
-    assert [digests(unit) for unit in from_script_args(two)] == [digests(unit) for unit in shown]
-    assert [unit.weight for unit in from_script_args(two)] == [0.5, 1.5]
-    assert from_script_args([*page(enabled=False), *page()]) == ()
+    named = from_script_args(two)
+    assert list(shown) == [1, 3]
+    assert [digests(unit) for unit in named.values()] == [digests(unit) for unit in shown.values()]
+    assert {number: unit.weight for number, unit in named.items()} == {1: 0.5, 2: 1.5}
+    assert from_script_args([*page(enabled=False), *page()]) == {}
 
 
 @pytest.mark.parametrize("args", [[], [False], [False, "no picture", None, None, 9], [{"enabled": False, "odd": 1}]])
 def test_disabled_means_nothing_is_read(args):
-    assert from_script_args(args) == ()
+    assert from_script_args(args) == {}
 
 
 def test_an_unknown_name_is_told_with_the_known_ones():

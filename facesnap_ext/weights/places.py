@@ -77,6 +77,29 @@ def find_models(folder: Path, pack_folders: tuple[Path, ...] = ()) -> ModelFiles
     return files
 
 
+def identity_folder(models: Path) -> Path:
+    """Where saved identities live, in the model folder."""
+    return models / "identities"
+
+
+def find_identities(models: Path) -> dict[str, Path]:
+    """The identity files of the model folder by their names, which are their file names without `.safetensors`."""
+    return {path.stem: path for path in sorted(identity_folder(models).glob("*.safetensors")) if _is_identity(path)}
+
+
+def choose_identity(models: Path, name: str) -> Path:
+    """The identity file of this name.
+
+    Raises:
+        FaceSnapError: there is none; names are looked up among those that are there, and never become paths.
+    """
+    path = {path.stem: path for path in identity_folder(models).glob("*.safetensors")}.get(name)
+    if path is None:
+        names = ", ".join(find_identities(models)) or "none"
+        raise FaceSnapError(f"There is no identity {name!r} in {identity_folder(models)}; there is {names}.")
+    return path
+
+
 def _place(files: ModelFiles, path: Path) -> None:
     try:
         kind = _kind(path, path.stat().st_size, path.stat().st_mtime_ns)
@@ -91,6 +114,8 @@ def _place(files: ModelFiles, path: Path) -> None:
         files.deca = path if kind is Kind.DECA else files.deca or path
     elif kind in (Kind.FLAME, Kind.PICKLE):
         files.flame = path if kind is Kind.FLAME else files.flame or path
+    elif kind is Kind.IDENTITY:
+        files.unreadable.append(f"{path.name} is a saved identity: move it into {identity_folder(files.folder)}.")
     else:
         files.unreadable.append(f"{path.name} is {kind.value}.")
 
@@ -98,6 +123,13 @@ def _place(files: ModelFiles, path: Path) -> None:
 @lru_cache(maxsize=256)
 def _kind(path: Path, size: int, changed: int) -> Kind:
     return recognise(path)
+
+
+def _is_identity(path: Path) -> bool:
+    try:
+        return _kind(path, path.stat().st_size, path.stat().st_mtime_ns) is Kind.IDENTITY
+    except (FaceSnapError, OSError):  # damaged: whoever asks for it by its name is told
+        return False
 
 
 def _is_pack(path: Path) -> bool:
