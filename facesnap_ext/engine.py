@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import Face, NoFaceError
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.landmarks.points72 import Landmarks, place
+from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
@@ -35,7 +37,7 @@ class Prepared:
 
     guidance: Guidance
     references: tuple[Face, ...]
-    driving: Face  # whose pose it is: of the driving photo, the init picture or the first reference
+    driving: Face | None  # whose pose it is: in the driving photo, the init picture or the first reference, or nobody's
     in_init_picture: bool  # the landmarks are in pixels of the init picture, for the host to crop as it crops that
     notes: tuple[str, ...]  # what was done otherwise than asked, in sentences
 
@@ -48,6 +50,7 @@ class Engine:
         self._find_models = find_models
         self._loaded: dict[str, tuple[Hashable, Any]] = {}  # one model of each part
         self._remembered: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = RLock()  # jobs and the page's own requests come in threads of their own
 
     def prepare(
         self,
@@ -69,8 +72,8 @@ class Engine:
         """
         if not unit.references:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
-        files = self._find_models()
-        convert_originals(files, progress)
+        pose = pose_of(unit, width, height) if unit.pose in ("template", "sliders") else None
+        files = self.files(progress)
         facesnap = files.choose_facesnap(unit.model)
 
         progress("looking for the face")
@@ -81,11 +84,13 @@ class Engine:
             if face.padded
         ]
         driving, in_init_picture = references[0], False
-        if unit.driving is not None:
-            driving = self.face(files, unit.driving)
-        elif init_picture is not None:
+        if pose is not None:
+            driving = None
+        elif unit.pose == "photo" and unit.driving is not None:
+            driving = self.face(files, unit.driving, unit.driving_face)
+        elif unit.pose == "photo" and init_picture is not None:
             try:
-                driving, in_init_picture = self.face(files, init_picture), True
+                driving, in_init_picture = self.face(files, init_picture, unit.driving_face), True
             except NoFaceError:
                 notes.append("The init picture has no face; the pose is the reference's own.")
 
@@ -94,9 +99,13 @@ class Engine:
         progress("encoding the face")
         tokens = self.tokens(files, weights, facesnap, references, unit.average)
         progress("predicting landmarks")
-        landmarks = self.landmarks(files, references[0], driving)
-        if not in_init_picture:
-            landmarks = place(landmarks, width, height, driving.box)
+        if pose is not None:
+            landmarks = pose_landmarks(self.rig(files, references[0]), pose, width, height)
+        else:
+            landmarks = self.landmarks(files, references[0], driving)
+            if not in_init_picture:
+                landmarks = place(landmarks, width, height, driving.box)
+            landmarks = moved(landmarks, unit.x, unit.y, unit.size)
         guidance = Guidance(
             ffrnet=weights.ffrnet,
             tokens=tokens,
@@ -109,6 +118,13 @@ class Engine:
             name=weights.name,
         )
         return Prepared(guidance, references, driving, in_init_picture, tuple(notes))
+
+    def files(self, progress: Callable[[str], None] = lambda message: None) -> ModelFiles:
+        """The model files that are there; DECA's and FLAME's own are converted first, once."""
+        files = self._find_models()
+        with self._lock:
+            convert_originals(files, progress)
+        return files
 
     def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
         """A face of a photo, by size from the largest."""
@@ -163,6 +179,19 @@ class Engine:
         key += tuple((face.photo.digest, *face.box) for face in (source, driving))
         return self._remember(key, predict)
 
+    def rig(self, files: ModelFiles, source: Face | None) -> Rig:
+        """The face that templates and sliders pose: the source's, or with None FLAME's mean one."""
+        deca, flame = files.require("deca"), files.require("flame")
+
+        def make() -> Rig:
+            predictor = self.predictor(files)
+            shape = None if source is None else predictor.encode(source.photo.pixels, source.box).shape
+            return make_rig(predictor.flame, shape)
+
+        key = ("rig", _signature(deca), _signature(flame))
+        key += (None,) if source is None else (source.photo.digest, *source.box)
+        return self._remember(key, make)
+
     def predictor(self, files: ModelFiles) -> LandmarkPredictor:
         """DECA and FLAME."""
         paths = (files.require("deca"), files.require("flame"))
@@ -172,18 +201,20 @@ class Engine:
         """The model of a part; loaded anew when its file is another one or has changed."""
         paths = source if isinstance(source, tuple) else (source,)
         signature = tuple(map(_signature, paths))
-        if self._loaded.get(part, (None,))[0] != signature:
-            self._loaded.pop(part, None)  # the old one goes before the new one comes
-            self._loaded[part] = (signature, load(source))
-        return self._loaded[part][1]
+        with self._lock:
+            if self._loaded.get(part, (None,))[0] != signature:
+                self._loaded.pop(part, None)  # the old one goes before the new one comes
+                self._loaded[part] = (signature, load(source))
+            return self._loaded[part][1]
 
     def _remember(self, key: Hashable, compute: Callable[[], T]) -> T:
-        if key not in self._remembered:
-            self._remembered[key] = compute()
-            while len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)
-        self._remembered.move_to_end(key)
-        return self._remembered[key]
+        with self._lock:
+            if key not in self._remembered:
+                self._remembered[key] = compute()
+                while len(self._remembered) > REMEMBERED:
+                    self._remembered.popitem(last=False)
+            self._remembered.move_to_end(key)
+            return self._remembered[key]
 
 
 def check_features(embeddings: Tensor, clip_tokens: Tensor, weights: facesnap_file.FaceSnapWeights) -> None:
