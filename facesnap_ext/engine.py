@@ -20,7 +20,7 @@ from facesnap_ext.faces import Face, NoFaceError
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
-from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
+from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Unit
@@ -100,7 +100,7 @@ class Engine:
         tokens = self.tokens(files, weights, facesnap, references, unit.average)
         progress("predicting landmarks")
         if pose is not None:
-            landmarks = pose_landmarks(self.rig(files, references[0]), pose, width, height)
+            landmarks = pose_landmarks(self.rig(files, self.codes(files, references[0]).shape), pose, width, height)
         else:
             landmarks = self.landmarks(files, references[0], driving)
             if not in_init_picture:
@@ -128,13 +128,22 @@ class Engine:
 
     def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
         """A face of a photo, by size from the largest."""
+        return faces.choose(self.faces(files, photo), which)
+
+    def faces(self, files: ModelFiles, photo: Photo) -> list[Face]:
+        """All faces of a photo, by size from the largest.
+
+        Raises:
+            NoFaceError: there is none.
+        """
         folder = files.require("face_pack")
 
-        def find() -> Face:
+        def find() -> list[Face]:
             found = faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo)
-            return replace(faces.choose(found, which), photo=None)  # pixels are large: they stay with the job
+            return [replace(face, photo=None) for face in found]  # pixels are large: they stay with the job
 
-        return replace(self._remember(("face", _signature(folder), photo.digest, which), find), photo=photo)
+        found = self._remember(("faces", _signature(folder), photo.digest), find)
+        return [replace(face, photo=photo) for face in found]
 
     def tokens(
         self,
@@ -165,32 +174,59 @@ class Engine:
         key = ("clip", _signature(path), _signature(files.require("face_pack")), face.photo.digest, *face.box)
         return self._remember(key, lambda: load_image_encoder(path)([face.crop])[0])
 
+    def codes(self, files: ModelFiles, face: Face) -> FaceCodes:
+        """What DECA sees in a face."""
+        key = ("codes", _signature(files.require("deca")), face.photo.digest, *face.box)
+        return self._remember(key, lambda: self.predictor(files).encode(face.photo.pixels, face.box))
+
     def landmarks(self, files: ModelFiles, source: Face, driving: Face) -> Landmarks:
         """The source's 72 points in the pose and expression of the driving face, in the driving photo's pixels."""
         deca, flame = files.require("deca"), files.require("flame")
 
         def predict() -> Landmarks:
-            predictor = self.predictor(files)
-            return predictor.predict(
-                predictor.encode(source.photo.pixels, source.box), predictor.encode(driving.photo.pixels, driving.box)
-            )
+            return self.predictor(files).predict(self.codes(files, source), self.codes(files, driving))
 
         key = ("landmarks", _signature(deca), _signature(flame))
         key += tuple((face.photo.digest, *face.box) for face in (source, driving))
         return self._remember(key, predict)
 
-    def rig(self, files: ModelFiles, source: Face | None) -> Rig:
-        """The face that templates and sliders pose: the source's, or with None FLAME's mean one."""
-        deca, flame = files.require("deca"), files.require("flame")
+    def rig(self, files: ModelFiles, shape: Tensor | None) -> Rig:
+        """What templates and sliders pose: a face of this shape, [S] from `codes`, or with None FLAME's mean face."""
+        networks = (_signature(files.require("deca")), _signature(files.require("flame")))
+        key = ("rig", *networks, None if shape is None else shape.numpy().tobytes())
+        return self._remember(key, lambda: make_rig(self.predictor(files).flame, shape))
 
-        def make() -> Rig:
-            predictor = self.predictor(files)
-            shape = None if source is None else predictor.encode(source.photo.pixels, source.box).shape
-            return make_rig(predictor.flame, shape)
+    def preview(
+        self,
+        reference: Photo | None = None,
+        driving: Photo | None = None,
+        size: tuple[int, int] | None = None,
+        face: int = 0,
+        driving_face: int = 0,
+    ) -> tuple[Rig, Landmarks | None]:
+        """What a job will pose, before it runs.
 
-        key = ("rig", _signature(deca), _signature(flame))
-        key += (None,) if source is None else (source.photo.digest, *source.box)
-        return self._remember(key, make)
+        Args:
+            reference: whose face; None: FLAME's mean face, and for the landmarks that of the driving photo.
+            driving: whose pose and expression; None: the reference's own.
+            size: width and height of the output picture that the landmarks are placed in; None leaves them in the
+                driving photo's pixels, as where an init picture drives.
+            face, driving_face: which face of either photo.
+
+        Returns:
+            The rig for templates and sliders, and the landmarks for poses "photo" and "own"; None without a photo.
+
+        Raises:
+            FaceSnapError: a photo or a model file is missing or unfit.
+        """
+        files = self.files()
+        source = None if reference is None else self.face(files, reference, face)
+        drives = source if driving is None else self.face(files, driving, driving_face)
+        rig = self.rig(files, None if source is None else self.codes(files, source).shape)
+        if drives is None:
+            return rig, None
+        landmarks = self.landmarks(files, source or drives, drives)
+        return rig, landmarks if size is None else place(landmarks, *size, drives.box)
 
     def predictor(self, files: ModelFiles) -> LandmarkPredictor:
         """DECA and FLAME."""
