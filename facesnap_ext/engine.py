@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ from facesnap_ext.faces import Face, NoFaceError
 from facesnap_ext.files import sha256
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.landmarks.points72 import Landmarks, place
+from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.likeness import face_at, likeness
 from facesnap_ext.mixer import average_references
@@ -41,7 +43,7 @@ class Prepared:
 
     guidance: Guidance
     references: tuple[Face, ...]
-    driving: Face  # whose pose it is: of the driving photo, the init picture or the first reference
+    driving: Face | None  # whose pose it is: in the driving photo, the init picture or the first reference, or nobody's
     in_init_picture: bool  # the landmarks are in pixels of the init picture, for the host to crop as it crops that
     notes: tuple[str, ...]  # what was done otherwise than asked, in sentences
     embeddings: Tensor | None = None  # ArcFace's [R, E] of all references, those of a saved identity last
@@ -55,6 +57,7 @@ class Engine:
         self._find_models = find_models
         self._loaded: dict[str, tuple[Hashable, Any]] = {}  # one model of each part
         self._remembered: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = RLock()  # jobs and the page's own requests come in threads of their own
 
     def prepare(
         self,
@@ -79,8 +82,8 @@ class Engine:
         """
         if not unit.references and not unit.identity:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
-        files = self._find_models()
-        convert_originals(files, progress)
+        pose = pose_of(unit, width, height) if unit.pose in ("template", "sliders") else None
+        files = self.files(progress)
         facesnap = files.choose_facesnap(unit.model)
 
         progress("looking for the face")
@@ -88,18 +91,20 @@ class Engine:
         notes = [padded_note(face) for face in references if face.padded]
         saved = self.identity(files, unit.identity, progress) if unit.identity else None
         driving, in_init_picture = references[0] if references else None, False
-        if unit.driving is not None:
-            driving = self.face(files, unit.driving)
-        elif init_picture is not None:
+        if pose is not None:
+            driving = None
+        elif unit.pose == "photo" and unit.driving is not None:
+            driving = self.face(files, unit.driving, unit.driving_face)
+        elif unit.pose == "photo" and init_picture is not None:
             try:
-                driving, in_init_picture = self.face(files, init_picture), True
+                driving, in_init_picture = self.face(files, init_picture, unit.driving_face), True
             except NoFaceError:
                 if references:
                     notes.append("The init picture has no face; the pose is the reference's own.")
-        if driving is None:
+        if driving is None and pose is None:
             raise FaceSnapError(
-                f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or start "
-                "from a picture with one."
+                f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or choose "
+                "a template or the sliders."
             )
 
         progress("loading the FaceSnap file")
@@ -107,9 +112,14 @@ class Engine:
         progress("encoding the face")
         tokens = self.tokens(files, weights, facesnap, references, unit.average, saved)
         progress("predicting landmarks")
-        landmarks = self.landmarks(files, self.source_shape(files, references, saved), driving)
-        if not in_init_picture:
-            landmarks = place(landmarks, width, height, driving.box)
+        shape = self.source_shape(files, references, saved)
+        if pose is not None:
+            landmarks = pose_landmarks(self.rig(files, shape), pose, width, height)
+        else:
+            landmarks = self.landmarks(files, shape, driving)
+            if not in_init_picture:
+                landmarks = place(landmarks, width, height, driving.box)
+            landmarks = moved(landmarks, unit.x, unit.y, unit.size)
         guidance = Guidance(
             ffrnet=weights.ffrnet,
             tokens=tokens,
@@ -126,6 +136,13 @@ class Engine:
         )
         embeddings = _embeddings(references, saved)
         return Prepared(guidance, references, driving, in_init_picture, tuple(notes), embeddings)
+
+    def files(self, progress: Callable[[str], None] = lambda message: None) -> ModelFiles:
+        """The model files that are there; DECA's and FLAME's own are converted first, once."""
+        files = self._find_models()
+        with self._lock:
+            convert_originals(files, progress)
+        return files
 
     def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
         """A face of a photo, by size from the largest."""
@@ -316,6 +333,44 @@ class Engine:
         compute = sha256 if path.suffix == ".onnx" else fingerprint
         return self._load(f"hash of {part}", path, compute)
 
+    def rig(self, files: ModelFiles, shape: Tensor | None) -> Rig:
+        """What templates and sliders pose: a face of this shape, [S] from `codes`, or with None FLAME's mean face."""
+        networks = (_signature(files.require("deca")), _signature(files.require("flame")))
+        key = ("rig", *networks, None if shape is None else shape.numpy().tobytes())
+        return self._remember(key, lambda: make_rig(self.predictor(files).flame, shape))
+
+    def preview(
+        self,
+        reference: Photo | None = None,
+        driving: Photo | None = None,
+        size: tuple[int, int] | None = None,
+        face: int = 0,
+        driving_face: int = 0,
+    ) -> tuple[Rig, Landmarks | None]:
+        """What a job will pose, before it runs.
+
+        Args:
+            reference: whose face; None: FLAME's mean face, and for the landmarks that of the driving photo.
+            driving: whose pose and expression; None: the reference's own.
+            size: width and height of the output picture that the landmarks are placed in; None leaves them in the
+                driving photo's pixels, as where an init picture drives.
+            face, driving_face: which face of either photo.
+
+        Returns:
+            The rig for templates and sliders, and the landmarks for poses "photo" and "own"; None without a photo.
+
+        Raises:
+            FaceSnapError: a photo or a model file is missing or unfit.
+        """
+        files = self.files()
+        source = None if reference is None else self.face(files, reference, face)
+        drives = source if driving is None else self.face(files, driving, driving_face)
+        rig = self.rig(files, None if source is None else self.codes(files, source).shape)
+        if drives is None:
+            return rig, None
+        landmarks = self.landmarks(files, self.codes(files, source or drives).shape, drives)
+        return rig, landmarks if size is None else place(landmarks, *size, drives.box)
+
     def predictor(self, files: ModelFiles) -> LandmarkPredictor:
         """DECA and FLAME."""
         paths = (files.require("deca"), files.require("flame"))
@@ -335,18 +390,20 @@ class Engine:
         """The model of a part; loaded anew when its file is another one or has changed."""
         paths = source if isinstance(source, tuple) else (source,)
         signature = tuple(map(_signature, paths))
-        if self._loaded.get(part, (None,))[0] != signature:
-            self._loaded.pop(part, None)  # the old one goes before the new one comes
-            self._loaded[part] = (signature, load(source))
-        return self._loaded[part][1]
+        with self._lock:
+            if self._loaded.get(part, (None,))[0] != signature:
+                self._loaded.pop(part, None)  # the old one goes before the new one comes
+                self._loaded[part] = (signature, load(source))
+            return self._loaded[part][1]
 
     def _remember(self, key: Hashable, compute: Callable[[], T]) -> T:
-        if key not in self._remembered:
-            self._remembered[key] = compute()
-            while len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)
-        self._remembered.move_to_end(key)
-        return self._remembered[key]
+        with self._lock:
+            if key not in self._remembered:
+                self._remembered[key] = compute()
+                while len(self._remembered) > REMEMBERED:
+                    self._remembered.popitem(last=False)
+            self._remembered.move_to_end(key)
+            return self._remembered[key]
 
 
 def _embeddings(references: Sequence[Face], saved: Identity | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from facesnap_ext import engine as engine_module
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.points72 import place
+from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, moved, placement, pose_landmarks, pose_of
 from facesnap_ext.landmarks.predictor import LandmarkPredictor
 from facesnap_ext.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
@@ -183,6 +184,79 @@ def test_another_face_of_a_photo_is_another_person(engine, unit, group):
     assert not np.allclose(largest.guidance.landmarks.points, second.guidance.landmarks.points)
     with pytest.raises(FaceSnapError, match="has no face 6"):
         engine.prepare(replace(photos, face=6), 512, 512)
+
+
+@pytest.mark.parametrize("pose", ["template", "sliders"])
+def test_templates_and_sliders_pose_the_references_shape_and_need_no_other_photo(
+    engine, unit, stand_ins, mirrored, pose
+):
+    from facesnap_ext.landmarks.predictor import load_predictor
+
+    posed = replace(unit, pose=pose, template="three quarters right", yaw=20, mouth=0.5, y=0.6)
+    prepared = engine.prepare(replace(posed, driving=grey()), 640, 512, init_picture=mirrored)
+    predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
+    face = prepared.references[0]
+    rig = make_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
+    wanted = pose_landmarks(rig, pose_of(posed, 640, 512), 640, 512)
+    np.testing.assert_allclose(prepared.guidance.landmarks.points, wanted.points, atol=1e-3)
+    assert (prepared.guidance.landmarks.width, prepared.guidance.landmarks.height) == (640, 512)
+    assert not prepared.in_init_picture
+    assert prepared.driving is None
+    assert placement(wanted)[1] != pytest.approx(TEMPLATES["front"].y, abs=0.05), "the unit's own place"
+
+
+def test_moving_a_slider_runs_no_network(stand_ins, unit, monkeypatch):
+    engine = Engine(lambda: find_models(stand_ins))
+    engine.prepare(replace(unit, pose="sliders"), 512, 512)
+    runs = count_runs(monkeypatch)
+    monkeypatch.setattr(LandmarkPredictor, "encode", lambda *args: runs.append("deca"))
+    engine.prepare(replace(unit, pose="sliders", yaw=30), 512, 768)
+    engine.prepare(replace(unit, pose="template", template="far"), 512, 768)
+    assert runs == []
+
+
+def test_the_references_own_pose_is_its_even_beside_other_photos(engine, unit, mirrored):
+    alone = engine.prepare(unit, 640, 512)
+    own = engine.prepare(replace(unit, pose="own", driving=mirrored), 640, 512, init_picture=mirrored)
+    np.testing.assert_array_equal(own.guidance.landmarks.points, alone.guidance.landmarks.points)
+    assert own.driving.photo is unit.references[0]
+    assert not own.in_init_picture
+
+
+def test_a_photos_points_go_where_the_unit_says(engine, unit, mirrored):
+    for changes, init, size in (
+        ({"driving": mirrored}, None, (640, 768)),
+        ({}, mirrored, (512, 512)),
+        ({"pose": "own"}, None, (640, 768)),
+    ):
+        there, here = (
+            engine.prepare(replace(unit, **changes, **place), 640, 768, init_picture=init).guidance.landmarks
+            for place in ({"x": 0.3, "size": 0.2}, {})
+        )
+        assert (there.width, there.height) == size
+        np.testing.assert_array_equal(there.points, moved(here, x=0.3, size=0.2).points)
+        np.testing.assert_allclose(placement(there), (0.3, placement(here)[1], 0.2), atol=1e-5)
+
+
+def test_each_face_of_a_driving_photo_can_drive(engine, unit, group):
+    drives = [replace(unit, driving=group, driving_face=which) for which in (0, 1)]
+    boxes = [tuple(engine.prepare(one, 640, 512).driving.box) for one in drives]
+    from_init = [replace(unit, driving_face=which) for which in (0, 1)]
+    assert boxes == [tuple(engine.prepare(one, 640, 512, init_picture=group).driving.box) for one in from_init]
+    assert boxes[0] != boxes[1]
+    with pytest.raises(FaceSnapError, match="has no face 6"):
+        engine.prepare(replace(unit, driving=group, driving_face=6), 512, 512)
+
+
+def test_jobs_and_requests_of_several_threads_share_what_is_computed(stand_ins, unit, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = Engine(lambda: find_models(stand_ins))
+    runs = count_runs(monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: engine.prepare(unit, 512, 512), range(4)))
+    assert sorted(runs) == ["clip", "faces", "landmarks", "mixer"]
+    assert all(torch.equal(result.guidance.tokens, results[0].guidance.tokens) for result in results)
 
 
 def test_a_padded_close_up_is_said(engine, unit, astronaut):
