@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("diffusers", reason="the miniature is drawn with diffusers")
 pytest.importorskip("onnxruntime", reason="the miniature's faces are found with onnxruntime")
@@ -36,11 +37,27 @@ def beside(guidance, left: int):
 
 @pytest.fixture(scope="module")
 def likeness(tmp_path_factory):
-    """For the people with and without regions [PAIRS, 2, 2]: the face on each side to each side's reference."""
+    """For people with regions, the same after a second pass a quarter larger, and people without regions
+    [PAIRS, 2, 2]: the face on each side to each side's reference."""
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
     sampler, judge = shipped.few_step_sampler(), Judge()
     files = shipped.write_models(tmp_path_factory.mktemp("models"))
     engine = Engine(lambda: files)
-    alike = {"regions": [], "everywhere": []}
+    second = StableDiffusionXLImg2ImgPipeline(**sampler.pipe.components, add_watermarker=False)
+    second.set_progress_bar_config(disable=True)
+    alike = {"regions": [], "hires": [], "everywhere": []}
+
+    def draw(pipe, pair, guidances, **values):
+        with guided(pipe, *guidances):
+            return pipe(
+                random_prompt(np.random.default_rng([5, pair])),
+                num_inference_steps=sampler.steps,
+                guidance_scale=sampler.scale,
+                generator=torch.Generator().manual_seed(pair),
+                **values,
+            ).images[0]
+
     for pair in range(PAIRS):
         references = [photo("test", 2 * pair + side, 0)[0] for side in (0, 1)]
         own = [judge.embedding(reference) for reference in references]
@@ -49,17 +66,13 @@ def likeness(tmp_path_factory):
             driving = Photo(photo("test", 50 + 2 * pair + side, 1)[0], "Driving photo")
             unit = Unit(enabled=True, references=(Photo(reference, "Reference"),), driving=driving)
             people.append(beside(engine.prepare(unit, SIDE, SIDE).guidance, side * SIDE))
-        for name, guidances in (("regions", people), ("everywhere", [replace(p, region=None) for p in people])):
-            with guided(sampler.pipe, *guidances):
-                image = sampler.pipe(
-                    random_prompt(np.random.default_rng([5, pair])),
-                    width=2 * SIDE,
-                    height=SIDE,
-                    num_inference_steps=sampler.steps,
-                    guidance_scale=sampler.scale,
-                    generator=torch.Generator().manual_seed(pair),
-                ).images[0]
-            alike[name].append([[seen @ one for one in own] for seen in by_side(judge, np.asarray(image))])
+        pictures = {"regions": draw(sampler.pipe, pair, people, width=2 * SIDE, height=SIDE)}
+        larger = pictures["regions"].resize((5 * SIDE // 2, 5 * SIDE // 4), Image.Resampling.LANCZOS)
+        pictures["hires"] = draw(second, pair, people, image=larger, strength=0.5)
+        people = [replace(person, region=None) for person in people]
+        pictures["everywhere"] = draw(sampler.pipe, pair, people, width=2 * SIDE, height=SIDE)
+        for name, picture in pictures.items():
+            alike[name].append([[seen @ one for one in own] for seen in by_side(judge, np.asarray(picture))])
     return {name: np.array(values) for name, values in alike.items()}
 
 
@@ -78,10 +91,11 @@ def margins(alike: np.ndarray) -> np.ndarray:
     return own - np.diagonal(alike[:, :, ::-1], axis1=1, axis2=2)
 
 
-def test_each_face_is_of_its_own_reference(likeness):
-    kept = margins(likeness["regions"])
+@pytest.mark.parametrize(("passes", "part"), [("regions", 0.75), ("hires", 0.6)])
+def test_each_face_is_of_its_own_reference(likeness, passes, part):
+    kept = margins(likeness[passes])
     assert kept.mean() > MARGIN
-    assert (kept > 0).mean() >= 0.75
+    assert (kept > 0).mean() >= part
 
 
 def test_regions_keep_people_apart(likeness):
