@@ -103,8 +103,8 @@ class Engine:
                     notes.append("The init picture has no face; the pose is the reference's own.")
         if driving is None and pose is None:
             raise FaceSnapError(
-                f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or choose "
-                "a template or the sliders."
+                f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or "
+                "choose a template or the sliders."
             )
 
         progress("loading the FaceSnap file")
@@ -379,12 +379,13 @@ class Engine:
     def _weights(self, path: Path, kept: int) -> facesnap_file.FaceSnapWeights:
         """A FaceSnap file; those least recently used go before it comes."""
         part = f"facesnap {path}"
-        others = [name for name in self._loaded if name.startswith("facesnap ") and name != part]
-        for name in others[: max(0, len(others) + 1 - kept)]:
-            del self._loaded[name]
-        weights = self._load(part, path, facesnap_file.load)
-        self._loaded[part] = self._loaded.pop(part)  # the last of the dictionary is the latest used
-        return weights
+        with self._lock:
+            others = [name for name in self._loaded if name.startswith("facesnap ") and name != part]
+            for name in others[: max(0, len(others) + 1 - kept)]:
+                del self._loaded[name]
+            weights = self._load(part, path, facesnap_file.load)
+            self._loaded[part] = self._loaded.pop(part)  # the last of the dictionary is the latest used
+            return weights
 
     def _load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
         """The model of a part; loaded anew when its file is another one or has changed."""
