@@ -11,6 +11,8 @@ from torch import Tensor
 from facesnap_ext.faces import Face
 from facesnap_ext.landmarks.points72 import Landmarks
 
+MARK = "FaceSnap likeness"  # among the generation parameters
+
 
 def likeness(face: Face, embeddings: Tensor) -> float:
     """Cosine of a face's ArcFace embedding with the references' mean direction, from -1 to 1.
@@ -47,7 +49,7 @@ def _middle(box: np.ndarray) -> np.ndarray:
 
 def infotext(value: float | None) -> dict[str, str]:
     """`likeness` as a generation parameter; nothing where there was no face."""
-    return {} if value is None else {"FaceSnap likeness": f"{value:.2f}"}
+    return {} if value is None else {MARK: f"{value:.2f}"}
 
 
 def sentence(value: float | None) -> str:

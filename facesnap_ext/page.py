@@ -1,16 +1,22 @@
-"""The accordion's contents: a unit's components, in the order of `settings.UI_ORDER`."""
+"""The accordion's contents: what it says of the model files, and each person's controls in the order of
+`settings.UI_ORDER`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from html import escape
 from typing import Any
 
 import gradio as gr
 
+from facesnap_ext import photos
+from facesnap_ext.engine import Engine
+from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.infotext import from_infotext
 from facesnap_ext.landmarks.poses import TEMPLATES
+from facesnap_ext.photos import Photo
 from facesnap_ext.settings import PASSES, POSES, RANGES, REGIONS, UI_ORDER, Unit
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.places import ModelFiles, find_identities
 
 PRESETS = {  # weight, start, end
     "faithful": (1.0, 0.0, 1.0),
@@ -24,6 +30,7 @@ POSE_WORDS = {
     "sliders": "sliders",
     "own": "the reference's own",
 }
+PART_WORDS = {"face_pack": "face pack", "clip": "CLIP", "deca": "DECA", "flame": "FLAME"}
 LABELS = {
     "yaw": "Turn (degrees, right is positive)",
     "pitch": "Nod (degrees, down is positive)",
@@ -37,21 +44,32 @@ LABELS = {
 }
 
 
-def unit_components(
-    number: int, enabled: Any, files: ModelFiles, identities: list[str], elem_id: Callable[[str], str]
-) -> dict[str, Any]:
-    """Draw a unit's controls.
+def status(files: ModelFiles) -> str:
+    """HTML: which model files are there, and what is missing with where it goes."""
+    found = {"FaceSnap": ", ".join(sorted(files.facesnap))}
+    found |= {PART_WORDS[part]: path.name for part in PART_WORDS if (path := getattr(files, part))}
+    there = "; ".join(f"{part}: {name}" for part, name in found.items() if name)
+    return "<br>".join([f"Model files: {escape(there or 'none')}", *map(problem, files.missing().values())])
+
+
+def problem(sentence: str) -> str:
+    """HTML of a sentence that asks for something to be done."""
+    return f"<span class='facesnap-problem'>{escape(sentence)}</span>"
+
+
+def person_controls(
+    enabled: Any, files: ModelFiles, engine: Callable[[], Engine], ident: Callable[[str], str]
+) -> list[Any]:
+    """Draw a person's controls and make them answer.
 
     Args:
-        number: from 1. enabled: the component that switches it on. elem_id: makes an id of a name.
+        enabled: the component that switches the person on. ident: makes an element's id of a name.
 
     Returns:
-        The components by name, in the order of `UI_ORDER`.
+        The components in the order of `UI_ORDER`.
     """
+    identities = sorted(find_identities(files.folder))
     made: dict[str, Any] = {"enabled": enabled}
-
-    def ident(name: str) -> str:
-        return elem_id(name if number == 1 else f"{name}_{number}")
 
     def slider(name: str, step: float, label: str | None = None, value: float | None = None) -> None:
         low, high = RANGES[name]
@@ -71,13 +89,19 @@ def unit_components(
                 elem_id=ident("references"),
                 elem_classes="facesnap-photos",
             )
-            gr.HTML(elem_id=ident("report"), elem_classes="facesnap-report")
+            seen = gr.Gallery(
+                label="Faces found", show_label=False, columns=4, height=180, visible=False, elem_id=ident("seen")
+            )
+            report = gr.HTML(elem_id=ident("report"), elem_classes="facesnap-report")
             with gr.Row():
                 made["face"] = gr.Number(0, label="Which face (0: the largest)", precision=0, elem_id=ident("face"))
                 made["average"] = gr.Checkbox(False, label="Average the photos", elem_id=ident("average"))
             made["identity"] = gr.Dropdown(
                 ["", *identities], value="", label="Saved person, in place of photos", elem_id=ident("identity")
             )
+            with gr.Row():
+                name = gr.Textbox("", label="Name to save these photos' person under", elem_id=ident("name"))
+                save = gr.Button("Save person", elem_id=ident("save"))
         with gr.Column():
             made["pose"] = gr.Radio(
                 [(POSE_WORDS[pose], pose) for pose in POSES], value="photo", label="Pose", elem_id=ident("pose")
@@ -135,7 +159,47 @@ def unit_components(
             label="FaceSnap file (empty: the only one)",
             elem_id=ident("model"),
         )
-    return {name: made[name] for name in UI_ORDER}
+    for changed in (made["references"], made["face"]):
+        changed.change(
+            lambda *values: look(engine(), *values),
+            [made["references"], made["face"]],
+            [seen, report],
+            show_progress=False,
+        )
+    save.click(
+        lambda *values: save_person(engine(), *values),
+        [made["references"], made["face"], name],
+        [report, made["identity"]],
+    )
+    return [made[name] for name in UI_ORDER]
+
+
+def look(engine: Engine, files: list[Any] | None, face: float | None) -> tuple[Any, str]:
+    """What the page shows of reference photos: a gallery with the faces framed, and HTML with the warnings."""
+    try:
+        found = engine.examine(references(files), int(face or 0)) if files else None
+    except FaceSnapError as error:
+        return gr.update(visible=False), problem(str(error))
+    if found is None:
+        return gr.update(value=[], visible=False), ""
+    return gr.update(value=[reference.picture() for reference in found.references], visible=True), "<br>".join(
+        map(escape, found.lines())
+    )
+
+
+def save_person(engine: Engine, files: list[Any] | None, face: float | None, name: str) -> tuple[str, Any]:
+    """Save the photos' person under a name; HTML that says so, and the choice of saved people with it chosen."""
+    try:
+        path = engine.save_identity(references(files), name, which=int(face or 0))
+    except FaceSnapError as error:
+        return problem(str(error)), gr.update()
+    choices = ["", *sorted(find_identities(engine.files().folder))]
+    return f"Saved as {escape(path.name)}: features, no pixels.", gr.update(choices=choices, value=path.stem)
+
+
+def references(files: list[Any] | None) -> list[Photo]:
+    """The photos of a file component of type "binary"."""
+    return [photos.from_bytes(data, f"Reference photo {i}") for i, data in enumerate(files or [], 1)]
 
 
 def paste_value(parameters: Mapping[str, Any], number: int, name: str) -> Any:

@@ -114,16 +114,14 @@ def authorised(header: str | None, api_auth: str | None) -> bool:
 
 def describe_models(files: ModelFiles) -> dict[str, Any]:
     """Model files by name, what is missing with where it goes, and what was passed over and why."""
-    parts = {part: getattr(files, part) for part in ADVICE}
-    missing = {}
-    for part in ("facesnap", *ADVICE):
-        if not getattr(files, part):
-            try:
-                files.choose_facesnap() if part == "facesnap" else files.require(part)
-            except FaceSnapError as error:
-                missing[part] = str(error)
-    names = {part: path and path.name for part, path in parts.items()}
-    return {"facesnap": sorted(files.facesnap), **names, "missing": missing, "passed_over": files.unreadable}
+    paths = {part: getattr(files, part) for part in ADVICE if part != "facesnap"}
+    names = {part: path and path.name for part, path in paths.items()}
+    return {
+        "facesnap": sorted(files.facesnap),
+        **names,
+        "missing": files.missing(),
+        "passed_over": files.unreadable,
+    }
 
 
 def detect(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from facesnap_ext import photos
+from facesnap_ext import likeness, photos
 from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.errors import naming
 from facesnap_ext.guidance import Guidance
@@ -19,6 +19,13 @@ from facesnap_ext.settings import Unit, person
 from facesnap_ext.weights.places import ModelFiles
 
 _engine: Engine | None = None
+
+
+def the_engine(find_models: Callable[[], ModelFiles]) -> Engine:
+    """The one engine of the process, which jobs, page and routes share."""
+    global _engine
+    _engine = _engine or Engine(find_models)
+    return _engine
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,7 @@ def prepare(p: Any, units: Mapping[int, Unit], find_models: Callable[[], ModelFi
     def progress(title: str, message: str) -> None:
         shared.state.textinfo = f"FaceSnap: {title}{message}"
 
-    global _engine
-    _engine = _engine or Engine(find_models)
+    engine = the_engine(find_models)
     init_images = getattr(p, "init_images", None)
     init_picture = photos.from_pil(init_images[0], "Init picture") if init_images else None
     people = []
@@ -52,7 +58,7 @@ def prepare(p: Any, units: Mapping[int, Unit], find_models: Callable[[], ModelFi
     for number, unit in units.items():
         title = person(number, units)
         with naming(title):
-            prepared = _engine.prepare(unit, p.width, p.height, init_picture, partial(progress, title), files)
+            prepared = engine.prepare(unit, p.width, p.height, init_picture, partial(progress, title), files)
         notes = list(prepared.notes)
         if unit.hires == "second" and not getattr(p, "enable_hr", False):
             notes.append("Hires fix is off; a person wanted in its second pass only is left out.")
@@ -63,6 +69,15 @@ def prepare(p: Any, units: Mapping[int, Unit], find_models: Callable[[], ModelFi
     progress("", "sampling")
     init_size = None if init_picture is None else init_picture.pixels.shape[1::-1]
     return Job(tuple(people), init_size)
+
+
+def add_likeness(p: Any, job: Job, image: Any) -> None:
+    """Measure a finished picture's likeness to the first person and write it into its infotext."""
+    first = job.people[0]
+    landmarks = None if job.init_size is not None else first.guidance.landmarks
+    value = _engine.likeness(photos.from_pil(image, "Picture"), first.embeddings, landmarks)
+    p.extra_generation_params.pop(likeness.MARK, None)  # of the picture before
+    p.extra_generation_params.update(likeness.infotext(value))
 
 
 def for_pass(p: Any, job: Job) -> tuple[Guidance, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,14 +26,14 @@ def add_axes(identities: Callable[[], Sequence[str]]) -> None:
                 module.axis_options.append(axis)
 
 
-def with_axes(p: Any, units: Sequence[Unit]) -> tuple[Unit, ...]:
+def with_axes(p: Any, units: Mapping[int, Unit]) -> dict[int, Unit]:
     """The units of a job with the values that the plot gave to its cell, all of them with the same.
 
     Raises:
         FaceSnapError: there is no reference of that number.
     """
     values = getattr(p, "facesnap_axes", {})
-    return tuple(_with_values(unit, values) for unit in units)
+    return {number: _with_values(unit, values) for number, unit in units.items()}
 
 
 def _with_values(unit: Unit, values: dict[str, Any]) -> Unit:

@@ -11,6 +11,7 @@ from facesnap_ext.weights.recognise import Kind, recognise
 
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl"}
 ADVICE = {
+    "facesnap": "no FaceSnap file",
     "face_pack": "no face recognition pack (antelopev2's or buffalo_l's .onnx files in a folder of their own)",
     "clip": "no CLIP-ViT-H image encoder",
     "deca": "no DECA encoder (deca_model.tar)",
@@ -34,7 +35,7 @@ class ModelFiles:
         """The path of a part, or a `FaceSnapError` that says what to put where."""
         path: Path | None = getattr(self, part)
         if path is None:
-            raise FaceSnapError(f"There is {ADVICE[part]} in {self.folder}; {self._put_it_there()}")
+            raise FaceSnapError(self._is_missing(part))
         return path
 
     def choose_facesnap(self, name: str = "") -> Path:
@@ -45,14 +46,18 @@ class ModelFiles:
         if name:
             raise FaceSnapError(f"There is no FaceSnap file {name} in {self.folder}; there is {names or 'none'}.")
         if not names:
-            raise FaceSnapError(f"There is no FaceSnap file in {self.folder}; {self._put_it_there()}")
+            raise FaceSnapError(self._is_missing("facesnap"))
         if len(self.facesnap) > 1:
             raise FaceSnapError(f"There are several FaceSnap files in {self.folder} ({names}); choose one by its name.")
         return next(iter(self.facesnap.values()))
 
-    def _put_it_there(self) -> str:
-        advice = "put one there, models/README.md says where to get it."
-        return advice if not self.unreadable else f"{advice} Passed over: {' '.join(self.unreadable)}"
+    def missing(self) -> dict[str, str]:
+        """For each part that is not there, by its name, what to put where."""
+        return {part: self._is_missing(part) for part in ADVICE if not getattr(self, part)}
+
+    def _is_missing(self, part: str) -> str:
+        sentence = f"There is {ADVICE[part]} in {self.folder}; put one there, models/README.md says where to get it."
+        return sentence if not self.unreadable else f"{sentence} Passed over: {' '.join(self.unreadable)}"
 
 
 def find_models(folder: Path, pack_folders: tuple[Path, ...] = ()) -> ModelFiles:

@@ -60,34 +60,34 @@ def test_a_cells_values_are_its_own(axes):
         axes["start"].apply(cell, value / 2, [])
         axes["weight"].apply(cell, value, [])
         cells.append(cell)
-    assert [xyz.with_axes(cell, (UNIT,)) for cell in cells] == [
-        (replace(UNIT, weight=value, start=value / 2),) for value in (0.2, 1.5)
+    assert [xyz.with_axes(cell, {1: UNIT}) for cell in cells] == [
+        {1: replace(UNIT, weight=value, start=value / 2)} for value in (0.2, 1.5)
     ]
-    assert xyz.with_axes(job, (UNIT,)) == (replace(UNIT, weight=0.9),)
-    assert xyz.with_axes(SimpleNamespace(), (UNIT,)) == (UNIT,)
+    assert xyz.with_axes(job, {1: UNIT}) == {1: replace(UNIT, weight=0.9)}
+    assert xyz.with_axes(SimpleNamespace(), {1: UNIT}) == {1: UNIT}
 
 
 def test_a_turn_makes_the_pose_that_of_the_sliders(axes):
     job = SimpleNamespace()
     axes["yaw"].apply(job, 30.0, [])
-    assert xyz.with_axes(job, (UNIT,)) == (replace(UNIT, yaw=30.0, pose="sliders"),)
+    assert xyz.with_axes(job, {1: UNIT}) == {1: replace(UNIT, yaw=30.0, pose="sliders")}
 
 
 def test_references_one_by_one(axes):
     job = SimpleNamespace()
     axes["reference"].apply(job, 2, [])
-    assert xyz.with_axes(job, (UNIT,))[0].references == (PHOTOS[1],)
+    assert xyz.with_axes(job, {1: UNIT})[1].references == (PHOTOS[1],)
     for wrong in (0, 4):
         axes["reference"].apply(job, wrong, [])
         with pytest.raises(FaceSnapError, match=f"reference {wrong}, and there are 3"):
-            xyz.with_axes(job, (UNIT,))
+            xyz.with_axes(job, {1: UNIT})
 
 
 def test_a_saved_identity_takes_the_place_of_the_photos(axes):
     assert axes["identity"].choices() == ["Ada", "Grace"]
     job = SimpleNamespace()
     axes["identity"].apply(job, "Grace", [])
-    assert xyz.with_axes(job, (UNIT,)) == (replace(UNIT, references=(), identity="Grace"),)
+    assert xyz.with_axes(job, {1: UNIT}) == {1: replace(UNIT, references=(), identity="Grace")}
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("weight", 2.1), ("start", -0.1), ("yaw", 80.0)])
