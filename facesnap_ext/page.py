@@ -100,7 +100,7 @@ def person_controls(
                 ["", *identities], value="", label="Saved person, in place of photos", elem_id=ident("identity")
             )
             with gr.Row():
-                name = gr.Textbox("", label="Name to save these photos' person under", elem_id=ident("name"))
+                title = gr.Textbox("", label="Name to save these photos' person under", elem_id=ident("name"))
                 save = gr.Button("Save person", elem_id=ident("save"))
         with gr.Column():
             made["pose"] = gr.Radio(
@@ -168,7 +168,7 @@ def person_controls(
         )
     save.click(
         lambda *values: save_person(engine(), *values),
-        [made["references"], made["face"], name],
+        [made["references"], made["face"], title],
         [report, made["identity"]],
     )
     return [made[name] for name in UI_ORDER]

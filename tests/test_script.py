@@ -15,7 +15,8 @@ from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui
-from facesnap_ext.settings import UI_ORDER
+from facesnap_ext.infotext import to_infotext
+from facesnap_ext.settings import UI_ORDER, Unit, from_script_args
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "facesnap.py"
 HEAVY = ("insightface", "onnxruntime", "transformers", "diffusers", "cv2", "skimage", "scipy")
@@ -83,13 +84,42 @@ print(*sorted(loaded & set({HEAVY!r})))
 
 
 def test_the_page_hands_over_what_settings_read(host):
-    components = host.script.ui(is_img2img=False)
-    assert len(components) == len(UI_ORDER)
-    ids = [component.values.get("elem_id") for component in components]
-    assert ids == ["enable", "photo", "more_photos", "driving", "weight", "start", "end", "model"]
-    assert "random.safetensors" in components[-1].args[0]
+    for people in (1, 2, 4):
+        host.opts.facesnap_people = people
+        components = host.script.ui(is_img2img=False)
+        ids = [component.values.get("elem_id") for component in components]
+        wanted = [
+            name if number == 1 else f"{name}_{number}"
+            for number in range(1, people + 1)
+            for name in ("enable", *UI_ORDER[1:])
+        ]
+        assert ids == wanted
     assert host.script.show(is_img2img=True) == "always"
     host.script.ui(is_img2img=True)  # the API asks for it again
+
+
+def test_every_setting_is_pasted_back(host):
+    """What a picture's infotext says is what the page shows, but for photos."""
+    components = host.script.ui(is_img2img=False)
+    unit = Unit(
+        True,
+        weight=0.5,
+        pose="sliders",
+        yaw=20,
+        x=0.25,
+        y=0.4,
+        size=0.3,
+        blocks=(0.5,) * 10,
+        identity="Ada",
+        region="face",
+    )
+    text = {name: str(value) for name, value in to_infotext({2: unit}).items()}
+    pasted = {id(component): paste(text) for component, paste in host.script.infotext_fields}
+    values = [pasted.get(id(component)) for component in components]
+    values[0] = True  # the accordion's tick is the first person's, who is not in this picture
+    units = from_script_args(values)
+    assert units[2] == unit
+    assert units[1] == Unit(True)
 
 
 def test_rows_are_announced_through_one_callback(host):
