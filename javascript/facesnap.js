@@ -282,6 +282,14 @@ function facesnapAttach(root, options) {
         return shift && shown.pose.yaw !== undefined ? "turn" : "move";
     }
 
+    function takeBack() {
+        if (!drag) return;
+        state.values = {...state.values, ...drag.before};
+        state.change(drag.before, true);
+        drag = null;
+        redraw();
+    }
+
     const listeners = {
         pointerdown(event) {
             if (event.button || !shown) return;
@@ -312,9 +320,7 @@ function facesnapAttach(root, options) {
             if (drag && drag.changed) apply(drag.changed, true);
             drag = null;
         },
-        pointercancel() {
-            drag = null;
-        },
+        pointercancel: takeBack,  // the browser took the pointer away, to scroll for instance
         wheel(event) {
             if (!shown || document.activeElement !== canvas) return;  // else the page scrolls
             event.preventDefault();
@@ -323,10 +329,7 @@ function facesnapAttach(root, options) {
         keydown(event) {
             if (!shown || event.ctrlKey || event.metaKey || event.altKey) return;
             if (event.key === "Escape" && drag) {
-                state.values = {...state.values, ...drag.before};
-                state.change(drag.before, true);
-                drag = null;
-                redraw();
+                takeBack();
                 return;
             }
             const changed = facesnapKeyed(event.key, event.shiftKey, shown.pose);
