@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
@@ -13,7 +14,7 @@ from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.infotext import from_infotext
-from facesnap_ext.landmarks.poses import TEMPLATES
+from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import PASSES, POSES, RANGES, REGIONS, UI_ORDER, Unit
 from facesnap_ext.weights.places import ModelFiles, find_identities
@@ -117,6 +118,7 @@ def person_controls(
                 0, label="Which face of it (0: the largest)", precision=0, elem_id=ident("driving_face")
             )
             made["template"] = gr.Dropdown(list(TEMPLATES), value="front", label="Template", elem_id=ident("template"))
+            gr.HTML(f"<div class='facesnap-canvas' data-ids='{ident('{}')}'></div>", elem_id=ident("canvas"))
     with gr.Accordion("Pose sliders and place", open=False, elem_id=ident("sliders")):
         with gr.Row():
             for name in ("yaw", "pitch", "roll"):
@@ -130,6 +132,9 @@ def person_controls(
         with gr.Row():
             for name in ("x", "y", "size"):
                 slider(name, 0.01, value=PLACE[name])
+    # between browser and server: the output's size one way, the person's rig and points the other
+    size = gr.Textbox("512x512", show_label=False, elem_id=ident("canvas_size"), elem_classes="facesnap-hidden")
+    rig = gr.Textbox("", show_label=False, elem_id=ident("canvas_rig"), elem_classes="facesnap-hidden")
     preset = gr.Radio(list(PRESETS), value="faithful", label="Preset", elem_id=ident("preset"))
     with gr.Row():
         slider("weight", 0.05)
@@ -159,6 +164,11 @@ def person_controls(
             label="FaceSnap file (empty: the only one)",
             elem_id=ident("model"),
         )
+    posed = [made[name] for name in ("references", "face", "driving", "driving_face", "pose")]
+    for changed in (*posed, size):
+        changed.change(
+            lambda *values: preview(engine(), *values), [*posed, size], [rig], show_progress=False, queue=False
+        )
     for changed in (made["references"], made["face"]):
         changed.change(
             lambda *values: look(engine(), *values),
@@ -185,6 +195,21 @@ def look(engine: Engine, files: list[Any] | None, face: float | None) -> tuple[A
     return gr.update(value=[reference.picture() for reference in found.references], visible=True), "<br>".join(
         map(escape, found.lines())
     )
+
+
+def preview(
+    engine: Engine, files: list[Any] | None, face: Any, driving: Any, driving_face: Any, pose: str, size: str
+) -> str:
+    """JSON for the page's canvas: `rig`, and `points` as parts of the output's width and height; or `error`."""
+    try:
+        reference = next(iter(references(files)), None)
+        other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
+        width, height = map(int, size.split("x"))
+        rig, points = engine.preview(reference, other, (width, height), int(face or 0), int(driving_face or 0))
+    except FaceSnapError as error:
+        return json.dumps({"error": str(error)})
+    parts = None if points is None else (points.points / (points.width, points.height)).tolist()
+    return json.dumps({"rig": for_browser(rig), "points": parts})
 
 
 def save_person(engine: Engine, files: list[Any] | None, face: float | None, name: str) -> tuple[str, Any]:
