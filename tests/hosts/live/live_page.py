@@ -34,7 +34,7 @@ class Page:
 
     def open_accordion(self) -> None:
         """Which also enables FaceSnap."""
-        self._page.locator(f"{FACESNAP}enable .label-wrap .icon").click()
+        self._page.locator(f"{FACESNAP}enable .label-wrap .icon").first.click()
         self._page.wait_for_timeout(SECOND)  # the accordion moves
         assert self._page.locator(f"{FACESNAP}enable-visible-checkbox").is_checked()
 
