@@ -59,6 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--json", action="store_true", help="print what was done as JSON")
     prepare.set_defaults(run=run_prepare)
 
+    identity = commands.add_parser("identity", help="look at photos of one person, and save them as features")
+    identity.add_argument("photo", type=Path, nargs="+", help="reference photos of one person")
+    identity.add_argument("--models", type=Path, required=True, help="the folder with the model files")
+    identity.add_argument(
+        "--out", metavar="NAME", help="save the person: a name, or a .safetensors file (default: only look)"
+    )
+    identity.add_argument("--face", type=int, default=0, help="which face of the photo, by size (default: the largest)")
+    identity.add_argument("--overwrite", action="store_true", help="replace an identity of the same name")
+    identity.add_argument("--json", action="store_true", help="print the report as JSON")
+    identity.set_defaults(run=run_identity)
+
     train = commands.add_parser("train", help="train Mixer and FFRNet on pictures of many people")
     train.add_argument("config", type=Path, help="a YAML file; facesnap_ext/training/config.py lists its fields")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the run's folder")
@@ -183,6 +194,38 @@ def run_prepare(options: argparse.Namespace) -> None:
         progress=lambda message: print(message, file=sys.stderr),
     )
     _print(result, options.json)
+
+
+def run_identity(options: argparse.Namespace) -> None:
+    from facesnap_ext import photos
+    from facesnap_ext.engine import Engine
+    from facesnap_ext.weights.places import find_models
+
+    engine = Engine(lambda: find_models(options.models))
+    references = [photos.from_path(path) for path in options.photo]
+    report = engine.examine(references, options.face)
+    result = {**report.to_json(), "written": None}
+    if not options.json:
+        print("\n".join(report.lines()))
+    if options.out:
+        out = Path(options.out)
+        file = None  # a bare name goes into the model folder
+        if out.suffix == ".safetensors" or len(out.parts) > 1:
+            file = out.with_name(f"{out.name.removesuffix('.safetensors')}.safetensors")
+        result["written"] = str(
+            engine.save_identity(
+                references,
+                file.stem if file else options.out,
+                file,
+                which=options.face,
+                overwrite=options.overwrite,
+                progress=lambda message: print(message, file=sys.stderr),
+            )
+        )
+    if options.json:
+        _print(result, as_json=True)
+    elif options.out:
+        print(result["written"])
 
 
 def run_train(options: argparse.Namespace) -> None:

@@ -94,7 +94,7 @@ def load_image_encoder(
         FaceSnapError: the file is missing, damaged, or no CLIP image encoder.
     """
     path = Path(path).expanduser()
-    file = _weight_file(path) if path.is_dir() else path
+    file = weight_file(path)
     shapes = read_index(file).shapes
     names = _names(shapes)
     if not names:
@@ -119,10 +119,13 @@ def load_image_encoder(
     return encoder.to(device).eval().requires_grad_(False)
 
 
-def _weight_file(folder: Path) -> Path:
-    files = [folder / "model.safetensors", folder / "pytorch_model.bin"]
+def weight_file(path: Path) -> Path:
+    """The file with the tensors: itself, or what lies in a transformers folder."""
+    if not path.is_dir():
+        return path
+    files = [path / "model.safetensors", path / "pytorch_model.bin"]
     if not (found := [file for file in files if file.is_file()]):
-        raise FaceSnapError(f"There is no model.safetensors in {folder}: put the CLIP image encoder there.")
+        raise FaceSnapError(f"There is no model.safetensors in {path}: put the CLIP image encoder there.")
     return found[0]
 
 

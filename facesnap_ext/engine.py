@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from facesnap_ext import faces
-from facesnap_ext.clip import load_image_encoder
+from facesnap_ext.clip import load_image_encoder, weight_file
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import Face, NoFaceError
+from facesnap_ext.files import sha256
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.landmarks.points72 import Landmarks, place
-from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
+from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
+from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
+from facesnap_ext.likeness import face_at, likeness
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings import Settings
-from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.references import ReferenceReport, examine, padded_note
+from facesnap_ext.regions import region_of
+from facesnap_ext.settings import Unit
+from facesnap_ext.weights import facesnap_file, identity_file
+from facesnap_ext.weights.identity_file import Identity
+from facesnap_ext.weights.places import ModelFiles, choose_identity, identity_folder
+from facesnap_ext.weights.tensors import fingerprint
 
 T = TypeVar("T")
-REMEMBERED = 32  # results of each kind; tokens and points are small
+REMEMBERED = 128  # results of all kinds; the largest, CLIP's tokens, take 1.3 MB
 
 
 @dataclass(frozen=True)
@@ -35,9 +43,10 @@ class Prepared:
 
     guidance: Guidance
     references: tuple[Face, ...]
-    driving: Face  # whose pose it is: of the driving photo, the init picture or the first reference
+    driving: Face | None  # whose pose it is: in the driving photo, the init picture or the first reference, or nobody's
     in_init_picture: bool  # the landmarks are in pixels of the init picture, for the host to crop as it crops that
     notes: tuple[str, ...]  # what was done otherwise than asked, in sentences
+    embeddings: Tensor | None = None  # ArcFace's [R, E] of all references, those of a saved identity last
 
 
 class Engine:
@@ -48,91 +57,149 @@ class Engine:
         self._find_models = find_models
         self._loaded: dict[str, tuple[Hashable, Any]] = {}  # one model of each part
         self._remembered: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = RLock()  # jobs and the page's own requests come in threads of their own
 
     def prepare(
         self,
-        settings: Settings,
+        unit: Unit,
         width: int,
         height: int,
         init_picture: Photo | None = None,
         progress: Callable[[str], None] = lambda message: None,
+        files_kept: int = 1,
     ) -> Prepared:
-        """Prepare one job.
+        """Prepare one person of a job.
 
         Args:
             width, height: of the output picture in pixels; the landmarks are placed in it.
             init_picture: what img2img starts from; the default driving photo, if it has a face.
             progress: told what is being done, in a few words.
+            files_kept: FaceSnap files that stay loaded, this one and those last used before it; a job whose people
+                have different files wants as many as these are.
 
         Raises:
             FaceSnapError: a photo or a model file is missing or unfit.
         """
-        if not settings.references:
+        if not unit.references and not unit.identity:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
-        files = self._find_models()
-        convert_originals(files, progress)
-        facesnap = files.choose_facesnap(settings.model)
+        pose = pose_of(unit, width, height) if unit.pose in ("template", "sliders") else None
+        files = self.files(progress)
+        facesnap = files.choose_facesnap(unit.model)
 
         progress("looking for the face")
-        references = tuple(self.face(files, photo, settings.face) for photo in settings.references)
-        notes = [
-            f"The face in {face.photo.name} fills the picture; it was found with a border added."
-            for face in references
-            if face.padded
-        ]
-        driving, in_init_picture = references[0], False
-        if settings.driving is not None:
-            driving = self.face(files, settings.driving)
-        elif init_picture is not None:
+        references = tuple(self.face(files, photo, unit.face) for photo in unit.references)
+        notes = [padded_note(face) for face in references if face.padded]
+        saved = self.identity(files, unit.identity, progress) if unit.identity else None
+        driving, in_init_picture = references[0] if references else None, False
+        if pose is not None:
+            driving = None
+        elif unit.pose == "photo" and unit.driving is not None:
+            driving = self.face(files, unit.driving, unit.driving_face)
+        elif unit.pose == "photo" and init_picture is not None:
             try:
-                driving, in_init_picture = self.face(files, init_picture), True
+                driving, in_init_picture = self.face(files, init_picture, unit.driving_face), True
             except NoFaceError:
-                notes.append("The init picture has no face; the pose is the reference's own.")
+                if references:
+                    notes.append("The init picture has no face; the pose is the reference's own.")
+        if driving is None and pose is None:
+            raise FaceSnapError(
+                f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or "
+                "choose a template or the sliders."
+            )
 
         progress("loading the FaceSnap file")
-        weights = self._load("facesnap", facesnap, facesnap_file.load)
+        weights = self._weights(facesnap, files_kept)
         progress("encoding the face")
-        tokens = self.tokens(files, weights, facesnap, references, settings.average)
+        tokens = self.tokens(files, weights, facesnap, references, unit.average, saved)
         progress("predicting landmarks")
-        landmarks = self.landmarks(files, references[0], driving)
-        if not in_init_picture:
-            landmarks = place(landmarks, width, height, driving.box)
+        shape = self.source_shape(files, references, saved)
+        if pose is not None:
+            landmarks = pose_landmarks(self.rig(files, shape), pose, width, height)
+        else:
+            landmarks = self.landmarks(files, shape, driving)
+            if not in_init_picture:
+                landmarks = place(landmarks, width, height, driving.box)
+            landmarks = moved(landmarks, unit.x, unit.y, unit.size)
         guidance = Guidance(
             ffrnet=weights.ffrnet,
             tokens=tokens,
             landmarks=landmarks,
-            weight=settings.weight,
-            start=settings.start,
-            end=settings.end,
-            cond_only=settings.cond_only,
+            weight=unit.weight,
+            start=unit.start,
+            end=unit.end,
+            cond_only=unit.cond_only,
             text_free=weights.info.text_free,
             name=weights.name,
+            blocks=unit.blocks,
+            hires=unit.hires,
+            region=region_of(unit, landmarks),
         )
-        return Prepared(guidance, references, driving, in_init_picture, tuple(notes))
+        embeddings = _embeddings(references, saved)
+        return Prepared(guidance, references, driving, in_init_picture, tuple(notes), embeddings)
+
+    def files(self, progress: Callable[[str], None] = lambda message: None) -> ModelFiles:
+        """The model files that are there; DECA's and FLAME's own are converted first, once."""
+        files = self._find_models()
+        with self._lock:
+            convert_originals(files, progress)
+        return files
 
     def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
         """A face of a photo, by size from the largest."""
+        return faces.choose(self.faces(files, photo), which)
+
+    def faces(self, files: ModelFiles, photo: Photo) -> list[Face]:
+        """All faces of a photo, by size from the largest.
+
+        Raises:
+            NoFaceError: there is none.
+        """
         folder = files.require("face_pack")
 
-        def find() -> Face:
-            found = faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo)
-            return replace(faces.choose(found, which), photo=None)  # pixels are large: they stay with the job
+        def find() -> list[Face]:
+            try:
+                found = faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo)
+            except NoFaceError:
+                found = []
+            return [replace(face, photo=None) for face in found]  # pixels are large: they stay with the job
 
-        return replace(self._remember(("face", _signature(folder), photo.digest, which), find), photo=photo)
+        found = self._remember(("faces", _signature(folder), photo.digest), find)
+        if not found:
+            raise faces.no_face_in(photo)
+        return [replace(face, photo=photo) for face in found]
+
+    def examine(self, photos: Sequence[Photo], which: int = 0) -> ReferenceReport:
+        """What there is to know of reference photos before a job; `which` is `Unit.face`.
+
+        Raises:
+            FaceSnapError: there is no face pack. A photo without a face is a warning in the report.
+        """
+        files = self._find_models()
+
+        def found(photo: Photo) -> list[Face]:
+            try:
+                return self.faces(files, photo)
+            except NoFaceError:
+                return []
+
+        return examine([(photo, found(photo)) for photo in photos], which)
 
     def tokens(
         self,
         files: ModelFiles,
         weights: facesnap_file.FaceSnapWeights,
         facesnap: Path,
-        references: tuple[Face, ...],
+        references: Sequence[Face],
         average: bool,
+        saved: Identity | None = None,
     ) -> Tensor:
-        """Identity tokens [1, queries, dim] of one person's faces."""
+        """Identity tokens [1, queries, dim] of one person's faces, and of what was saved of the same person."""
 
         def mix() -> Tensor:
-            embeddings = torch.stack([torch.from_numpy(face.embedding) for face in references])[None]
-            clip_tokens = torch.stack([self.clip_tokens(files, face) for face in references])[None]
+            embeddings = _embeddings(references, saved)[None]
+            clip_tokens = torch.stack(
+                [self.clip_tokens(files, face) for face in references] + ([] if saved is None else [*saved.clip_tokens])
+            )[None]
             if average:
                 embeddings, clip_tokens = average_references(embeddings, clip_tokens)
             check_features(embeddings, clip_tokens, weights)
@@ -140,8 +207,8 @@ class Engine:
                 return weights.mixer.float()(embeddings, clip_tokens)
 
         people = tuple((face.photo.digest, *face.box) for face in references)
-        sources = tuple(map(_signature, (facesnap, files.require("face_pack"), files.require("clip"))))
-        return self._remember(("tokens", sources, people, average), mix)
+        needed = [facesnap, files.require("face_pack"), files.require("clip")] if references else [facesnap]
+        return self._remember(("tokens", tuple(map(_signature, needed)), people, saved, average), mix)
 
     def clip_tokens(self, files: ModelFiles, face: Face) -> Tensor:
         """CLIP tokens [T, width] of a face's crop. The encoder is large and rarely wanted: it is not kept."""
@@ -149,41 +216,201 @@ class Engine:
         key = ("clip", _signature(path), _signature(files.require("face_pack")), face.photo.digest, *face.box)
         return self._remember(key, lambda: load_image_encoder(path)([face.crop])[0])
 
-    def landmarks(self, files: ModelFiles, source: Face, driving: Face) -> Landmarks:
-        """The source's 72 points in the pose and expression of the driving face, in the driving photo's pixels."""
-        deca, flame = files.require("deca"), files.require("flame")
+    def codes(self, files: ModelFiles, face: Face) -> FaceCodes:
+        """What DECA sees in a face."""
+        key = ("codes", _signature(files.require("deca")), face.photo.digest, *face.box)
+        return self._remember(key, lambda: self.predictor(files).encode(face.photo.pixels, face.box))
+
+    def landmarks(self, files: ModelFiles, shape: Tensor, driving: Face) -> Landmarks:
+        """The 72 points of a face of this shape, [S] from `codes`, in the pose and expression of the driving face, in
+        the driving photo's pixels."""
 
         def predict() -> Landmarks:
             predictor = self.predictor(files)
-            return predictor.predict(
-                predictor.encode(source.photo.pixels, source.box), predictor.encode(driving.photo.pixels, driving.box)
-            )
+            return predictor.predict(predictor.neutral(shape), self.codes(files, driving))
 
-        key = ("landmarks", _signature(deca), _signature(flame))
-        key += tuple((face.photo.digest, *face.box) for face in (source, driving))
+        networks = (_signature(files.require("deca")), _signature(files.require("flame")))
+        key = ("landmarks", *networks, shape.numpy().tobytes(), driving.photo.digest, *driving.box)
         return self._remember(key, predict)
+
+    def source_shape(self, files: ModelFiles, references: Sequence[Face], saved: Identity | None) -> Tensor:
+        """The shape code [S] that landmarks are predicted of: of the first photo, else of the saved identity."""
+        if references:
+            return self.codes(files, references[0]).shape
+        if saved is None or saved.shapes is None:
+            raise FaceSnapError(
+                "The identity was saved without the shape of the face, because DECA or FLAME was missing; save it anew "
+                "from photos and with both."
+            )
+        shape, deca = saved.shapes[0], files.require("deca")
+        if len(shape) != (wanted := self.predictor(files).deca.code_sizes["shape"]):
+            raise FaceSnapError(
+                f"The face's shape in the saved identity has {len(shape)} numbers where {deca.name} gives {wanted}; "
+                "save the identity anew from photos."
+            )
+        return shape
+
+    def likeness(self, picture: Photo, embeddings: Tensor, landmarks: Landmarks | None) -> float | None:
+        """`likeness.likeness` of the face in a finished picture that is nearest to the landmarks; None without a face.
+
+        Args:
+            embeddings: `Prepared.embeddings`. landmarks: for this picture, of any size.
+        """
+        try:
+            found = self.faces(self._find_models(), picture)
+        except NoFaceError:
+            return None
+        return likeness(face_at(found, landmarks), embeddings)
+
+    def identity(
+        self, files: ModelFiles, name: str, progress: Callable[[str], None] = lambda message: None
+    ) -> Identity:
+        """A saved person.
+
+        Raises:
+            FaceSnapError: there is none of this name, the file is unfit, or the features are of other networks than
+                those that are here. A network that is not here is not compared: its features are all that is needed.
+        """
+        path = choose_identity(files.folder, name)
+        saved = self._remember(("identity", _signature(path)), lambda: identity_file.load(path))
+        progress("comparing the networks of the saved identity")
+        for part, theirs in saved.networks.items():
+            if getattr(files, part) is not None and self.network(files, part) != theirs:
+                what = identity_file.NETWORKS[part]
+                raise FaceSnapError(
+                    f"The identity {name} was saved with another {what} than {getattr(files, part)}, which would make "
+                    f"it somebody else; use that {what} again, or save the identity anew from photos."
+                )
+        return saved
+
+    def save_identity(
+        self,
+        photos: Sequence[Photo],
+        name: str,
+        path: Path | None = None,
+        *,
+        which: int = 0,
+        overwrite: bool = False,
+        progress: Callable[[str], None] = lambda message: None,
+    ) -> Path:
+        """Save a person, to be used without photos.
+
+        Args:
+            photos: of one person. which: the face of each, by size from the largest.
+            name: given by the user. path: of the file; by default that name in the model folder's `identities`.
+
+        Raises:
+            FaceSnapError: a photo or a model file is missing or unfit, or the file is there and not to be overwritten.
+        """
+        if not photos:
+            raise FaceSnapError("There is no photo to save an identity from; add one.")
+        files = self._find_models()
+        path = path or identity_folder(files.folder) / f"{identity_file.safe_name(name)}.safetensors"
+        identity_file.check_place(path, overwrite)
+        convert_originals(files, progress)
+        progress("looking for the face")
+        references = [self.face(files, photo, which) for photo in photos]
+        progress("encoding the face")
+        shaped = files.deca is not None and files.flame is not None
+        identity = Identity(
+            name=name,
+            embeddings=_embeddings(references),
+            clip_tokens=torch.stack([self.clip_tokens(files, face) for face in references]),
+            shapes=torch.stack([self.codes(files, face).shape for face in references]) if shaped else None,
+            photos=tuple(face.photo.digest[:10] for face in references),
+            networks={part: self.network(files, part) for part in identity_file.NETWORKS if part != "deca" or shaped},
+        )
+        identity_file.save(path, identity, overwrite)
+        return path
+
+    def network(self, files: ModelFiles, part: str) -> str:
+        """The content hash of a network that makes features, by its name in `identity_file.NETWORKS`."""
+        path = files.require(part)
+        if part == "face_pack":
+            path = Path(self._load("face_pack", path, faces.load_pack).recognition.model_file)
+        elif part == "clip":
+            path = weight_file(path)
+        compute = sha256 if path.suffix == ".onnx" else fingerprint
+        return self._load(f"hash of {part}", path, compute)
+
+    def rig(self, files: ModelFiles, shape: Tensor | None) -> Rig:
+        """What templates and sliders pose: a face of this shape, [S] from `codes`, or with None FLAME's mean face."""
+        networks = (_signature(files.require("deca")), _signature(files.require("flame")))
+        key = ("rig", *networks, None if shape is None else shape.numpy().tobytes())
+        return self._remember(key, lambda: make_rig(self.predictor(files).flame, shape))
+
+    def preview(
+        self,
+        reference: Photo | None = None,
+        driving: Photo | None = None,
+        size: tuple[int, int] | None = None,
+        face: int = 0,
+        driving_face: int = 0,
+    ) -> tuple[Rig, Landmarks | None]:
+        """What a job will pose, before it runs.
+
+        Args:
+            reference: whose face; None: FLAME's mean face, and for the landmarks that of the driving photo.
+            driving: whose pose and expression; None: the reference's own.
+            size: width and height of the output picture that the landmarks are placed in; None leaves them in the
+                driving photo's pixels, as where an init picture drives.
+            face, driving_face: which face of either photo.
+
+        Returns:
+            The rig for templates and sliders, and the landmarks for poses "photo" and "own"; None without a photo.
+
+        Raises:
+            FaceSnapError: a photo or a model file is missing or unfit.
+        """
+        files = self.files()
+        source = None if reference is None else self.face(files, reference, face)
+        drives = source if driving is None else self.face(files, driving, driving_face)
+        rig = self.rig(files, None if source is None else self.codes(files, source).shape)
+        if drives is None:
+            return rig, None
+        landmarks = self.landmarks(files, self.codes(files, source or drives).shape, drives)
+        return rig, landmarks if size is None else place(landmarks, *size, drives.box)
 
     def predictor(self, files: ModelFiles) -> LandmarkPredictor:
         """DECA and FLAME."""
         paths = (files.require("deca"), files.require("flame"))
         return self._load("predictor", paths, lambda both: load_predictor(*both))
 
+    def _weights(self, path: Path, kept: int) -> facesnap_file.FaceSnapWeights:
+        """A FaceSnap file; those least recently used go before it comes."""
+        part = f"facesnap {path}"
+        with self._lock:
+            others = [name for name in self._loaded if name.startswith("facesnap ") and name != part]
+            for name in others[: max(0, len(others) + 1 - kept)]:
+                del self._loaded[name]
+            weights = self._load(part, path, facesnap_file.load)
+            self._loaded[part] = self._loaded.pop(part)  # the last of the dictionary is the latest used
+            return weights
+
     def _load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
         """The model of a part; loaded anew when its file is another one or has changed."""
         paths = source if isinstance(source, tuple) else (source,)
         signature = tuple(map(_signature, paths))
-        if self._loaded.get(part, (None,))[0] != signature:
-            self._loaded.pop(part, None)  # the old one goes before the new one comes
-            self._loaded[part] = (signature, load(source))
-        return self._loaded[part][1]
+        with self._lock:
+            if self._loaded.get(part, (None,))[0] != signature:
+                self._loaded.pop(part, None)  # the old one goes before the new one comes
+                self._loaded[part] = (signature, load(source))
+            return self._loaded[part][1]
 
     def _remember(self, key: Hashable, compute: Callable[[], T]) -> T:
-        if key not in self._remembered:
-            self._remembered[key] = compute()
-            while len(self._remembered) > REMEMBERED:
-                self._remembered.popitem(last=False)
-        self._remembered.move_to_end(key)
-        return self._remembered[key]
+        with self._lock:
+            if key not in self._remembered:
+                self._remembered[key] = compute()
+                while len(self._remembered) > REMEMBERED:
+                    self._remembered.popitem(last=False)
+            self._remembered.move_to_end(key)
+            return self._remembered[key]
+
+
+def _embeddings(references: Sequence[Face], saved: Identity | None = None) -> Tensor:
+    """ArcFace's [R, E] of faces, then of what was saved."""
+    found = [torch.from_numpy(face.embedding) for face in references]
+    return torch.stack(found + ([] if saved is None else [*saved.embeddings]))
 
 
 def check_features(embeddings: Tensor, clip_tokens: Tensor, weights: facesnap_file.FaceSnapWeights) -> None:

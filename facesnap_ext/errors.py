@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FaceSnapError(Exception):
     """What went wrong, with which file or photo, and what to do, in one sentence for the user."""
+
+
+@contextmanager
+def naming(person: str) -> Iterator[None]:
+    """Put a person's title, such as "Person 2: ", before the errors inside the `with` block; it may be empty."""
+    try:
+        yield
+    except FaceSnapError as error:
+        if not person:
+            raise
+        raise FaceSnapError(f"{person}{error}") from error

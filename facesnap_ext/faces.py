@@ -132,13 +132,18 @@ def find_faces(pack: FacePack, photo: Photo) -> list[Face]:
                 found, padded, size = again, True, smaller
                 break
     if not found:
-        raise NoFaceError(
-            f"No face was found in {photo.name}: take one in which the face is larger, lit and seen from the front."
-        )
+        raise no_face_in(photo)
     return [
         Face(photo, box, keypoints, _embedding(pack, bgr, keypoints), score, padded, size)
         for box, keypoints, score in found
     ]
+
+
+def no_face_in(photo: Photo) -> NoFaceError:
+    """The error for a photo without a face."""
+    return NoFaceError(
+        f"No face was found in {photo.name}: take one in which the face is larger, lit and seen from the front."
+    )
 
 
 def choose(faces: Sequence[Face], which: int | None = None) -> Face:

@@ -1,4 +1,8 @@
-"""What one picture is guided by, and the residuals that FFRNet makes of it for each call of a UNet."""
+"""What one picture is guided by, and the residuals that FFRNet makes of it for each call of a UNet.
+
+Several people in one picture share it out by their regions, see `regions.shares`: in each place and on each residual
+they add up to one person at most, so that no part of the UNet gets more than it was trained with.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.landmarks.points72 import Landmarks, draw
+from facesnap_ext.regions import Region, shares
 
 
 @dataclass(frozen=True)
@@ -25,15 +31,86 @@ class Guidance:
     cond_only: bool = False  # leave the unconditional rows alone
     text_free: bool = True  # False: the weights were trained with text and get the rows' own `y`
     name: str = "FaceSnap"  # of the weight file, for messages
+    blocks: tuple[float, ...] = ()  # of each residual, from the shallowest skip to the middle; none: all 1
+    hires: str = "both"  # the passes in which it acts: "first", "second" (hires fix) or "both"
+    region: Region | None = None  # where it acts in the output picture; None: everywhere
+
+    def __post_init__(self) -> None:
+        residuals = len(self.ffrnet.config.skip_widths) + 1
+        if len(self.blocks) not in (0, residuals):
+            raise FaceSnapError(
+                f"{self.name} gives {residuals} residuals and there are {len(self.blocks)} block weights; "
+                f"give {residuals} or none."
+            )
 
     def acts_at(self, progress: float) -> bool:
         """Whether it acts at this fraction of sampling, `start <= progress < end`; an end of 1 has no end, since
         samplers with several UNet calls a step run past their own count."""
         return self.start <= progress and (progress < self.end or self.end >= 1)
 
+    def acts_in(self, second_pass: bool) -> bool:
+        """Whether it acts in this pass: hires fix's second one, or the only or first one."""
+        return self.hires in ("both", "second" if second_pass else "first")
+
 
 class Residuals:
-    """FFRNet's residuals during one sampling pass.
+    """The residuals of all people of a picture during one sampling pass, blended."""
+
+    def __init__(self, guidances: Sequence[Guidance]):
+        self.guidances = tuple(guidances)
+        self._people = [_OnePerson(guidance) for guidance in self.guidances]
+        self._shares: dict[tuple[tuple[int, ...], int, int], Tensor] = {}  # by who acts and a residual's size
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
+        """Move every FFRNet."""
+        for network in networks(self.guidances):
+            network.to(device, dtype)
+
+    def rows(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        is_cond: Sequence[bool],
+        y: Tensor | None = None,
+        acting: Sequence[bool] | None = None,
+    ) -> list[Tensor] | None:
+        """Weighted and blended residuals for the rows of one UNet call.
+
+        The picture is shared out among those who act at the time: who has ended, or not begun, leaves their place to
+        the others. Which side a row is of changes no share: a `cond_only` person is absent from unconditional rows
+        and nobody else takes their place there, so that classifier-free guidance pushes towards them alone.
+
+        Args:
+            x: scaled latents [R, C, h, w]. timesteps: discrete [R].
+            is_cond: for each row, whether it is of the conditional side.
+            y: the rows' pooled text and sizes [R, adm_dim]; used by weights trained with text only.
+            acting: for each guidance, whether it acts now; by default all do.
+
+        Returns:
+            From shallow to deep, the middle's last. Each is [R, …], or [1, …] where one image fills all rows. None if
+            nobody acts.
+        """
+        who = tuple(i for i in range(len(self._people)) if acting is None or acting[i])
+        if not who:
+            return None
+        each = [self._people[i].rows(x, timesteps, is_cond, y) for i in who]
+        if len(who) == 1 and self.guidances[who[0]].region is None:
+            return each[0]
+        return [self._blend(who, parts) for parts in zip(*each)]
+
+    def _blend(self, who: tuple[int, ...], parts: Sequence[Tensor]) -> Tensor:
+        """Sum of one residual of each person [R or 1, C, h, w], times their shares."""
+        height, width = parts[0].shape[2:]
+        key = (who, height, width)
+        if key not in self._shares:
+            regions = [self.guidances[i].region for i in who]
+            masks = shares([None if region is None else region.mask(width, height) for region in regions])
+            self._shares[key] = torch.from_numpy(masks)[:, None, None].to(parts[0])  # [people, 1, 1, h, w]
+        return sum(part * share for part, share in zip(parts, self._shares[key]))
+
+
+class _OnePerson:
+    """FFRNet's residuals of one person.
 
     Without text, the residuals of a row depend on nothing but its latent and timestep, so all rows of an image share
     one run, in whichever order, grouping or number of calls a host sends them: FFRNet runs on the distinct rows alone,
@@ -48,16 +125,7 @@ class Residuals:
 
     @torch.no_grad()
     def rows(self, x: Tensor, timesteps: Tensor, is_cond: Sequence[bool], y: Tensor | None = None) -> list[Tensor]:
-        """Weighted residuals for the rows of one UNet call.
-
-        Args:
-            x: scaled latents [R, C, h, w]. timesteps: discrete [R].
-            is_cond: for each row, whether it is of the conditional side.
-            y: the rows' pooled text and sizes [R, adm_dim]; used by weights trained with text only.
-
-        Returns:
-            From shallow to deep, the middle's last. Each is [R, …], or [1, …] where one image fills all rows.
-        """
+        """Weighted residuals; see `Residuals.rows`."""
         x = x[:, : self.guidance.ffrnet.config.in_channels]
         if self.guidance.text_free:
             y = None
@@ -85,7 +153,8 @@ class Residuals:
         with torch.autocast(x.device.type, enabled=False):
             tokens = self.guidance.tokens.to(x.device)
             residuals = self.guidance.ffrnet(x, timesteps, tokens, self._landmark_features(x), y)
-        return [residual * self.guidance.weight for residual in residuals]
+        weights = [self.guidance.weight * block for block in self.guidance.blocks or [1.0] * len(residuals)]
+        return [residual * weight for residual, weight in zip(residuals, weights)]
 
     def _landmark_features(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
@@ -94,6 +163,11 @@ class Residuals:
             picture = landmark_picture(self.guidance.landmarks, scale * size[1], scale * size[0])
             self._features[size] = self.guidance.ffrnet.embed_landmarks(picture.to(x.device))
         return self._features[size]
+
+
+def networks(guidances: Sequence[Guidance]) -> list[FFRNet]:
+    """The FFRNets of several people, each once: those of one weight file have one in common."""
+    return list({id(guidance.ffrnet): guidance.ffrnet for guidance in guidances}.values())
 
 
 def landmark_picture(landmarks: Landmarks | None, width: int, height: int) -> Tensor:

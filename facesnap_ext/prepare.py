@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.faces import Face
 from facesnap_ext.landmarks.points72 import Landmarks, draw
-from facesnap_ext.settings import Settings
+from facesnap_ext.references import framed
+from facesnap_ext.settings import Unit
 from facesnap_ext.weights.places import find_models
 
 
@@ -46,7 +47,7 @@ def prepare(
     """
     from safetensors.torch import save_file
 
-    settings = Settings(
+    unit = Unit(
         enabled=True,
         references=tuple(map(photos.from_path, references)),
         driving=photos.from_path(driving) if driving else None,
@@ -54,7 +55,7 @@ def prepare(
         average=average,
         model=model,
     )
-    prepared = Engine(lambda: find_models(models)).prepare(settings, width, height, progress=progress)
+    prepared = Engine(lambda: find_models(models)).prepare(unit, width, height, progress=progress)
     guidance = prepared.guidance
 
     out.mkdir(parents=True, exist_ok=True)
@@ -65,10 +66,10 @@ def prepare(
     Image.fromarray(draw(landmarks, width, height)).save(out / "landmarks.png")
     written = ["tokens.safetensors", "landmarks.json", "landmarks.png"]
     for i, face in enumerate(prepared.references, 1):
-        framed(face).save(out / f"reference-{i}.png")
+        framed(face.photo, [face]).save(out / f"reference-{i}.png")
         written.append(f"reference-{i}.png")
-    if settings.driving is not None:
-        framed(prepared.driving).save(out / "driving.png")
+    if unit.driving is not None:
+        framed(prepared.driving.photo, [prepared.driving]).save(out / "driving.png")
         written.append("driving.png")
     return {
         "faces": [_describe(face) for face in prepared.references],
@@ -78,17 +79,6 @@ def prepare(
         "notes": list(prepared.notes),
         "written": [str(out / name) for name in written],
     }
-
-
-def framed(face: Face) -> Image.Image:
-    """The photo with the face's box and five points."""
-    picture = Image.fromarray(face.photo.pixels)
-    canvas = ImageDraw.Draw(picture)
-    line = max(2, round(max(picture.size) / 256))
-    canvas.rectangle(tuple(map(float, face.box)), outline=(255, 176, 0), width=line)
-    for x, y in face.keypoints:
-        canvas.ellipse((x - line, y - line, x + line, y + line), fill=(255, 176, 0))
-    return picture
 
 
 def overlay(face: Face, landmarks: Landmarks) -> Image.Image:

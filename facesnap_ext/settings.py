@@ -1,90 +1,167 @@
-"""Everything that a user can set, as one dataclass; to it from the page and the API, from it to infotext."""
+"""Everything that a user can set: for each person in the picture a unit, and what is the picture's own; to it from the
+page and the API."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from typing import Any
 
 from facesnap_ext import photos
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, naming
 from facesnap_ext.photos import Photo
+
+POSES = ("photo", "template", "sliders", "own")
+PASSES = ("both", "first", "second")
+REGIONS = ("everywhere", "face", "drawn")
+CHOICES = {"pose": POSES, "hires": PASSES, "region": REGIONS}
+RANGES = {  # lowest and highest
+    "weight": (0, 2),
+    "start": (0, 1),
+    "end": (0, 1),
+    "yaw": (-75, 75),
+    "pitch": (-45, 45),
+    "roll": (-45, 45),
+    "mouth": (0, 1),
+    "brows": (-1, 1),
+    "eyes": (-1, 1),
+    "x": (-0.5, 1.5),
+    "y": (-0.5, 1.5),
+    "size": (0.02, 3),
+    "grow": (1, 4),
+}
+BLOCKS = 10  # residuals of SDXL's UNet, from the shallowest skip to the middle
 
 
 @dataclass(frozen=True)
-class Settings:
-    """One job's settings. The field names are the API's names."""
+class Unit:
+    """One person in the picture. The field names are the API's and the infotext's."""
 
     enabled: bool = False
+
     references: tuple[Photo, ...] = ()  # photos of one person
     face: int = 0  # which face of each reference, by size from the largest
-    driving: Photo | None = None  # whose pose and expression; None: the init picture's, or the reference's own
-    weight: float = 1.0  # 0…2
-    start: float = 0.0  # fraction of sampling, 0…1
-    end: float = 1.0
     average: bool = False  # several references averaged in place of mixed together
-    cond_only: bool = False  # leave the unconditional side alone
+    identity: str = ""  # name of a saved identity, in place of photos
     model: str = ""  # name of the FaceSnap file; empty: the only one there is
 
+    pose: str = "photo"  # of `driving`, else of the init picture, else the reference's own; or as `POSES` says
+    driving: Photo | None = None  # whose pose and expression
+    driving_face: int = 0  # which face of it, by size from the largest
+    template: str = "front"  # see `poses.TEMPLATES`
+    yaw: float = 0.0  # degrees, positive: the nose goes to the picture's right
+    pitch: float = 0.0  # degrees, positive: the nose goes down
+    roll: float = 0.0  # degrees, positive: the head falls to the picture's right
+    mouth: float = 0.0  # 0 closed … 1 open
+    brows: float = 0.0  # -1 down … 1 up
+    eyes: float = 0.0  # -1 closed … 1 wide
+    x: float | None = None  # middle of the face, of the picture's width; None: where the pose comes from
+    y: float | None = None  # of its height
+    size: float | None = None  # of the face from brows to chin, of the picture's height
+
+    weight: float = 1.0
+    start: float = 0.0  # fraction of sampling
+    end: float = 1.0
+    cond_only: bool = False  # leave the unconditional side alone
+    hires: str = "both"  # the passes in which it acts
+    blocks: tuple[float, ...] = ()  # weights of the `BLOCKS` residuals, times `weight`; none: all 1
+
+    region: str = "everywhere"  # or around the predicted face, or where `mask` is white
+    mask: Photo | None = None
+    grow: float = 1.8  # of the face's box, where the region is the face
+
     def __post_init__(self) -> None:
-        for name, low, high in (("weight", 0, 2), ("start", 0, 1), ("end", 0, 1)):
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not low <= value <= high:
+            if value is None and name in ("x", "y", "size"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise FaceSnapError(f"FaceSnap's {name} is {value!r}; give a number from {low} to {high}.")
-        if not isinstance(self.face, int) or self.face < 0:
-            raise FaceSnapError(f"FaceSnap's face is {self.face!r}; give a number from 0, the largest face.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise FaceSnapError(f"FaceSnap's {name} is {getattr(self, name)!r}; give one of {', '.join(choices)}.")
+        for name in ("face", "driving_face"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise FaceSnapError(f"FaceSnap's {name} is {value!r}; give a number from 0, the largest face.")
+        good = len(self.blocks) in (0, BLOCKS) and all(isinstance(b, (int, float)) and 0 <= b <= 2 for b in self.blocks)
+        if not good:
+            raise FaceSnapError(f"FaceSnap's blocks are {self.blocks!r}; give {BLOCKS} numbers from 0 to 2, or none.")
 
     @property
     def active(self) -> bool:
         """Whether there is anything to do; a weight of 0 or an empty window leaves the picture alone."""
         return self.enabled and self.weight > 0 and self.start < self.end
 
-    def to_infotext(self) -> dict[str, Any]:
-        """Generation parameters; photos as the first digits of their content hash, never as themselves."""
-        text: dict[str, Any] = {
-            "FaceSnap weight": self.weight,
-            "FaceSnap start": self.start,
-            "FaceSnap end": self.end,
-            "FaceSnap references": " ".join(photo.digest[:10] for photo in self.references),
-        }
-        if self.driving is not None:
-            text["FaceSnap driving"] = self.driving.digest[:10]
-        return text
 
+def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
+    """Read the arguments that a host hands to the script: the active units by their numbers on the page, from 1.
 
-def from_script_args(args: Sequence[Any]) -> Settings:
-    """Read the arguments that a host hands to the script.
-
-    They are the page's components in their order (`UI_ORDER`), or one dictionary of named values from the API:
-    `{"enabled": true, "references": ["<base64>", …], "driving": "<base64>", "weight": 1.0, …}`.
+    They are the page's components in their order (`UI_ORDER` for each unit), or from the API a dictionary of named
+    values for each unit: `{"references": ["<base64>", …], "driving": "<base64>", "weight": 1.0, …}`.
 
     Raises:
-        FaceSnapError: an unknown name, a value out of range, or a photo that cannot be read.
+        FaceSnapError: an unknown name, a value out of range, or a photo that cannot be read; where several units are
+            enabled, it says of which one.
     """
-    if args and isinstance(args[0], dict):
-        values = dict(args[0])
-        values.setdefault("enabled", True)
+    by_name = bool(args) and isinstance(args[0], dict)
+    if by_name:
+        # the host fills up what the request leaves out with the components' own values
+        given = [{"enabled": True, **values} for values in takewhile(lambda value: isinstance(value, dict), args)]
     else:
-        values = dict(zip(UI_ORDER, args))
-        values["references"] = [values.pop("photo", None), *(values.pop("more_photos", None) or [])]
-    if not values.get("enabled"):
-        return Settings()
-    known = {field.name for field in fields(Settings)}
+        size = len(UI_ORDER)
+        given = [dict(zip(UI_ORDER, args[i : i + size])) for i in range(0, len(args), size)]
+        if not (given and given[0]["enabled"]):
+            return {}  # the accordion's own tick is the first person's
+    enabled = {number: values for number, values in enumerate(given, 1) if values.get("enabled")}
+    units = {}
+    for number, values in enabled.items():
+        with naming(person(number, enabled)):
+            units[number] = _unit(values if by_name else _from_page(values))
+    return {number: unit for number, unit in units.items() if unit.active}
+
+
+def person(number: int, people: Collection[int]) -> str:
+    """What a message about a unit begins with; nothing where there is only one."""
+    return f"Person {number}: " if len(people) > 1 else ""
+
+
+# the page's components of a unit, in the order in which the script returns them
+UI_ORDER = (
+    *("enabled", "references", "face", "average", "identity", "pose", "driving", "driving_face", "template"),
+    *("yaw", "pitch", "roll", "mouth", "brows", "eyes", "placed", "x", "y", "size", "weight", "start", "end"),
+    *("cond_only", "hires", "blocks", "region", "grow", "mask", "model"),
+)
+
+
+def _from_page(values: dict[str, Any]) -> dict[str, Any]:
+    """A unit's values as the API names them."""
+    values = dict(values)
+    if not values.pop("placed", False):
+        values |= {"x": None, "y": None, "size": None}
+    if isinstance(blocks := values.get("blocks"), str):
+        try:
+            values["blocks"] = tuple(float(number) for number in blocks.replace(",", " ").split())
+        except ValueError:
+            raise FaceSnapError(
+                f"FaceSnap's blocks are '{blocks}'; give {BLOCKS} numbers from 0 to 2, or none."
+            ) from None
+    return values
+
+
+def _unit(values: dict[str, Any]) -> Unit:
+    known = {field.name for field in fields(Unit)}
     if unknown := sorted(set(values) - known):
         raise FaceSnapError(f"FaceSnap has no setting named {unknown[0]}; it has {', '.join(sorted(known))}.")
-
     references = values.get("references") or []
     if isinstance(references, str):
         references = [references]
     given = [value for value in references if value]
-    values["references"] = tuple(_photo(value, f"Reference photo {i}") for i, value in enumerate(given, 1))
-    values["driving"] = _photo(values["driving"], "Driving photo") if values.get("driving") else None
-    return Settings(**values)
-
-
-# the page's components, in the order in which the script returns them; API clients may send them so, too:
-# new ones are appended
-UI_ORDER = ("enabled", "photo", "more_photos", "driving", "weight", "start", "end", "model")
+    pictures = {"references": tuple(_photo(value, f"Reference photo {i}") for i, value in enumerate(given, 1))}
+    for name, title in (("driving", "Driving photo"), ("mask", "Region")):
+        pictures[name] = _photo(values[name], title) if values.get(name) else None
+    return Unit(**{**values, "blocks": tuple(values.get("blocks") or ()), **pictures})
 
 
 def _photo(value: Any, name: str) -> Photo:

@@ -29,14 +29,14 @@ def sheet(title: str, rows: list[list[Panel]]) -> Image.Image:
     size = (GAP + columns * (SIDE + GAP), head + sum(heights) + len(rows) * (CAPTION + GAP))
     canvas = Image.new("RGB", size, GROUND)
     pen = ImageDraw.Draw(canvas)
-    pen.text((GAP, 20), title, INK, _font(22))
+    pen.text((GAP, 20), title, INK, label_font(22))
     y = head
     for row, pictures, height in zip(rows, fitted, heights):
         for j, (panel, picture) in enumerate(zip(row, pictures)):
             x = GAP + j * (SIDE + GAP)
             canvas.paste(picture, (x + (SIDE - picture.width) // 2, y + (height - picture.height) // 2))
-            pen.text((x, y + height + 6), panel.title, INK, _font(15))
-            pen.text((x, y + height + 26), panel.words, FAINT, _font(12))
+            pen.text((x, y + height + 6), panel.title, INK, label_font(15))
+            pen.text((x, y + height + 26), panel.words, FAINT, label_font(12))
         y += height + CAPTION + GAP
     return canvas
 
@@ -60,7 +60,8 @@ def heatmap(values: np.ndarray) -> Image.Image:
     return image.resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
 
-def _font(size: int) -> ImageFont.ImageFont:
+def label_font(size: int) -> ImageFont.ImageFont:
+    """Pillow's own font at this size where it can."""
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has one size

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import gradio as gr
-from modules import paths, script_callbacks, scripts
+from modules import paths, script_callbacks, scripts, shared
+from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from facesnap_ext import hosts
+from facesnap_ext import hosts, page, routes
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts import webui
-from facesnap_ext.settings import from_script_args
-from facesnap_ext.weights.places import ModelFiles, find_models
+from facesnap_ext.hosts import webui, xyz
+from facesnap_ext.infotext import PHOTOS
+from facesnap_ext.settings import UI_ORDER, from_script_args
+from facesnap_ext.weights.places import ModelFiles, find_identities, find_models
 
 host = hosts.current()
 MODELS = Path(paths.models_path)
+PEOPLE = 2  # that the page has room for, until the settings say otherwise
 
 
 def model_files() -> ModelFiles:
     return find_models(MODELS / "facesnap", (MODELS / "insightface" / "models", MODELS / "insightface"))
+
+
+def engine():
+    return webui.the_engine(model_files)
+
+
+def mistake(error: Exception) -> FaceSnapError:
+    """What stops the job at an error of ours, which the host would swallow, going on to a picture of somebody else."""
+    return FaceSnapError(f"FaceSnap failed: {error!r}; the console has the whole story, please report it.")
 
 
 class Script(scripts.Script):
@@ -30,35 +43,28 @@ class Script(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        names = sorted(model_files().facesnap)
+        files = model_files()
+        people = range(1, int(getattr(shared.opts, "facesnap_people", PEOPLE)) + 1)
+        components = []
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
-            with gr.Row():
-                photo = gr.Image(
-                    label="Reference photo", type="pil", image_mode=None, elem_id=self.elem_id("photo"), height=280
-                )
-                driving = gr.Image(
-                    label="Driving photo: its pose and expression (optional)",
-                    type="pil",
-                    image_mode=None,
-                    elem_id=self.elem_id("driving"),
-                    height=280,
-                )
-            more_photos = gr.File(
-                label="More photos of the same person (optional)",
-                file_count="multiple",
-                file_types=["image"],
-                type="binary",
-                height=100,
-                elem_id=self.elem_id("more_photos"),
-            )
-            with gr.Row():
-                weight = gr.Slider(0, 2, 1, step=0.05, label="Weight", elem_id=self.elem_id("weight"))
-                start = gr.Slider(0, 1, 0, step=0.01, label="Start", elem_id=self.elem_id("start"))
-                end = gr.Slider(0, 1, 1, step=0.01, label="End", elem_id=self.elem_id("end"))
-            model = gr.Dropdown(
-                ["", *names], value="", label="FaceSnap file (empty: the only one)", elem_id=self.elem_id("model")
-            )
-        return enabled, photo, more_photos, driving, weight, start, end, model
+            gr.HTML(page.status(files), elem_id=self.elem_id("status"))
+            for number in people:
+                with gr.Tab(f"Person {number}", elem_id=self.ident("person", number)):
+                    on = enabled
+                    if number > 1:
+                        on = gr.Checkbox(False, label="Add this person", elem_id=self.ident("enable", number))
+                    ident = partial(self.ident, number=number)
+                    components.append(page.person_controls(on, files, engine, ident))
+        self.infotext_fields = [
+            PasteField(component, partial(page.paste_value, number=number, name=name))
+            for number, person in zip(people, components)
+            for name, component in zip(UI_ORDER, person)
+            if name not in PHOTOS
+        ]
+        return [component for person in components for component in person]
+
+    def ident(self, name, number):
+        return self.elem_id(name if number == 1 else f"{name}_{number}")
 
     def before_process(self, p, *args):
         host.detach(p)  # what an exception in an earlier job may have left
@@ -66,28 +72,52 @@ class Script(scripts.Script):
     def process(self, p, *args):
         p.facesnap = None
         try:
-            settings = from_script_args(args)
-            if settings.active:
-                p.facesnap = webui.prepare(p, settings, model_files)
+            if units := xyz.with_axes(p, from_script_args(args)):
+                p.facesnap = webui.prepare(p, units, model_files)
         except FaceSnapError as error:
             p.facesnap = FaceSnapError(str(error))  # without its traceback, which would hold on to the whole job
         except Exception as error:
-            # the host would swallow it and go on to a picture of somebody else
-            p.facesnap = FaceSnapError(
-                f"FaceSnap failed: {error!r}; the console has the whole story, please report it."
-            )
+            p.facesnap = mistake(error)
             raise
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        prepared = getattr(p, "facesnap", None)
-        if prepared is not None:
-            host.attach(p, prepared if isinstance(prepared, FaceSnapError) else webui.for_pass(p, prepared))
+        job = getattr(p, "facesnap", None)
+        if job is None:
+            return
+        try:
+            guidances = job if isinstance(job, FaceSnapError) else webui.for_pass(p, job)
+        except Exception as error:
+            host.attach(p, mistake(error))
+            raise
+        host.attach(p, guidances)
 
     def post_sample(self, p, ps, *args):
         host.detach(p)
+
+    def postprocess_image(self, p, pp, *args):
+        job = getattr(p, "facesnap", None)
+        if isinstance(job, webui.Job) and getattr(shared.opts, "facesnap_likeness", False):
+            webui.add_likeness(p, job, pp.image)
 
     def postprocess(self, p, processed, *args):
         host.detach(p)
 
 
+def add_settings():
+    section = ("facesnap", "FaceSnap")
+    people = shared.OptionInfo(
+        PEOPLE, "People in one picture", gr.Slider, {"minimum": 1, "maximum": 4, "step": 1}, section=section
+    )
+    shared.opts.add_option("facesnap_people", people.needs_reload_ui())
+    likeness = shared.OptionInfo(False, "Measure each picture's likeness to the first person", section=section)
+    shared.opts.add_option("facesnap_likeness", likeness.info("stands in the infotext; a second or so for a picture"))
+
+
+def add_routes(demo, app):
+    routes.add_routes(app, model_files, engine, shared.cmd_opts.api_auth)
+
+
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
+script_callbacks.on_ui_settings(add_settings)
+script_callbacks.on_before_ui(lambda: xyz.add_axes(lambda: sorted(find_identities(model_files().folder))))
+script_callbacks.on_app_started(add_routes)

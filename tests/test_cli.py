@@ -82,6 +82,47 @@ def test_prepare_with_real_face_networks(stand_ins, face_pack_folder, photo, tmp
     assert np.abs(tokens[0] - tokens[1]).max() > 1e-3  # another embedding, another identity
 
 
+def identity(stand_ins, *arguments):
+    return main(["identity", *map(str, arguments), "--models", str(stand_ins)])
+
+
+def test_identity_looks_at_photos_and_saves_the_person(stand_ins, photo, mirrored, tmp_path, capsys):
+    models = shutil.copytree(stand_ins, tmp_path / "models")
+    assert identity(models, photo, mirrored, "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["written"] is None
+    assert not (models / "identities").exists()
+    assert [described["photo"] for described in report["photos"]] == ["astronaut.png", "mirrored.png"]
+    assert report["cosines"][0][1] == report["cosines"][1][0] == report["photos"][0]["likeness"]
+
+    assert identity(models, photo, mirrored, "--out", "Eileen: 1") == 0
+    *lines, written = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("astronaut.png, face of ")
+    assert written == str(models / "identities" / "Eileen_ 1.safetensors")
+    tensors = load_file(written)
+    assert len(tensors["embeddings"]) == 2
+    embeddings = tensors["embeddings"].numpy() / np.linalg.norm(tensors["embeddings"], axis=1, keepdims=True)
+    assert embeddings[0] @ embeddings[1] == pytest.approx(report["cosines"][0][1], abs=1e-4)
+
+    elsewhere = tmp_path / "deep" / "eileen.safetensors"
+    assert identity(models, photo, "--out", elsewhere, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["written"] == str(elsewhere)
+    assert identity(models, mirrored, "--out", elsewhere) == 1
+    assert "already an identity eileen" in capsys.readouterr().err
+    assert identity(models, mirrored, "--out", elsewhere, "--overwrite") == 0
+    assert np.array_equal(load_file(elsewhere)["embeddings"][0], tensors["embeddings"][1])
+
+
+def test_identity_tells_of_a_photo_without_a_face_and_saves_nothing(stand_ins, photo, tmp_path, capsys):
+    grey = tmp_path / "grey.png"
+    Image.new("RGB", (200, 200), "grey").save(grey)
+    assert identity(stand_ins, photo, grey, "--out", tmp_path / "x.safetensors") == 1
+    told = capsys.readouterr()
+    assert "  No face was found in grey.png" in told.out
+    assert "facesnap: No face was found in grey.png" in told.err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_errors_are_one_line_and_exit_code_1(stand_ins, tmp_path, capsys):
     grey = tmp_path / "grey.png"
     Image.new("RGB", (200, 200), "grey").save(grey)

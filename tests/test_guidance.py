@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facesnap_ext.guidance import Guidance, Residuals, landmark_picture
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.guidance import Guidance, Residuals, landmark_picture, networks
+from facesnap_ext.regions import Drawn
 
 NETWORK = tiny.ffrnet()
 
@@ -28,7 +33,7 @@ def alone(guidance: Guidance, x, timestep, y=None):
 def test_each_row_gets_what_it_would_get_alone(images, data, cond_only, text_free):
     """Rows in any order, repeated at will, in any number of calls, over two steps."""
     guidance = tiny.guidance(network=NETWORK, cond_only=cond_only, text_free=text_free, weight=0.6)
-    residuals = Residuals(guidance)
+    residuals = Residuals((guidance,))
     g = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     for _step in range(2):
         latents = torch.randn(images, 4, 8, 8, generator=g)
@@ -51,7 +56,7 @@ def test_each_row_gets_what_it_would_get_alone(images, data, cond_only, text_fre
 
 def test_weights_trained_with_text_refuse_to_run_without_it():
     with pytest.raises(ValueError, match="trained with text"):
-        Residuals(tiny.guidance(network=NETWORK, text_free=False)).rows(
+        Residuals((tiny.guidance(network=NETWORK, text_free=False),)).rows(
             torch.randn(1, 4, 8, 8), torch.tensor([1.0]), [True]
         )
 
@@ -60,7 +65,7 @@ def test_landmarks_are_embedded_once_a_size(monkeypatch):
     sizes = []
     embed = NETWORK.embed_landmarks
     monkeypatch.setattr(NETWORK, "embed_landmarks", lambda picture: sizes.append(picture.shape[2:]) or embed(picture))
-    residuals = Residuals(tiny.guidance(network=NETWORK))
+    residuals = Residuals((tiny.guidance(network=NETWORK),))
     for step in range(3):
         for size in ((8, 8), (12, 8)):
             residuals.rows(torch.randn(1, 4, *size), torch.tensor([float(step)]), [True])
@@ -68,11 +73,11 @@ def test_landmarks_are_embedded_once_a_size(monkeypatch):
 
 
 def test_it_computes_in_its_own_type_inside_a_hosts_autocast():
-    residuals = Residuals(tiny.guidance(network=NETWORK))
+    residuals = Residuals((tiny.guidance(network=NETWORK),))
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([5.0])
     plain = residuals.rows(x, t, [True])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = Residuals(tiny.guidance(network=NETWORK)).rows(x, t, [True])
+        inside = Residuals((tiny.guidance(network=NETWORK),)).rows(x, t, [True])
     assert all(torch.equal(a, b) for a, b in zip(plain, inside))
 
 
@@ -90,3 +95,154 @@ def test_no_landmarks_are_a_black_drawing():
     assert (black == 0).all()
     drawn = landmark_picture(tiny.landmarks(), 64, 64)
     assert 0 < drawn.max() <= 1
+
+
+OTHER = tiny.ffrnet(seed=7)
+LEFT = np.zeros((16, 16), np.float32)
+LEFT[:, :8] = 1
+
+
+def of_one(guidance: Guidance, x, timestep, y=None):
+    return Residuals((replace(guidance, region=None),)).rows(x, timestep, [True] * len(x), y)
+
+
+def inputs(rows=1, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, 4, 8, 8, generator=g), torch.randint(0, 1000, (rows,), generator=g).float()
+
+
+def two(**changes):
+    """Two people of two weight files, on the left and on the right."""
+    return (
+        tiny.guidance(1, NETWORK, region=Drawn(LEFT), weight=0.8, **changes),
+        tiny.guidance(2, OTHER, region=Drawn(1 - LEFT), weight=1.3, **changes),
+    )
+
+
+def test_two_people_side_by_side_each_have_their_half_bit_for_bit():
+    x, t = inputs(2)
+    guidances = two()
+    for got, left, right in zip(Residuals(guidances).rows(x, t, [True, False]), *(of_one(g, x, t) for g in guidances)):
+        middle = got.shape[3] // 2
+        assert torch.equal(got[..., :middle], left[..., :middle])
+        assert torch.equal(got[..., middle:], right[..., middle:])
+
+
+def test_two_people_in_one_place_are_half_and_half_and_outside_is_nothing():
+    x, t = inputs()
+    a, b = (replace(guidance, region=Drawn(LEFT)) for guidance in two())
+    for got, first, second in zip(Residuals((a, b)).rows(x, t, [True]), of_one(a, x, t), of_one(b, x, t)):
+        middle = got.shape[3] // 2
+        torch.testing.assert_close(got[..., :middle], ((first + second) / 2)[..., :middle])
+        assert (got[..., middle:] == 0).all()
+
+
+def test_one_without_a_region_is_the_ground_of_the_others():
+    x, t = inputs()
+    a, b = two()
+    ground = replace(b, region=None)
+    for got, first, second in zip(Residuals((ground, a)).rows(x, t, [True]), of_one(a, x, t), of_one(b, x, t)):
+        middle = got.shape[3] // 2
+        assert torch.equal(got[..., :middle], first[..., :middle])
+        assert torch.equal(got[..., middle:], second[..., middle:])
+
+
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations(range(3)), seeds=st.lists(st.integers(0, 9), min_size=2, max_size=2), cond=st.booleans())
+def test_the_order_of_people_does_not_matter(order, seeds, cond):
+    x, t = inputs()
+    regions = [Drawn(np.random.default_rng(s).uniform(0, 1, (5, 3)).astype(np.float32)) for s in seeds]
+    people = [
+        tiny.guidance(i, network, region=region, cond_only=i == 1)
+        for i, (network, region) in enumerate(zip((NETWORK, OTHER, NETWORK), (*regions, None)))
+    ]
+    one = Residuals(people).rows(x, t, [cond])
+    other = Residuals([people[i] for i in order]).rows(x, t, [cond])
+    for a, b in zip(one, other):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_who_does_not_act_leaves_their_place_to_the_others():
+    x, t = inputs()
+    a, b = (replace(guidance, region=Drawn(LEFT)) for guidance in two())
+    residuals = Residuals((a, b))
+    half = residuals.rows(x, t, [True], acting=[True, True])
+    alone_now = residuals.rows(x, t, [True], acting=[False, True])
+    assert not torch.equal(half[0], alone_now[0])
+    for got, wanted in zip(alone_now, Residuals((b,)).rows(x, t, [True])):
+        assert torch.equal(got, wanted)
+    assert residuals.rows(x, t, [True], acting=[False, False]) is None
+
+
+def test_one_person_may_be_absent_from_the_unconditional_side():
+    x, t = inputs()
+    a, b = two()
+    a = replace(a, cond_only=True)
+    both = x[[0, 0]], t[[0, 0]]
+    for got, first, second in zip(Residuals((a, b)).rows(*both, [False, True]), of_one(a, x, t), of_one(b, x, t)):
+        middle = got.shape[3] // 2
+        assert (got[0, ..., :middle] == 0).all()  # and nobody takes their place there
+        assert torch.equal(got[1, ..., :middle], first[0, ..., :middle])
+        assert torch.equal(got[:, ..., middle:], second[..., middle:].expand(2, -1, -1, -1))
+
+
+def test_only_who_was_trained_with_text_gets_it():
+    x, t = inputs()
+    a, b = two()
+    b = replace(b, text_free=False)
+    y = torch.randn(1, tiny.ADM, generator=torch.Generator().manual_seed(1))
+    for got, first, second in zip(Residuals((a, b)).rows(x, t, [True], y), of_one(a, x, t), of_one(b, x, t, y)):
+        middle = got.shape[3] // 2
+        assert torch.equal(got[..., :middle], first[..., :middle])
+        assert torch.equal(got[..., middle:], second[..., middle:])
+
+
+def test_ffrnet_runs_once_a_person_and_image_however_rows_come(monkeypatch):
+    runs = []
+    forward = type(NETWORK).forward
+    monkeypatch.setattr(
+        type(NETWORK), "forward", lambda self, x, *rest: runs.append((self, len(x))) or forward(self, x, *rest)
+    )
+    a, b = two()
+    c = replace(a, landmarks=None)
+    residuals = Residuals((a, b, c))
+    x, t = inputs(2)
+    for step in range(2):
+        for call in ([0, 1], [1, 0], [0]):
+            residuals.rows(x[call] + step, t[call], [True] * len(call))
+    assert runs == [(NETWORK, 2), (OTHER, 2), (NETWORK, 2)] * 2
+    assert networks((a, b, c)) == [NETWORK, OTHER]
+
+
+def test_without_regions_and_blocks_no_bit_differs_from_the_networks_own():
+    x, t = inputs()
+    guidance = tiny.guidance(network=NETWORK, weight=1.0)
+    with torch.no_grad():
+        wanted = alone(guidance, x, t)
+    for changes in ({}, {"blocks": (1,) * 10}, {"region": Drawn(np.ones((1, 1), np.float32))}):
+        got = Residuals((replace(guidance, **changes),)).rows(x, t, [True])
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
+@settings(max_examples=10, deadline=None)
+@given(blocks=st.lists(st.floats(0, 2), min_size=10, max_size=10))
+def test_each_residual_is_scaled_by_its_own_block(blocks):
+    x, t = inputs()
+    guidance = tiny.guidance(network=NETWORK, weight=0.5)
+    plain = Residuals((guidance,)).rows(x, t, [True])
+    got = Residuals((replace(guidance, blocks=tuple(blocks)),)).rows(x, t, [True])
+    for residual, block, whole in zip(got, blocks, plain):
+        torch.testing.assert_close(residual, block * whole)
+        if block == 0:
+            assert (residual == 0).all()
+
+
+def test_as_many_block_weights_as_residuals():
+    with pytest.raises(FaceSnapError, match="10 residuals and there are 3 block weights"):
+        tiny.guidance(network=NETWORK, blocks=(1, 1, 1))
+
+
+@pytest.mark.parametrize(("hires", "acts"), [("both", "11"), ("first", "10"), ("second", "01")])
+def test_the_pass(hires, acts):
+    guidance = tiny.guidance(network=NETWORK, hires=hires)
+    assert "".join(str(int(guidance.acts_in(second))) for second in (False, True)) == acts

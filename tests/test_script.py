@@ -15,7 +15,8 @@ from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui
-from facesnap_ext.settings import UI_ORDER
+from facesnap_ext.infotext import to_infotext
+from facesnap_ext.settings import UI_ORDER, Unit, from_script_args
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "facesnap.py"
 HEAVY = ("insightface", "onnxruntime", "transformers", "diffusers", "cv2", "skimage", "scipy")
@@ -83,13 +84,42 @@ print(*sorted(loaded & set({HEAVY!r})))
 
 
 def test_the_page_hands_over_what_settings_read(host):
-    components = host.script.ui(is_img2img=False)
-    assert len(components) == len(UI_ORDER)
-    ids = [component.values.get("elem_id") for component in components]
-    assert ids == ["enable", "photo", "more_photos", "driving", "weight", "start", "end", "model"]
-    assert "random.safetensors" in components[-1].args[0]
+    for people in (1, 2, 4):
+        host.opts.facesnap_people = people
+        components = host.script.ui(is_img2img=False)
+        ids = [component.values.get("elem_id") for component in components]
+        wanted = [
+            name if number == 1 else f"{name}_{number}"
+            for number in range(1, people + 1)
+            for name in ("enable", *UI_ORDER[1:])
+        ]
+        assert ids == wanted
     assert host.script.show(is_img2img=True) == "always"
     host.script.ui(is_img2img=True)  # the API asks for it again
+
+
+def test_every_setting_is_pasted_back(host):
+    """What a picture's infotext says is what the page shows, but for photos."""
+    components = host.script.ui(is_img2img=False)
+    unit = Unit(
+        True,
+        weight=0.5,
+        pose="sliders",
+        yaw=20,
+        x=0.25,
+        y=0.4,
+        size=0.3,
+        blocks=(0.5,) * 10,
+        identity="Ada",
+        region="face",
+    )
+    text = {name: str(value) for name, value in to_infotext({2: unit}).items()}
+    pasted = {id(component): paste(text) for component, paste in host.script.infotext_fields}
+    values = [pasted.get(id(component)) for component in components]
+    values[0] = True  # the accordion's tick is the first person's, who is not in this picture
+    units = from_script_args(values)
+    assert units[2] == unit
+    assert units[1] == Unit(True)
 
 
 def test_rows_are_announced_through_one_callback(host):
@@ -100,7 +130,7 @@ def test_a_job_is_guided_and_let_go_again(host, astronaut):
     p = job()
     values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "weight": 0.7}
     run(host, p, values)
-    (guidance,) = attached(host)
+    ((guidance,),) = attached(host)
     assert guidance.weight == 0.7
     assert guidance.landmarks.width == 512
     assert host.calls[0] == "detach"  # what an earlier job left
@@ -138,9 +168,38 @@ def test_what_goes_wrong_in_preparing_is_handed_to_the_adapter_to_stop_the_job(h
         raise error
 
 
-def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch):
+def test_each_active_unit_is_somebody_in_the_picture(host, astronaut):
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    p = job()
+    run(host, p, {**values, "weight": 0.7}, {"weight": 0}, {**values, "weight": 0.4, "region": "face"})
+    ((first, second),) = attached(host)
+    assert (first.weight, second.weight) == (0.7, 0.4)
+    assert first.ffrnet is second.ffrnet
+    assert first.region is None
+    assert second.region is not None
+
+
+def test_a_unit_that_fails_is_named_by_its_place_on_the_page(host, astronaut):
+    good = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    for bad, message in (({}, r"^Person 3: .*without a reference photo"), ({"odd": 1}, r"^Person 3: .*named odd")):
+        host.calls.clear()
+        run(host, job(), good, {"enabled": False}, bad)
+        (error,) = attached(host)
+        with pytest.raises(FaceSnapError, match=message):
+            raise error
+
+
+def test_a_pass_without_anybody_takes_the_last_ones_guidance_off(host, astronaut):
+    p = job()
+    run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "hires": "second"})
+    assert attached(host) == [()]
+
+
+@pytest.mark.parametrize("where", ["prepare", "for_pass"])
+def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch, where):
     """The host swallows a script's exceptions; the picture of somebody else must not follow."""
-    monkeypatch.setattr(webui, "prepare", lambda *args: 1 / 0)
+    monkeypatch.setattr(webui, "prepare", lambda *args: webui.Job(()))
+    monkeypatch.setattr(webui, where, lambda *args: 1 / 0)
     run(host, job(), {"references": []})
     (error,) = attached(host)
     assert isinstance(error, FaceSnapError)
@@ -161,5 +220,5 @@ def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
     assert "init picture has no face" in p.comments[0]
     p = job(init_images=[Image.fromarray(astronaut.pixels)], resize_mode=0, paste_to=(128, 0, 256, 256))
     run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
-    assert attached(host)[-1].landmarks.width == 256
+    assert attached(host)[-1][0].landmarks.width == 256
     assert p.comments == []

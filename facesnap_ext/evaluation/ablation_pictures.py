@@ -123,7 +123,7 @@ def look_at(engine: Engine, files: ModelFiles, sitter: Sitter) -> Features:
     driving = engine.face(files, Photo(sitter.driving, "Driving photo"))
     height, width = sitter.driving.shape[:2]
     predicted, own = (
-        place(engine.landmarks(files, source, driving), width, height, driving.box)
+        place(engine.landmarks(files, engine.codes(files, source).shape, driving), width, height, driving.box)
         for source in (references[0], driving)
     )
     return Features(

@@ -29,7 +29,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.evaluation.protocol import Case
 from facesnap_ext.files import sha256, whole
 from facesnap_ext.hosts.diffusers import guided
-from facesnap_ext.settings import Settings
+from facesnap_ext.settings import Unit
 from facesnap_ext.weights.places import ModelFiles
 
 NOTE = "facesnap evaluate"  # the PNG text under which a picture says what it is
@@ -55,13 +55,13 @@ class Studio:
         Raises:
             FaceSnapError: a photo has no face, or a model file is missing or unfit.
         """
-        settings = Settings(
+        unit = Unit(
             enabled=True,
             references=tuple(map(photos.from_path, case.identity.references)),
             driving=photos.from_path(case.pose.photo),
             model=self.model,
         )
-        with guided(self.pipe, self.engine.prepare(settings, self.width, self.height).guidance):
+        with guided(self.pipe, self.engine.prepare(unit, self.width, self.height).guidance):
             drawn = self.pipe(
                 case.prompt.text,
                 width=self.width,

@@ -1,6 +1,6 @@
 """How residuals enter each host's UNet.
 
-A WebUI's adapter is a module with `attach(p, guidance)`, `detach(p)` and `on_cfg_denoiser(params)`.
+A WebUI's adapter is a module with `attach(p, guidances)`, `detach(p)` and `on_cfg_denoiser(params)`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,16 +24,16 @@ _attached: Attachment | None = None
 
 
 class Attachment:
-    """FaceSnap on one job's UNet: the guidance, or the reason why the job must stop."""
+    """FaceSnap on one job's UNet: a guidance for each person, or the reason why the job must stop."""
 
-    def __init__(self, p: Any, guidance: Guidance | FaceSnapError):
-        self.guidance = guidance
-        self.residuals = Residuals(guidance) if isinstance(guidance, Guidance) else None
+    def __init__(self, p: Any, guidances: Sequence[Guidance] | FaceSnapError):
+        self.error = guidances if isinstance(guidances, FaceSnapError) else None
+        self.residuals = Residuals(guidances) if self.error is None else None
         self.job = weakref.ref(p, lambda _: self.remove())
         self.unet: nn.Module | None = None
         self._handles: list[Any] = []
         self._sides: deque[bool] = deque()  # announced rows that have not yet passed: conditional or not
-        self._acts = False
+        self._acting: list[bool] = []  # for each guidance, in the announced evaluation
         self._current: list[Tensor] | None = None  # residuals of the UNet call under way
 
     def hook(self, unet: nn.Module) -> None:
@@ -54,12 +55,13 @@ class Attachment:
         self._sides.clear()
         self._current = self.unet = None
         if self.residuals is not None:
-            self.residuals.guidance.ffrnet.to("cpu")
+            self.residuals.to("cpu")
 
     def announce(self, rows: int, cond_rows: int, progress: float) -> None:
         """Rows that pass through the UNet next, the conditional ones first."""
         self._sides = deque(i < cond_rows for i in range(rows))
-        self._acts = self.residuals is not None and self.residuals.guidance.acts_at(progress)
+        if self.residuals is not None:
+            self._acting = [guidance.acts_at(progress) for guidance in self.residuals.guidances]
 
     def withdraw(self) -> None:
         """The next evaluation is another job's."""
@@ -70,13 +72,13 @@ class Attachment:
         x = args[0]
         if len(self._sides) < len(x):
             return
-        if isinstance(self.guidance, FaceSnapError):
-            raise self.guidance
+        if self.error is not None:
+            raise self.error
         sides = [self._sides.popleft() for _ in range(len(x))]
-        if self._acts:
+        if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
-            self.guidance.ffrnet.to(x.device, x.dtype)
-            self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"))
+            self.residuals.to(x.device, x.dtype)
+            self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
 
     def _after_middle(self, block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         return None if self._current is None else output + self._current[-1].to(output.dtype)
@@ -91,21 +93,24 @@ class Attachment:
         return add_to_skip
 
 
-def attach(p: Any, guidance: Guidance | FaceSnapError) -> None:
+def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
     """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call.
 
+    Without any guidance the pass is left alone.
     A script's exceptions are swallowed by the host; one inside sampling stops the job and reaches the browser.
     """
     global _attached
     detach()
+    if not guidances:
+        return
     unet = p.sd_model.model.diffusion_model
-    if isinstance(guidance, Guidance):
+    if not isinstance(guidances, FaceSnapError):
         try:
-            check_fit(p, guidance, unet)
+            check_fit(p, guidances, unet)
             _check_unet_is_run()
         except FaceSnapError as error:
-            guidance = error
-    _attached = Attachment(p, guidance)
+            guidances = error
+    _attached = Attachment(p, guidances)
     _attached.hook(unet)
 
 
@@ -133,8 +138,9 @@ def on_cfg_denoiser(params: Any) -> None:
 
 def _follow_refiner(attached: Attachment, p: Any, unet: nn.Module) -> None:
     """The host has switched to another model in mid-sampling, without a word to scripts."""
-    guidance = attached.guidance
-    if isinstance(guidance, Guidance) and skip_widths(unet) != guidance.ffrnet.config.skip_widths:
+    residuals = attached.residuals
+    # all people's files have the first UNet's widths
+    if residuals is not None and skip_widths(unet) != residuals.guidances[0].ffrnet.config.skip_widths:
         attached.remove()
         detach()
         p.comment("FaceSnap acted until the refiner took over, whose UNet has other widths.")

@@ -14,37 +14,42 @@ from facesnap_ext.guidance import Guidance, Residuals
 
 
 @contextmanager
-def guided(pipe: Any, guidance: Guidance) -> Iterator[None]:
+def guided(pipe: Any, *guidances: Guidance) -> Iterator[None]:
     """Guide every call of an SDXL pipeline inside the `with` block.
 
     Composes with a ControlNet pipeline: residuals that the UNet already gets are added to.
 
     Args:
         pipe: an SDXL pipeline of diffusers (text to image, image to image, inpainting, with or without ControlNet).
+        guidances: one for each person in the picture. Their `hires` is the caller's business, who knows the passes.
 
     Raises:
-        FaceSnapError: the pipeline's UNet has other widths than the guidance's FFRNet.
+        FaceSnapError: the pipeline's UNet has other widths than a guidance's FFRNet.
     """
     unet: nn.Module = pipe.unet
     widths = tuple(unet.config.block_out_channels)
-    if widths != guidance.ffrnet.config.widths:
-        raise FaceSnapError(
-            f"{guidance.name} was made for a UNet of widths {guidance.ffrnet.config.widths} and this pipeline's has "
-            f"{widths}; choose a FaceSnap file made for it."
-        )
-    residuals = Residuals(guidance)
+    for guidance in guidances:
+        if widths != guidance.ffrnet.config.widths:
+            raise FaceSnapError(
+                f"{guidance.name} was made for a UNet of widths {guidance.ffrnet.config.widths} and this pipeline's "
+                f"has {widths}; choose a FaceSnap file made for it."
+            )
+    residuals = Residuals(guidances)
 
     def add_residuals(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        if not guidance.acts_at(_progress(pipe)):
+        progress = _progress(pipe)
+        acting = [guidance.acts_at(progress) for guidance in guidances]
+        if not any(acting):
             return None
         sample = kwargs["sample"] if "sample" in kwargs else args[0]
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         rows = len(sample)
         uncond = rows // 2 if pipe.do_classifier_free_guidance else 0  # unconditional rows come first
         is_cond = [row >= uncond for row in range(rows)]
-        guidance.ffrnet.to(sample.device, sample.dtype)
-        y = None if guidance.text_free else _pooled_text_and_sizes(module, kwargs["added_cond_kwargs"])
-        *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y)
+        residuals.to(sample.device, sample.dtype)
+        text_free = all(guidance.text_free for guidance in guidances)
+        y = None if text_free else _pooled_text_and_sizes(module, kwargs["added_cond_kwargs"])
+        *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y, acting)
 
         others = kwargs.get("down_block_additional_residuals") or [0] * len(skips)
         kwargs["down_block_additional_residuals"] = tuple(own + other for own, other in zip(skips, others))

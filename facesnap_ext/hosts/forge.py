@@ -7,32 +7,32 @@ rows carry no marks but `cond_or_uncond`, `model_sampling` in place of `predicto
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.guidance import Guidance, Residuals
+from facesnap_ext.guidance import Guidance, Residuals, networks
 from facesnap_ext.hosts.unet import check_fit
 
 Control = dict[str, list[Tensor | None]]
 
 
 class FaceSnapControl:
-    """A link in the chain of controls: the guidance, or the reason why the job must stop.
+    """A link in the chain of controls: a guidance for each person, or the reason why the job must stop.
 
     Attributes that the hosts read and write: `previous_controlnet`, `transformer_options`.
     """
 
-    def __init__(self, guidance: Guidance | FaceSnapError, patcher: Any = None):
-        self.guidance = guidance
-        self.patcher = patcher  # of FFRNet, under the host's memory management; the host keeps weak references only
-        self.residuals = Residuals(guidance) if isinstance(guidance, Guidance) else None
+    def __init__(self, guidances: Sequence[Guidance] | FaceSnapError, patchers: Sequence[Any] = ()):
+        self.error = guidances if isinstance(guidances, FaceSnapError) else None
+        self.patchers = patchers  # of FFRNets, under the host's memory management; the host keeps weak references only
+        self.residuals = Residuals(guidances) if self.error is None else None
         self.previous_controlnet: Any = None
         self.transformer_options: dict[str, Any] = {}
         self._predictor: Any = None
-        self._sigmas = (float("inf"), 0.0)  # it acts from the first down to the second
+        self._sigmas: list[tuple[float, float]] = []  # each guidance acts from the first down to the second
 
     def set_previous_controlnet(self, control: Any) -> FaceSnapControl:
         self.previous_controlnet = control
@@ -41,8 +41,11 @@ class FaceSnapControl:
     def pre_run(self, model: Any, percent_to_sigma: Callable[[float], float]) -> None:
         """Called before sampling, several times: for each link, and by each later link."""
         self._predictor = getattr(model, "predictor", None) or model.model_sampling
-        if isinstance(self.guidance, Guidance):
-            self._sigmas = (float(percent_to_sigma(self.guidance.start)), float(percent_to_sigma(self.guidance.end)))
+        if self.residuals is not None:
+            self._sigmas = [
+                (float(percent_to_sigma(guidance.start)), float(percent_to_sigma(guidance.end)))
+                for guidance in self.residuals.guidances
+            ]
         if self.previous_controlnet is not None:
             self.previous_controlnet.pre_run(model, percent_to_sigma)
 
@@ -54,7 +57,7 @@ class FaceSnapControl:
 
     def get_models(self) -> list[Any]:
         models = [] if self.previous_controlnet is None else self.previous_controlnet.get_models()
-        return models if self.patcher is None else [*models, self.patcher]
+        return [*models, *self.patchers]
 
     def inference_memory_requirements(self, dtype: Any) -> int:
         if self.previous_controlnet is None:
@@ -75,20 +78,22 @@ class FaceSnapControl:
             x_noisy: unscaled latents [R, C, h, w]. t: sigmas [R].
             cond: the call's conditions; `y` is the pooled text and sizes.
         """
-        if isinstance(self.guidance, FaceSnapError):
-            raise self.guidance
+        if self.error is not None:
+            raise self.error
         previous = None
         if self.previous_controlnet is not None:
             extra = () if transformer_options is None else (transformer_options,)
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, *extra)
-        if not self._sigmas[1] <= float(t[0]) <= self._sigmas[0]:
+        sigma = float(t[0])
+        acting = [end <= sigma <= start for start, end in self._sigmas]
+        if not any(acting):
             return previous
 
         options = transformer_options or cond.get("transformer_options") or self.transformer_options
         chunks = options["cond_or_uncond"]  # 0 is conditional
         is_cond = [side == 0 for side in chunks for _ in range(len(x_noisy) // len(chunks))]
         x = self._predictor.calculate_input(t, x_noisy)
-        residuals = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"))
+        residuals = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting)
         *skips, middle = (residual.to(x_noisy.dtype) for residual in residuals)
         return merge({"input": [], "middle": [middle], "output": skips}, previous)
 
@@ -107,19 +112,25 @@ def merge(own: Control, previous: Control | None) -> Control:
     return merged
 
 
-def attach(p: Any, guidance: Guidance | FaceSnapError) -> None:
-    """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call."""
+def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
+    """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call.
+
+    Without any guidance the pass is left alone.
+    """
     detach(p)  # hires fix calls this once on a UNet that still carries the first pass's control
+    if not guidances:
+        return
     unet = p.sd_model.forge_objects.unet.clone()
-    patcher = None
-    if isinstance(guidance, Guidance):
+    patchers = []
+    if not isinstance(guidances, FaceSnapError):
         try:
-            check_fit(p, guidance, unet.model.diffusion_model)
-            guidance.ffrnet.to(_compute_dtype(unet))
-            patcher = type_of_model_patcher(unet)(guidance.ffrnet, unet.load_device, unet.offload_device)
+            check_fit(p, guidances, unet.model.diffusion_model)
+            for network in networks(guidances):
+                network.to(_compute_dtype(unet))
+                patchers.append(type_of_model_patcher(unet)(network, unet.load_device, unet.offload_device))
         except FaceSnapError as error:
-            guidance = error
-    control = FaceSnapControl(guidance, patcher)
+            guidances = error
+    control = FaceSnapControl(guidances, patchers)
     unet.add_patched_controlnet(control)
     p.sd_model.forge_objects.unet = unet
     weakref.finalize(p, _take_out, p.sd_model, lambda link: link is control)  # an exception ends the job unannounced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -21,17 +22,19 @@ def skip_widths(unet: nn.Module) -> tuple[int, ...]:
     return tuple(widths)
 
 
-def check_fit(p: Any, guidance: Guidance, unet: nn.Module) -> None:
-    """Raise `FaceSnapError` when a job's checkpoint is not SDXL or its UNet has other widths than the file."""
+def check_fit(p: Any, guidances: Sequence[Guidance], unet: nn.Module) -> None:
+    """Raise `FaceSnapError` when a job's checkpoint is not SDXL or its UNet has other widths than a person's file."""
     if not getattr(p.sd_model, "is_sdxl", False):
         title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")
         raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is none; choose an SDXL checkpoint.")
-    own, wanted = guidance.ffrnet.config.skip_widths, skip_widths(unet)
-    if own != wanted:
-        raise FaceSnapError(
-            f"{guidance.name} was made for a UNet of widths {_short(own)} and this checkpoint's UNet has "
-            f"{_short(wanted)}; choose a FaceSnap file made for this kind of checkpoint."
-        )
+    wanted = skip_widths(unet)
+    for guidance in guidances:
+        own = guidance.ffrnet.config.skip_widths
+        if own != wanted:
+            raise FaceSnapError(
+                f"{guidance.name} was made for a UNet of widths {_short(own)} and this checkpoint's UNet has "
+                f"{_short(wanted)}; choose a FaceSnap file made for this kind of checkpoint."
+            )
 
 
 def _short(widths: tuple[int, ...]) -> str:

@@ -71,6 +71,13 @@ class LandmarkPredictor:
             for i, (photo, move) in enumerate(zip(photos, transforms))
         ]
 
+    def neutral(self, shape: Tensor) -> FaceCodes:
+        """Codes of a face of which the shape alone is known, [S] standard deviations: a source for `predict`, which is
+        in no photo and has no expression, pose or camera of its own."""
+        sizes, side = self.deca.code_sizes, self.deca.image_size
+        expression, pose, cam = (torch.zeros(sizes[code]) for code in ("exp", "pose", "cam"))
+        return FaceCodes(shape, expression, pose, cam, np.eye(3), side, side)
+
     def predict(self, source: FaceCodes, driving: FaceCodes) -> Landmarks:
         """The source's shape with the driving photo's pose, expression and camera.
 

@@ -22,8 +22,9 @@ from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.dataset import SIDE
 from facesnap_ext.miniature.measure import Judge, draw, likeness, photo
 from facesnap_ext.photos import Photo
-from facesnap_ext.prepare import framed, overlay
-from facesnap_ext.settings import Settings
+from facesnap_ext.prepare import overlay
+from facesnap_ext.references import framed
+from facesnap_ext.settings import Unit
 from facesnap_ext.sheet import Panel, heatmap, sheet
 
 PERSON, SOMEBODY_ELSE = 3, 8  # of the test split
@@ -53,14 +54,14 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     judge = Judge()
     reference, _ = photo("test", PERSON, 0)
     driving, _ = photo("test", SOMEBODY_ELSE, 1)
-    settings = Settings(enabled=True, references=(Photo(reference, "Reference"),), driving=Photo(driving, "Driving"))
+    unit = Unit(enabled=True, references=(Photo(reference, "Reference"),), driving=Photo(driving, "Driving"))
     with tempfile.TemporaryDirectory() as folder:
         files = shipped.write_models(Path(folder))
         engine = Engine(lambda: files)
-        prepared = engine.prepare(settings, SIDE, SIDE, progress=begin)
+        prepared = engine.prepare(unit, SIDE, SIDE, progress=begin)
         face, drive = prepared.references[0], prepared.driving
-        own_points = engine.landmarks(files, face, face)
-        their_own = engine.landmarks(files, drive, drive)
+        own_points = engine.landmarks(files, engine.codes(files, face).shape, face)
+        their_own = engine.landmarks(files, engine.codes(files, drive).shape, drive)
         clip_tokens = engine.clip_tokens(files, face)
     guidance = prepared.guidance
 
@@ -85,7 +86,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     strongest = max(residuals[:3], key=lambda residual: float(residual.abs().mean()))
     rows = [
         [
-            Panel("Reference photo", framed(face), "somebody of the test split"),
+            Panel("Reference photo", framed(face.photo, [face]), "somebody of the test split"),
             Panel("ArcFace embedding", heatmap(_square(face.embedding)), f"{face.embedding.size} numbers"),
             Panel("CLIP tokens", heatmap(clip_tokens.numpy()), " x ".join(map(str, clip_tokens.shape))),
             Panel(
@@ -94,7 +95,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
             Panel("An FFRNet residual", heatmap(strongest[0].abs().mean(0).numpy()), f"one of {len(residuals)}"),
         ],
         [
-            Panel("Driving photo", framed(drive), "somebody else: pose and expression"),
+            Panel("Driving photo", framed(drive.photo, [drive]), "somebody else: pose and expression"),
             Panel("The reference's own points", overlay(face, own_points), "what DECA sees"),
             Panel("The driving person's points", overlay(drive, their_own), "their face, not wanted"),
             Panel("Predicted points", overlay(drive, guidance.landmarks), "the reference's face in this pose"),

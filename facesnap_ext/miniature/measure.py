@@ -33,7 +33,7 @@ from facesnap_ext.miniature.render import render
 from facesnap_ext.miniature.shipped import Sampler
 from facesnap_ext.miniature.world import Scene, person, scene
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings import Settings
+from facesnap_ext.settings import Unit
 from facesnap_ext.sheet import Panel, sheet
 
 
@@ -130,12 +130,12 @@ def measure(
             reference, _ = photo("test", index, 0)
             driving, truth = photo("test", first + (index - first + people // 2) % people, 1)
             again, _ = photo("test", index, 2)
-            settings = Settings(
+            unit = Unit(
                 enabled=True,
                 references=(Photo(reference, "Reference"),),
                 driving=Photo(driving, "Driving photo"),
             )
-            prepared = engine.prepare(settings, SIDE, SIDE)
+            prepared = engine.prepare(unit, SIDE, SIDE)
             prompt = random_prompt(random)
             picture = draw(sampler, prompt, seed + index, prepared)
             plain = draw(sampler, prompt, seed + index, None)

@@ -11,6 +11,7 @@ from facesnap_ext.weights.recognise import Kind, recognise
 
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl"}
 ADVICE = {
+    "facesnap": "no FaceSnap file",
     "face_pack": "no face recognition pack (antelopev2's or buffalo_l's .onnx files in a folder of their own)",
     "clip": "no CLIP-ViT-H image encoder",
     "deca": "no DECA encoder (deca_model.tar)",
@@ -34,7 +35,7 @@ class ModelFiles:
         """The path of a part, or a `FaceSnapError` that says what to put where."""
         path: Path | None = getattr(self, part)
         if path is None:
-            raise FaceSnapError(f"There is {ADVICE[part]} in {self.folder}; {self._put_it_there()}")
+            raise FaceSnapError(self._is_missing(part))
         return path
 
     def choose_facesnap(self, name: str = "") -> Path:
@@ -45,14 +46,18 @@ class ModelFiles:
         if name:
             raise FaceSnapError(f"There is no FaceSnap file {name} in {self.folder}; there is {names or 'none'}.")
         if not names:
-            raise FaceSnapError(f"There is no FaceSnap file in {self.folder}; {self._put_it_there()}")
+            raise FaceSnapError(self._is_missing("facesnap"))
         if len(self.facesnap) > 1:
             raise FaceSnapError(f"There are several FaceSnap files in {self.folder} ({names}); choose one by its name.")
         return next(iter(self.facesnap.values()))
 
-    def _put_it_there(self) -> str:
-        advice = "put one there, models/README.md says where to get it."
-        return advice if not self.unreadable else f"{advice} Passed over: {' '.join(self.unreadable)}"
+    def missing(self) -> dict[str, str]:
+        """For each part that is not there, by its name, what to put where."""
+        return {part: self._is_missing(part) for part in ADVICE if not getattr(self, part)}
+
+    def _is_missing(self, part: str) -> str:
+        sentence = f"There is {ADVICE[part]} in {self.folder}; put one there, models/README.md says where to get it."
+        return sentence if not self.unreadable else f"{sentence} Passed over: {' '.join(self.unreadable)}"
 
 
 def find_models(folder: Path, pack_folders: tuple[Path, ...] = ()) -> ModelFiles:
@@ -77,6 +82,29 @@ def find_models(folder: Path, pack_folders: tuple[Path, ...] = ()) -> ModelFiles
     return files
 
 
+def identity_folder(models: Path) -> Path:
+    """Where saved identities live, in the model folder."""
+    return models / "identities"
+
+
+def find_identities(models: Path) -> dict[str, Path]:
+    """The identity files of the model folder by their names, which are their file names without `.safetensors`."""
+    return {path.stem: path for path in sorted(identity_folder(models).glob("*.safetensors")) if _is_identity(path)}
+
+
+def choose_identity(models: Path, name: str) -> Path:
+    """The identity file of this name.
+
+    Raises:
+        FaceSnapError: there is none; names are looked up among those that are there, and never become paths.
+    """
+    path = {path.stem: path for path in identity_folder(models).glob("*.safetensors")}.get(name)
+    if path is None:
+        names = ", ".join(find_identities(models)) or "none"
+        raise FaceSnapError(f"There is no identity {name!r} in {identity_folder(models)}; there is {names}.")
+    return path
+
+
 def _place(files: ModelFiles, path: Path) -> None:
     try:
         kind = _kind(path, path.stat().st_size, path.stat().st_mtime_ns)
@@ -91,6 +119,8 @@ def _place(files: ModelFiles, path: Path) -> None:
         files.deca = path if kind is Kind.DECA else files.deca or path
     elif kind in (Kind.FLAME, Kind.PICKLE):
         files.flame = path if kind is Kind.FLAME else files.flame or path
+    elif kind is Kind.IDENTITY:
+        files.unreadable.append(f"{path.name} is a saved identity: move it into {identity_folder(files.folder)}.")
     else:
         files.unreadable.append(f"{path.name} is {kind.value}.")
 
@@ -98,6 +128,13 @@ def _place(files: ModelFiles, path: Path) -> None:
 @lru_cache(maxsize=256)
 def _kind(path: Path, size: int, changed: int) -> Kind:
     return recognise(path)
+
+
+def _is_identity(path: Path) -> bool:
+    try:
+        return _kind(path, path.stat().st_size, path.stat().st_mtime_ns) is Kind.IDENTITY
+    except (FaceSnapError, OSError):  # damaged: whoever asks for it by its name is told
+        return False
 
 
 def _is_pack(path: Path) -> bool:

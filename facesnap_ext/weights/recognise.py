@@ -37,6 +37,7 @@ class Kind(Enum):
     FLAME = "a converted FLAME model"
     DECA = "a converted DECA encoder"
     DECA_ORIGINAL = "DECA's original file (deca_model.tar)"
+    IDENTITY = "a saved identity"
     PICKLE = "a Python pickle"
     UNKNOWN = "a kind of file that FaceSnap does not know"
 
@@ -52,7 +53,12 @@ def recognise(path: Path) -> Kind:
     if _is_pickle(path):
         return Kind.PICKLE
     index = read_index(path)
-    by_format = {"facesnap": Kind.FACESNAP, "facesnap-flame": Kind.FLAME, "facesnap-deca": Kind.DECA}
+    by_format = {
+        "facesnap": Kind.FACESNAP,
+        "facesnap-flame": Kind.FLAME,
+        "facesnap-deca": Kind.DECA,
+        "facesnap-identity": Kind.IDENTITY,
+    }
     return by_format.get(index.metadata.get("format", "")) or recognise_tensors(index.shapes)
 
 

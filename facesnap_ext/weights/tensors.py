@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,25 @@ def read_tensors(
                 if rename(key) is not None:
                     take(key, file.get_tensor(key))
     return wanted
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file's tensors, hexadecimal: their names, types, shapes and numbers, whatever container, order and
+    metadata they come in. Of safetensors one tensor at a time is in memory."""
+    digest = hashlib.sha256()
+
+    def add(key: str, tensor: Tensor) -> None:
+        digest.update(repr((key, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+    if is_torch_file(path):
+        for key, tensor in sorted(_flatten(read_torch(path)).items()):
+            add(key, tensor)
+    else:
+        with _open_safetensors(path) as file:
+            for key in sorted(file.keys()):
+                add(key, file.get_tensor(key))
+    return digest.hexdigest()
 
 
 def _open_safetensors(path: Path) -> Any:

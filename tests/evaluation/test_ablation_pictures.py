@@ -40,7 +40,7 @@ from facesnap_ext.miniature.shipped import Sampler  # noqa: E402
 from facesnap_ext.miniature.world import person, scene  # noqa: E402
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig  # noqa: E402
 from facesnap_ext.photos import Photo  # noqa: E402
-from facesnap_ext.settings import Settings  # noqa: E402
+from facesnap_ext.settings import Unit  # noqa: E402
 from facesnap_ext.training.config import TrainConfig  # noqa: E402
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo, FaceSnapWeights  # noqa: E402
 
@@ -80,11 +80,11 @@ def seen(engine):
 
 def test_features_are_what_the_engine_prepares(engine, seen):
     sitter, features = seen[0]
-    settings = Settings(True, (Photo(sitter.references[0], "a"),), driving=Photo(sitter.driving, "b"))
-    prepared = engine[0].prepare(settings, SIDE, SIDE)
+    unit = Unit(True, (Photo(sitter.references[0], "a"),), driving=Photo(sitter.driving, "b"))
+    prepared = engine[0].prepare(unit, SIDE, SIDE)
     np.testing.assert_array_equal(features.predicted.points, prepared.guidance.landmarks.points)
     np.testing.assert_array_equal(features.embeddings[0], prepared.references[0].embedding)
-    its_own = engine[0].prepare(Settings(True, (Photo(sitter.driving, "b"),)), SIDE, SIDE)
+    its_own = engine[0].prepare(Unit(True, (Photo(sitter.driving, "b"),)), SIDE, SIDE)
     np.testing.assert_array_equal(features.driving.points, its_own.guidance.landmarks.points)
     assert features.embeddings.shape[0] == features.clip_tokens.shape[0] == 2
 

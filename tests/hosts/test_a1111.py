@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import a1111
+from facesnap_ext.regions import Drawn
 
 
 @dataclass(eq=True)  # as StableDiffusionProcessing, which therefore has no hash
@@ -68,18 +70,23 @@ def call(unet: nn.Module, x, timesteps, context, y, rows: list[int]) -> Tensor:
     return unet(x[rows], timesteps=timesteps[rows], context=context[rows], y=y[rows])
 
 
-def expected(unet, guidance, x, timesteps, context, y, cond_rows: int) -> Tensor:
-    """Each row by itself through FFRNet and the written-out walk."""
+def expected(unet, guidances, x, timesteps, context, y, cond_rows: int) -> Tensor:
+    """Each row by itself through each FFRNet and the written-out walk; people side by side, or one alone."""
     rows = []
     for row in range(len(x)):
         one = [t[row : row + 1] for t in (x, timesteps, context, y)]
-        residuals = None
-        if row < cond_rows or not guidance.cond_only:
+        residuals = [torch.zeros(1)] * 10
+        for guidance in guidances:
+            if row >= cond_rows and guidance.cond_only:
+                continue
             network = guidance.ffrnet
             picture = a1111_landmarks(guidance, x)
             features = network.embed_landmarks(picture)
-            residuals = network(one[0], one[1], guidance.tokens, features)
-            residuals = [guidance.weight * residual for residual in residuals]
+            own = [guidance.weight * residual for residual in network(one[0], one[1], guidance.tokens, features)]
+            if guidance.region is not None:
+                masks = [guidance.region.mask(residual.shape[3], residual.shape[2]) for residual in own]
+                own = [residual * torch.from_numpy(mask) for residual, mask in zip(own, masks)]
+            residuals = [a + b for a, b in zip(residuals, own)]
         with torch.no_grad():
             rows.append(reference_walk(unet, *one, residuals))
     return torch.cat(rows)
@@ -90,6 +97,21 @@ def a1111_landmarks(guidance, x) -> Tensor:
 
     return landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2])
 
+
+def side_by_side():
+    """Two people of two weight files; the first one on the left, and on the conditional side only."""
+    left = Drawn(np.float32([[1, 0]]))
+    return (
+        tiny.guidance(cond_only=True, weight=0.7, region=left),
+        tiny.guidance(3, weight=1.2, region=Drawn(1 - left.white)),
+    )
+
+
+PEOPLE = {
+    "one": lambda: (tiny.guidance(weight=0.7),),
+    "one on the conditional side": lambda: (tiny.guidance(weight=0.7, cond_only=True),),
+    "two": side_by_side,
+}
 
 # how the host groups its rows: conditional rows, unconditional rows, the calls
 GROUPINGS = {
@@ -105,18 +127,18 @@ GROUPINGS = {
 }
 
 
-@pytest.mark.parametrize("cond_only", [False, True])
+@pytest.mark.parametrize("people", PEOPLE)
 @pytest.mark.parametrize("grouping", GROUPINGS)
-def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, cond_only):
+def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, people):
     cond, uncond, calls = GROUPINGS[grouping]
-    guidance = tiny.guidance(cond_only=cond_only, weight=0.7)
+    guidances = PEOPLE[people]()
     job = Job(unet)
     x, timesteps, context, y = inputs(cond + uncond)
     images = [i % uncond for i in range(cond)] + list(range(uncond))  # rows of one image share latent and timestep
     x, timesteps = x[images], timesteps[images]
-    wanted = expected(unet, guidance, x, timesteps, context, y, cond)
+    wanted = expected(unet, guidances, x, timesteps, context, y, cond)
 
-    a1111.attach(job, guidance)
+    a1111.attach(job, guidances)
     for step in range(2):  # the second evaluation starts counting anew, also after skipped rows
         announce(job, x, cond, step)
         for rows in calls:
@@ -134,7 +156,7 @@ def test_ffrnet_runs_once_an_image_and_a_step(unet, monkeypatch):
     x, timesteps, context, y = inputs(2)
     images = [0, 1, 0, 1]
     x, timesteps, context, y = x[images], timesteps[images], context[images], y[images]
-    a1111.attach(job, guidance)
+    a1111.attach(job, (guidance,))
     for step in range(3):
         announce(job, x + step, 2, step)
         for rows in ([0, 1], [2, 3]):
@@ -158,7 +180,7 @@ def test_sizes_that_are_no_multiple_of_the_unets(unet, size, monkeypatch):
     guidance, job = tiny.guidance(), Job(unet)
     args = inputs(1, size)
     plain = call(unet, *args, [0])
-    a1111.attach(job, guidance)
+    a1111.attach(job, (guidance,))
     announce(job, args[0], 1)
     guided = call(unet, *args, [0])
     assert guided.shape == plain.shape
@@ -169,7 +191,7 @@ def test_start_and_end_are_fractions_of_the_steps(unet):
     job = Job(unet)
     args = inputs(1)
     plain = call(unet, *args, [0])
-    a1111.attach(job, tiny.guidance(start=0.25, end=0.75))
+    a1111.attach(job, (tiny.guidance(start=0.25, end=0.75),))
     acted = []
     for step in range(4):
         announce(job, args[0], 1, step, 4)
@@ -177,12 +199,35 @@ def test_start_and_end_are_fractions_of_the_steps(unet):
     assert acted == [False, True, True, False]
 
 
+def test_each_person_has_a_window_of_their_own(unet):
+    job = Job(unet)
+    args = inputs(1)
+    first, second = tiny.guidance(1, end=0.5), tiny.guidance(2, start=0.25, end=0.75)
+    halves = [replace(guidance, weight=0.5) for guidance in (first, second)]  # two people everywhere share evenly
+    wanted = [expected(unet, acting, *args, 1) for acting in ([first], halves, [second], [])]
+    a1111.attach(job, (first, second))
+    for step in range(4):
+        announce(job, args[0], 1, step, 4)
+        torch.testing.assert_close(call(unet, *args, [0]), wanted[step], atol=1e-4, rtol=1e-4)
+
+
+def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
+    """Hires fix's second pass, when everybody is wanted in the first."""
+    job, args = Job(unet), inputs(1)
+    before, plain = hooks_of(unet), call(unet, *args, [0])
+    a1111.attach(job, (tiny.guidance(),))
+    a1111.attach(job, ())
+    announce(job, args[0], 1)
+    assert hooks_of(unet) == before
+    assert torch.equal(call(unet, *args, [0]), plain)
+
+
 def test_an_end_of_one_lasts_beyond_the_announced_steps(unet):
     """DPM++ SDE evaluates the UNet more often than it has steps."""
     job = Job(unet)
     args = inputs(1)
     plain = call(unet, *args, [0])
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, (tiny.guidance(),))
     announce(job, args[0], 1, step=6, total=4)
     assert not torch.equal(call(unet, *args, [0]), plain)
 
@@ -191,7 +236,7 @@ def test_detached_leaves_no_hook_and_the_very_same_bits(unet):
     job = Job(unet)
     args = inputs(2)
     before, plain = hooks_of(unet), call(unet, *args, [0, 1])
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, (tiny.guidance(),))
     announce(job, args[0], 1)
     assert not torch.equal(call(unet, *args, [0, 1]), plain)
     a1111.detach(job)
@@ -206,7 +251,7 @@ def test_a_zero_network_changes_no_bit(unet):
         nn.init.zeros_(conv.bias)
     job, args = Job(unet), inputs(2)
     plain = call(unet, *args, [0, 1])
-    a1111.attach(job, tiny.guidance(network=network))
+    a1111.attach(job, (tiny.guidance(network=network),))
     announce(job, args[0], 1)
     assert torch.equal(call(unet, *args, [0, 1]), plain)
 
@@ -216,7 +261,7 @@ def test_attaching_again_does_not_add_up(unet):
     guidance, job, args = tiny.guidance(), Job(unet), inputs(1)
     outputs = []
     for _ in range(2):
-        a1111.attach(job, guidance)
+        a1111.attach(job, (guidance,))
         announce(job, args[0], 1)
         outputs.append(call(unet, *args, [0]))
     assert torch.equal(*outputs)
@@ -226,7 +271,7 @@ def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
     args = inputs(2)
     plain = call(unet, *args, [0, 1])
     failed = Job(unet)
-    a1111.attach(failed, tiny.guidance())
+    a1111.attach(failed, (tiny.guidance(),))
     announce(failed, args[0], 1)  # and then sampling raises: rows were announced and never came
     other = Job(unet)
     announce(other, args[0], 1)
@@ -237,7 +282,7 @@ def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
 def test_hooks_go_when_their_job_does(unet):
     before = hooks_of(unet)
     job = Job(unet)
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, (tiny.guidance(),))
     assert hooks_of(unet) > before
     del job
     gc.collect()
@@ -266,7 +311,7 @@ def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
 def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
     job, args = Job(unet), inputs(1)
     change(job, host)
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, (tiny.guidance(),))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match=message):
         call(unet, *args, [0])
@@ -275,7 +320,7 @@ def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
 def test_a_file_of_other_widths_is_named_with_both(unet):
     job, args = Job(unet), inputs(1)
     network = tiny.ffrnet(widths=(32, 64, 64))
-    a1111.attach(job, tiny.guidance(network=network, name="other.safetensors"))
+    a1111.attach(job, (tiny.guidance(), tiny.guidance(network=network, name="other.safetensors")))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match=r"other\.safetensors was made for .* 32/64 .* 32/64/96"):
         call(unet, *args, [0])
@@ -284,7 +329,7 @@ def test_a_file_of_other_widths_is_named_with_both(unet):
 def test_it_follows_a_refiner_of_the_same_widths_and_stops_aloud_at_another(unet):
     args = inputs(1)
     job = Job(unet)
-    a1111.attach(job, tiny.guidance())
+    a1111.attach(job, side_by_side())
     twin = ldm_unet(seed=5)
     plain = call(twin, *args, [0])
     job.unet = twin

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -10,6 +13,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.guidance import landmark_picture
 from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.regions import Drawn
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -147,6 +151,24 @@ def test_start_and_end_are_fractions_of_the_steps(pipe, window):
         whole = run(pipe)
     assert not torch.equal(part, whole)
     assert not torch.equal(part, run(pipe))
+
+
+def test_two_people_have_windows_and_places_of_their_own(pipe):
+    """Two equal people make the same picture as one: side by side, in one place, or one after the other."""
+    one = tiny.guidance()
+    left = Drawn(np.float32([[1, 0]]))
+    with guided(pipe, one):
+        wanted = run(pipe)
+    for pair in (
+        (replace(one, region=left), replace(one, region=Drawn(1 - left.white))),
+        (replace(one, region=left), one),
+        (one, one),
+        (replace(one, end=0.5), replace(one, start=0.5)),
+    ):
+        with guided(pipe, *pair):
+            torch.testing.assert_close(run(pipe), wanted, atol=1e-4, rtol=1e-4)
+    with guided(pipe, replace(one, region=left), replace(tiny.guidance(3), region=Drawn(1 - left.white))):
+        assert not torch.allclose(run(pipe), wanted, atol=1e-2)
 
 
 def test_other_widths_are_refused(pipe):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -14,6 +16,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.guidance import landmark_picture
 from facesnap_ext.hosts import forge
 from facesnap_ext.hosts.forge import FaceSnapControl
+from facesnap_ext.regions import Drawn
 
 
 class Predictor:
@@ -167,16 +170,24 @@ def forge_walk(unet, x, timesteps, context, y, control) -> Tensor:
 
 
 @torch.no_grad()
-def expected(unet, guidance, x, sigmas, context, y, is_cond) -> Tensor:
+def expected(unet, guidances, x, sigmas, context, y, is_cond) -> Tensor:
+    """Each row by itself through each FFRNet and the written-out walk; people side by side, or one alone."""
     rows = []
     scale = Predictor()
-    features = guidance.ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2]))
     for row in range(len(x)):
         one, sigma = x[row : row + 1], sigmas[row : row + 1]
         latent, timestep = scale.calculate_input(sigma, one), scale.timestep(sigma)
-        residuals = None
-        if is_cond[row] or not guidance.cond_only:
-            residuals = [guidance.weight * r for r in guidance.ffrnet(latent, timestep, guidance.tokens, features)]
+        residuals = [torch.zeros(1)] * 10
+        for guidance in guidances:
+            if not is_cond[row] and guidance.cond_only:
+                continue
+            picture = landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2])
+            features = guidance.ffrnet.embed_landmarks(picture)
+            own = [guidance.weight * r for r in guidance.ffrnet(latent, timestep, guidance.tokens, features)]
+            if guidance.region is not None:
+                masks = [guidance.region.mask(r.shape[3], r.shape[2]) for r in own]
+                own = [r * torch.from_numpy(mask) for r, mask in zip(own, masks)]
+            residuals = [a + b for a, b in zip(residuals, own)]
         rows.append(reference_walk(unet, latent, timestep, context[row : row + 1], y[row : row + 1], residuals))
     return torch.cat(rows)
 
@@ -185,6 +196,21 @@ def expected(unet, guidance, x, sigmas, context, y, is_cond) -> Tensor:
 def unet():
     return ldm_unet()
 
+
+def side_by_side():
+    """Two people of two weight files; the first one on the left, and on the conditional side only."""
+    left = Drawn(np.float32([[1, 0]]))
+    return (
+        tiny.guidance(cond_only=True, weight=0.7, region=left),
+        tiny.guidance(3, weight=1.2, region=Drawn(1 - left.white)),
+    )
+
+
+PEOPLE = {
+    "one": lambda: (tiny.guidance(weight=0.7),),
+    "one on the conditional side": lambda: (tiny.guidance(weight=0.7, cond_only=True),),
+    "two": side_by_side,
+}
 
 # seen orders: images; the calls' chunks as (0 cond | 1 uncond, first row)
 GROUPINGS = {
@@ -199,20 +225,20 @@ GROUPINGS = {
 
 
 @pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
-@pytest.mark.parametrize("cond_only", [False, True])
+@pytest.mark.parametrize("people", PEOPLE)
 @pytest.mark.parametrize("grouping", GROUPINGS)
-def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, cond_only, reforge):
+def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, reforge, people):
     images, calls = GROUPINGS[grouping]
     chunks = [chunk for call in calls for chunk in call]
-    guidance = tiny.guidance(cond_only=cond_only, weight=0.7)
+    guidances = PEOPLE[people]()
     x, _, context, y = inputs(images * len(chunks))
     x = torch.cat([x[:images]] * len(chunks))
     sigmas = torch.linspace(2.0, 2.0, images)
     is_cond = [side == 0 for side, _ in sorted(chunks, key=lambda chunk: chunk[1]) for _ in range(images)]
     job = make_job(unet, reforge)
-    forge.attach(job, guidance)
+    forge.attach(job, guidances)
     got = sample_once(job, x, sigmas, context, y, calls)
-    wanted = expected(unet, guidance, x, torch.cat([sigmas] * len(chunks)), context, y, is_cond)
+    wanted = expected(unet, guidances, x, torch.cat([sigmas] * len(chunks)), context, y, is_cond)
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -229,9 +255,9 @@ def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
     job = make_job(unet)
     if order == "before":
         job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
-        forge.attach(job, guidance)
+        forge.attach(job, (guidance,))
     else:
-        forge.attach(job, guidance)
+        forge.attach(job, (guidance,))
         job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
     sigmas = torch.tensor([2.0])
     got = sample_once(job, x, sigmas, context, y, [[(0, 0)]])
@@ -254,7 +280,7 @@ def test_start_and_end_follow_the_hosts_own_scale_and_pass_on_what_came_before(u
     other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
     job = make_job(unet)
     job.sd_model.forge_objects.unet.add_patched_controlnet(other)
-    forge.attach(job, tiny.guidance(start=0.25, end=0.75))
+    forge.attach(job, (tiny.guidance(start=0.25, end=0.75),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
     control.pre_run(job.sd_model.forge_objects.unet.model, Predictor().percent_to_sigma)
     x, _, _, y = inputs(1)
@@ -268,6 +294,34 @@ def test_start_and_end_follow_the_hosts_own_scale_and_pass_on_what_came_before(u
     assert acted == [False, True, True, False]
 
 
+def test_each_person_has_a_window_of_their_own(unet):
+    job = make_job(unet)
+    first, second = tiny.guidance(1, end=0.5), tiny.guidance(2, start=0.3, end=0.75)
+    forge.attach(job, (first, second))
+    x, _, context, y = inputs(1)
+    halves = [replace(guidance, weight=0.5) for guidance in (first, second)]  # two people everywhere share evenly
+    for percent, acting in ((0.1, [first]), (0.4, halves), (0.7, [second]), (0.9, [])):
+        sigma = torch.tensor([14.6 * (1 - percent)])
+        got = sample_once(job, x, sigma, context, y, [[(0, 0)]])
+        torch.testing.assert_close(got, expected(unet, acting, x, sigma, context, y, [True]), atol=1e-4, rtol=1e-4)
+
+
+def test_each_ffrnet_is_handed_to_the_hosts_memory_management_once(unet):
+    job = make_job(unet)
+    a, b = side_by_side()
+    forge.attach(job, (a, b, replace(a, landmarks=None)))
+    models = job.sd_model.forge_objects.unet.controlnet_linked_list.get_models()
+    assert [model.model for model in models] == [a.ffrnet, b.ffrnet]
+
+
+def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
+    """Hires fix's second pass, when everybody is wanted in the first; the host calls on a UNet that is still guided."""
+    job = make_job(unet)
+    forge.attach(job, (tiny.guidance(),))
+    forge.attach(job, ())
+    assert job.sd_model.forge_objects.unet.list_controlnets() == []
+
+
 def test_the_pass_after_is_the_very_same_as_before(unet):
     x, _, context, y = inputs(2)
     calls = [[(1, 0), (0, 1)]]
@@ -275,7 +329,7 @@ def test_the_pass_after_is_the_very_same_as_before(unet):
     sigma = torch.tensor([2.0])
     plain = sample_once(job, x, sigma, context, y, calls)
     original = job.sd_model.forge_objects.unet
-    forge.attach(job, tiny.guidance())
+    forge.attach(job, (tiny.guidance(),))
     assert not torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
     assert original.list_controlnets() == []  # the patched one was a clone
     forge.detach(job)
@@ -287,9 +341,9 @@ def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
     objects = job.sd_model.forge_objects
     first, last = OtherControl({}), OtherControl({})
     objects.unet.add_patched_controlnet(first)
-    forge.attach(job, tiny.guidance())
+    forge.attach(job, (tiny.guidance(),))
     objects.unet.add_patched_controlnet(last)
-    forge.attach(job, tiny.guidance())
+    forge.attach(job, (tiny.guidance(),))
     links = objects.unet.list_controlnets()
     assert [link for link in links if not isinstance(link, FaceSnapControl)] == [last, first]
     assert sum(isinstance(link, FaceSnapControl) for link in links) == 1
@@ -300,8 +354,8 @@ def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
 def test_a_job_that_an_exception_ended_takes_its_own_control_along(unet):
     failed = make_job(unet)
     objects = failed.sd_model.forge_objects
-    forge.attach(failed, tiny.guidance())
-    another = FaceSnapControl(tiny.guidance())
+    forge.attach(failed, (tiny.guidance(),))
+    another = FaceSnapControl((tiny.guidance(),))
     objects.unet.add_patched_controlnet(another)
     del failed
     assert objects.unet.list_controlnets() == [another]
@@ -316,17 +370,17 @@ def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():
     ("make", "message"),
     [
         (lambda unet: (make_job(unet), FaceSnapError("No face in reference photo 1; choose another.")), "No face"),
-        (lambda unet: (make_job(unet, is_sdxl=False), tiny.guidance()), "needs an SDXL checkpoint"),
+        (lambda unet: (make_job(unet, is_sdxl=False), (tiny.guidance(),)), "needs an SDXL checkpoint"),
         (
-            lambda unet: (make_job(unet), tiny.guidance(network=tiny.ffrnet(widths=(32, 64, 64)))),
+            lambda unet: (make_job(unet), (tiny.guidance(), tiny.guidance(network=tiny.ffrnet(widths=(32, 64, 64))))),
             r"widths 32/64 .* has 32/64/96",
         ),
     ],
     ids=["preparation failed", "not SDXL", "other widths"],
 )
 def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message):
-    job, guidance = make(unet)
-    forge.attach(job, guidance)
+    job, guidances = make(unet)
+    forge.attach(job, guidances)
     x, _, context, y = inputs(1)
     with pytest.raises(FaceSnapError, match=message):
         sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
@@ -334,7 +388,7 @@ def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message
 
 def test_the_host_may_empty_the_lists_it_gets(unet):
     job = make_job(unet)
-    forge.attach(job, tiny.guidance())
+    forge.attach(job, (tiny.guidance(),))
     x, _, context, y = inputs(2)
     x[1] = x[0]
     sigma = torch.tensor([2.0])

@@ -34,7 +34,7 @@ class Page:
 
     def open_accordion(self) -> None:
         """Which also enables FaceSnap."""
-        self._page.locator(f"{FACESNAP}enable .label-wrap .icon").click()
+        self._page.locator(f"{FACESNAP}enable .label-wrap .icon").first.click()
         self._page.wait_for_timeout(SECOND)  # the accordion moves
         assert self._page.locator(f"{FACESNAP}enable-visible-checkbox").is_checked()
 
@@ -43,9 +43,35 @@ class Page:
 
     def choose_model(self, name: str) -> None:
         entry = self._page.locator(f"{FACESNAP}model input")
+        if not entry.is_visible():
+            self._page.locator(f"{FACESNAP}advanced .label-wrap").click()
         entry.click()
         self._page.locator(f"{FACESNAP}model ul li", has_text=name).first.click()
         self._page.wait_for_timeout(SECOND // 2)
+
+    def choose_pose(self, pose: str) -> None:
+        self._page.locator(f"{FACESNAP}pose input[value={pose}]").click()
+        self._page.locator(f"{FACESNAP}canvas canvas").wait_for(timeout=60 * SECOND)
+
+    def drag_face(self, right: float, down: float) -> None:
+        """From the middle of the sliders' face, by parts of the canvas."""
+        canvas = self._page.locator(f"{FACESNAP}canvas canvas")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        x, y = box["x"] + 0.5 * box["width"], box["y"] + 0.55 * box["height"]
+        self._page.mouse.move(x, y)
+        self._page.mouse.down()
+        self._page.mouse.move(x + right * box["width"], y + down * box["height"], steps=5)
+        self._page.mouse.up()
+        self._page.wait_for_timeout(SECOND)
+
+    def numbers(self, *controls: str) -> list[float]:
+        """What sliders say."""
+        return [float(self._page.locator(f"{FACESNAP}{name} input[type=number]").input_value()) for name in controls]
+
+    def clear(self, control: str) -> None:
+        """Take the pictures out again."""
+        self._page.locator(f"{FACESNAP}{control} button[aria-label=Clear]").click()
 
     def upload(self, control: str, *pictures: np.ndarray | bytes) -> None:
         """Give pictures, or contents of a picture file, to one of FaceSnap's controls."""

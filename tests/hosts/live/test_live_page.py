@@ -26,7 +26,7 @@ def test_on_and_off(page: Page) -> None:
     plain = page.generate()
     page.open_accordion()
     page.screenshot("accordion", f"{FACESNAP}enable")
-    page.upload("photo", astronaut())
+    page.upload("references", astronaut())
     page.choose_model(RANDOM)
     page.screenshot("accordion-filled", f"{FACESNAP}enable")
     guided = page.generate()
@@ -42,31 +42,31 @@ def test_on_and_off(page: Page) -> None:
 
 def test_every_photo_counts(page: Page) -> None:
     page.open_accordion()
-    page.upload("photo", astronaut())
+    page.upload("references", astronaut())
     page.choose_model(RANDOM)
     alone = page.generate()
     page.upload("driving", grace_hopper())
     driven = page.generate()
-    page.upload("more_photos", grace_hopper())
+    page.clear("references")
+    page.upload("references", astronaut(), grace_hopper())
     page.screenshot("accordion-full", f"{FACESNAP}enable")
     mixed = page.generate()
     assert not np.array_equal(alone, driven)
     assert not np.array_equal(driven, mixed)
 
 
-# a damaged picture does not get past gradio's own picture field, but it does in the field for more photos
 @pytest.mark.parametrize(
-    ("model", "field", "photo"),
+    ("model", "photo"),
     [
-        (RANDOM, "photo", lambda: picture_file(grey())),
-        (RANDOM, "more_photos", cut_jpeg),
-        (RANDOM, "photo", None),
-        (OTHER_WIDTHS, "photo", lambda: picture_file(astronaut())),
+        (RANDOM, lambda: picture_file(grey())),
+        (RANDOM, cut_jpeg),
+        (RANDOM, None),
+        (OTHER_WIDTHS, lambda: picture_file(astronaut())),
     ],
     ids=["no face", "cut photo", "no photo", "other widths"],
 )
 def test_the_reason_stands_in_the_page(
-    host: Host, page: Page, request: pytest.FixtureRequest, model: str, field: str, photo: Callable[[], bytes] | None
+    host: Host, page: Page, request: pytest.FixtureRequest, model: str, photo: Callable[[], bytes] | None
 ) -> None:
     """The same sentence as in the API's answer."""
     references = [] if photo is None else [photo()]
@@ -75,7 +75,7 @@ def test_the_reason_stands_in_the_page(
     page.open_accordion()
     page.choose_model(model)
     if references:
-        page.upload(field, *references)
+        page.upload("references", *references)
     shown = page.generate()
     page.screenshot(f"error-{request.node.callspec.id.replace(' ', '-')}")
     assert isinstance(shown, str), "the page shows a picture"
@@ -88,7 +88,7 @@ def test_another_checkpoint(host: Host, page: Page) -> None:
         pytest.skip("the host has no checkpoint with sd15 in its name")
     page.open_accordion()
     page.choose_model(RANDOM)
-    page.upload("photo", astronaut())
+    page.upload("references", astronaut())
     host.post("/sdapi/v1/options", {"sd_model_checkpoint": sd15})
     try:
         shown = page.generate()
@@ -97,3 +97,17 @@ def test_another_checkpoint(host: Host, page: Page) -> None:
     page.screenshot("error-checkpoint")
     assert isinstance(shown, str), "the page shows a picture"
     assert "FaceSnap needs an SDXL checkpoint" in shown
+
+
+def test_the_canvas_and_the_sliders_say_the_same(page: Page) -> None:
+    """Dragging the face moves the sliders of its place, and the picture that follows is another one."""
+    page.open_accordion()
+    page.upload("references", astronaut())
+    page.choose_model(RANDOM)
+    page.choose_pose("sliders")
+    before = page.generate()
+    page.drag_face(0.1, 0.2)  # parts of the canvas
+    page.screenshot("canvas", f"{FACESNAP}enable")
+    assert page.numbers("x", "y") == pytest.approx([0.6, 0.65], abs=0.02)
+    assert not np.array_equal(page.generate(), before)
+    assert not [error for error in page.errors if "facesnap" in error]

@@ -1,0 +1,242 @@
+"""The accordion's contents: what it says of the model files, and each person's controls in the order of
+`settings.UI_ORDER`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from facesnap_ext import photos
+from facesnap_ext.engine import Engine
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.infotext import from_infotext
+from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
+from facesnap_ext.photos import Photo
+from facesnap_ext.settings import PASSES, POSES, RANGES, REGIONS, UI_ORDER, Unit
+from facesnap_ext.weights.places import ModelFiles, find_identities
+
+PRESETS = {  # weight, start, end
+    "faithful": (1.0, 0.0, 1.0),
+    "balanced": (0.8, 0.0, 0.8),
+    "stylised": (0.6, 0.1, 0.6),
+}
+PLACE = {"x": 0.5, "y": 0.45, "size": 0.45}  # where sliders begin that nobody has moved
+POSE_WORDS = {
+    "photo": "driving photo",
+    "template": "template",
+    "sliders": "sliders",
+    "own": "the reference's own",
+}
+PART_WORDS = {"face_pack": "face pack", "clip": "CLIP", "deca": "DECA", "flame": "FLAME"}
+LABELS = {
+    "yaw": "Turn (degrees, right is positive)",
+    "pitch": "Nod (degrees, down is positive)",
+    "roll": "Tilt (degrees, right is positive)",
+    "mouth": "Mouth (closed to open)",
+    "brows": "Brows (down to up)",
+    "eyes": "Eyes (closed to wide)",
+    "x": "Across the picture",
+    "y": "Down the picture",
+    "size": "Size of the face, of the picture's height",
+}
+
+
+def status(files: ModelFiles) -> str:
+    """HTML: which model files are there, and what is missing with where it goes."""
+    found = {"FaceSnap": ", ".join(sorted(files.facesnap))}
+    found |= {PART_WORDS[part]: path.name for part in PART_WORDS if (path := getattr(files, part))}
+    there = "; ".join(f"{part}: {name}" for part, name in found.items() if name)
+    return "<br>".join([f"Model files: {escape(there or 'none')}", *map(problem, files.missing().values())])
+
+
+def problem(sentence: str) -> str:
+    """HTML of a sentence that asks for something to be done."""
+    return f"<span class='facesnap-problem'>{escape(sentence)}</span>"
+
+
+def person_controls(
+    enabled: Any, files: ModelFiles, engine: Callable[[], Engine], ident: Callable[[str], str]
+) -> list[Any]:
+    """Draw a person's controls and make them answer.
+
+    Args:
+        enabled: the component that switches the person on. ident: makes an element's id of a name.
+
+    Returns:
+        The components in the order of `UI_ORDER`.
+    """
+    identities = sorted(find_identities(files.folder))
+    made: dict[str, Any] = {"enabled": enabled}
+
+    def slider(name: str, step: float, label: str | None = None, value: float | None = None) -> None:
+        low, high = RANGES[name]
+        start = getattr(Unit, name) if value is None else value
+        made[name] = gr.Slider(
+            low, high, start, step=step, label=label or LABELS.get(name, name.capitalize()), elem_id=ident(name)
+        )
+
+    with gr.Row():
+        with gr.Column():
+            made["references"] = gr.File(
+                label="Reference photos of one person",
+                file_count="multiple",
+                file_types=["image"],
+                type="binary",
+                height=120,
+                elem_id=ident("references"),
+                elem_classes="facesnap-photos",
+            )
+            seen = gr.Gallery(
+                label="Faces found", show_label=False, columns=4, height=180, visible=False, elem_id=ident("seen")
+            )
+            report = gr.HTML(elem_id=ident("report"), elem_classes="facesnap-report")
+            with gr.Row():
+                made["face"] = gr.Number(0, label="Which face (0: the largest)", precision=0, elem_id=ident("face"))
+                made["average"] = gr.Checkbox(False, label="Average the photos", elem_id=ident("average"))
+            made["identity"] = gr.Dropdown(
+                ["", *identities], value="", label="Saved person, in place of photos", elem_id=ident("identity")
+            )
+            with gr.Row():
+                title = gr.Textbox("", label="Name to save these photos' person under", elem_id=ident("name"))
+                save = gr.Button("Save person", elem_id=ident("save"))
+        with gr.Column():
+            made["pose"] = gr.Radio(
+                [(POSE_WORDS[pose], pose) for pose in POSES], value="photo", label="Pose", elem_id=ident("pose")
+            )
+            made["driving"] = gr.Image(
+                label="Driving photo: its pose and expression (optional)",
+                type="pil",
+                image_mode=None,
+                height=240,
+                elem_id=ident("driving"),
+            )
+            made["driving_face"] = gr.Number(
+                0, label="Which face of it (0: the largest)", precision=0, elem_id=ident("driving_face")
+            )
+            made["template"] = gr.Dropdown(list(TEMPLATES), value="front", label="Template", elem_id=ident("template"))
+            gr.HTML(f"<div class='facesnap-canvas' data-ids='{ident('{}')}'></div>", elem_id=ident("canvas"))
+    with gr.Accordion("Pose sliders and place", open=False, elem_id=ident("sliders")):
+        with gr.Row():
+            for name in ("yaw", "pitch", "roll"):
+                slider(name, 1)
+        with gr.Row():
+            for name in ("mouth", "brows", "eyes"):
+                slider(name, 0.05)
+        made["placed"] = gr.Checkbox(
+            False, label="Place the face (else it stays where the pose comes from)", elem_id=ident("placed")
+        )
+        with gr.Row():
+            for name in ("x", "y", "size"):
+                slider(name, 0.01, value=PLACE[name])
+    # between browser and server: the output's size one way, the person's rig and points the other
+    size = gr.Textbox("512x512", show_label=False, elem_id=ident("canvas_size"), elem_classes="facesnap-hidden")
+    rig = gr.Textbox("", show_label=False, elem_id=ident("canvas_rig"), elem_classes="facesnap-hidden")
+    preset = gr.Radio(list(PRESETS), value="faithful", label="Preset", elem_id=ident("preset"))
+    with gr.Row():
+        slider("weight", 0.05)
+        slider("start", 0.01)
+        slider("end", 0.01)
+    preset.change(
+        lambda name: PRESETS[name], [preset], [made["weight"], made["start"], made["end"]], show_progress=False
+    )
+    with gr.Accordion("Advanced", open=False, elem_id=ident("advanced")):
+        with gr.Row():
+            made["cond_only"] = gr.Checkbox(False, label="Conditional side only", elem_id=ident("cond_only"))
+            made["hires"] = gr.Radio(list(PASSES), value="both", label="Hires fix: passes", elem_id=ident("hires"))
+        made["blocks"] = gr.Textbox(
+            "",
+            label="Weights of the 10 residuals, shallow to deep, middle last (empty: all 1)",
+            elem_id=ident("blocks"),
+        )
+        with gr.Row():
+            made["region"] = gr.Radio(list(REGIONS), value="everywhere", label="Where it acts", elem_id=ident("region"))
+            slider("grow", 0.1, "Size of the region around the face")
+        made["mask"] = gr.Image(
+            label="Region: white where this person is", type="pil", image_mode=None, height=240, elem_id=ident("mask")
+        )
+        made["model"] = gr.Dropdown(
+            ["", *sorted(files.facesnap)],
+            value="",
+            label="FaceSnap file (empty: the only one)",
+            elem_id=ident("model"),
+        )
+    posed = [made[name] for name in ("references", "face", "driving", "driving_face", "pose")]
+    for changed in (*posed, size):
+        changed.change(
+            lambda *values: preview(engine(), *values), [*posed, size], [rig], show_progress=False, queue=False
+        )
+    for changed in (made["references"], made["face"]):
+        changed.change(
+            lambda *values: look(engine(), *values),
+            [made["references"], made["face"]],
+            [seen, report],
+            show_progress=False,
+        )
+    save.click(
+        lambda *values: save_person(engine(), *values),
+        [made["references"], made["face"], title],
+        [report, made["identity"]],
+    )
+    return [made[name] for name in UI_ORDER]
+
+
+def look(engine: Engine, files: list[Any] | None, face: float | None) -> tuple[Any, str]:
+    """What the page shows of reference photos: a gallery with the faces framed, and HTML with the warnings."""
+    try:
+        found = engine.examine(references(files), int(face or 0)) if files else None
+    except FaceSnapError as error:
+        return gr.update(visible=False), problem(str(error))
+    if found is None:
+        return gr.update(value=[], visible=False), ""
+    return gr.update(value=[reference.picture() for reference in found.references], visible=True), "<br>".join(
+        map(escape, found.lines())
+    )
+
+
+def preview(
+    engine: Engine, files: list[Any] | None, face: Any, driving: Any, driving_face: Any, pose: str, size: str
+) -> str:
+    """JSON for the page's canvas: `rig`, and `points` as parts of the output's width and height; or `error`."""
+    try:
+        reference = next(iter(references(files)), None)
+        other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
+        width, height = map(int, size.split("x"))
+        rig, points = engine.preview(reference, other, (width, height), int(face or 0), int(driving_face or 0))
+    except FaceSnapError as error:
+        return json.dumps({"error": str(error)})
+    parts = None if points is None else (points.points / (points.width, points.height)).tolist()
+    return json.dumps({"rig": for_browser(rig), "points": parts})
+
+
+def save_person(engine: Engine, files: list[Any] | None, face: float | None, name: str) -> tuple[str, Any]:
+    """Save the photos' person under a name; HTML that says so, and the choice of saved people with it chosen."""
+    try:
+        path = engine.save_identity(references(files), name, which=int(face or 0))
+    except FaceSnapError as error:
+        return problem(str(error)), gr.update()
+    choices = ["", *sorted(find_identities(engine.files().folder))]
+    return f"Saved as {escape(path.name)}: features, no pixels.", gr.update(choices=choices, value=path.stem)
+
+
+def references(files: list[Any] | None) -> list[Photo]:
+    """The photos of a file component of type "binary"."""
+    return [photos.from_bytes(data, f"Reference photo {i}") for i, data in enumerate(files or [], 1)]
+
+
+def paste_value(parameters: Mapping[str, Any], number: int, name: str) -> Any:
+    """What a unit's component of this name shows after a picture's infotext was pasted; None leaves it as it is."""
+    try:
+        values = from_infotext(parameters, number)
+    except ValueError:  # an infotext that somebody has edited
+        return None
+    if name == "placed":
+        return any(values[part] is not None for part in PLACE)
+    if name in PLACE and values[name] is None:
+        return PLACE[name]
+    if name == "blocks":
+        return " ".join(map(str, values["blocks"]))
+    return values.get(name)

@@ -1,0 +1,180 @@
+"""The browser's arithmetic and Python's give the same points, in an engine without a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.landmarks.poses import (
+    TEMPLATES,
+    Pose,
+    for_browser,
+    make_rig,
+    moved,
+    placement,
+    pose_of,
+    pose_points,
+)
+from facesnap_ext.miniature.render import head
+from facesnap_ext.settings import RANGES, Unit
+
+SCRIPT = Path(__file__).parents[2] / "javascript" / "facesnap.js"
+RIG = make_rig(head())
+WIDTH, HEIGHT = 832, 1216
+
+sides = st.integers(64, 1024)
+places = {name: st.none() | st.floats(*RANGES[name]) for name in ("x", "y", "size")}
+turns = {name: st.floats(*RANGES[name]) for name in asdict(Pose()) if name not in places}
+units = st.builds(
+    Unit, pose=st.sampled_from(["template", "sliders"]), template=st.sampled_from(list(TEMPLATES)), **turns, **places
+)
+
+
+class Browser:
+    """facesnap.js without a page."""
+
+    def __init__(self) -> None:
+        self._context = pytest.importorskip("py_mini_racer").MiniRacer()
+        self._context.eval(SCRIPT.read_text(encoding="utf-8"))
+        self._context.eval(f"const rig = {json.dumps(for_browser(RIG))};")
+
+    def __call__(self, expression: str, **names: object) -> object:
+        given = "".join(f"const {name} = {json.dumps(value)};" for name, value in names.items())
+        return json.loads(self._context.eval(f"(() => {{ {given} return JSON.stringify({expression}); }})()"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Browser:
+    return Browser()
+
+
+def values_of(unit: Unit) -> dict[str, object]:
+    return {name: getattr(unit, name) for name in ("pose", "template", *turns, *places)}
+
+
+@given(unit=units, width=sides, height=sides)
+def test_the_browser_shows_the_points_that_the_job_will_use(
+    browser: Browser, unit: Unit, width: int, height: int
+) -> None:
+    shown = browser("facesnapShown({rig, values, width, height})", values=values_of(unit), width=width, height=height)
+    pose = pose_of(unit, width, height)
+    np.testing.assert_allclose(shown["points"], pose_points(RIG, pose, width, height), rtol=0, atol=1e-4)
+    assert shown["pose"] == pytest.approx(asdict(pose), abs=1e-9)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    place=st.fixed_dictionaries(places),
+    pose=st.sampled_from(["photo", "own"]),
+    width=sides,
+    height=sides,
+)
+def test_a_photos_points_are_moved_as_the_job_moves_them(
+    browser: Browser, seed: int, place: dict[str, float | None], pose: str, width: int, height: int
+) -> None:
+    points = np.random.default_rng(seed).uniform(-0.2, 1.2, (72, 2))
+    landmarks = Landmarks((points * (width, height)).astype(np.float32), width, height)
+    state = {"values": {"pose": pose, **place}, "points": (landmarks.points / (width, height)).tolist()}
+    shown = browser("facesnapShown(state)", state=state | {"width": width, "height": height})
+    wanted = moved(landmarks, **place)
+    # a job's landmarks are single precision: an ulp of the farthest point
+    np.testing.assert_allclose(shown["points"], wanted.points, rtol=0, atol=max(1e-3, 1e-6 * abs(wanted.points).max()))
+    assert list(shown["pose"].values()) == pytest.approx(list(placement(wanted)), abs=1e-5)
+
+
+def test_the_browser_is_told_colours_lines_and_ranges_from_one_place(browser: Browser) -> None:
+    from facesnap_ext.landmarks.points72 import COLOURS, POLYLINES
+
+    parts = browser("rig.parts")
+    assert [tuple(part["colour"]) for part in parts] == list(COLOURS.values())
+    assert [part["lines"] for part in parts] == [POLYLINES[name] for name in COLOURS]
+    for name, limits in browser("facesnapRanges").items():
+        assert tuple(limits) == RANGES[name]
+
+
+def test_every_global_name_is_prefixed() -> None:
+    import re
+
+    declared = re.findall(r"^(?:const|let|var|function|class|async function) (\w+)", SCRIPT.read_text(), re.MULTILINE)
+    assert len(declared) > 10
+    assert [name for name in declared if not name.startswith("facesnap")] == []
+
+
+points_2d = st.tuples(st.floats(0, WIDTH), st.floats(0, HEIGHT))
+
+
+def drag(browser: Browser, action: str, pose: Pose, start: tuple, end: tuple) -> dict[str, float]:
+    middle = [pose.x * WIDTH, pose.y * HEIGHT]
+    return browser(
+        "facesnapDragged(action, pose, middle, from, to, width, height)",
+        action=action, pose=asdict(pose), middle=middle, to=end, width=WIDTH, height=HEIGHT, **{"from": start},
+    )  # fmt: skip
+
+
+@given(start=points_2d, end=points_2d)
+def test_a_dragged_face_follows_the_pointer(browser: Browser, start: tuple, end: tuple) -> None:
+    pose = Pose(yaw=10)
+    changed = drag(browser, "move", pose, start, end)
+    limits = [
+        np.clip((a + (e - s) / side), -0.5, 1.5) for a, s, e, side in zip((pose.x, pose.y), start, end, (WIDTH, HEIGHT))
+    ]
+    assert changed == pytest.approx(dict(zip("xy", limits)), abs=1e-9)
+
+
+@given(factor=st.floats(0.1, 6), turn=st.floats(0, 6))
+def test_a_dragged_corner_stays_under_the_pointer(browser: Browser, factor: float, turn: float) -> None:
+    pose = Pose()
+    middle = np.array([pose.x * WIDTH, pose.y * HEIGHT])
+    arm = 100 * np.array([math.cos(turn), math.sin(turn)])
+    changed = drag(browser, "size", pose, (*(middle + arm),), (*(middle + factor * arm),))
+    assert changed == pytest.approx({"size": min(max(pose.size * factor, 0.02), 3)})
+
+
+def test_a_drag_turns_towards_the_pointer_and_stops_at_the_limits(browser: Browser) -> None:
+    pose, face = Pose(), 0.45 * HEIGHT
+    assert drag(browser, "turn", pose, (400, 500), (400 + face / 3, 500)) == pytest.approx({"yaw": 30, "pitch": 0})
+    assert drag(browser, "turn", pose, (400, 500), (400, 500 + face / 9)) == pytest.approx({"yaw": 0, "pitch": 10})
+    assert drag(browser, "turn", pose, (0, 0), (9e3, -9e3)) == {"yaw": 75, "pitch": -45}
+
+
+@given(degrees=st.floats(-45, 45), start=st.floats(-180, 180))
+def test_leaning_follows_the_pointer_around_the_face_through_half_past_six_too(
+    browser: Browser, degrees: float, start: float
+) -> None:
+    pose = Pose()
+    middle = np.array([pose.x * WIDTH, pose.y * HEIGHT])
+    at = [middle + 200 * np.array([math.sin(a), -math.cos(a)]) for a in np.radians([start, start + degrees])]
+    assert drag(browser, "lean", pose, *map(tuple, at)) == pytest.approx({"roll": degrees}, abs=1e-6)
+
+
+def test_keys_move_turn_and_resize_what_can_be_and_leave_other_keys_alone(browser: Browser) -> None:
+    pose = asdict(Pose())
+
+    def key(name: str, shift: bool = False, pose: dict = pose) -> dict | None:
+        return browser("facesnapKeyed(key, shift, pose)", key=name, shift=shift, pose=pose)
+
+    assert key("ArrowLeft") == pytest.approx({"x": 0.49})
+    assert key("ArrowDown") == pytest.approx({"y": 0.46})
+    assert key("ArrowRight", shift=True) == {"yaw": 3}
+    assert key("ArrowUp", shift=True) == {"pitch": -3}
+    assert key("+", shift=True)["size"] > 0.45 > key("-")["size"]
+    assert key("Tab") is None
+    photo = {name: pose[name] for name in places}
+    assert key("ArrowRight", shift=True, pose=photo) is None
+    assert key("ArrowRight", pose=photo) == pytest.approx({"x": 0.51})
+
+
+def test_turning_a_template_makes_sliders_of_all_its_numbers_and_moving_it_does_not(browser: Browser) -> None:
+    values = {"pose": "template", "template": "tilted", "yaw": 0, "x": None, "y": None, "size": None}
+    pose = asdict(TEMPLATES["tilted"])
+    turned = browser("facesnapAsSettings(values, pose, {yaw: 20})", values=values, pose=pose)
+    assert turned == {**pose, "yaw": 20, "pose": "sliders"}
+    assert browser("facesnapAsSettings(values, pose, {x: 0.2})", values=values, pose=pose) == {"x": 0.2}
