@@ -6,12 +6,12 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from facesnap_ext.landmarks.poses import TEMPLATES
 from hypothesis import given
 from hypothesis import strategies as st
 
 from facesnap_ext import __version__
 from facesnap_ext.infotext import FIELDS, PHOTOS, from_infotext, to_infotext
+from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import BLOCKS, CHOICES, RANGES, Unit
 
