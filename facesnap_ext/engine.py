@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import RLock
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +20,7 @@ from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.likeness import face_at, likeness
+from facesnap_ext.memory import Memory, signature_of
 from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.references import ReferenceReport, examine, padded_note
@@ -32,9 +30,6 @@ from facesnap_ext.weights import facesnap_file, identity_file
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.places import ModelFiles, choose_identity, identity_folder
 from facesnap_ext.weights.tensors import fingerprint
-
-T = TypeVar("T")
-REMEMBERED = 128  # results of all kinds; the largest, CLIP's tokens, take 1.3 MB
 
 
 @dataclass(frozen=True)
@@ -55,9 +50,7 @@ class Engine:
 
     def __init__(self, find_models: Callable[[], ModelFiles]):
         self._find_models = find_models
-        self._loaded: dict[str, tuple[Hashable, Any]] = {}  # one model of each part
-        self._remembered: OrderedDict[Hashable, Any] = OrderedDict()
-        self._lock = RLock()  # jobs and the page's own requests come in threads of their own
+        self._memory = Memory()
 
     def prepare(
         self,
@@ -108,7 +101,7 @@ class Engine:
             )
 
         progress("loading the FaceSnap file")
-        weights = self._weights(facesnap, files_kept)
+        weights = self._memory.load_one_of("facesnap", facesnap, facesnap_file.load, files_kept)
         progress("encoding the face")
         tokens = self.tokens(files, weights, facesnap, references, unit.average, saved)
         progress("predicting landmarks")
@@ -140,32 +133,33 @@ class Engine:
     def files(self, progress: Callable[[str], None] = lambda message: None) -> ModelFiles:
         """The model files that are there; DECA's and FLAME's own are converted first, once."""
         files = self._find_models()
-        with self._lock:
+        with self._memory.lock:
             convert_originals(files, progress)
         return files
 
     def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
-        """A face of a photo, by size from the largest."""
-        return faces.choose(self.faces(files, photo), which)
-
-    def faces(self, files: ModelFiles, photo: Photo) -> list[Face]:
-        """All faces of a photo, by size from the largest.
+        """A face of a photo, by size from the largest.
 
         Raises:
             NoFaceError: there is none.
         """
+        found = self.faces(files, photo)
+        if not found:
+            raise faces.no_face_in(photo)
+        return faces.choose(found, which)
+
+    def faces(self, files: ModelFiles, photo: Photo) -> list[Face]:
+        """All faces of a photo, by size from the largest; none where there is none."""
         folder = files.require("face_pack")
 
         def find() -> list[Face]:
             try:
-                found = faces.find_faces(self._load("face_pack", folder, faces.load_pack), photo)
+                found = faces.find_faces(self._memory.load("face_pack", folder, faces.load_pack), photo)
             except NoFaceError:
                 found = []
             return [replace(face, photo=None) for face in found]  # pixels are large: they stay with the job
 
-        found = self._remember(("faces", _signature(folder), photo.digest), find)
-        if not found:
-            raise faces.no_face_in(photo)
+        found = self._memory.remember(("faces", signature_of(folder), photo.digest), find)
         return [replace(face, photo=photo) for face in found]
 
     def examine(self, photos: Sequence[Photo], which: int = 0) -> ReferenceReport:
@@ -175,14 +169,7 @@ class Engine:
             FaceSnapError: there is no face pack. A photo without a face is a warning in the report.
         """
         files = self._find_models()
-
-        def found(photo: Photo) -> list[Face]:
-            try:
-                return self.faces(files, photo)
-            except NoFaceError:
-                return []
-
-        return examine([(photo, found(photo)) for photo in photos], which)
+        return examine([(photo, self.faces(files, photo)) for photo in photos], which)
 
     def tokens(
         self,
@@ -208,18 +195,18 @@ class Engine:
 
         people = tuple((face.photo.digest, *face.box) for face in references)
         needed = [facesnap, files.require("face_pack"), files.require("clip")] if references else [facesnap]
-        return self._remember(("tokens", tuple(map(_signature, needed)), people, saved, average), mix)
+        return self._memory.remember(("tokens", tuple(map(signature_of, needed)), people, saved, average), mix)
 
     def clip_tokens(self, files: ModelFiles, face: Face) -> Tensor:
         """CLIP tokens [T, width] of a face's crop. The encoder is large and rarely wanted: it is not kept."""
         path = files.require("clip")
-        key = ("clip", _signature(path), _signature(files.require("face_pack")), face.photo.digest, *face.box)
-        return self._remember(key, lambda: load_image_encoder(path)([face.crop])[0])
+        key = ("clip", signature_of(path), signature_of(files.require("face_pack")), face.photo.digest, *face.box)
+        return self._memory.remember(key, lambda: load_image_encoder(path)([face.crop])[0])
 
     def codes(self, files: ModelFiles, face: Face) -> FaceCodes:
         """What DECA sees in a face."""
-        key = ("codes", _signature(files.require("deca")), face.photo.digest, *face.box)
-        return self._remember(key, lambda: self.predictor(files).encode(face.photo.pixels, face.box))
+        key = ("codes", signature_of(files.require("deca")), face.photo.digest, *face.box)
+        return self._memory.remember(key, lambda: self.predictor(files).encode(face.photo.pixels, face.box))
 
     def landmarks(self, files: ModelFiles, shape: Tensor, driving: Face) -> Landmarks:
         """The 72 points of a face of this shape, [S] from `codes`, in the pose and expression of the driving face, in
@@ -229,9 +216,9 @@ class Engine:
             predictor = self.predictor(files)
             return predictor.predict(predictor.neutral(shape), self.codes(files, driving))
 
-        networks = (_signature(files.require("deca")), _signature(files.require("flame")))
+        networks = (signature_of(files.require("deca")), signature_of(files.require("flame")))
         key = ("landmarks", *networks, shape.numpy().tobytes(), driving.photo.digest, *driving.box)
-        return self._remember(key, predict)
+        return self._memory.remember(key, predict)
 
     def source_shape(self, files: ModelFiles, references: Sequence[Face], saved: Identity | None) -> Tensor:
         """The shape code [S] that landmarks are predicted of: of the first photo, else of the saved identity."""
@@ -256,11 +243,8 @@ class Engine:
         Args:
             embeddings: `Prepared.embeddings`. landmarks: for this picture, of any size.
         """
-        try:
-            found = self.faces(self._find_models(), picture)
-        except NoFaceError:
-            return None
-        return likeness(face_at(found, landmarks), embeddings)
+        found = self.faces(self._find_models(), picture)
+        return likeness(face_at(found, landmarks), embeddings) if found else None
 
     def identity(
         self, files: ModelFiles, name: str, progress: Callable[[str], None] = lambda message: None
@@ -272,7 +256,7 @@ class Engine:
                 those that are here. A network that is not here is not compared: its features are all that is needed.
         """
         path = choose_identity(files.folder, name)
-        saved = self._remember(("identity", _signature(path)), lambda: identity_file.load(path))
+        saved = self._memory.remember(("identity", signature_of(path)), lambda: identity_file.load(path))
         progress("comparing the networks of the saved identity")
         for part, theirs in saved.networks.items():
             if getattr(files, part) is not None and self.network(files, part) != theirs:
@@ -304,10 +288,9 @@ class Engine:
         """
         if not photos:
             raise FaceSnapError("There is no photo to save an identity from; add one.")
-        files = self._find_models()
+        files = self.files(progress)
         path = path or identity_folder(files.folder) / f"{identity_file.safe_name(name)}.safetensors"
         identity_file.check_place(path, overwrite)
-        convert_originals(files, progress)
         progress("looking for the face")
         references = [self.face(files, photo, which) for photo in photos]
         progress("encoding the face")
@@ -327,17 +310,17 @@ class Engine:
         """The content hash of a network that makes features, by its name in `identity_file.NETWORKS`."""
         path = files.require(part)
         if part == "face_pack":
-            path = Path(self._load("face_pack", path, faces.load_pack).recognition.model_file)
+            path = Path(self._memory.load("face_pack", path, faces.load_pack).recognition.model_file)
         elif part == "clip":
             path = weight_file(path)
         compute = sha256 if path.suffix == ".onnx" else fingerprint
-        return self._load(f"hash of {part}", path, compute)
+        return self._memory.load(f"hash of {part}", path, compute)
 
     def rig(self, files: ModelFiles, shape: Tensor | None) -> Rig:
         """What templates and sliders pose: a face of this shape, [S] from `codes`, or with None FLAME's mean face."""
-        networks = (_signature(files.require("deca")), _signature(files.require("flame")))
+        networks = (signature_of(files.require("deca")), signature_of(files.require("flame")))
         key = ("rig", *networks, None if shape is None else shape.numpy().tobytes())
-        return self._remember(key, lambda: make_rig(self.predictor(files).flame, shape))
+        return self._memory.remember(key, lambda: make_rig(self.predictor(files).flame, shape))
 
     def preview(
         self,
@@ -374,37 +357,7 @@ class Engine:
     def predictor(self, files: ModelFiles) -> LandmarkPredictor:
         """DECA and FLAME."""
         paths = (files.require("deca"), files.require("flame"))
-        return self._load("predictor", paths, lambda both: load_predictor(*both))
-
-    def _weights(self, path: Path, kept: int) -> facesnap_file.FaceSnapWeights:
-        """A FaceSnap file; those least recently used go before it comes."""
-        part = f"facesnap {path}"
-        with self._lock:
-            others = [name for name in self._loaded if name.startswith("facesnap ") and name != part]
-            for name in others[: max(0, len(others) + 1 - kept)]:
-                del self._loaded[name]
-            weights = self._load(part, path, facesnap_file.load)
-            self._loaded[part] = self._loaded.pop(part)  # the last of the dictionary is the latest used
-            return weights
-
-    def _load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
-        """The model of a part; loaded anew when its file is another one or has changed."""
-        paths = source if isinstance(source, tuple) else (source,)
-        signature = tuple(map(_signature, paths))
-        with self._lock:
-            if self._loaded.get(part, (None,))[0] != signature:
-                self._loaded.pop(part, None)  # the old one goes before the new one comes
-                self._loaded[part] = (signature, load(source))
-            return self._loaded[part][1]
-
-    def _remember(self, key: Hashable, compute: Callable[[], T]) -> T:
-        with self._lock:
-            if key not in self._remembered:
-                self._remembered[key] = compute()
-                while len(self._remembered) > REMEMBERED:
-                    self._remembered.popitem(last=False)
-            self._remembered.move_to_end(key)
-            return self._remembered[key]
+        return self._memory.load("predictor", paths, lambda both: load_predictor(*both))
 
 
 def _embeddings(references: Sequence[Face], saved: Identity | None = None) -> Tensor:
@@ -425,9 +378,3 @@ def check_features(embeddings: Tensor, clip_tokens: Tensor, weights: facesnap_fi
                 f"{weights.name} wants features of {wanted} numbers from the {what}, and the one found gives "
                 f"{features.shape[-1]}; use the {what} that models/README.md names for this file."
             )
-
-
-def _signature(path: Path) -> Hashable:
-    """Changes when the file, or a file in the folder, does."""
-    members = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return tuple((str(member), member.stat().st_size, member.stat().st_mtime_ns) for member in members)

@@ -126,7 +126,7 @@ def find_faces(pack: FacePack, photo: Photo) -> list[Face]:
     bgr = np.ascontiguousarray(photo.pixels[:, :, ::-1])
     padded, size = False, DETECTOR_SIZES[0]
     found = _detect(pack, bgr, size)
-    if not found or _longer_side(found[0][0]) > CLOSE_UP * max(bgr.shape[:2]):
+    if not found or longer_side(found[0][0]) > CLOSE_UP * max(bgr.shape[:2]):
         for smaller in DETECTOR_SIZES:
             if again := _detect_padded(pack, bgr, smaller):
                 found, padded, size = again, True, smaller
@@ -169,7 +169,7 @@ def square_crop(pixels: np.ndarray, box: np.ndarray, scale: float = CROP_SCALE) 
     height, width = pixels.shape[:2]
     left, top, right, bottom = np.clip(box, 0, [width, height, width, height])
     visible = max(right - left, bottom - top)
-    side = max(1, round(min(scale * _longer_side(box), max(visible, min(width, height)))))
+    side = max(1, round(min(scale * longer_side(box), max(visible, min(width, height)))))
     rows = _span((box[1] + box[3]) / 2, side, height)
     columns = _span((box[0] + box[2]) / 2, side, width)
     return pixels[rows[:, None], columns]
@@ -223,5 +223,6 @@ def _embedding(pack: FacePack, bgr: np.ndarray, keypoints: np.ndarray) -> np.nda
     return np.asarray(pack.recognition.get(bgr, Detection(kps=keypoints)), np.float32)
 
 
-def _longer_side(box: np.ndarray) -> float:
+def longer_side(box: np.ndarray) -> float:
+    """Of a box [4], in its pixels."""
     return float(max(box[2] - box[0], box[3] - box[1]))

@@ -47,7 +47,8 @@ def from_infotext(parameters: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def label(name: str, number: int) -> str:
     """The parameter's name of a unit's field."""
-    return f"{MARK} {name}".replace("_", " ") if number == 1 else f"{MARK} {number} {name}".replace("_", " ")
+    prefix = MARK if number == 1 else f"{MARK} {number}"
+    return f"{prefix} {name.replace('_', ' ')}"
 
 
 def _to_text(value: Any) -> Any:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -15,8 +15,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.infotext import from_infotext
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
-from facesnap_ext.photos import Photo
-from facesnap_ext.settings import PASSES, POSES, RANGES, REGIONS, UI_ORDER, Unit
+from facesnap_ext.settings import PASSES, POSES, RANGES, REGIONS, UI_ORDER, Unit, reference_photos
 from facesnap_ext.weights.places import ModelFiles, find_identities
 
 PRESETS = {  # weight, start, end
@@ -24,7 +23,7 @@ PRESETS = {  # weight, start, end
     "balanced": (0.8, 0.0, 0.8),
     "stylised": (0.6, 0.1, 0.6),
 }
-PLACE = {"x": 0.5, "y": 0.45, "size": 0.45}  # where sliders begin that nobody has moved
+PLACE = {name: getattr(TEMPLATES["front"], name) for name in ("x", "y", "size")}  # of sliders that nobody has moved
 POSE_WORDS = {
     "photo": "driving photo",
     "template": "template",
@@ -59,17 +58,21 @@ def problem(sentence: str) -> str:
 
 
 def person_controls(
-    enabled: Any, files: ModelFiles, engine: Callable[[], Engine], ident: Callable[[str], str]
+    enabled: Any,
+    files: ModelFiles,
+    identities: Sequence[str],
+    engine: Callable[[], Engine],
+    ident: Callable[[str], str],
 ) -> list[Any]:
     """Draw a person's controls and make them answer.
 
     Args:
-        enabled: the component that switches the person on. ident: makes an element's id of a name.
+        enabled: the component that switches the person on. identities: names of saved people.
+        ident: makes an element's id of a name.
 
     Returns:
         The components in the order of `UI_ORDER`.
     """
-    identities = sorted(find_identities(files.folder))
     made: dict[str, Any] = {"enabled": enabled}
 
     def slider(name: str, step: float, label: str | None = None, value: float | None = None) -> None:
@@ -187,7 +190,7 @@ def person_controls(
 def look(engine: Engine, files: list[Any] | None, face: float | None) -> tuple[Any, str]:
     """What the page shows of reference photos: a gallery with the faces framed, and HTML with the warnings."""
     try:
-        found = engine.examine(references(files), int(face or 0)) if files else None
+        found = engine.examine(reference_photos(files), int(face or 0)) if files else None
     except FaceSnapError as error:
         return gr.update(visible=False), problem(str(error))
     if found is None:
@@ -202,7 +205,7 @@ def preview(
 ) -> str:
     """JSON for the page's canvas: `rig`, and `points` as parts of the output's width and height; or `error`."""
     try:
-        reference = next(iter(references(files)), None)
+        reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
         width, height = map(int, size.split("x"))
         rig, points = engine.preview(reference, other, (width, height), int(face or 0), int(driving_face or 0))
@@ -215,16 +218,11 @@ def preview(
 def save_person(engine: Engine, files: list[Any] | None, face: float | None, name: str) -> tuple[str, Any]:
     """Save the photos' person under a name; HTML that says so, and the choice of saved people with it chosen."""
     try:
-        path = engine.save_identity(references(files), name, which=int(face or 0))
+        path = engine.save_identity(reference_photos(files), name, which=int(face or 0))
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
     choices = ["", *sorted(find_identities(engine.files().folder))]
     return f"Saved as {escape(path.name)}: features, no pixels.", gr.update(choices=choices, value=path.stem)
-
-
-def references(files: list[Any] | None) -> list[Photo]:
-    """The photos of a file component of type "binary"."""
-    return [photos.from_bytes(data, f"Reference photo {i}") for i, data in enumerate(files or [], 1)]
 
 
 def paste_value(parameters: Mapping[str, Any], number: int, name: str) -> Any:

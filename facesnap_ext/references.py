@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.faces import Face, choose, no_face_in
+from facesnap_ext.faces import Face, choose, longer_side, no_face_in
 from facesnap_ext.photos import Photo
 from facesnap_ext.sheet import label_font
 
@@ -76,7 +76,7 @@ class ReferenceReport:
         for reference in self.references:
             parts = [reference.photo.name]
             if reference.chosen is not None:
-                parts.append(f"face of {round(longer_side(reference.faces[reference.chosen]))} pixels")
+                parts.append(f"face of {round(longer_side(reference.faces[reference.chosen].box))} pixels")
             if reference.likeness is not None:
                 parts.append(f"likeness to the others {reference.likeness:.2f}")
             lines.append(", ".join(parts))
@@ -174,11 +174,6 @@ def blur(face: Face) -> float:
     return max(slope / bend - 1, 0.0) ** 0.5 if bend else float(ARCFACE_SIDE)
 
 
-def longer_side(face: Face) -> float:
-    """Of a face's box, in pixels."""
-    return float(max(face.box[2] - face.box[0], face.box[3] - face.box[1]))
-
-
 def padded_note(face: Face) -> str:
     """The sentence for a face that was found with a border only."""
     return f"The face in {face.photo.name} fills the picture; it was found with a border added."
@@ -226,9 +221,9 @@ def _warnings(photo: Photo, faces: Sequence[Face], which: int, blurred: float | 
         warnings.append(f"{photo.name} shows {len(faces)} faces: {taken}.")
     if face.padded:
         warnings.append(padded_note(face))
-    if longer_side(face) < ARCFACE_SIDE:
+    if (side := longer_side(face.box)) < ARCFACE_SIDE:
         warnings.append(
-            f"The face in {photo.name} is small, {round(longer_side(face))} pixels where {ARCFACE_SIDE} or more are "
+            f"The face in {photo.name} is small, {round(side)} pixels where {ARCFACE_SIDE} or more are "
             "wanted: a photo in which it is larger keeps more of the person."
         )
     elif blurred is not None and blurred > BLURRED:  # a small face is magnified, and blurred by that

@@ -27,7 +27,6 @@ from typing import Any
 from facesnap_ext import __version__, photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.faces import NoFaceError
 from facesnap_ext.landmarks.poses import for_browser, placement
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights.places import ADVICE, ModelFiles
@@ -134,10 +133,7 @@ def detect(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:
     found = []
     for number, text in enumerate(given, 1):
         photo = _photo(text, f"Photo {number}")
-        try:
-            faces = engine.faces(files, photo)
-        except NoFaceError:
-            faces = []
+        faces = engine.faces(files, photo)
         height, width = photo.pixels.shape[:2]
         described = [{"box": face.box.tolist(), "score": float(face.score), "padded": face.padded} for face in faces]
         found.append({"width": width, "height": height, "faces": described})

@@ -155,13 +155,20 @@ def _unit(values: dict[str, Any]) -> Unit:
     if unknown := sorted(set(values) - known):
         raise FaceSnapError(f"FaceSnap has no setting named {unknown[0]}; it has {', '.join(sorted(known))}.")
     references = values.get("references") or []
-    if isinstance(references, str):
-        references = [references]
-    given = [value for value in references if value]
-    pictures = {"references": tuple(_photo(value, f"Reference photo {i}") for i, value in enumerate(given, 1))}
+    pictures = {"references": reference_photos([references] if isinstance(references, str) else references)}
     for name, title in (("driving", "Driving photo"), ("mask", "Region")):
         pictures[name] = _photo(values[name], title) if values.get(name) else None
     return Unit(**{**values, "blocks": tuple(values.get("blocks") or ()), **pictures})
+
+
+def reference_photos(values: Sequence[Any] | None) -> tuple[Photo, ...]:
+    """The photos of one person as the page or the API gives them; what is empty is left out.
+
+    Raises:
+        FaceSnapError: one cannot be read.
+    """
+    given = [value for value in values or () if value]
+    return tuple(_photo(value, f"Reference photo {i}") for i, value in enumerate(given, 1))
 
 
 def _photo(value: Any, name: str) -> Photo:

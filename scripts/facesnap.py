@@ -44,6 +44,7 @@ class Script(scripts.Script):
 
     def ui(self, is_img2img):
         files = model_files()
+        identities = sorted(find_identities(files.folder))
         people = range(1, int(getattr(shared.opts, "facesnap_people", PEOPLE)) + 1)
         components = []
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
@@ -54,7 +55,7 @@ class Script(scripts.Script):
                     if number > 1:
                         on = gr.Checkbox(False, label="Add this person", elem_id=self.ident("enable", number))
                     ident = partial(self.ident, number=number)
-                    components.append(page.person_controls(on, files, engine, ident))
+                    components.append(page.person_controls(on, files, identities, engine, ident))
         self.infotext_fields = [
             PasteField(component, partial(page.paste_value, number=number, name=name))
             for number, person in zip(people, components)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from facesnap_ext import references
 from facesnap_ext.engine import Engine
-from facesnap_ext.faces import Face, find_faces
+from facesnap_ext.faces import Face, find_faces, longer_side
 from facesnap_ext.photos import Photo
 from facesnap_ext.references import BLURRED, blur, cosines, examine, framed, misfit
 from facesnap_ext.weights.places import find_models
@@ -95,7 +95,7 @@ def test_blur_is_the_width_of_the_gaussian_on_a_picture_with_natures_spectrum(si
 def test_a_small_face_is_warned_about_and_no_second_time_for_being_magnified(face_pack, grace_hopper):
     small = Photo(cv2.resize(grace_hopper.pixels, None, fx=0.35, fy=0.35, interpolation=cv2.INTER_AREA), "small.png")
     face = find_faces(face_pack, small)[0]
-    assert references.longer_side(face) < 112
+    assert longer_side(face.box) < 112
     assert "small.png is small" in said(face)
     assert "blurred" not in said(face)
     assert "small" not in said(find_faces(face_pack, grace_hopper)[0])

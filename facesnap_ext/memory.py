@@ -1,0 +1,63 @@
+"""What the engine keeps between jobs: loaded models by the files that they came from, and results by what they were
+computed from."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from threading import RLock
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+REMEMBERED = 128  # results of all kinds; the largest, CLIP's tokens, take 1.3 MB
+
+
+class Memory:
+    """Models and results, for jobs and the page's own requests, which come in threads of their own."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self._loaded: dict[str, tuple[Hashable, Any]] = {}  # one model of each part
+        self._remembered: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
+        """The model of a part; loaded anew when its file is another one or has changed.
+
+        Args:
+            source: the file, or several, that `load` takes.
+        """
+        paths = source if isinstance(source, tuple) else (source,)
+        signature = tuple(map(signature_of, paths))
+        with self.lock:
+            if self._loaded.get(part, (None,))[0] != signature:
+                self._loaded.pop(part, None)  # the old one goes before the new one comes
+                self._loaded[part] = (signature, load(source))
+            return self._loaded[part][1]
+
+    def load_one_of(self, kind: str, path: Path, load: Callable[[Path], T], kept: int) -> T:
+        """As `load`, for a kind of which several files may be loaded; those least recently used go before it comes."""
+        part = f"{kind} {path}"
+        with self.lock:
+            others = [name for name in self._loaded if name.startswith(f"{kind} ") and name != part]
+            for name in others[: max(0, len(others) + 1 - kept)]:
+                del self._loaded[name]
+            model = self.load(part, path, load)
+            self._loaded[part] = self._loaded.pop(part)  # the last of the dictionary is the latest used
+            return model
+
+    def remember(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """A result, computed where it is not remembered; the `REMEMBERED` latest used are."""
+        with self.lock:
+            if key not in self._remembered:
+                self._remembered[key] = compute()
+                while len(self._remembered) > REMEMBERED:
+                    self._remembered.popitem(last=False)
+            self._remembered.move_to_end(key)
+            return self._remembered[key]
+
+
+def signature_of(path: Path) -> Hashable:
+    """Changes when the file, or a file in the folder, does."""
+    members = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return tuple((str(member), member.stat().st_size, member.stat().st_mtime_ns) for member in members)
