@@ -24,6 +24,7 @@ from PIL import Image
 from facesnap_ext import faces
 from facesnap_ext.clip import preprocess
 from facesnap_ext.engine import Engine, Prepared
+from facesnap_ext.evaluation.statistics import bootstrap
 from facesnap_ext.faces import NoFaceError
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.miniature import clip_pair, shipped
@@ -180,14 +181,10 @@ def summary(portraits: Sequence[Portrait]) -> dict[str, Any]:
         name: np.array([getattr(portrait, name) for portrait in portraits])
         for name in ("same", "different", "similarity", "similarity_off", "pose_error", "regressor_error")
     }
-    random = np.random.default_rng(0)
-    rows = random.integers(0, len(portraits), (2000, len(portraits)))
 
-    def interval(values: np.ndarray) -> list[float]:
-        return [
-            round(float(v), 4)
-            for v in (np.nanmean(values), *np.nanquantile(np.nanmean(values[rows], 1), (0.025, 0.975)))
-        ]
+    def interval(values: np.ndarray) -> list[float | None]:
+        found = bootstrap(values[~np.isnan(values)])
+        return [None if value is None else round(value, 4) for value in (found.mean, found.low, found.high)]
 
     low, high = columns["different"].mean(), columns["same"].mean()
     return {
