@@ -166,7 +166,8 @@ def run_convert(options: argparse.Namespace) -> None:
 def run_init(options: argparse.Namespace) -> None:
     import torch
 
-    from facesnap_ext.weights.initialise import from_instantid, initialise
+    from facesnap_ext.weights.initialise import initialise
+    from facesnap_ext.weights.instantid import from_instantid
 
     chosen = {"head_dim": options.head_dim, "size_dim": options.size_dim, "seed": options.seed}
     if options.dtype:

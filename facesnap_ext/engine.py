@@ -21,14 +21,14 @@ from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, p
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.likeness import face_at, likeness
 from facesnap_ext.memory import Memory, signature_of
-from facesnap_ext.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.references import ReferenceReport, examine, padded_note
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights import facesnap_file, identity_file
 from facesnap_ext.weights.identity_file import Identity
-from facesnap_ext.weights.places import ModelFiles, choose_identity, identity_folder
+from facesnap_ext.weights.instantid import load_any
+from facesnap_ext.weights.places import ModelFiles, WeightSource, choose_identity, identity_folder
 from facesnap_ext.weights.tensors import fingerprint
 
 
@@ -101,9 +101,10 @@ class Engine:
             )
 
         progress("loading the FaceSnap file")
-        weights = self._memory.load_one_of("facesnap", facesnap, facesnap_file.load, files_kept)
+        weights = self._memory.load_one_of("facesnap", facesnap, load_any, files_kept)
         progress("encoding the face")
         tokens = self.tokens(files, weights, facesnap, references, unit.average, saved)
+        uncond_tokens = self.null_tokens(weights, facesnap) if weights.info.null_identity else None
         progress("predicting landmarks")
         shape = self.source_shape(files, references, saved)
         if pose is not None:
@@ -122,6 +123,8 @@ class Engine:
             end=unit.end,
             cond_only=unit.cond_only,
             text_free=weights.info.text_free,
+            hint=weights.info.hint,
+            uncond_tokens=uncond_tokens,
             name=weights.name,
             blocks=unit.blocks,
             hires=unit.hires,
@@ -175,27 +178,38 @@ class Engine:
         self,
         files: ModelFiles,
         weights: facesnap_file.FaceSnapWeights,
-        facesnap: Path,
+        facesnap: WeightSource,
         references: Sequence[Face],
         average: bool,
         saved: Identity | None = None,
     ) -> Tensor:
         """Identity tokens [1, queries, dim] of one person's faces, and of what was saved of the same person."""
+        needs_clip = weights.info.mixer.clip_dim > 0
 
         def mix() -> Tensor:
-            embeddings = _embeddings(references, saved)[None]
-            clip_tokens = torch.stack(
-                [self.clip_tokens(files, face) for face in references] + ([] if saved is None else [*saved.clip_tokens])
-            )[None]
+            embeddings, clip_tokens = _embeddings(references, saved)[None], None
+            if needs_clip:
+                found = [self.clip_tokens(files, face) for face in references]
+                clip_tokens = torch.stack(found + ([] if saved is None else [*saved.clip_tokens]))[None]
             if average:
-                embeddings, clip_tokens = average_references(embeddings, clip_tokens)
+                embeddings, clip_tokens = weights.mixer.average(embeddings, clip_tokens)
             check_features(embeddings, clip_tokens, weights)
             with torch.no_grad():
                 return weights.mixer.float()(embeddings, clip_tokens)
 
         people = tuple((face.photo.digest, *face.box) for face in references)
-        needed = [facesnap, files.require("face_pack"), files.require("clip")] if references else [facesnap]
+        parts = ["face_pack", *(["clip"] if needs_clip else [])] if references else []
+        needed = [facesnap, *map(files.require, parts)]
         return self._memory.remember(("tokens", tuple(map(signature_of, needed)), people, saved, average), mix)
+
+    def null_tokens(self, weights: facesnap_file.FaceSnapWeights, facesnap: WeightSource) -> Tensor:
+        """Identity tokens [1, queries, dim] of nobody: of an embedding of zeros, for weights that were trained so."""
+
+        def mix() -> Tensor:
+            with torch.no_grad():
+                return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
+
+        return self._memory.remember(("null tokens", signature_of(facesnap)), mix)
 
     def clip_tokens(self, files: ModelFiles, face: Face) -> Tensor:
         """CLIP tokens [T, width] of a face's crop. The encoder is large and rarely wanted: it is not kept."""
@@ -366,14 +380,15 @@ def _embeddings(references: Sequence[Face], saved: Identity | None = None) -> Te
     return torch.stack(found + ([] if saved is None else [*saved.embeddings]))
 
 
-def check_features(embeddings: Tensor, clip_tokens: Tensor, weights: facesnap_file.FaceSnapWeights) -> None:
-    """Raise `FaceSnapError` when the features are not as wide as the Mixer wants them."""
+def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: facesnap_file.FaceSnapWeights) -> None:
+    """Raise `FaceSnapError` when the features are not as wide as the Mixer wants them; `clip_tokens` is None for one
+    that takes none."""
     mixer = weights.info.mixer
     for what, features, wanted in (
         ("face recognition pack", embeddings, mixer.id_dim),
         ("CLIP image encoder", clip_tokens, mixer.clip_dim),
     ):
-        if features.shape[-1] != wanted:
+        if features is not None and features.shape[-1] != wanted:
             raise FaceSnapError(
                 f"{weights.name} wants features of {wanted} numbers from the {what}, and the one found gives "
                 f"{features.shape[-1]}; use the {what} that models/README.md names for this file."

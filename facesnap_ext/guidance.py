@@ -14,7 +14,8 @@ from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet
-from facesnap_ext.landmarks.points72 import Landmarks, draw
+from facesnap_ext.landmarks.hints import HINTS, POINTS72
+from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.regions import Region, shares
 
 
@@ -30,6 +31,8 @@ class Guidance:
     end: float = 1.0  # and ends
     cond_only: bool = False  # leave the unconditional rows alone
     text_free: bool = True  # False: the weights were trained with text and get the rows' own `y`
+    hint: str = POINTS72  # how the landmarks are drawn, of `HINTS`
+    uncond_tokens: Tensor | None = None  # of the unconditional rows, as `tokens`; None: the same
     name: str = "FaceSnap"  # of the weight file, for messages
     blocks: tuple[float, ...] = ()  # of each residual, from the shallowest skip to the middle; none: all 1
     hires: str = "both"  # the passes in which it acts: "first", "second" (hires fix) or "both"
@@ -114,7 +117,8 @@ class _OnePerson:
 
     Without text, the residuals of a row depend on nothing but its latent and timestep, so all rows of an image share
     one run, in whichever order, grouping or number of calls a host sends them: FFRNet runs on the distinct rows alone,
-    and not at all on rows that it has just seen.
+    and not at all on rows that it has just seen. Rows are told apart by all that they depend on: the pooled text, and
+    the side where the sides have tokens of their own.
     """
 
     def __init__(self, guidance: Guidance):
@@ -131,13 +135,16 @@ class _OnePerson:
             y = None
         elif y is None:
             raise ValueError("these weights were trained with text and need the UNet's y")
-        inputs = torch.cat([x.flatten(1).float(), timesteps.float()[:, None], *([] if y is None else [y.float()])], 1)
+        sides = torch.tensor([not cond and self.guidance.uncond_tokens is not None for cond in is_cond])
+        inputs = [x.flatten(1).float(), timesteps.float()[:, None], sides.to(x.device)[:, None].float()]
+        inputs = torch.cat([*inputs, *([] if y is None else [y.float()])], 1)
 
         place = None if self._inputs is None else _places(inputs, self._inputs)
         if place is None:
             place = _places(inputs, inputs)
             distinct = sorted(set(place))
-            self._outputs = self._run(x[distinct], timesteps[distinct], None if y is None else y[distinct])
+            chosen = None if y is None else y[distinct]
+            self._outputs = self._run(x[distinct], timesteps[distinct], self._tokens(sides[distinct]), chosen)
             self._inputs = inputs[distinct]
             place = [distinct.index(first) for first in place]
 
@@ -148,11 +155,16 @@ class _OnePerson:
             return self._outputs  # one image: its residuals broadcast over the rows
         return [residual[place] for residual in self._outputs]
 
-    def _run(self, x: Tensor, timesteps: Tensor, y: Tensor | None) -> list[Tensor]:
+    def _tokens(self, sides: Tensor) -> Tensor:
+        """[1 or R, T, context_dim]; `sides` [R] is True for rows that get the unconditional side's own."""
+        if not sides.any():
+            return self.guidance.tokens
+        return torch.cat([self.guidance.tokens, self.guidance.uncond_tokens])[sides.long()]
+
+    def _run(self, x: Tensor, timesteps: Tensor, tokens: Tensor, y: Tensor | None) -> list[Tensor]:
         # the network's own type decides, also inside a host's autocast
         with torch.autocast(x.device.type, enabled=False):
-            tokens = self.guidance.tokens.to(x.device)
-            residuals = self.guidance.ffrnet(x, timesteps, tokens, self._landmark_features(x), y)
+            residuals = self.guidance.ffrnet(x, timesteps, tokens.to(x.device), self._landmark_features(x), y)
         weights = [self.guidance.weight * block for block in self.guidance.blocks or [1.0] * len(residuals)]
         return [residual * weight for residual, weight in zip(residuals, weights)]
 
@@ -160,7 +172,7 @@ class _OnePerson:
         size = (x.shape[2], x.shape[3])
         if size not in self._features:
             scale = self.guidance.ffrnet.config.picture_scale
-            picture = landmark_picture(self.guidance.landmarks, scale * size[1], scale * size[0])
+            picture = landmark_picture(self.guidance.landmarks, scale * size[1], scale * size[0], self.guidance.hint)
             self._features[size] = self.guidance.ffrnet.embed_landmarks(picture.to(x.device))
         return self._features[size]
 
@@ -170,11 +182,11 @@ def networks(guidances: Sequence[Guidance]) -> list[FFRNet]:
     return list({id(guidance.ffrnet): guidance.ffrnet for guidance in guidances}.values())
 
 
-def landmark_picture(landmarks: Landmarks | None, width: int, height: int) -> Tensor:
+def landmark_picture(landmarks: Landmarks | None, width: int, height: int, hint: str = POINTS72) -> Tensor:
     """Draw landmarks as FFRNet sees them: [1, 3, height, width] float32 in 0…1 on black."""
     if landmarks is None:
         return torch.zeros(1, 3, height, width)
-    return torch.from_numpy(draw(landmarks, width, height)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(HINTS[hint](landmarks, width, height)).permute(2, 0, 1)[None].float() / 255
 
 
 def _places(rows: Tensor, known: Tensor) -> list[int] | None:

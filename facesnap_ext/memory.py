@@ -27,22 +27,21 @@ class Memory:
         Args:
             source: the file, or several, that `load` takes.
         """
-        paths = source if isinstance(source, tuple) else (source,)
-        signature = tuple(map(signature_of, paths))
+        signature = signature_of(source)
         with self.lock:
             if self._loaded.get(part, (None,))[0] != signature:
                 self._loaded.pop(part, None)  # the old one goes before the new one comes
                 self._loaded[part] = (signature, load(source))
             return self._loaded[part][1]
 
-    def load_one_of(self, kind: str, path: Path, load: Callable[[Path], T], kept: int) -> T:
+    def load_one_of(self, kind: str, source: Any, load: Callable[[Any], T], kept: int) -> T:
         """As `load`, for a kind of which several files may be loaded; those least recently used go before it comes."""
-        part = f"{kind} {path}"
+        part = f"{kind} {source}"
         with self.lock:
             others = [name for name in self._loaded if name.startswith(f"{kind} ") and name != part]
             for name in others[: max(0, len(others) + 1 - kept)]:
                 del self._loaded[name]
-            model = self.load(part, path, load)
+            model = self.load(part, source, load)
             self._loaded[part] = self._loaded.pop(part)  # the last of the dictionary is the latest used
             return model
 
@@ -57,7 +56,9 @@ class Memory:
             return self._remembered[key]
 
 
-def signature_of(path: Path) -> Hashable:
-    """Changes when the file, or a file in the folder, does."""
+def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
+    """Changes when the file, or a file in the folder or among several, does."""
+    if isinstance(path, tuple):
+        return tuple(map(signature_of, path))
     members = sorted(path.rglob("*")) if path.is_dir() else [path]
     return tuple((str(member), member.stat().st_size, member.stat().st_mtime_ns) for member in members)

@@ -75,6 +75,10 @@ class FacialAttributeMixer(nn.Module):
         f_id, f_clip = self.id_features(embeddings), self.clip_features(clip_tokens)
         return self.decode(self.fuse(f_id, torch.cat([f_id, f_clip], dim=1)))
 
+    def average(self, embeddings: Tensor, clip_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """R references as one: `average_references`."""
+        return average_references(embeddings, clip_tokens)
+
     def id_features(self, embeddings: Tensor) -> Tensor:
         """f'_id [N, R × id_tokens, dim] of embeddings [N, R, id_dim]."""
         # entries of variance 1: those of a vector of length 1 would drown among CLIP's

@@ -12,6 +12,7 @@ from PIL import Image
 from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.faces import Face
+from facesnap_ext.landmarks.hints import HINTS
 from facesnap_ext.landmarks.points72 import Landmarks, draw
 from facesnap_ext.references import framed
 from facesnap_ext.settings import Unit
@@ -63,7 +64,7 @@ def prepare(
     landmarks = guidance.landmarks
     points = {"width": width, "height": height, "points": landmarks.points.round(2).tolist()}
     (out / "landmarks.json").write_text(json.dumps(points), encoding="utf-8")
-    Image.fromarray(draw(landmarks, width, height)).save(out / "landmarks.png")
+    Image.fromarray(HINTS[guidance.hint](landmarks, width, height)).save(out / "landmarks.png")
     written = ["tokens.safetensors", "landmarks.json", "landmarks.png"]
     for i, face in enumerate(prepared.references, 1):
         framed(face.photo, [face]).save(out / f"reference-{i}.png")

@@ -1,4 +1,5 @@
-"""A Mixer that starts as InstantID's Resampler: identity tokens from its weights, to which CLIP features are added.
+"""InstantID's Resampler as a Mixer: identity tokens from ArcFace's embedding, and where it is to be trained further
+from CLIP's features as well.
 
 The Resampler is IP-Adapter's perceiver (github.com/tencent-ailab/IP-Adapter, `resampler.py`) in InstantID's sizes
 (github.com/InstantID/InstantID, `image_proj` of `ip-adapter.bin`), and its tensors keep their names here. It takes the
@@ -20,7 +21,8 @@ ADDED = ("project_clip.", "clip_layers.")  # tensors that InstantID's Resampler 
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Sizes of a `ResamplerMixer`. The defaults are InstantID's, and CLIP-ViT-H's."""
+    """Sizes of a `ResamplerMixer`. The defaults are InstantID's, and CLIP-ViT-H's; a `clip_dim` of 0 is InstantID's
+    own, which knows nothing of CLIP."""
 
     id_dim: int = 512
     clip_dim: int = 1280
@@ -79,18 +81,19 @@ class ResamplerMixer(nn.Module):
         )
         self.proj_out = nn.Linear(width, config.dim)
         self.norm_out = nn.LayerNorm(config.dim)
-        self.project_clip = nn.Linear(config.clip_dim, width)
-        self.clip_layers = nn.ModuleList(PerceiverAttention(config) for _ in range(config.layers))
-        for attention in self.clip_layers:
-            nn.init.zeros_(attention.to_out.weight)
+        if config.clip_dim:
+            self.project_clip = nn.Linear(config.clip_dim, width)
+            self.clip_layers = nn.ModuleList(PerceiverAttention(config) for _ in range(config.layers))
+            for attention in self.clip_layers:
+                nn.init.zeros_(attention.to_out.weight)
 
-    def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, clip_tokens: Tensor | None = None) -> Tensor:
         """Mix R references of each of N people.
 
         Args:
             embeddings: ArcFace embeddings [N, R, id_dim] as the network gives them; their length counts, InstantID
                 was trained on embeddings that were not normalised.
-            clip_tokens: CLIP image tokens of the face crops [N, R, T, clip_dim].
+            clip_tokens: CLIP image tokens of the face crops [N, R, T, clip_dim]; of no use at a `clip_dim` of 0.
 
         Returns:
             Identity tokens [N, queries, dim]. The order of the references does not matter, and a reference given
@@ -98,13 +101,19 @@ class ResamplerMixer(nn.Module):
         """
         references = embeddings.shape[1]
         faces = self.proj_in(embeddings)
-        pictures = self.project_clip(clip_tokens.flatten(1, 2))
+        pictures = self.project_clip(clip_tokens.flatten(1, 2)) if self.config.clip_dim else None
         latents = self.latents.expand(embeddings.shape[0], -1, -1)
-        for (attention, feedforward), clip_attention in zip(self.layers, self.clip_layers):
+        for i, (attention, feedforward) in enumerate(self.layers):
             latents = latents + attention(faces, latents, references)
-            latents = latents + clip_attention(pictures, latents, references)
+            if pictures is not None:
+                latents = latents + self.clip_layers[i](pictures, latents, references)
             latents = latents + feedforward(latents)
         return self.norm_out(self.proj_out(latents))
+
+    def average(self, embeddings: Tensor, clip_tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """R references as one, for `forward`: their plain mean, as InstantID's users average; since embeddings of one
+        person do not all point one way it is shorter than they are."""
+        return embeddings.mean(1, keepdim=True), None if clip_tokens is None else clip_tokens.mean(1, keepdim=True)
 
 
 class PerceiverAttention(nn.Module):

@@ -76,10 +76,11 @@ class Studio:
         """What decides how a case's picture looks, ready for JSON: photos and the FaceSnap file by their hashes, the
         base by its name; encoders are taken for what the FaceSnap file wants."""
         facesnap = self.files.choose_facesnap(self.model)
+        paths = facesnap if isinstance(facesnap, tuple) else (facesnap,)
         return {
             "base": self.base,
             "sampler": type(self.pipe.scheduler).__name__,
-            "facesnap": [facesnap.name, _digest(facesnap)],
+            "facesnap": [paths[0].name, *map(_digest, paths)],
             "references": [_digest(path) for path in case.identity.references],
             "driving": _digest(case.pose.photo),
             "prompt": case.prompt.text,

@@ -37,11 +37,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class Landmarks:
-    """72 points in a picture of `width` × `height` pixels.
+    """72 points in a picture of `width` × `height` pixels, or a face detector's five (in `five_points`' order) where
+    nothing predicts more.
 
     Attributes:
-        points: [72,2] float32, x to the right and y down, in pixels from the picture's upper left corner (the centre of
-            the first pixel is at 0.5, 0.5); points may lie outside the picture.
+        points: [72,2] or [5,2] float32, x to the right and y down, in pixels from the picture's upper left corner (the
+            centre of the first pixel is at 0.5, 0.5); points may lie outside the picture.
     """
 
     points: np.ndarray
@@ -49,13 +50,16 @@ class Landmarks:
     height: float
 
     def __post_init__(self) -> None:
-        if self.points.shape != (len(POINT_TRIANGLES), 2) or not np.isfinite(self.points).all():
-            raise ValueError(f"landmarks must be {len(POINT_TRIANGLES)} finite points, not {self.points.shape}")
+        if self.points.shape not in ((len(POINT_TRIANGLES), 2), (5, 2)) or not np.isfinite(self.points).all():
+            raise ValueError(f"landmarks must be {len(POINT_TRIANGLES)} or 5 finite points, not {self.points.shape}")
 
     @property
     def box(self) -> np.ndarray:
-        """[4] left, top, right, bottom of the points."""
-        return np.concatenate([self.points.min(axis=0), self.points.max(axis=0)])
+        """[4] left, top, right, bottom of the points; of five, which reach from the eyes to the mouth, the box twice
+        as large, about as far as a face goes from brows to chin."""
+        low, high = self.points.min(axis=0), self.points.max(axis=0)
+        margin = (high - low) / 2 if len(self.points) == 5 else 0
+        return np.concatenate([low - margin, high + margin])
 
     def scaled(self, width: int, height: int) -> Landmarks:
         """The points in the same picture stretched to another size."""

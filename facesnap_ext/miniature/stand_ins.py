@@ -7,19 +7,24 @@ CHECKPOINT FOLDER` fills a WebUI's `models/facesnap` with them.
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from facesnap_ext.adapter import Adapter, AdapterConfig
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.miniature.head import write_stand_in_flame
 from facesnap_ext.miniature.stand_in_deca import write_stand_in_deca
 from facesnap_ext.miniature.stand_in_pack import scrfd_from_centerface, stand_in_arcface
 from facesnap_ext.mixer import MixerConfig
+from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.initialise import initialise
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET
 
 CLIP_WIDTH = 64
 
@@ -50,6 +55,37 @@ def write_stand_ins(
     other = replace(info.ffrnet, widths=(32, 32), depths=((0,), (1,)), middle_depth=1, heads=(1, 1))
     info = replace(info, ffrnet=other)
     facesnap_file.save(folder / "other-widths.safetensors", info, weights.mixer, FFRNet(other))
+
+
+def write_instantid(folder: Path, ffrnet: FFRNet, adapter_widths: Sequence[int], seed: int = 0) -> None:
+    """Write InstantID's files as they are published, with random numbers: `ControlNetModel/` and `ip-adapter.bin`.
+
+    Args:
+        ffrnet: whose tensors are the ControlNet's.
+        adapter_widths: of the UNet's cross-attentions, see `adapter.AdapterConfig`.
+    """
+    from safetensors.torch import save_file
+
+    config = ffrnet.config
+    (folder / "ControlNetModel").mkdir(parents=True, exist_ok=True)
+    save_file(ffrnet.state_dict(), folder / IDENTITYNET, {"format": "pt"})
+    stated = {
+        "_class_name": "ControlNetModel",
+        "block_out_channels": config.widths,
+        "attention_head_dim": config.heads,
+        "addition_time_embed_dim": config.size_dim,
+    }
+    (folder / IDENTITYNET).with_name("config.json").write_text(json.dumps(stated), encoding="utf-8")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes = ResamplerConfig(
+            clip_dim=0, dim=config.context_dim, width=96, queries=16, layers=2, feedforward=384, heads=2
+        )
+        halves = {
+            "image_proj": ResamplerMixer(sizes),
+            "ip_adapter": Adapter(AdapterConfig(tuple(adapter_widths), config.context_dim)),
+        }
+    torch.save({name: network.state_dict() for name, network in halves.items()}, folder / ADAPTER)
 
 
 def write_encoders(folder: Path, seed: int = 0) -> None:

@@ -18,9 +18,11 @@ from facesnap_ext.ablated_mixers import (
     IdMixer,
     IdMixerConfig,
 )
+from facesnap_ext.adapter import Adapter, AdapterConfig
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.files import whole
+from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights.recognise import Kind, require
@@ -38,14 +40,23 @@ MIXERS: dict[str, tuple[type, type[nn.Module]]] = {  # sizes and network of each
 
 @dataclass(frozen=True)
 class FaceSnapInfo:
-    """What a FaceSnap file says of itself. The class of the Mixer's sizes says which Mixer it is; `text_free` is False
-    for weights that want the rows' own `y`."""
+    """What a FaceSnap file says of itself.
+
+    mixer: its class says which Mixer it is.
+    text_free: False for weights that want the rows' own `y`.
+    hint: how landmarks are drawn for it, of `HINTS`.
+    null_identity: whether unconditional rows get tokens of their own, made of an embedding of zeros.
+    adapter: of the second half that adds attention to the UNet; None where there is none.
+    """
 
     mixer: MixerConfig | ResamplerConfig
     ffrnet: FFRNetConfig
     text_free: bool = True
     license: str = "unknown"
     trained_on: str = "nothing"
+    hint: str = POINTS72
+    null_identity: bool = False
+    adapter: AdapterConfig | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """As safetensors' flat strings; configurations as JSON."""
@@ -58,23 +69,34 @@ class FaceSnapInfo:
             "text_free": json.dumps(self.text_free),
             "license": self.license,
             "trained_on": self.trained_on,
+            "hint": self.hint,
+            "null_identity": json.dumps(self.null_identity),
+            **({} if self.adapter is None else {"adapter": json.dumps(asdict(self.adapter))}),
         }
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> FaceSnapInfo:
-        mixer, _ = MIXERS[metadata.get("mixer_kind", "facial attributes")]  # the first files do not say it
+        # the first files name neither their Mixer nor anything that InstantID's have besides
+        mixer, _ = MIXERS[metadata.get("mixer_kind", "facial attributes")]
+        hint = metadata.get("hint", POINTS72)
+        if hint not in HINTS:
+            raise ValueError(f"landmarks drawn as {hint}")
+        adapter = json.loads(metadata.get("adapter", "null"))
         return cls(
             mixer=mixer(**json.loads(metadata["mixer"])),
             ffrnet=FFRNetConfig(**_tuples(json.loads(metadata["ffrnet"]))),
             text_free=json.loads(metadata["text_free"]),
             license=metadata["license"],
             trained_on=metadata["trained_on"],
+            hint=hint,
+            null_identity=json.loads(metadata.get("null_identity", "false")),
+            adapter=None if adapter is None else AdapterConfig(**_tuples(adapter)),
         )
 
 
 @dataclass(frozen=True)
 class FaceSnapWeights:
-    """A loaded FaceSnap file; both networks in evaluation mode and without gradients."""
+    """A loaded FaceSnap file but for its adapter; both networks in evaluation mode and without gradients."""
 
     info: FaceSnapInfo
     mixer: FacialAttributeMixer | ResamplerMixer
@@ -101,6 +123,8 @@ def read_info(path: Path) -> FaceSnapInfo:
         info = FaceSnapInfo.from_metadata(index.metadata)
         with torch.device("meta"):
             networks = {"mixer": build_mixer(info.mixer), "ffrnet": FFRNet(info.ffrnet)}
+            if info.adapter is not None:
+                networks["adapter"] = Adapter(info.adapter)
     except (KeyError, TypeError, ValueError) as error:
         raise FaceSnapError(f"The metadata of {path.name} is damaged ({error}); download the file again.") from error
     expected = {
@@ -117,7 +141,7 @@ def read_info(path: Path) -> FaceSnapInfo:
 
 
 def load(path: Path, dtype: torch.dtype | None = None) -> FaceSnapWeights:
-    """Load a FaceSnap file to the CPU.
+    """Load a FaceSnap file to the CPU; its adapter, which is large and rarely wanted, is left to `load_adapter`.
 
     Args:
         dtype: floating type of both networks; by default the file's.
@@ -128,19 +152,38 @@ def load(path: Path, dtype: torch.dtype | None = None) -> FaceSnapWeights:
     info = read_info(path)
     with torch.device("meta"):
         mixer, ffrnet = build_mixer(info.mixer), FFRNet(info.ffrnet)
-    tensors = read_tensors(path, dtype=dtype)
+    tensors = read_tensors(path, lambda key: None if key.startswith("adapter.") else key, dtype)
     for part, network in (("mixer", mixer), ("ffrnet", ffrnet)):
         network.load_state_dict(_strip(tensors, f"{part}."), assign=True)
         network.eval().requires_grad_(False)
     return FaceSnapWeights(info, mixer, ffrnet, path.name)
 
 
-def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module) -> None:
+def load_adapter(path: Path) -> Adapter:
+    """The adapter of a FaceSnap file that has one, on the CPU in the file's type.
+
+    Raises:
+        FaceSnapError: see `read_info`.
+    """
+    with torch.device("meta"):
+        adapter = Adapter(read_info(path).adapter)
+    prefix = "adapter."
+    adapter.load_state_dict(
+        read_tensors(path, lambda key: key[len(prefix) :] if key.startswith(prefix) else None), assign=True
+    )
+    return adapter.eval().requires_grad_(False)
+
+
+def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module, adapter: nn.Module | None = None) -> None:
     """Write a FaceSnap file; a file of the same name is replaced only once the new one is whole."""
     from safetensors.torch import save_file
 
-    tensors = {f"mixer.{key}": tensor.contiguous() for key, tensor in mixer.state_dict().items()}
-    tensors |= {f"ffrnet.{key}": tensor.contiguous() for key, tensor in ffrnet.state_dict().items()}
+    networks = {"mixer": mixer, "ffrnet": ffrnet} | ({} if adapter is None else {"adapter": adapter})
+    tensors = {
+        f"{part}.{key}": tensor.contiguous()
+        for part, network in networks.items()
+        for key, tensor in network.state_dict().items()
+    }
     with whole(path) as part:
         save_file(tensors, part, info.to_metadata())
 

@@ -1,11 +1,10 @@
-"""Make a FaceSnap file as training starts from it: from an SDXL checkpoint, InstantID, or a ControlNet."""
+"""Make a FaceSnap file as training starts from it: from an SDXL checkpoint or a ControlNet."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,17 +13,14 @@ import torch
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig, LandmarkEmbedding
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
-from facesnap_ext.resampler import ADDED, ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.recognise import Kind, recognise, require
+from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.tensors import read_index, read_tensors
 
 HINT_WIDTHS = (16, 32, 96, 256)  # of every published SDXL ControlNet
 ENCODER = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
 ZERO = ("controlnet_down_blocks.", "controlnet_mid_block.", "controlnet_cond_embedding.conv_out.")
 LDM = "model.diffusion_model."
-IDENTITYNET = "ControlNetModel/diffusion_pytorch_model.safetensors"
-ADAPTER = "ip-adapter.bin"
 
 RESNET = {
     "in_layers.0": "norm1",
@@ -124,73 +120,6 @@ def from_controlnet(
     facesnap_file.save(out, info, mixer_net, ffrnet)
 
 
-def from_instantid(
-    folder: Path,
-    out: Path,
-    *,
-    head_dim: int = 64,
-    size_dim: int = 256,
-    clip_dim: int = 1280,
-    seed: int = 0,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Write a FaceSnap file that starts from InstantID (github.com/InstantID/InstantID).
-
-    FFRNet is its IdentityNet and the Mixer its Resampler, with CLIP features added by projections that are zero, so
-    that tokens and residuals are InstantID's until training changes them. IdentityNet was trained with text, so the
-    file is not text-free. The adapter's other half, keys and values for the UNet, is left out.
-
-    Args:
-        folder: as InstantID is published, with `ControlNetModel/` and `ip-adapter.bin`.
-        head_dim: channels of an attention head of IdentityNet, where there is no `config.json` that says it.
-        size_dim: channels of one embedded size, likewise.
-        clip_dim: width of the CLIP image tokens.
-        dtype: floating type of the file; by default each half keeps its own.
-
-    Raises:
-        FaceSnapError: a half is missing, of another kind, not whole, or does not fit the other.
-    """
-    controlnet, adapter = folder / IDENTITYNET, folder / ADAPTER
-    for path in (controlnet, adapter):
-        if not path.is_file():
-            raise FaceSnapError(f"There is no {path}; give InstantID's folder, with {IDENTITYNET} and {ADAPTER}.")
-    require(controlnet, Kind.SDXL_CONTROLNET, "take InstantID's, models/README.md says where from.")
-    require(adapter, Kind.INSTANTID_ADAPTER, "take InstantID's, models/README.md says where from.")
-
-    with _whole(controlnet.with_name("config.json")):
-        stated = controlnet_config(controlnet.parent)
-    tensors = read_tensors(controlnet, dtype=dtype)
-    with _whole(controlnet), torch.device("meta"):
-        shapes = {key: tuple(t.shape) for key, t in tensors.items()}
-        config = FFRNetConfig.from_shapes(shapes, **{"size_dim": size_dim, **stated})
-        if "heads" not in stated:
-            config = replace(config, heads=tuple(max(1, width // head_dim) for width in config.widths))
-        ffrnet = FFRNet(config)
-        ffrnet.load_state_dict(tensors, assign=True)
-
-    prefix = "image_proj."
-    tensors = read_tensors(adapter, lambda key: key[len(prefix) :] if key.startswith(prefix) else None, dtype)
-    with _whole(adapter), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        shapes = {key: tuple(t.shape) for key, t in tensors.items()}
-        mixer = ResamplerMixer(ResamplerConfig.from_shapes(shapes, clip_dim)).to(tensors["latents"].dtype)
-        added = {key: tensor for key, tensor in mixer.state_dict().items() if key.startswith(ADDED)}
-        mixer.load_state_dict(tensors | added)
-    if mixer.config.dim != ffrnet.config.context_dim:
-        raise FaceSnapError(
-            f"{ADAPTER} makes tokens of {mixer.config.dim} numbers and {IDENTITYNET} takes "
-            f"{ffrnet.config.context_dim}; take both from one release of InstantID."
-        )
-    info = facesnap_file.FaceSnapInfo(
-        mixer.config,
-        ffrnet.config,
-        text_free=False,
-        license="that of InstantID's weights",
-        trained_on="FFRNet and Mixer from InstantID",
-    )
-    facesnap_file.save(out, info, mixer, ffrnet)
-
-
 def with_mixer(start: Path, out: Path, kind: str, seed: int) -> None:
     """Write a start file anew with a seeded Mixer of another kind; FFRNet stays as it is.
 
@@ -216,11 +145,14 @@ def with_mixer(start: Path, out: Path, kind: str, seed: int) -> None:
 
 
 def controlnet_config(folder: Path) -> dict[str, object]:
-    """What diffusers' `config.json` says that the tensors do not: heads, and the width of an embedded size."""
+    """What diffusers' `config.json` says that the tensors do not: heads, and the width of an embedded size; nothing
+    where there is none, or transformers' of another network."""
     path = folder / "config.json"
     if not path.is_file():
         return {}
     config = json.loads(path.read_text(encoding="utf-8"))
+    if "model_type" in config or "architectures" in config:
+        return {}
     levels = len(config["block_out_channels"])
     # diffusers calls the number of heads `attention_head_dim`
     heads = config.get("num_attention_heads") or config["attention_head_dim"]
@@ -228,16 +160,6 @@ def controlnet_config(folder: Path) -> dict[str, object]:
         "heads": (heads,) * levels if isinstance(heads, int) else tuple(heads),
         "size_dim": config.get("addition_time_embed_dim") or 256,
     }
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[None]:
-    """Say that a file is not whole where its tensors make no network."""
-    try:
-        yield
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FaceSnapError(f"{path.name} is not whole ({reason}); download it again.") from error
 
 
 def _seeded_mixer(config: MixerConfig | None, context_dim: int) -> FacialAttributeMixer:

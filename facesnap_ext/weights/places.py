@@ -18,13 +18,16 @@ ADVICE = {
     "flame": "no FLAME head model (generic_model.pkl)",
 }
 
+WeightSource = Path | tuple[Path, Path]
+"""A FaceSnap file, or InstantID's ControlNet and `ip-adapter.bin`."""
+
 
 @dataclass
 class ModelFiles:
     """What was found in the model folders; None for what is missing."""
 
     folder: Path
-    facesnap: dict[str, Path] = field(default_factory=dict)  # by file name
+    facesnap: dict[str, WeightSource] = field(default_factory=dict)  # by file name; InstantID's pair by its own
     face_pack: Path | None = None
     clip: Path | None = None
     deca: Path | None = None
@@ -38,7 +41,7 @@ class ModelFiles:
             raise FaceSnapError(self._is_missing(part))
         return path
 
-    def choose_facesnap(self, name: str = "") -> Path:
+    def choose_facesnap(self, name: str = "") -> WeightSource:
         """The FaceSnap file of this name, or the only one there is."""
         if name in self.facesnap:
             return self.facesnap[name]
@@ -68,13 +71,14 @@ def find_models(folder: Path, pack_folders: tuple[Path, ...] = ()) -> ModelFiles
         pack_folders: further folders that hold face packs, such as insightface's own.
     """
     files = ModelFiles(folder)
+    paired = _place_instantid(files)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir():
             if _is_pack(path):
                 files.face_pack = files.face_pack or path
-            elif (path / "config.json").is_file():
+            elif (path / "config.json").is_file() and not _of_kind(path, Kind.SDXL_CONTROLNET):
                 files.clip = files.clip or path
-        elif path.suffix in WEIGHT_SUFFIXES:
+        elif path.suffix in WEIGHT_SUFFIXES and path not in paired:
             _place(files, path)
     for other in pack_folders:
         packs = [path for path in sorted(other.iterdir()) if _is_pack(path)] if other.is_dir() else []
@@ -89,7 +93,9 @@ def identity_folder(models: Path) -> Path:
 
 def find_identities(models: Path) -> dict[str, Path]:
     """The identity files of the model folder by their names, which are their file names without `.safetensors`."""
-    return {path.stem: path for path in sorted(identity_folder(models).glob("*.safetensors")) if _is_identity(path)}
+    return {
+        path.stem: path for path in sorted(identity_folder(models).glob("*.safetensors")) if _is(path, Kind.IDENTITY)
+    }
 
 
 def choose_identity(models: Path, name: str) -> Path:
@@ -125,14 +131,50 @@ def _place(files: ModelFiles, path: Path) -> None:
         files.unreadable.append(f"{path.name} is {kind.value}.")
 
 
+def _place_instantid(files: ModelFiles) -> set[Path]:
+    """Find InstantID's adapter, here or one folder down, with its ControlNet beside it or in a folder there.
+
+    An SDXL ControlNet's tensors do not tell what it was trained for: with several of them there is no guessing.
+
+    Returns:
+        The files of the pairs, and adapters whose fault is told.
+    """
+    settled: set[Path] = set()
+    for folder in [files.folder, *_folders(files.folder)]:
+        for adapter in _of_kind(folder, Kind.INSTANTID_ADAPTER):
+            found = [path for place in (folder, *_folders(folder)) for path in _of_kind(place, Kind.SDXL_CONTROLNET)]
+            settled.add(adapter)
+            if len(found) == 1:
+                name = "InstantID" if "InstantID" not in files.facesnap else f"InstantID ({folder.name})"
+                files.facesnap[name] = (found[0], adapter)
+                settled.add(found[0])
+            else:
+                names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
+                files.unreadable.append(
+                    f"{adapter.name} is InstantID's adapter and wants InstantID's ControlNet, and no other, beside it "
+                    f"or in a folder there; there is {names}."
+                )
+    return settled
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _of_kind(folder: Path, kind: Kind) -> list[Path]:
+    """The weight files of a kind that lie in the folder itself."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in files if path.suffix in WEIGHT_SUFFIXES and _is(path, kind)]
+
+
 @lru_cache(maxsize=256)
 def _kind(path: Path, size: int, changed: int) -> Kind:
     return recognise(path)
 
 
-def _is_identity(path: Path) -> bool:
+def _is(path: Path, kind: Kind) -> bool:
     try:
-        return _kind(path, path.stat().st_size, path.stat().st_mtime_ns) is Kind.IDENTITY
+        return _kind(path, path.stat().st_size, path.stat().st_mtime_ns) is kind
     except (FaceSnapError, OSError):  # damaged: whoever asks for it by its name is told
         return False
 

@@ -1,9 +1,11 @@
-"""A FaceSnap file that starts from InstantID gives its tokens and its residuals."""
+"""InstantID's published files, and a FaceSnap file that starts from them, give its tokens and its residuals."""
 
 from __future__ import annotations
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -11,13 +13,17 @@ from safetensors.torch import load_file, save_file
 from test_resampler import instantid_resampler
 from weight_files import KINDS, write
 
+from facesnap_ext.adapter import AdapterConfig
 from facesnap_ext.cli import main
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import sinusoid
+from facesnap_ext.guidance import Guidance, Residuals, landmark_picture
+from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.mixer import MixerConfig
 from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.initialise import from_instantid
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, from_instantid, load, load_any
+from facesnap_ext.weights.places import find_models
 from facesnap_ext.weights.recognise import Kind, recognise
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -239,3 +245,86 @@ def test_a_copy_saved_after_training_is_loaded(tmp_path, folder):
     again = facesnap_file.load(out).mixer
     embeddings, clip_tokens = torch.randn(1, 2, 512), torch.randn(1, 2, 5, 1280)
     assert torch.equal(again(embeddings, clip_tokens), trained(embeddings, clip_tokens))
+
+
+def layouts():
+    """Where people put InstantID's two files: (of the ControlNet's folder, of the adapter), in the model folder."""
+    return [
+        ("ControlNetModel", "."),
+        ("InstantID/ControlNetModel", "InstantID"),
+        (".", "."),
+        ("InstantID", "InstantID"),
+    ]
+
+
+@pytest.mark.parametrize("layout", layouts(), ids=["repository", "folder", "flat", "flat folder"])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_the_published_files_are_one_choice_wherever_they_lie(tmp_path, folder, layout, renamed):
+    models = tmp_path / "facesnap"
+    controlnet_folder, adapter_folder = (models / part for part in layout)
+    for place in (controlnet_folder, adapter_folder):
+        place.mkdir(parents=True, exist_ok=True)
+    names = ("control.safetensors", "face.bin") if renamed else (IDENTITYNET.split("/")[1], ADAPTER)
+    pair = (controlnet_folder / names[0], adapter_folder / names[1])
+    shutil.copy(folder / IDENTITYNET, pair[0])
+    shutil.copy(folder / "ControlNetModel" / "config.json", controlnet_folder)
+    shutil.copy(folder / ADAPTER, pair[1])
+    files = find_models(models)
+    assert files.facesnap == {"InstantID": pair}
+    assert files.choose_facesnap() == files.choose_facesnap("InstantID") == pair
+    assert files.clip is None  # whose folders too have a config.json
+    assert files.unreadable == []
+    assert load_any(pair).info.ffrnet == tiny.config()
+
+
+def test_with_several_controlnets_nothing_is_guessed(tmp_path, folder):
+    for count, said in ((0, "there is none"), (2, r"there is a\.safetensors, b\.safetensors")):
+        models = tmp_path / str(count)
+        models.mkdir()
+        shutil.copy(folder / ADAPTER, models)
+        for name in "ab"[:count]:
+            shutil.copy(folder / IDENTITYNET, models / f"{name}.safetensors")
+        files = find_models(models)
+        assert files.facesnap == {}
+        with pytest.raises(FaceSnapError, match=rf"ip-adapter\.bin is InstantID's adapter .*{said}"):
+            files.choose_facesnap()
+
+
+def test_the_published_pair_gives_instantids_tokens_residuals_and_null_tokens(folder, controlnet):
+    weights = load(folder / IDENTITYNET, folder / ADAPTER)
+    assert (weights.info.text_free, weights.info.hint, weights.info.null_identity) == (False, "5 points", True)
+    assert weights.info.mixer.clip_dim == 0
+    assert weights.info.adapter == AdapterConfig((64,), tiny.CONTEXT)
+    g = torch.Generator().manual_seed(0)
+    embedding = torch.randn(1, 1, 512, generator=g)
+    tokens, null = (weights.mixer(value) for value in (embedding, torch.zeros(1, 1, 512)))
+    # the pipeline: zeros and the embedding through image_proj together, the unconditional row first
+    both = instantid_resampler(image_proj(), torch.cat([torch.zeros(1, 1, 512), embedding]))
+    torch.testing.assert_close(torch.cat([null, tokens]), both, atol=1e-5, rtol=1e-5)
+
+    points = Landmarks(np.random.default_rng(0).uniform(20, 100, (72, 2)).astype(np.float32), 128, 128)
+    guidance = Guidance(
+        weights.ffrnet,
+        tokens,
+        points,
+        text_free=weights.info.text_free,
+        hint=weights.info.hint,
+        uncond_tokens=null,
+    )
+    x, timesteps = torch.randn(1, 4, 16, 16, generator=g).repeat(2, 1, 1, 1), torch.tensor([871.0, 871.0])
+    text, sizes = torch.randn(2, tiny.ADM - 48, generator=g), torch.tensor([[128.0, 128, 0, 0, 128, 128]] * 2)
+    picture = landmark_picture(points, 128, 128, "5 points").repeat(2, 1, 1, 1)
+    with torch.no_grad():
+        down, middle = controlnet(
+            x, timesteps, both, picture, added_cond_kwargs={"text_embeds": text, "time_ids": sizes}, return_dict=False
+        )
+    y = torch.cat([text, sinusoid(sizes.flatten(), 8).view(2, -1)], 1)
+    expected = [*down, middle]
+    assert (expected[-1][0] - expected[-1][1]).abs().max() > 1e-3
+    # rows together, each alone, and the other way round
+    for calls in ([[0, 1]], [[1], [0]], [[1, 0]], [[0], [1], [0, 1]]):
+        residuals = Residuals((guidance,))
+        for rows in calls:
+            got = residuals.rows(x[rows], timesteps[rows], [row == 1 for row in rows], y[rows])
+            for own, other in zip(got, expected, strict=True):
+                torch.testing.assert_close(own, other[rows], atol=1e-4, rtol=1e-4)

@@ -1,0 +1,16 @@
+"""The drawings that weight files were trained to read poses from; a file's metadata names its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from facesnap_ext.landmarks.points5 import draw_five
+from facesnap_ext.landmarks.points72 import Landmarks, draw
+
+POINTS72 = "72 points"  # FaceSnap's
+POINTS5 = "5 points"  # InstantID's
+
+HINTS: dict[str, Callable[[Landmarks, int, int], np.ndarray]] = {POINTS72: draw, POINTS5: draw_five}
+"""From landmarks and a size in pixels to [height, width, 3] uint8 RGB."""
