@@ -31,7 +31,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     convert = commands.add_parser("convert", help="turn DECA's, FLAME's or a ControlNet's file into one FaceSnap reads")
-    convert.add_argument("source", type=Path, help="deca_model.tar, generic_model.pkl, or a diffusers SDXL ControlNet")
+    convert.add_argument(
+        "source",
+        nargs="+",
+        help="deca_model.tar, generic_model.pkl, or a diffusers SDXL ControlNet; or 'instantid CONTROLNET ADAPTER "
+        "OUT', which packs InstantID's two files into one",
+    )
     convert.add_argument("--out", type=Path, help="by default beside the source, as .safetensors")
     convert.set_defaults(run=run_convert)
 
@@ -158,9 +163,15 @@ def _count(text: str) -> int:
 
 
 def run_convert(options: argparse.Namespace) -> None:
-    from facesnap_ext.convert import convert
+    from facesnap_ext.convert import convert, convert_instantid
 
-    print(convert(options.source, options.out))
+    first, *others = options.source
+    if first == "instantid" and len(others) == 3 and options.out is None:
+        print(convert_instantid(*map(Path, others)))
+    elif others:
+        raise FaceSnapError("Give one file to convert, or 'instantid CONTROLNET ADAPTER OUT'.")
+    else:
+        print(convert(Path(first), options.out))
 
 
 def run_init(options: argparse.Namespace) -> None:

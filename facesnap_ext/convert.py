@@ -1,4 +1,4 @@
-"""Turn the published files of DECA, FLAME and ControlNets into those that FaceSnap reads."""
+"""Turn the published files of DECA, FLAME, ControlNets and InstantID into those that FaceSnap reads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.deca import convert_deca
 from facesnap_ext.landmarks.flame import convert_flame
 from facesnap_ext.weights.initialise import controlnet_config, from_controlnet
+from facesnap_ext.weights.instantid import pack
 from facesnap_ext.weights.places import ModelFiles
 from facesnap_ext.weights.recognise import Kind, recognise
 
@@ -44,6 +45,20 @@ def convert(source: Path, out: Path | None = None) -> Path:
             f"{source.name} is {kind.value}; what can be converted is DECA's deca_model.tar, FLAME's generic_model.pkl "
             "and an SDXL ControlNet in diffusers' layout."
         )
+    return out
+
+
+def convert_instantid(controlnet: Path, adapter: Path, out: Path) -> Path:
+    """Pack InstantID's ControlNet (the file, or its folder) and `ip-adapter.bin` into one FaceSnap file, which gives
+    the same bits as the two.
+
+    Returns:
+        The path written.
+
+    Raises:
+        FaceSnapError: a file is missing, of another kind, not whole, or does not fit the other.
+    """
+    pack(_weights_in(controlnet) if controlnet.is_dir() else controlnet, adapter, out)
     return out
 
 
