@@ -6,16 +6,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from facesnap_ext import faces
+from facesnap_ext.adapter import KeysValues
 from facesnap_ext.clip import load_image_encoder, weight_file
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import Face, NoFaceError
 from facesnap_ext.files import sha256
 from facesnap_ext.guidance import Guidance
+from facesnap_ext.landmarks.hints import POINTS5
 from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
@@ -27,7 +30,7 @@ from facesnap_ext.regions import region_of
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights import facesnap_file, identity_file
 from facesnap_ext.weights.identity_file import Identity
-from facesnap_ext.weights.instantid import load_any
+from facesnap_ext.weights.instantid import load_any, load_any_adapter
 from facesnap_ext.weights.places import ModelFiles, WeightSource, choose_identity, identity_folder
 from facesnap_ext.weights.tensors import fingerprint
 
@@ -105,12 +108,20 @@ class Engine:
         progress("encoding the face")
         tokens = self.tokens(files, weights, facesnap, references, unit.average, saved)
         uncond_tokens = self.null_tokens(weights, facesnap) if weights.info.null_identity else None
+        adapter = ()
+        if weights.info.adapter is not None and unit.adapter > 0:
+            adapter = self.adapter(facesnap, tokens, tokens if uncond_tokens is None else uncond_tokens)
         progress("predicting landmarks")
-        shape = self.source_shape(files, references, saved)
+        predicts = files.deca is not None and files.flame is not None
         if pose is not None:
+            shape = self.source_shape(files, references, saved)
             landmarks = pose_landmarks(self.rig(files, shape), pose, width, height)
         else:
-            landmarks = self.landmarks(files, shape, driving)
+            if predicts or weights.info.hint != POINTS5:
+                landmarks = self.landmarks(files, self.source_shape(files, references, saved), driving)
+            else:
+                landmarks = detected_landmarks(driving)
+                notes.append(UNPREDICTED.format(driving.photo.name))
             if not in_init_picture:
                 landmarks = place(landmarks, width, height, driving.box)
             landmarks = moved(landmarks, unit.x, unit.y, unit.size)
@@ -129,6 +140,8 @@ class Engine:
             blocks=unit.blocks,
             hires=unit.hires,
             region=region_of(unit, landmarks),
+            adapter=adapter,
+            adapter_weight=unit.adapter if adapter else 0.0,
         )
         embeddings = _embeddings(references, saved)
         return Prepared(guidance, references, driving, in_init_picture, tuple(notes), embeddings)
@@ -210,6 +223,12 @@ class Engine:
                 return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
 
         return self._memory.remember(("null tokens", signature_of(facesnap)), mix)
+
+    def adapter(self, facesnap: WeightSource, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
+        """What the adapter of a FaceSnap file that has one makes of a person's tokens, see `Adapter.forward`. Its own
+        weights are large and read for each new person, rather than kept."""
+        key = ("adapter", signature_of(facesnap), tokens.numpy().tobytes())
+        return self._memory.remember(key, lambda: load_any_adapter(facesnap)(tokens, uncond_tokens))
 
     def clip_tokens(self, files: ModelFiles, face: Face) -> Tensor:
         """CLIP tokens [T, width] of a face's crop. The encoder is large and rarely wanted: it is not kept."""
@@ -372,6 +391,18 @@ class Engine:
         """DECA and FLAME."""
         paths = (files.require("deca"), files.require("flame"))
         return self._memory.load("predictor", paths, lambda both: load_predictor(*both))
+
+
+UNPREDICTED = (
+    "Without DECA and FLAME the face's points are those of {0} as they are, with the shape of the face there, which "
+    "need not be the reference's; models/README.md says where to get both."
+)
+
+
+def detected_landmarks(face: Face) -> Landmarks:
+    """A face's five points as the detector found them, in its photo's pixels."""
+    height, width = face.photo.pixels.shape[:2]
+    return Landmarks(face.keypoints.astype(np.float32), width, height)
 
 
 def _embeddings(references: Sequence[Face], saved: Identity | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facesnap_ext.adapter import KeysValues
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.landmarks.hints import HINTS, POINTS72
@@ -37,6 +38,10 @@ class Guidance:
     blocks: tuple[float, ...] = ()  # of each residual, from the shallowest skip to the middle; none: all 1
     hires: str = "both"  # the passes in which it acts: "first", "second" (hires fix) or "both"
     region: Region | None = None  # where it acts in the output picture; None: everywhere
+    adapter: tuple[
+        KeysValues, ...
+    ] = ()  # of the UNet's cross-attentions (`adapter.Adapter`); none: there is no adapter
+    adapter_weight: float = 0.0  # of the adapter by itself, `weight` does not count
 
     def __post_init__(self) -> None:
         residuals = len(self.ffrnet.config.skip_widths) + 1
@@ -45,6 +50,11 @@ class Guidance:
                 f"{self.name} gives {residuals} residuals and there are {len(self.blocks)} block weights; "
                 f"give {residuals} or none."
             )
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether attention is to be added to the UNet."""
+        return bool(self.adapter) and self.adapter_weight > 0
 
     def acts_at(self, progress: float) -> bool:
         """Whether it acts at this fraction of sampling, `start <= progress < end`; an end of 1 has no end, since
@@ -101,15 +111,19 @@ class Residuals:
             return each[0]
         return [self._blend(who, parts) for parts in zip(*each)]
 
-    def _blend(self, who: tuple[int, ...], parts: Sequence[Tensor]) -> Tensor:
-        """Sum of one residual of each person [R or 1, C, h, w], times their shares."""
-        height, width = parts[0].shape[2:]
+    def shares(self, who: tuple[int, ...], height: int, width: int) -> Tensor:
+        """How those who act share out the picture: [people, h, w], or [people, 1, 1] where nobody has a region."""
         key = (who, height, width)
         if key not in self._shares:
             regions = [self.guidances[i].region for i in who]
             masks = shares([None if region is None else region.mask(width, height) for region in regions])
-            self._shares[key] = torch.from_numpy(masks)[:, None, None].to(parts[0])  # [people, 1, 1, h, w]
-        return sum(part * share for part, share in zip(parts, self._shares[key]))
+            self._shares[key] = torch.from_numpy(masks)
+        return self._shares[key]
+
+    def _blend(self, who: tuple[int, ...], parts: Sequence[Tensor]) -> Tensor:
+        """Sum of one residual of each person [R or 1, C, h, w], times their shares."""
+        each = self.shares(who, *parts[0].shape[2:]).to(parts[0])
+        return sum(part * share for part, share in zip(parts, each))
 
 
 class _OnePerson:

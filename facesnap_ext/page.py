@@ -150,6 +150,7 @@ def person_controls(
         with gr.Row():
             made["cond_only"] = gr.Checkbox(False, label="Conditional side only", elem_id=ident("cond_only"))
             made["hires"] = gr.Radio(list(PASSES), value="both", label="Hires fix: passes", elem_id=ident("hires"))
+        slider("adapter", 0.05, "InstantID's adapter: attention added to the checkpoint (other files have none)")
         made["blocks"] = gr.Textbox(
             "",
             label="Weights of the 10 residuals, shallow to deep, middle last (empty: all 1)",

@@ -18,6 +18,7 @@ REGIONS = ("everywhere", "face", "drawn")
 CHOICES = {"pose": POSES, "hires": PASSES, "region": REGIONS}
 RANGES = {  # lowest and highest
     "weight": (0, 2),
+    "adapter": (0, 2),
     "start": (0, 1),
     "end": (0, 1),
     "yaw": (-75, 75),
@@ -61,6 +62,7 @@ class Unit:
     size: float | None = None  # of the face from brows to chin, of the picture's height
 
     weight: float = 1.0
+    adapter: float = 0.8  # weight of InstantID's adapter, apart from `weight`; files without one do not heed it
     start: float = 0.0  # fraction of sampling
     end: float = 1.0
     cond_only: bool = False  # leave the unconditional side alone
@@ -131,7 +133,7 @@ def person(number: int, people: Collection[int]) -> str:
 UI_ORDER = (
     *("enabled", "references", "face", "average", "identity", "pose", "driving", "driving_face", "template"),
     *("yaw", "pitch", "roll", "mouth", "brows", "eyes", "placed", "x", "y", "size", "weight", "start", "end"),
-    *("cond_only", "hires", "blocks", "region", "grow", "mask", "model"),
+    *("cond_only", "hires", "blocks", "region", "grow", "mask", "model", "adapter"),
 )
 
 

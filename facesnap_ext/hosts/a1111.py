@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.guidance import Guidance, Residuals
+from facesnap_ext.hosts.attention import AdapterHooks, call_of
 from facesnap_ext.hosts.unet import check_fit, skip_widths
 
 _attached: Attachment | None = None
@@ -29,6 +30,7 @@ class Attachment:
     def __init__(self, p: Any, guidances: Sequence[Guidance] | FaceSnapError):
         self.error = guidances if isinstance(guidances, FaceSnapError) else None
         self.residuals = Residuals(guidances) if self.error is None else None
+        self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
         self.job = weakref.ref(p, lambda _: self.remove())
         self.unet: nn.Module | None = None
         self._handles: list[Any] = []
@@ -40,6 +42,11 @@ class Attachment:
         """Put the hooks on a UNet, taking them off the one before."""
         self.remove()
         self.unet = unet
+        if self.adapters is not None:
+            try:
+                self.adapters.hook(unet)
+            except FaceSnapError as error:
+                self.error, self.residuals, self.adapters = error, None, None
         self._handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
         if self.residuals is not None:
             self._handles.append(unet.middle_block.register_forward_hook(self._after_middle))
@@ -55,6 +62,7 @@ class Attachment:
         self._sides.clear()
         self._current = self.unet = None
         if self.residuals is not None:
+            self.adapters.remove()
             self.residuals.to("cpu")
 
     def announce(self, rows: int, cond_rows: int, progress: float) -> None:
@@ -69,6 +77,8 @@ class Attachment:
 
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._current = None
+        if self.adapters is not None:
+            self.adapters.call = None
         x = args[0]
         if len(self._sides) < len(x):
             return
@@ -79,6 +89,7 @@ class Attachment:
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
             self.residuals.to(x.device, x.dtype)
             self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
+            self.adapters.call = call_of(x, sides, self._acting)
 
     def _after_middle(self, block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         return None if self._current is None else output + self._current[-1].to(output.dtype)

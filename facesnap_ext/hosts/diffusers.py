@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.guidance import Guidance, Residuals
+from facesnap_ext.hosts.attention import AdapterHooks, call_of
 
 
 @contextmanager
@@ -24,7 +25,8 @@ def guided(pipe: Any, *guidances: Guidance) -> Iterator[None]:
         guidances: one for each person in the picture. Their `hires` is the caller's business, who knows the passes.
 
     Raises:
-        FaceSnapError: the pipeline's UNet has other widths than a guidance's FFRNet.
+        FaceSnapError: the pipeline's UNet has other widths than a guidance's FFRNet, or other cross-attentions than
+            its adapter is for.
     """
     unet: nn.Module = pipe.unet
     widths = tuple(unet.config.block_out_channels)
@@ -35,8 +37,10 @@ def guided(pipe: Any, *guidances: Guidance) -> Iterator[None]:
                 f"has {widths}; choose a FaceSnap file made for it."
             )
     residuals = Residuals(guidances)
+    adapters = AdapterHooks(residuals)
 
     def add_residuals(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        adapters.call = None
         progress = _progress(pipe)
         acting = [guidance.acts_at(progress) for guidance in guidances]
         if not any(acting):
@@ -50,6 +54,7 @@ def guided(pipe: Any, *guidances: Guidance) -> Iterator[None]:
         text_free = all(guidance.text_free for guidance in guidances)
         y = None if text_free else _pooled_text_and_sizes(module, kwargs["added_cond_kwargs"])
         *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y, acting)
+        adapters.call = call_of(sample, is_cond, acting)
 
         others = kwargs.get("down_block_additional_residuals") or [0] * len(skips)
         kwargs["down_block_additional_residuals"] = tuple(own + other for own, other in zip(skips, others))
@@ -57,11 +62,13 @@ def guided(pipe: Any, *guidances: Guidance) -> Iterator[None]:
         kwargs["mid_block_additional_residual"] = middle if other is None else middle + other
         return args, kwargs
 
+    adapters.hook(unet)
     handle = unet.register_forward_pre_hook(add_residuals, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+        adapters.remove()
 
 
 def _progress(pipe: Any) -> float:

@@ -1,7 +1,9 @@
 """Forge and reForge: residuals enter as one more control in the UNet patcher's chain of ControlNets.
 
 Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument,
-rows carry no marks but `cond_or_uncond`, `model_sampling` in place of `predictor`), which duck typing covers.
+rows carry no marks but `cond_or_uncond`, `model_sampling` in place of `predictor`), which duck typing covers. An
+adapter's hooks are on the UNet itself, which all jobs share: they act in those calls alone whose options their control
+has marked.
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.guidance import Guidance, Residuals, networks
+from facesnap_ext.hosts.attention import AdapterHooks, call_of
 from facesnap_ext.hosts.unet import check_fit
 
 Control = dict[str, list[Tensor | None]]
+CALL = "facesnap"  # in a UNet call's transformer options: what the adapters are to do in it
+_hooked: list[FaceSnapControl] = []  # those whose adapters have hooks on a UNet; one job samples at a time
 
 
 class FaceSnapControl:
@@ -29,6 +34,7 @@ class FaceSnapControl:
         self.error = guidances if isinstance(guidances, FaceSnapError) else None
         self.patchers = patchers  # of FFRNets, under the host's memory management; the host keeps weak references only
         self.residuals = Residuals(guidances) if self.error is None else None
+        self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
         self.previous_controlnet: Any = None
         self.transformer_options: dict[str, Any] = {}
         self._predictor: Any = None
@@ -94,8 +100,30 @@ class FaceSnapControl:
         is_cond = [side == 0 for side in chunks for _ in range(len(x_noisy) // len(chunks))]
         x = self._predictor.calculate_input(t, x_noisy)
         residuals = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting)
+        options[CALL] = (self, call_of(x, is_cond, acting))  # the dictionary is the call's own
         *skips, middle = (residual.to(x_noisy.dtype) for residual in residuals)
         return merge({"input": [], "middle": [middle], "output": skips}, previous)
+
+    def hook(self, unet: nn.Module) -> None:
+        """Let the adapters into a UNet.
+
+        Raises:
+            FaceSnapError: see `AdapterHooks.hook`.
+        """
+        self.adapters.hook(unet)
+        self._handle = unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)
+        _hooked.append(self)
+
+    def unhook(self) -> None:
+        """Take all hooks off; may be called again."""
+        if self in _hooked:
+            _hooked.remove(self)
+            self.adapters.remove()
+            self._handle.remove()
+
+    def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        owner, call = (kwargs.get("transformer_options") or {}).get(CALL, (None, None))
+        self.adapters.call = call if owner is self else None
 
 
 def merge(own: Control, previous: Control | None) -> Control:
@@ -131,14 +159,22 @@ def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
         except FaceSnapError as error:
             guidances = error
     control = FaceSnapControl(guidances, patchers)
+    if control.adapters is not None and any(guidance.has_adapter for guidance in guidances):
+        try:
+            control.hook(unet.model.diffusion_model)
+        except FaceSnapError as error:
+            control = FaceSnapControl(error)
     unet.add_patched_controlnet(control)
     p.sd_model.forge_objects.unet = unet
     weakref.finalize(p, _take_out, p.sd_model, lambda link: link is control)  # an exception ends the job unannounced
+    weakref.finalize(p, control.unhook)
 
 
 def detach(p: Any) -> None:
     """Take every FaceSnap control out of the chain of the current UNet."""
     _take_out(p.sd_model, lambda link: isinstance(link, FaceSnapControl))
+    while _hooked:
+        _hooked[-1].unhook()
 
 
 def _take_out(model: Any, unwanted: Callable[[Any], bool]) -> None:
