@@ -19,7 +19,7 @@ from facesnap_ext.faces import Face, NoFaceError
 from facesnap_ext.files import sha256
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.landmarks.hints import POINTS5
-from facesnap_ext.landmarks.points72 import Landmarks, place
+from facesnap_ext.landmarks.points72 import Landmarks, from_68, place
 from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.likeness import face_at, likeness
@@ -117,10 +117,10 @@ class Engine:
             shape = self.source_shape(files, references, saved)
             landmarks = pose_landmarks(self.rig(files, shape), pose, width, height)
         else:
-            if predicts or weights.info.hint != POINTS5:
+            if predicts:
                 landmarks = self.landmarks(files, self.source_shape(files, references, saved), driving)
             else:
-                landmarks = detected_landmarks(driving)
+                landmarks = self.detected(files, driving, weights.info.hint)
                 notes.append(UNPREDICTED.format(driving.photo.name))
             if not in_init_picture:
                 landmarks = place(landmarks, width, height, driving.box)
@@ -252,6 +252,29 @@ class Engine:
         networks = (signature_of(files.require("deca")), signature_of(files.require("flame")))
         key = ("landmarks", *networks, shape.numpy().tobytes(), driving.photo.digest, *driving.box)
         return self._memory.remember(key, predict)
+
+    def detected(self, files: ModelFiles, face: Face, hint: str) -> Landmarks:
+        """A face's own points in its photo's pixels, as the face pack finds them: the paper's "drive landmark".
+
+        Args:
+            hint: what they are drawn as, of `HINTS`. Five are the detector's, 72 are made of the pack's 68.
+
+        Raises:
+            FaceSnapError: 72 are wanted and the pack has no model of 68, so that DECA and FLAME are missing.
+        """
+        folder = files.require("face_pack")
+        height, width = face.photo.pixels.shape[:2]
+        if hint == POINTS5:
+            return Landmarks(face.keypoints.astype(np.float32), width, height)
+        model = self._memory.load("landmarks68", folder, faces.load_landmarks68)
+        if model is None:
+            files.require("deca")
+            files.require("flame")
+
+        def find() -> Landmarks:
+            return Landmarks(from_68(faces.points68(model, face) + 0.5), width, height)  # a pixel's centre is at 0.5
+
+        return self._memory.remember(("detected", signature_of(folder), face.photo.digest, *face.box), find)
 
     def source_shape(self, files: ModelFiles, references: Sequence[Face], saved: Identity | None) -> Tensor:
         """The shape code [S] that landmarks are predicted of: of the first photo, else of the saved identity."""
@@ -397,12 +420,6 @@ UNPREDICTED = (
     "Without DECA and FLAME the face's points are those of {0} as they are, with the shape of the face there, which "
     "need not be the reference's; models/README.md says where to get both."
 )
-
-
-def detected_landmarks(face: Face) -> Landmarks:
-    """A face's five points as the detector found them, in its photo's pixels."""
-    height, width = face.photo.pixels.shape[:2]
-    return Landmarks(face.keypoints.astype(np.float32), width, height)
 
 
 def _embeddings(references: Sequence[Face], saved: Identity | None = None) -> Tensor:

@@ -86,7 +86,38 @@ def load_pack(folder: str | Path, providers: Sequence[str] | None = None, thread
     Raises:
         FaceSnapError: the folder or one of the two models is missing or cannot be read, or insightface is.
     """
+    models = _models(Path(folder), ["detection", "recognition"], providers, threads)
     folder = _folder_of_models(Path(folder).expanduser())
+    if "detection" not in models or not models["detection"].use_kps:
+        raise FaceSnapError(f"{folder} has no face detector with five points: {_PACK_ADVICE}.")
+    if "recognition" not in models:
+        raise FaceSnapError(f"{folder} has no face recognition model: {_PACK_ADVICE}.")
+    return FacePack(folder, models["detection"], models["recognition"])
+
+
+def load_landmarks68(folder: str | Path) -> Any:
+    """The pack's model of 68 points (antelopev2's and buffalo_l's `1k3d68.onnx`), insightface's `Landmark`; None where
+    it has none.
+
+    Raises:
+        FaceSnapError: as of `load_pack`.
+    """
+    return _models(Path(folder), ["detection", "landmark_3d_68"]).get("landmark_3d_68")
+
+
+def points68(model: Any, face: Face) -> np.ndarray:
+    """iBUG's 68 points of a face [68, 2] float32, in its photo's pixels, by the model of `load_landmarks68`."""
+    from insightface.app.common import Face as Detection
+
+    bgr = np.ascontiguousarray(face.photo.pixels[:, :, ::-1])
+    return np.asarray(model.get(bgr, Detection(bbox=face.box)), np.float32)[:, :2]
+
+
+def _models(
+    folder: Path, tasks: list[str], providers: Sequence[str] | None = None, threads: int | None = None
+) -> dict[str, Any]:
+    """The models of a pack for these tasks, by task, as far as it has them; without a detector none."""
+    folder = _folder_of_models(folder.expanduser())
     try:
         import onnxruntime
         from insightface.app import FaceAnalysis
@@ -101,17 +132,11 @@ def load_pack(folder: str | Path, providers: Sequence[str] | None = None, thread
         session["sess_options"] = onnxruntime.SessionOptions()
         session["sess_options"].intra_op_num_threads = threads
     try:
-        tasks = ["detection", "recognition"]
-        models = FaceAnalysis(str(folder.resolve()), allowed_modules=tasks, **session).models
+        return FaceAnalysis(str(folder.resolve()), allowed_modules=tasks, **session).models
     except (AssertionError, KeyError):  # how insightface says that there is no detector
-        models = {}
+        return {}
     except Exception as error:
         raise FaceSnapError(f"The face models in {folder} cannot be read ({error}): {_PACK_ADVICE}.") from error
-    if "detection" not in models or not models["detection"].use_kps:
-        raise FaceSnapError(f"{folder} has no face detector with five points: {_PACK_ADVICE}.")
-    if "recognition" not in models:
-        raise FaceSnapError(f"{folder} has no face recognition model: {_PACK_ADVICE}.")
-    return FacePack(folder, models["detection"], models["recognition"])
 
 
 def find_faces(pack: FacePack, photo: Photo) -> list[Face]:

@@ -340,3 +340,26 @@ def test_progress_tells_each_stage(stand_ins, unit):
         "encoding the face",
         "predicting landmarks",
     ]
+
+
+def test_without_deca_the_packs_own_68_points_of_the_driving_photo_are_taken_and_that_is_said(copied, unit, mirrored):
+    """The paper's "drive landmark"; it needs a pack with a model of 68 points, as antelopev2 and buffalo_l are."""
+    pytest.importorskip("onnx")
+    from facesnap_ext.landmarks.points72 import from_68
+    from facesnap_ext.miniature.stand_in_pack import stand_in_landmarks68
+
+    points = np.random.default_rng(0).uniform(-0.6, 0.6, (68, 2)).astype(np.float32)
+    stand_in_landmarks68(copied / "stand-in-pack" / "1k3d68.onnx", points)
+    engine = Engine(lambda: find_models(copied))
+    asked = replace(unit, driving=mirrored)
+    predicted = engine.prepare(asked, 512, 512)
+    assert predicted.notes == ()
+    (copied / "stand-in-deca.safetensors").unlink()
+    prepared = engine.prepare(asked, 512, 512)
+    left, top, right, bottom = prepared.driving.box
+    side = 1.5 * max(right - left, bottom - top)  # of the square that the model sees
+    wanted = np.array([left + right, top + bottom]) / 2 + points * side / 2
+    np.testing.assert_allclose(prepared.guidance.landmarks.points, from_68(wanted), atol=1.0)
+    assert not np.allclose(prepared.guidance.landmarks.points, predicted.guidance.landmarks.points, atol=2.0)
+    [note] = prepared.notes
+    assert "Without DECA and FLAME the face's points are those of mirrored.png as they are" in note

@@ -96,6 +96,43 @@ def five_points(points: np.ndarray) -> np.ndarray:
     return np.stack([*eyes, *(points[..., i, :] for i in (NOSE_TIP, LEFT_CORNER, RIGHT_CORNER))], axis=-2)
 
 
+# for each of iBUG's 68 points, in their order, the one of the 72 that is the same; of those around the eyes the corners
+# alone: lids have four points there (two above, two below) and six here
+_SAME_AS_68 = (
+    *range(9),
+    *range(16, 8, -1),
+    *range(17, 36),
+    *(36, None, None, 40, None, None),
+    *(44, None, None, 48, None, None),
+    *(52, 54, 53, 62, 58, 59, 57, 65, 66, 71, 69, 68),
+    *(55, 56, 63, 61, 60, 64, 70, 67),
+)
+# a lid of the 68 from corner to corner, and the three points of the 72 on it in the same direction
+_LIDS = {
+    (36, 37, 38, 39): (37, 38, 39),
+    (39, 40, 41, 36): (41, 42, 43),
+    (42, 43, 44, 45): (45, 46, 47),
+    (45, 46, 47, 42): (49, 50, 51),
+}
+
+
+def from_68(points: np.ndarray) -> np.ndarray:
+    """The 72 points [72,D] of iBUG's 68 [68,D], as detectors find them.
+
+    All but those on the lids are the same. A lid is the cubic through its four points, at thirds of its way from corner
+    to corner; the 72's three lie at its quarters.
+    """
+    result = np.zeros((len(POINT_TRIANGLES), points.shape[1]), np.float64)
+    for theirs, ours in enumerate(_SAME_AS_68):
+        if ours is not None:
+            result[ours] = points[theirs]
+    thirds = np.vander(np.arange(4) / 3)
+    quarters = np.vander(np.array([1, 2, 3]) / 4, 4)
+    for theirs, ours in _LIDS.items():
+        result[list(ours)] = quarters @ np.linalg.solve(thirds, points[list(theirs)].astype(np.float64))
+    return result.astype(np.float32)
+
+
 def place(landmarks: Landmarks, width: int, height: int, face_box: np.ndarray | None = None) -> Landmarks:
     """Put the points into a picture of another size and shape that a window of the first one fills ("crop and resize").
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 # SCRFD's input is (pixel - 127.5) / 128, CenterFace's is the pixel itself, 0...255; both RGB.
 _PIXELS = """
 <ir_version: 7, opset_import: ["" : 13]>
@@ -95,6 +97,17 @@ stand_in (float[N, 3, 112, 112] face) => (float[N, 512] embedding)
 }
 """
 
+_STAND_IN_68 = """
+<ir_version: 7, opset_import: ["" : 13]>
+stand_in (float[N, 3, 192, 192] face) => (float[1, 3309] found)
+{
+    nothing = Constant <value = float[1] {0.0}> ()
+    mean = ReduceMean <keepdims = 0> (face)
+    void = Mul (mean, nothing)
+    found = Add (points, void)
+}
+"""
+
 
 def scrfd_from_centerface(src: str | Path, dst: str | Path) -> None:
     """Write CenterFace (https://github.com/Star-Clouds/CenterFace) as a detector that insightface runs as SCRFD.
@@ -134,13 +147,25 @@ def stand_in_arcface(dst: str | Path, seed: int) -> None:
     It carries no identity: a random projection, drawn from `seed`, of the face blurred to 7x7 pixels. Equal crops give
     equal embeddings and other crops give others; nothing says that two photos of one person are alike.
     """
-    import numpy as np
     import onnx.numpy_helper
     import onnx.parser
 
     network = onnx.parser.parse_model(_STAND_IN)
     projection = np.random.default_rng(seed).standard_normal((3 * 7 * 7, 512), dtype=np.float32)
     network.graph.initializer.append(onnx.numpy_helper.from_array(projection, "projection"))
+    onnx.save(network, str(dst))
+
+
+def stand_in_landmarks68(dst: str | Path, points: np.ndarray) -> None:
+    """Write a network of the shape of insightface's 68 points, [N, 3, 192, 192] to [1, 3309], which finds the same
+    points in every face: `points` [68, 2], from -1 to 1 across its square, half as large again as the face's box."""
+    import onnx.numpy_helper
+    import onnx.parser
+
+    network = onnx.parser.parse_model(_STAND_IN_68)
+    flat = np.zeros((1, 3309), np.float32)
+    flat[0].reshape(-1, 3)[-68:, :2] = points
+    network.graph.initializer.append(onnx.numpy_helper.from_array(flat, "points"))
     onnx.save(network, str(dst))
 
 

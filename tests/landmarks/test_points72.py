@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -184,3 +185,52 @@ def test_the_window_stays_in_the_photo_when_the_face_does_not() -> None:
     np.testing.assert_allclose(place(beyond, 200, 200).points, beyond.points, atol=1e-3)
     huge = Landmarks(face(600).points - [500, 200], 400, 200)
     np.testing.assert_allclose(place(huge, 200, 200).points, huge.points, atol=1e-3)
+
+
+def test_the_72_of_68_are_the_same_points_but_for_the_lids():
+    """On a drawn face, by the polylines of either scheme: the same parts in the same direction."""
+    t = np.linspace(0, 1, 68)
+    theirs = np.stack([np.cos(40 * t), np.sin(31 * t)], 1).astype(np.float32)
+    ours = points72.from_68(theirs)
+    parts = {  # iBUG's order: jaw from the picture's left, brows and nose likewise, lips around from the left corner
+        "face_contour": [range(17)],
+        "left_eyebrow": [range(17, 22)],
+        "right_eyebrow": [range(22, 27)],
+        "nose": [range(27, 31), range(31, 36)],
+    }
+    for part, lines in parts.items():
+        drawn = {frozenset(map(tuple, ours[list(pair)])) for pair in edges(points72.POLYLINES[part])}
+        for line in lines:
+            for a, b in itertools.pairwise(line):
+                assert frozenset((tuple(theirs[a]), tuple(theirs[b]))) in drawn, part
+    lips = {frozenset(map(tuple, ours[list(pair)])) for pair in edges(points72.POLYLINES["mouth"])}
+    for ring in ([*range(48, 60), 48], [*range(60, 68), 60]):
+        for a, b in itertools.pairwise(ring):
+            assert frozenset((tuple(theirs[a]), tuple(theirs[b]))) in lips
+    assert {tuple(theirs[i]) for i in (36, 39, 42, 45)} == {tuple(ours[i]) for i in (36, 40, 44, 48)}
+
+
+def edges(lines):
+    return [pair for line in lines for pair in itertools.pairwise(line)]
+
+
+def test_lids_of_68_are_read_where_the_72_have_points():
+    """A lid that is a cubic is met exactly, and each of the 72 lies between its neighbours."""
+    theirs = np.zeros((68, 2), np.float32)
+
+    def lid(t, height, shift):
+        return np.stack([t + shift, height * t * (1 - t) * (1 + 0.3 * t)], -1)
+
+    for first, shift in ((36, 0.0), (42, 3.0)):
+        thirds = np.arange(4) / 3
+        upper, lower = lid(thirds, 1.2, shift), lid(thirds, -0.8, shift)
+        theirs[first : first + 4] = upper
+        theirs[[first + 5, first + 4]] = lower[1:3]
+    ours = points72.from_68(theirs)
+    quarters = np.array([1, 2, 3]) / 4
+    for upper, lower, shift in (((37, 38, 39), (43, 42, 41), 0.0), ((45, 46, 47), (51, 50, 49), 3.0)):
+        np.testing.assert_allclose(ours[list(upper)], lid(quarters, 1.2, shift), atol=1e-5)
+        np.testing.assert_allclose(ours[list(lower)], lid(quarters, -0.8, shift), atol=1e-5)
+    for part in ("left_eye", "right_eye"):
+        for a, b in edges(points72.POLYLINES[part]):
+            assert np.linalg.norm(ours[a] - ours[b]) < 0.6, (part, a, b)
