@@ -3,10 +3,13 @@ page and the API."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import Any
+
+from PIL.Image import Image
 
 from facesnap_ext import photos
 from facesnap_ext.errors import FaceSnapError, naming
@@ -31,6 +34,7 @@ RANGES = {  # lowest and highest
     "size": (0.02, 3),
     "grow": (1, 4),
 }
+KINDS = {bool: "true or false", int: "a whole number", str: "text"}  # what values must be, by their default's type
 BLOCKS = 10  # residuals of SDXL's UNet, from the shallowest skip to the middle
 
 
@@ -72,22 +76,28 @@ class Unit:
     grow: float = 1.8  # of the face's box, where the region is the face
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind in KINDS and type(value) is not kind:
+                raise FaceSnapError(f"FaceSnap's {field.name} is {shown(value)}; give {KINDS[kind]}.")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is None and name in ("x", "y", "size"):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise FaceSnapError(f"FaceSnap's {name} is {value!r}; give a number from {low} to {high}.")
+                raise FaceSnapError(f"FaceSnap's {name} is {shown(value)}; give a number from {low} to {high}.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise FaceSnapError(f"FaceSnap's {name} is {getattr(self, name)!r}; give one of {', '.join(choices)}.")
+                given = shown(getattr(self, name))
+                raise FaceSnapError(f"FaceSnap's {name} is {given}; give one of {', '.join(choices)}.")
         for name in ("face", "driving_face"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise FaceSnapError(f"FaceSnap's {name} is {value!r}; give a number from 0, the largest face.")
+            if getattr(self, name) < 0:
+                raise FaceSnapError(f"FaceSnap's {name} is {getattr(self, name)}; the largest face is 0, the next 1.")
         good = len(self.blocks) in (0, BLOCKS) and all(isinstance(b, (int, float)) and 0 <= b <= 2 for b in self.blocks)
         if not good:
-            raise FaceSnapError(f"FaceSnap's blocks are {self.blocks!r}; give {BLOCKS} numbers from 0 to 2, or none.")
+            raise FaceSnapError(
+                f"FaceSnap's blocks are {shown(self.blocks)}; give {BLOCKS} numbers from 0 to 2, or none."
+            )
 
     @property
     def active(self) -> bool:
@@ -136,8 +146,8 @@ UI_ORDER = (
 
 
 def _from_page(values: dict[str, Any]) -> dict[str, Any]:
-    """A unit's values as the API names them."""
-    values = dict(values)
+    """A unit's values as the API names them; a component that somebody has emptied counts as untouched."""
+    values = {name: value for name, value in values.items() if value is not None}
     if not values.pop("placed", False):
         values |= {"x": None, "y": None, "size": None}
     if isinstance(blocks := values.get("blocks"), str):
@@ -153,12 +163,12 @@ def _from_page(values: dict[str, Any]) -> dict[str, Any]:
 def _unit(values: dict[str, Any]) -> Unit:
     known = {field.name for field in fields(Unit)}
     if unknown := sorted(set(values) - known):
-        raise FaceSnapError(f"FaceSnap has no setting named {unknown[0]}; it has {', '.join(sorted(known))}.")
-    references = values.get("references") or []
-    pictures = {"references": reference_photos([references] if isinstance(references, str) else references)}
+        raise FaceSnapError(f"FaceSnap has no setting named {shown(unknown[0])}; it has {', '.join(sorted(known))}.")
+    references, blocks = values.get("references") or [], values.get("blocks") or ()
+    pictures = {"references": reference_photos(references if isinstance(references, (list, tuple)) else [references])}
     for name, title in (("driving", "Driving photo"), ("mask", "Region")):
         pictures[name] = _photo(values[name], title) if values.get(name) else None
-    return Unit(**{**values, "blocks": tuple(values.get("blocks") or ()), **pictures})
+    return Unit(**{**values, "blocks": tuple(blocks) if isinstance(blocks, (list, tuple)) else (blocks,), **pictures})
 
 
 def reference_photos(values: Sequence[Any] | None) -> tuple[Photo, ...]:
@@ -176,4 +186,11 @@ def _photo(value: Any, name: str) -> Photo:
         return photos.from_base64(value, name)
     if isinstance(value, bytes):
         return photos.from_bytes(value, name)
-    return photos.from_pil(value, name)
+    if isinstance(value, Image):
+        return photos.from_pil(value, name)
+    raise FaceSnapError(f"{name} is {shown(value)}, not a picture: send a picture file's contents in base64.")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, whatever somebody has sent: on one line, and not long."""
+    return reprlib.repr(value)

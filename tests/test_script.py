@@ -157,7 +157,7 @@ def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, mon
             {"references": [Image.new("RGB", (64, 64), "grey")], "model": "random.safetensors"},
             r"No face was found in Reference photo 1",
         ),
-        ({"odd": 1}, "no setting named odd"),
+        ({"odd": 1}, "no setting named 'odd'"),
     ],
 )
 def test_what_goes_wrong_in_preparing_is_handed_to_the_adapter_to_stop_the_job(host, values, message):
@@ -181,7 +181,7 @@ def test_each_active_unit_is_somebody_in_the_picture(host, astronaut):
 
 def test_a_unit_that_fails_is_named_by_its_place_on_the_page(host, astronaut):
     good = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
-    for bad, message in (({}, r"^Person 3: .*without a reference photo"), ({"odd": 1}, r"^Person 3: .*named odd")):
+    for bad, message in (({}, r"^Person 3: .*without a reference photo"), ({"odd": 1}, r"^Person 3: .*named 'odd'")):
         host.calls.clear()
         run(host, job(), good, {"enabled": False}, bad)
         (error,) = attached(host)
