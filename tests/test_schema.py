@@ -22,12 +22,11 @@ from facesnap_ext.settings import BLOCKS, CHOICES, RANGES, Unit, from_script_arg
 
 DOCS = Path(__file__).parents[1] / "docs" / "api.md"
 SCHEMA = unit_schema()["properties"]
-ACTIVE = {"weight": 1.0, "start": 0.0, "end": 1.0}  # a unit without anything to do is left out
 
 
 def taken(values: dict) -> Unit:
     """What a request with these values for one person becomes, by way of JSON."""
-    return from_script_args([json.loads(json.dumps({**ACTIVE, **values}))])[1]
+    return from_script_args([json.loads(json.dumps(values))])[1]
 
 
 @pytest.fixture(scope="module")

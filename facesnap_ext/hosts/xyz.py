@@ -27,13 +27,15 @@ def add_axes(identities: Callable[[], Sequence[str]]) -> None:
 
 
 def with_axes(p: Any, units: Mapping[int, Unit]) -> dict[int, Unit]:
-    """The units of a job with the values that the plot gave to its cell, all of them with the same.
+    """The enabled units of a job with the values that the plot gave to its cell, all of them with the same; those who
+    then have nothing to do are left out.
 
     Raises:
         FaceSnapError: there is no reference of that number.
     """
     values = getattr(p, "facesnap_axes", {})
-    return {number: _with_values(unit, values) for number, unit in units.items()}
+    given = {number: _with_values(unit, values) for number, unit in units.items()}
+    return {number: unit for number, unit in given.items() if unit.active}
 
 
 def _with_values(unit: Unit, values: dict[str, Any]) -> Unit:

@@ -67,6 +67,17 @@ def test_a_cells_values_are_its_own(axes):
     assert xyz.with_axes(SimpleNamespace(), {1: UNIT}) == {1: UNIT}
 
 
+def test_who_has_nothing_to_do_is_told_by_the_cells_values(axes):
+    """A weight of 0 in the plot takes somebody out, one above brings somebody in whom the page leaves out."""
+    job = SimpleNamespace()
+    out = replace(UNIT, weight=0.0)
+    assert xyz.with_axes(job, {1: UNIT, 2: out}) == {1: UNIT}
+    axes["weight"].apply(job, 0.0, [])
+    assert xyz.with_axes(job, {1: UNIT, 2: out}) == {}
+    axes["weight"].apply(job, 0.4, [])
+    assert xyz.with_axes(job, {1: out}) == {1: replace(UNIT, weight=0.4)}
+
+
 def test_a_turn_makes_the_pose_that_of_the_sliders(axes):
     job = SimpleNamespace()
     axes["yaw"].apply(job, 30.0, [])
