@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.settings import RANGES, Unit
+from facesnap_ext.settings import RANGES, Unit, from_script_args
 
 PREFIX = "[FaceSnap] "
 PLOT = ("xyz_grid.py", "xyz_grid")  # ends of its module's name, by host
@@ -57,7 +57,7 @@ def _axes(option: Any, identities: Callable[[], Sequence[str]]) -> list[Any]:
     numbers = [option(PREFIX + name, float, _apply(name), confirm=_in_range(name)) for name in NUMBERS]
     return [
         *numbers,
-        option(PREFIX + "reference", int, _apply("reference")),
+        option(PREFIX + "reference", int, _apply("reference"), confirm=_are_there),
         option(PREFIX + "identity", str, _apply("identity"), choices=lambda: list(identities())),
     ]
 
@@ -79,6 +79,16 @@ def _in_range(name: str) -> Callable[[Any, Sequence[float]], None]:
                 raise FaceSnapError(f"FaceSnap's {name} is {value:g} in the plot; give numbers from {low} to {high}.")
 
     return confirm
+
+
+def _are_there(p: Any, numbers: Sequence[int]) -> None:
+    """Ask before the plot begins: it swallows the errors of its cells and leaves them empty."""
+    for script in p.scripts.alwayson_scripts:
+        if script.title() == "FaceSnap":
+            units = from_script_args(p.script_args[script.args_from : script.args_to])
+            for number in numbers:
+                for unit in units.values():
+                    _with_values(unit, {"reference": number})
 
 
 def _plots() -> list[Any]:

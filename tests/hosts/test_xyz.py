@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import xyz
@@ -92,6 +93,21 @@ def test_references_one_by_one(axes):
         axes["reference"].apply(job, wrong, [])
         with pytest.raises(FaceSnapError, match=f"reference {wrong}, and there are 3"):
             xyz.with_axes(job, {1: UNIT})
+
+
+def test_a_reference_that_is_not_there_is_told_before_the_plot_begins(axes):
+    """The plot hands over the whole job, in which FaceSnap's arguments stand among those of other scripts."""
+    picture = Image.new("RGB", (8, 8))
+    person = {"references": [picture, picture]}
+    ours = SimpleNamespace(title=lambda: "FaceSnap", args_from=1, args_to=3)
+    other = SimpleNamespace(title=lambda: "Other", args_from=0, args_to=1)
+    job = SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=[other, ours]), script_args=["other", person, None])
+    axes["reference"].confirm(job, [1, 2])
+    for wrong in (0, 3):
+        with pytest.raises(FaceSnapError, match=f"asks for reference {wrong}, and there are 2"):
+            axes["reference"].confirm(job, [1, wrong])
+    job.script_args[1] = {**person, "enabled": False}
+    axes["reference"].confirm(job, [3])
 
 
 def test_a_saved_identity_takes_the_place_of_the_photos(axes):

@@ -7,7 +7,19 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from live_host import Host, Job, Pictures, astronaut, differ, encode, equal, grace_hopper, with_facesnap, with_people
+from live_host import (
+    PLAIN,
+    Host,
+    Job,
+    Pictures,
+    astronaut,
+    differ,
+    encode,
+    equal,
+    grace_hopper,
+    with_facesnap,
+    with_people,
+)
 from test_live_errors import refusal
 from test_live_pictures import HIRES, HIRES_FORGE
 
@@ -50,7 +62,7 @@ def test_each_in_the_passes_of_their_own(host: Host, left: Job, right: Job) -> N
     """Whoever is in no pass is as if not there, and the passes of hires fix tell people apart."""
     hires = {**HIRES, **HIRES_FORGE} if host.forge else HIRES
     one_each = host.pictures(with_people(hires, {**left, "hires": "first"}, {**right, "hires": "second"}))
-    assert one_each[0].shape == (384, 384, 3)
+    assert one_each[0].shape[:2] == (1.5 * PLAIN["height"], 1.5 * PLAIN["width"])
     assert differ(one_each, host.pictures(with_people(hires, {**left, "hires": "second"}, {**right, "hires": "first"})))
     assert differ(one_each, host.pictures(with_people(hires, {**left, "hires": "first"})))
     without_hires = with_people({}, left, {**right, "hires": "second"})
