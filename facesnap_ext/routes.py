@@ -1,6 +1,7 @@
 """HTTP routes under /facesnap/ beside those of the WebUI's own API: what a client may ask before a job.
 
     GET  /facesnap/version    {"version": "…"}
+    GET  /facesnap/schema     what a job's `alwayson_scripts.FaceSnap.args` may hold for each person, in JSON Schema
     GET  /facesnap/models     which model files are there, by name, and where the missing ones go
     POST /facesnap/detect     {"photos": ["<base64>", …]}
                               → {"photos": [{"width", "height", "faces": [{"box": [l, t, r, b], "score", "padded"}]}]}
@@ -29,6 +30,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.poses import for_browser, placement
 from facesnap_ext.photos import Photo
+from facesnap_ext.schema import PICTURE, unit_schema
 from facesnap_ext.weights.places import ADVICE, ModelFiles
 
 MAX_BODY = 32 * 2**20  # bytes of a request
@@ -92,6 +94,7 @@ def add_routes(
         app.add_api_route(path, endpoint, methods=[method], summary=summary, name=name, tags=["FaceSnap"], **extra)
 
     add("/facesnap/version", "GET", "Version of FaceSnap", lambda values: {"version": __version__})
+    add("/facesnap/schema", "GET", "Settings of one person", lambda values: unit_schema())
     add("/facesnap/models", "GET", "Model files", lambda values: describe_models(find_models()))
     add("/facesnap/detect", "POST", "Faces in photos", lambda values: detect(engine(), values), DETECT)
     add("/facesnap/landmarks", "POST", "Points of a pose", lambda values: landmarks(engine(), values), LANDMARKS)
@@ -159,20 +162,19 @@ def landmarks(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:
     return {"rig": for_browser(rig), "points": points, "place": place}
 
 
-_PHOTO = {"type": "string", "description": "a picture file in base64, plain or as a data URL"}
 _SIDE = {"type": "integer", "minimum": 1, "maximum": MAX_SIDE}
 _WHICH = {"type": "integer", "minimum": 0, "default": 0, "description": "which face, by size from the largest"}
 DETECT = {
     "type": "object",
-    "properties": {"photos": {"type": "array", "items": _PHOTO, "minItems": 1, "maxItems": MAX_PHOTOS}},
+    "properties": {"photos": {"type": "array", "items": PICTURE, "minItems": 1, "maxItems": MAX_PHOTOS}},
     "required": ["photos"],
 }
 LANDMARKS = {
     "type": "object",
     "properties": {
-        "reference": _PHOTO,
+        "reference": PICTURE,
         "face": _WHICH,
-        "driving": _PHOTO,
+        "driving": PICTURE,
         "driving_face": _WHICH,
         "width": _SIDE,
         "height": _SIDE,

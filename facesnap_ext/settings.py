@@ -106,7 +106,7 @@ class Unit:
 
 
 def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
-    """Read the arguments that a host hands to the script: the active units by their numbers on the page, from 1.
+    """Read the arguments that a host hands to the script: the enabled units by their numbers on the page, from 1.
 
     They are the page's components in their order (`UI_ORDER` for each unit), or from the API a dictionary of named
     values for each unit: `{"references": ["<base64>", …], "driving": "<base64>", "weight": 1.0, …}`.
@@ -129,7 +129,7 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
     for number, values in enabled.items():
         with naming(person(number, enabled)):
             units[number] = _unit(values if by_name else _from_page(values))
-    return {number: unit for number, unit in units.items() if unit.active}
+    return units
 
 
 def person(number: int, people: Collection[int]) -> str:

@@ -16,6 +16,7 @@ from facesnap_ext import __version__, routes
 from facesnap_ext.engine import Engine
 from facesnap_ext.landmarks.poses import Pose, Rig, pose_points
 from facesnap_ext.photos import Photo
+from facesnap_ext.schema import unit_schema
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights.places import ModelFiles, find_models
 
@@ -67,6 +68,10 @@ def test_version_and_models(client, stand_ins):
     assert models["facesnap"] == sorted(path.name for path in stand_ins.glob("[!s]*.safetensors"))
     assert models["deca"] == "stand-in-deca.safetensors"
     assert models["missing"] == {}
+
+
+def test_the_units_schema(client):
+    assert client.get("/facesnap/schema").json() == unit_schema()
 
 
 def test_missing_models_are_told_with_the_folder_they_go_to(empty, tmp_path):
@@ -194,7 +199,7 @@ def test_a_fault_of_facesnap_says_one_sentence_and_shows_no_code(stand_ins, capl
     assert "secret" in caplog.text, "the console does have it"
 
 
-ALL = [("GET", "version"), ("GET", "models"), ("POST", "detect"), ("POST", "landmarks")]
+ALL = [("GET", "version"), ("GET", "schema"), ("GET", "models"), ("POST", "detect"), ("POST", "landmarks")]
 
 
 @pytest.mark.parametrize(("method", "route"), ALL)
