@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from contextlib import suppress
@@ -18,28 +17,8 @@ from facesnap_ext.hosts import webui
 from facesnap_ext.infotext import to_infotext
 from facesnap_ext.settings import UI_ORDER, Unit, from_script_args
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "facesnap.py"
+SCRIPT = mock_webui.SCRIPT
 HEAVY = ("insightface", "onnxruntime", "transformers", "diffusers", "cv2", "skimage", "scipy")
-
-
-@pytest.fixture
-def host(stand_ins, monkeypatch):
-    """The script in a mock WebUI whose adapter notes what it is told."""
-    names = ("gradio", "modules")
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in names}
-    models = stand_ins.parent
-    seen = mock_webui.install(models)
-    monkeypatch.setattr(webui, "_engine", None)
-    spec = importlib.util.spec_from_file_location("facesnap_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    seen.module, seen.script, seen.calls = module, module.Script(), []
-    monkeypatch.setattr(module.host, "attach", lambda p, guidance: seen.calls.append(("attach", guidance)))
-    monkeypatch.setattr(module.host, "detach", lambda p: seen.calls.append("detach"))
-    yield seen
-    for name in [name for name in sys.modules if name.split(".")[0] in names]:
-        del sys.modules[name]
-    sys.modules.update(before)
 
 
 def job(**values):
@@ -198,7 +177,7 @@ def test_a_pass_without_anybody_takes_the_last_ones_guidance_off(host, astronaut
 @pytest.mark.parametrize("where", ["prepare", "for_pass"])
 def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch, where):
     """The host swallows a script's exceptions; the picture of somebody else must not follow."""
-    monkeypatch.setattr(webui, "prepare", lambda *args: webui.Job(()))
+    monkeypatch.setattr(webui, "prepare", lambda *args: (webui.Job(()),))
     monkeypatch.setattr(webui, where, lambda *args: 1 / 0)
     run(host, job(), {"references": []})
     (error,) = attached(host)

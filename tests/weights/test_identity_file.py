@@ -61,9 +61,9 @@ def eileen(models):
     return models / "identities" / "Eileen.safetensors"
 
 
-@pytest.mark.parametrize("average", [False, True])
-def test_the_saved_person_is_the_photos_person_bit_for_bit(engine, unit, astronaut, mirrored, grace_hopper, average):
-    unit = replace(unit, driving=grace_hopper, average=average)
+@pytest.mark.parametrize("several", ["mixed", "averaged"])
+def test_the_saved_person_is_the_photos_person_bit_for_bit(engine, unit, astronaut, mirrored, grace_hopper, several):
+    unit = replace(unit, driving=grace_hopper, several=several)
     photos = replace(unit, identity="", references=(astronaut, mirrored))
     saved, shown = (engine.prepare(either, 640, 512) for either in (unit, photos))
     assert torch.equal(saved.guidance.tokens, shown.guidance.tokens)
