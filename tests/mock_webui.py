@@ -22,10 +22,10 @@ def nothing(self, *args, **values) -> None:
 
 class Component:
     def __init__(self, *args, **values):
-        self.args, self.values = args, values
+        self.args, self.values, self.listeners = args, values, []
 
-    def change(self, *args, **values):
-        pass
+    def change(self, function, inputs, outputs, **values):
+        self.listeners.append((function, inputs, outputs))
 
     click = change
 
