@@ -104,7 +104,6 @@ class Script(scripts.Script):
 
     def before_process(self, p, *args):
         host.detach(p)  # what an exception in an earlier job may have left
-        webui.restore(p)
         p.facesnap = None  # then the sittings, the jobs prepared of them, or the error that stops it all
         with stopping(p):
             units = xyz.with_axes(p, from_script_args(args))

@@ -187,6 +187,7 @@ def test_adetailers_pass_has_the_person_of_its_picture_alone(host, people, drawn
     p = job(host, {**APART, "references": people}, n_iter=2)
     p.scripts = Runner(host.script, ADetailer())
     made = process_images(p)
+    assert host.state.job_count == 6
     wanted = [image for image in people for _ in range(4)]  # each picture and its inner one
     for tokens, image in zip(drawn, wanted, strict=True):
         assert tokens.equal(tokens_of(image, stand_ins))

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext import photos
+from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import Face, longer_side
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.likeness import middle
@@ -231,13 +232,17 @@ def _img2img(
     job.script_args = []
     job.scripts = _only_guided(p.scripts, guidances, host)
     try:
-        with _as_it_was(p):
+        with _as_it_was(p), _without_controlnet(p):
             made = processing.process_images(job)
             interrupted = shared.state.interrupted or shared.state.skipped
     finally:
         host.detach(job)
         job.close()
-    return made.images[0] if made.images and not interrupted else None
+    if interrupted or not made.images:
+        return None
+    if not job.scripts.alwayson_scripts[0].guided:  # the host swallows what a script raises
+        raise FaceSnapError("the guidance did not get in; the console says why")
+    return made.images[0]
 
 
 def _only_guided(runner: Any, guidances: tuple[Guidance, ...], host: ModuleType) -> Any:
@@ -247,9 +252,11 @@ def _only_guided(runner: Any, guidances: tuple[Guidance, ...], host: ModuleType)
     class Guide(scripts.Script):
         filename = __file__
         args_from = args_to = 0
+        guided = False
 
         def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
             host.attach(p, guidances)
+            self.guided = True
 
         def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
             host.detach(p)
@@ -279,3 +286,20 @@ def _as_it_was(p: Any) -> Iterator[None]:
             setattr(state, name, value)
         if merging:
             sd_models.apply_token_merging(p.sd_model, merging)
+
+
+@contextmanager
+def _without_controlnet(p: Any) -> Iterator[None]:
+    """Inside the `with` block the UNet is free of what sd-webui-controlnet put in its forward's place for the whole
+    picture (`UnetHook.hook` in https://github.com/Mikubill/sd-webui-controlnet), which would act on the crop too."""
+    unet = getattr(getattr(p.sd_model, "model", None), "diffusion_model", None)
+    hooked = getattr(unet, "forward", None)
+    original = getattr(unet, "_original_forward", None)
+    if original is None:
+        yield
+        return
+    unet.forward = original
+    try:
+        yield
+    finally:
+        unet.forward = hooked

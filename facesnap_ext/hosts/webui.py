@@ -60,6 +60,8 @@ def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[],
     """
     from modules import shared
 
+    counted = "facesnap_before" in vars(p)  # ADetailer begins anew with a copy of a job that is under way
+    restore(p)
     if len(sittings) < 2:
         return sittings
     if getattr(p, "_ad_inner", False):
@@ -77,7 +79,7 @@ def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[],
     p.facesnap_before = {"n_iter": p.n_iter, **lists}
     for name, value in lists.items():
         setattr(p, name, value * len(sittings))
-    if getattr(shared.state, "job_count", -1) > 0:  # a script has counted already
+    if shared.state.job_count > 0 and not counted:  # by a script, as if there were one photo
         shared.state.job_count += p.n_iter * (len(sittings) - 1)
     p.n_iter *= len(sittings)
     return sittings

@@ -315,6 +315,32 @@ def test_a_missing_face_pack_is_told(world):
     assert "no face pack" in p.comments[0]
 
 
+def test_guidance_that_does_not_get_in_is_an_error(world):
+    """The host swallows what a script raises, and would draw somebody else's face."""
+
+    def attach(p, guidances):
+        raise RuntimeError("no room")
+
+    world.adapter.attach = attach
+    p, picture = finished(), noise()
+    found = [face(*SMALL_FACE)]
+    assert redraw(p, picture, [person_at(80, 85)], [0.4], lambda photo: found, world.adapter) is picture
+    assert "did not get in" in p.comments[0]
+
+
+def test_controlnet_acts_on_the_whole_picture_alone(world, monkeypatch):
+    """It takes the place of the UNet's forward from a job's beginning to its end."""
+    unet = SimpleNamespace(forward="ControlNet's", _original_forward="own")
+    model = SimpleNamespace(applied_token_merged_ratio=0, model=SimpleNamespace(diffusion_model=unet))
+    monkeypatch.setattr(Processing, "sd_model", model)
+    seen = []
+    for draw in (lambda p, i, guidances: seen.append(unet.forward) or p.init_images[0], broken):
+        world.draw = draw
+        redraw(finished(), noise(), [person_at(80, 85)], [0.4], lambda photo: [face(*SMALL_FACE)], world.adapter)
+        assert unet.forward == "ControlNet's"
+    assert seen == ["own"]
+
+
 def test_no_hook_is_left_on_a1111s_unet(world, monkeypatch):
     unet = ldm_unet()
 
