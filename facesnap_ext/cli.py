@@ -52,7 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--models", type=Path, required=True, help="the folder with the model files")
     prepare.add_argument("--model", default="", help="name of the FaceSnap file, where there are several")
     prepare.add_argument("--face", type=int, default=0, help="which face of the photo, by size (default: the largest)")
-    prepare.add_argument("--average", action="store_true", help="average several photos in place of mixing them")
+    prepare.add_argument(
+        "--several",
+        choices=("mixed", "averaged"),
+        default="mixed",
+        help="what is done with several photos (default: mixed)",
+    )
     prepare.add_argument("--width", type=int, default=1024)
     prepare.add_argument("--height", type=int, default=1024)
     prepare.add_argument("--out", type=Path, required=True)
@@ -188,7 +193,7 @@ def run_prepare(options: argparse.Namespace) -> None:
         options.out,
         model=options.model,
         face=options.face,
-        average=options.average,
+        several=options.several,
         width=options.width,
         height=options.height,
         progress=lambda message: print(message, file=sys.stderr),

@@ -15,7 +15,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.infotext import from_infotext
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
-from facesnap_ext.settings import PASSES, POSES, RANGES, REGIONS, UI_ORDER, Unit, reference_photos
+from facesnap_ext.settings import PASSES, POSES, RANGES, REGIONS, SEVERAL, UI_ORDER, Unit, reference_photos
 from facesnap_ext.weights.places import ModelFiles, find_identities
 
 PRESETS = {  # weight, start, end
@@ -30,6 +30,7 @@ POSE_WORDS = {
     "sliders": "sliders",
     "own": "the reference's own",
 }
+SEVERAL_WORDS = {"mixed": "mixed together", "averaged": "averaged", "apart": "a person each"}
 PART_WORDS = {"face_pack": "face pack", "clip": "CLIP", "deca": "DECA", "flame": "FLAME"}
 LABELS = {
     "yaw": "Turn (degrees, right is positive)",
@@ -85,7 +86,7 @@ def person_controls(
     with gr.Row():
         with gr.Column():
             made["references"] = gr.File(
-                label="Reference photos of one person",
+                label="Reference photos",
                 file_count="multiple",
                 file_types=["image"],
                 type="binary",
@@ -99,7 +100,12 @@ def person_controls(
             report = gr.HTML(elem_id=ident("report"), elem_classes="facesnap-report")
             with gr.Row():
                 made["face"] = gr.Number(0, label="Which face (0: the largest)", precision=0, elem_id=ident("face"))
-                made["average"] = gr.Checkbox(False, label="Average the photos", elem_id=ident("average"))
+                made["several"] = gr.Radio(
+                    [(SEVERAL_WORDS[choice], choice) for choice in SEVERAL],
+                    value="mixed",
+                    label="Several photos are",
+                    elem_id=ident("several"),
+                )
             made["identity"] = gr.Dropdown(
                 ["", *identities], value="", label="Saved person, in place of photos", elem_id=ident("identity")
             )
@@ -161,6 +167,7 @@ def person_controls(
         made["mask"] = gr.Image(
             label="Region: white where this person is", type="pil", image_mode=None, height=240, elem_id=ident("mask")
         )
+        slider("redraw", 0.05, "Draw a small face again, larger: denoising strength (0: do not)")
         made["model"] = gr.Dropdown(
             ["", *sorted(files.facesnap)],
             value="",
@@ -168,29 +175,29 @@ def person_controls(
             elem_id=ident("model"),
         )
     posed = [made[name] for name in ("references", "face", "driving", "driving_face", "pose")]
-    for changed in (*posed, size):
-        changed.change(
-            lambda *values: preview(engine(), *values), [*posed, size], [rig], show_progress=False, queue=False
-        )
-    for changed in (made["references"], made["face"]):
+    asked = [*posed, size, made["identity"]]
+    for changed in asked:
+        changed.change(lambda *values: preview(engine(), *values), asked, [rig], show_progress=False, queue=False)
+    looked_at = [made[name] for name in ("references", "face", "several")]
+    for changed in looked_at:
         changed.change(
             lambda *values: look(engine(), *values),
-            [made["references"], made["face"]],
+            looked_at,
             [seen, report],
             show_progress=False,
         )
     save.click(
         lambda *values: save_person(engine(), *values),
-        [made["references"], made["face"], title],
+        [*looked_at, title],
         [report, made["identity"]],
     )
     return [made[name] for name in UI_ORDER]
 
 
-def look(engine: Engine, files: list[Any] | None, face: float | None) -> tuple[Any, str]:
+def look(engine: Engine, files: list[Any] | None, face: float | None, several: str) -> tuple[Any, str]:
     """What the page shows of reference photos: a gallery with the faces framed, and HTML with the warnings."""
     try:
-        found = engine.examine(reference_photos(files), int(face or 0)) if files else None
+        found = engine.examine(reference_photos(files), int(face or 0), several == "apart") if files else None
     except FaceSnapError as error:
         return gr.update(visible=False), problem(str(error))
     if found is None:
@@ -201,24 +208,37 @@ def look(engine: Engine, files: list[Any] | None, face: float | None) -> tuple[A
 
 
 def preview(
-    engine: Engine, files: list[Any] | None, face: Any, driving: Any, driving_face: Any, pose: str, size: str
+    engine: Engine,
+    files: list[Any] | None,
+    face: Any,
+    driving: Any,
+    driving_face: Any,
+    pose: str,
+    size: str,
+    identity: str | None,
 ) -> str:
     """JSON for the page's canvas: `rig`, and `points` as parts of the output's width and height; or `error`."""
     try:
         reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
         width, height = map(int, size.split("x"))
-        rig, points = engine.preview(reference, other, (width, height), int(face or 0), int(driving_face or 0))
+        which, driving_which = int(face or 0), int(driving_face or 0)
+        rig, points = engine.preview(reference, other, (width, height), which, driving_which, identity or "")
     except FaceSnapError as error:
         return json.dumps({"error": str(error)})
     parts = None if points is None else (points.points / (points.width, points.height)).tolist()
     return json.dumps({"rig": for_browser(rig), "points": parts})
 
 
-def save_person(engine: Engine, files: list[Any] | None, face: float | None, name: str) -> tuple[str, Any]:
+def save_person(
+    engine: Engine, files: list[Any] | None, face: float | None, several: str, name: str
+) -> tuple[str, Any]:
     """Save the photos' person under a name; HTML that says so, and the choice of saved people with it chosen."""
     try:
-        path = engine.save_identity(reference_photos(files), name, which=int(face or 0))
+        references = reference_photos(files)
+        if several == "apart" and len(references) > 1:
+            raise FaceSnapError("The photos are of a person each; leave one person's photos there to save that person.")
+        path = engine.save_identity(references, name, which=int(face or 0))
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
     choices = ["", *sorted(find_identities(engine.files().folder))]

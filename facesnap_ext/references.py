@@ -104,15 +104,16 @@ class ReferenceReport:
         }
 
 
-def examine(found: Sequence[tuple[Photo, Sequence[Face]]], which: int = 0) -> ReferenceReport:
+def examine(found: Sequence[tuple[Photo, Sequence[Face]]], which: int = 0, apart: bool = False) -> ReferenceReport:
     """Report on the reference photos of one person.
 
     Args:
         found: each photo with all its faces, by size from the largest (`faces.find_faces`); none where none was found.
         which: the number of the face that is taken of each.
+        apart: the photos are of a person each, and are not compared.
     """
     chosen = [faces[which] if which < len(faces) else None for _, faces in found]
-    matrix = cosines([None if face is None else face.embedding for face in chosen])
+    matrix = cosines([None if face is None or apart else face.embedding for face in chosen])
     odd = misfit(matrix)
     references = []
     for i, ((photo, faces), face) in enumerate(zip(found, chosen)):

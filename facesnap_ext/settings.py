@@ -4,8 +4,8 @@ page and the API."""
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from typing import Any
 
@@ -18,7 +18,8 @@ from facesnap_ext.photos import Photo
 POSES = ("photo", "template", "sliders", "own")
 PASSES = ("both", "first", "second")
 REGIONS = ("everywhere", "face", "drawn")
-CHOICES = {"pose": POSES, "hires": PASSES, "region": REGIONS}
+SEVERAL = ("mixed", "averaged", "apart")
+CHOICES = {"several": SEVERAL, "pose": POSES, "hires": PASSES, "region": REGIONS}
 RANGES = {  # lowest and highest
     "weight": (0, 2),
     "start": (0, 1),
@@ -33,6 +34,7 @@ RANGES = {  # lowest and highest
     "y": (-0.5, 1.5),
     "size": (0.02, 3),
     "grow": (1, 4),
+    "redraw": (0, 1),
 }
 KINDS = {bool: "true or false", int: "a whole number", str: "text"}  # what values must be, by their default's type
 BLOCKS = 10  # residuals of SDXL's UNet, from the shallowest skip to the middle
@@ -44,9 +46,9 @@ class Unit:
 
     enabled: bool = False
 
-    references: tuple[Photo, ...] = ()  # photos of one person
+    references: tuple[Photo, ...] = ()  # photos of one person, or of a person each
     face: int = 0  # which face of each reference, by size from the largest
-    average: bool = False  # several references averaged in place of mixed together
+    several: str = "mixed"  # what several references are: mixed together, averaged, or a person each
     identity: str = ""  # name of a saved identity, in place of photos
     model: str = ""  # name of the FaceSnap file; empty: the only one there is
 
@@ -74,6 +76,8 @@ class Unit:
     region: str = "everywhere"  # or around the predicted face, or where `mask` is white
     mask: Photo | None = None
     grow: float = 1.8  # of the face's box, where the region is the face
+
+    redraw: float = 0.0  # denoising strength with which a small face is drawn again, larger; 0: it is not
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -132,6 +136,30 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
     return units
 
 
+def sittings(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
+    """Who is in the pictures of a job: the units once for each photo of the first one's, where these are of a person
+    each, else the units alone.
+
+    Raises:
+        FaceSnapError: another unit's photos are of a person each, or a saved person is to be mixed with each of them.
+    """
+    first = min(units, default=0)
+    for number, unit in units.items():
+        if unit.several != "apart" or len(unit.references) < 2:
+            continue
+        if number != first:
+            raise FaceSnapError(
+                f"{person(number, units)}Only the first person's photos can be of a person each; mix or average these."
+            )
+        if unit.identity:
+            raise FaceSnapError(
+                f"{person(number, units)}The photos are of a person each and the saved person {unit.identity} is "
+                "somebody else; take the photos or the saved person."
+            )
+        return [{**units, number: replace(unit, references=(photo,))} for photo in unit.references]
+    return [dict(units)] if units else []
+
+
 def person(number: int, people: Collection[int]) -> str:
     """What a message about a unit begins with; nothing where there is only one."""
     return f"Person {number}: " if len(people) > 1 else ""
@@ -139,9 +167,9 @@ def person(number: int, people: Collection[int]) -> str:
 
 # the page's components of a unit, in the order in which the script returns them
 UI_ORDER = (
-    *("enabled", "references", "face", "average", "identity", "pose", "driving", "driving_face", "template"),
+    *("enabled", "references", "face", "several", "identity", "pose", "driving", "driving_face", "template"),
     *("yaw", "pitch", "roll", "mouth", "brows", "eyes", "placed", "x", "y", "size", "weight", "start", "end"),
-    *("cond_only", "hires", "blocks", "region", "grow", "mask", "model"),
+    *("cond_only", "hires", "blocks", "region", "grow", "mask", "redraw", "model"),
 )
 
 
@@ -172,13 +200,22 @@ def _unit(values: dict[str, Any]) -> Unit:
 
 
 def reference_photos(values: Sequence[Any] | None) -> tuple[Photo, ...]:
-    """The photos of one person as the page or the API gives them; what is empty is left out.
+    """The reference photos as the page or the API gives them; what is empty is left out.
 
     Raises:
-        FaceSnapError: one cannot be read.
+        FaceSnapError: some cannot be read; it says so of each.
     """
-    given = [value for value in values or () if value]
-    return tuple(_photo(value, f"Reference photo {i}") for i, value in enumerate(given, 1))
+    read = [_photo_or_problem(value, f"Reference photo {i}") for i, value in enumerate(filter(None, values or ()), 1)]
+    if problems := [str(one) for one in read if isinstance(one, FaceSnapError)]:
+        raise FaceSnapError(" ".join(problems))
+    return tuple(read)
+
+
+def _photo_or_problem(value: Any, name: str) -> Photo | FaceSnapError:
+    try:
+        return _photo(value, name)
+    except FaceSnapError as error:
+        return error
 
 
 def _photo(value: Any, name: str) -> Photo:

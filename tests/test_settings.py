@@ -102,7 +102,7 @@ def test_disabled_means_nothing_is_read(args):
 
 
 def test_an_unknown_name_is_told_with_the_known_ones():
-    with pytest.raises(FaceSnapError, match=r"no setting named 'wieght'; it has average, .*blocks, .*weight"):
+    with pytest.raises(FaceSnapError, match=r"no setting named 'wieght'; it has blocks, .*several, .*weight"):
         from_script_args([{"wieght": 1}])
 
 
