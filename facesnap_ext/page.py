@@ -46,11 +46,14 @@ LABELS = {
 
 
 def status(files: ModelFiles) -> str:
-    """HTML: which model files are there, and what is missing with where it goes."""
+    """HTML: which model files are there, and which are missing; the panel of model files says where they go."""
     found = {"FaceSnap": ", ".join(sorted(files.facesnap))}
     found |= {PART_WORDS[part]: path.name for part in PART_WORDS if (path := getattr(files, part))}
     there = "; ".join(f"{part}: {name}" for part, name in found.items() if name)
-    return "<br>".join([f"Model files: {escape(there or 'none')}", *map(problem, files.missing().values())])
+    lines = [f"Model files: {escape(there or 'none')}"]
+    if missing := [{"facesnap": "FaceSnap", **PART_WORDS}[part] for part in files.missing()]:
+        lines.append(problem(f"Missing: {', '.join(missing)}. The panel Model files below says where to get what."))
+    return "<br>".join(lines)
 
 
 def problem(sentence: str) -> str:

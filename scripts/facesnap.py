@@ -13,21 +13,44 @@ from modules import paths, script_callbacks, scripts, shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from facesnap_ext import hosts, page, routes
+from facesnap_ext import hosts, models_panel, page, routes
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui, xyz
+from facesnap_ext.hosts.folders import usual_places
 from facesnap_ext.infotext import PHOTOS
 from facesnap_ext.settings import UI_ORDER, from_script_args, sittings
 from facesnap_ext.weights.places import ModelFiles, find_identities, find_models
 
 host = hosts.current()
-MODELS = Path(paths.models_path)
+MODELS, DATA = Path(paths.models_path), Path(paths.data_path)
 log = logging.getLogger("facesnap")
 PEOPLE = 2  # that the page has room for, until the settings say otherwise
 
 
 def model_files() -> ModelFiles:
-    return find_models(MODELS / "facesnap", (MODELS / "insightface" / "models", MODELS / "insightface"))
+    return find_models(option("facesnap_models_dir", MODELS / "facesnap"), elsewhere())
+
+
+def elsewhere():
+    controlnet = [option("controlnet_dir"), setting("control_net_models_path")]
+    annotators = [
+        option("controlnet_preprocessor_models_dir"),
+        option("controlnet_annotator_models_path"),
+        setting("control_net_modules_path"),
+    ]
+    named = getattr(shared.cmd_opts, "facesnap_also_look_in", None) or []
+    return usual_places(MODELS, DATA, filter(None, controlnet), filter(None, annotators), map(Path, named))
+
+
+def option(name, default=None):
+    """A folder of the command line; extensions add options only when the WebUI starts."""
+    value = getattr(shared.cmd_opts, name, None)
+    return Path(value) if value else default
+
+
+def setting(name):
+    value = getattr(shared.opts, name, None)
+    return Path(value) if value else None
 
 
 def engine():
@@ -84,6 +107,7 @@ class Script(scripts.Script):
         components = []
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
             gr.HTML(page.status(files), elem_id=self.elem_id("status"))
+            models_panel.panel(model_files, self.elem_id)
             for number in people:
                 with gr.Tab(f"Person {number}", elem_id=self.ident("person", number)):
                     on = enabled

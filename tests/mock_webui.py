@@ -70,7 +70,7 @@ def install(models: Path) -> SimpleNamespace:
     containers = ("Accordion", "Column", "Row", "Tab")
     module("gradio", **dict.fromkeys(names, Component), **dict.fromkeys(containers, container), update=dict)
     module("modules")
-    module("modules.paths", models_path=str(models))
+    module("modules.paths", models_path=str(models), data_path=str(models))
     module("modules.infotext_utils", PasteField=PasteField)
     others = ("on_ui_settings", "on_before_ui", "on_app_started")
     callbacks = {name: lambda callback: None for name in others}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -105,6 +107,27 @@ def test_every_setting_is_pasted_back(host):
     units = from_script_args(values)
     assert units[2] == unit
     assert units[1] == Unit(True)
+
+
+def test_the_command_line_moves_the_model_folder_and_adds_others(host, tmp_path, monkeypatch):
+    """Options as the host reads them from preload.py, and as they are missing until it starts anew."""
+    assert host.module.model_files().folder == host.module.MODELS / "facesnap"
+    spec = importlib.util.spec_from_file_location("facesnap_preload", SCRIPT.parents[1] / "preload.py")
+    preload = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(preload)
+    parser = argparse.ArgumentParser()
+    preload.preload(parser)
+    comfy = tmp_path / "comfy"
+    for folder in (comfy, tmp_path / "moved", tmp_path / "controlnet"):
+        folder.mkdir()
+    moved = ["--facesnap-models-dir", str(tmp_path / "moved"), "--facesnap-also-look-in", str(comfy)]
+    for name, value in vars(parser.parse_args(moved)).items():
+        monkeypatch.setattr(host.module.shared.cmd_opts, name, value, raising=False)
+    monkeypatch.setattr(host.module.shared.cmd_opts, "controlnet_dir", str(tmp_path / "controlnet"), raising=False)
+    files = host.module.model_files()
+    assert files.folder == tmp_path / "moved"
+    assert {comfy, tmp_path / "controlnet"} <= set(files.elsewhere)
+    assert vars(parser.parse_args([])) == {"facesnap_models_dir": None, "facesnap_also_look_in": []}
 
 
 def test_rows_are_announced_through_one_callback(host):
