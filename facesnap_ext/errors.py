@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 
-
 LONGEST = 1500  # characters of a message: what libraries say of a damaged file may quote all of it
 
 

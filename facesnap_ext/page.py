@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -13,8 +15,10 @@ import gradio as gr
 from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.faces import Face
 from facesnap_ext.infotext import from_infotext
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
+from facesnap_ext.references import close_up
 from facesnap_ext.settings import PASSES, POSES, RANGES, REGIONS, SEVERAL, UI_ORDER, Unit, reference_photos
 from facesnap_ext.weights.places import ModelFiles, find_identities
 
@@ -23,6 +27,7 @@ PRESETS = {  # weight, start, end
     "balanced": (0.8, 0.0, 0.8),
     "stylised": (0.6, 0.1, 0.6),
 }
+CLOSE_UP = 96  # pixels of a face that can be chosen
 PLACE = {name: getattr(TEMPLATES["front"], name) for name in ("x", "y", "size")}  # of sliders that nobody has moved
 POSE_WORDS = {
     "photo": "driving photo",
@@ -98,7 +103,13 @@ def person_controls(
                 elem_classes="facesnap-photos",
             )
             seen = gr.Gallery(
-                label="Faces found", show_label=False, columns=4, height=180, visible=False, elem_id=ident("seen")
+                label="Faces found",
+                show_label=False,
+                columns=4,
+                height=180,
+                object_fit="contain",
+                visible=False,
+                elem_id=ident("seen"),
             )
             report = gr.HTML(elem_id=ident("report"), elem_classes="facesnap-report")
             with gr.Row():
@@ -119,34 +130,53 @@ def person_controls(
             made["pose"] = gr.Radio(
                 [(POSE_WORDS[pose], pose) for pose in POSES], value="photo", label="Pose", elem_id=ident("pose")
             )
-            made["driving"] = gr.Image(
-                label="Driving photo: its pose and expression (optional)",
-                type="pil",
-                image_mode=None,
-                height=240,
-                elem_id=ident("driving"),
-            )
-            made["driving_face"] = gr.Number(
-                0, label="Which face of it (0: the largest)", precision=0, elem_id=ident("driving_face")
-            )
-            made["template"] = gr.Dropdown(list(TEMPLATES), value="front", label="Template", elem_id=ident("template"))
+            # what does not matter for the chosen pose is hidden by style.css
+            with gr.Column(elem_classes="facesnap-when-photo"):
+                made["driving"] = gr.Image(
+                    label="Driving photo: its pose and expression (optional)",
+                    type="pil",
+                    image_mode=None,
+                    height=240,
+                    elem_id=ident("driving"),
+                )
+                driving_faces = gr.HTML(elem_id=ident("driving_faces"))
+                made["driving_face"] = gr.Number(
+                    0, label="Which face of it (0: the largest)", precision=0, elem_id=ident("driving_face")
+                )
+            with gr.Column(elem_classes="facesnap-when-template"):
+                made["template"] = gr.Radio(
+                    list(TEMPLATES),
+                    value="front",
+                    label="Template",
+                    elem_id=ident("template"),
+                    elem_classes="facesnap-templates",
+                )
+            made["region"] = gr.Radio(list(REGIONS), value="everywhere", label="Where it acts", elem_id=ident("region"))
+            with gr.Column(elem_classes="facesnap-when-face"):
+                slider("grow", 0.1, "Size of the region around the face")
             gr.HTML(f"<div class='facesnap-canvas' data-ids='{ident('{}')}'></div>", elem_id=ident("canvas"))
-    with gr.Accordion("Pose sliders and place", open=False, elem_id=ident("sliders")):
+    with gr.Column(elem_id=ident("sliders"), elem_classes="facesnap-when-sliders"):
         with gr.Row():
             for name in ("yaw", "pitch", "roll"):
                 slider(name, 1)
         with gr.Row():
             for name in ("mouth", "brows", "eyes"):
                 slider(name, 0.05)
+    with gr.Accordion("Place of the face", open=False, elem_id=ident("place")):
         made["placed"] = gr.Checkbox(
             False, label="Place the face (else it stays where the pose comes from)", elem_id=ident("placed")
         )
         with gr.Row():
             for name in ("x", "y", "size"):
                 slider(name, 0.01, value=PLACE[name])
-    # between browser and server: the output's size one way, the person's rig and points the other
-    size = gr.Textbox("512x512", show_label=False, elem_id=ident("canvas_size"), elem_classes="facesnap-hidden")
-    rig = gr.Textbox("", show_label=False, elem_id=ident("canvas_rig"), elem_classes="facesnap-hidden")
+
+    def hidden(name: str, value: str = "") -> Any:
+        return gr.Textbox(value, show_label=False, elem_id=ident(name), elem_classes="facesnap-hidden")
+
+    # between browser and server: the output's size, img2img's init picture and the painted region one way (pictures as
+    # data URLs), the person's rig and points the other
+    size, init, rig = hidden("canvas_size"), hidden("canvas_init"), hidden("canvas_rig")
+    made["mask"] = hidden("mask")
     preset = gr.Radio(list(PRESETS), value="faithful", label="Preset", elem_id=ident("preset"))
     with gr.Row():
         slider("weight", 0.05)
@@ -164,12 +194,6 @@ def person_controls(
             label="Weights of the 10 residuals, shallow to deep, middle last (empty: all 1)",
             elem_id=ident("blocks"),
         )
-        with gr.Row():
-            made["region"] = gr.Radio(list(REGIONS), value="everywhere", label="Where it acts", elem_id=ident("region"))
-            slider("grow", 0.1, "Size of the region around the face")
-        made["mask"] = gr.Image(
-            label="Region: white where this person is", type="pil", image_mode=None, height=240, elem_id=ident("mask")
-        )
         slider("redraw", 0.05, "Draw a small face again, larger: denoising strength (0: do not)")
         made["model"] = gr.Dropdown(
             ["", *sorted(files.facesnap)],
@@ -178,7 +202,7 @@ def person_controls(
             elem_id=ident("model"),
         )
     posed = [made[name] for name in ("references", "face", "driving", "driving_face", "pose")]
-    asked = [*posed, size, made["identity"]]
+    asked = [*posed, size, made["identity"], init]
     for changed in asked:
         changed.change(lambda *values: preview(engine(), *values), asked, [rig], show_progress=False, queue=False)
     looked_at = [made[name] for name in ("references", "face", "several")]
@@ -189,6 +213,9 @@ def person_controls(
             [seen, report],
             show_progress=False,
         )
+    drives = [made["driving"], made["driving_face"]]
+    for changed in drives:
+        changed.change(lambda *values: look_at_driving(engine(), *values), drives, [driving_faces], show_progress=False)
     save.click(
         lambda *values: save_person(engine(), *values),
         [*looked_at, title],
@@ -205,9 +232,41 @@ def look(engine: Engine, files: list[Any] | None, face: float | None, several: s
         return gr.update(visible=False), problem(str(error))
     if found is None:
         return gr.update(value=[], visible=False), ""
-    return gr.update(value=[reference.picture() for reference in found.references], visible=True), "<br>".join(
-        map(escape, found.lines())
+    choices = (face_choice("face", reference.faces, reference.chosen) for reference in found.references)
+    return (
+        gr.update(value=[reference.picture() for reference in found.references], visible=True),
+        "<br>".join(map(escape, found.lines())) + "".join(choices),
     )
+
+
+def look_at_driving(engine: Engine, driving: Any, driving_face: float | None) -> str:
+    """HTML to choose among the faces of a driving photo."""
+    if driving is None:
+        return ""
+    try:
+        faces = engine.faces(engine.files(), photos.from_pil(driving, "Driving photo"))
+    except FaceSnapError as error:
+        return problem(str(error))
+    return face_choice("driving_face", faces, int(driving_face or 0))
+
+
+def face_choice(control: str, faces: Sequence[Face], chosen: int | None) -> str:
+    """HTML of a photo's faces as buttons, which write their number into the control of this name; nothing where there
+    is no choice."""
+    if len(faces) < 2:
+        return ""
+    buttons = []
+    for i, face in enumerate(faces):
+        buffer = io.BytesIO()
+        close_up(face, CLOSE_UP).save(buffer, "JPEG", quality=85)
+        picture = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        pressed = str(i == chosen).lower()
+        buttons.append(
+            f"<button type='button' class='facesnap-face' data-facesnap-of='{control}' data-facesnap-face='{i}' "
+            f"aria-pressed='{pressed}'><img src='{picture}' alt='Face'><span>{i}</span></button>"
+        )
+    title = escape(faces[0].photo.name, quote=True)
+    return f"<div class='facesnap-faces' role='group' aria-label='{title}'>{''.join(buttons)}</div>"
 
 
 def preview(
@@ -219,18 +278,30 @@ def preview(
     pose: str,
     size: str,
     identity: str | None,
+    init: str = "",
 ) -> str:
-    """JSON for the page's canvas: `rig`, and `points` as parts of the output's width and height; or `error`."""
+    """JSON for the page's canvas: `rig`, and `points` as parts of the output's width and height; or `error`.
+
+    Args:
+        size: of the output, as 1024x768; empty until the canvas is seen, and so is the answer.
+        init: img2img's init picture as a data URL. Where it drives, the points are parts of its width and height, and
+            `in_init` says so.
+    """
+    if not size:
+        return ""
     try:
         reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
+        drives = photos.from_base64(init, "Init picture") if init and pose == "photo" and other is None else None
+        in_init = drives is not None and bool(engine.faces(engine.files(), drives))
         width, height = map(int, size.split("x"))
+        frame, driver = (None, drives) if in_init else ((width, height), other)
         which, driving_which = int(face or 0), int(driving_face or 0)
-        rig, points = engine.preview(reference, other, (width, height), which, driving_which, identity or "")
+        rig, points = engine.preview(reference, driver, frame, which, driving_which, identity or "")
     except FaceSnapError as error:
         return json.dumps({"error": str(error)})
     parts = None if points is None else (points.points / (points.width, points.height)).tolist()
-    return json.dumps({"rig": for_browser(rig), "points": parts})
+    return json.dumps({"rig": for_browser(rig), "points": parts, "in_init": in_init})
 
 
 def save_person(

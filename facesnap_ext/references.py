@@ -209,6 +209,15 @@ def framed(photo: Photo, faces: Sequence[Face], chosen: int | None = 0, side: in
     return picture
 
 
+def close_up(face: Face, side: int) -> Image.Image:
+    """A face with some room around it, a square of `side` pixels; black where the photo ends."""
+    left, top, right, bottom = map(float, face.box)
+    half = 0.65 * longer_side(face.box)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    square = tuple(round(edge) for edge in (x - half, y - half, x + half, y + half))
+    return Image.fromarray(face.photo.pixels).crop(square).resize((side, side), Image.Resampling.LANCZOS)
+
+
 def _warnings(photo: Photo, faces: Sequence[Face], which: int, blurred: float | None) -> list[str]:
     if not faces:
         return [str(no_face_in(photo))]
