@@ -192,7 +192,7 @@ def person_controls(
             elem_id=ident("model"),
         )
     posed = [made[name] for name in ("references", "face", "driving", "driving_face", "pose")]
-    for changed in (*posed, size, init):
+    for changed in (*posed, size):
         changed.change(
             lambda *values: preview(engine(), *values), [*posed, size, init], [rig], show_progress=False, queue=False
         )
@@ -272,12 +272,14 @@ def preview(
     """JSON for the page's canvas: `rig`, and `points` as parts of the output's width and height; or `error`.
 
     Args:
-        size: of the output, as 1024x768; empty until the canvas is seen, and so is the answer.
+        size: of the output and the question's number, which the answer repeats, as "1024x768 3"; empty until the
+            canvas is seen, and so is the answer.
         init: img2img's init picture as a data URL. Where it drives, the points are parts of its width and height, and
             `in_init` says so.
     """
     if not size:
         return ""
+    size, _, question = size.partition(" ")
     try:
         reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
@@ -289,9 +291,9 @@ def preview(
             reference, drives if in_init else other, frame, int(face or 0), int(driving_face or 0)
         )
     except FaceSnapError as error:
-        return json.dumps({"error": str(error)})
+        return json.dumps({"question": question, "error": str(error)})
     parts = None if points is None else (points.points / (points.width, points.height)).tolist()
-    return json.dumps({"rig": for_browser(rig), "points": parts, "in_init": in_init})
+    return json.dumps({"question": question, "rig": for_browser(rig), "points": parts, "in_init": in_init})
 
 
 def save_person(engine: Engine, files: list[Any] | None, face: float | None, name: str) -> tuple[str, Any]:
