@@ -202,9 +202,11 @@ def person_controls(
             elem_id=ident("model"),
         )
     posed = [made[name] for name in ("references", "face", "driving", "driving_face", "pose")]
-    asked = [*posed, size, made["identity"], init]
+    asked = [*posed, size, made["identity"]]
     for changed in asked:
-        changed.change(lambda *values: preview(engine(), *values), asked, [rig], show_progress=False, queue=False)
+        changed.change(
+            lambda *values: preview(engine(), *values), [*asked, init], [rig], show_progress=False, queue=False
+        )
     looked_at = [made[name] for name in ("references", "face", "several")]
     for changed in looked_at:
         changed.change(
@@ -283,12 +285,14 @@ def preview(
     """JSON for the page's canvas: `rig`, and `points` as parts of the output's width and height; or `error`.
 
     Args:
-        size: of the output, as 1024x768; empty until the canvas is seen, and so is the answer.
+        size: of the output and the question's number, which the answer repeats, as "1024x768 3"; empty until the
+            canvas is seen, and so is the answer.
         init: img2img's init picture as a data URL. Where it drives, the points are parts of its width and height, and
             `in_init` says so.
     """
     if not size:
         return ""
+    size, _, question = size.partition(" ")
     try:
         reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
@@ -299,9 +303,9 @@ def preview(
         which, driving_which = int(face or 0), int(driving_face or 0)
         rig, points = engine.preview(reference, driver, frame, which, driving_which, identity or "")
     except FaceSnapError as error:
-        return json.dumps({"error": str(error)})
+        return json.dumps({"question": question, "error": str(error)})
     parts = None if points is None else (points.points / (points.width, points.height)).tolist()
-    return json.dumps({"rig": for_browser(rig), "points": parts, "in_init": in_init})
+    return json.dumps({"question": question, "rig": for_browser(rig), "points": parts, "in_init": in_init})
 
 
 def save_person(

@@ -18,10 +18,9 @@ function facesnapWire(root) {
     const chosen = name => control(name, "input:checked")?.value;
     const message = root.appendChild(document.createElement("div"));
     message.className = "facesnap-problem";
-    const note = document.createElement("div");
-    note.className = "facesnap-note";
+    const notes = ["masked", "others"].map(() => Object.assign(document.createElement("div"), {className: "facesnap-note"}));
 
-    let preview = null, seen = "", answer = "", found = {}, output = null;
+    let preview = null, seen = "", answer = "", found = {}, output = null, asked = "", asks = 0;
 
     const everybody = facesnapRegions[tab] ||= {};
     const region = everybody[person] = facesnapRegion();
@@ -75,10 +74,22 @@ function facesnapWire(root) {
         tools.outline(context);
     }
 
-    function ask(name, value) {
-        const box = control(name, "textarea");
-        if (box.value === value) return;
-        facesnapType(box, value);
+    // Ask the server anew when something changed that the answer depends on. The number of the question, which it
+    // repeats, tells its last answer from one that took longer.
+    function ask() {
+        const init = facesnapInitText(output.picture);
+        const size = `${output.width}x${output.height}`;
+        const photos = [...element("references").querySelectorAll("a[href]")].map(link => link.href);
+        const driving = control("driving", "img")?.getAttribute("src")?.slice(-80);
+        const question = JSON.stringify([
+            size, init.length, init.slice(-80), chosen("pose"), number("face"), number("driving_face"),
+            control("identity", "input")?.value, photos, driving,
+        ]);
+        if (question === asked) return;
+        asked = question;
+        const box = control("canvas_init", "textarea");
+        if (box.value !== init) facesnapType(box, init);
+        facesnapType(control("canvas_size", "textarea"), `${size} ${++asks}`);
     }
 
     function look() {
@@ -89,28 +100,31 @@ function facesnapWire(root) {
         output = facesnapOutput(tab);
         tools.frame(output);
         tools.element.hidden = where !== "drawn";
-        ask("canvas_size", `${output.width}x${output.height}`);
-        ask("canvas_init", facesnapInitText(output.picture));
+        ask();
         const text = control("canvas_rig", "textarea").value;
         if (text && text !== answer) {
             answer = text;
-            found = JSON.parse(text);
-            message.textContent = found.error || "";
+            const answered = JSON.parse(text);
+            if (answered.question === String(asks)) {
+                found = answered;
+                message.textContent = found.error || "";
+            }
         }
-        if (found.rig) facesnapThumbnails(element("template"), found.rig, answer.length);
+        if (found.rig) facesnapThumbnails(element("template"), found.rig, found.question);
         if (!found.rig && where !== "drawn") return;
-        note.textContent = output.note || "";
         const others = Object.entries(everybody).filter(([, theirs]) => theirs !== region && theirs.wanted);
+        notes[0].textContent = output.note || "";
+        notes[1].textContent = others.length ? "The other people's regions are shown with their numbers." : "";
         const values = shown();
         const now = JSON.stringify([values, output.width, output.height, output.window, output.key, where, region.wanted,
-            others.map(([, theirs]) => theirs.steps())]) + answer.length;
+            others.map(([, theirs]) => theirs.steps())]) + answer;
         const all = {...seenBy(), values, overlay, brush: brush()};
         if (!preview) {
             preview = facesnapAttach(root, {...all, change: write});
             preview.canvas.addEventListener("keydown", event => {
                 if (region.wanted && (event.ctrlKey || event.metaKey) && event.key === "z") tools.undo();
             });
-            root.append(tools.element, note);
+            root.append(tools.element, ...notes);
         } else if (now !== seen) {
             preview.set(all);
         }
@@ -230,6 +244,7 @@ function facesnapPictures(transfer) {
 // so does one that is dropped on photos which are there already.
 function facesnapTakePhotos(root, element) {
     const accordion = element("person").closest('[id$="_enable"]') || element("person");
+    const block = element("references");
 
     document.addEventListener("paste", event => {
         const pictures = facesnapPictures(event.clipboardData);
@@ -238,38 +253,43 @@ function facesnapTakePhotos(root, element) {
         if (event.clipboardData.getData("text/plain") && event.target.closest?.("textarea, input")) return;  // words
         event.preventDefault();
         event.stopPropagation();  // the host would put it into some picture's place
-        facesnapAddPhotos(element("references"), pictures);
+        facesnapAddPhotos(block, element("report"), pictures);
     }, true);
 
-    const block = element("references");
     block.addEventListener("dragover", event => event.preventDefault());  // else the browser opens what is dropped
     block.addEventListener("drop", event => {
         const pictures = facesnapPictures(event.dataTransfer);
         if (block.querySelector("input[type=file]") || !pictures.length) return;  // an empty one takes them itself
         event.preventDefault();
         event.stopPropagation();
-        facesnapAddPhotos(block, pictures);
+        facesnapAddPhotos(block, element("report"), pictures);
     }, true);
 }
 
-// Put files beside those that a file component has: it takes files only while it is empty, so all go in anew.
-async function facesnapAddPhotos(block, files) {
-    const links = [...block.querySelectorAll("a[href]")];
-    const there = await Promise.all(links.map(async (link, i) => {
+// Put files beside those that a file component has: it takes files only while it is empty, so all go in anew. Gradio 3
+// loses an upload during which anything on the page is answered, such as what follows from emptying: hence the waits.
+async function facesnapAddPhotos(block, report, files) {
+    const links = () => [...block.querySelectorAll("a[href]")];
+    const there = await Promise.all(links().map(async (link, i) => {
         const blob = await (await fetch(link.href)).blob();
-        const name = link.getAttribute("download") || decodeURIComponent(link.pathname.split("/").pop()) || `photo${i}.png`;
-        return new File([blob], name, {type: blob.type});
+        return new File([blob], link.getAttribute("download") || `photo${i}.png`, {type: blob.type});
     }));
-    block.querySelector("button[aria-label=Clear]")?.click();
-    let input = null;
-    for (let waits = 0; waits < 100 && !(input = block.querySelector("input[type=file]")); waits++) {
-        await new Promise(done => setTimeout(done, facesnapEvery));
-    }
-    if (!input) throw new Error("the reference photos take no files");
     const transfer = new DataTransfer();
-    for (const file of [...there, ...files]) {
-        transfer.items.add(file);
+    for (const file of [...there, ...files]) transfer.items.add(file);
+    for (let seconds = 8; seconds < 100; seconds *= 2) {
+        block.querySelector("button[aria-label=Clear]")?.click();
+        await facesnapUntil(() => !report.textContent.trim(), 5);
+        const input = await facesnapUntil(() => block.querySelector("input[type=file]"), 5);
+        if (!input) continue;
+        input.files = transfer.files;
+        input.dispatchEvent(new Event("change", {bubbles: true}));
+        if (await facesnapUntil(() => links().length === transfer.files.length, seconds)) return;
     }
-    input.files = transfer.files;
-    input.dispatchEvent(new Event("change", {bubbles: true}));
+}
+
+// What `find` gives as soon as it gives anything, or after so many seconds whatever that is.
+async function facesnapUntil(find, seconds) {
+    const end = performance.now() + 1000 * seconds;
+    while (!find() && performance.now() < end) await new Promise(done => setTimeout(done, facesnapEvery));
+    return find();
 }

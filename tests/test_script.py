@@ -319,5 +319,5 @@ def test_choosing_a_saved_person_shows_that_persons_rig(host, monkeypatch):
     for function, inputs, outputs in components["identity"].listeners:
         if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:
             answers.append(json.loads(function(*(shown.get(component.values["elem_id"]) for component in inputs))))
-    assert [set(answer) for answer in answers] == [{"rig", "points", "in_init"}]
+    assert [set(answer) for answer in answers] == [{"question", "rig", "points", "in_init"}]
     assert asked == [(None, None, (640, 512), 0, 0, "Ada")]
