@@ -138,7 +138,12 @@ def _holding(found: Found, files: ModelFiles, hashes: dict[str, list[Any]]) -> H
             part = known.get(digest)
             verdict = f"the known file: {part.title}" if part else "not a file that FaceSnap knows"
         described.append(File(path.name, path.stat().st_size, digest, verdict))
-    used = found.path in (files.facesnap.values() if found.role == "facesnap" else [getattr(files, found.role, None)])
+    if found.role == "facesnap":
+        used = found.path in files.facesnap.values()
+    elif found.role == "instantid":
+        used = any(found.path in pair for pair in files.instantid.values())
+    else:
+        used = found.path == getattr(files, found.role)
     own = found.place == files.folder
     path = str(found.path.relative_to(files.folder)) if own else str(found.path)
     return Holding(path, str(found.place), found.kind, used, _licence(found), tuple(described))

@@ -71,6 +71,7 @@ class ModelFiles:
     clip: Path | None = None
     deca: Path | None = None
     flame: Path | None = None
+    instantid: dict[str, tuple[Path, Path]] = field(default_factory=dict)  # name → its ControlNet and its adapter
     unreadable: list[str] = field(default_factory=list)  # why a file there was passed over
     elsewhere: tuple[Path, ...] = ()  # folders also looked through that are there
     found: list[Found] = field(default_factory=list)  # everything of use, `folder`'s first, doubles too
@@ -114,9 +115,10 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
             insightface's names.
     """
     files = ModelFiles(folder)
+    halves: list[Found] = []  # adapters of InstantID, and SDXL ControlNets, of which one may be its IdentityNet
     for path in _look_through(folder, files.unreadable):
-        _place(files, path, folder)
-    seen = {found.path.resolve() for found in files.found}
+        _place(files, path, folder, halves)
+    seen = {found.path.resolve() for found in (*files.found, *halves)}
     for place in elsewhere:
         if not place.is_dir() or place.resolve() == folder.resolve():
             continue
@@ -124,7 +126,8 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
         for path in _look_through(place, files.unreadable, beside=folder):
             if path.resolve() not in seen:
                 seen.add(path.resolve())
-                _place(files, path, place)
+                _place(files, path, place, halves)
+    _pair_instantid(files, halves)
     return files
 
 
@@ -185,7 +188,7 @@ def _is_skipped(entry: Path, beside: Path | None) -> bool:
     return entry.name.lower() in SKIPPED or (entry.name == beside.name and entry.resolve() == beside.resolve())
 
 
-def _place(files: ModelFiles, path: Path, place: Path) -> None:
+def _place(files: ModelFiles, path: Path, place: Path, halves: list[Found]) -> None:
     """Note what a file or a folder with .onnx files is; of another program's folder what is of no use goes unsaid."""
     own = place == files.folder
     if path.is_dir():
@@ -212,8 +215,8 @@ def _place(files: ModelFiles, path: Path, place: Path) -> None:
         _note(files, "deca", path, kind.value, place, before=kind is Kind.DECA)
     elif kind is Kind.FLAME or (kind is Kind.PICKLE and (own or path.stem in FLAME_NAMES)):
         _note(files, "flame", path, kind.value, place, before=kind is Kind.FLAME)
-    elif kind is Kind.INSTANTID_ADAPTER or (kind is Kind.SDXL_CONTROLNET and _is_named_instantid(path, place)):
-        _note(files, "instantid", path, kind.value, place)
+    elif kind in (Kind.INSTANTID_ADAPTER, Kind.SDXL_CONTROLNET):
+        halves.append(Found("instantid", path, kind.value, place))
     elif own and kind is Kind.IDENTITY:
         files.unreadable.append(f"{path.name} is a saved identity: move it into {identity_folder(files.folder)}.")
     elif own:
@@ -226,8 +229,37 @@ def _note(files: ModelFiles, role: str, path: Path, kind: str, place: Path, befo
         return  # a folder with several copies of its network
     first = next((found for found in files.found if found.role == role), None)
     files.found.append(Found(role, path, kind, place))
-    if role != "instantid" and (first is None or (before and first.place == place and first.kind != kind)):
+    if first is None or (before and first.place == place and first.kind != kind):
         setattr(files, role, path)
+
+
+def _pair_instantid(files: ModelFiles, halves: Sequence[Found]) -> None:
+    """Find each InstantID adapter's ControlNet, and note the halves that are InstantID's.
+
+    No tensor tells IdentityNet from other SDXL ControlNets. It is the only one beside the adapter or in a folder there,
+    or of these the only one of InstantID's name, or else one of that name anywhere.
+    """
+    adapters = [half for half in halves if half.kind == Kind.INSTANTID_ADAPTER.value]
+    nets = [half for half in halves if half.kind == Kind.SDXL_CONTROLNET.value]
+    named = [net for net in nets if _is_named_instantid(net)]
+    settled = {adapter.path for adapter in adapters} | {net.path for net in named}
+    for adapter in adapters:
+        folder = adapter.path.parent
+        near = [net for net in nets if folder in (net.path.parent, net.path.parent.parent)]
+        candidates = near if len(near) == 1 else [net for net in named if net in near] or named
+        if candidates:
+            name = "InstantID" if "InstantID" not in files.instantid else f"InstantID ({folder.name})"
+            files.instantid[name] = (candidates[0].path, adapter.path)
+            settled.add(candidates[0].path)
+        elif adapter.place == files.folder:
+            files.unreadable.append(
+                f"{adapter.path.name} is {adapter.kind} and wants InstantID's ControlNet, beside it or in a folder "
+                "there, and no other there."
+            )
+    files.found += [half for half in halves if half.path in settled]
+    for half in halves:
+        if half.path not in settled and half.place == files.folder:
+            files.unreadable.append(f"{half.path.name} is {half.kind}.")
 
 
 @lru_cache(maxsize=4096)
@@ -246,9 +278,9 @@ def _is_vit_h(path: Path, size: int, changed: int) -> bool:
     return any(key.endswith(ends) and shape == (1280, 3, 14, 14) for key, shape in read_index(path).shapes.items())
 
 
-def _is_named_instantid(path: Path, place: Path) -> bool:
-    """Whether an SDXL ControlNet is called InstantID's; no tensor tells IdentityNet from other ones."""
-    parts = [part.lower().replace("_", "").replace("-", "") for part in path.relative_to(place).parts]
+def _is_named_instantid(net: Found) -> bool:
+    """Whether the file or a folder of it is called InstantID's."""
+    parts = [part.lower().replace("_", "").replace("-", "") for part in net.path.relative_to(net.place).parts]
     return any("instantid" in part or part == "controlnetmodel" for part in parts)
 
 

@@ -184,3 +184,27 @@ def test_flame_of_a_shared_folder_is_converted_into_the_own_one(tmp_path, monkey
     monkeypatch.setattr(convert, "convert", lambda source, out: out)
     convert.convert_originals(files, lambda message: None)
     assert files.flame == tmp_path / "own" / "flame.safetensors"
+
+
+NET, ADAPTER = KINDS["SDXL_CONTROLNET"], KINDS["INSTANTID_ADAPTER"]
+
+
+@pytest.mark.parametrize(
+    ("nets", "paired"),
+    [
+        (["own/InstantID/ControlNetModel/diffusion_pytorch_model.safetensors"], 0),  # as it is published
+        (["own/InstantID/net.safetensors"], 0),  # beside it, under any name
+        (["own/InstantID/depth.safetensors", "own/InstantID/control_instant_id_sdxl.safetensors"], 1),
+        (["other/canny.safetensors", "other/instantid/net.safetensors"], 1),  # the other half is ControlNet's
+        (["own/canny.safetensors", "other/canny.safetensors"], None),
+        ([], None),
+    ],
+)
+def test_instantids_halves_are_paired_and_never_with_just_any_controlnet(tmp_path, nets, paired):
+    adapter = put(tmp_path / "own/InstantID/ip-adapter.bin", ADAPTER, "torch")
+    paths = [put(tmp_path / net, NET) for net in nets]
+    files = find_models(tmp_path / "own", [tmp_path / "other"])
+    assert files.instantid == ({} if paired is None else {"InstantID": (paths[paired], adapter)})
+    told = " ".join(files.unreadable)
+    assert ("wants InstantID's ControlNet" in told) == (paired is None)
+    assert ("canny.safetensors is an SDXL ControlNet" in told) == (len(nets) > 1 and nets[0].startswith("own/canny"))
