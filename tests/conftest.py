@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import real_models
 import stand_in_models
+from chromium import chromium
 
 from facesnap_ext.faces import FacePack, load_pack
 from facesnap_ext.miniature.stand_in_pack import scrfd_from_centerface
@@ -73,3 +76,10 @@ def group() -> Photo:
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder full of stand-ins; tests that change it copy it first."""
     return stand_in_models.make(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")  # not longer: Playwright's event loop would be in the way of other tests
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright."""
+    with chromium() as browser:
+        yield browser
