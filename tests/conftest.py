@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mock_webui
 import numpy as np
 import pytest
 import real_models
 import stand_in_models
+from chromium import chromium
 
 from facesnap_ext.faces import FacePack, load_pack
 from facesnap_ext.hosts import webui
@@ -98,3 +101,10 @@ def host(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
     for name in [name for name in sys.modules if name.split(".")[0] in names]:
         del sys.modules[name]
     sys.modules.update(before)
+
+
+@pytest.fixture(scope="module")  # not longer: Playwright's event loop would be in the way of other tests
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright."""
+    with chromium() as browser:
+        yield browser
