@@ -14,7 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 FACESNAP = "#script_txt2img_facesnap_"
 SECOND = 1000  # Playwright counts milliseconds
-PATIENCE = 60 * SECOND  # on a busy machine; the first job loads every network
+PATIENCE = 20 * SECOND  # on a busy machine; the first job loads every network
 # what a host's own script offers; it calls back once all scripts are there
 HOST_SCRIPT = "const gradioApp = () => document, whenLoaded = [], onUiLoaded = run => whenLoaded.push(run);"
 ROLES = {"application", "button", "checkbox", "combobox", "listbox", "radio", "slider", "spinbutton", "tab", "textbox"}
