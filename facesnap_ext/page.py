@@ -265,7 +265,7 @@ def face_choice(control: str, faces: Sequence[Face], chosen: int | None) -> str:
         pressed = str(i == chosen).lower()
         buttons.append(
             f"<button type='button' class='facesnap-face' data-facesnap-of='{control}' data-facesnap-face='{i}' "
-            f"aria-pressed='{pressed}'><img src='{picture}' alt='Face'><span>{i}</span></button>"
+            f"aria-pressed='{pressed}'><img src='{picture}' alt='Face'> <span>{i}</span></button>"
         )
     title = escape(faces[0].photo.name, quote=True)
     return f"<div class='facesnap-faces' role='group' aria-label='{title}'>{''.join(buttons)}</div>"

@@ -245,10 +245,13 @@ function facesnapPictures(transfer) {
 function facesnapTakePhotos(root, element) {
     const accordion = element("person").closest('[id$="_enable"]') || element("person");
     const block = element("references");
+    let over = false;  // the mouse
+    accordion.addEventListener("pointerover", () => { over = true; });
+    accordion.addEventListener("pointerleave", () => { over = false; });
 
     document.addEventListener("paste", event => {
         const pictures = facesnapPictures(event.clipboardData);
-        const meant = accordion.matches(":hover") || accordion.contains(document.activeElement);
+        const meant = over || accordion.contains(document.activeElement);
         if (!root.offsetParent || !meant || !pictures.length) return;
         if (event.clipboardData.getData("text/plain") && event.target.closest?.("textarea, input")) return;  // words
         event.preventDefault();
