@@ -226,7 +226,7 @@ def person_controls(
     return [made[name] for name in UI_ORDER]
 
 
-def look(engine: Engine, files: list[Any] | None, face: float | None, several: str) -> tuple[Any, str]:
+def look(engine: Engine, files: list[Any] | None, face: float | None, several: str = "mixed") -> tuple[Any, str]:
     """What the page shows of reference photos: a gallery with the faces framed, and HTML with the warnings."""
     try:
         found = engine.examine(reference_photos(files), int(face or 0), several == "apart") if files else None
@@ -279,7 +279,7 @@ def preview(
     driving_face: Any,
     pose: str,
     size: str,
-    identity: str | None,
+    identity: str | None = None,
     init: str = "",
 ) -> str:
     """JSON for the page's canvas: `rig`, and `points` as parts of the output's width and height; or `error`.
