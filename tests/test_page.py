@@ -113,7 +113,7 @@ def test_the_init_picture_drives_in_its_own_frame_where_it_would_in_a_job(
 
     def ask(pose: str, driving: Photo | None = None, init: str = init) -> dict:
         other = None if driving is None else Image.fromarray(driving.pixels)
-        return json.loads(page.preview(engine, references, 0, other, 0, pose, "320x640 1", init))
+        return json.loads(page.preview(engine, references, 0, other, 0, pose, "320x640 1", init=init))
 
     driven = ask("photo")
     assert driven["in_init"]
