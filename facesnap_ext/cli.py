@@ -57,12 +57,29 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--models", type=Path, required=True, help="the folder with the model files")
     prepare.add_argument("--model", default="", help="name of the FaceSnap file, where there are several")
     prepare.add_argument("--face", type=int, default=0, help="which face of the photo, by size (default: the largest)")
-    prepare.add_argument("--average", action="store_true", help="average several photos in place of mixing them")
+    prepare.add_argument(
+        "--several",
+        choices=("mixed", "averaged"),
+        default="mixed",
+        help="what is done with several photos (default: mixed)",
+    )
     prepare.add_argument("--width", type=int, default=1024)
     prepare.add_argument("--height", type=int, default=1024)
     prepare.add_argument("--out", type=Path, required=True)
     prepare.add_argument("--json", action="store_true", help="print what was done as JSON")
     prepare.set_defaults(run=run_prepare)
+
+    models = commands.add_parser(
+        "models", help="list every part: found where, missing, from where, under which licence"
+    )
+    _model_folders(models, None, [])
+    models.add_argument("--hash", action="store_true", help="compute the files' SHA-256 and compare those known")
+    models.add_argument("--json", action="store_true", help="print everything that is known as JSON")
+    models.set_defaults(run=run_models)
+    get = models.add_subparsers(metavar="get").add_parser("get", help="download a part whose hash is known")
+    get.add_argument("part", help="its name in the list")
+    _model_folders(get, argparse.SUPPRESS, argparse.SUPPRESS)  # before or behind `get`
+    get.set_defaults(run=run_models_get)
 
     identity = commands.add_parser("identity", help="look at photos of one person, and save them as features")
     identity.add_argument("photo", type=Path, nargs="+", help="reference photos of one person")
@@ -156,6 +173,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _model_folders(parser: argparse.ArgumentParser, models: Any, also: Any) -> None:
+    parser.add_argument(
+        "--models", type=Path, default=models, help="the model folder (default: that of the WebUI around this folder)"
+    )
+    parser.add_argument(
+        "--also-look-in", type=Path, action="append", default=also, metavar="DIR", help="another program's models"
+    )
+
+
 def _count(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -200,12 +226,61 @@ def run_prepare(options: argparse.Namespace) -> None:
         options.out,
         model=options.model,
         face=options.face,
-        average=options.average,
+        several=options.several,
         width=options.width,
         height=options.height,
         progress=lambda message: print(message, file=sys.stderr),
     )
     _print(result, options.json)
+
+
+def run_models(options: argparse.Namespace) -> None:
+    from facesnap_ext.weights.inventory import as_text, compute_hashes, take_stock, to_json
+
+    files = _model_files(options)
+    if options.hash:
+        compute_hashes(files, lambda message: print(message, file=sys.stderr))
+    roles = take_stock(files)
+    if options.json:
+        places = {"folder": str(files.folder), "elsewhere": [str(place) for place in files.elsewhere]}
+        _print({**places, "passed_over": files.unreadable, "parts": to_json(roles)}, as_json=True)
+    else:
+        print(as_text(roles, files))
+
+
+def run_models_get(options: argparse.Namespace) -> None:
+    from facesnap_ext.weights.download import download, needed
+
+    files = _model_files(options)
+    part = needed(options.part, files)
+    told = -1
+
+    def progress(done: int) -> None:
+        nonlocal told
+        if (percent := 100 * done // part.size) != told:
+            told = percent
+            print(f"\r{part.title}: {percent} %", end="", file=sys.stderr, flush=True)
+
+    try:
+        print(download(part, files.folder, progress))
+    except KeyboardInterrupt:
+        raise FaceSnapError("Stopped; what has arrived is kept, and the same command goes on from there.") from None
+    finally:
+        print(file=sys.stderr)
+
+
+def _model_files(options: argparse.Namespace) -> Any:
+    """The model files of `--models`, or of the WebUI that FaceSnap is an extension of, and what that shares."""
+    from facesnap_ext.hosts.folders import usual_places
+    from facesnap_ext.weights.places import find_models
+
+    root = Path(__file__).resolve().parents[1]
+    if options.models is None and root.parent.name != "extensions":
+        raise FaceSnapError("FaceSnap is in no WebUI here: say with --models where the model folder is.")
+    folder = options.models or root.parents[1] / "models" / "facesnap"
+    models = folder.resolve().parent
+    shared = usual_places(models, models.parent) if models.name == "models" else ()
+    return find_models(folder, (*options.also_look_in, *shared))
 
 
 def run_identity(options: argparse.Namespace) -> None:

@@ -63,12 +63,14 @@ def convert_instantid(controlnet: Path, adapter: Path, out: Path) -> Path:
 
 
 def convert_originals(files: ModelFiles, progress: Callable[[str], None]) -> None:
-    """Convert DECA's and FLAME's own files where a model folder has no converted ones, once and for all."""
+    """Convert DECA's and FLAME's own files where there are no converted ones, once and for all; what comes of a file in
+    another program's folder goes into FaceSnap's."""
     for part in ("deca", "flame"):
         path = getattr(files, part)
         if path is not None and path.suffix != ".safetensors":
             progress(f"converting {path.name}, once")
-            setattr(files, part, convert(path))
+            own = path.is_relative_to(files.folder)
+            setattr(files, part, convert(path, None if own else files.folder / f"{part}.safetensors"))
 
 
 def _weights_in(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,8 @@ class Engine:
         """
         if not unit.references and not unit.identity:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
+        if unit.several == "apart" and len(unit.references) > 1:
+            raise ValueError("photos of a person each are prepared one by one, see settings.sittings")
         pose = pose_of(unit, width, height) if unit.pose in ("template", "sliders") else None
         files = self.files(progress)
         facesnap = files.choose_facesnap(unit.model)
@@ -106,7 +109,7 @@ class Engine:
         progress("loading the FaceSnap file")
         weights = self._memory.load_one_of("facesnap", facesnap, load_any, files_kept)
         progress("encoding the face")
-        tokens = self.tokens(files, weights, facesnap, references, unit.average, saved)
+        tokens = self.tokens(files, weights, facesnap, references, unit.several == "averaged", saved)
         uncond_tokens = self.null_tokens(weights, facesnap) if weights.info.null_identity else None
         adapter = ()
         if weights.info.adapter is not None and unit.adapter > 0:
@@ -178,14 +181,38 @@ class Engine:
         found = self._memory.remember(("faces", signature_of(folder), photo.digest), find)
         return [replace(face, photo=photo) for face in found]
 
-    def examine(self, photos: Sequence[Photo], which: int = 0) -> ReferenceReport:
-        """What there is to know of reference photos before a job; `which` is `Unit.face`.
+    def examine(self, photos: Sequence[Photo], which: int = 0, apart: bool = False) -> ReferenceReport:
+        """What there is to know of reference photos before a job; `which` is `Unit.face`, `apart` whether they are of
+        a person each.
 
         Raises:
             FaceSnapError: there is no face pack. A photo without a face is a warning in the report.
         """
         files = self._find_models()
-        return examine([(photo, self.faces(files, photo)) for photo in photos], which)
+        return examine([(photo, self.faces(files, photo)) for photo in photos], which, apart)
+
+    def require_faces(
+        self, photos: Sequence[Photo], which: int = 0, progress: Callable[[str], None] = lambda message: None
+    ) -> list[Face]:
+        """The face number `which` of each photo.
+
+        Raises:
+            FaceSnapError: there is no face pack, or some photos have no such face; it names all of these.
+        """
+        files, found, without = self.files(progress), [], []
+        for number, photo in enumerate(photos, 1):
+            progress(f"photo {number} of {len(photos)}: looking for the face")
+            faces_there = self.faces(files, photo)
+            if which < len(faces_there):
+                found.append(faces_there[which])
+            else:
+                without.append(photo.name)
+        if without:
+            face = f"face number {which}, counted from 0, the largest" if which else "face that can be found"
+            *others, last = without
+            names = f"{', '.join(others)} and {last} have" if others else f"{last} has"
+            raise FaceSnapError(f"{names} no {face}: leave out what shows nobody, or take other photos.")
+        return found
 
     def tokens(
         self,
@@ -202,7 +229,7 @@ class Engine:
         def mix() -> Tensor:
             embeddings, clip_tokens = _embeddings(references, saved)[None], None
             if needs_clip:
-                found = [self.clip_tokens(files, face) for face in references]
+                found = self.clip_tokens_of(files, references)
                 clip_tokens = torch.stack(found + ([] if saved is None else [*saved.clip_tokens]))[None]
             if average:
                 embeddings, clip_tokens = weights.mixer.average(embeddings, clip_tokens)
@@ -231,10 +258,23 @@ class Engine:
         return self._memory.remember(key, lambda: load_any_adapter(facesnap)(tokens, uncond_tokens))
 
     def clip_tokens(self, files: ModelFiles, face: Face) -> Tensor:
-        """CLIP tokens [T, width] of a face's crop. The encoder is large and rarely wanted: it is not kept."""
+        """CLIP tokens [T, width] of a face's crop."""
+        return self.clip_tokens_of(files, [face])[0]
+
+    def clip_tokens_of(self, files: ModelFiles, references: Sequence[Face]) -> list[Tensor]:
+        """`clip_tokens` of each face. The encoder is large and rarely wanted: it is loaded once for those that are not
+        remembered, and not kept."""
+        if not references:
+            return []
         path = files.require("clip")
-        key = ("clip", signature_of(path), signature_of(files.require("face_pack")), face.photo.digest, *face.box)
-        return self._memory.remember(key, lambda: load_image_encoder(path)([face.crop])[0])
+        networks = (signature_of(path), signature_of(files.require("face_pack")))
+        encoder = cache(lambda: load_image_encoder(path))
+        return [
+            self._memory.remember(
+                ("clip", *networks, face.photo.digest, *face.box), lambda face=face: encoder()([face.crop])[0]
+            )
+            for face in references
+        ]
 
     def codes(self, files: ModelFiles, face: Face) -> FaceCodes:
         """What DECA sees in a face."""
@@ -354,7 +394,7 @@ class Engine:
         identity = Identity(
             name=name,
             embeddings=_embeddings(references),
-            clip_tokens=torch.stack([self.clip_tokens(files, face) for face in references]),
+            clip_tokens=torch.stack(self.clip_tokens_of(files, references)),
             shapes=torch.stack([self.codes(files, face).shape for face in references]) if shaped else None,
             photos=tuple(face.photo.digest[:10] for face in references),
             networks={part: self.network(files, part) for part in identity_file.NETWORKS if part != "deca" or shaped},
@@ -385,11 +425,13 @@ class Engine:
         size: tuple[int, int] | None = None,
         face: int = 0,
         driving_face: int = 0,
+        identity: str = "",
     ) -> tuple[Rig, Landmarks | None]:
         """What a job will pose, before it runs.
 
         Args:
-            reference: whose face; None: FLAME's mean face, and for the landmarks that of the driving photo.
+            reference: whose face; None: that of the saved person named `identity`, and with neither FLAME's mean face,
+                for the landmarks that of the driving photo.
             driving: whose pose and expression; None: the reference's own.
             size: width and height of the output picture that the landmarks are placed in; None leaves them in the
                 driving photo's pixels, as where an init picture drives.
@@ -399,15 +441,20 @@ class Engine:
             The rig for templates and sliders, and the landmarks for poses "photo" and "own"; None without a photo.
 
         Raises:
-            FaceSnapError: a photo or a model file is missing or unfit.
+            FaceSnapError: a photo, the saved person or a model file is missing or unfit.
         """
         files = self.files()
-        source = None if reference is None else self.face(files, reference, face)
-        drives = source if driving is None else self.face(files, driving, driving_face)
-        rig = self.rig(files, None if source is None else self.codes(files, source).shape)
-        if drives is None:
+        references = [] if reference is None else [self.face(files, reference, face)]
+        saved = self.identity(files, identity) if identity and not references else None
+        shape = self.source_shape(files, references, saved) if references or saved else None
+        rig = self.rig(files, shape)
+        if driving is not None:
+            drives = self.face(files, driving, driving_face)
+        elif references:
+            drives = references[0]
+        else:
             return rig, None
-        landmarks = self.landmarks(files, self.codes(files, source or drives).shape, drives)
+        landmarks = self.landmarks(files, self.codes(files, drives).shape if shape is None else shape, drives)
         return rig, landmarks if size is None else place(landmarks, *size, drives.box)
 
     def predictor(self, files: ModelFiles) -> LandmarkPredictor:

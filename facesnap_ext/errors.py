@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import shorten
+
+LONGEST = 1500  # characters of a message: what libraries say of a damaged file may quote all of it
 
 
 class FaceSnapError(Exception):
-    """What went wrong, with which file or photo, and what to do, in one sentence for the user."""
+    """What went wrong, with which file or photo, and what to do, in one sentence for the user and on one line."""
+
+    def __init__(self, sentence: str):
+        super().__init__(shorten(sentence, LONGEST, placeholder=" … and so on."))
 
 
 @contextmanager

@@ -39,11 +39,12 @@ def face_at(faces: Sequence[Face], landmarks: Landmarks | None) -> Face:
     if landmarks is None:
         return faces[0]
     height, width = faces[0].photo.pixels.shape[:2]
-    target = _middle(landmarks.scaled(width, height).box)
-    return min(faces, key=lambda face: float(np.linalg.norm(_middle(face.box) - target)))
+    target = middle(landmarks.scaled(width, height).box)
+    return min(faces, key=lambda face: float(np.linalg.norm(middle(face.box) - target)))
 
 
-def _middle(box: np.ndarray) -> np.ndarray:
+def middle(box: np.ndarray) -> np.ndarray:
+    """[2] of a box [4], in its pixels."""
     return box.reshape(2, 2).mean(axis=0)
 
 

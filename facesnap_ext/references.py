@@ -104,15 +104,16 @@ class ReferenceReport:
         }
 
 
-def examine(found: Sequence[tuple[Photo, Sequence[Face]]], which: int = 0) -> ReferenceReport:
+def examine(found: Sequence[tuple[Photo, Sequence[Face]]], which: int = 0, apart: bool = False) -> ReferenceReport:
     """Report on the reference photos of one person.
 
     Args:
         found: each photo with all its faces, by size from the largest (`faces.find_faces`); none where none was found.
         which: the number of the face that is taken of each.
+        apart: the photos are of a person each, and are not compared.
     """
     chosen = [faces[which] if which < len(faces) else None for _, faces in found]
-    matrix = cosines([None if face is None else face.embedding for face in chosen])
+    matrix = cosines([None if face is None or apart else face.embedding for face in chosen])
     odd = misfit(matrix)
     references = []
     for i, ((photo, faces), face) in enumerate(zip(found, chosen)):
@@ -206,6 +207,15 @@ def framed(photo: Photo, faces: Sequence[Face], chosen: int | None = 0, side: in
             pen.rectangle(pen.textbbox((x + line, y), str(i), font=font), fill=colour, outline=colour, width=line)
             pen.text((x + line, y), str(i), (0, 0, 0), font)
     return picture
+
+
+def close_up(face: Face, side: int) -> Image.Image:
+    """A face with some room around it, a square of `side` pixels; black where the photo ends."""
+    left, top, right, bottom = map(float, face.box)
+    half = 0.65 * longer_side(face.box)
+    x, y = (left + right) / 2, (top + bottom) / 2
+    square = tuple(round(edge) for edge in (x - half, y - half, x + half, y + half))
+    return Image.fromarray(face.photo.pixels).crop(square).resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _warnings(photo: Photo, faces: Sequence[Face], which: int, blurred: float | None) -> list[str]:

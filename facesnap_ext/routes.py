@@ -1,7 +1,11 @@
 """HTTP routes under /facesnap/ beside those of the WebUI's own API: what a client may ask before a job.
 
     GET  /facesnap/version    {"version": "…"}
-    GET  /facesnap/models     which model files are there, by name, and where the missing ones go
+    GET  /facesnap/schema     what a job's `alwayson_scripts.FaceSnap.args` may hold for each person, in JSON Schema
+    GET  /facesnap/models     which model files are there, by name, and where the missing ones go; "parts": everything
+                              that is known of each (`inventory.Role`); "downloads": how far they are
+    POST /facesnap/models/get   {"part": "<a name of the catalogue>"} → {"part", "done", "size", "state", "message"}
+    POST /facesnap/models/stop  likewise
     POST /facesnap/detect     {"photos": ["<base64>", …]}
                               → {"photos": [{"width", "height", "faces": [{"box": [l, t, r, b], "score", "padded"}]}]}
     POST /facesnap/landmarks  {"reference", "face", "driving", "driving_face", "width", "height"}, each optional
@@ -29,10 +33,14 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.poses import for_browser, placement
 from facesnap_ext.photos import Photo
+from facesnap_ext.schema import PICTURE, unit_schema
+from facesnap_ext.weights import download
+from facesnap_ext.weights.inventory import take_stock, to_json
 from facesnap_ext.weights.places import ADVICE, ModelFiles
 
 MAX_BODY = 32 * 2**20  # bytes of a request
 MAX_PHOTOS = 16  # of one request
+CHANGING = ("/get", "/stop")  # routes that a form of a foreign page must not reach
 MAX_SIDE = 16384  # pixels of an output picture
 
 log = logging.getLogger("facesnap")
@@ -70,6 +78,8 @@ def add_routes(
                 headers = {"WWW-Authenticate": "Basic"}
                 raise RequestError(401, "The user name or password is wrong: send those of --api-auth by HTTP Basic.")
             values = await _values(request) if request.method == "POST" else {}
+            if request.url.path.endswith(CHANGING) and not _is_json(request):
+                raise RequestError(400, "Send this with Content-Type: application/json, which no foreign page can.")
             # not in the event loop, which serves everybody else meanwhile
             return JSONResponse(await run_in_threadpool(compute, values))
         except RequestError as error:
@@ -92,7 +102,10 @@ def add_routes(
         app.add_api_route(path, endpoint, methods=[method], summary=summary, name=name, tags=["FaceSnap"], **extra)
 
     add("/facesnap/version", "GET", "Version of FaceSnap", lambda values: {"version": __version__})
+    add("/facesnap/schema", "GET", "Settings of one person", lambda values: unit_schema())
     add("/facesnap/models", "GET", "Model files", lambda values: describe_models(find_models()))
+    add("/facesnap/models/get", "POST", "Download a part", lambda values: get_part(find_models(), values), PART)
+    add("/facesnap/models/stop", "POST", "Stop a download", stop_part, PART)
     add("/facesnap/detect", "POST", "Faces in photos", lambda values: detect(engine(), values), DETECT)
     add("/facesnap/landmarks", "POST", "Points of a pose", lambda values: landmarks(engine(), values), LANDMARKS)
 
@@ -120,7 +133,24 @@ def describe_models(files: ModelFiles) -> dict[str, Any]:
         **names,
         "missing": files.missing(),
         "passed_over": files.unreadable,
+        "parts": to_json(take_stock(files)),
+        "downloads": [_job(job) for job in download.jobs()],
     }
+
+
+def get_part(files: ModelFiles, values: dict[str, Any]) -> dict[str, Any]:
+    """Start the download of a part, and say how far it is."""
+    return _job(download.start(_part_name(values), files))
+
+
+def stop_part(values: dict[str, Any]) -> dict[str, Any]:
+    """Stop the download of a part; what has arrived is kept."""
+    name = _part_name(values)
+    for job in download.jobs():
+        if job.part.name == name:
+            job.stop.set()
+            return _job(job)
+    raise RequestError(400, "FaceSnap downloads no part of this name.")
 
 
 def detect(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:
@@ -159,25 +189,50 @@ def landmarks(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:
     return {"rig": for_browser(rig), "points": points, "place": place}
 
 
-_PHOTO = {"type": "string", "description": "a picture file in base64, plain or as a data URL"}
 _SIDE = {"type": "integer", "minimum": 1, "maximum": MAX_SIDE}
 _WHICH = {"type": "integer", "minimum": 0, "default": 0, "description": "which face, by size from the largest"}
 DETECT = {
     "type": "object",
-    "properties": {"photos": {"type": "array", "items": _PHOTO, "minItems": 1, "maxItems": MAX_PHOTOS}},
+    "properties": {"photos": {"type": "array", "items": PICTURE, "minItems": 1, "maxItems": MAX_PHOTOS}},
     "required": ["photos"],
+}
+PART = {
+    "type": "object",
+    "properties": {"part": {"type": "string", "description": "what the catalogue calls it"}},
+    "required": ["part"],
 }
 LANDMARKS = {
     "type": "object",
     "properties": {
-        "reference": _PHOTO,
+        "reference": PICTURE,
         "face": _WHICH,
-        "driving": _PHOTO,
+        "driving": PICTURE,
         "driving_face": _WHICH,
         "width": _SIDE,
         "height": _SIDE,
     },
 }
+
+
+def _part_name(values: dict[str, Any]) -> str:
+    _known(values, PART)
+    if not isinstance(name := values.get("part"), str):
+        raise RequestError(400, "FaceSnap's part is the name of one in the catalogue, as text.")
+    return name
+
+
+def _job(job: download.Job) -> dict[str, Any]:
+    return {
+        "part": job.part.name,
+        "done": job.done,
+        "size": job.part.size,
+        "state": job.state,
+        "message": job.message,
+    }
+
+
+def _is_json(request: Any) -> bool:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
 
 
 async def _values(request: Any) -> dict[str, Any]:

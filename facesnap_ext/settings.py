@@ -3,10 +3,13 @@ page and the API."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 from typing import Any
+
+from PIL.Image import Image
 
 from facesnap_ext import photos
 from facesnap_ext.errors import FaceSnapError, naming
@@ -15,7 +18,8 @@ from facesnap_ext.photos import Photo
 POSES = ("photo", "template", "sliders", "own")
 PASSES = ("both", "first", "second")
 REGIONS = ("everywhere", "face", "drawn")
-CHOICES = {"pose": POSES, "hires": PASSES, "region": REGIONS}
+SEVERAL = ("mixed", "averaged", "apart")
+CHOICES = {"several": SEVERAL, "pose": POSES, "hires": PASSES, "region": REGIONS}
 RANGES = {  # lowest and highest
     "weight": (0, 2),
     "adapter": (0, 2),
@@ -31,7 +35,9 @@ RANGES = {  # lowest and highest
     "y": (-0.5, 1.5),
     "size": (0.02, 3),
     "grow": (1, 4),
+    "redraw": (0, 1),
 }
+KINDS = {bool: "true or false", int: "a whole number", str: "text"}  # what values must be, by their default's type
 BLOCKS = 10  # residuals of SDXL's UNet, from the shallowest skip to the middle
 
 
@@ -41,9 +47,9 @@ class Unit:
 
     enabled: bool = False
 
-    references: tuple[Photo, ...] = ()  # photos of one person
+    references: tuple[Photo, ...] = ()  # photos of one person, or of a person each
     face: int = 0  # which face of each reference, by size from the largest
-    average: bool = False  # several references averaged in place of mixed together
+    several: str = "mixed"  # what several references are: mixed together, averaged, or a person each
     identity: str = ""  # name of a saved identity, in place of photos
     model: str = ""  # name of the FaceSnap file; empty: the only one there is
 
@@ -73,23 +79,31 @@ class Unit:
     mask: Photo | None = None
     grow: float = 1.8  # of the face's box, where the region is the face
 
+    redraw: float = 0.0  # denoising strength with which a small face is drawn again, larger; 0: it is not
+
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            if kind in KINDS and type(value) is not kind:
+                raise FaceSnapError(f"FaceSnap's {field.name} is {shown(value)}; give {KINDS[kind]}.")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is None and name in ("x", "y", "size"):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise FaceSnapError(f"FaceSnap's {name} is {value!r}; give a number from {low} to {high}.")
+                raise FaceSnapError(f"FaceSnap's {name} is {shown(value)}; give a number from {low} to {high}.")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise FaceSnapError(f"FaceSnap's {name} is {getattr(self, name)!r}; give one of {', '.join(choices)}.")
+                given = shown(getattr(self, name))
+                raise FaceSnapError(f"FaceSnap's {name} is {given}; give one of {', '.join(choices)}.")
         for name in ("face", "driving_face"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise FaceSnapError(f"FaceSnap's {name} is {value!r}; give a number from 0, the largest face.")
+            if getattr(self, name) < 0:
+                raise FaceSnapError(f"FaceSnap's {name} is {getattr(self, name)}; the largest face is 0, the next 1.")
         good = len(self.blocks) in (0, BLOCKS) and all(isinstance(b, (int, float)) and 0 <= b <= 2 for b in self.blocks)
         if not good:
-            raise FaceSnapError(f"FaceSnap's blocks are {self.blocks!r}; give {BLOCKS} numbers from 0 to 2, or none.")
+            raise FaceSnapError(
+                f"FaceSnap's blocks are {shown(self.blocks)}; give {BLOCKS} numbers from 0 to 2, or none."
+            )
 
     @property
     def active(self) -> bool:
@@ -98,7 +112,7 @@ class Unit:
 
 
 def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
-    """Read the arguments that a host hands to the script: the active units by their numbers on the page, from 1.
+    """Read the arguments that a host hands to the script: the enabled units by their numbers on the page, from 1.
 
     They are the page's components in their order (`UI_ORDER` for each unit), or from the API a dictionary of named
     values for each unit: `{"references": ["<base64>", …], "driving": "<base64>", "weight": 1.0, …}`.
@@ -121,7 +135,31 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
     for number, values in enabled.items():
         with naming(person(number, enabled)):
             units[number] = _unit(values if by_name else _from_page(values))
-    return {number: unit for number, unit in units.items() if unit.active}
+    return units
+
+
+def sittings(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
+    """Who is in the pictures of a job: the units once for each photo of the first one's, where these are of a person
+    each, else the units alone.
+
+    Raises:
+        FaceSnapError: another unit's photos are of a person each, or a saved person is to be mixed with each of them.
+    """
+    first = min(units, default=0)
+    for number, unit in units.items():
+        if unit.several != "apart" or len(unit.references) < 2:
+            continue
+        if number != first:
+            raise FaceSnapError(
+                f"{person(number, units)}Only the first person's photos can be of a person each; mix or average these."
+            )
+        if unit.identity:
+            raise FaceSnapError(
+                f"{person(number, units)}The photos are of a person each and the saved person {unit.identity} is "
+                "somebody else; take the photos or the saved person."
+            )
+        return [{**units, number: replace(unit, references=(photo,))} for photo in unit.references]
+    return [dict(units)] if units else []
 
 
 def person(number: int, people: Collection[int]) -> str:
@@ -131,15 +169,15 @@ def person(number: int, people: Collection[int]) -> str:
 
 # the page's components of a unit, in the order in which the script returns them
 UI_ORDER = (
-    *("enabled", "references", "face", "average", "identity", "pose", "driving", "driving_face", "template"),
+    *("enabled", "references", "face", "several", "identity", "pose", "driving", "driving_face", "template"),
     *("yaw", "pitch", "roll", "mouth", "brows", "eyes", "placed", "x", "y", "size", "weight", "start", "end"),
-    *("cond_only", "hires", "blocks", "region", "grow", "mask", "model", "adapter"),
+    *("cond_only", "hires", "blocks", "region", "grow", "mask", "redraw", "model", "adapter"),
 )
 
 
 def _from_page(values: dict[str, Any]) -> dict[str, Any]:
-    """A unit's values as the API names them."""
-    values = dict(values)
+    """A unit's values as the API names them; a component that somebody has emptied counts as untouched."""
+    values = {name: value for name, value in values.items() if value is not None}
     if not values.pop("placed", False):
         values |= {"x": None, "y": None, "size": None}
     if isinstance(blocks := values.get("blocks"), str):
@@ -155,22 +193,31 @@ def _from_page(values: dict[str, Any]) -> dict[str, Any]:
 def _unit(values: dict[str, Any]) -> Unit:
     known = {field.name for field in fields(Unit)}
     if unknown := sorted(set(values) - known):
-        raise FaceSnapError(f"FaceSnap has no setting named {unknown[0]}; it has {', '.join(sorted(known))}.")
-    references = values.get("references") or []
-    pictures = {"references": reference_photos([references] if isinstance(references, str) else references)}
+        raise FaceSnapError(f"FaceSnap has no setting named {shown(unknown[0])}; it has {', '.join(sorted(known))}.")
+    references, blocks = values.get("references") or [], values.get("blocks") or ()
+    pictures = {"references": reference_photos(references if isinstance(references, (list, tuple)) else [references])}
     for name, title in (("driving", "Driving photo"), ("mask", "Region")):
         pictures[name] = _photo(values[name], title) if values.get(name) else None
-    return Unit(**{**values, "blocks": tuple(values.get("blocks") or ()), **pictures})
+    return Unit(**{**values, "blocks": tuple(blocks) if isinstance(blocks, (list, tuple)) else (blocks,), **pictures})
 
 
 def reference_photos(values: Sequence[Any] | None) -> tuple[Photo, ...]:
-    """The photos of one person as the page or the API gives them; what is empty is left out.
+    """The reference photos as the page or the API gives them; what is empty is left out.
 
     Raises:
-        FaceSnapError: one cannot be read.
+        FaceSnapError: some cannot be read; it says so of each.
     """
-    given = [value for value in values or () if value]
-    return tuple(_photo(value, f"Reference photo {i}") for i, value in enumerate(given, 1))
+    read = [_photo_or_problem(value, f"Reference photo {i}") for i, value in enumerate(filter(None, values or ()), 1)]
+    if problems := [str(one) for one in read if isinstance(one, FaceSnapError)]:
+        raise FaceSnapError(" ".join(problems))
+    return tuple(read)
+
+
+def _photo_or_problem(value: Any, name: str) -> Photo | FaceSnapError:
+    try:
+        return _photo(value, name)
+    except FaceSnapError as error:
+        return error
 
 
 def _photo(value: Any, name: str) -> Photo:
@@ -178,4 +225,11 @@ def _photo(value: Any, name: str) -> Photo:
         return photos.from_base64(value, name)
     if isinstance(value, bytes):
         return photos.from_bytes(value, name)
-    return photos.from_pil(value, name)
+    if isinstance(value, Image):
+        return photos.from_pil(value, name)
+    raise FaceSnapError(f"{name} is {shown(value)}, not a picture: send a picture file's contents in base64.")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, whatever somebody has sent: on one line, and not long."""
+    return reprlib.repr(value)

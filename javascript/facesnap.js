@@ -6,6 +6,9 @@
 //         width, height,    // of the output picture
 //         points,           // of the same route, for the poses "photo" and "own": [72][2], parts of width and height
 //         picture,          // optional, an image or canvas shown dimly behind
+//         window,           // the part of it that the output shows, see facesnapInitWindow; else all of it
+//         overlay(context) {},  // optional, draws over the points in pixels of the output picture
+//         brush,            // optional {down(at), move(at), up(), cancel(), leave()}: takes the pointer in place of dragging
 //         change(changed, done) {},  // what was dragged or typed, as fields of `values`; done: the drag is over
 //     });
 //     preview.set({values: {...values, yaw: 20}});  // any of the above, whenever it changes
@@ -25,6 +28,7 @@ const facesnapRanges = {
 const facesnapTurned = ["yaw", "pitch", "roll", "mouth", "brows", "eyes"];
 const facesnapPlaced = ["x", "y", "size"];
 const facesnapNose = 30;  // the tip
+const facesnapWhole = [0, 0, 1, 1];
 
 // ---- arithmetic
 
@@ -141,6 +145,29 @@ function facesnapKeyed(key, shift, pose) {
     return factor ? {size: facesnapClamp("size", pose.size * factor)} : null;
 }
 
+// webui.init_window: the part of an init picture that fills the output, as left, top, width and height in parts of the
+// init picture's; `mode` is the host's number of the way to resize, `size` and `output` are [width, height].
+function facesnapInitWindow(mode, size, output) {
+    if (mode !== 1 && mode !== 2) return facesnapWhole;
+    const pixels = (mode === 1 ? Math.min : Math.max)(size[0] / output[0], size[1] / output[1]);
+    const [width, height] = [0, 1].map(k => output[k] * pixels / size[k]);
+    return [(1 - width) / 2, (1 - height) / 2, width, height];
+}
+
+// A place (some of x, y, size) in parts of the init picture, as parts of the output that shows `window` of it.
+function facesnapPlaceSeen(place, [left, top, width, height]) {
+    const seen = {...place};
+    if (Number.isFinite(place.x)) seen.x = (place.x - left) / width;
+    if (Number.isFinite(place.y)) seen.y = (place.y - top) / height;
+    if (Number.isFinite(place.size)) seen.size = place.size / height;
+    return seen;
+}
+
+// The way back.
+function facesnapPlaceMeant(place, [left, top, width, height]) {
+    return facesnapPlaceSeen(place, [-left / width, -top / height, 1 / width, 1 / height]);
+}
+
 // What changed, as settings: turning a template makes sliders of it, with all of the template's numbers.
 function facesnapAsSettings(values, pose, changed) {
     const turns = facesnapTurned.some(name => name in changed);
@@ -165,14 +192,20 @@ function facesnapDraw(canvas, parts, points, width, height) {
     }
 }
 
-function facesnapClear(canvas, picture) {
+// Where a picture lies on an output of width x height that shows `window` of it: left, top, width, height.
+function facesnapBehind([left, top, width, height], output) {
+    const size = [output[0] / width, output[1] / height];
+    return [-left * size[0], -top * size[1], ...size];
+}
+
+function facesnapClear(canvas, picture, window = facesnapWhole) {
     const context = canvas.getContext("2d");
     context.globalAlpha = 1;
     context.fillStyle = "black";
     context.fillRect(0, 0, canvas.width, canvas.height);
     if (picture) {
         context.globalAlpha = 0.5;
-        context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+        context.drawImage(picture, ...facesnapBehind(window, [canvas.width, canvas.height]));
         context.globalAlpha = 1;
     }
 }
@@ -217,16 +250,22 @@ function facesnapDrawHandles(canvas, handles, scale, radius) {
     }
 }
 
+// In the host's language; its own translation sees text in the page alone.
+function facesnapSay(text) {
+    return typeof getTranslation === "function" && getTranslation(text) || text;
+}
+
 const facesnapLabel = "Pose preview. Arrow keys move the face, with Shift they turn it, plus and minus resize it.";
 
 // See the top of this file. Returns {canvas, set(some), values(), destroy()}.
 function facesnapAttach(root, options) {
-    const state = {rig: null, points: null, picture: null, change: () => {}, ...options};
+    const nothing = {rig: null, points: null, picture: null, window: facesnapWhole, overlay: null, brush: null};
+    const state = {...nothing, change: () => {}, ...options};
     const canvas = document.createElement("canvas");
     canvas.className = "facesnap-pose";
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "application");
-    canvas.setAttribute("aria-label", state.label || facesnapLabel);
+    canvas.setAttribute("aria-label", facesnapSay(facesnapLabel));
     Object.assign(canvas.style, {width: "100%", display: "block", margin: "0 auto", touchAction: "none"});
     const spoken = document.createElement("span");
     spoken.setAttribute("aria-live", "polite");
@@ -234,7 +273,7 @@ function facesnapAttach(root, options) {
     Object.assign(spoken.style, unseen);
     root.append(canvas, spoken);
 
-    let frame = 0, drag = null, shown = null;
+    let frame = 0, drag = null, shown = null, stroke = false;
     const pixelsPerCss = () => state.width / (canvas.clientWidth || state.width);  // of the output picture
     const reach = () => Math.min(10 * pixelsPerCss(), shown.pose.size * state.height / 4);  // a small face can be moved
     const handles = () => facesnapHandles(shown.points, shown.pose, reach());
@@ -246,11 +285,17 @@ function facesnapAttach(root, options) {
         const scale = Math.min(window.devicePixelRatio || 1, 2) / pixelsPerCss();
         const [width, height] = [state.width, state.height].map(side => Math.max(1, Math.round(side * scale)));
         if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, {width, height});
-        facesnapClear(canvas, state.picture);
+        facesnapClear(canvas, state.picture, state.window);
         shown = state.rig ? facesnapShown(state) : null;
-        if (!shown) return;
-        facesnapDraw(canvas, state.rig.parts, shown.points, state.width, state.height);
-        facesnapDrawHandles(canvas, handles(), canvas.width / state.width, 0.5 * reach() * canvas.width / state.width);
+        const pixels = canvas.width / state.width;
+        if (shown) facesnapDraw(canvas, state.rig.parts, shown.points, state.width, state.height);
+        if (shown && !state.brush) facesnapDrawHandles(canvas, handles(), pixels, 0.5 * reach() * pixels);
+        if (!state.overlay) return;
+        const context = canvas.getContext("2d");
+        context.save();
+        context.scale(pixels, canvas.height / state.height);
+        state.overlay(context);
+        context.restore();
     }
 
     function redraw() {
@@ -283,7 +328,9 @@ function facesnapAttach(root, options) {
     }
 
     function takeBack() {
-        if (!drag) return;
+        if (stroke) state.brush?.cancel();
+        stroke = false;
+        if (!drag) return redraw();
         state.values = {...state.values, ...drag.before};
         state.change(drag.before, true);
         drag = null;
@@ -292,11 +339,17 @@ function facesnapAttach(root, options) {
 
     const listeners = {
         pointerdown(event) {
-            if (event.button || !shown) return;
+            if (event.button || !shown && !state.brush) return;
             event.preventDefault();
             canvas.focus({preventScroll: true});
             canvas.setPointerCapture(event.pointerId);
             const from = at(event);
+            if (state.brush) {
+                stroke = true;
+                state.brush.down(from);
+                redraw();
+                return;
+            }
             const [left, top, right, bottom] = facesnapBox(shown.points);
             const names = ["pose", ...facesnapTurned, ...facesnapPlaced];
             const before = Object.fromEntries(names.map(name => [name, state.values[name]]));
@@ -306,6 +359,13 @@ function facesnapAttach(root, options) {
             };
         },
         pointermove(event) {
+            if (state.brush && !drag) {
+                canvas.style.cursor = "crosshair";
+                for (const each of event.getCoalescedEvents?.() || []) state.brush.move(at(each));
+                state.brush.move(at(event));
+                redraw();
+                return;
+            }
             if (!shown) return;
             if (!drag) {
                 const cursors = {move: "move", size: "nwse-resize", turn: "grab", lean: "grab"};
@@ -317,8 +377,14 @@ function facesnapAttach(root, options) {
             drag.changed = {...drag.changed, ...apply(changed, false)};
         },
         pointerup() {
+            if (stroke) state.brush?.up();
+            stroke = false;
             if (drag && drag.changed) apply(drag.changed, true);
             drag = null;
+        },
+        pointerleave() {
+            state.brush?.leave();
+            redraw();
         },
         pointercancel: takeBack,  // the browser took the pointer away, to scroll for instance
         wheel(event) {
@@ -327,6 +393,7 @@ function facesnapAttach(root, options) {
             apply({size: facesnapClamp("size", shown.pose.size * Math.exp(-Math.sign(event.deltaY) * 0.05))}, true);
         },
         keydown(event) {
+            if (event.key === "Escape" && stroke) takeBack();
             if (!shown || event.ctrlKey || event.metaKey || event.altKey) return;
             if (event.key === "Escape" && drag) {
                 takeBack();

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -10,20 +13,44 @@ from modules import paths, script_callbacks, scripts, shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from facesnap_ext import hosts, page, routes
+from facesnap_ext import hosts, models_panel, page, routes
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui, xyz
+from facesnap_ext.hosts.folders import usual_places
 from facesnap_ext.infotext import PHOTOS
-from facesnap_ext.settings import UI_ORDER, from_script_args
+from facesnap_ext.settings import UI_ORDER, from_script_args, sittings
 from facesnap_ext.weights.places import ModelFiles, find_identities, find_models
 
 host = hosts.current()
-MODELS = Path(paths.models_path)
+MODELS, DATA = Path(paths.models_path), Path(paths.data_path)
+log = logging.getLogger("facesnap")
 PEOPLE = 2  # that the page has room for, until the settings say otherwise
 
 
 def model_files() -> ModelFiles:
-    return find_models(MODELS / "facesnap", (MODELS / "insightface" / "models", MODELS / "insightface"))
+    return find_models(option("facesnap_models_dir", MODELS / "facesnap"), elsewhere())
+
+
+def elsewhere():
+    controlnet = [option("controlnet_dir"), setting("control_net_models_path")]
+    annotators = [
+        option("controlnet_preprocessor_models_dir"),
+        option("controlnet_annotator_models_path"),
+        setting("control_net_modules_path"),
+    ]
+    named = getattr(shared.cmd_opts, "facesnap_also_look_in", None) or []
+    return usual_places(MODELS, DATA, filter(None, controlnet), filter(None, annotators), map(Path, named))
+
+
+def option(name, default=None):
+    """A folder of the command line; extensions add options only when the WebUI starts."""
+    value = getattr(shared.cmd_opts, name, None)
+    return Path(value) if value else default
+
+
+def setting(name):
+    value = getattr(shared.opts, name, None)
+    return Path(value) if value else None
 
 
 def engine():
@@ -35,7 +62,23 @@ def mistake(error: Exception) -> FaceSnapError:
     return FaceSnapError(f"FaceSnap failed: {error!r}; the console has the whole story, please report it.")
 
 
+@contextmanager
+def stopping(p) -> Iterator[None]:
+    """An error inside the `with` block stops the job when sampling begins, and leaves nothing of ours in it."""
+    try:
+        yield
+    except FaceSnapError as error:
+        p.facesnap = FaceSnapError(str(error))  # without its traceback, which would hold on to the whole job
+        webui.restore(p)
+    except Exception as error:
+        p.facesnap = mistake(error)
+        webui.restore(p)
+        raise
+
+
 class Script(scripts.Script):
+    failure = None  # why there is no accordion, in a sentence
+
     def title(self):
         return "FaceSnap"
 
@@ -43,12 +86,28 @@ class Script(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
+        """The accordion; one that says why where drawing it fails, which would keep the host from starting."""
+        self.failure, self.infotext_fields = None, []
+        try:
+            with gr.Column(elem_id=self.elem_id("accordion")) as whole:
+                return self.accordion()
+        except Exception as error:
+            reason = str(error) if isinstance(error, FaceSnapError) else f"{error!r}; please report it"
+            self.failure = f"FaceSnap's accordion could not be drawn: {reason.rstrip('.')}."
+            log.error(self.failure, exc_info=error)
+        whole.visible = False  # with what had been drawn by then
+        with gr.Accordion("FaceSnap", open=False, elem_id=self.elem_id("failed")):
+            gr.HTML(page.problem(self.failure))
+            return [gr.Checkbox(False, label="Enabled", visible=False, elem_id=self.elem_id("failed_enable"))]
+
+    def accordion(self):
         files = model_files()
         identities = sorted(find_identities(files.folder))
         people = range(1, int(getattr(shared.opts, "facesnap_people", PEOPLE)) + 1)
         components = []
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
             gr.HTML(page.status(files), elem_id=self.elem_id("status"))
+            models_panel.panel(model_files, self.elem_id)
             for number in people:
                 with gr.Tab(f"Person {number}", elem_id=self.ident("person", number)):
                     on = enabled
@@ -69,20 +128,25 @@ class Script(scripts.Script):
 
     def before_process(self, p, *args):
         host.detach(p)  # what an exception in an earlier job may have left
+        p.facesnap = None  # then the sittings, the jobs prepared of them, or the error that stops it all
+        with stopping(p):
+            units = xyz.with_axes(p, from_script_args(args))
+            if units and self.failure:
+                raise FaceSnapError(f"{self.failure} FaceSnap cannot be used until that is mended.")
+            p.facesnap = webui.make_room(p, sittings(units), model_files) or None
+        webui.forget_infotext(p)
 
     def process(self, p, *args):
-        p.facesnap = None
-        try:
-            if units := xyz.with_axes(p, from_script_args(args)):
-                p.facesnap = webui.prepare(p, units, model_files)
-        except FaceSnapError as error:
-            p.facesnap = FaceSnapError(str(error))  # without its traceback, which would hold on to the whole job
-        except Exception as error:
-            p.facesnap = mistake(error)
-            raise
+        if isinstance(wanted := getattr(p, "facesnap", None), list):
+            with stopping(p):
+                p.facesnap = webui.prepare(p, wanted, model_files)
+                webui.begin_batch(p)
+
+    def process_batch(self, p, *args, **kwargs):
+        webui.begin_batch(p)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        job = getattr(p, "facesnap", None)
+        job = webui.now(p)
         if job is None:
             return
         try:
@@ -96,12 +160,16 @@ class Script(scripts.Script):
         host.detach(p)
 
     def postprocess_image(self, p, pp, *args):
-        job = getattr(p, "facesnap", None)
-        if isinstance(job, webui.Job) and getattr(shared.opts, "facesnap_likeness", False):
+        job = webui.now(p)
+        if not isinstance(job, webui.Job):
+            return
+        pp.image = webui.redraw_small_faces(p, job, pp.image, host)
+        if getattr(shared.opts, "facesnap_likeness", False):
             webui.add_likeness(p, job, pp.image)
 
     def postprocess(self, p, processed, *args):
         host.detach(p)
+        webui.restore(p)
 
 
 def add_settings():

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import mock_webui
 import numpy as np
 import pytest
 import real_models
 import stand_in_models
+from chromium import chromium
 
 from facesnap_ext.faces import FacePack, load_pack
+from facesnap_ext.hosts import webui
 from facesnap_ext.miniature.stand_in_pack import scrfd_from_centerface
 from facesnap_ext.photos import Photo, from_path
 
@@ -73,3 +80,31 @@ def group() -> Photo:
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder full of stand-ins; tests that change it copy it first."""
     return stand_in_models.make(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def host(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
+    """The script in a mock WebUI whose adapter notes what it is told."""
+    names = ("gradio", "modules")
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in names}
+    models = stand_ins.parent
+    seen = mock_webui.install(models)
+    monkeypatch.setattr(webui, "_engine", None)
+    spec = importlib.util.spec_from_file_location("facesnap_script", mock_webui.SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    seen.module, seen.script = module, module.Script()
+    seen.script.args_from, seen.script.args_to = 0, None
+    monkeypatch.setattr(module.host, "attach", lambda p, guidance: seen.calls.append(("attach", guidance)))
+    monkeypatch.setattr(module.host, "detach", lambda p: seen.calls.append("detach"))
+    yield seen
+    for name in [name for name in sys.modules if name.split(".")[0] in names]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.fixture(scope="module")  # not longer: Playwright's event loop would be in the way of other tests
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright."""
+    with chromium() as browser:
+        yield browser

@@ -7,13 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import mock_processing
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "facesnap.py"
+MOMENTS = (
+    *("before_process", "process", "process_batch", "process_before_every_sampling", "post_sample"),
+    *("postprocess_image", "postprocess"),
+)
+
+
+def nothing(self, *args, **values) -> None:
+    """What the host's own Script does at each moment."""
+
 
 class Component:
     def __init__(self, *args, **values):
-        self.args, self.values = args, values
+        self.args, self.values, self.listeners = args, values, []
 
-    def change(self, *args, **values):
-        pass
+    def change(self, function, inputs, outputs, **values):
+        self.listeners.append((function, inputs, outputs))
 
     click = change
 
@@ -25,7 +37,10 @@ class PasteField(tuple):
 
 def install(models: Path) -> SimpleNamespace:
     """Put the modules into `sys.modules`; returns what the script leaves in them."""
-    seen = SimpleNamespace(denoiser_callbacks=[], state=SimpleNamespace(textinfo=None), opts=SimpleNamespace())
+    state = SimpleNamespace(textinfo=None, job="", job_no=0, job_count=-1, interrupted=False, skipped=False)
+    cmd_opts = SimpleNamespace(api_auth=None, no_prompt_history=False)
+    seen = SimpleNamespace(denoiser_callbacks=[], state=state, opts=SimpleNamespace(), cmd_opts=cmd_opts)
+    mock_processing.install(seen)
 
     def module(name: str, **attributes) -> ModuleType:
         made = ModuleType(name)
@@ -55,14 +70,19 @@ def install(models: Path) -> SimpleNamespace:
     containers = ("Accordion", "Column", "Row", "Tab")
     module("gradio", **dict.fromkeys(names, Component), **dict.fromkeys(containers, container), update=dict)
     module("modules")
-    module("modules.paths", models_path=str(models))
+    module("modules.paths", models_path=str(models), data_path=str(models))
     module("modules.infotext_utils", PasteField=PasteField)
     others = ("on_ui_settings", "on_before_ui", "on_app_started")
     callbacks = {name: lambda callback: None for name in others}
     module("modules.script_callbacks", on_cfg_denoiser=seen.denoiser_callbacks.append, **callbacks)
-    script = type("Script", (), {"elem_id": lambda self, name: name})
+    script = type("Script", (), {"elem_id": lambda self, name: name, **dict.fromkeys(MOMENTS, nothing)})
     module("modules.scripts", Script=script, AlwaysVisible="always", scripts_data=[])
-    module("modules.shared", state=seen.state, opts=seen.opts, cmd_opts=SimpleNamespace(api_auth=None))
+    module("modules.shared", state=seen.state, opts=seen.opts, cmd_opts=cmd_opts)
     module("modules.sd_unet", current_unet=None)
+    merge = lambda model, ratio: setattr(model, "applied_token_merged_ratio", ratio)  # noqa: E731
+    module("modules.sd_models", apply_token_merging=merge)
+    img2img = mock_processing.Img2Img
+    processing = mock_processing.process_images
+    module("modules.processing", process_images=processing, StableDiffusionProcessingImg2Img=img2img)
     module("modules.ui_components", InputAccordion=container)
     return seen

@@ -10,11 +10,15 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from parts_server import serve
 from PIL import Image
 from safetensors.torch import load_file
+from weight_files import KINDS, write
 
 from facesnap_ext.cli import main
+from facesnap_ext.files import sha256
 from facesnap_ext.landmarks.points72 import Landmarks, draw
+from facesnap_ext.weights import catalogue
 
 needs_diffusers = pytest.mark.skipif(find_spec("diffusers") is None, reason="diffusers is not installed")
 
@@ -121,6 +125,44 @@ def test_identity_tells_of_a_photo_without_a_face_and_saves_nothing(stand_ins, p
     assert "  No face was found in grey.png" in told.out
     assert "facesnap: No face was found in grey.png" in told.err
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_models_lists_every_part_and_hashes_on_demand(tmp_path, capsys):
+    folder, other = tmp_path / "facesnap", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    write(folder / "mine.safetensors", {"ffrnet.x": (1,)}, format="facesnap")
+    clip = write(other / "clip.safetensors", KINDS["CLIP_VISION"])
+    assert main(["models", "--models", str(folder), "--also-look-in", str(other), "--json", "--hash"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert (listed["folder"], listed["elsewhere"]) == (str(folder), [str(other)])
+    parts = {part["name"]: part for part in listed["parts"]}
+    assert [part for part, described in parts.items() if described["missing"]] == ["face_pack", "deca", "flame"]
+    assert parts["clip"]["holdings"][0]["files"][0]["sha256"] == sha256(clip)
+    assert main(["models", "--models", str(folder), "--also-look-in", str(other)]) == 0
+    table = capsys.readouterr().out
+    assert sha256(clip) in table
+    assert table.count("MISSING") == 3
+
+
+def test_models_get_downloads_and_says_where_something_is_already(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("requests")
+    with serve(b"content") as server:
+        monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
+        for arguments in (["get", "thing", "--models", str(tmp_path)], ["--models", str(tmp_path), "get", "thing"]):
+            assert main(["models", *arguments]) == 0
+            told = capsys.readouterr()
+            assert told.out.strip() == str(tmp_path / "things" / "thing.bin")
+        assert len(server.asked) == 1
+        assert "the thing: 100 %" in told.err or not told.err.strip()
+        assert (tmp_path / "things" / "thing.bin").read_bytes() == b"content"
+        assert main(["models", "--models", str(tmp_path), "get", "another"]) == 1
+        assert "There is no part 'another'; there is thing." in capsys.readouterr().err
+
+
+def test_models_outside_a_webui_asks_for_the_folder(capsys):
+    assert main(["models"]) == 1
+    assert "--models" in capsys.readouterr().err
 
 
 def test_errors_are_one_line_and_exit_code_1(stand_ins, tmp_path, capsys):

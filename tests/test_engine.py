@@ -151,7 +151,7 @@ def test_several_references_are_mixed_or_averaged(engine, unit, astronaut, mirro
     one = engine.prepare(unit, 512, 512).guidance.tokens
     both = replace(unit, references=(astronaut, mirrored))
     mixed = engine.prepare(both, 512, 512).guidance.tokens
-    averaged = engine.prepare(replace(both, average=True), 512, 512).guidance.tokens
+    averaged = engine.prepare(replace(both, several="averaged"), 512, 512).guidance.tokens
     assert one.shape == mixed.shape == averaged.shape
     for a, b in ((one, mixed), (one, averaged), (mixed, averaged)):
         assert not torch.allclose(a, b, atol=1e-4)
@@ -326,9 +326,9 @@ def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, 
 
 
 def test_encoders_that_do_not_fit_the_file_are_named(engine, unit, monkeypatch):
-    monkeypatch.setattr(engine, "clip_tokens", lambda files, face: torch.zeros(257, 1024))
+    monkeypatch.setattr(engine, "clip_tokens_of", lambda files, faces: [torch.zeros(257, 1024)])
     with pytest.raises(FaceSnapError, match=r"wants features of 64 numbers from the CLIP .* gives 1024"):
-        engine.prepare(replace(unit, average=True), 512, 512)
+        engine.prepare(replace(unit, several="averaged"), 512, 512)
 
 
 def test_progress_tells_each_stage(stand_ins, unit):

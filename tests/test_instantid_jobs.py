@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,14 +19,14 @@ from facesnap_ext.cli import main
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.guidance import Residuals
-from facesnap_ext.hosts import a1111, forge
+from facesnap_ext.hosts import a1111, forge, webui
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.miniature.stand_ins import randomise_outputs, write_instantid
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings import Unit
+from facesnap_ext.settings import Unit, sittings
 from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET
 from facesnap_ext.weights.places import find_models
 
@@ -105,7 +106,7 @@ def test_guidance_is_what_instantids_formulas_make_of_the_face(engine, models, u
 
 def test_several_references_are_averaged_plainly_or_mixed(engine, models, unit, grace_hopper):
     both = replace(unit, references=(*unit.references, grace_hopper))
-    averaged = engine.prepare(replace(both, average=True), 512, 512)
+    averaged = engine.prepare(replace(both, several="averaged"), 512, 512)
     embeddings = torch.stack([torch.from_numpy(face.embedding) for face in averaged.references])
     wanted = test_resampler.instantid_resampler(halves(models)[0], embeddings.mean(0)[None, None])
     torch.testing.assert_close(averaged.guidance.tokens, wanted, atol=1e-4, rtol=1e-4)
@@ -128,6 +129,17 @@ def test_without_deca_and_flame_the_points_are_the_driving_photos_own_and_that_i
         assert "those of mirrored.png as they are" in note
         with pytest.raises(FaceSnapError, match=f"There is no .*{missing.upper()}"):
             bare.prepare(replace(unit, pose="sliders"), 512, 512)
+
+
+def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit, grace_hopper, monkeypatch):
+    monkeypatch.setattr(webui, "_engine", engine)
+    monkeypatch.setattr(webui, "progress", lambda *parts: None)
+    each = [unit, replace(unit, references=(grace_hopper,))]
+    apart = replace(unit, several="apart", references=tuple(one.references[0] for one in each))
+    p = SimpleNamespace(width=512, height=512)
+    jobs = webui.prepare(p, sittings({1: apart}), lambda: find_models(models))
+    for one, job in zip(each, jobs, strict=True):
+        assert torch.equal(job.people[0].guidance.tokens, engine.prepare(one, 512, 512).guidance.tokens)
 
 
 def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, mirrored, tmp_path, capsys):

@@ -134,6 +134,16 @@ def test_the_photo_of_somebody_else_is_found_among_photos_of_one_person(face_pac
     assert f"likeness to the others {warned.likeness:.2f}" in "\n".join(report.lines())
 
 
+def test_people_apart_are_not_compared_but_their_photos_are_looked_at(face_pack, astronaut, grace_hopper):
+    found = [(photo, find_faces(face_pack, photo)) for photo in (astronaut, grace_hopper, astronaut)]
+    report = examine([*found, (grace_hopper, [])], apart=True)
+    assert (report.misfit, report.notes) == (None, ())
+    assert [reference.likeness for reference in report.references] == [None] * 4
+    assert [reference.chosen for reference in report.references] == [0, 0, 0, None]
+    assert "No face was found" in report.references[3].warnings[0]
+    assert not any("hardly alike" in line or "not like" in line for line in report.lines())
+
+
 def test_of_two_unlike_photos_neither_is_blamed(face_pack, astronaut, grace_hopper):
     report = examine([(photo, find_faces(face_pack, photo)) for photo in (astronaut, grace_hopper)])
     assert report.misfit is None

@@ -7,16 +7,20 @@ import base64
 import io
 import json
 import threading
+import time
 
 import numpy as np
 import pytest
+from parts_server import serve
 from PIL import Image
 
 from facesnap_ext import __version__, routes
 from facesnap_ext.engine import Engine
 from facesnap_ext.landmarks.poses import Pose, Rig, pose_points
 from facesnap_ext.photos import Photo
+from facesnap_ext.schema import unit_schema
 from facesnap_ext.settings import Unit
+from facesnap_ext.weights import catalogue, download
 from facesnap_ext.weights.places import ModelFiles, find_models
 
 fastapi = pytest.importorskip("fastapi")
@@ -69,12 +73,52 @@ def test_version_and_models(client, stand_ins):
     assert models["missing"] == {}
 
 
+def test_the_units_schema(client):
+    assert client.get("/facesnap/schema").json() == unit_schema()
+
+
 def test_missing_models_are_told_with_the_folder_they_go_to(empty, tmp_path):
     models = empty.get("/facesnap/models").json()
     assert models["facesnap"] == []
     assert models["clip"] is None
     assert sorted(models["missing"]) == ["clip", "deca", "face_pack", "facesnap", "flame"]
     assert all(str(tmp_path) in sentence for sentence in models["missing"].values())
+
+
+def test_a_part_is_downloaded_by_its_name_and_nothing_else_is(tmp_path, monkeypatch):
+    pytest.importorskip("requests")
+    monkeypatch.setattr(download, "_jobs", {})
+    client = client_of(ModelFiles(tmp_path))
+    with serve(b"content") as server:
+        monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
+        for part in (server.url, "../thing", "things/thing.bin", ""):
+            answer = client.post("/facesnap/models/get", json={"part": part})
+            assert answer.status_code == 422, part
+            assert "There is no part" in answer.json()["detail"]
+        for body in ({}, {"part": 1}, {"part": "thing", "url": server.url}, {"part": None}):
+            assert client.post("/facesnap/models/get", json=body).status_code == 400, body
+        form = {"content": b'{"part": "thing"}', "headers": {"Content-Type": "text/plain"}}
+        assert client.post("/facesnap/models/get", **form).status_code == 400, "what a foreign page can send"
+        assert server.asked == []
+        assert client.post("/facesnap/models/stop", json={"part": "thing"}).status_code == 400
+
+        server.hold = threading.Event()
+        job = client.post("/facesnap/models/get", json={"part": "thing"}).json()
+        assert (job["part"], job["size"], job["state"]) == ("thing", 7, "running")
+        server.hold.set()
+        ends = time.monotonic() + 20
+        while client.get("/facesnap/models").json()["downloads"][0]["state"] == "running" and time.monotonic() < ends:
+            time.sleep(0.02)
+    assert (tmp_path / "things" / "thing.bin").read_bytes() == b"content"
+    (job,) = client.get("/facesnap/models").json()["downloads"]
+    assert (job["state"], job["done"]) == ("done", 7)
+    assert client.post("/facesnap/models/stop", json={"part": "thing"}).json() == job
+
+
+def test_every_part_is_described(empty):
+    parts = empty.get("/facesnap/models").json()["parts"]
+    assert [part["name"] for part in parts] == list(catalogue.ROLES)
+    assert parts[1]["ways"][0]["licence"] == "non-commercial research"
 
 
 def test_faces_are_those_that_the_engine_finds(client, engine, two):
@@ -194,7 +238,15 @@ def test_a_fault_of_facesnap_says_one_sentence_and_shows_no_code(stand_ins, capl
     assert "secret" in caplog.text, "the console does have it"
 
 
-ALL = [("GET", "version"), ("GET", "models"), ("POST", "detect"), ("POST", "landmarks")]
+ALL = [
+    ("GET", "version"),
+    ("GET", "schema"),
+    ("GET", "models"),
+    ("POST", "models/get"),
+    ("POST", "models/stop"),
+    ("POST", "detect"),
+    ("POST", "landmarks"),
+]
 
 
 @pytest.mark.parametrize(("method", "route"), ALL)
@@ -246,7 +298,7 @@ def test_work_is_done_beside_the_event_loop(tmp_path):
 def test_the_schema_names_what_each_route_takes(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert sorted(
-        (method.upper(), path.rsplit("/", 1)[1]) for path, ways in paths.items() for method in ways
+        (method.upper(), path.removeprefix("/facesnap/")) for path, ways in paths.items() for method in ways
     ) == sorted(ALL)
     body = paths["/facesnap/landmarks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert sorted(body["properties"]) == ["driving", "driving_face", "face", "height", "reference", "width"]

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import mock_webui
+import numpy as np
 import pytest
+from mock_processing import Processing, Runner, process_images
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui
-from facesnap_ext.infotext import to_infotext
+from facesnap_ext.infotext import from_infotext, to_infotext
+from facesnap_ext.landmarks.poses import Rig
+from facesnap_ext.photos import from_pil
 from facesnap_ext.settings import UI_ORDER, Unit, from_script_args
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "facesnap.py"
+SCRIPT = mock_webui.SCRIPT
 HEAVY = ("insightface", "onnxruntime", "transformers", "diffusers", "cv2", "skimage", "scipy")
-
-
-@pytest.fixture
-def host(stand_ins, monkeypatch):
-    """The script in a mock WebUI whose adapter notes what it is told."""
-    names = ("gradio", "modules")
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in names}
-    models = stand_ins.parent
-    seen = mock_webui.install(models)
-    monkeypatch.setattr(webui, "_engine", None)
-    spec = importlib.util.spec_from_file_location("facesnap_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    seen.module, seen.script, seen.calls = module, module.Script(), []
-    monkeypatch.setattr(module.host, "attach", lambda p, guidance: seen.calls.append(("attach", guidance)))
-    monkeypatch.setattr(module.host, "detach", lambda p: seen.calls.append("detach"))
-    yield seen
-    for name in [name for name in sys.modules if name.split(".")[0] in names]:
-        del sys.modules[name]
-    sys.modules.update(before)
 
 
 def job(**values):
@@ -122,6 +109,27 @@ def test_every_setting_is_pasted_back(host):
     assert units[1] == Unit(True)
 
 
+def test_the_command_line_moves_the_model_folder_and_adds_others(host, tmp_path, monkeypatch):
+    """Options as the host reads them from preload.py, and as they are missing until it starts anew."""
+    assert host.module.model_files().folder == host.module.MODELS / "facesnap"
+    spec = importlib.util.spec_from_file_location("facesnap_preload", SCRIPT.parents[1] / "preload.py")
+    preload = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(preload)
+    parser = argparse.ArgumentParser()
+    preload.preload(parser)
+    comfy = tmp_path / "comfy"
+    for folder in (comfy, tmp_path / "moved", tmp_path / "controlnet"):
+        folder.mkdir()
+    moved = ["--facesnap-models-dir", str(tmp_path / "moved"), "--facesnap-also-look-in", str(comfy)]
+    for name, value in vars(parser.parse_args(moved)).items():
+        monkeypatch.setattr(host.module.shared.cmd_opts, name, value, raising=False)
+    monkeypatch.setattr(host.module.shared.cmd_opts, "controlnet_dir", str(tmp_path / "controlnet"), raising=False)
+    files = host.module.model_files()
+    assert files.folder == tmp_path / "moved"
+    assert {comfy, tmp_path / "controlnet"} <= set(files.elsewhere)
+    assert vars(parser.parse_args([])) == {"facesnap_models_dir": None, "facesnap_also_look_in": []}
+
+
 def test_rows_are_announced_through_one_callback(host):
     assert host.denoiser_callbacks == [host.module.host.on_cfg_denoiser]
 
@@ -157,7 +165,7 @@ def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, mon
             {"references": [Image.new("RGB", (64, 64), "grey")], "model": "random.safetensors"},
             r"No face was found in Reference photo 1",
         ),
-        ({"odd": 1}, "no setting named odd"),
+        ({"odd": 1}, "no setting named 'odd'"),
     ],
 )
 def test_what_goes_wrong_in_preparing_is_handed_to_the_adapter_to_stop_the_job(host, values, message):
@@ -181,7 +189,7 @@ def test_each_active_unit_is_somebody_in_the_picture(host, astronaut):
 
 def test_a_unit_that_fails_is_named_by_its_place_on_the_page(host, astronaut):
     good = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
-    for bad, message in (({}, r"^Person 3: .*without a reference photo"), ({"odd": 1}, r"^Person 3: .*named odd")):
+    for bad, message in (({}, r"^Person 3: .*without a reference photo"), ({"odd": 1}, r"^Person 3: .*named 'odd'")):
         host.calls.clear()
         run(host, job(), good, {"enabled": False}, bad)
         (error,) = attached(host)
@@ -198,7 +206,7 @@ def test_a_pass_without_anybody_takes_the_last_ones_guidance_off(host, astronaut
 @pytest.mark.parametrize("where", ["prepare", "for_pass"])
 def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch, where):
     """The host swallows a script's exceptions; the picture of somebody else must not follow."""
-    monkeypatch.setattr(webui, "prepare", lambda *args: webui.Job(()))
+    monkeypatch.setattr(webui, "prepare", lambda *args: (webui.Job(()),))
     monkeypatch.setattr(webui, where, lambda *args: 1 / 0)
     run(host, job(), {"references": []})
     (error,) = attached(host)
@@ -222,3 +230,94 @@ def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
     run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
     assert attached(host)[-1][0].landmarks.width == 256
     assert p.comments == []
+
+
+def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypatch):
+    """A face that the finder sees in the picture, where the landmarks are and small; and the infotext leads back."""
+    host.opts.facesnap_likeness = True
+    measured = []
+
+    def see(image, embeddings, landmarks):
+        measured.append(image)
+        return 0.5
+
+    def draw(p, i, guidances):
+        return Image.new("RGB", (p.width, p.height), "red" if hasattr(p, "init_images") else "blue")
+
+    host.draw = draw
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "redraw": 0.4}
+    p = Processing(world=host, script_args=[values], scripts=Runner(host.script))
+    engine = webui.the_engine(host.module.model_files)
+    unit = Unit(True, references=(from_pil(values["references"][0], ""),), model=values["model"])
+    left, top, right, bottom = engine.prepare(unit, 512, 512).guidance.landmarks.box
+    x, y = (left + right) / 2, (top + bottom) / 2
+    (whole,) = engine.faces(engine.files(), astronaut)
+    small = replace(whole, box=np.float32([x - 20, y - 20, x + 20, y + 20]))
+    faces = engine.faces
+    monkeypatch.setattr(
+        engine, "faces", lambda files, photo: [small] if photo.name == "Picture" else faces(files, photo)
+    )
+    monkeypatch.setattr(engine, "likeness", see)
+    made = process_images(p)
+    pixels = np.asarray(made.images[0])
+    assert tuple(pixels[round(y), round(x)]) == (255, 0, 0)
+    assert tuple(pixels[-1, -1]) == (0, 0, 255)
+    assert np.array_equal(measured[0].pixels, pixels)
+    (text,) = made.infotexts
+    assert (text["FaceSnap redraw"], text["FaceSnap likeness"]) == (0.4, "0.50")
+    assert from_infotext({name: str(value) for name, value in text.items()}, 1)["redraw"] == 0.4
+    assert host.calls[-1] == "detach"
+
+
+def test_without_a_wish_nothing_is_looked_for_in_the_picture(host, astronaut, monkeypatch):
+    monkeypatch.setattr("facesnap_ext.hosts.redraw.redraw", lambda *args: pytest.fail("looked"))
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    made = process_images(Processing(world=host, script_args=[values], scripts=Runner(host.script)))
+    assert "FaceSnap redraw" not in made.infotexts[0]
+
+
+@pytest.mark.parametrize("where", ["status", "person_controls"])
+@pytest.mark.parametrize(
+    ("error", "told"), [(FaceSnapError("The folder cannot be read."), "cannot be read"), (KeyError("x"), "KeyError")]
+)
+def test_an_accordion_that_cannot_be_drawn_says_so_and_stops_only_jobs_with_facesnap(
+    host, monkeypatch, caplog, where, error, told
+):
+    shown = []
+
+    def fail(*args, **values):
+        raise error
+
+    monkeypatch.setattr(host.module.page, where, fail)
+    monkeypatch.setattr(host.module.gr, "HTML", lambda text="", **values: shown.append(text))
+    assert len(host.script.ui(is_img2img=False)) == 1  # the API's arguments need a place
+    assert host.script.infotext_fields == []
+    assert "could not be drawn" in shown[-1]
+    assert told in shown[-1]
+    assert told in caplog.text
+
+    for args in ([False], [{"enabled": False}], []):
+        made = process_images(Processing(world=host, script_args=args, scripts=Runner(host.script)))
+        assert len(made.images) == 1
+    for args in ([True], [{"references": []}]):
+        with pytest.raises(FaceSnapError, match=f"could not be drawn: .*{told}"):
+            process_images(Processing(world=host, script_args=args, scripts=Runner(host.script)))
+
+    monkeypatch.undo()
+    assert len(host.script.ui(is_img2img=True)) > 1
+    assert host.script.failure is None
+
+
+def test_choosing_a_saved_person_shows_that_persons_rig(host, monkeypatch):
+    """The page asks for the canvas anew, with the name beside everything else that it says."""
+    components = dict(zip(UI_ORDER, host.script.ui(is_img2img=False)))
+    asked = []
+    rig = Rig(np.zeros((72, 3), np.float32), np.zeros((4, 72, 3), np.float32))
+    monkeypatch.setattr(webui.Engine, "preview", lambda self, *args: asked.append(args) or (rig, None))
+    shown = {"identity": "Ada", "pose": "own", "canvas_size": "640x512"}
+    answers = []
+    for function, inputs, outputs in components["identity"].listeners:
+        if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:
+            answers.append(json.loads(function(*(shown.get(component.values["elem_id"]) for component in inputs))))
+    assert [set(answer) for answer in answers] == [{"question", "rig", "points", "in_init"}]
+    assert asked == [(None, None, (640, 512), 0, 0, "Ada")]

@@ -101,8 +101,12 @@ def test_disabled_means_nothing_is_read(args):
     assert from_script_args(args) == {}
 
 
+def test_a_list_from_before_the_last_components_means_the_same():
+    assert from_script_args(page(weight=0.5)[:-1]) == from_script_args(page(weight=0.5))
+
+
 def test_an_unknown_name_is_told_with_the_known_ones():
-    with pytest.raises(FaceSnapError, match=r"no setting named wieght; it has adapter, average, .*blocks, .*weight"):
+    with pytest.raises(FaceSnapError, match=r"no setting named 'wieght'; it has adapter, blocks, .*several, .*weight"):
         from_script_args([{"wieght": 1}])
 
 

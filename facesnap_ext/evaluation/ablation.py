@@ -45,10 +45,12 @@ class AblationConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     people: int = 200  # held-out identities, each drawn once by every row
     references: tuple[int, ...] = (1, 2, 4, 8)  # how many photos of a person are given, averaged and fused
+    only: tuple[str, ...] = ()  # names of rows, where not all are wanted: some of them with a longer budget, say
 
     @property
     def rows(self) -> list[Row]:
-        return distinct((*TABLE_2, *TABLE_3, *reference_rows(self.references)))
+        rows = distinct((*TABLE_2, *TABLE_3, *reference_rows(self.references)))
+        return [row for row in rows if not self.only or row.name in self.only]
 
 
 def read_ablation(path: Path) -> AblationConfig:
@@ -61,13 +63,16 @@ def read_ablation(path: Path) -> AblationConfig:
     content = read_fields(path)
     if own := [name for name in OWN if name in content]:
         raise FaceSnapError(f"'{own[0]}' in {path} is for the ablation to set; remove it.")
-    given = {name: content.pop(name) for name in ("seeds", "people", "references") if name in content}
+    given = {name: content.pop(name) for name in ("seeds", "people", "references", "only") if name in content}
     train = from_fields(path, {**content, "out": "."})
     config = AblationConfig(train, **{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
     _check_numbers(path, "seeds", config.seeds, 0, 2**32 - 1)
     _check_numbers(path, "references", config.references, 1, len(REFERENCE_SHOTS))
     if type(config.people) is not int or config.people < 2:
         raise FaceSnapError(f"'people' in {path} is {config.people!r} and must be a whole number from 2; correct it.")
+    names = [row.name for row in replace(config, only=()).rows]
+    if not isinstance(config.only, tuple) or not set(config.only) <= set(names):
+        raise FaceSnapError(f"'only' in {path} must be a list of rows, which are {', '.join(names)}; correct it.")
     return config
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -67,7 +67,7 @@ def results(
         about: `seeds`, `people` and whatever else is to be known of the run. limits: by name and metric [P].
     """
     rows = {}
-    for row in distinct((*TABLE_2, *TABLE_3, *reference_rows(references))):
+    for row in _among(scores.values, distinct((*TABLE_2, *TABLE_3, *reference_rows(references)))):
         fid = scores.fid[row.name]
         rows[row.name] = {metric: estimate(values) for metric, values in scores.values[row.name].items()}
         rows[row.name] |= {"fid": {"mean": float(fid.mean()), **_over_seeds(fid)}}
@@ -75,17 +75,22 @@ def results(
     return {
         "about": about,
         "rows": rows,
-        "table_2": differences(scores, pairwise(TABLE_2)),
-        "table_3": differences(scores, pairwise(TABLE_3)),
-        "references": differences(scores, _reference_pairs(references)),
+        "table_2": differences(scores, pairwise(_among(scores.values, TABLE_2))),
+        "table_3": differences(scores, pairwise(_among(scores.values, TABLE_3))),
+        "references": differences(scores, _reference_pairs(scores.values, references)),
         "limits": {
             name: {metric: asdict(bootstrap(values)) for metric, values in row.items()} for name, row in limits.items()
         },
     }
 
 
-def _reference_pairs(counts: Sequence[int]) -> list[tuple[Row, Row]]:
-    """Averaged against fused, and one reference against as many as there are."""
+def _among(names: Container[str], rows: Iterable[Row]) -> list[Row]:
+    """The rows that have a name among these: an ablation may be of some."""
+    return [row for row in rows if row.name in names]
+
+
+def _reference_pairs(names: Container[str], counts: Sequence[int]) -> list[tuple[Row, Row]]:
+    """Averaged against fused, and one reference against as many as there are; what there is of them."""
     pairs = []
     for count in counts:
         if count > 1:
@@ -93,7 +98,7 @@ def _reference_pairs(counts: Sequence[int]) -> list[tuple[Row, Row]]:
             pairs.append((averaged, fused))
             if 1 in counts:
                 pairs.append((MIXER, fused))
-    return pairs
+    return [pair for pair in pairs if len(_among(names, pair)) == 2]
 
 
 def markdown(found: dict[str, Any], references: Sequence[int]) -> str:
@@ -103,15 +108,20 @@ def markdown(found: dict[str, Any], references: Sequence[int]) -> str:
         ("Table 2: Facial Attribute Mixer", "table_2", TABLE_2),
         ("Table 3: FFRNet and spatial control", "table_3", TABLE_3),
     ):
+        rows = _among(found["rows"], rows)
+        if not rows:
+            continue
         lines += [f"## {title}", ""]
         head = [*TO_REFERENCE.values(), "FID", "paper: CLIP-face", "paper: FaceSim", "paper: FID"]
         lines += _table(head, ((row.title, _cells(found, row, TO_REFERENCE)) for row in rows))
-        lines += ["", "Each row's gain over the row above it, on the same people:", ""]
-        lines += _table(list(TO_REFERENCE.values()), _gains(found[key], rows, TO_REFERENCE))
+        if found[key]:
+            lines += ["", "Each row's gain over the row above it, on the same people:", ""]
+            lines += _table(list(TO_REFERENCE.values()), _gains(found[key], rows, TO_REFERENCE))
         lines.append("")
-    rows = reference_rows(references)
-    lines += ["## How many references", "", "Likeness to photos of the person that nothing was given:", ""]
-    lines += _table(list(TO_UNSEEN.values()), ((row.title, _cells(found, row, TO_UNSEEN)) for row in rows))
+    rows = _among(found["rows"], reference_rows(references))
+    if rows:
+        lines += ["## How many references", "", "Likeness to photos of the person that nothing was given:", ""]
+        lines += _table(list(TO_UNSEEN.values()), ((row.title, _cells(found, row, TO_UNSEEN)) for row in rows))
     if found["references"]:
         lines += ["", "Gains, on the same people:", ""]
         lines += _table(list(TO_UNSEEN.values()), _gains(found["references"], rows, TO_UNSEEN))
@@ -192,7 +202,7 @@ def people_sheet(
         seat = sitter(index)
         panels.append([Panel(f"Person {index}", Image.fromarray(seat.references[0]), "reference")])
         panels[-1].append(Panel("Driving photo", Image.fromarray(seat.driving), seat.prompt.split(",")[0]))
-        for row in distinct((*TABLE_3[:-1], *TABLE_2)):
+        for row in _among(scores.values, distinct((*TABLE_3[:-1], *TABLE_2))):
             likeness = 100 * scores.values[row.name]["face_sim"][0, index]
             panels[-1].append(Panel(row.title, Image.open(picture(row, index)), f"judge {likeness:.0f}"))
     return sheet("Reference, driving photo, and every row's picture of them", panels)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from facesnap_ext import likeness, photos
 from facesnap_ext.engine import Engine, Prepared
-from facesnap_ext.errors import naming
+from facesnap_ext.errors import FaceSnapError, naming
 from facesnap_ext.guidance import Guidance
-from facesnap_ext.infotext import to_infotext
+from facesnap_ext.hosts import redraw
+from facesnap_ext.infotext import MARK, to_infotext
+from facesnap_ext.photos import Photo
 from facesnap_ext.regions import Drawn, Window
 from facesnap_ext.settings import Unit, person
+from facesnap_ext.weights.instantid import takes_clip
 from facesnap_ext.weights.places import ModelFiles
 
 _engine: Engine | None = None
@@ -28,47 +32,156 @@ def the_engine(find_models: Callable[[], ModelFiles]) -> Engine:
     return _engine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
-    """What was prepared for one job: somebody for each unit, in the page's order."""
+    """What was prepared for a job, or for its pictures of one photo: somebody for each unit, in the page's order."""
 
     people: tuple[Prepared, ...]
     init_size: tuple[int, int] | None = None  # of img2img's init picture, in which drawn regions lie
+    infotext: Mapping[str, Any] = field(default_factory=dict)
+    redraw: tuple[float, ...] = ()  # for each of the people, see `Unit.redraw`
 
 
-def prepare(p: Any, units: Mapping[int, Unit], find_models: Callable[[], ModelFiles]) -> Job:
+ENCODED_TOGETHER = 16
+"""Photos of a person each that are encoded at a time: the encoder takes long to load, and not all results are kept."""
+
+REPEATED = ("prompt", "negative_prompt", "seed", "subseed")  # of a job; other scripts give lists, one for each picture
+
+
+def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[], ModelFiles]) -> list[dict[int, Unit]]:
+    """Make room in a job, before the host makes its seeds and prompts, for all of `settings.sittings`: it makes its
+    pictures once for each of them, one after the other. `restore` takes this back.
+
+    Returns:
+        The sittings of this job; ADetailer's own pass over a finished picture has the one of that picture.
+
+    Raises:
+        FaceSnapError: some photos have no face, which is told of all before anything is made; or other scripts ask for
+            pictures that fill no whole batches.
+    """
+    from modules import shared
+
+    counted = "facesnap_before" in vars(p)  # ADetailer begins anew with a copy of a job that is under way
+    restore(p)
+    if len(sittings) < 2:
+        return sittings
+    if getattr(p, "_ad_inner", False):
+        return [next(units for units in sittings if to_infotext(units).items() <= p.extra_generation_params.items())]
+    first = min(sittings[0])
+    references = [units[first].references[0] for units in sittings]
+    with naming(person(first, sittings[0])):
+        the_engine(find_models).require_faces(references, sittings[0][first].face, progress)
+    lists = {name: value for name in REPEATED if isinstance(value := getattr(p, name, None), list)}
+    if any(len(value) != p.n_iter * p.batch_size for value in lists.values()):
+        raise FaceSnapError(
+            "A script asks for pictures that fill no whole batches, which cannot be repeated for a person each; set "
+            "the batch size to 1."
+        )
+    p.facesnap_before = {"n_iter": p.n_iter, **lists}
+    for name, value in lists.items():
+        setattr(p, name, value * len(sittings))
+    if shared.state.job_count > 0 and not counted:  # by a script, as if there were one photo
+        shared.state.job_count += p.n_iter * (len(sittings) - 1)
+    p.n_iter *= len(sittings)
+    return sittings
+
+
+def restore(p: Any) -> None:
+    """Give a job back what `make_room` changed of it."""
+    for name, value in vars(p).pop("facesnap_before", {}).items():
+        setattr(p, name, value)
+
+
+def forget_infotext(p: Any) -> None:
+    """The X/Y/Z plot's cells share their parameters; what another cell said of FaceSnap is not this one's."""
+    params = p.extra_generation_params
+    p.extra_generation_params = {name: value for name, value in params.items() if not name.startswith(MARK)}
+
+
+def now(p: Any) -> Job | FaceSnapError | None:
+    """What was prepared for the batch under way, or why the job must stop; None where there is nobody."""
+    made = getattr(p, "facesnap", None)
+    return made[_index(p)] if isinstance(made, tuple) else made
+
+
+def _index(p: Any) -> int:
+    """Of the photo whose batch is under way."""
+    photos = len(p.facesnap)
+    return min(p.iteration * photos // p.n_iter, photos - 1) if photos > 1 else 0
+
+
+def begin_batch(p: Any) -> None:
+    """Let the infotext and the page say whose pictures are being made."""
+    job = now(p)
+    if isinstance(job, Job):
+        p.extra_generation_params.update(job.infotext)
+        progress(_which(_index(p), len(p.facesnap)), "sampling")
+
+
+def progress(*parts: str) -> None:
+    """Tell the page what is being done."""
+    from modules import shared
+
+    shared.state.textinfo = "".join(["FaceSnap: ", *parts])
+
+
+def _which(index: int, photos: int) -> str:
+    return f"photo {index + 1} of {photos}: " if photos > 1 else ""
+
+
+def prepare(p: Any, sittings: Sequence[Mapping[int, Unit]], find_models: Callable[[], ModelFiles]) -> tuple[Job, ...]:
     """Prepare a job's guidance, telling the page what is being done.
 
     Args:
-        units: the active ones by their numbers on the page, for messages.
+        sittings: as `make_room` gives them: the active units by their numbers on the page, which are for messages.
+
+    Returns:
+        One for each sitting.
 
     Raises:
         FaceSnapError: a photo or a model file is missing or unfit; it says of which person where there are several.
     """
-    from modules import shared
-
-    def progress(title: str, message: str) -> None:
-        shared.state.textinfo = f"FaceSnap: {title}{message}"
-
     engine = the_engine(find_models)
     init_images = getattr(p, "init_images", None)
     init_picture = photos.from_pil(init_images[0], "Init picture") if init_images else None
+    init_size = None if init_picture is None else init_picture.pixels.shape[1::-1]
+    jobs = []
+    for i, units in enumerate(sittings):
+        if len(sittings) > 1 and i % ENCODED_TOGETHER == 0:
+            progress("encoding the faces")
+            _encode(engine, sittings[i : i + ENCODED_TOGETHER])
+        people = _prepare_people(p, units, engine, init_picture, partial(progress, _which(i, len(sittings))))
+        jobs.append(Job(people, init_size, to_infotext(units), tuple(unit.redraw for unit in units.values())))
+    return tuple(jobs)
+
+
+def _encode(engine: Engine, sittings: Sequence[Mapping[int, Unit]]) -> None:
+    files, first = engine.files(), min(sittings[0])
+    units = [units[first] for units in sittings]
+    if takes_clip(files.choose_facesnap(units[0].model)):
+        engine.clip_tokens_of(files, [engine.face(files, unit.references[0], unit.face) for unit in units])
+
+
+def _prepare_people(
+    p: Any,
+    units: Mapping[int, Unit],
+    engine: Engine,
+    init_picture: Photo | None,
+    tell: Callable[..., None],
+) -> tuple[Prepared, ...]:
     people = []
     files = len({unit.model for unit in units.values()})
     for number, unit in units.items():
         title = person(number, units)
         with naming(title):
-            prepared = engine.prepare(unit, p.width, p.height, init_picture, partial(progress, title), files)
+            prepared = engine.prepare(unit, p.width, p.height, init_picture, partial(tell, title), files)
         notes = list(prepared.notes)
         if unit.hires == "second" and not getattr(p, "enable_hr", False):
             notes.append("Hires fix is off; a person wanted in its second pass only is left out.")
         for note in notes:
             p.comment(f"FaceSnap: {title}{note}")
-        people.append(prepared)
-    p.extra_generation_params.update(to_infotext(units))
-    progress("", "sampling")
-    init_size = None if init_picture is None else init_picture.pixels.shape[1::-1]
-    return Job(tuple(people), init_size)
+        people.append(replace(prepared, references=(), driving=None))  # a folder of photos is large
+    return tuple(people)
 
 
 def add_likeness(p: Any, job: Job, image: Any) -> None:
@@ -80,6 +193,16 @@ def add_likeness(p: Any, job: Job, image: Any) -> None:
     p.extra_generation_params.update(likeness.infotext(value))
 
 
+def redraw_small_faces(p: Any, job: Job, image: Any, host: ModuleType) -> Any:
+    """A finished picture with its small faces drawn again, where that is wanted; see `redraw.redraw`."""
+    if not any(job.redraw):
+        return image
+    last_was_second = bool(getattr(p, "enable_hr", False))
+    guidances = _through_windows(p, job, job.people, last_was_second)
+    engine = _engine
+    return redraw.redraw(p, image, guidances, job.redraw, partial(engine.faces, engine.files()), host)
+
+
 def for_pass(p: Any, job: Job) -> tuple[Guidance, ...]:
     """Guidance for the sampling pass that is about to begin, of those who act in it.
 
@@ -87,11 +210,15 @@ def for_pass(p: Any, job: Job) -> tuple[Guidance, ...]:
     pass's picture for hires fix to another shape. Img2img counts as a first pass.
     """
     second = bool(getattr(p, "is_hr_pass", False))
+    return _through_windows(p, job, [one for one in job.people if one.guidance.acts_in(second)], second)
+
+
+def _through_windows(p: Any, job: Job, people: Sequence[Prepared], second: bool) -> tuple[Guidance, ...]:
+    """Guidance as it lies in the picture of a pass, `second` where that is hires fix's second one."""
     window = hires_window(p) if second else None if job.init_size is None else init_window(p, job.init_size)
-    acting = [prepared for prepared in job.people if prepared.guidance.acts_in(second)]
     if window is None or window == WHOLE:
-        return tuple(prepared.guidance for prepared in acting)
-    return tuple(_cropped(prepared, window, everything=second) for prepared in acting)
+        return tuple(prepared.guidance for prepared in people)
+    return tuple(_cropped(prepared, window, everything=second) for prepared in people)
 
 
 def _cropped(prepared: Prepared, window: Window, everything: bool) -> Guidance:

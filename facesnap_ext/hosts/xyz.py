@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.settings import RANGES, Unit
+from facesnap_ext.settings import RANGES, Unit, from_script_args
 
 PREFIX = "[FaceSnap] "
 PLOT = ("xyz_grid.py", "xyz_grid")  # ends of its module's name, by host
-NUMBERS = ("weight", "start", "end", "yaw", "pitch")
+NUMBERS = ("weight", "adapter", "start", "end", "yaw", "pitch")
 
 
 def add_axes(identities: Callable[[], Sequence[str]]) -> None:
@@ -27,13 +27,15 @@ def add_axes(identities: Callable[[], Sequence[str]]) -> None:
 
 
 def with_axes(p: Any, units: Mapping[int, Unit]) -> dict[int, Unit]:
-    """The units of a job with the values that the plot gave to its cell, all of them with the same.
+    """The enabled units of a job with the values that the plot gave to its cell, all of them with the same; those who
+    then have nothing to do are left out.
 
     Raises:
         FaceSnapError: there is no reference of that number.
     """
     values = getattr(p, "facesnap_axes", {})
-    return {number: _with_values(unit, values) for number, unit in units.items()}
+    given = {number: _with_values(unit, values) for number, unit in units.items()}
+    return {number: unit for number, unit in given.items() if unit.active}
 
 
 def _with_values(unit: Unit, values: dict[str, Any]) -> Unit:
@@ -55,7 +57,7 @@ def _axes(option: Any, identities: Callable[[], Sequence[str]]) -> list[Any]:
     numbers = [option(PREFIX + name, float, _apply(name), confirm=_in_range(name)) for name in NUMBERS]
     return [
         *numbers,
-        option(PREFIX + "reference", int, _apply("reference")),
+        option(PREFIX + "reference", int, _apply("reference"), confirm=_are_there),
         option(PREFIX + "identity", str, _apply("identity"), choices=lambda: list(identities())),
     ]
 
@@ -77,6 +79,16 @@ def _in_range(name: str) -> Callable[[Any, Sequence[float]], None]:
                 raise FaceSnapError(f"FaceSnap's {name} is {value:g} in the plot; give numbers from {low} to {high}.")
 
     return confirm
+
+
+def _are_there(p: Any, numbers: Sequence[int]) -> None:
+    """Ask before the plot begins: it swallows the errors of its cells and leaves them empty."""
+    for script in p.scripts.alwayson_scripts:
+        if script.title() == "FaceSnap":
+            units = from_script_args(p.script_args[script.args_from : script.args_to])
+            for number in numbers:
+                for unit in units.values():
+                    _with_values(unit, {"reference": number})
 
 
 def _plots() -> list[Any]:

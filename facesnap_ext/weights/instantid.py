@@ -82,6 +82,11 @@ def load_any(source: WeightSource) -> FaceSnapWeights:
     return load(*source) if isinstance(source, tuple) else facesnap_file.load(source)
 
 
+def takes_clip(source: WeightSource) -> bool:
+    """Whether the Mixer of a FaceSnap file wants CLIP's tokens beside embeddings; of the published pair it does not."""
+    return not isinstance(source, tuple) and facesnap_file.read_info(source).mixer.clip_dim > 0
+
+
 def load_any_adapter(source: WeightSource) -> Adapter:
     """The adapter of a FaceSnap file that has one, or of the published pair."""
     return load_adapter(source[1]) if isinstance(source, tuple) else facesnap_file.load_adapter(source)

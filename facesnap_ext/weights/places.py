@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights.recognise import Kind, recognise
+from facesnap_ext.weights.tensors import read_index
+from facesnap_ext.weights.unpickle import is_old_torch_file
 
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl"}
 ADVICE = {
@@ -17,9 +21,48 @@ ADVICE = {
     "deca": "no DECA encoder (deca_model.tar)",
     "flame": "no FLAME head model (generic_model.pkl)",
 }
+IDENTITIES = "identities"  # folder of saved people in the model folder
+CLIP_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a transformers folder
+FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_Open")  # .pkl
+MAX_DEPTH = 4  # folders below one that is looked through: …/insightface/models/antelopev2/antelopev2
+MAX_FOLDERS = 256  # of one that is looked through
+MAX_FILES = 512  # weight files of it
+MAX_OLD_TORCH_BYTES = 64 * 2**20  # torch's files before 1.6 cannot be recognised without reading them whole
+# folders of other programs that hold large files and nothing for FaceSnap
+SKIPPED = {
+    "animatediff_models",
+    "checkpoints",
+    "codeformer",
+    "diffusion_models",
+    "embeddings",
+    "esrgan",
+    "gfpgan",
+    "hypernetworks",
+    "lora",
+    "loras",
+    "realesrgan",
+    "stable-diffusion",
+    "text_encoder",
+    "text_encoders",
+    "unet",
+    "upscale_models",
+    "vae",
+    "vae-approx",
+}
+
 
 WeightSource = Path | tuple[Path, Path]
 """A FaceSnap file, or InstantID's ControlNet and `ip-adapter.bin`."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file, or a folder of a face pack or of a CLIP, that FaceSnap can use."""
+
+    role: str  # a name in `ADVICE`, or "instantid"
+    path: Path
+    kind: str  # completes the sentence "this is …"
+    place: Path  # the folder that was looked through
 
 
 @dataclass
@@ -27,12 +70,14 @@ class ModelFiles:
     """What was found in the model folders; None for what is missing."""
 
     folder: Path
-    facesnap: dict[str, WeightSource] = field(default_factory=dict)  # by file name; InstantID's pair by its own
+    facesnap: dict[str, WeightSource] = field(default_factory=dict)  # by file name; InstantID's pairs by its own
     face_pack: Path | None = None
     clip: Path | None = None
     deca: Path | None = None
     flame: Path | None = None
     unreadable: list[str] = field(default_factory=list)  # why a file there was passed over
+    elsewhere: tuple[Path, ...] = ()  # folders also looked through that are there
+    found: list[Found] = field(default_factory=list)  # everything of use, `folder`'s first, doubles too
 
     def require(self, part: str) -> Path:
         """The path of a part, or a `FaceSnapError` that says what to put where."""
@@ -42,7 +87,7 @@ class ModelFiles:
         return path
 
     def choose_facesnap(self, name: str = "") -> WeightSource:
-        """The FaceSnap file of this name, or the only one there is."""
+        """The FaceSnap file of this name; or the only one of the model folder, or else the only one elsewhere."""
         if name in self.facesnap:
             return self.facesnap[name]
         names = ", ".join(sorted(self.facesnap))
@@ -50,52 +95,61 @@ class ModelFiles:
             raise FaceSnapError(f"There is no FaceSnap file {name} in {self.folder}; there is {names or 'none'}.")
         if not names:
             raise FaceSnapError(self._is_missing("facesnap"))
-        if len(self.facesnap) > 1:
+        own = [source for source in self.facesnap.values() if self._is_own(source)]
+        candidates = own or [*self.facesnap.values()]
+        if len(candidates) > 1:
             raise FaceSnapError(f"There are several FaceSnap files in {self.folder} ({names}); choose one by its name.")
-        return next(iter(self.facesnap.values()))
+        return candidates[0]
 
     def missing(self) -> dict[str, str]:
-        """For each part that is not there, by its name, what to put where."""
-        return {part: self._is_missing(part) for part in ADVICE if not getattr(self, part)}
+        """For each part that is wanted and not there, by its name, what to put where. InstantID wants no CLIP."""
+        instantid_alone = self.facesnap and all(isinstance(source, tuple) for source in self.facesnap.values())
+        wanted = [part for part in ADVICE if not (part == "clip" and instantid_alone)]
+        return {part: self._is_missing(part) for part in wanted if not getattr(self, part)}
+
+    def _is_own(self, source: WeightSource) -> bool:
+        paths = source if isinstance(source, tuple) else (source,)
+        return any(path.is_relative_to(self.folder) for path in paths)
 
     def _is_missing(self, part: str) -> str:
         sentence = f"There is {ADVICE[part]} in {self.folder}; put one there, models/README.md says where to get it."
         return sentence if not self.unreadable else f"{sentence} Passed over: {' '.join(self.unreadable)}"
 
 
-def find_models(folder: Path, pack_folders: tuple[Path, ...] = ()) -> ModelFiles:
-    """Look through the model folder; weight files are recognised by their tensors.
+def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
+    """Look through the model folder, and then through others; weight files are recognised by their tensors.
 
     Args:
-        folder: holds every file, each kind in one piece: files, and folders of a face pack or of a CLIP.
-        pack_folders: further folders that hold face packs, such as insightface's own.
+        folder: FaceSnap's own, under any names: weight files, folders of a face pack or of a CLIP.
+        elsewhere: folders of other programs, which hold much that is of no use here. What `folder` has comes first, and
+            only what is beyond doubt is taken: no pickle but one of FLAME's name, no CLIP but ViT-H, no pack without
+            insightface's names.
     """
     files = ModelFiles(folder)
-    paired = _place_instantid(files)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.is_dir():
-            if _is_pack(path):
-                files.face_pack = files.face_pack or path
-            elif (path / "config.json").is_file() and not _of_kind(path, Kind.SDXL_CONTROLNET):
-                files.clip = files.clip or path
-        elif path.suffix in WEIGHT_SUFFIXES and path not in paired:
-            _place(files, path)
-    for other in pack_folders:
-        packs = [path for path in sorted(other.iterdir()) if _is_pack(path)] if other.is_dir() else []
-        files.face_pack = files.face_pack or next(iter(packs), None)
+    halves: list[Found] = []  # adapters of InstantID, and SDXL ControlNets, of which one may be its IdentityNet
+    for path in _look_through(folder, files.unreadable):
+        _place(files, path, folder, halves)
+    seen = {found.path.resolve() for found in (*files.found, *halves)}
+    for place in elsewhere:
+        if not place.is_dir() or place.resolve() == folder.resolve():
+            continue
+        files.elsewhere += (place,)
+        for path in _look_through(place, files.unreadable, beside=folder):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                _place(files, path, place, halves)
+    _pair_instantid(files, halves)
     return files
 
 
 def identity_folder(models: Path) -> Path:
     """Where saved identities live, in the model folder."""
-    return models / "identities"
+    return models / IDENTITIES
 
 
 def find_identities(models: Path) -> dict[str, Path]:
     """The identity files of the model folder by their names, which are their file names without `.safetensors`."""
-    return {
-        path.stem: path for path in sorted(identity_folder(models).glob("*.safetensors")) if _is(path, Kind.IDENTITY)
-    }
+    return {path.stem: path for path in sorted(identity_folder(models).glob("*.safetensors")) if _is_identity(path)}
 
 
 def choose_identity(models: Path, name: str) -> Path:
@@ -111,73 +165,148 @@ def choose_identity(models: Path, name: str) -> Path:
     return path
 
 
-def _place(files: ModelFiles, path: Path) -> None:
-    try:
-        kind = _kind(path, path.stat().st_size, path.stat().st_mtime_ns)
-    except FaceSnapError as error:
-        files.unreadable.append(str(error))
+def _look_through(place: Path, told: list[str], beside: Path | None = None) -> Iterator[Path]:
+    """Weight files and folders with .onnx files below a folder, nearest first, by name; `told` gets to know where it
+    ended early. `beside` is FaceSnap's own folder when this is another one."""
+    queue = deque([(place, 0)])
+    folders = files = 0
+    while queue:
+        folder, depth = queue.popleft()
+        folders += 1
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError:  # not there, or not ours to read
+            continue
+        if depth and any(entry.suffix == ".onnx" for entry in entries):
+            yield folder
+        for entry in entries:
+            if entry.suffix in WEIGHT_SUFFIXES and entry.is_file():
+                files += 1
+                if files > MAX_FILES:
+                    told.append(f"{place} has more than {MAX_FILES} weight files, of which the rest was not looked at.")
+                    return
+                yield entry
+            elif depth < MAX_DEPTH and not _is_skipped(entry, beside) and entry.is_dir():
+                queue.append((entry, depth + 1))
+        if queue and folders == MAX_FOLDERS:
+            told.append(f"{place} has more than {MAX_FOLDERS} folders, of which the rest was not looked at.")
+            return
+
+
+def _is_skipped(entry: Path, beside: Path | None) -> bool:
+    if beside is None:
+        return entry.name == IDENTITIES
+    return entry.name.lower() in SKIPPED or (entry.name == beside.name and entry.resolve() == beside.resolve())
+
+
+def _place(files: ModelFiles, path: Path, place: Path, halves: list[Found]) -> None:
+    """Note what a file or a folder with .onnx files is; of another program's folder what is of no use goes unsaid."""
+    own = place == files.folder
+    if path.is_dir():
+        if own or _has_insightfaces_names(path):
+            _note(files, "face_pack", path, "a face recognition pack", place)
         return
-    if kind is Kind.FACESNAP:
-        files.facesnap[path.name] = path
-    elif kind is Kind.CLIP_VISION:
-        files.clip = files.clip or path
+    try:
+        state = path.stat()
+        if not own and state.st_size > MAX_OLD_TORCH_BYTES and is_old_torch_file(path):
+            return
+        kind = _kind(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        kind = FaceSnapError(f"{path.name} cannot be read ({error.strerror}).")
+    if isinstance(kind, FaceSnapError):
+        if own:
+            files.unreadable.append(str(kind))
+    elif kind is Kind.FACESNAP:
+        files.facesnap.setdefault(path.name, path)
+        files.found.append(Found("facesnap", path, kind.value, place))
+    elif kind is Kind.CLIP_VISION and (own or _is_vit_h(path, state.st_size, state.st_mtime_ns)):
+        in_folder = path.name in CLIP_NAMES and path.parent != place and (path.parent / "config.json").is_file()
+        _note(files, "clip", path.parent if in_folder else path, kind.value, place)
     elif kind in (Kind.DECA, Kind.DECA_ORIGINAL):
-        files.deca = path if kind is Kind.DECA else files.deca or path
-    elif kind in (Kind.FLAME, Kind.PICKLE):
-        files.flame = path if kind is Kind.FLAME else files.flame or path
-    elif kind is Kind.IDENTITY:
+        _note(files, "deca", path, kind.value, place, before=kind is Kind.DECA)
+    elif kind is Kind.FLAME or (kind is Kind.PICKLE and (own or path.stem in FLAME_NAMES)):
+        _note(files, "flame", path, kind.value, place, before=kind is Kind.FLAME)
+    elif kind in (Kind.INSTANTID_ADAPTER, Kind.SDXL_CONTROLNET):
+        halves.append(Found("instantid", path, kind.value, place))
+    elif own and kind is Kind.IDENTITY:
         files.unreadable.append(f"{path.name} is a saved identity: move it into {identity_folder(files.folder)}.")
-    else:
+    elif own:
         files.unreadable.append(f"{path.name} is {kind.value}.")
 
 
-def _place_instantid(files: ModelFiles) -> set[Path]:
-    """Find InstantID's adapter, here or one folder down, with its ControlNet beside it or in a folder there.
+def _note(files: ModelFiles, role: str, path: Path, kind: str, place: Path, before: bool = False) -> None:
+    """Add what was found; it becomes the one used where it is the first, or comes `before` another of its folder."""
+    if any(found.role == role and found.path == path for found in files.found):
+        return  # a folder with several copies of its network
+    first = next((found for found in files.found if found.role == role), None)
+    files.found.append(Found(role, path, kind, place))
+    if first is None or (before and first.place == place and first.kind != kind):
+        setattr(files, role, path)
 
-    An SDXL ControlNet's tensors do not tell what it was trained for: with several of them there is no guessing.
 
-    Returns:
-        The files of the pairs, and adapters whose fault is told.
+def _pair_instantid(files: ModelFiles, halves: Sequence[Found]) -> None:
+    """Find each InstantID adapter's ControlNet, which together serve as a FaceSnap file, and note the halves.
+
+    No tensor tells IdentityNet from other SDXL ControlNets. It is the only one beside the adapter or in a folder there,
+    or of these the only one of InstantID's name, or else one of that name anywhere.
     """
-    settled: set[Path] = set()
-    for folder in [files.folder, *_folders(files.folder)]:
-        for adapter in _of_kind(folder, Kind.INSTANTID_ADAPTER):
-            found = [path for place in (folder, *_folders(folder)) for path in _of_kind(place, Kind.SDXL_CONTROLNET)]
-            settled.add(adapter)
-            if len(found) == 1:
-                name = "InstantID" if "InstantID" not in files.facesnap else f"InstantID ({folder.name})"
-                files.facesnap[name] = (found[0], adapter)
-                settled.add(found[0])
-            else:
-                names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
-                files.unreadable.append(
-                    f"{adapter.name} is InstantID's adapter and wants InstantID's ControlNet, and no other, beside it "
-                    f"or in a folder there; there is {names}."
-                )
-    return settled
+    adapters = [half for half in halves if half.kind == Kind.INSTANTID_ADAPTER.value]
+    nets = [half for half in halves if half.kind == Kind.SDXL_CONTROLNET.value]
+    named = [net for net in nets if _is_named_instantid(net)]
+    settled = {adapter.path for adapter in adapters} | {net.path for net in named}
+    for adapter in adapters:
+        folder = adapter.path.parent
+        near = [net for net in nets if folder in (net.path.parent, net.path.parent.parent)]
+        candidates = near if len(near) == 1 else [net for net in named if net in near] or named
+        if candidates:
+            names = ("InstantID", f"InstantID ({folder.name})", f"InstantID ({adapter.path})")
+            files.facesnap[next(name for name in names if name not in files.facesnap)] = (
+                candidates[0].path,
+                adapter.path,
+            )
+            settled.add(candidates[0].path)
+        elif adapter.place == files.folder:
+            there = ", ".join(str(net.path.relative_to(folder)) for net in near) or "none"
+            files.unreadable.append(
+                f"{adapter.path.name} is {adapter.kind} and wants InstantID's ControlNet, beside it or in a folder "
+                f"there, and no other there; there is {there}."
+            )
+    files.found += [half for half in halves if half.path in settled]
+    for half in halves:
+        if half.path not in settled and half.place == files.folder:
+            files.unreadable.append(f"{half.path.name} is {half.kind}.")
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
-
-def _of_kind(folder: Path, kind: Kind) -> list[Path]:
-    """The weight files of a kind that lie in the folder itself."""
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in files if path.suffix in WEIGHT_SUFFIXES and _is(path, kind)]
+@lru_cache(maxsize=4096)
+def _kind(path: Path, size: int, changed: int) -> Kind | FaceSnapError:
+    """What a file is, or why that cannot be told, which is remembered too."""
+    try:
+        return recognise(path)
+    except FaceSnapError as error:
+        return FaceSnapError(str(error))  # without its traceback
 
 
 @lru_cache(maxsize=256)
-def _kind(path: Path, size: int, changed: int) -> Kind:
-    return recognise(path)
+def _is_vit_h(path: Path, size: int, changed: int) -> bool:
+    """Whether a CLIP's patches are ViT-H/14's: 1280 channels of 14 by 14 pixels."""
+    ends = ("patch_embedding.weight", "visual.conv1.weight")
+    return any(key.endswith(ends) and shape == (1280, 3, 14, 14) for key, shape in read_index(path).shapes.items())
 
 
-def _is(path: Path, kind: Kind) -> bool:
+def _is_named_instantid(net: Found) -> bool:
+    """Whether the file or a folder of it is called InstantID's."""
+    parts = [part.lower().replace("_", "").replace("-", "") for part in net.path.relative_to(net.place).parts]
+    return any("instantid" in part or part == "controlnetmodel" for part in parts)
+
+
+def _has_insightfaces_names(folder: Path) -> bool:
+    """Whether detector and recognition model are there under insightface's names."""
+    names = [path.name.lower() for path in folder.glob("*.onnx")]
+    return len(names) > 1 and any(name.startswith(("scrfd", "det_")) for name in names)
+
+
+def _is_identity(path: Path) -> bool:
     try:
-        return _kind(path, path.stat().st_size, path.stat().st_mtime_ns) is kind
-    except (FaceSnapError, OSError):  # damaged: whoever asks for it by its name is told
+        return _kind(path, path.stat().st_size, path.stat().st_mtime_ns) is Kind.IDENTITY
+    except OSError:  # damaged: whoever asks for it by its name is told
         return False
-
-
-def _is_pack(path: Path) -> bool:
-    return (path.is_dir() and any(path.glob("*.onnx"))) or any(path.glob("*/*.onnx"))

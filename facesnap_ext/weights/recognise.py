@@ -103,7 +103,7 @@ def recognise_tensors(shapes: Shapes) -> Kind:
         return Kind.SDXL_UNET if "add_embedding.linear_1.weight" in shapes else Kind.OTHER_UNET
     if any(key.startswith("E_flame.") for key in shapes):
         return Kind.DECA_ORIGINAL
-    if any(key.endswith(("vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight")) for key in shapes):
+    if any(key.endswith(("embeddings.patch_embedding.weight", "visual.conv1.weight")) for key in shapes):
         return Kind.CLIP_VISION
     if any(key.endswith(("text_model.embeddings.token_embedding.weight", "token_embedding.weight")) for key in shapes):
         return Kind.CLIP_TEXT

@@ -63,8 +63,11 @@ def read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def is_torch_file(path: Path) -> bool:
     """Whether `torch.save` wrote the file, in the zip format or the one before torch 1.6."""
-    if zipfile.is_zipfile(path):
-        return True
+    return zipfile.is_zipfile(path) or is_old_torch_file(path)
+
+
+def is_old_torch_file(path: Path) -> bool:
+    """Whether torch before 1.6 wrote the file, in a format that has its numbers between its names."""
     with path.open("rb") as file:
         return file.read(len(_LEGACY_TORCH)) == _LEGACY_TORCH
 
@@ -84,7 +87,8 @@ def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
     try:
         _check_torch_archive(path)
         # a WebUI may have replaced torch.load by a check of its own that answers None
-        content = torch.load(path, map_location=device, weights_only=True)
+        lazily = {"mmap": True} if device == "meta" and zipfile.is_zipfile(path) else {}
+        content = torch.load(str(path), map_location=device, weights_only=True, **lazily)
     except FaceSnapError:
         raise
     except FileNotFoundError as error:

@@ -225,6 +225,12 @@ def test_its_yaml_is_a_trainings_with_seeds_people_and_references(config, tmp_pa
     assert (found.train.steps, found.train.start) == (2, config.train.start)
 
 
+def test_only_some_rows_take_only_their_trainings(config, tmp_path):
+    found = read_ablation(write(tmp_path / "a.yaml", config.train, only=["mixer", "concat"]))
+    assert [row.name for row in found.rows] == ["concat", "mixer"]
+    assert [training.name for training in trainings(found.rows)] == ["concat", "mixer"]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -232,6 +238,7 @@ def test_its_yaml_is_a_trainings_with_seeds_people_and_references(config, tmp_pa
         ("seeds", 3, "'seeds' .* list"),
         ("references", [9], "'references' .* from 1 to 8"),
         ("people", 1, "'people' .* from 2"),
+        ("only", ["mixer", "bigger"], "'only' .* list of rows, which are id, clip, concat, mixer, "),
         ("landmarks", "none", "'landmarks' .* for the ablation to set"),
         ("speed", 1, "'speed' that training does not know"),
     ],

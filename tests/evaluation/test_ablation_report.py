@@ -90,6 +90,20 @@ def test_each_row_is_compared_with_the_one_above_it_and_fused_with_averaged(foun
     assert found["rows"]["id"]["without_face"] == [0, 1, 0]
 
 
+def test_some_rows_make_the_tables_that_they_stand_in(scores):
+    few = {name: scores.values[name] for name in ("id", "concat", "mixer")}
+    found = all_results(Scores(few, scores.fid, scores.faceless))
+    assert [(one["from"], one["to"]) for one in found["table_2"]] == [("id", "concat"), ("concat", "mixer")]
+    text = markdown(found, COUNTS)
+    assert "concat with projection over Face ID embeddings" in text
+    assert "CLIP image features" not in text
+    alone = {name: scores.values[name] for name in ("id",)}
+    text = markdown(all_results(Scores(alone, scores.fid, scores.faceless)), COUNTS)
+    assert "Table 2" in text
+    assert "Table 3" not in text
+    assert "How many references" not in text
+
+
 def test_the_tables_say_what_was_measured(found, scores):
     lines = markdown(found, COUNTS).splitlines()
     for row in TABLE_2:

@@ -182,26 +182,26 @@ def asked(**values):
 
 def test_notes_and_errors_name_the_person_only_where_there_are_several(page):
     p = asked()
-    made = webui.prepare(p, {1: Unit(), 3: Unit()}, None)
+    (made,) = webui.prepare(p, [{1: Unit(), 3: Unit()}], None)
     assert len(made.people) == 2
     assert made.init_size is None
     assert p.comments == ["FaceSnap: Person 1: Padded.", "FaceSnap: Person 3: Padded."]
     p = asked()
-    webui.prepare(p, {3: Unit()}, None)
+    webui.prepare(p, [{3: Unit()}], None)
     assert p.comments == ["FaceSnap: Padded."]
     with pytest.raises(FaceSnapError, match=r"^Person 3: No face was found\.$"):
-        webui.prepare(asked(), {1: Unit(), 3: Unit(weight=2)}, None)
+        webui.prepare(asked(), [{1: Unit(), 3: Unit(weight=2)}], None)
     with pytest.raises(FaceSnapError, match=r"^No face was found\.$"):
-        webui.prepare(asked(), {3: Unit(weight=2)}, None)
+        webui.prepare(asked(), [{3: Unit(weight=2)}], None)
 
 
 def test_a_person_of_a_second_pass_that_does_not_come_is_told(page):
     for values, told in (({}, True), ({"enable_hr": False}, True), ({"enable_hr": True}, False)):
         p = asked(**values)
-        webui.prepare(p, {1: Unit(hires="second")}, None)
+        webui.prepare(p, [{1: Unit(hires="second")}], None)
         assert any("Hires fix is off" in comment for comment in p.comments) == told
 
 
 def test_img2imgs_picture_gives_the_frame_of_what_is_drawn(page):
     p = asked(init_images=[Image.new("RGB", (300, 200))])
-    assert webui.prepare(p, {1: Unit()}, None).init_size == (300, 200)
+    assert webui.prepare(p, [{1: Unit()}], None)[0].init_size == (300, 200)

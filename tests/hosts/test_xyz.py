@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import xyz
@@ -67,6 +68,17 @@ def test_a_cells_values_are_its_own(axes):
     assert xyz.with_axes(SimpleNamespace(), {1: UNIT}) == {1: UNIT}
 
 
+def test_who_has_nothing_to_do_is_told_by_the_cells_values(axes):
+    """A weight of 0 in the plot takes somebody out, one above brings somebody in whom the page leaves out."""
+    job = SimpleNamespace()
+    out = replace(UNIT, weight=0.0)
+    assert xyz.with_axes(job, {1: UNIT, 2: out}) == {1: UNIT}
+    axes["weight"].apply(job, 0.0, [])
+    assert xyz.with_axes(job, {1: UNIT, 2: out}) == {}
+    axes["weight"].apply(job, 0.4, [])
+    assert xyz.with_axes(job, {1: out}) == {1: replace(UNIT, weight=0.4)}
+
+
 def test_a_turn_makes_the_pose_that_of_the_sliders(axes):
     job = SimpleNamespace()
     axes["yaw"].apply(job, 30.0, [])
@@ -81,6 +93,21 @@ def test_references_one_by_one(axes):
         axes["reference"].apply(job, wrong, [])
         with pytest.raises(FaceSnapError, match=f"reference {wrong}, and there are 3"):
             xyz.with_axes(job, {1: UNIT})
+
+
+def test_a_reference_that_is_not_there_is_told_before_the_plot_begins(axes):
+    """The plot hands over the whole job, in which FaceSnap's arguments stand among those of other scripts."""
+    picture = Image.new("RGB", (8, 8))
+    person = {"references": [picture, picture]}
+    ours = SimpleNamespace(title=lambda: "FaceSnap", args_from=1, args_to=3)
+    other = SimpleNamespace(title=lambda: "Other", args_from=0, args_to=1)
+    job = SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=[other, ours]), script_args=["other", person, None])
+    axes["reference"].confirm(job, [1, 2])
+    for wrong in (0, 3):
+        with pytest.raises(FaceSnapError, match=f"asks for reference {wrong}, and there are 2"):
+            axes["reference"].confirm(job, [1, wrong])
+    job.script_args[1] = {**person, "enabled": False}
+    axes["reference"].confirm(job, [3])
 
 
 def test_a_saved_identity_takes_the_place_of_the_photos(axes):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from facesnap_ext.hosts.webui import init_region
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.landmarks.poses import (
     TEMPLATES,
@@ -88,6 +89,39 @@ def test_a_photos_points_are_moved_as_the_job_moves_them(
     # a job's landmarks are single precision: an ulp of the farthest point
     np.testing.assert_allclose(shown["points"], wanted.points, rtol=0, atol=max(1e-3, 1e-6 * abs(wanted.points).max()))
     assert list(shown["pose"].values()) == pytest.approx(list(placement(wanted)), abs=1e-5)
+
+
+@given(mode=st.integers(0, 3), size=st.tuples(sides, sides), output=st.tuples(sides, sides))
+def test_the_canvas_shows_what_the_host_takes_of_the_init_picture(
+    browser: Browser, mode: int, size: tuple[int, int], output: tuple[int, int]
+) -> None:
+    window = browser("facesnapInitWindow(mode, size, output)", mode=mode, size=size, output=output)
+    assert np.multiply(window, size * 2) == pytest.approx(init_region(mode, size, output), abs=1e-6)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    place=st.fixed_dictionaries(places),
+    mode=st.integers(0, 3),
+    size=st.tuples(sides, sides),
+    output=st.tuples(sides, sides),
+)
+def test_points_in_an_init_picture_are_seen_where_the_job_crops_them(
+    browser: Browser, seed: int, place: dict[str, float | None], mode: int, size: tuple, output: tuple
+) -> None:
+    """Moved in the init picture and then cropped, as the job does, or the other way round as the canvas does."""
+    parts = np.random.default_rng(seed).uniform(0.2, 0.8, (72, 2))
+    landmarks = moved(Landmarks((parts * size).astype(np.float32), *size), **place)
+    x, y, width, height = init_region(mode, size, output)
+    wanted = landmarks.crop(x, y, width, height).scaled(*output)
+    window = browser("facesnapInitWindow(mode, size, output)", mode=mode, size=size, output=output)
+    left, top, w, h = window
+    values = browser("facesnapPlaceSeen(place, window)", place={"pose": "photo", **place}, window=window)
+    state = {"values": values, "points": ((parts - (left, top)) / (w, h)).tolist()}
+    shown = browser("facesnapShown(state)", state=state | {"width": output[0], "height": output[1]})
+    np.testing.assert_allclose(shown["points"], wanted.points, rtol=1e-4, atol=1e-2)
+    back = browser("facesnapPlaceMeant(values, window)", values=values, window=window)
+    assert back == pytest.approx({"pose": "photo", **place})
 
 
 def test_the_browser_is_told_colours_lines_and_ranges_from_one_place(browser: Browser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +20,6 @@ WIDTH, HEIGHT = 640, 512
 RIG = make_rig(head())
 SLIDERS = {"pose": "sliders", "template": "front", "yaw": 0, "pitch": 0, "roll": 0, "mouth": 0, "brows": 0, "eyes": 0}
 SLIDERS |= {"x": None, "y": None, "size": None}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    with sync_api.sync_playwright() as playwright:
-        if found is None and not Path(playwright.chromium.executable_path).is_file():
-            pytest.skip("Chromium is not installed")
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 class Page:

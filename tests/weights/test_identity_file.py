@@ -61,9 +61,9 @@ def eileen(models):
     return models / "identities" / "Eileen.safetensors"
 
 
-@pytest.mark.parametrize("average", [False, True])
-def test_the_saved_person_is_the_photos_person_bit_for_bit(engine, unit, astronaut, mirrored, grace_hopper, average):
-    unit = replace(unit, driving=grace_hopper, average=average)
+@pytest.mark.parametrize("several", ["mixed", "averaged"])
+def test_the_saved_person_is_the_photos_person_bit_for_bit(engine, unit, astronaut, mirrored, grace_hopper, several):
+    unit = replace(unit, driving=grace_hopper, several=several)
     photos = replace(unit, identity="", references=(astronaut, mirrored))
     saved, shown = (engine.prepare(either, 640, 512) for either in (unit, photos))
     assert torch.equal(saved.guidance.tokens, shown.guidance.tokens)
@@ -347,3 +347,18 @@ def test_names_with_meaning_keep_it():
     assert safe_name("a\u202eb") == "ab"
     with pytest.raises(FaceSnapError, match="give a name"):
         safe_name("../..")
+
+
+def test_the_preview_shows_a_saved_persons_own_shape(engine, astronaut, mirrored, grace_hopper):
+    """That of the first photo that the person was saved from; a photo that is given goes before the name."""
+    rig, points = engine.preview(identity="Eileen")
+    assert points is None
+    for reference, name, alike in ((astronaut, "", True), (mirrored, "Eileen", False), (None, "", False)):
+        other, _ = engine.preview(reference, identity=name)
+        assert np.array_equal(rig.rest, other.rest) == alike
+    _, saved = engine.preview(None, grace_hopper, (640, 512), identity="Eileen")
+    for reference, alike in ((astronaut, True), (None, False)):
+        _, other = engine.preview(reference, grace_hopper, (640, 512))
+        assert np.array_equal(saved.points, other.points) == alike
+    with pytest.raises(FaceSnapError, match="Nobody"):
+        engine.preview(identity="Nobody")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ from live_host import Host, Job, Pictures
 from live_page import Page
 
 SCREENSHOTS = Path(__file__).parents[3] / "out" / "live"  # git ignores it
-CHROMIUM = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
-OFFLINE = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -73,20 +70,6 @@ def probed(host: Host) -> Host:
     if not host.has("/facesnap-probe/state"):
         pytest.skip("the WebUI was started without the probe extension (tests/hosts/live/probe)")
     return host
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium, driven by Playwright."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright for Python is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    executable = next((path for name in names if (path := which(name))), None)
-    if executable is None:
-        pytest.skip("Chromium is not installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=[*CHROMIUM, *OFFLINE])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

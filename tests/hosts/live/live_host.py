@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -78,6 +79,10 @@ class Host:
         answer = self.post(f"/sdapi/v1/{kind}", {**PLAIN, **job})
         return [decode(picture) for picture in answer["images"]]
 
+    def infotext(self, job: Job) -> str:
+        """What stands in the first picture of a txt2img job."""
+        return json.loads(self.post("/sdapi/v1/txt2img", {**PLAIN, **job})["info"])["infotexts"][0]
+
     def settle(self) -> None:
         """Change to another checkpoint and back: in A1111 the first change moves a pixel by 1, later ones do not."""
         if (other := self.checkpoint("sd15")) is not None:
@@ -122,8 +127,13 @@ class Host:
 
 def with_facesnap(job: Job, **settings: Any) -> Job:
     """A job with FaceSnap, by default of the astronaut and the random FaceSnap file."""
-    arguments = {"enabled": True, "references": [encode(astronaut())], "model": RANDOM, **settings}
-    return {**job, "alwayson_scripts": {**job.get("alwayson_scripts", {}), "FaceSnap": {"args": [arguments]}}}
+    return with_people(job, settings)
+
+
+def with_people(job: Job, *people: Job) -> Job:
+    """The same for several, each with settings of their own."""
+    units = [{"enabled": True, "references": [encode(astronaut())], "model": RANDOM, **person} for person in people]
+    return {**job, "alwayson_scripts": {**job.get("alwayson_scripts", {}), "FaceSnap": {"args": units}}}
 
 
 def equal(one: Pictures, other: Pictures) -> bool:

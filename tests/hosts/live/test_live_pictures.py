@@ -149,7 +149,7 @@ def test_a_driving_photo_changes_the_picture(host: Host, whole: Pictures) -> Non
 def test_more_photos_are_mixed_or_averaged(host: Host, whole: Pictures) -> None:
     both = {"references": [encode(astronaut()), encode(grace_hopper())]}
     mixed = host.pictures(with_facesnap(FOUR_STEPS, **both))
-    averaged = host.pictures(with_facesnap(FOUR_STEPS, **both, average=True))
+    averaged = host.pictures(with_facesnap(FOUR_STEPS, **both, several="averaged"))
     assert differ(mixed, whole)
     assert differ(averaged, whole)
     assert differ(averaged, mixed)

@@ -1,0 +1,132 @@
+"""The page's panel of model files: what there is of every part, what is missing, and the buttons to get it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights import download
+from facesnap_ext.weights.catalogue import COMMERCIAL_GAPS, COMMERCIAL_THERE, PARTS, Part
+from facesnap_ext.weights.inventory import Holding, Role, compute_hashes, readable, take_stock
+from facesnap_ext.weights.places import ModelFiles
+
+ROLE_WORDS = {
+    "facesnap": "FaceSnap",
+    "face_pack": "Face pack",
+    "clip": "CLIP-ViT-H",
+    "deca": "DECA",
+    "flame": "FLAME",
+    "instantid": "InstantID",
+}
+EVERY = 0.5  # seconds between two looks at a download
+
+
+def html(roles: Sequence[Role], files: ModelFiles) -> str:
+    """HTML of everything that is known about the model files, as `take_stock` found it."""
+    rows = "".join(map(_role, roles))
+    elsewhere = ", ".join(str(place) for place in files.elsewhere)
+    also = f"Also looked at: {escape(elsewhere)}.<br>" if elsewhere else ""
+    gaps = "".join(f"<li>{escape(gap)}</li>" for gap in COMMERCIAL_GAPS)
+    return (
+        f"<div class='facesnap-models'>FaceSnap's own folder: {escape(str(files.folder))}.<br>{also}"
+        f"<table><tr><th>Part</th><th>There is</th><th>To be had</th></tr>{rows}</table>"
+        f"A set-up for commercial use has {escape(COMMERCIAL_THERE)}. It lacks:<ul>{gaps}</ul></div>"
+    )
+
+
+def progress_html(jobs: Sequence[download.Job]) -> str:
+    """HTML of how far downloads are, and of what became of them."""
+    lines = []
+    for job in jobs:
+        if job.state == "running":
+            share = 100 * job.done / job.part.size
+            text = f"{job.part.title}: {readable(job.done)} of {readable(job.part.size)} ({share:.0f} %)"
+            lines.append(f"{escape(text)}<br><progress max='100' value='{share:.1f}'></progress>")
+        else:
+            lines.append(_problem(job.message) if job.state == "failed" else escape(job.message))
+    return "<br>".join(lines)
+
+
+def panel(find_models: Callable[[], ModelFiles], ident: Callable[[str], str]) -> None:
+    """Draw the panel, closed, and make its buttons answer; `ident` makes an element's id of a name."""
+
+    def look(problem: str = "") -> tuple[str, str]:
+        files = find_models()
+        return _problem(problem) if problem else progress_html(download.jobs()), html(take_stock(files), files)
+
+    def hash_all() -> tuple[str, str]:
+        try:
+            compute_hashes(find_models())
+        except FaceSnapError as error:
+            return look(str(error))
+        return look()
+
+    def getting(name: str) -> Callable[[], Iterator[tuple[str, Any]]]:
+        def get() -> Iterator[tuple[str, Any]]:
+            try:
+                job = download.start(name, find_models())
+            except FaceSnapError as error:
+                yield look(str(error))
+                return
+            while job.state == "running":
+                yield progress_html(download.jobs()), gr.update()
+                time.sleep(EVERY)
+            yield look()
+
+        return get
+
+    def stop_all() -> None:
+        for job in download.jobs():
+            job.stop.set()
+
+    with gr.Accordion("Model files", open=False, elem_id=ident("models")):
+        table = gr.HTML(look()[1], elem_id=ident("models_table"))
+        progress = gr.HTML(elem_id=ident("models_progress"))
+        shown = [progress, table]
+        with gr.Row():
+            gr.Button("Look again", elem_id=ident("models_again")).click(look, [], shown, show_progress=False)
+            gr.Button("Compute hashes", elem_id=ident("models_hash")).click(hash_all, [], shown)
+            stop = gr.Button("Stop downloads", elem_id=ident("models_stop"))
+            stop.click(stop_all, [], [], queue=False)  # not behind the download in the queue
+        with gr.Row():
+            for part in (part for part in PARTS if part.url):
+                text = f"Download {part.title} ({readable(part.size)})"
+                button = gr.Button(text, elem_id=ident(f"models_get_{part.name}"))
+                button.click(getting(part.name), [], shown, show_progress=False)
+
+
+def _role(role: Role) -> str:
+    title = f"<b>{ROLE_WORDS[role.name]}</b>{'' if role.needed else ' (optional)'}<br>{escape(role.purpose)}"
+    there = "".join(map(_holding, role.holdings))
+    if not there:
+        there = _problem(role.missing) if role.missing else "none"
+    return f"<tr><td>{title}</td><td>{there}</td><td>{''.join(map(_way, role.ways))}</td></tr>"
+
+
+def _holding(holding: Holding) -> str:
+    lines = [escape(holding.path if holding.used else f"{holding.path} (not used)"), escape(f"this is {holding.kind}")]
+    for file in holding.files:
+        digest = f", SHA-256 <code title='{file.sha256}'>{file.sha256[:12]}…</code>" if file.sha256 else ""
+        verdict = f" ({escape(file.verdict)})" if file.verdict else ""
+        lines.append(f"{escape(file.name)}: {readable(file.size)}{digest}{verdict}")
+    if holding.licence:
+        lines.append(f"licence: {escape(holding.licence)}")
+    return f"<p>{'<br>'.join(lines)}</p>"
+
+
+def _way(part: Part) -> str:
+    link = f" (<a href='{escape(part.page)}' target='_blank' rel='noopener'>page</a>)" if part.page else ""
+    note = f"<br>{escape(part.note)}" if part.note else ""
+    return (
+        f"<p><b>{escape(part.title)}</b>, {readable(part.size)}: {escape(part.get)}{link}; put it as "
+        f"<code>{escape(part.into)}</code><br>{escape(part.licence)}: {part.use}{note}</p>"
+    )
+
+
+def _problem(sentence: str) -> str:
+    return f"<span class='facesnap-problem'>{escape(sentence)}</span>"

@@ -1,0 +1,144 @@
+"""A job as A1111's `modules/processing.py` runs it, in outline and in its order: which of a script's moments come when,
+what the job holds by then, and what scripts have to clean up themselves.
+
+Sampling is `world.draw(p, seed, guidances)`, by default one colour for each seed.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+class Runner:
+    """The host's `ScriptRunner`, which swallows what scripts raise."""
+
+    def __init__(self, *scripts: Any):
+        self.alwayson_scripts = list(scripts)
+        self.callback_map: dict[str, Any] = {}
+
+    def call(self, moment: str, p: Any, *given: Any, **named: Any) -> None:
+        for script in self.alwayson_scripts:
+            method = getattr(script, moment, lambda *args, **named: None)
+            with suppress(Exception):
+                method(p, *given, *p.script_args[script.args_from : script.args_to], **named)
+
+
+@dataclass
+class Processing:
+    """`StableDiffusionProcessing`; equal jobs are equal, so it has no hash, as the host's."""
+
+    world: Any = None
+    prompt: Any = "portrait"
+    negative_prompt: Any = ""
+    seed: Any = 1
+    subseed: Any = 7
+    batch_size: int = 1
+    n_iter: int = 1
+    steps: int = 8
+    cfg_scale: float = 2.0
+    sampler_name: str = "Euler"
+    tiling: bool = False
+    restore_faces: bool | None = None
+    width: int = 512
+    height: int = 512
+    do_not_save_samples: bool = False
+    do_not_save_grid: bool = False
+    outpath_samples: str = "samples"
+    extra_generation_params: dict[str, Any] = field(default_factory=dict)
+    script_args: Any = ()
+    scripts: Any = None
+    iteration: int = 0
+    comments: list[str] = field(default_factory=list)
+    closed: bool = False
+
+    sd_model = SimpleNamespace(applied_token_merged_ratio=0.0)
+
+    def comment(self, text: str) -> None:
+        self.comments.append(text)
+
+    def init_image(self, index: int) -> Image.Image | None:
+        return None
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class Img2Img(Processing):
+    """`StableDiffusionProcessingImg2Img`."""
+
+    init_images: Any = None
+    denoising_strength: float = 0.75
+    resize_mode: int = 0
+    paste_to: Any = None
+
+    def init_image(self, index: int) -> Image.Image | None:
+        return self.init_images[0]
+
+
+def process_images(p: Processing) -> SimpleNamespace:
+    world = p.world or _worlds[-1]
+    state = world.state
+    p.scripts.call("before_process", p)
+    many = p.prompt if isinstance(p.prompt, list) else [p.prompt] * (p.n_iter * p.batch_size)
+    p.all_prompts = many
+    p.all_negative_prompts = [p.negative_prompt] * len(many)
+    p.all_seeds = p.seed if isinstance(p.seed, list) else [p.seed + i for i in range(len(many))]
+    p.all_subseeds = [p.subseed + i for i in range(len(many))]
+    p.scripts.call("process", p)
+    if state.job_count == -1:
+        state.job_count = p.n_iter
+    images, infotexts = [], []
+    for n in range(p.n_iter):
+        p.iteration = n
+        state.skipped = False
+        if state.interrupted:
+            break
+        batch = slice(n * p.batch_size, (n + 1) * p.batch_size)
+        p.prompts, p.negative_prompts = p.all_prompts[batch], p.all_negative_prompts[batch]
+        p.seeds, p.subseeds = p.all_seeds[batch], p.all_subseeds[batch]
+        if not p.prompts:
+            break
+        p.scripts.call("process_batch", p, batch_number=n, prompts=p.prompts, seeds=p.seeds, subseeds=p.subseeds)
+        if n == 0 and not world.cmd_opts.no_prompt_history:
+            world.history.append(p.prompts[0])
+        p.scripts.call("process_before_every_sampling", p, x=None, noise=None, c=None, uc=None)
+        guidances = world.in_force()
+        if isinstance(guidances, Exception):
+            raise guidances
+        drawn = [world.draw(p, i, guidances) for i in range(len(p.prompts))]
+        p.scripts.call("post_sample", p, None)
+        state.job_no += 1
+        for i, image in enumerate(drawn):
+            p.batch_index = i
+            result = SimpleNamespace(image=image)
+            p.scripts.call("postprocess_image", p, result)
+            images.append(result.image)
+            infotexts.append({"Seed": p.seeds[i], **p.extra_generation_params})
+    world.sd_model.applied_token_merged_ratio = 0.0  # in the host: of every job, one inside another one too
+    processed = SimpleNamespace(images=images, infotexts=infotexts)
+    p.scripts.call("postprocess", p, processed)
+    return processed
+
+
+def colour(p: Processing, index: int, guidances: Any) -> Image.Image:
+    """A picture that is different for each seed."""
+    shade = np.random.default_rng(p.seeds[index]).integers(0, 256, 3, np.uint8)
+    return Image.fromarray(np.broadcast_to(shade, (p.height, p.width, 3)).copy())
+
+
+_worlds: list[Any] = []  # of the mock hosts, the last one at work
+
+
+def install(world: Any) -> None:
+    """Give a mock host (`mock_webui.install`) what jobs need."""
+    _worlds[:] = [world]
+    world.draw, world.history, world.calls = colour, [], []
+    world.sd_model = Processing.sd_model
+    world.in_force = lambda: world.calls[-1][1] if world.calls and isinstance(world.calls[-1], tuple) else None

@@ -1,0 +1,75 @@
+"""The page of `page_server.py` for both versions of gradio, and a browser that looks at it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browsed_page import Page
+
+from facesnap_ext.miniature import shipped
+
+FOLDER = Path(__file__).parent
+VERSIONS = ("3.41.2", "4.40.0")  # A1111's and Forge's; `make` puts each into a folder of the environment
+PATIENCE = 600  # seconds until a server answers, on a busy machine
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of the running page."""
+    gradio = Path(sys.prefix) / f"gradio-{request.param}"
+    if not gradio.is_dir():
+        pytest.fail(f"There is no {gradio}: `make test` puts gradio {request.param} there.")
+    models = tmp_path_factory.mktemp("models")
+    shipped.write_models(models / "facesnap")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(gradio),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_TEMP_DIR": str(models / "gradio"),
+        "HF_HUB_OFFLINE": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    log = models / "server.log"
+    with log.open("w") as written:
+        command = [sys.executable, str(FOLDER / "page_server.py"), str(port), str(models)]
+        server = subprocess.Popen(command, env=environment, stdout=written, stderr=subprocess.STDOUT)
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not answers(address):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+def answers(address: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        return opener.open(address, timeout=10).status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def page(url: str, browser: Any) -> Iterator[Page]:
+    """Freshly opened, FaceSnap on. JavaScript's errors fail the test."""
+    page = Page(url, browser)
+    yield page
+    page.close()
+    assert page.errors == []

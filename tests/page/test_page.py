@@ -1,0 +1,148 @@
+"""The accordion in a browser, on a page of real gradio: clicked, dragged, typed at and read, and pictures drawn with it
+by the miniature."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from browsed_page import FACESNAP, Page
+
+pytest.importorskip("diffusers", reason="the miniature is drawn with diffusers")
+pytest.importorskip("insightface", reason="the miniature's faces are found with insightface")
+
+from facesnap_ext import __version__, faces
+from facesnap_ext.landmarks.poses import TEMPLATES
+from facesnap_ext.miniature.dataset import SIDE
+from facesnap_ext.miniature.measure import Judge
+from facesnap_ext.miniature.render import render
+from facesnap_ext.miniature.world import person, scene
+from facesnap_ext.photos import Photo
+from facesnap_ext.references import ACCENT
+
+SOMEBODY, SOMEBODY_ELSE = 3, 8  # of the test split, whom nobody trained on
+MARGIN = 0.3  # of the judge's cosines, in which two photos of one person are 0.76 above those of two people
+NO_FACE = np.full((SIDE, SIDE, 3), 128, np.uint8)
+
+
+@cache
+def rendered(index: int, shot: int = 0):
+    who = person("test", index)
+    return render([who], [scene(who, shot)], SIDE)[0]
+
+
+def photo(index: int, shot: int = 0) -> np.ndarray:
+    return rendered(index, shot).picture
+
+
+@cache
+def judge() -> Judge:
+    return Judge()
+
+
+def embedding(picture: np.ndarray) -> np.ndarray:
+    found = judge().embedding(picture)
+    assert found is not None, "a picture without a face"
+    return found
+
+
+@pytest.fixture
+def opened(page: Page) -> Page:
+    page.enable()
+    return page
+
+
+@pytest.fixture
+def posed(opened: Page) -> Page:
+    """With a person of the miniature, posed by sliders that are seen."""
+    opened.upload("references", photo(SOMEBODY))
+    opened.choose("pose", "sliders")
+    opened.canvas()
+    return opened
+
+
+def test_the_accordion_opens_and_says_which_files_are_there(page):
+    assert not page.at("status").is_visible()
+    page.enable()
+    said = page.says("status", "Model files")
+    for name in ("facesnap.safetensors", "identity", "clip", "deca.safetensors", "flame.safetensors"):
+        assert name in said
+
+
+def test_photos_are_shown_with_the_face_framed_and_one_without_is_warned_of(opened):
+    opened.upload("references", photo(SOMEBODY), NO_FACE)
+    assert "No face was found in Reference photo 2" in opened.says("report", "No face")
+    framed, unframed = opened.thumbnails()
+    ys, xs = np.nonzero(is_accent(framed))
+    frame = [int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
+    left, top, right, bottom = map(float, rendered(SOMEBODY).box)
+    assert frame[:2] == pytest.approx([left, top], abs=0.1 * SIDE)
+    assert frame[2] > right - 0.1 * SIDE, "the frame, and its number beside it"
+    assert frame[3] > bottom - 0.1 * SIDE
+    assert not is_accent(unframed).any()
+
+
+def is_accent(picture: np.ndarray) -> np.ndarray:
+    """Where the frame is; one version of gradio compresses it."""
+    return np.abs(picture.astype(int) - ACCENT).max(2) < 70
+
+
+def test_turning_a_template_makes_sliders_of_it(opened):
+    opened.upload("references", photo(SOMEBODY))
+    opened.choose("pose", "template")
+    opened.choose("template", "profile left")
+    template = TEMPLATES["profile left"]
+    opened.canvas().focus()
+    opened.page.keyboard.press("Shift+ArrowRight")
+    opened.becomes(["yaw", "x", "y", "size"], [template.yaw + 3, template.x, template.y, template.size])
+    assert opened.value("pose") == "sliders"
+
+
+def test_what_is_dragged_stands_in_the_sliders(posed):
+    front = TEMPLATES["front"]
+    posed.drag(0.1, 0.2)
+    posed.becomes(["x", "y", "size", "yaw"], [front.x + 0.1, front.y + 0.2, front.size, 0], tolerance=0.03)
+    assert posed.at("placed", "input").is_checked()
+
+
+def test_the_canvas_is_reached_and_used_with_keys_alone(posed):
+    posed.focus_by_tab("template", f"{FACESNAP}canvas canvas")
+    for key in (*["ArrowRight"] * 5, *["Shift+ArrowDown"] * 2, "+"):
+        posed.page.keyboard.press(key)
+    front = TEMPLATES["front"]
+    posed.becomes(["x", "y", "pitch", "size"], [front.x + 0.05, front.y, 6, front.size * 1.05])
+
+
+def test_the_picture_is_of_the_person(opened):
+    opened.upload("references", photo(SOMEBODY), photo(SOMEBODY, 2))
+    picture = opened.generate()
+    seen = embedding(picture)
+    assert picture.shape == (SIDE, SIDE, 3)
+    assert seen @ embedding(photo(SOMEBODY)) > seen @ embedding(photo(SOMEBODY_ELSE)) + MARGIN
+    digests = " ".join(Photo(photo(SOMEBODY, shot), "").digest[:10] for shot in (0, 2))
+    assert f"FaceSnap: {__version__}, FaceSnap references: {digests}, FaceSnap weight: 1" in opened.infotext()
+
+
+def by_side(picture: np.ndarray) -> list[np.ndarray]:
+    """The judge's embeddings of the largest face on the left and of that on the right."""
+    sides = {}
+    for face in faces.find_faces(judge().pack, Photo(picture, "Picture")):
+        side = int(face.box[[0, 2]].mean() > picture.shape[1] / 2)
+        sides.setdefault(side, face.embedding / np.linalg.norm(face.embedding))
+    return [sides[0], sides[1]]  # KeyError: a side without a face
+
+
+def test_what_goes_wrong_stands_in_the_page_and_the_next_job_is_clean(page):
+    plain = page.generate()
+    page.enable()
+    assert page.generate() == (
+        "FaceSnapError: FaceSnap is enabled without a reference photo; add one or disable FaceSnap."
+    )
+    page.upload("references", NO_FACE)
+    error = page.generate()
+    assert error.startswith("FaceSnapError: No face was found in Reference photo 1")
+    assert len(error.splitlines()) == 1
+    page.enable(False)
+    assert np.array_equal(page.generate(), plain)
+    assert "FaceSnap" not in page.infotext()

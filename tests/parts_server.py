@@ -1,0 +1,93 @@
+"""A server on this machine that has one file, and the faults that servers and connections have."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from facesnap_ext.weights.catalogue import Part
+
+
+@dataclass
+class Server:
+    """What it has and how it behaves; `asked` are the (Range, If-Range) of the requests so far."""
+
+    content: bytes
+    url: str = ""
+    etag: str = '"one"'
+    ranges: bool = True
+    breaks_after: int | None = None  # bytes of a connection
+    length: int | None = None  # what it claims of the whole file
+    announces: bool = True  # any length at all
+    status: int | None = None
+    hold: threading.Event | None = None  # waited for after the first half
+    asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+
+    def part(self, content: bytes | None = None, **values) -> Part:
+        """A part whose known contents are these, by default the server's own."""
+        content = self.content if content is None else content
+        known = {
+            "name": "thing",
+            "role": "instantid",
+            "title": "the thing",
+            "licence": "MIT",
+            "commercial": True,
+            "page": "its page",
+            "get": "take it",
+            "into": "things/thing.bin",
+            "size": len(content),
+            "url": self.url,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        return Part(**{**known, **values})
+
+
+@contextmanager
+def serve(content: bytes) -> Iterator[Server]:
+    server = Server(content)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
+            server.asked.append((asked, condition))
+            start = 0
+            if server.ranges and asked and condition in (None, server.etag):
+                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            total = len(server.content) if server.length is None else server.length
+            self.send_response(server.status or (206 if start else 200))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+            if server.announces:
+                self.send_header("Content-Length", str(total - start))
+            if server.etag:
+                self.send_header("ETag", server.etag)
+            self.end_headers()
+            body = server.content[start:]
+            if server.breaks_after is not None:
+                body = body[: server.breaks_after]
+            half = len(body) // 2
+            self.wfile.write(body[:half])
+            self.wfile.flush()
+            if server.hold:
+                server.hold.wait(20)
+            self.wfile.write(body[half:])
+            self.close_connection = True
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        server.url = f"http://127.0.0.1:{http.server_port}/thing.bin"
+        thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield server
+        if server.hold:
+            server.hold.set()
+        http.shutdown()
+        thread.join()
