@@ -16,10 +16,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from facesnap_ext.adapter import Adapter, AdapterConfig
+from facesnap_ext.miniature.stand_ins import write_instantid
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file, identity_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo
 from facesnap_ext.weights.identity_file import Identity
+from facesnap_ext.weights.instantid import ADAPTER
 
 
 @cache
@@ -82,6 +86,21 @@ def weights() -> list[bytes]:
         torch.save({"state_dict": OrderedDict(tensors)}, file, _use_new_zipfile_serialization=zipped)
         made.append(file.getvalue())
     return made
+
+
+@cache
+def instantid() -> dict[str, bytes]:
+    """InstantID's files by their names: the ControlNet, its sizes, and the adapter."""
+    torch.manual_seed(0)
+    ffrnet = tiny.config(widths=(32, 32, 32), depths=((0,), (1,), (1,)), middle_depth=1, heads=(1, 1, 1), context_dim=8)
+    with tempfile.TemporaryDirectory() as folder:
+        write_instantid(Path(folder), tiny.FFRNet(ffrnet), (32, 32))
+        made = {path.name: path.read_bytes() for path in sorted(Path(folder).rglob("*.*"))}
+    sizes = ResamplerConfig(clip_dim=0, dim=8, width=8, queries=2, layers=1, feedforward=8, heads=1)
+    halves = {"image_proj": ResamplerMixer(sizes), "ip_adapter": Adapter(AdapterConfig((32, 32), 8))}
+    file = io.BytesIO()
+    torch.save({name: network.state_dict() for name, network in halves.items()}, file)
+    return {**made, ADAPTER: file.getvalue()}
 
 
 def identity() -> Identity:

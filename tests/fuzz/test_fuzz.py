@@ -31,13 +31,14 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.infotext import from_infotext, label, to_infotext
 from facesnap_ext.settings import CHOICES, UI_ORDER, Unit, from_script_args
-from facesnap_ext.weights import facesnap_file, identity_file
+from facesnap_ext.weights import facesnap_file, identity_file, instantid
 from facesnap_ext.weights.places import ModelFiles, find_models
 from facesnap_ext.weights.tensors import fingerprint, read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_pickled_arrays
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # of each kind; 0 is the fixed sample
 MEMORY = 2**30  # bytes that all of it may take beyond what was in use before
+START = 2**16  # bytes of a large file that are spoilt: Hypothesis keeps what it has drawn
 ANSWERS = {200, 400, 404, 405, 413, 422}
 FIELDS = [field.name for field in fields(Unit)]
 
@@ -146,6 +147,22 @@ def read_all(path: Path) -> None:
     for read in (read_index, fingerprint, read_tensors, facesnap_file.load, identity_file.load):
         refusal = refused(read, path)
         assert refusal is None or path.name in refusal
+
+
+@fuzz
+@given(st.data())
+def test_instantids_files(data):
+    place = folder() / "InstantID"
+    place.mkdir(exist_ok=True)
+    spoilt_one = data.draw(st.sampled_from(sorted(corpus.instantid())))
+    for name, content in corpus.instantid().items():
+        start, rest = content[:START], content[START:]
+        (place / name).write_bytes(data.draw(spoilt([start])) + rest if name == spoilt_one else content)
+    net, adapter = place / Path(instantid.IDENTITYNET).name, place / instantid.ADAPTER
+    with only_reading(folder()):
+        for read, paths in ((instantid.load, (net, adapter)), (instantid.load_adapter, (adapter,))):
+            refusal = refused(read, *paths)
+            assert refusal is None or any(path.name in refusal for path in (*paths, place / spoilt_one))
 
 
 @fuzz
