@@ -117,9 +117,9 @@ def read_info(path: Path) -> FaceSnapInfo:
     """
     require(path, Kind.FACESNAP, "put a FaceSnap .safetensors in its place, models/README.md lists them.")
     index = read_index(path)
-    if int(index.metadata.get("version", VERSION)) > VERSION:
-        raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
     try:
+        if int(index.metadata.get("version", VERSION)) > VERSION:
+            raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
         info = FaceSnapInfo.from_metadata(index.metadata)
         with torch.device("meta"):
             networks = {"mixer": build_mixer(info.mixer), "ffrnet": FFRNet(info.ffrnet)}
