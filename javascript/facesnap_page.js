@@ -7,7 +7,10 @@ const facesnapEvery = 50;  // milliseconds between two looks at the page's contr
 const facesnapInitSide = 1024;  // of the init picture as the server sees it, to find the face in it
 const facesnapThumbnail = 64;  // units of a template's picture, whose lines are one wide
 
-onUiLoaded(() => gradioApp().querySelectorAll(".facesnap-canvas").forEach(facesnapWire));
+onUiLoaded(() => {
+    gradioApp().querySelectorAll(".facesnap-canvas").forEach(facesnapWire);
+    setInterval(facesnapNames, 10 * facesnapEvery);
+});
 
 function facesnapWire(root) {
     const element = name => gradioApp().querySelector(`#${root.dataset.ids.replace("{}", name)}`);
@@ -216,6 +219,19 @@ function facesnapThumbnails(group, rig, version) {
         if (canvas.dataset.version === String(version)) continue;
         canvas.dataset.version = version;
         facesnapPose(canvas, rig, {pose: "template", template: input.value}, facesnapThumbnail, facesnapThumbnail);
+    }
+}
+
+// Gradio 3 gives no name to the number beside a slider, nor to a gallery's small pictures; screen readers want one.
+function facesnapNames() {
+    const ours = "[id^=script_][id*=_facesnap_]";
+    for (const number of gradioApp().querySelectorAll(`${ours} input[type=number]:not([aria-label])`)) {
+        const block = number.closest(ours), label = block.querySelector("label span, span")?.textContent.trim();
+        if (label && block.querySelector("input[type=range]")) number.setAttribute("aria-label", label);
+    }
+    for (const button of gradioApp().querySelectorAll(`${ours} button.thumbnail-item:not([aria-label])`)) {
+        const number = [...button.parentElement.querySelectorAll("button.thumbnail-item")].indexOf(button) + 1;
+        button.setAttribute("aria-label", `Photo ${number}`);
     }
 }
 

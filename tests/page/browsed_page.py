@@ -14,7 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 FACESNAP = "#script_txt2img_facesnap_"
 SECOND = 1000  # Playwright counts milliseconds
-PATIENCE = 20 * SECOND  # on a busy machine; the first job loads every network
+PATIENCE = 60 * SECOND  # on a busy machine; the first job loads every network
 # what a host's own script offers; it calls back once all scripts are there
 HOST_SCRIPT = "const gradioApp = () => document, whenLoaded = [], onUiLoaded = run => whenLoaded.push(run);"
 ROLES = {"application", "button", "checkbox", "combobox", "listbox", "radio", "slider", "spinbutton", "tab", "textbox"}
@@ -71,7 +71,8 @@ class Page:
 
     def person(self, number: int) -> None:
         """Go to a person's tab."""
-        self.page.get_by_role("tab", name=f"Person {number}").click()
+        name = f"Person {number}"  # one version of gradio gives its tabs no role
+        self.page.get_by_role("tab", name=name).or_(self.page.get_by_role("button", name=name)).first.click()
         self.at(f"enable_{number}" if number > 1 else "references").wait_for()
 
     def number(self, control: str, value: float) -> None:

@@ -4,10 +4,11 @@ by the miniature."""
 from __future__ import annotations
 
 from functools import cache
+from statistics import median
 
 import numpy as np
 import pytest
-from browsed_page import FACESNAP, Page
+from browsed_page import FACESNAP, SECOND, Page
 
 pytest.importorskip("diffusers", reason="the miniature is drawn with diffusers")
 pytest.importorskip("insightface", reason="the miniature's faces are found with insightface")
@@ -74,12 +75,9 @@ def test_photos_are_shown_with_the_face_framed_and_one_without_is_warned_of(open
     opened.upload("references", photo(SOMEBODY), NO_FACE)
     assert "No face was found in Reference photo 2" in opened.says("report", "No face")
     framed, unframed = opened.thumbnails()
-    ys, xs = np.nonzero(is_accent(framed))
+    ys, xs = np.nonzero(is_accent(framed) & ~is_accent(photo(SOMEBODY)))
     frame = [int(v) for v in (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)]
-    left, top, right, bottom = map(float, rendered(SOMEBODY).box)
-    assert frame[:2] == pytest.approx([left, top], abs=0.1 * SIDE)
-    assert frame[2] > right - 0.1 * SIDE, "the frame, and its number beside it"
-    assert frame[3] > bottom - 0.1 * SIDE
+    assert frame == pytest.approx(list(map(float, rendered(SOMEBODY).box)), abs=0.1 * SIDE)
     assert not is_accent(unframed).any()
 
 
@@ -106,12 +104,29 @@ def test_what_is_dragged_stands_in_the_sliders(posed):
     assert posed.at("placed", "input").is_checked()
 
 
+def test_the_canvas_follows_a_slider_within_50_ms(posed):
+    """The median from the input event to the canvas that has changed, counted in frames, of which an idle browser makes
+    sixty a second: on a busy machine a frame takes as long as it takes."""
+    frames, milliseconds = posed.delays("yaw", 15)
+    assert median(frames) <= 3, f"{median(milliseconds):.0f} ms"
+
+
 def test_the_canvas_is_reached_and_used_with_keys_alone(posed):
     posed.focus_by_tab("template", f"{FACESNAP}canvas canvas")
     for key in (*["ArrowRight"] * 5, *["Shift+ArrowDown"] * 2, "+"):
         posed.page.keyboard.press(key)
     front = TEMPLATES["front"]
     posed.becomes(["x", "y", "pitch", "size"], [front.x + 0.05, front.y, 6, front.size * 1.05])
+
+
+def test_every_control_has_a_name(posed):
+    posed.open("place", "advanced")
+    posed.page.wait_for_timeout(SECOND)  # what has appeared is named in half a second
+    assert posed.unnamed() == []
+    posed.person(2)
+    posed.open("place_2", "advanced_2")
+    posed.page.wait_for_timeout(SECOND)
+    assert posed.unnamed() == []
 
 
 def test_the_picture_is_of_the_person(opened):
@@ -124,6 +139,28 @@ def test_the_picture_is_of_the_person(opened):
     assert f"FaceSnap: {__version__}, FaceSnap references: {digests}, FaceSnap weight: 1" in opened.infotext()
 
 
+def test_two_people_are_each_on_their_own_side(opened):
+    opened.side("width", 2 * SIDE)
+    for number, index, x in ((1, SOMEBODY_ELSE, 0.25), (2, SOMEBODY, 0.75)):
+        end = "" if number == 1 else f"_{number}"
+        opened.person(number)
+        if number > 1:
+            opened.tick(f"enable{end}")
+        opened.upload(f"references{end}", photo(index))
+        opened.choose(f"pose{end}", "sliders")
+        opened.open(f"place{end}")
+        opened.tick(f"placed{end}")
+        opened.number(f"x{end}", x)
+        opened.choose(f"region{end}", "face")
+    picture = opened.generate()
+    assert picture.shape == (SIDE, 2 * SIDE, 3)
+    left, right = (embedding(photo(index)) for index in (SOMEBODY_ELSE, SOMEBODY))
+    seen = by_side(picture)
+    assert seen[0] @ left > seen[0] @ right
+    assert seen[1] @ right > seen[1] @ left
+    assert "FaceSnap 2 x: 0.75" in opened.infotext()
+
+
 def by_side(picture: np.ndarray) -> list[np.ndarray]:
     """The judge's embeddings of the largest face on the left and of that on the right."""
     sides = {}
@@ -131,6 +168,45 @@ def by_side(picture: np.ndarray) -> list[np.ndarray]:
         side = int(face.box[[0, 2]].mean() > picture.shape[1] / 2)
         sides.setdefault(side, face.embedding / np.linalg.norm(face.embedding))
     return [sides[0], sides[1]]  # KeyError: a side without a face
+
+
+def test_a_saved_person_and_all_settings_are_pasted_into_another_page(posed, url, browser):
+    """No photo is needed then, and what is drawn is the same to the last pixel."""
+    posed.text("name", "Ada of the test")
+    posed.press("save")
+    posed.says("report", "Saved as Ada of the test.safetensors")
+    assert posed.value("identity") == "Ada of the test"
+    posed.clear("references")
+    posed.number("yaw", 20)
+    posed.number("mouth", 0.4)
+    posed.open("place")
+    posed.tick("placed")
+    posed.number("x", 0.45)
+    posed.choose("preset", "balanced")
+    posed.becomes(["weight", "end"], [0.8, 0.8])
+    posed.open("advanced")
+    posed.tick("cond_only")
+    posed.choose("hires", "first")
+    posed.text("blocks", "1 1 1 1 1 1 1 1 1 0.5")
+    posed.choose("region", "face")
+    posed.number("grow", 2.5)
+    picture = posed.generate()
+    assert isinstance(picture, np.ndarray), picture
+    infotext = posed.infotext()
+    for part in ("identity: Ada of the test", "yaw: 20", "x: 0.45", "weight: 0.8", "end: 0.8", "cond only: True"):
+        assert f"FaceSnap {part}" in infotext
+    assert "references" not in infotext
+
+    other = Page(url, browser)
+    other.enable()
+    other.paste(infotext)
+    other.becomes(["yaw", "x", "weight", "grow"], [20, 0.45, 0.8, 2.5])
+    again = other.generate()
+    assert isinstance(again, np.ndarray), again
+    assert other.infotext() == infotext
+    assert np.array_equal(again, picture)
+    assert other.errors == []
+    other.close()
 
 
 def test_what_goes_wrong_stands_in_the_page_and_the_next_job_is_clean(page):
