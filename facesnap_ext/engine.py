@@ -115,12 +115,11 @@ class Engine:
         if weights.info.adapter is not None and unit.adapter > 0:
             adapter = self.adapter(facesnap, tokens, tokens if uncond_tokens is None else uncond_tokens)
         progress("predicting landmarks")
-        predicts = files.deca is not None and files.flame is not None
         if pose is not None:
             shape = self.source_shape(files, references, saved)
             landmarks = pose_landmarks(self.rig(files, shape), pose, width, height)
         else:
-            if predicts:
+            if files.predicts:
                 landmarks = self.landmarks(files, self.source_shape(files, references, saved), driving)
             else:
                 landmarks = self.detected(files, driving, weights.info.hint)

@@ -58,7 +58,7 @@ def status(files: ModelFiles) -> str:
     lines = [f"Model files: {escape(there or 'none')}"]
     if missing := [{"facesnap": "FaceSnap", **PART_WORDS}[part] for part in files.missing()]:
         lines.append(problem(f"Missing: {', '.join(missing)}. The panel Model files below says where to get what."))
-    if files.deca is None or files.flame is None:
+    if not files.predicts:
         lines.append(problem(f"{UNPREDICTED.format('the driving photo')} Templates and sliders need both."))
     return "<br>".join(lines)
 
@@ -297,7 +297,7 @@ def preview(
         return ""
     size, _, question = size.partition(" ")
     try:
-        if engine.files().missing().keys() & {"deca", "flame"}:
+        if not engine.files().predicts:
             raise FaceSnapError("The pose cannot be shown here without DECA and FLAME.")
         reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None

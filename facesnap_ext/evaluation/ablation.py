@@ -22,7 +22,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.evaluation import metrics
 from facesnap_ext.evaluation.ablation_pictures import METRICS, REFERENCE_SHOTS, Studio, compare, draw, limits
 from facesnap_ext.evaluation.ablation_report import Scores, people_sheet, results, write_report
-from facesnap_ext.evaluation.ablation_rows import TABLE_2, TABLE_3, Row, Training, distinct, reference_rows, trainings
+from facesnap_ext.evaluation.ablation_rows import Row, Training, all_rows, trainings
 from facesnap_ext.evaluation.draw import processes
 from facesnap_ext.files import whole
 from facesnap_ext.training import checkpoints, trainer
@@ -49,8 +49,7 @@ class AblationConfig:
 
     @property
     def rows(self) -> list[Row]:
-        rows = distinct((*TABLE_2, *TABLE_3, *reference_rows(self.references)))
-        return [row for row in rows if not self.only or row.name in self.only]
+        return [row for row in all_rows(self.references) if not self.only or row.name in self.only]
 
 
 def read_ablation(path: Path) -> AblationConfig:
@@ -70,7 +69,7 @@ def read_ablation(path: Path) -> AblationConfig:
     _check_numbers(path, "references", config.references, 1, len(REFERENCE_SHOTS))
     if type(config.people) is not int or config.people < 2:
         raise FaceSnapError(f"'people' in {path} is {config.people!r} and must be a whole number from 2; correct it.")
-    names = [row.name for row in replace(config, only=()).rows]
+    names = [row.name for row in all_rows(config.references)]
     if not isinstance(config.only, tuple) or not set(config.only) <= set(names):
         raise FaceSnapError(f"'only' in {path} must be a list of rows, which are {', '.join(names)}; correct it.")
     return config

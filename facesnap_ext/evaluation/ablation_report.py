@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext.evaluation.ablation_pictures import Sitter
-from facesnap_ext.evaluation.ablation_rows import MIXER, TABLE_2, TABLE_3, Row, distinct, reference_rows
+from facesnap_ext.evaluation.ablation_rows import MIXER, TABLE_2, TABLE_3, Row, all_rows, distinct, reference_rows
 from facesnap_ext.evaluation.statistics import bootstrap
 from facesnap_ext.files import whole
 from facesnap_ext.sheet import Panel, sheet
@@ -67,7 +67,7 @@ def results(
         about: `seeds`, `people` and whatever else is to be known of the run. limits: by name and metric [P].
     """
     rows = {}
-    for row in _among(scores.values, distinct((*TABLE_2, *TABLE_3, *reference_rows(references)))):
+    for row in _among(scores.values, all_rows(references)):
         fid = scores.fid[row.name]
         rows[row.name] = {metric: estimate(values) for metric, values in scores.values[row.name].items()}
         rows[row.name] |= {"fid": {"mean": float(fid.mean()), **_over_seeds(fid)}}

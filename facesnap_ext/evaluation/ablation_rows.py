@@ -74,6 +74,11 @@ def reference_rows(counts: Sequence[int]) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def all_rows(references: Sequence[int]) -> list[Row]:
+    """The rows of both tables and of so many references, each once."""
+    return distinct((*TABLE_2, *TABLE_3, *reference_rows(references)))
+
+
 def distinct(rows: Iterable[Row]) -> list[Row]:
     """Each row once; a row may stand in several tables under other titles."""
     return list({row.name: row for row in rows}.values())

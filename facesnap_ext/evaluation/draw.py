@@ -30,7 +30,7 @@ from facesnap_ext.evaluation.protocol import Case
 from facesnap_ext.files import sha256, whole
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.settings import Unit
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.places import ModelFiles, paths_of
 
 NOTE = "facesnap evaluate"  # the PNG text under which a picture says what it is
 
@@ -76,7 +76,7 @@ class Studio:
         """What decides how a case's picture looks, ready for JSON: photos and the FaceSnap file by their hashes, the
         base by its name; encoders are taken for what the FaceSnap file wants."""
         facesnap = self.files.choose_facesnap(self.model)
-        paths = facesnap if isinstance(facesnap, tuple) else (facesnap,)
+        paths = paths_of(facesnap)
         return {
             "base": self.base,
             "sampler": type(self.pipe.scheduler).__name__,

@@ -26,7 +26,7 @@ from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights.recognise import Kind, require
-from facesnap_ext.weights.tensors import read_index, read_tensors
+from facesnap_ext.weights.tensors import read_index, read_tensors, without_prefix
 
 VERSION = 1
 MIXERS: dict[str, tuple[type, type[nn.Module]]] = {  # sizes and network of each kind
@@ -167,10 +167,7 @@ def load_adapter(path: Path) -> Adapter:
     """
     with torch.device("meta"):
         adapter = Adapter(read_info(path).adapter)
-    prefix = "adapter."
-    adapter.load_state_dict(
-        read_tensors(path, lambda key: key[len(prefix) :] if key.startswith(prefix) else None), assign=True
-    )
+    adapter.load_state_dict(read_tensors(path, without_prefix("adapter.")), assign=True)
     return adapter.eval().requires_grad_(False)
 
 

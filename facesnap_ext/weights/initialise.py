@@ -15,7 +15,7 @@ from facesnap_ext.ffrnet import FFRNet, FFRNetConfig, LandmarkEmbedding
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.recognise import Kind, recognise
-from facesnap_ext.weights.tensors import read_index, read_tensors
+from facesnap_ext.weights.tensors import read_index, read_tensors, shapes_of
 
 HINT_WIDTHS = (16, 32, 96, 256)  # of every published SDXL ControlNet
 ENCODER = ("conv_in.", "time_embedding.", "add_embedding.", "down_blocks.", "mid_block.")
@@ -73,7 +73,7 @@ def initialise(
         torch.manual_seed(seed)
         landmarks = LandmarkEmbedding(hint_widths, tensors["conv_in.weight"].shape[0]).to(dtype)
         tensors |= {f"controlnet_cond_embedding.{key}": t for key, t in landmarks.state_dict().items()}
-        config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in tensors.items()}, size_dim=size_dim)
+        config = FFRNetConfig.from_shapes(shapes_of(tensors), size_dim=size_dim)
         config = replace(config, heads=tuple(max(1, width // head_dim) for width in config.widths))
         mixer_net = _seeded_mixer(mixer, config.context_dim).to(dtype)
     with torch.device("meta"):
@@ -107,7 +107,7 @@ def from_controlnet(
         dtype: floating type of the file; by default the ControlNet's.
     """
     tensors = read_tensors(controlnet, dtype=dtype)
-    config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in tensors.items()}, heads, size_dim)
+    config = FFRNetConfig.from_shapes(shapes_of(tensors), heads, size_dim)
     with torch.device("meta"):
         ffrnet = FFRNet(config)
     ffrnet.load_state_dict(tensors, assign=True)

@@ -7,13 +7,12 @@ IdentityNet, the ControlNet, is an FFRNet that was trained with text and on draw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from facesnap_ext.adapter import Adapter, AdapterConfig
 from facesnap_ext.errors import FaceSnapError
@@ -25,7 +24,7 @@ from facesnap_ext.weights.facesnap_file import FaceSnapInfo, FaceSnapWeights
 from facesnap_ext.weights.initialise import controlnet_config
 from facesnap_ext.weights.places import WeightSource
 from facesnap_ext.weights.recognise import Kind, require
-from facesnap_ext.weights.tensors import read_index, read_tensors
+from facesnap_ext.weights.tensors import read_index, read_tensors, shapes_of, without_prefix
 
 NAME = "InstantID"
 IDENTITYNET = "ControlNetModel/diffusion_pytorch_model.safetensors"
@@ -47,7 +46,7 @@ def load(controlnet: Path, adapter: Path) -> FaceSnapWeights:
     require(adapter, Kind.INSTANTID_ADAPTER, ADVICE)
     ffrnet, mixer = _identitynet(controlnet), _resampler(adapter)
     _check_fit(controlnet, ffrnet, adapter, mixer)
-    shapes = {_strip(ADAPTER_PREFIX)(key): shape for key, shape in read_index(adapter).shapes.items()}
+    shapes = {without_prefix(ADAPTER_PREFIX)(key): shape for key, shape in read_index(adapter).shapes.items()}
     with _whole(adapter):
         config = AdapterConfig.from_shapes({key: shape for key, shape in shapes.items() if key is not None})
     info = FaceSnapInfo(
@@ -70,9 +69,9 @@ def load_adapter(path: Path) -> Adapter:
         FaceSnapError: the file is of another kind or not whole.
     """
     require(path, Kind.INSTANTID_ADAPTER, ADVICE)
-    tensors = read_tensors(path, _strip(ADAPTER_PREFIX))
+    tensors = read_tensors(path, without_prefix(ADAPTER_PREFIX))
     with _whole(path), torch.device("meta"):
-        adapter = Adapter(AdapterConfig.from_shapes({key: tuple(t.shape) for key, t in tensors.items()}))
+        adapter = Adapter(AdapterConfig.from_shapes(shapes_of(tensors)))
         adapter.load_state_dict(tensors, assign=True)
     return adapter.eval().requires_grad_(False)
 
@@ -147,7 +146,7 @@ def _identitynet(path: Path, head_dim: int = 64, size_dim: int = 256, dtype: tor
         stated = controlnet_config(path.parent)
     tensors = read_tensors(path, dtype=dtype)
     with _whole(path), torch.device("meta"):
-        config = FFRNetConfig.from_shapes(_shapes(tensors), **{"size_dim": size_dim, **stated})
+        config = FFRNetConfig.from_shapes(shapes_of(tensors), **{"size_dim": size_dim, **stated})
         if "heads" not in stated:
             config = replace(config, heads=tuple(max(1, width // head_dim) for width in config.widths))
         ffrnet = FFRNet(config)
@@ -157,10 +156,10 @@ def _identitynet(path: Path, head_dim: int = 64, size_dim: int = 256, dtype: tor
 
 def _resampler(path: Path, clip_dim: int = 0, seed: int = 0, dtype: torch.dtype | None = None) -> ResamplerMixer:
     """The Resampler, with seeded layers for CLIP tokens of this width added to it."""
-    tensors = read_tensors(path, _strip(RESAMPLER_PREFIX), dtype)
+    tensors = read_tensors(path, without_prefix(RESAMPLER_PREFIX), dtype)
     with _whole(path), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mixer = ResamplerMixer(ResamplerConfig.from_shapes(_shapes(tensors), clip_dim)).to(tensors["latents"].dtype)
+        mixer = ResamplerMixer(ResamplerConfig.from_shapes(shapes_of(tensors), clip_dim)).to(tensors["latents"].dtype)
         added = {key: tensor for key, tensor in mixer.state_dict().items() if key.startswith(ADDED)}
         mixer.load_state_dict(tensors | added)
     return mixer.eval().requires_grad_(False)
@@ -172,14 +171,6 @@ def _check_fit(controlnet: Path, ffrnet: FFRNet, adapter: Path, mixer: Resampler
             f"{adapter.name} makes tokens of {mixer.config.dim} numbers and {controlnet.name} takes "
             f"{ffrnet.config.context_dim}; take both from one release of InstantID."
         )
-
-
-def _strip(prefix: str) -> Callable[[str], str | None]:
-    return lambda key: key[len(prefix) :] if key.startswith(prefix) else None
-
-
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 @contextmanager

@@ -55,6 +55,11 @@ WeightSource = Path | tuple[Path, Path]
 """A FaceSnap file, or InstantID's ControlNet and `ip-adapter.bin`."""
 
 
+def paths_of(source: WeightSource) -> tuple[Path, ...]:
+    """The files of which a source is made."""
+    return source if isinstance(source, tuple) else (source,)
+
+
 @dataclass(frozen=True)
 class Found:
     """A file, or a folder of a face pack or of a CLIP, that FaceSnap can use."""
@@ -101,6 +106,11 @@ class ModelFiles:
             raise FaceSnapError(f"There are several FaceSnap files in {self.folder} ({names}); choose one by its name.")
         return candidates[0]
 
+    @property
+    def predicts(self) -> bool:
+        """Whether what the Landmark Predictor needs is there."""
+        return self.deca is not None and self.flame is not None
+
     def missing(self) -> dict[str, str]:
         """For each part that is wanted and not there, by its name, what to put where. InstantID wants no CLIP."""
         instantid_alone = self.facesnap and all(isinstance(source, tuple) for source in self.facesnap.values())
@@ -108,8 +118,7 @@ class ModelFiles:
         return {part: self._is_missing(part) for part in wanted if not getattr(self, part)}
 
     def _is_own(self, source: WeightSource) -> bool:
-        paths = source if isinstance(source, tuple) else (source,)
-        return any(path.is_relative_to(self.folder) for path in paths)
+        return any(path.is_relative_to(self.folder) for path in paths_of(source))
 
     def _is_missing(self, part: str) -> str:
         sentence = f"There is {ADVICE[part]} in {self.folder}; put one there, models/README.md says where to get it."

@@ -68,6 +68,16 @@ def read_tensors(
     return wanted
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shapes of tensors by their names, as `read_index` gives those of a file."""
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str) -> Callable[[str], str | None]:
+    """For `read_tensors`: the rest of a name that begins so, None for others."""
+    return lambda key: key[len(prefix) :] if key.startswith(prefix) else None
+
+
 def fingerprint(path: Path) -> str:
     """SHA-256 of a file's tensors, hexadecimal: their names, types, shapes and numbers, whatever container, order and
     metadata they come in. Of safetensors one tensor at a time is in memory."""

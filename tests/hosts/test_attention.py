@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -128,16 +126,7 @@ def unet():
     return ldm_unet()
 
 
-@pytest.fixture(autouse=True)
-def host(monkeypatch):
-    sd_unet = ModuleType("modules.sd_unet")
-    sd_unet.current_unet = None
-    modules = ModuleType("modules")
-    modules.sd_unet = sd_unet
-    monkeypatch.setitem(sys.modules, "modules", modules)
-    monkeypatch.setitem(sys.modules, "modules.sd_unet", sd_unet)
-    yield
-    a1111.detach()
+host = test_a1111.host  # a fixture
 
 
 def written_out(unet, people, one, is_cond: bool, size):
