@@ -278,15 +278,22 @@ function facesnapTakePhotos(root, element) {
     block.addEventListener("dragover", event => event.preventDefault());  // else the browser opens what is dropped
     block.addEventListener("drop", event => {
         const pictures = facesnapPictures(event.dataTransfer);
-        if (block.querySelector("input[type=file]") || !pictures.length) return;  // an empty one takes them itself
+        if (!pictures.length) return;
         event.preventDefault();
         event.stopPropagation();
         facesnapAddPhotos(block, element("report"), pictures);
     }, true);
+
+    block.addEventListener("change", event => {
+        if (event.facesnap || event.target.type !== "file" || !event.target.files.length) return;
+        event.stopPropagation();
+        facesnapAddPhotos(block, element("report"), [...event.target.files]);
+    }, true);
 }
 
 // Put files beside those that a file component has: it takes files only while it is empty, so all go in anew. Gradio 3
-// loses an upload during which anything on the page is answered, such as what follows from emptying: hence the waits.
+// loses an upload during which anything on the page is answered, such as what follows from emptying: hence the waits,
+// and another try, longer after the emptying each time.
 async function facesnapAddPhotos(block, report, files) {
     const links = () => [...block.querySelectorAll("a[href]")];
     const there = await Promise.all(links().map(async (link, i) => {
@@ -295,13 +302,14 @@ async function facesnapAddPhotos(block, report, files) {
     }));
     const transfer = new DataTransfer();
     for (const file of [...there, ...files]) transfer.items.add(file);
-    for (let seconds = 8; seconds < 100; seconds *= 2) {
+    for (let seconds = 4; seconds < 100; seconds *= 2) {
         block.querySelector("button[aria-label=Clear]")?.click();
         await facesnapUntil(() => !report.textContent.trim(), 5);
+        if (seconds > 4) await facesnapUntil(() => false, seconds / 8);
         const input = await facesnapUntil(() => block.querySelector("input[type=file]"), 5);
         if (!input) continue;
         input.files = transfer.files;
-        input.dispatchEvent(new Event("change", {bubbles: true}));
+        input.dispatchEvent(Object.assign(new Event("change", {bubbles: true}), {facesnap: true}));
         if (await facesnapUntil(() => links().length === transfer.files.length, seconds)) return;
     }
 }

@@ -81,6 +81,19 @@ def test_photos_are_shown_with_the_face_framed_and_one_without_is_warned_of(open
     assert not is_accent(unframed).any()
 
 
+def test_a_photo_on_its_way_is_not_lost_to_an_answer(opened):
+    """Gradio 3 forgets an upload during which anything on the page is answered."""
+    held = []
+    opened.page.route("**/upload*", lambda route: held.append(route), times=1)
+    opened.give("references", photo(SOMEBODY))
+    opened.page.wait_for_timeout(SECOND)
+    opened.choose("pose", "sliders")  # which the server is asked about
+    opened.page.wait_for_timeout(SECOND)
+    held[0].continue_()
+    opened.says("report", "Reference photo 1")
+    assert len(opened.thumbnails()) == 1
+
+
 def is_accent(picture: np.ndarray) -> np.ndarray:
     """Where the frame is; one version of gradio compresses it."""
     return np.abs(picture.astype(int) - ACCENT).max(2) < 70
