@@ -279,6 +279,13 @@ function facesnapTakePhotos(root, element) {
     block.addEventListener("drop", event => {
         const pictures = facesnapPictures(event.dataTransfer);
         if (!pictures.length) return;
+        const empty = () => block.querySelector("input[type=file]");
+        if (empty()) {  // which takes them itself, and may lose them
+            facesnapUntil(() => block.querySelector("a[href]"), 4).then(there => {
+                if (!there && !empty()) facesnapAddPhotos(block, element("report"), pictures);
+            });
+            return;
+        }
         event.preventDefault();
         event.stopPropagation();
         facesnapAddPhotos(block, element("report"), pictures);
