@@ -10,7 +10,7 @@ bare-test := deface insightface stable-diffusion-sdkit
 # A1111's and Forge's: pages of both are tested, each from a folder that goes before what .venv has of its own.
 gradios := 3.41.2 4.40.0
 
-.PHONY: demo test lint fuzz test-hosts clean
+.PHONY: demo test lint fuzz test-hosts soak clean
 
 demo: .venv/.done-demo
 	$(RUN) -m facesnap_ext demo --out out/demo.png
@@ -28,7 +28,11 @@ fuzz: .venv/.done-test
 
 # Against a running WebUI: make test-hosts URL=http://127.0.0.1:7860
 test-hosts: .venv/.done-test
-	$(RUN) -m pytest tests/hosts/live --url "$(URL)" --plain-url "$(PLAIN_URL)" --empty-url "$(EMPTY_URL)"
+	$(RUN) -m pytest tests/hosts/live --url "$(URL)" --plain-url "$(PLAIN_URL)" --empty-url "$(EMPTY_URL)" --models "$(MODELS)"
+
+# 300 jobs in a running WebUI, after which nothing has stayed behind: make soak URL=http://127.0.0.1:7860
+soak: .venv/.done-test
+	$(RUN) tests/hosts/live/soak.py "$(URL)"
 
 .venv/.done-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

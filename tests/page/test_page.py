@@ -152,6 +152,17 @@ def test_the_picture_is_of_the_person(opened):
     assert f"FaceSnap: {__version__}, FaceSnap references: {digests}, FaceSnap weight: 1" in opened.infotext()
 
 
+def test_another_photo_of_the_same_name_is_another_person(opened):
+    opened.upload("references", photo(SOMEBODY))
+    opened.generate()
+    opened.clear("references")
+    opened.at("seen").wait_for(state="hidden")
+    opened.upload("references", photo(SOMEBODY_ELSE))
+    seen = embedding(opened.generate())
+    assert seen @ embedding(photo(SOMEBODY_ELSE)) > seen @ embedding(photo(SOMEBODY)) + MARGIN
+    assert f"references: {Photo(photo(SOMEBODY_ELSE), '').digest[:10]}, " in opened.infotext()
+
+
 def test_two_people_are_each_on_their_own_side(opened):
     opened.side("width", 2 * SIDE)
     for number, index, x in ((1, SOMEBODY_ELSE, 0.25), (2, SOMEBODY, 0.75)):

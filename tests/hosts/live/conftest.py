@@ -18,6 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--url", default="", help="a WebUI with FaceSnap, such as http://127.0.0.1:7860")
     group.addoption("--plain-url", default="", help="the same WebUI without FaceSnap, for the bit-identity baselines")
     group.addoption("--empty-url", default="", help="a WebUI with FaceSnap whose model folder has nothing for it")
+    group.addoption("--models", default="", help="the folder models/facesnap of the WebUI at --url")
 
 
 @pytest.fixture(scope="session")
