@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from facesnap_ext import page
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import download
 from facesnap_ext.weights.catalogue import COMMERCIAL_GAPS, COMMERCIAL_THERE, PARTS, Part
@@ -31,10 +32,11 @@ def html(roles: Sequence[Role], files: ModelFiles) -> str:
     rows = "".join(map(_role, roles))
     elsewhere = ", ".join(str(place) for place in files.elsewhere)
     also = f"Also looked at: {escape(elsewhere)}.<br>" if elsewhere else ""
+    passed_over = f"<p>Passed over: {escape(' '.join(files.unreadable))}</p>" if files.unreadable else ""
     gaps = "".join(f"<li>{escape(gap)}</li>" for gap in COMMERCIAL_GAPS)
     return (
         f"<div class='facesnap-models'>FaceSnap's own folder: {escape(str(files.folder))}.<br>{also}"
-        f"<table><tr><th>Part</th><th>There is</th><th>To be had</th></tr>{rows}</table>"
+        f"<table><tr><th>Part</th><th>There is</th><th>To be had</th></tr>{rows}</table>{passed_over}"
         f"A set-up for commercial use has {escape(COMMERCIAL_THERE)}. It lacks:<ul>{gaps}</ul></div>"
     )
 
@@ -48,33 +50,42 @@ def progress_html(jobs: Sequence[download.Job]) -> str:
             text = f"{job.part.title}: {readable(job.done)} of {readable(job.part.size)} ({share:.0f} %)"
             lines.append(f"{escape(text)}<br><progress max='100' value='{share:.1f}'></progress>")
         else:
-            lines.append(_problem(job.message) if job.state == "failed" else escape(job.message))
+            lines.append(page.problem(job.message) if job.state == "failed" else escape(job.message))
     return "<br>".join(lines)
 
 
-def panel(find_models: Callable[[], ModelFiles], ident: Callable[[str], str]) -> None:
-    """Draw the panel, closed, and make its buttons answer; `ident` makes an element's id of a name."""
+def panel(
+    find_models: Callable[[], ModelFiles], ident: Callable[[str], str], status: Any, choices: Sequence[Any]
+) -> None:
+    """Draw the panel, closed, and make its buttons answer.
 
-    def look(problem: str = "") -> tuple[str, str]:
+    Args:
+        ident: makes an element's id of a name.
+        status, choices: what else on the page says which files are there: `page.status`, and lists of FaceSnap files.
+    """
+
+    def look(problem: str = "") -> tuple[Any, ...]:
         files = find_models()
-        return _problem(problem) if problem else progress_html(download.jobs()), html(take_stock(files), files)
+        progress = page.problem(problem) if problem else progress_html(download.jobs())
+        lists = [gr.update(choices=page.model_choices(files)) for _ in choices]
+        return progress, html(take_stock(files), files), page.status(files), *lists
 
-    def hash_all() -> tuple[str, str]:
+    def hash_all() -> tuple[Any, ...]:
         try:
             compute_hashes(find_models())
         except FaceSnapError as error:
             return look(str(error))
         return look()
 
-    def getting(name: str) -> Callable[[], Iterator[tuple[str, Any]]]:
-        def get() -> Iterator[tuple[str, Any]]:
+    def getting(name: str) -> Callable[[], Iterator[tuple[Any, ...]]]:
+        def get() -> Iterator[tuple[Any, ...]]:
             try:
                 job = download.start(name, find_models())
             except FaceSnapError as error:
                 yield look(str(error))
                 return
             while job.state == "running":
-                yield progress_html(download.jobs()), gr.update()
+                yield progress_html(download.jobs()), *(gr.update() for _ in shown[1:])
                 time.sleep(EVERY)
             yield look()
 
@@ -87,7 +98,7 @@ def panel(find_models: Callable[[], ModelFiles], ident: Callable[[str], str]) ->
     with gr.Accordion("Model files", open=False, elem_id=ident("models")):
         table = gr.HTML(look()[1], elem_id=ident("models_table"))
         progress = gr.HTML(elem_id=ident("models_progress"))
-        shown = [progress, table]
+        shown = [progress, table, status, *choices]
         with gr.Row():
             gr.Button("Look again", elem_id=ident("models_again")).click(look, [], shown, show_progress=False)
             gr.Button("Compute hashes", elem_id=ident("models_hash")).click(hash_all, [], shown)
@@ -104,7 +115,7 @@ def _role(role: Role) -> str:
     title = f"<b>{ROLE_WORDS[role.name]}</b>{'' if role.needed else ' (optional)'}<br>{escape(role.purpose)}"
     there = "".join(map(_holding, role.holdings))
     if not there:
-        there = _problem(role.missing) if role.missing else "none"
+        there = page.problem("missing") if role.missing else "none"
     return f"<tr><td>{title}</td><td>{there}</td><td>{''.join(map(_way, role.ways))}</td></tr>"
 
 
@@ -126,7 +137,3 @@ def _way(part: Part) -> str:
         f"<p><b>{escape(part.title)}</b>, {readable(part.size)}: {escape(part.get)}{link}; put it as "
         f"<code>{escape(part.into)}</code><br>{escape(part.licence)}: {part.use}{note}</p>"
     )
-
-
-def _problem(sentence: str) -> str:
-    return f"<span class='facesnap-problem'>{escape(sentence)}</span>"

@@ -63,6 +63,11 @@ def status(files: ModelFiles) -> str:
     return "<br>".join(lines)
 
 
+def model_choices(files: ModelFiles) -> list[str]:
+    """The FaceSnap files, after the empty choice that leaves it to the job."""
+    return ["", *sorted(files.facesnap)]
+
+
 def problem(sentence: str) -> str:
     """HTML of a sentence that asks for something to be done."""
     return f"<span class='facesnap-problem'>{escape(sentence)}</span>"
@@ -199,7 +204,7 @@ def person_controls(
         )
         slider("redraw", 0.05, "Draw a small face again, larger: denoising strength (0: do not)")
         made["model"] = gr.Dropdown(
-            ["", *sorted(files.facesnap)],
+            model_choices(files),
             value="",
             label="FaceSnap file (empty: the only one)",
             elem_id=ident("model"),

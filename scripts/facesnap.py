@@ -106,8 +106,7 @@ class Script(scripts.Script):
         people = range(1, int(getattr(shared.opts, "facesnap_people", PEOPLE)) + 1)
         components = []
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
-            gr.HTML(page.status(files), elem_id=self.elem_id("status"))
-            models_panel.panel(model_files, self.elem_id)
+            status = gr.HTML(page.status(files), elem_id=self.elem_id("status"))
             for number in people:
                 with gr.Tab(f"Person {number}", elem_id=self.ident("person", number)):
                     on = enabled
@@ -115,6 +114,8 @@ class Script(scripts.Script):
                         on = gr.Checkbox(False, label="Add this person", elem_id=self.ident("enable", number))
                     ident = partial(self.ident, number=number)
                     components.append(page.person_controls(on, files, identities, engine, ident))
+            lists = [person[UI_ORDER.index("model")] for person in components]
+            models_panel.panel(model_files, self.elem_id, status, lists)
         self.infotext_fields = [
             PasteField(component, partial(page.paste_value, number=number, name=name))
             for number, person in zip(people, components)

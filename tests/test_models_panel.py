@@ -18,6 +18,8 @@ from facesnap_ext.weights import catalogue, download
 from facesnap_ext.weights.inventory import compute_hashes, take_stock
 from facesnap_ext.weights.places import ModelFiles, find_models
 
+OTHERS = ("status", ["list", "list of person 2"])  # of the page's parts that follow the panel
+
 
 class Clicks(mock_webui.Component):
     """Components that remember what a click on them does."""
@@ -75,6 +77,7 @@ def test_everything_known_is_in_the_panel_and_foreign_text_is_text(module, tmp_p
     own = tmp_path / "<b>own"
     own.mkdir()
     write(own / "a.safetensors", {"ffrnet.x": (1,)}, format="facesnap", license="<script>alert(1)</script>")
+    (own / "notes.safetensors").write_bytes(b"notes")
     other = tmp_path / "other"
     other.mkdir()
     write(other / "h.safetensors", KINDS["CLIP_VISION"])
@@ -88,9 +91,10 @@ def test_everything_known_is_in_the_panel_and_foreign_text_is_text(module, tmp_p
         assert part.title in text
         assert f"{part.licence}: {part.use}" in text
     for role in roles:
-        assert role.missing in text
         assert all(file.sha256[:12] in text for holding in role.holdings for file in holding.files)
     assert str(other / "h.safetensors") in text
+    assert text.count("missing") == sum(bool(role.missing) for role in roles) == 3
+    assert text.count("notes.safetensors is damaged") == 1
     assert all(gap in text for gap in catalogue.COMMERCIAL_GAPS)
     assert len(re.findall("<tr>", html)) == 1 + len(roles)
 
@@ -101,17 +105,19 @@ def test_the_button_downloads_shows_how_far_it_is_and_what_there_is_then(module,
         server.hold = threading.Event()
         monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
         monkeypatch.setattr(module, "PARTS", (server.part(),))
-        module.panel(lambda: ModelFiles(tmp_path), lambda name: name)
+        module.panel(lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
         steps = Clicks.made["models_get_thing"].function()
-        progress, table = next(steps)
+        progress, *others = next(steps)
         assert "the thing: " in progress
         assert "<progress max='100'" in progress
-        assert table == {}  # gr.update(): the table stays as it is
+        assert others == [{}] * 4  # gr.update(): they stay as they are
         assert server.asked == [] or len(server.asked) == 1
         server.hold.set()
-        *_, (progress, table) = steps
+        *_, (progress, table, status, *lists) = steps
     assert "the thing is there: " in progress
     assert table.startswith("<div class='facesnap-models'>")
+    assert "Missing: " in status
+    assert lists == [{"choices": [""]}] * 2
     assert (tmp_path / "things" / "thing.bin").is_file()
 
 
@@ -120,19 +126,19 @@ def test_what_goes_wrong_with_a_download_stands_in_the_panel(module, tmp_path, m
     with serve(b"x" * 1000) as server:
         monkeypatch.setattr(catalogue, "PARTS", (server.part(b"y" * 1000),))
         monkeypatch.setattr(module, "PARTS", catalogue.PARTS)
-        module.panel(lambda: ModelFiles(tmp_path), lambda name: name)
-        *_, (progress, _) = Clicks.made["models_get_thing"].function()
+        module.panel(lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+        *_, (progress, *_) = Clicks.made["models_get_thing"].function()
         assert "another file than the known one" in progress
         assert "facesnap-problem" in progress
         monkeypatch.setattr(catalogue, "PARTS", ())
-        ((progress, _),) = Clicks.made["models_get_thing"].function()
+        ((progress, *_),) = Clicks.made["models_get_thing"].function()
         assert "There is no part" in progress
 
 
 def test_drawing_the_panel_and_looking_again_downloads_nothing(module, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "start", lambda *args: pytest.fail("started"))
-    module.panel(lambda: ModelFiles(tmp_path), lambda name: name)
-    progress, table = Clicks.made["models_again"].function()
+    module.panel(lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+    progress, table, *_ = Clicks.made["models_again"].function()
     assert progress == ""
     assert str(tmp_path) in table
     Clicks.made["models_stop"].function()
