@@ -60,6 +60,14 @@ class FacialAttributeMixer(nn.Module):
             dim, heads, config.feedforward, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.decoder = nn.TransformerDecoder(layer, config.layers, norm=nn.LayerNorm(dim))
+        self._tell_tokens_apart()
+
+    def _tell_tokens_apart(self) -> None:
+        """Start with attention that sees tokens unlike each other: PyTorch's own start weighs all of them alike, and
+        the identity tokens of a person are then one mean, 16 times."""
+        nn.init.normal_(self.project_id.bias)  # each token of f'_id gets an address, as CLIP's have their places
+        for attention in (module for module in self.modules() if isinstance(module, nn.MultiheadAttention)):
+            attention.in_proj_weight.data[: 2 * self.config.dim] *= 2  # queries and keys: scores 4 times as far apart
 
     def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
         """Mix R references of each of N people.

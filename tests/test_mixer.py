@@ -76,6 +76,18 @@ def test_an_untrained_mixer_lets_the_embedding_through_beside_clip():
     assert of_identity > of_clip / 10
 
 
+def test_an_untrained_mixers_tokens_are_not_one_token_many_times():
+    """By how alike a person's tokens are in what sets that person apart: 0.97 with PyTorch's own start."""
+    torch.manual_seed(0)
+    mixer = FacialAttributeMixer(MixerConfig(id_dim=512, clip_dim=64, dim=256, heads=4, feedforward=512)).eval()
+    with torch.no_grad():
+        tokens = mixer(torch.randn(40, 1, 512), torch.randn(40, 1, 257, 64))
+    own = F.normalize(tokens - tokens.mean(dim=0), dim=-1)
+    alike = own @ own.mT
+    others = ~torch.eye(alike.shape[-1], dtype=torch.bool)
+    assert alike[:, others].mean() < 0.5
+
+
 def test_the_papers_sizes():
     with torch.device("meta"):
         mixer = FacialAttributeMixer(MixerConfig())

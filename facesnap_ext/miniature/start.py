@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 6,
     "steps": 7000,
     "learning_rate": 1.2e-3,
+    "mixer_rate": 0.1,
     "warmup": 100,
     "schedule": "cosine",
     "ema": 0.99,

@@ -36,6 +36,7 @@ class TrainConfig:
     gradient_accumulation: int = 1
     steps: int = 360_000
     learning_rate: float = 1e-5
+    mixer_rate: float = 1.0  # the Mixer's learning rate, as a part of the above; docs/ablation.md says when to lower it
     weight_decay: float = 0.01
     warmup: int = 500  # steps
     schedule: str = "constant"  # or cosine, down to 0 at the last step

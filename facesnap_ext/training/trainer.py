@@ -99,9 +99,11 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
         parameter.data = parameter.data.to(torch.float32, copy=True)  # else they would lie in the mapped file
     if config.gradient_checkpointing:
         checkpoint_activations(networks)
-    optimizer = torch.optim.AdamW(
-        networks.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
-    )
+    groups = [
+        {"params": list(networks.ffrnet.parameters()), "rate": 1.0},
+        {"params": list(networks.mixer.parameters()), "rate": config.mixer_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)
     if (plugin := accelerator.state.deepspeed_plugin) is not None:
         if plugin.zero_stage == 3:
             raise FaceSnapError("DeepSpeed's ZeRO stage 3 leaves nothing to average; use stage 2 or less, or FSDP.")
@@ -173,7 +175,7 @@ def steps(run: Run, first: int) -> Iterator[Step]:
     for number in range(first + 1, config.steps + 1):
         learning_rate = learning_rate_at(config, number)
         for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         id_rows = config.id_rows if (number - 1) % config.id_every == 0 else 0
         parts = []
         for _ in range(per_step):

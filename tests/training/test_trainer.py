@@ -96,6 +96,21 @@ def test_training_learns(config, seen, monkeypatch):
     assert seen[-1].loss < 0.8 * seen[0].loss
 
 
+def test_the_mixer_has_a_rate_of_its_own(config, world):
+    """In the second step, its first with a gradient: in the first one zero convolutions let none through."""
+    config = replace(config, steps=2, save_every=2, ema=0.0, weight_decay=0.0)
+    start = facesnap_file.load(world / "start.safetensors").mixer.queries
+    whole, tenth = (
+        facesnap_file.load(
+            trainer.train(replace(config, out=config.out / str(rate), mixer_rate=rate)) / checkpoints.WEIGHTS
+        )
+        for rate in (1.0, 0.1)
+    )
+    assert torch.equal(tenth.ffrnet.controlnet_mid_block.weight, whole.ffrnet.controlnet_mid_block.weight)
+    assert (whole.mixer.queries - start).abs().max() > 1e-4
+    torch.testing.assert_close(tenth.mixer.queries - start, 0.1 * (whole.mixer.queries - start), atol=1e-6, rtol=1e-3)
+
+
 def test_resuming_after_a_kill_is_as_no_kill(config, seen, monkeypatch):
     config = replace(config, steps=4, schedule="cosine", gradient_accumulation=2, id_every=2)
     whole = trainer.train(replace(config, out=config.out / "whole"))
