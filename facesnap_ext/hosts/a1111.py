@@ -28,8 +28,9 @@ class Attachment:
     """FaceSnap on one job's UNet: a guidance for each person, or the reason why the job must stop."""
 
     def __init__(self, p: Any, guidances: Sequence[Guidance] | FaceSnapError):
-        self.error = guidances if isinstance(guidances, FaceSnapError) else None
-        self.residuals = Residuals(guidances) if self.error is None else None
+        # only the sentence: with its traceback an error holds on to the job, and the hooks go when that does
+        self.refusal = str(guidances) if isinstance(guidances, FaceSnapError) else None
+        self.residuals = Residuals(guidances) if self.refusal is None else None
         self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
         self.job = weakref.ref(p, lambda _: self.remove())
         self.unet: nn.Module | None = None
@@ -46,7 +47,7 @@ class Attachment:
             try:
                 self.adapters.hook(unet)
             except FaceSnapError as error:
-                self.error, self.residuals, self.adapters = error, None, None
+                self.refusal, self.residuals, self.adapters = str(error), None, None
         self._handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
         if self.residuals is not None:
             self._handles.append(unet.middle_block.register_forward_hook(self._after_middle))
@@ -82,8 +83,8 @@ class Attachment:
         x = args[0]
         if len(self._sides) < len(x):
             return
-        if self.error is not None:
-            raise self.error
+        if self.refusal is not None:
+            raise FaceSnapError(self.refusal)
         sides = [self._sides.popleft() for _ in range(len(x))]
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]

@@ -31,9 +31,10 @@ class FaceSnapControl:
     """
 
     def __init__(self, guidances: Sequence[Guidance] | FaceSnapError, patchers: Sequence[Any] = ()):
-        self.error = guidances if isinstance(guidances, FaceSnapError) else None
+        # only the sentence: with its traceback an error holds on to the job, and this goes when that does
+        self.refusal = str(guidances) if isinstance(guidances, FaceSnapError) else None
         self.patchers = patchers  # of FFRNets, under the host's memory management; the host keeps weak references only
-        self.residuals = Residuals(guidances) if self.error is None else None
+        self.residuals = Residuals(guidances) if self.refusal is None else None
         self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
         self.previous_controlnet: Any = None
         self.transformer_options: dict[str, Any] = {}
@@ -84,8 +85,8 @@ class FaceSnapControl:
             x_noisy: unscaled latents [R, C, h, w]. t: sigmas [R].
             cond: the call's conditions; `y` is the pooled text and sizes.
         """
-        if self.error is not None:
-            raise self.error
+        if self.refusal is not None:
+            raise FaceSnapError(self.refusal)
         previous = None
         if self.previous_controlnet is not None:
             extra = () if transformer_options is None else (transformer_options,)

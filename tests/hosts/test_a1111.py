@@ -301,6 +301,20 @@ def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
     assert torch.equal(call(unet, *args, [0]), plain)
 
 
+@pytest.mark.parametrize("network", [None, tiny.ffrnet(widths=(32, 64, 64))], ids=["refused before", "does not fit"])
+def test_the_hook_of_a_refused_job_goes_when_that_does(unet, network):
+    before = hooks_of(unet)
+    args, job = inputs(1), Job(unet)
+    a1111.attach(job, FaceSnapError("No face.") if network is None else (tiny.guidance(network=network),))
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError):
+        call(unet, *args, [0])
+    assert hooks_of(unet) == before + 1
+    del job
+    gc.collect()
+    assert hooks_of(unet) == before
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -384,6 +385,11 @@ def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message
     x, _, context, y = inputs(1)
     with pytest.raises(FaceSnapError, match=message):
         sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
+    model = job.sd_model
+    assert model.forge_objects.unet.controlnet_linked_list is not None
+    del job
+    gc.collect()
+    assert model.forge_objects.unet.controlnet_linked_list is None
 
 
 def test_the_host_may_empty_the_lists_it_gets(unet):

@@ -110,7 +110,7 @@ def report(host: Host, done: list[Done], seconds: float) -> dict[str, object]:
         "host": host.name,
         "jobs": dict(Counter(one.kind for one in done)),
         "seconds": round(seconds),
-        "jobs that left something on the UNet": sum(bool(one.left) for one in done),
+        "left on the UNet": {one.kind: one.left for one in done if one.left},
         "plain pictures equal to the first": f"{sum(plain)} of {len(plain)}",
         "MiB": {"second fifth": round(warm), "last fifth": round(end), "growth": round(end / warm - 1, 4)},
         "kept": all(plain) and not any(one.left for one in done) and end / warm - 1 <= GROWTH,

@@ -46,7 +46,7 @@ SENTENCES = {
     "cut photo": (r"photo 1 is damaged", r"save it anew"),
     "no base64": (r"photo 1 is not (base64|a picture)", r"send|give"),
     "no photo": (r"without a reference photo", r"add one or disable"),
-    "unknown setting": (r"no setting named wieght", r"it has .*weight"),
+    "unknown setting": (r"no setting named 'wieght'", r"it has .*weight"),
     "weight out of range": (r"weight is 3", r"from 0 to 2"),
     "other widths": (rf"{OTHER_WIDTHS} was made for .*widths", r"choose a FaceSnap file"),
     "no such file": (r"no FaceSnap file absent\.safetensors", r"there is .*random"),

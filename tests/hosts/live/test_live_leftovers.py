@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from live_host import Host, Job, Pictures, equal, with_facesnap
+from live_host import Host, Job, Pictures, Refused, encode, equal, grey, with_facesnap
 
 Baseline = Callable[[Job], Pictures]
 
@@ -40,6 +40,13 @@ def test_exception(probed: Host, baseline: Baseline, fail_at: int) -> None:
     assert _leftovers(probed, collect=True) == before
     assert equal(probed.pictures({}), baseline({}))
     assert _leftovers(probed) == before
+
+
+def test_a_refused_job(probed: Host) -> None:
+    before = _leftovers(probed)
+    with pytest.raises(Refused, match="No face"):
+        probed.pictures(with_facesnap({}, references=[encode(grey())]))
+    assert _leftovers(probed, collect=True) == before
 
 
 def test_facesnap_after_an_exception(probed: Host) -> None:
