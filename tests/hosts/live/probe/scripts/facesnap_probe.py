@@ -16,7 +16,10 @@ _evaluations = 0
 
 
 def unet():
+    """None until the first job: Forge loads its checkpoint then."""
     model = shared.sd_model
+    if not hasattr(model, "model") and getattr(model, "forge_objects", None) is None:
+        return None
     objects = getattr(model, "forge_objects", None)
     return model.model.diffusion_model if objects is None else objects.unet.model.diffusion_model
 
@@ -77,7 +80,7 @@ def state(collect: bool = False):
     Script.remove()
     if collect:
         gc.collect()
-    modules = list(unet().modules())
+    modules = [] if unet() is None else list(unet().modules())
     return {
         "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules),
         "controls": controls(),
