@@ -127,7 +127,7 @@ def draw_memory(done: list[Done], path: Path) -> None:
     for kind in (PLAIN, *KINDS):
         places = [number for number, one in enumerate(done) if one.kind == kind]
         axes.plot(places, [done[place].memory for place in places], ".", label=kind)
-    axes.set(xlabel="job", ylabel="process memory in MiB", ylim=(0, None))
+    axes.set(xlabel="job", ylabel="process memory in MiB", ylim=(0, 1.1 * max(one.memory for one in done)))
     axes.legend(ncols=4, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
