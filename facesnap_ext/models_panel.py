@@ -55,11 +55,16 @@ def progress_html(jobs: Sequence[download.Job]) -> str:
 
 
 def panel(
-    find_models: Callable[[], ModelFiles], ident: Callable[[str], str], status: Any, choices: Sequence[Any]
+    found: ModelFiles,
+    find_models: Callable[[], ModelFiles],
+    ident: Callable[[str], str],
+    status: Any,
+    choices: Sequence[Any],
 ) -> None:
     """Draw the panel, closed, and make its buttons answer.
 
     Args:
+        found: what `find_models` has found when the page is drawn.
         ident: makes an element's id of a name.
         status, choices: what else on the page says which files are there: `page.status`, and lists of FaceSnap files.
     """
@@ -96,7 +101,7 @@ def panel(
             job.stop.set()
 
     with gr.Accordion("Model files", open=False, elem_id=ident("models")):
-        table = gr.HTML(look()[1], elem_id=ident("models_table"))
+        table = gr.HTML(html(take_stock(found), found), elem_id=ident("models_table"))
         progress = gr.HTML(elem_id=ident("models_progress"))
         shown = [progress, table, status, *choices]
         with gr.Row():

@@ -115,7 +115,7 @@ class Script(scripts.Script):
                     ident = partial(self.ident, number=number)
                     components.append(page.person_controls(on, files, identities, engine, ident))
             lists = [person[UI_ORDER.index("model")] for person in components]
-            models_panel.panel(model_files, self.elem_id, status, lists)
+            models_panel.panel(files, model_files, self.elem_id, status, lists)
         self.infotext_fields = [
             PasteField(component, partial(page.paste_value, number=number, name=name))
             for number, person in zip(people, components)

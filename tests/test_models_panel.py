@@ -105,7 +105,7 @@ def test_the_button_downloads_shows_how_far_it_is_and_what_there_is_then(module,
         server.hold = threading.Event()
         monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
         monkeypatch.setattr(module, "PARTS", (server.part(),))
-        module.panel(lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+        module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
         steps = Clicks.made["models_get_thing"].function()
         progress, *others = next(steps)
         assert "the thing: " in progress
@@ -126,7 +126,7 @@ def test_what_goes_wrong_with_a_download_stands_in_the_panel(module, tmp_path, m
     with serve(b"x" * 1000) as server:
         monkeypatch.setattr(catalogue, "PARTS", (server.part(b"y" * 1000),))
         monkeypatch.setattr(module, "PARTS", catalogue.PARTS)
-        module.panel(lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+        module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
         *_, (progress, *_) = Clicks.made["models_get_thing"].function()
         assert "another file than the known one" in progress
         assert "facesnap-problem" in progress
@@ -137,7 +137,7 @@ def test_what_goes_wrong_with_a_download_stands_in_the_panel(module, tmp_path, m
 
 def test_drawing_the_panel_and_looking_again_downloads_nothing(module, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "start", lambda *args: pytest.fail("started"))
-    module.panel(lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+    module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
     progress, table, *_ = Clicks.made["models_again"].function()
     assert progress == ""
     assert str(tmp_path) in table

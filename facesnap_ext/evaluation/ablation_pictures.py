@@ -128,7 +128,7 @@ def look_at(engine: Engine, files: ModelFiles, sitter: Sitter) -> Features:
     )
     return Features(
         torch.stack([torch.from_numpy(face.embedding) for face in references]),
-        torch.stack([engine.clip_tokens(files, face) for face in references]),
+        torch.stack(engine.clip_tokens_of(files, references)),
         predicted,
         own,
     )

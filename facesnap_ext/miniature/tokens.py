@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facesnap_ext import faces
-from facesnap_ext.clip import load_image_encoder
+from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.measure import photo
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.places import find_models
 
 RIDGES = 10.0 ** np.arange(-7, 2)  # parts of the tokens' mean square
 
@@ -71,14 +71,11 @@ def kept(tokens: Tensor, features: Tensor) -> float:
 
 def people_features(people: int) -> tuple[Tensor, Tensor]:
     """ArcFace's embeddings [N, E], of length 1, and CLIP's tokens [N, T, C] of a photo of each."""
-    pack = faces.load_pack(shipped.MODELS / "identity")
-    encode = load_image_encoder(shipped.MODELS / "clip")
-    embeddings, clip_tokens = [], []
-    for index in range(people):
-        face = faces.find_faces(pack, Photo(photo("train", index, 0)[0], f"Person {index}"))[0]
-        embeddings.append(torch.from_numpy(face.embedding))
-        clip_tokens.append(encode([face.crop])[0])
-    return F.normalize(torch.stack(embeddings), dim=-1), torch.stack(clip_tokens)
+    files = find_models(shipped.MODELS)
+    engine = Engine(lambda: files)
+    faces = [engine.face(files, Photo(photo("train", index, 0)[0], f"Person {index}")) for index in range(people)]
+    embeddings = torch.stack([torch.from_numpy(face.embedding) for face in faces])
+    return F.normalize(embeddings, dim=-1), torch.stack(engine.clip_tokens_of(files, faces))
 
 
 def main() -> None:

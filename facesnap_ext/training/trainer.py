@@ -100,8 +100,8 @@ def prepare(config: TrainConfig, resume: bool = False) -> Run:
     if config.gradient_checkpointing:
         checkpoint_activations(networks)
     groups = [
-        {"params": list(networks.ffrnet.parameters()), "rate": 1.0},
-        {"params": list(networks.mixer.parameters()), "rate": config.mixer_rate},
+        {"params": networks.ffrnet.parameters(), "rate": 1.0},
+        {"params": networks.mixer.parameters(), "rate": config.mixer_rate},
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)
     if (plugin := accelerator.state.deepspeed_plugin) is not None:

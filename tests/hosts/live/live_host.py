@@ -33,6 +33,9 @@ PLAIN: Job = {
 }
 
 
+LONG: Job = {"steps": 16}  # enough to be interrupted
+
+
 class Refused(Exception):
     """The host answered a job with an error: `status` of HTTP and the `message` for people."""
 
@@ -96,6 +99,13 @@ class Host:
         pool.shutdown(wait=False)
         return future
 
+    def interrupted(self) -> Pictures:
+        """What a long job with FaceSnap gives that is interrupted under way."""
+        future = self.start(with_facesnap(LONG))
+        self.wait_for_step(3)
+        self.post("/sdapi/v1/interrupt")
+        return future.result(timeout=120)
+
     def wait_for_step(self, step: int) -> None:
         wait_until(lambda: self.get("/sdapi/v1/progress?skip_current_image=true")["state"]["sampling_step"] >= step)
 
@@ -128,6 +138,16 @@ class Host:
 def with_facesnap(job: Job, **settings: Any) -> Job:
     """A job with FaceSnap, by default of the astronaut and the random FaceSnap file."""
     return with_people(job, settings)
+
+
+def failing(job: Job, at: int) -> Job:
+    """The same whose UNet call of this number raises, where the probe is."""
+    return with_facesnap({**job, "alwayson_scripts": {"FaceSnap probe": {"args": [{"fail_at": at}]}}})
+
+
+def leftovers(state: Job) -> Job:
+    """What of `Host.probe` must be after a job as it was before."""
+    return {name: state[name] for name in ("hooks", "controls")}
 
 
 def with_people(job: Job, *people: Job) -> Job:

@@ -18,11 +18,24 @@ from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
-from live_host import Host, Job, Refused, encode, equal, grace_hopper, grey, never_seen, with_facesnap, with_people
+import pytest
+from live_host import (
+    Host,
+    Job,
+    Refused,
+    encode,
+    equal,
+    failing,
+    grace_hopper,
+    grey,
+    leftovers,
+    never_seen,
+    with_facesnap,
+    with_people,
+)
 from tqdm import tqdm
 
 GROWTH = 0.02  # of the process's memory between the second fifth of the jobs and the last
-LONG: Job = {"steps": 16}
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,7 @@ class Done:
     process's memory in MiB, and whether a plain picture was the first one again."""
 
     kind: str
-    left: dict[str, object]
+    left: Job
     memory: float
     same: bool = True
 
@@ -40,72 +53,58 @@ def on(host: Host) -> None:
     host.pictures(with_facesnap({}))
 
 
-def two_people(host: Host) -> None:
-    host.pictures(with_people({}, {}, {"references": [encode(grace_hopper())]}))
-
-
 def other_photo(host: Host) -> None:
     host.pictures(with_facesnap({}, references=[encode(never_seen())]))
 
 
-def interrupted(host: Host) -> None:
-    future = host.start(with_facesnap(LONG))
-    host.wait_for_step(3)
-    host.post("/sdapi/v1/interrupt")
-    future.result(timeout=120)
+def failing_in_the_unet(host: Host) -> None:
+    with pytest.raises(Refused, match="the probe raised"):
+        host.pictures(failing({}, at=2))
 
 
-def failing(host: Host) -> None:
-    probe = {"FaceSnap probe": {"args": [{"fail_at": 2}]}}
-    expect_refusal(lambda: host.pictures(with_facesnap({"alwayson_scripts": probe})), "the probe raised")
+def two_people(host: Host) -> None:
+    host.pictures(with_people({}, {}, {"references": [encode(grace_hopper())]}))
 
 
 def refused(host: Host) -> None:
-    expect_refusal(lambda: host.pictures(with_facesnap({}, references=[encode(grey())])), "o face")
+    with pytest.raises(Refused, match="No face"):
+        host.pictures(with_facesnap({}, references=[encode(grey())]))
 
 
-def expect_refusal(job: Callable[[], object], why: str) -> None:
-    try:
-        job()
-    except Refused as error:
-        if why not in error.message:
-            raise
-    else:
-        raise AssertionError(f"a job went through that should have been stopped with {why!r}")
-
-
-PLAIN = "off"
-KINDS = {"on": on, "other photo": other_photo, "interrupted": interrupted, "failing": failing}
-KINDS |= {"two people": two_people, "refused": refused}
+OFF = "off"
+KINDS: dict[str, Callable[[Host], object]] = {
+    "on": on,
+    "other photo": other_photo,
+    "interrupted": Host.interrupted,
+    "failing": failing_in_the_unet,
+    "two people": two_people,
+    "refused": refused,
+}
 
 
 def soak(host: Host, jobs: int) -> list[Done]:
     """Run the kinds of jobs in turn, each followed by a plain one."""
     host.settle()
-    first, clean = host.pictures({}), left_on_the_unet(host)
+    first, clean = host.pictures({}), leftovers(host.probe(collect=True))
     done = []
-    kinds = cycle([kind for name in KINDS for kind in (name, PLAIN)])
+    kinds = cycle([kind for name in KINDS for kind in (name, OFF)])
     for kind in tqdm(list(islice(kinds, jobs)), unit="job"):
-        if kind == PLAIN:
+        if kind == OFF:
             same = equal(host.pictures({}), first)
         else:
             KINDS[kind](host)
             same = True
-        left = left_on_the_unet(host)
-        done.append(Done(kind, {} if left == clean else left, host.probe()["rss"] / 2**20, same))
+        state = host.probe(collect=True)
+        left = leftovers(state)
+        done.append(Done(kind, {} if left == clean else left, state["rss"] / 2**20, same))
     return done
-
-
-def left_on_the_unet(host: Host) -> dict[str, object]:
-    state = host.probe(collect=True)
-    return {name: state[name] for name in ("hooks", "controls")}
 
 
 def report(host: Host, done: list[Done], seconds: float) -> dict[str, object]:
     fifth = len(done) // 5
     memory = [one.memory for one in done]
     warm, end = median(memory[fifth : 2 * fifth]), median(memory[-fifth:])
-    plain = [one.same for one in done if one.kind == PLAIN]
+    plain = [one.same for one in done if one.kind == OFF]
     return {
         "host": host.name,
         "jobs": dict(Counter(one.kind for one in done)),
@@ -124,7 +123,7 @@ def draw_memory(done: list[Done], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
-    for kind in (PLAIN, *KINDS):
+    for kind in (OFF, *KINDS):
         places = [number for number, one in enumerate(done) if one.kind == kind]
         axes.plot(places, [done[place].memory for place in places], ".", label=kind)
     axes.set(xlabel="job", ylabel="process memory in MiB", ylim=(0, 1.1 * max(one.memory for one in done)))

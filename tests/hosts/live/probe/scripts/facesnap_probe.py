@@ -17,11 +17,9 @@ _evaluations = 0
 
 def unet():
     """None until the first job: Forge loads its checkpoint then."""
-    model = shared.sd_model
-    if not hasattr(model, "model") and getattr(model, "forge_objects", None) is None:
-        return None
-    objects = getattr(model, "forge_objects", None)
-    return model.model.diffusion_model if objects is None else objects.unet.model.diffusion_model
+    objects = getattr(shared.sd_model, "forge_objects", None)
+    holder = shared.sd_model if objects is None else objects.unet
+    return holder.model.diffusion_model if hasattr(holder, "model") else None
 
 
 class FailingHook:
@@ -80,7 +78,8 @@ def state(collect: bool = False):
     Script.remove()
     if collect:
         gc.collect()
-    modules = [] if unet() is None else list(unet().modules())
+    network = unet()
+    modules = [] if network is None else list(network.modules())
     return {
         "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules),
         "controls": controls(),
