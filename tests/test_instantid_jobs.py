@@ -24,7 +24,7 @@ from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
-from facesnap_ext.miniature.stand_ins import randomise_outputs, write_instantid
+from facesnap_ext.miniature.stand_ins import cross_attention_widths, randomise_outputs, write_instantid
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Unit, sittings
 from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET
@@ -36,6 +36,12 @@ host = test_attention.host  # A1111's modules
 @pytest.fixture(scope="module")
 def widths():
     return [layer.to_q.out_features for layer in cross_attentions(ldm_unet())]
+
+
+def test_stand_ins_know_a_unets_cross_attentions_by_its_ffrnet(widths):
+    """LDM's has a transformer block wherever it has attention, and one in the middle."""
+    config = replace(tiny.ffrnet(3).config, depths=((0, 0), (1, 1), (1, 1)), middle_depth=1)
+    assert cross_attention_widths(config) == widths
 
 
 @pytest.fixture(scope="module")

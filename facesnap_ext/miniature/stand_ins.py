@@ -1,7 +1,7 @@
 """Stand-ins for every model file, to try the whole without anything downloaded: real formats, random weights.
 
 They carry no identity and draw nobody; the detector alone is a real one. `python -m facesnap_ext.miniature.stand_ins
-CHECKPOINT FOLDER` fills a WebUI's `models/facesnap` with them.
+CHECKPOINT FOLDER` fills a WebUI's `models/facesnap` with them, and with InstantID's files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from facesnap_ext.adapter import Adapter, AdapterConfig
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ffrnet import FFRNet
+from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.miniature.head import write_stand_in_flame
 from facesnap_ext.miniature.stand_in_deca import write_stand_in_deca
 from facesnap_ext.miniature.stand_in_pack import scrfd_from_centerface, stand_in_arcface
@@ -55,6 +55,16 @@ def write_stand_ins(
     other = replace(info.ffrnet, widths=(32, 32), depths=((0,), (1,)), middle_depth=1, heads=(1, 1))
     info = replace(info, ffrnet=other)
     facesnap_file.save(folder / "other-widths.safetensors", info, weights.mixer, FFRNet(other))
+
+
+def cross_attention_widths(config: FFRNetConfig) -> list[int]:
+    """Of the UNet that an FFRNet is made for, in the order of its adapter, see `AdapterConfig`: the decoder has a block
+    more on each level than the encoder, and the deepest first."""
+    down, up = [], []
+    for width, depths in zip(config.widths, config.depths):
+        down += [width] * sum(depths)
+        up = [width] * (sum(depths) + depths[-1]) + up
+    return down + up + [config.widths[-1]] * max(0, config.middle_depth)
 
 
 def write_instantid(folder: Path, ffrnet: FFRNet, adapter_widths: Sequence[int], seed: int = 0) -> None:
@@ -142,3 +152,5 @@ if __name__ == "__main__":
         size_dim=arguments.size_dim,
         context_dim=arguments.context_dim,
     )
+    random = facesnap_file.load(arguments.folder / "random.safetensors").ffrnet
+    write_instantid(arguments.folder, random, cross_attention_widths(random.config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -21,7 +22,11 @@ from live_host import (
     with_facesnap,
 )
 
+from facesnap_ext.settings import BLOCKS
+
 Baseline = Callable[[Job], Pictures]
+
+INSTANTID = "InstantID"
 
 CASES = [
     "plain",
@@ -158,3 +163,17 @@ def test_more_photos_are_mixed_or_averaged(host: Host, whole: Pictures) -> None:
 def test_the_weight_is_one_by_default_and_counts(host: Host, whole: Pictures) -> None:
     assert equal(host.pictures(with_facesnap(FOUR_STEPS, weight=1.0)), whole)
     assert differ(host.pictures(with_facesnap(FOUR_STEPS, weight=0.5)), whole)
+
+
+def test_instantids_files_guide_a_picture(host: Host, baseline: Baseline) -> None:
+    """ControlNet and adapter, each alone and both, as they are published and with no FaceSnap file."""
+    if INSTANTID not in host.get("/facesnap/models")["facesnap"]:
+        pytest.skip("the host's models/facesnap has no ControlNetModel and ip-adapter.bin")
+    both, net, adapter = (
+        host.pictures(with_facesnap({}, model=INSTANTID, **weights))
+        for weights in ({}, {"adapter": 0}, {"blocks": [0] * BLOCKS})
+    )
+    for one, other in itertools.combinations((both, net, adapter, baseline({})), 2):
+        assert differ(one, other)
+    assert equal(host.pictures(with_facesnap({}, model=INSTANTID)), both)
+    assert equal(host.pictures({}), baseline({}))
