@@ -16,9 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of one cross-attention, each [2, T, width]: those of the conditional side, and of the
-unconditional one."""
+from facesnap_ext.ffrnet import KeysValues
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
-        """Keys and values, float32, for each cross-attention, of identity tokens [1, T, context_dim] of either side."""
+        """Keys and values [2, T, width] for each cross-attention, float32, of identity tokens [1, T, context_dim]:
+        those of the conditional side, and of the unconditional one."""
         both = torch.cat([tokens, uncond_tokens]).float()
         return tuple(
             (both @ layer.to_k_ip.weight.float().T, both @ layer.to_v_ip.weight.float().T) for layer in self.children()

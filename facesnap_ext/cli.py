@@ -286,7 +286,11 @@ def _model_files(options: argparse.Namespace) -> Any:
 def run_identity(options: argparse.Namespace) -> None:
     from facesnap_ext import photos
     from facesnap_ext.engine import Engine
+    from facesnap_ext.identities import save_identity
     from facesnap_ext.weights.places import find_models
+
+    def tell(message: str) -> None:
+        print(message, file=sys.stderr)
 
     engine = Engine(lambda: find_models(options.models))
     references = [photos.from_path(path) for path in options.photo]
@@ -300,13 +304,15 @@ def run_identity(options: argparse.Namespace) -> None:
         if out.suffix == ".safetensors" or len(out.parts) > 1:
             file = out.with_name(f"{out.name.removesuffix('.safetensors')}.safetensors")
         result["written"] = str(
-            engine.save_identity(
+            save_identity(
+                engine.encoders,
+                engine.files(tell),
                 references,
                 file.stem if file else options.out,
                 file,
                 which=options.face,
                 overwrite=options.overwrite,
-                progress=lambda message: print(message, file=sys.stderr),
+                progress=tell,
             )
         )
     if options.json:

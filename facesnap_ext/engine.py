@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from facesnap_ext import faces
-from facesnap_ext.adapter import KeysValues
-from facesnap_ext.clip import load_image_encoder, weight_file
 from facesnap_ext.convert import convert_originals
+from facesnap_ext.encoders import Encoders
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import Face, NoFaceError
-from facesnap_ext.files import sha256
+from facesnap_ext.ffrnet import KeysValues
 from facesnap_ext.guidance import Guidance
-from facesnap_ext.landmarks.hints import POINTS5
-from facesnap_ext.landmarks.points72 import Landmarks, from_68, place
+from facesnap_ext.identities import load_identity
+from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
-from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.likeness import face_at, likeness
 from facesnap_ext.memory import Memory, signature_of
 from facesnap_ext.photos import Photo
 from facesnap_ext.references import ReferenceReport, examine, padded_note
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings import Unit
-from facesnap_ext.weights import facesnap_file, identity_file
+from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.instantid import load_any, load_any_adapter
-from facesnap_ext.weights.places import ModelFiles, WeightSource, choose_identity, identity_folder
-from facesnap_ext.weights.tensors import fingerprint
+from facesnap_ext.weights.places import ModelFiles, WeightSource
 
 
 @dataclass(frozen=True)
@@ -50,11 +43,12 @@ class Prepared:
 
 class Engine:
     """Holds what was loaded and what was computed, all keyed by content: files by their place, size and time, photos
-    by their pixels. Encoders run on the CPU; only FFRNet ever goes to the GPU, and that is the host's business."""
+    by their pixels. Only FFRNet ever goes to the GPU, and that is the host's business."""
 
     def __init__(self, find_models: Callable[[], ModelFiles]):
         self._find_models = find_models
         self._memory = Memory()
+        self.encoders = Encoders(self._memory)
 
     def prepare(
         self,
@@ -86,17 +80,17 @@ class Engine:
         facesnap = files.choose_facesnap(unit.model)
 
         progress("looking for the face")
-        references = tuple(self.face(files, photo, unit.face) for photo in unit.references)
+        references = tuple(self.encoders.face(files, photo, unit.face) for photo in unit.references)
         notes = [padded_note(face) for face in references if face.padded]
-        saved = self.identity(files, unit.identity, progress) if unit.identity else None
+        saved = load_identity(self.encoders, files, unit.identity, progress) if unit.identity else None
         driving, in_init_picture = references[0] if references else None, False
         if pose is not None:
             driving = None
         elif unit.pose == "photo" and unit.driving is not None:
-            driving = self.face(files, unit.driving, unit.driving_face)
+            driving = self.encoders.face(files, unit.driving, unit.driving_face)
         elif unit.pose == "photo" and init_picture is not None:
             try:
-                driving, in_init_picture = self.face(files, init_picture, unit.driving_face), True
+                driving, in_init_picture = self.encoders.face(files, init_picture, unit.driving_face), True
             except NoFaceError:
                 if references:
                     notes.append("The init picture has no face; the pose is the reference's own.")
@@ -122,7 +116,7 @@ class Engine:
             if files.predicts:
                 landmarks = self.landmarks(files, self.source_shape(files, references, saved), driving)
             else:
-                landmarks = self.detected(files, driving, weights.info.hint)
+                landmarks = self.encoders.detected(files, driving, weights.info.hint)
                 notes.append(UNPREDICTED.format(driving.photo.name))
             if not in_init_picture:
                 landmarks = place(landmarks, width, height, driving.box)
@@ -155,31 +149,6 @@ class Engine:
             convert_originals(files, progress)
         return files
 
-    def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
-        """A face of a photo, by size from the largest.
-
-        Raises:
-            NoFaceError: there is none.
-        """
-        found = self.faces(files, photo)
-        if not found:
-            raise faces.no_face_in(photo)
-        return faces.choose(found, which)
-
-    def faces(self, files: ModelFiles, photo: Photo) -> list[Face]:
-        """All faces of a photo, by size from the largest; none where there is none."""
-        folder = files.require("face_pack")
-
-        def find() -> list[Face]:
-            try:
-                found = faces.find_faces(self._memory.load("face_pack", folder, faces.load_pack), photo)
-            except NoFaceError:
-                found = []
-            return [replace(face, photo=None) for face in found]  # pixels are large: they stay with the job
-
-        found = self._memory.remember(("faces", signature_of(folder), photo.digest), find)
-        return [replace(face, photo=photo) for face in found]
-
     def examine(self, photos: Sequence[Photo], which: int = 0, apart: bool = False) -> ReferenceReport:
         """What there is to know of reference photos before a job; `which` is `Unit.face`, `apart` whether they are of
         a person each.
@@ -188,30 +157,7 @@ class Engine:
             FaceSnapError: there is no face pack. A photo without a face is a warning in the report.
         """
         files = self._find_models()
-        return examine([(photo, self.faces(files, photo)) for photo in photos], which, apart)
-
-    def require_faces(
-        self, photos: Sequence[Photo], which: int = 0, progress: Callable[[str], None] = lambda message: None
-    ) -> list[Face]:
-        """The face number `which` of each photo.
-
-        Raises:
-            FaceSnapError: there is no face pack, or some photos have no such face; it names all of these.
-        """
-        files, found, without = self.files(progress), [], []
-        for number, photo in enumerate(photos, 1):
-            progress(f"photo {number} of {len(photos)}: looking for the face")
-            faces_there = self.faces(files, photo)
-            if which < len(faces_there):
-                found.append(faces_there[which])
-            else:
-                without.append(photo.name)
-        if without:
-            face = f"face number {which}, counted from 0, the largest" if which else "face that can be found"
-            *others, last = without
-            names = f"{', '.join(others)} and {last} have" if others else f"{last} has"
-            raise FaceSnapError(f"{names} no {face}: leave out what shows nobody, or take other photos.")
-        return found
+        return examine([(photo, self.encoders.faces(files, photo)) for photo in photos], which, apart)
 
     def tokens(
         self,
@@ -228,7 +174,7 @@ class Engine:
         def mix() -> Tensor:
             embeddings, clip_tokens = _embeddings(references, saved)[None], None
             if needs_clip:
-                found = self.clip_tokens_of(files, references)
+                found = self.encoders.clip_tokens(files, references)
                 clip_tokens = torch.stack(found + ([] if saved is None else [*saved.clip_tokens]))[None]
             if average:
                 embeddings, clip_tokens = weights.mixer.average(embeddings, clip_tokens)
@@ -256,76 +202,29 @@ class Engine:
         key = ("adapter", signature_of(facesnap), tokens.numpy().tobytes())
         return self._memory.remember(key, lambda: load_any_adapter(facesnap)(tokens, uncond_tokens))
 
-    def clip_tokens(self, files: ModelFiles, face: Face) -> Tensor:
-        """CLIP tokens [T, width] of a face's crop."""
-        return self.clip_tokens_of(files, [face])[0]
-
-    def clip_tokens_of(self, files: ModelFiles, references: Sequence[Face]) -> list[Tensor]:
-        """`clip_tokens` of each face. The encoder is large and rarely wanted: it is loaded once for those that are not
-        remembered, and not kept."""
-        if not references:
-            return []
-        path = files.require("clip")
-        networks = (signature_of(path), signature_of(files.require("face_pack")))
-        encoder = cache(lambda: load_image_encoder(path))
-        return [
-            self._memory.remember(
-                ("clip", *networks, face.photo.digest, *face.box), lambda face=face: encoder()([face.crop])[0]
-            )
-            for face in references
-        ]
-
-    def codes(self, files: ModelFiles, face: Face) -> FaceCodes:
-        """What DECA sees in a face."""
-        key = ("codes", signature_of(files.require("deca")), face.photo.digest, *face.box)
-        return self._memory.remember(key, lambda: self.predictor(files).encode(face.photo.pixels, face.box))
-
     def landmarks(self, files: ModelFiles, shape: Tensor, driving: Face) -> Landmarks:
         """The 72 points of a face of this shape, [S] from `codes`, in the pose and expression of the driving face, in
         the driving photo's pixels."""
 
         def predict() -> Landmarks:
-            predictor = self.predictor(files)
-            return predictor.predict(predictor.neutral(shape), self.codes(files, driving))
+            predictor = self.encoders.predictor(files)
+            return predictor.predict(predictor.neutral(shape), self.encoders.codes(files, driving))
 
         networks = (signature_of(files.require("deca")), signature_of(files.require("flame")))
         key = ("landmarks", *networks, shape.numpy().tobytes(), driving.photo.digest, *driving.box)
         return self._memory.remember(key, predict)
 
-    def detected(self, files: ModelFiles, face: Face, hint: str) -> Landmarks:
-        """A face's own points in its photo's pixels, as the face pack finds them: the paper's "drive landmark".
-
-        Args:
-            hint: what they are drawn as, of `HINTS`. Five are the detector's, 72 are made of the pack's 68.
-
-        Raises:
-            FaceSnapError: 72 are wanted and the pack has no model of 68, so that DECA and FLAME are missing.
-        """
-        folder = files.require("face_pack")
-        height, width = face.photo.pixels.shape[:2]
-        if hint == POINTS5:
-            return Landmarks(face.keypoints.astype(np.float32), width, height)
-        model = self._memory.load("landmarks68", folder, faces.load_landmarks68)
-        if model is None:
-            files.require("deca")
-            files.require("flame")
-
-        def find() -> Landmarks:
-            return Landmarks(from_68(faces.points68(model, face) + 0.5), width, height)  # a pixel's centre is at 0.5
-
-        return self._memory.remember(("detected", signature_of(folder), face.photo.digest, *face.box), find)
-
     def source_shape(self, files: ModelFiles, references: Sequence[Face], saved: Identity | None) -> Tensor:
         """The shape code [S] that landmarks are predicted of: of the first photo, else of the saved identity."""
         if references:
-            return self.codes(files, references[0]).shape
+            return self.encoders.codes(files, references[0]).shape
         if saved is None or saved.shapes is None:
             raise FaceSnapError(
                 "The identity was saved without the shape of the face, because DECA or FLAME was missing; save it anew "
                 "from photos and with both."
             )
         shape, deca = saved.shapes[0], files.require("deca")
-        if len(shape) != (wanted := self.predictor(files).deca.code_sizes["shape"]):
+        if len(shape) != (wanted := self.encoders.predictor(files).deca.code_sizes["shape"]):
             raise FaceSnapError(
                 f"The face's shape in the saved identity has {len(shape)} numbers where {deca.name} gives {wanted}; "
                 "save the identity anew from photos."
@@ -338,84 +237,14 @@ class Engine:
         Args:
             embeddings: `Prepared.embeddings`. landmarks: for this picture, of any size.
         """
-        found = self.faces(self._find_models(), picture)
+        found = self.encoders.faces(self._find_models(), picture)
         return likeness(face_at(found, landmarks), embeddings) if found else None
-
-    def identity(
-        self, files: ModelFiles, name: str, progress: Callable[[str], None] = lambda message: None
-    ) -> Identity:
-        """A saved person.
-
-        Raises:
-            FaceSnapError: there is none of this name, the file is unfit, or the features are of other networks than
-                those that are here. A network that is not here is not compared: its features are all that is needed.
-        """
-        path = choose_identity(files.folder, name)
-        saved = self._memory.remember(("identity", signature_of(path)), lambda: identity_file.load(path))
-        progress("comparing the networks of the saved identity")
-        for part, theirs in saved.networks.items():
-            if getattr(files, part) is not None and self.network(files, part) != theirs:
-                what = identity_file.NETWORKS[part]
-                raise FaceSnapError(
-                    f"The identity {name} was saved with another {what} than {getattr(files, part)}, which would make "
-                    f"it somebody else; use that {what} again, or save the identity anew from photos."
-                )
-        return saved
-
-    def save_identity(
-        self,
-        photos: Sequence[Photo],
-        name: str,
-        path: Path | None = None,
-        *,
-        which: int = 0,
-        overwrite: bool = False,
-        progress: Callable[[str], None] = lambda message: None,
-    ) -> Path:
-        """Save a person, to be used without photos.
-
-        Args:
-            photos: of one person. which: the face of each, by size from the largest.
-            name: given by the user. path: of the file; by default that name in the model folder's `identities`.
-
-        Raises:
-            FaceSnapError: a photo or a model file is missing or unfit, or the file is there and not to be overwritten.
-        """
-        if not photos:
-            raise FaceSnapError("There is no photo to save an identity from; add one.")
-        files = self.files(progress)
-        path = path or identity_folder(files.folder) / f"{identity_file.safe_name(name)}.safetensors"
-        identity_file.check_place(path, overwrite)
-        progress("looking for the face")
-        references = [self.face(files, photo, which) for photo in photos]
-        progress("encoding the face")
-        shaped = files.deca is not None and files.flame is not None
-        identity = Identity(
-            name=name,
-            embeddings=_embeddings(references),
-            clip_tokens=torch.stack(self.clip_tokens_of(files, references)),
-            shapes=torch.stack([self.codes(files, face).shape for face in references]) if shaped else None,
-            photos=tuple(face.photo.digest[:10] for face in references),
-            networks={part: self.network(files, part) for part in identity_file.NETWORKS if part != "deca" or shaped},
-        )
-        identity_file.save(path, identity, overwrite)
-        return path
-
-    def network(self, files: ModelFiles, part: str) -> str:
-        """The content hash of a network that makes features, by its name in `identity_file.NETWORKS`."""
-        path = files.require(part)
-        if part == "face_pack":
-            path = Path(self._memory.load("face_pack", path, faces.load_pack).recognition.model_file)
-        elif part == "clip":
-            path = weight_file(path)
-        compute = sha256 if path.suffix == ".onnx" else fingerprint
-        return self._memory.load(f"hash of {part}", path, compute)
 
     def rig(self, files: ModelFiles, shape: Tensor | None) -> Rig:
         """What templates and sliders pose: a face of this shape, [S] from `codes`, or with None FLAME's mean face."""
         networks = (signature_of(files.require("deca")), signature_of(files.require("flame")))
         key = ("rig", *networks, None if shape is None else shape.numpy().tobytes())
-        return self._memory.remember(key, lambda: make_rig(self.predictor(files).flame, shape))
+        return self._memory.remember(key, lambda: make_rig(self.encoders.predictor(files).flame, shape))
 
     def preview(
         self,
@@ -443,23 +272,18 @@ class Engine:
             FaceSnapError: a photo, the saved person or a model file is missing or unfit.
         """
         files = self.files()
-        references = [] if reference is None else [self.face(files, reference, face)]
-        saved = self.identity(files, identity) if identity and not references else None
+        references = [] if reference is None else [self.encoders.face(files, reference, face)]
+        saved = load_identity(self.encoders, files, identity) if identity and not references else None
         shape = self.source_shape(files, references, saved) if references or saved else None
         rig = self.rig(files, shape)
         if driving is not None:
-            drives = self.face(files, driving, driving_face)
+            drives = self.encoders.face(files, driving, driving_face)
         elif references:
             drives = references[0]
         else:
             return rig, None
-        landmarks = self.landmarks(files, self.codes(files, drives).shape if shape is None else shape, drives)
+        landmarks = self.landmarks(files, self.encoders.codes(files, drives).shape if shape is None else shape, drives)
         return rig, landmarks if size is None else place(landmarks, *size, drives.box)
-
-    def predictor(self, files: ModelFiles) -> LandmarkPredictor:
-        """DECA and FLAME."""
-        paths = (files.require("deca"), files.require("flame"))
-        return self._memory.load("predictor", paths, lambda both: load_predictor(*both))
 
 
 UNPREDICTED = (

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+KeysValues = tuple[Tensor, Tensor]  # of one attention, each [N, T, width]
 SIZE_FIELDS = 6  # SDXL's micro-conditioning: original, crop and target size, each as height and width
 NORM_GROUPS = 32
 
@@ -131,6 +132,12 @@ class FFRNet(nn.Module):
         """Embed a landmark drawing [N, 3, H, W] in 0…1 (black ground) as [N, widths[0], H / scale, W / scale]."""
         return self.controlnet_cond_embedding(picture.to(self.dtype))
 
+    def embed_tokens(self, tokens: Tensor) -> list[KeysValues]:
+        """Keys and values [N, T, width] of each cross-attention, from shallow to deep, of identity tokens
+        [N, T, context_dim]. They depend on nothing else, so one call serves all steps of a picture."""
+        tokens = tokens.to(self.dtype)
+        return [module.attn2.keys_values(tokens) for module in self.modules() if isinstance(module, TransformerBlock)]
+
     def null_text(self, height: int, width: int) -> Tensor:
         """The text-free `y` [1, adm_dim] of a picture of this size in pixels: null pooled text, SDXL's size fields."""
         weight = self.add_embedding.linear_1.weight
@@ -140,7 +147,12 @@ class FFRNet(nn.Module):
         return torch.cat([pooled, embedded])[None]
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, tokens: Tensor, landmark_features: Tensor, y: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        identity: Iterable[KeysValues],
+        landmark_features: Tensor,
+        y: Tensor | None = None,
     ) -> list[Tensor]:
         """Residuals for one UNet call.
 
@@ -148,7 +160,7 @@ class FFRNet(nn.Module):
             x: scaled latents as the UNet gets them [N, C >= in_channels, h, w]; further channels (inpainting
                 checkpoints append the mask and the masked picture) are left out.
             timesteps: discrete timesteps [N], 0…999.
-            tokens: identity tokens [N or 1, T, context_dim].
+            identity: from `embed_tokens` of [N or 1, T, context_dim].
             landmark_features: from `embed_landmarks` [N or 1, widths[0], h, w].
             y: pooled text and sizes [N, adm_dim] for weights that were trained with text; None is text-free.
 
@@ -161,14 +173,14 @@ class FFRNet(nn.Module):
             y = self.null_text(scale * x.shape[2], scale * x.shape[3])
         emb = self.time_embedding(sinusoid(timesteps, self.config.widths[0]).to(self.dtype))
         emb = emb + self.add_embedding(y.to(self.dtype))
-        tokens = tokens.to(self.dtype).expand(x.shape[0], -1, -1)
+        identity = iter(identity)  # each cross-attention takes the next
 
         h = self.conv_in(x) + landmark_features.to(self.dtype)
         skips = [h]
         for block in self.down_blocks:
-            h, new = block(h, emb, tokens)
+            h, new = block(h, emb, identity)
             skips += new
-        h = self.mid_block(h, emb, tokens)
+        h = self.mid_block(h, emb, identity)
         residuals = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips)]
         return [*residuals, self.controlnet_mid_block(h)]
 
@@ -228,12 +240,12 @@ class DownBlock(nn.Module):
             self.attentions = None
         self.downsamplers = nn.ModuleList([Downsample(width)]) if downsample else None
 
-    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, h: Tensor, emb: Tensor, identity: Iterator[KeysValues]) -> tuple[Tensor, list[Tensor]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
             h = resnet(h, emb)
             if self.attentions is not None:
-                h = self.attentions[i](h, context)
+                h = self.attentions[i](h, identity)
             skips.append(h)
         if self.downsamplers is not None:
             h = self.downsamplers[0](h)
@@ -247,10 +259,10 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(width, width, time_dim) for _ in range(2 if depth >= 0 else 1))
         self.attentions = nn.ModuleList([Transformer(width, depth, context_dim, heads)]) if depth >= 0 else None
 
-    def forward(self, h: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, h: Tensor, emb: Tensor, identity: Iterator[KeysValues]) -> Tensor:
         h = self.resnets[0](h, emb)
         if self.attentions is not None:
-            h = self.resnets[1](self.attentions[0](h, context), emb)
+            h = self.resnets[1](self.attentions[0](h, identity), emb)
         return h
 
 
@@ -286,11 +298,11 @@ class Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(width, context_dim, heads) for _ in range(depth))
         self.proj_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, identity: Iterator[KeysValues]) -> Tensor:
         n, c, height, width = x.shape
         h = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, next(identity))
         return x + self.proj_out(h).transpose(1, 2).reshape(n, c, height, width)
 
 
@@ -304,10 +316,10 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, identity: KeysValues) -> Tensor:
         normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
-        x = x + self.attn2(self.norm2(x), context)
+        x = x + self.attn1(normed, self.attn1.keys_values(normed))
+        x = x + self.attn2(self.norm2(x), identity)
         return x + self.ff(self.norm3(x))
 
 
@@ -320,10 +332,13 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def keys_values(self, context: Tensor) -> KeysValues:
+        return self.to_k(context), self.to_v(context)
+
+    def forward(self, x: Tensor, keys_values: KeysValues) -> Tensor:
         q, k, v = (
-            linear(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for linear, source in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
+            part.expand(len(x), -1, -1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.to_q(x), *keys_values)
         )
         h = F.scaled_dot_product_attention(q, k, v)
         return self.to_out[0](h.transpose(1, 2).flatten(2))

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from facesnap_ext.adapter import KeysValues
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ffrnet import FFRNet
+from facesnap_ext.ffrnet import FFRNet, KeysValues
 from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.regions import Region, shares
@@ -38,9 +37,7 @@ class Guidance:
     blocks: tuple[float, ...] = ()  # of each residual, from the shallowest skip to the middle; none: all 1
     hires: str = "both"  # the passes in which it acts: "first", "second" (hires fix) or "both"
     region: Region | None = None  # where it acts in the output picture; None: everywhere
-    adapter: tuple[
-        KeysValues, ...
-    ] = ()  # of the UNet's cross-attentions (`adapter.Adapter`); none: there is no adapter
+    adapter: tuple[KeysValues, ...] = ()  # for the UNet's cross-attentions (`adapter.Adapter`); none: no adapter
     adapter_weight: float = 0.0  # of the adapter by itself, `weight` does not count
 
     def __post_init__(self) -> None:
@@ -75,9 +72,11 @@ class Residuals:
         self._shares: dict[tuple[tuple[int, ...], int, int], Tensor] = {}  # by who acts and a residual's size
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
-        """Move every FFRNet."""
+        """Move every FFRNet; one that is there already is not gone through."""
         for network in networks(self.guidances):
-            network.to(device, dtype)
+            at = network.conv_in.weight
+            if at.device != torch.device(device) or at.dtype != (dtype or at.dtype):
+                network.to(device, dtype)
 
     def rows(
         self,
@@ -138,6 +137,7 @@ class _OnePerson:
     def __init__(self, guidance: Guidance):
         self.guidance = guidance
         self._features: dict[tuple[int, int], Tensor] = {}  # embedded drawings by latent size
+        self._identity: list[KeysValues] = []  # embedded tokens, of the conditional side and, if any, the other
         self._inputs: Tensor | None = None  # distinct rows of the last run, flattened
         self._outputs: list[Tensor] = []  # and what came of them, weighted
 
@@ -158,7 +158,7 @@ class _OnePerson:
             place = _places(inputs, inputs)
             distinct = sorted(set(place))
             chosen = None if y is None else y[distinct]
-            self._outputs = self._run(x[distinct], timesteps[distinct], self._tokens(sides[distinct]), chosen)
+            self._outputs = self._run(x[distinct], timesteps[distinct], sides[distinct], chosen)
             self._inputs = inputs[distinct]
             place = [distinct.index(first) for first in place]
 
@@ -169,18 +169,23 @@ class _OnePerson:
             return self._outputs  # one image: its residuals broadcast over the rows
         return [residual[place] for residual in self._outputs]
 
-    def _tokens(self, sides: Tensor) -> Tensor:
-        """[1 or R, T, context_dim]; `sides` [R] is True for rows that get the unconditional side's own."""
-        if not sides.any():
-            return self.guidance.tokens
-        return torch.cat([self.guidance.tokens, self.guidance.uncond_tokens])[sides.long()]
-
-    def _run(self, x: Tensor, timesteps: Tensor, tokens: Tensor, y: Tensor | None) -> list[Tensor]:
+    def _run(self, x: Tensor, timesteps: Tensor, sides: Tensor, y: Tensor | None) -> list[Tensor]:
+        """Weighted residuals of rows; `sides` [R] is True for those that get the unconditional side's own tokens."""
         # the network's own type decides, also inside a host's autocast
         with torch.autocast(x.device.type, enabled=False):
-            residuals = self.guidance.ffrnet(x, timesteps, tokens.to(x.device), self._landmark_features(x), y)
+            identity = self._embedded_tokens(x.device)
+            if self.guidance.uncond_tokens is not None:
+                rows = sides.long().to(x.device)
+                identity = [(keys[rows], values[rows]) for keys, values in identity]
+            residuals = self.guidance.ffrnet(x, timesteps, identity, self._landmark_features(x), y)
         weights = [self.guidance.weight * block for block in self.guidance.blocks or [1.0] * len(residuals)]
-        return [residual * weight for residual, weight in zip(residuals, weights)]
+        return [residual if weight == 1 else residual * weight for residual, weight in zip(residuals, weights)]
+
+    def _embedded_tokens(self, device: torch.device) -> list[KeysValues]:
+        if not self._identity:
+            both = [t for t in (self.guidance.tokens, self.guidance.uncond_tokens) if t is not None]
+            self._identity = self.guidance.ffrnet.embed_tokens(torch.cat(both).to(device))
+        return self._identity
 
     def _landmark_features(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])

@@ -16,6 +16,7 @@ from facesnap_ext import photos
 from facesnap_ext.engine import UNPREDICTED, Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.faces import Face
+from facesnap_ext.identities import save_identity
 from facesnap_ext.infotext import from_infotext
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
 from facesnap_ext.references import close_up
@@ -254,7 +255,7 @@ def look_at_driving(engine: Engine, driving: Any, driving_face: float | None) ->
     if driving is None:
         return ""
     try:
-        faces = engine.faces(engine.files(), photos.from_pil(driving, "Driving photo"))
+        faces = engine.encoders.faces(engine.files(), photos.from_pil(driving, "Driving photo"))
     except FaceSnapError as error:
         return problem(str(error))
     return face_choice("driving_face", faces, int(driving_face or 0))
@@ -307,7 +308,7 @@ def preview(
         reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
         drives = photos.from_base64(init, "Init picture") if init and pose == "photo" and other is None else None
-        in_init = drives is not None and bool(engine.faces(engine.files(), drives))
+        in_init = drives is not None and bool(engine.encoders.faces(engine.files(), drives))
         width, height = map(int, size.split("x"))
         frame, driver = (None, drives) if in_init else ((width, height), other)
         which, driving_which = int(face or 0), int(driving_face or 0)
@@ -326,7 +327,7 @@ def save_person(
         references = reference_photos(files)
         if several == "apart" and len(references) > 1:
             raise FaceSnapError("The photos are of a person each; leave one person's photos there to save that person.")
-        path = engine.save_identity(references, name, which=int(face or 0))
+        path = save_identity(engine.encoders, engine.files(), references, name, which=int(face or 0))
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
     choices = ["", *sorted(find_identities(engine.files().folder))]

@@ -163,7 +163,7 @@ def detect(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:
     found = []
     for number, text in enumerate(given, 1):
         photo = _photo(text, f"Photo {number}")
-        faces = engine.faces(files, photo)
+        faces = engine.encoders.faces(files, photo)
         height, width = photo.pixels.shape[:2]
         described = [{"box": face.box.tolist(), "score": float(face.score), "padded": face.padded} for face in faces]
         found.append({"width": width, "height": height, "faces": described})

@@ -148,10 +148,8 @@ class Script(scripts.Script):
 
     def process_before_every_sampling(self, p, *args, **kwargs):
         job = webui.now(p)
-        if job is None:
-            return
         try:
-            guidances = job if isinstance(job, FaceSnapError) else webui.for_pass(p, job)
+            guidances = webui.for_pass(p, job) if isinstance(job, webui.Job) else job or ()
         except Exception as error:
             host.attach(p, mistake(error))
             raise

@@ -74,11 +74,11 @@ def test_one_photo_is_as_ever(host, people, drawn):
 
 
 def test_the_clip_encoder_is_loaded_once_for_all(host, people, drawn, monkeypatch):
-    from facesnap_ext import engine
+    from facesnap_ext import encoders
 
     loaded = []
-    load = engine.load_image_encoder
-    monkeypatch.setattr(engine, "load_image_encoder", lambda path: loaded.append(path) or load(path))
+    load = encoders.load_image_encoder
+    monkeypatch.setattr(encoders, "load_image_encoder", lambda path: loaded.append(path) or load(path))
     process_images(job(host, {**APART, "references": people}))
     assert len(drawn) == 3
     assert len(loaded) == 1

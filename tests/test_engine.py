@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from facesnap_ext import engine as engine_module
+from facesnap_ext import encoders, faces
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.points72 import place
@@ -20,6 +20,7 @@ from facesnap_ext.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import around
 from facesnap_ext.settings import Unit
+from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.places import find_models
 
 
@@ -81,8 +82,8 @@ def count_runs(monkeypatch):
         method = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, **kwargs: runs.append(label) or method(*args, **kwargs))
 
-    counted(engine_module.faces, "find_faces", "faces")
-    counted(engine_module, "load_image_encoder", "clip")
+    counted(faces, "find_faces", "faces")
+    counted(encoders, "load_image_encoder", "clip")
     counted(FacialAttributeMixer, "forward", "mixer")
     counted(LandmarkPredictor, "predict", "landmarks")
     return runs
@@ -128,8 +129,8 @@ def test_people_of_different_files_have_theirs_loaded_once_and_no_file_more_than
     stand_ins, unit, monkeypatch
 ):
     loads = []
-    load = engine_module.facesnap_file.load
-    monkeypatch.setattr(engine_module.facesnap_file, "load", lambda path: loads.append(path.stem) or load(path))
+    load = facesnap_file.load
+    monkeypatch.setattr(facesnap_file, "load", lambda path: loads.append(path.stem) or load(path))
     engine = Engine(lambda: find_models(stand_ins))
     a, b = unit, replace(unit, model="init.safetensors")
     for person in (a, b, a, b):
@@ -326,7 +327,7 @@ def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, 
 
 
 def test_encoders_that_do_not_fit_the_file_are_named(engine, unit, monkeypatch):
-    monkeypatch.setattr(engine, "clip_tokens_of", lambda files, faces: [torch.zeros(257, 1024)])
+    monkeypatch.setattr(engine.encoders, "clip_tokens", lambda files, faces: [torch.zeros(257, 1024)])
     with pytest.raises(FaceSnapError, match=r"wants features of 64 numbers from the CLIP .* gives 1024"):
         engine.prepare(replace(unit, several="averaged"), 512, 512)
 

@@ -83,7 +83,7 @@ def test_it_equals_diffusers_controlnet(shape, size):
             added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
             return_dict=False,
         )
-        residuals = network(x, timesteps, tokens, network.embed_landmarks(picture), y)
+        residuals = network(x, timesteps, network.embed_tokens(tokens), network.embed_landmarks(picture), y)
         assert len(residuals) == len(down_residuals) + 1
         for own, other in zip(residuals, [*down_residuals, middle]):
             assert other.abs().mean() > 1e-3
@@ -106,8 +106,8 @@ def test_one_run_serves_both_rows_of_an_image():
     network = tiny.ffrnet()
     x, tokens = torch.randn(1, 4, 16, 16), torch.randn(1, 16, tiny.CONTEXT)
     features = network.embed_landmarks(torch.rand(1, 3, 128, 128))
-    once = network(x, torch.tensor([500.0]), tokens, features)
-    both = network(x.expand(2, -1, -1, -1), torch.tensor([500.0, 500.0]), tokens, features)
+    once = network(x, torch.tensor([500.0]), network.embed_tokens(tokens), features)
+    both = network(x.expand(2, -1, -1, -1), torch.tensor([500.0, 500.0]), network.embed_tokens(tokens), features)
     for one, two in zip(once, both):
         torch.testing.assert_close(two[0], two[1], atol=0, rtol=0)
         torch.testing.assert_close(two[:1], one, atol=1e-5, rtol=1e-5)
@@ -118,7 +118,8 @@ def test_channels_that_inpainting_appends_are_left_out():
     x, tokens = torch.randn(1, 9, 8, 8), torch.randn(1, 16, tiny.CONTEXT)
     features = network.embed_landmarks(torch.rand(1, 3, 64, 64))
     for a, b in zip(
-        network(x, torch.tensor([1.0]), tokens, features), network(x[:, :4], torch.tensor([1.0]), tokens, features)
+        network(x, torch.tensor([1.0]), network.embed_tokens(tokens), features),
+        network(x[:, :4], torch.tensor([1.0]), network.embed_tokens(tokens), features),
     ):
         assert torch.equal(a, b)
 
@@ -144,7 +145,9 @@ def test_sizes_read_from_tensors_are_the_sizes_they_were_made_with(data, widths,
         shapes = {key: tuple(t.shape) for key, t in network.state_dict().items()}
         assert FFRNetConfig.from_shapes(shapes, config.heads, config.size_dim) == config
         x, tokens = torch.empty(1, 4, 32, 32), torch.empty(1, 16, tiny.CONTEXT)
-        residuals = network(x, torch.empty(1), tokens, network.embed_landmarks(torch.empty(1, 3, 256, 256)))
+        residuals = network(
+            x, torch.empty(1), network.embed_tokens(tokens), network.embed_landmarks(torch.empty(1, 3, 256, 256))
+        )
     assert [r.shape[1] for r in residuals] == [*config.skip_widths, widths[-1]]
 
 

@@ -18,9 +18,13 @@ from facesnap_ext.regions import Drawn
 NETWORK = tiny.ffrnet()
 
 
+@torch.no_grad()
 def alone(guidance: Guidance, x, timestep, y=None):
     features = guidance.ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2]))
-    return [guidance.weight * r for r in guidance.ffrnet(x, timestep, guidance.tokens, features, y)]
+    return [
+        guidance.weight * r
+        for r in guidance.ffrnet(x, timestep, guidance.ffrnet.embed_tokens(guidance.tokens), features, y)
+    ]
 
 
 @settings(max_examples=15, deadline=None)
@@ -70,6 +74,25 @@ def test_landmarks_are_embedded_once_a_size(monkeypatch):
         for size in ((8, 8), (12, 8)):
             residuals.rows(torch.randn(1, 4, *size), torch.tensor([float(step)]), [True])
     assert sizes == [(64, 64), (96, 64)]
+
+
+def test_tokens_are_embedded_once_a_pass_and_each_side_gets_its_own(monkeypatch):
+    guidance = tiny.guidance(network=NETWORK)
+    guidance = replace(guidance, uncond_tokens=2 * guidance.tokens)
+    embedded = []
+    embed = NETWORK.embed_tokens
+    monkeypatch.setattr(NETWORK, "embed_tokens", lambda tokens: embedded.append(len(tokens)) or embed(tokens))
+    residuals = Residuals((guidance,))
+    x, t = inputs()
+    both, sides = (x[[0, 0]], t[[0, 0]]), ([True, False], [False, True])
+    got = [residuals.rows(both[0] + step, both[1], sides[step]) for step in range(2)]
+    assert embedded == [2]
+    for step, parts in enumerate(got):
+        for row, is_cond in enumerate(sides[step]):
+            tokens = guidance.tokens if is_cond else guidance.uncond_tokens
+            wanted = alone(replace(guidance, tokens=tokens), x + step, t)
+            for one, other in zip(parts, wanted):
+                torch.testing.assert_close(one[row : row + 1], other, atol=1e-4, rtol=1e-4)
 
 
 def test_it_computes_in_its_own_type_inside_a_hosts_autocast():

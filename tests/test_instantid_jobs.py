@@ -94,7 +94,7 @@ def test_guidance_is_what_instantids_formulas_make_of_the_face(engine, models, u
 
     # pose transfer keeps the reference's own shape: the five are of the predicted 72, not of the driving photo
     assert len(guidance.landmarks.points) == 72
-    detected = engine.face(find_models(models), mirrored).keypoints
+    detected = engine.encoders.face(find_models(models), mirrored).keypoints
     assert np.abs(five_points(guidance.landmarks.points) / (640, 512) - detected / (512, 512)).max() > 0.01
     assert prepared.notes == ()
     y = torch.zeros(1, tiny.ADM)

@@ -188,11 +188,11 @@ def test_every_face_is_framed_and_the_chosen_one_stands_out(face_pack, group):
 
 
 def test_the_engine_looks_at_a_photo_once(stand_ins, astronaut, group, monkeypatch):
-    from facesnap_ext import engine as engine_module
+    from facesnap_ext import faces
 
     runs = []
-    find = engine_module.faces.find_faces
-    monkeypatch.setattr(engine_module.faces, "find_faces", lambda *args: runs.append(args[1].name) or find(*args))
+    find = faces.find_faces
+    monkeypatch.setattr(faces, "find_faces", lambda *args: runs.append(args[1].name) or find(*args))
     engine = Engine(lambda: find_models(stand_ins))
     grey = Photo(np.full((64, 64, 3), 128, np.uint8), "grey.png")
     report = engine.examine([astronaut, group, grey])

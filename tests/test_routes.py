@@ -125,7 +125,7 @@ def test_faces_are_those_that_the_engine_finds(client, engine, two):
     answer = client.post("/facesnap/detect", json={"photos": [encoded(two), encoded(GREY)]})
     assert answer.status_code == 200
     crowd, nobody = answer.json()["photos"]
-    wanted = engine.faces(engine.files(), two)
+    wanted = engine.encoders.faces(engine.files(), two)
     assert len(wanted) == 2
     np.testing.assert_allclose([face["box"] for face in crowd["faces"]], [face.box for face in wanted])
     assert [face["score"] for face in crowd["faces"]] == pytest.approx([face.score for face in wanted])

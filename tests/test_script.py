@@ -152,7 +152,7 @@ def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, mon
     monkeypatch.setattr(webui, "prepare", lambda *args: pytest.fail("prepared"))
     p = job()
     run(host, p, *args)
-    assert attached(host) == []
+    assert attached(host) == [()], "nobody"
     assert p.extra_generation_params == {}
 
 
@@ -219,7 +219,7 @@ def test_the_next_job_knows_nothing_of_the_last(host):
     run(host, p, {})
     host.calls.clear()
     run(host, p, False)
-    assert attached(host) == []
+    assert attached(host) == [()]
 
 
 def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
@@ -251,11 +251,11 @@ def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypa
     unit = Unit(True, references=(from_pil(values["references"][0], ""),), model=values["model"])
     left, top, right, bottom = engine.prepare(unit, 512, 512).guidance.landmarks.box
     x, y = (left + right) / 2, (top + bottom) / 2
-    (whole,) = engine.faces(engine.files(), astronaut)
+    (whole,) = engine.encoders.faces(engine.files(), astronaut)
     small = replace(whole, box=np.float32([x - 20, y - 20, x + 20, y + 20]))
-    faces = engine.faces
+    faces = engine.encoders.faces
     monkeypatch.setattr(
-        engine, "faces", lambda files, photo: [small] if photo.name == "Picture" else faces(files, photo)
+        engine.encoders, "faces", lambda files, photo: [small] if photo.name == "Picture" else faces(files, photo)
     )
     monkeypatch.setattr(engine, "likeness", see)
     made = process_images(p)

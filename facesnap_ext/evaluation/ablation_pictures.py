@@ -119,16 +119,16 @@ def look_at(engine: Engine, files: ModelFiles, sitter: Sitter) -> Features:
     Raises:
         FaceSnapError: a photo has no face.
     """
-    references = [engine.face(files, Photo(picture, "Reference")) for picture in sitter.references]
-    driving = engine.face(files, Photo(sitter.driving, "Driving photo"))
+    references = [engine.encoders.face(files, Photo(picture, "Reference")) for picture in sitter.references]
+    driving = engine.encoders.face(files, Photo(sitter.driving, "Driving photo"))
     height, width = sitter.driving.shape[:2]
     predicted, own = (
-        place(engine.landmarks(files, engine.codes(files, source).shape, driving), width, height, driving.box)
+        place(engine.landmarks(files, engine.encoders.codes(files, source).shape, driving), width, height, driving.box)
         for source in (references[0], driving)
     )
     return Features(
         torch.stack([torch.from_numpy(face.embedding) for face in references]),
-        torch.stack(engine.clip_tokens_of(files, references)),
+        torch.stack(engine.encoders.clip_tokens(files, references)),
         predicted,
         own,
     )

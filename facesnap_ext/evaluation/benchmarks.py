@@ -93,7 +93,9 @@ def _steps(
     pictures = picture.expand(ROWS, -1, -1, -1)
     return {
         "unet": lambda: unet(x, timesteps, text, added_cond_kwargs=added),
-        "ffrnet": lambda: ffrnet(x[:1], timesteps[:1], tokens[:1], ffrnet.embed_landmarks(picture)),
+        "ffrnet": lambda: ffrnet(
+            x[:1], timesteps[:1], ffrnet.embed_tokens(tokens[:1]), ffrnet.embed_landmarks(picture)
+        ),
         "controlnet_both_rows": lambda: controlnet(x, timesteps, tokens, pictures, added_cond_kwargs=added),
     }
 

@@ -142,7 +142,7 @@ def check_faces(studio: Studio, cases: Sequence[Case]) -> None:
         FaceSnapError: a photo cannot be read or has no face.
     """
     for path in dict.fromkeys(path for case in cases for path in (*case.identity.references, case.pose.photo)):
-        studio.engine.face(studio.files, photos.from_path(path))
+        studio.engine.encoders.face(studio.files, photos.from_path(path))
 
 
 def processes() -> Any:

@@ -13,15 +13,18 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.guidance import Guidance, Residuals
+from facesnap_ext.ffrnet import FFRNet
+from facesnap_ext.guidance import Guidance, Residuals, networks
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
 from facesnap_ext.hosts.unet import check_fit, skip_widths
 
 _attached: Attachment | None = None
+_placed: WeakSet[FFRNet] = WeakSet()  # networks that may be in the GPU's memory
 
 
 class Attachment:
@@ -56,7 +59,7 @@ class Attachment:
                 self._handles.append(block.register_forward_pre_hook(self._before_output(-2 - i)))
 
     def remove(self) -> None:
-        """Take all hooks off and move FFRNet out of the GPU's memory; may be called again."""
+        """Take all hooks off; may be called again."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -64,7 +67,6 @@ class Attachment:
         self._current = self.unet = None
         if self.residuals is not None:
             self.adapters.remove()
-            self.residuals.to("cpu")
 
     def announce(self, rows: int, cond_rows: int, progress: float) -> None:
         """Rows that pass through the UNet next, the conditional ones first."""
@@ -89,6 +91,7 @@ class Attachment:
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
             self.residuals.to(x.device, x.dtype)
+            _placed.update(networks(self.residuals.guidances))
             self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
             self.adapters.call = call_of(x, sides, self._acting)
 
@@ -108,12 +111,13 @@ class Attachment:
 def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
     """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call.
 
-    Without any guidance the pass is left alone.
+    Without any guidance the pass is left alone, and has all of the GPU's memory.
     A script's exceptions are swallowed by the host; one inside sampling stops the job and reaches the browser.
     """
     global _attached
     detach()
     if not guidances:
+        offload()
         return
     unet = p.sd_model.model.diffusion_model
     if not isinstance(guidances, FaceSnapError):
@@ -127,11 +131,24 @@ def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
 
 
 def detach(p: Any = None) -> None:
-    """Take FaceSnap off again; with nothing attached it does nothing."""
+    """Take FaceSnap off again; with nothing attached it does nothing.
+
+    FFRNet stays in the GPU's memory for the next picture, as the host's own networks do, and goes with them where the
+    host moves them out after use (`--medvram`, `--lowvram`).
+    """
     global _attached
     if _attached is not None:
         _attached.remove()
         _attached = None
+    if p is not None and getattr(p.sd_model, "lowvram", False):
+        offload()
+
+
+def offload() -> None:
+    """Move every FFRNet out of the GPU's memory."""
+    for network in _placed:
+        network.to("cpu")
+    _placed.clear()
 
 
 def on_cfg_denoiser(params: Any) -> None:

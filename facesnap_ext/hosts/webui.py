@@ -70,7 +70,8 @@ def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[],
     first = min(sittings[0])
     references = [units[first].references[0] for units in sittings]
     with naming(person(first, sittings[0])):
-        the_engine(find_models).require_faces(references, sittings[0][first].face, progress)
+        engine = the_engine(find_models)
+        engine.encoders.require_faces(engine.files(progress), references, sittings[0][first].face, progress)
     lists = {name: value for name in REPEATED if isinstance(value := getattr(p, name, None), list)}
     if any(len(value) != p.n_iter * p.batch_size for value in lists.values()):
         raise FaceSnapError(
@@ -159,7 +160,8 @@ def _encode(engine: Engine, sittings: Sequence[Mapping[int, Unit]]) -> None:
     files, first = engine.files(), min(sittings[0])
     units = [units[first] for units in sittings]
     if takes_clip(files.choose_facesnap(units[0].model)):
-        engine.clip_tokens_of(files, [engine.face(files, unit.references[0], unit.face) for unit in units])
+        encoders = engine.encoders
+        encoders.clip_tokens(files, [encoders.face(files, unit.references[0], unit.face) for unit in units])
 
 
 def _prepare_people(
@@ -200,7 +202,7 @@ def redraw_small_faces(p: Any, job: Job, image: Any, host: ModuleType) -> Any:
     last_was_second = bool(getattr(p, "enable_hr", False))
     guidances = _through_windows(p, job, job.people, last_was_second)
     engine = _engine
-    return redraw.redraw(p, image, guidances, job.redraw, partial(engine.faces, engine.files()), host)
+    return redraw.redraw(p, image, guidances, job.redraw, partial(engine.encoders.faces, engine.files()), host)
 
 
 def for_pass(p: Any, job: Job) -> tuple[Guidance, ...]:

@@ -60,9 +60,9 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         engine = Engine(lambda: files)
         prepared = engine.prepare(unit, SIDE, SIDE, progress=begin)
         face, drive = prepared.references[0], prepared.driving
-        own_points = engine.landmarks(files, engine.codes(files, face).shape, face)
-        their_own = engine.landmarks(files, engine.codes(files, drive).shape, drive)
-        clip_tokens = engine.clip_tokens(files, face)
+        own_points = engine.landmarks(files, engine.encoders.codes(files, face).shape, face)
+        their_own = engine.landmarks(files, engine.encoders.codes(files, drive).shape, drive)
+        clip_tokens = engine.encoders.clip_tokens(files, [face])[0]
     guidance = prepared.guidance
 
     begin("sampling without and with FaceSnap")
@@ -82,7 +82,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         x = torch.randn(1, 4, SIDE // 4, SIDE // 4, generator=torch.Generator().manual_seed(0))
         scale = ffrnet.config.picture_scale * SIDE // 4
         features = ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, scale, scale))
-        residuals = ffrnet(x, torch.tensor([500.0]), guidance.tokens, features)
+        residuals = ffrnet(x, torch.tensor([500.0]), ffrnet.embed_tokens(guidance.tokens), features)
     strongest = max(residuals[:3], key=lambda residual: float(residual.abs().mean()))
     rows = [
         [

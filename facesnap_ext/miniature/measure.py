@@ -167,10 +167,10 @@ def pose_error(engine: Engine, files: Any, picture: np.ndarray, truth: Scene) ->
     from facesnap_ext.landmarks.flame import rotation_matrices
 
     try:
-        face = engine.face(files, Photo(picture, "Picture"))
+        face = engine.encoders.face(files, Photo(picture, "Picture"))
     except NoFaceError:
         return float("nan")
-    seen = engine.predictor(files).encode(picture, face.box).pose[:3]
+    seen = engine.encoders.predictor(files).encode(picture, face.box).pose[:3]
     a, b = rotation_matrices(torch.stack([seen, torch.tensor(truth.pose[:3], dtype=torch.float32)]))
     return float(torch.rad2deg(torch.acos((((a.T @ b).trace() - 1) / 2).clamp(-1, 1))))
 

@@ -72,10 +72,10 @@ def kept(tokens: Tensor, features: Tensor) -> float:
 def people_features(people: int) -> tuple[Tensor, Tensor]:
     """ArcFace's embeddings [N, E], of length 1, and CLIP's tokens [N, T, C] of a photo of each."""
     files = find_models(shipped.MODELS)
-    engine = Engine(lambda: files)
-    faces = [engine.face(files, Photo(photo("train", index, 0)[0], f"Person {index}")) for index in range(people)]
+    encoders = Engine(lambda: files).encoders
+    faces = [encoders.face(files, Photo(photo("train", index, 0)[0], f"Person {index}")) for index in range(people)]
     embeddings = torch.stack([torch.from_numpy(face.embedding) for face in faces])
-    return F.normalize(embeddings, dim=-1), torch.stack(engine.clip_tokens_of(files, faces))
+    return F.normalize(embeddings, dim=-1), torch.stack(encoders.clip_tokens(files, faces))
 
 
 def main() -> None:

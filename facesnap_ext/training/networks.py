@@ -38,7 +38,8 @@ class TrainedNetworks(nn.Module):
             x: scaled noise latents [N,4,h,w]. timesteps: [N]. y: pooled text and sizes, see `FFRNet.forward`.
         """
         tokens = self.mixer(embeddings[:, None], clip_tokens[:, None])
-        return self.ffrnet(x, timesteps, tokens, self.ffrnet.embed_landmarks(drawings), y)
+        identity = self.ffrnet.embed_tokens(tokens)
+        return self.ffrnet(x, timesteps, identity, self.ffrnet.embed_landmarks(drawings), y)
 
 
 class TokensInText(TrainedNetworks):

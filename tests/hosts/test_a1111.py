@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import weakref
 from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
 
@@ -15,6 +16,7 @@ from ldm_unet import inputs, ldm_unet, reference_walk
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.hosts import a1111
 from facesnap_ext.regions import Drawn
 
@@ -23,13 +25,17 @@ from facesnap_ext.regions import Drawn
 class Job:
     unet: nn.Module
     is_sdxl: bool = True
+    lowvram: bool = False  # --medvram or --lowvram
     comments: list[str] = field(default_factory=list)
 
     @property
     def sd_model(self):
         info = SimpleNamespace(title="loaded.safetensors")
         return SimpleNamespace(
-            is_sdxl=self.is_sdxl, model=SimpleNamespace(diffusion_model=self.unet), sd_checkpoint_info=info
+            is_sdxl=self.is_sdxl,
+            model=SimpleNamespace(diffusion_model=self.unet),
+            sd_checkpoint_info=info,
+            lowvram=self.lowvram,
         )
 
     def comment(self, text: str) -> None:
@@ -82,7 +88,10 @@ def expected(unet, guidances, x, timesteps, context, y, cond_rows: int) -> Tenso
             network = guidance.ffrnet
             picture = a1111_landmarks(guidance, x)
             features = network.embed_landmarks(picture)
-            own = [guidance.weight * residual for residual in network(one[0], one[1], guidance.tokens, features)]
+            own = [
+                guidance.weight * residual
+                for residual in network(one[0], one[1], network.embed_tokens(guidance.tokens), features)
+            ]
             if guidance.region is not None:
                 masks = [guidance.region.mask(residual.shape[3], residual.shape[2]) for residual in own]
                 own = [residual * torch.from_numpy(mask) for residual, mask in zip(own, masks)]
@@ -277,6 +286,53 @@ def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
     announce(other, args[0], 1)
     assert torch.equal(call(unet, *args, [0, 1]), plain)
     assert torch.equal(call(unet, *args, [0, 1]), plain)  # nor to a call that nobody announced
+
+
+@pytest.fixture
+def moves(monkeypatch):
+    """Where networks are sent, one after another."""
+    sent = []
+    monkeypatch.setattr(FFRNet, "to", lambda self, *args: sent.append(args[0]) or self)
+    a1111.offload()
+    sent.clear()
+    return sent
+
+
+def test_ffrnet_stays_in_the_gpus_memory_until_a_picture_without_it(unet, moves):
+    guidance, args = tiny.guidance(), inputs(1)
+    for _picture in range(2):
+        job = Job(unet)
+        a1111.attach(job, (guidance,))
+        announce(job, args[0], 1)
+        call(unet, *args, [0])
+        a1111.detach(job)
+    assert "cpu" not in moves
+    a1111.attach(Job(unet), ())
+    assert moves == ["cpu"]
+    a1111.attach(Job(unet), ())
+    assert moves == ["cpu"], "once is enough"
+
+
+def test_where_the_host_is_short_of_memory_ffrnet_goes_after_each_pass(unet, moves):
+    args, job = inputs(1), Job(unet, lowvram=True)
+    a1111.attach(job, (tiny.guidance(), tiny.guidance(3)))
+    announce(job, args[0], 1)
+    call(unet, *args, [0])
+    assert moves == []
+    a1111.detach(job)
+    assert moves == ["cpu", "cpu"]
+
+
+def test_a_network_that_nobody_has_any_more_is_not_held(unet):
+    network, args, job = tiny.ffrnet(), inputs(1), Job(unet)
+    gone = weakref.ref(network)
+    a1111.attach(job, (tiny.guidance(network=network),))
+    announce(job, args[0], 1)
+    call(unet, *args, [0])
+    a1111.detach(job)
+    del network
+    gc.collect()
+    assert gone() is None
 
 
 def test_hooks_go_when_their_job_does(unet):

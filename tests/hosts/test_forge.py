@@ -184,7 +184,10 @@ def expected(unet, guidances, x, sigmas, context, y, is_cond) -> Tensor:
                 continue
             picture = landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2])
             features = guidance.ffrnet.embed_landmarks(picture)
-            own = [guidance.weight * r for r in guidance.ffrnet(latent, timestep, guidance.tokens, features)]
+            own = [
+                guidance.weight * r
+                for r in guidance.ffrnet(latent, timestep, guidance.ffrnet.embed_tokens(guidance.tokens), features)
+            ]
             if guidance.region is not None:
                 masks = [guidance.region.mask(r.shape[3], r.shape[2]) for r in own]
                 own = [r * torch.from_numpy(mask) for r, mask in zip(own, masks)]
@@ -266,7 +269,7 @@ def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
     latent, timestep = Predictor().calculate_input(sigmas, x), Predictor().timestep(sigmas)
     with torch.no_grad():
         features = guidance.ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, 128, 128))
-        residuals = guidance.ffrnet(latent, timestep, guidance.tokens, features)
+        residuals = guidance.ffrnet(latent, timestep, guidance.ffrnet.embed_tokens(guidance.tokens), features)
         residuals[1] = residuals[1] + 0.2
         residuals[-1] = residuals[-1] + 0.3
         wanted = reference_walk(unet, latent, timestep, context, y, residuals)

@@ -190,7 +190,10 @@ def test_training_starts_from_the_checkpoints_encoder_and_zero_convolutions(tmp_
 
     x, tokens = torch.randn(1, 4, 16, 16), torch.randn(1, 16, tiny.CONTEXT)
     features = weights.ffrnet.embed_landmarks(torch.rand(1, 3, 128, 128))
-    assert all((residual == 0).all() for residual in weights.ffrnet(x, torch.tensor([500.0]), tokens, features))
+    assert all(
+        (residual == 0).all()
+        for residual in weights.ffrnet(x, torch.tensor([500.0]), weights.ffrnet.embed_tokens(tokens), features)
+    )
 
 
 def test_the_same_seed_makes_the_same_file_and_leaves_the_processs_randomness_alone(tmp_path):

@@ -17,8 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from weight_files import KINDS, write
 
+from facesnap_ext.encoders import Encoders
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.identities import save_identity
+from facesnap_ext.memory import Memory
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights import identity_file
@@ -37,7 +40,7 @@ def mirrored(astronaut):
 def models(stand_ins, astronaut, mirrored, tmp_path_factory):
     """A model folder in which Eileen is saved from two photos."""
     folder = shutil.copytree(stand_ins, tmp_path_factory.mktemp("saved") / "facesnap")
-    Engine(lambda: find_models(folder)).save_identity((astronaut, mirrored), "Eileen")
+    save_identity(Encoders(Memory()), find_models(folder), (astronaut, mirrored), "Eileen")
     return folder
 
 
@@ -84,7 +87,7 @@ def test_clip_is_not_needed_any_more(copied, engine, unit, grace_hopper):
 
 def test_photos_beside_a_saved_person_are_mixed_with_it(copied, unit, astronaut, mirrored):
     engine = Engine(lambda: find_models(copied))
-    engine.save_identity((mirrored,), "second")
+    save_identity(engine.encoders, engine.files(), (mirrored,), "second")
     both = engine.prepare(replace(unit, identity="second", references=(astronaut,)), 512, 512)
     photos = engine.prepare(replace(unit, identity="", references=(astronaut, mirrored)), 512, 512)
     assert torch.equal(both.guidance.tokens, photos.guidance.tokens)
@@ -107,7 +110,7 @@ def test_a_saved_person_has_no_pose_of_its_own(engine, unit, grace_hopper):
 def test_a_person_saved_without_deca_is_told_where_landmarks_are_wanted(copied, unit, mirrored, grace_hopper):
     deca = copied / "stand-in-deca.safetensors"
     deca.rename(copied / "away")
-    Engine(lambda: find_models(copied)).save_identity((mirrored,), "shapeless")
+    save_identity(Encoders(Memory()), find_models(copied), (mirrored,), "shapeless")
     (copied / "away").rename(deca)
     assert load(copied / "identities" / "shapeless.safetensors").shapes is None
     with pytest.raises(FaceSnapError, match="saved without the shape of the face"):

@@ -107,7 +107,9 @@ def test_tokens_and_residuals_are_instantids(tmp_path, folder, controlnet, legac
             return_dict=False,
         )
     y = torch.cat([text, sinusoid(sizes.flatten(), 8).view(2, -1)], 1)
-    residuals = weights.ffrnet(x, timesteps, tokens, weights.ffrnet.embed_landmarks(picture), y)
+    residuals = weights.ffrnet(
+        x, timesteps, weights.ffrnet.embed_tokens(tokens), weights.ffrnet.embed_landmarks(picture), y
+    )
     for own, other in zip(residuals, [*down, middle], strict=True):
         assert other.abs().mean() > 1e-3
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
