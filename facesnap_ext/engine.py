@@ -128,6 +128,7 @@ class Engine:
             weight=unit.weight,
             start=unit.start,
             end=unit.end,
+            every=unit.every,
             cond_only=unit.cond_only,
             text_free=weights.info.text_free,
             hint=weights.info.hint,

@@ -6,6 +6,8 @@ they add up to one person at most, so that no part of the UNet gets more than it
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,8 @@ from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.regions import Region, shares
 
+ROWS_KEPT = 32  # of one evaluation of the UNet: 16 pictures with sides of their own
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -29,6 +33,7 @@ class Guidance:
     weight: float = 1.0
     start: float = 0.0  # fraction of sampling at which it begins
     end: float = 1.0  # and ends
+    every: int = 1  # FFRNet runs in each so many-th evaluation of the UNet; those between take its residuals again
     cond_only: bool = False  # leave the unconditional rows alone
     text_free: bool = True  # False: the weights were trained with text and get the rows' own `y`
     hint: str = POINTS72  # how the landmarks are drawn, of `HINTS`
@@ -129,17 +134,20 @@ class _OnePerson:
     """FFRNet's residuals of one person.
 
     Without text, the residuals of a row depend on nothing but its latent and timestep, so all rows of an image share
-    one run, in whichever order, grouping or number of calls a host sends them: FFRNet runs on the distinct rows alone,
-    and not at all on rows that it has just seen. Rows are told apart by all that they depend on: the pooled text, and
-    the side where the sides have tokens of their own.
+    one run, in whichever order, grouping or number of calls a host sends them: FFRNet runs on the distinct rows of an
+    evaluation alone. Rows are told apart by all that they depend on: the pooled text, and the side where the sides have
+    tokens of their own.
+
+    With `Guidance.every` above 1 most evaluations take the residuals of the one before: each image its own, which is
+    known by its place among the images of its side.
     """
 
     def __init__(self, guidance: Guidance):
         self.guidance = guidance
         self._features: dict[tuple[int, int], Tensor] = {}  # embedded drawings by latent size
         self._identity: list[KeysValues] = []  # embedded tokens, of the conditional side and, if any, the other
-        self._inputs: Tensor | None = None  # distinct rows of the last run, flattened
-        self._outputs: list[Tensor] = []  # and what came of them, weighted
+        self._evaluations = 0
+        self._now = self._before = _Evaluation(math.nan)
 
     @torch.no_grad()
     def rows(self, x: Tensor, timesteps: Tensor, is_cond: Sequence[bool], y: Tensor | None = None) -> list[Tensor]:
@@ -149,33 +157,44 @@ class _OnePerson:
             y = None
         elif y is None:
             raise ValueError("these weights were trained with text and need the UNet's y")
-        sides = torch.tensor([not cond and self.guidance.uncond_tokens is not None for cond in is_cond])
-        inputs = [x.flatten(1).float(), timesteps.float()[:, None], sides.to(x.device)[:, None].float()]
+        differ = self.guidance.uncond_tokens is not None or y is not None
+        sides = [differ and not cond for cond in is_cond]
+        inputs = [x.flatten(1).float(), timesteps.float()[:, None], x.new_tensor(sides, dtype=torch.float32)[:, None]]
         inputs = torch.cat([*inputs, *([] if y is None else [y.float()])], 1)
 
-        place = None if self._inputs is None else _places(inputs, self._inputs)
-        if place is None:
-            place = _places(inputs, inputs)
-            distinct = sorted(set(place))
-            chosen = None if y is None else y[distinct]
-            self._outputs = self._run(x[distinct], timesteps[distinct], sides[distinct], chosen)
-            self._inputs = inputs[distinct]
-            place = [distinct.index(first) for first in place]
+        if self._now.timestep != (timestep := float(timesteps[0])):
+            self._before, self._now = self._now, _Evaluation(timestep)
+            self._evaluations += 1
+        now = self._now
+        now.make_room(inputs)
+        place = now.places(inputs)
+        if None in place:
+            first = _places(inputs, inputs)
+            new = [row for row, known in enumerate(place) if known is None and first[row] == row]
+            new_sides = [sides[row] for row in new]
+            labels = now.labels_of(new_sides)
+            outputs = None
+            if (self._evaluations - 1) % self.guidance.every:
+                outputs = self._before.outputs_of(labels, x.shape[2:])
+            if outputs is None:
+                outputs = self._run(x[new], timesteps[new], new_sides, None if y is None else y[new])
+            now.add(labels, inputs[new], outputs)
+            place = now.places(inputs)
 
         if self.guidance.cond_only and not all(is_cond):
             mask = torch.tensor(is_cond, dtype=x.dtype, device=x.device)[:, None, None, None]
-            return [residual[place] * mask.to(residual.dtype) for residual in self._outputs]
-        if len(self._inputs) == 1:
-            return self._outputs  # one image: its residuals broadcast over the rows
-        return [residual[place] for residual in self._outputs]
+            return [residual[place] * mask.to(residual.dtype) for residual in now.outputs]
+        if len(now.labels) == 1:
+            return now.outputs  # one image: its residuals broadcast over the rows
+        return [residual[place] for residual in now.outputs]
 
-    def _run(self, x: Tensor, timesteps: Tensor, sides: Tensor, y: Tensor | None) -> list[Tensor]:
-        """Weighted residuals of rows; `sides` [R] is True for those that get the unconditional side's own tokens."""
+    def _run(self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> list[Tensor]:
+        """Weighted residuals of rows; `sides` is True for those that get the unconditional side's own tokens."""
         # the network's own type decides, also inside a host's autocast
         with torch.autocast(x.device.type, enabled=False):
             identity = self._embedded_tokens(x.device)
             if self.guidance.uncond_tokens is not None:
-                rows = sides.long().to(x.device)
+                rows = [int(side) for side in sides]
                 identity = [(keys[rows], values[rows]) for keys, values in identity]
             residuals = self.guidance.ffrnet(x, timesteps, identity, self._landmark_features(x), y)
         weights = [self.guidance.weight * block for block in self.guidance.blocks or [1.0] * len(residuals)]
@@ -208,11 +227,59 @@ def landmark_picture(landmarks: Landmarks | None, width: int, height: int, hint:
     return torch.from_numpy(HINTS[hint](landmarks, width, height)).permute(2, 0, 1)[None].float() / 255
 
 
-def _places(rows: Tensor, known: Tensor) -> list[int] | None:
-    """For each row [R, F] the index of the first equal one in `known` [K, F]; None if any has none."""
+class _Evaluation:
+    """The distinct rows of one evaluation of the UNet, which a host may send in several calls, and their residuals.
+
+    labels: of each row its side, and its number among the rows of that side.
+    """
+
+    def __init__(self, timestep: float):
+        self.timestep = timestep
+        self.labels: list[tuple[bool, int]] = []
+        self.outputs: list[Tensor] = []  # [K, …] each
+        self._inputs: Tensor | None = None  # [K, F]
+        self._seen = Counter[bool]()  # rows of each side
+
+    def places(self, inputs: Tensor) -> list[int | None]:
+        """Where each row of a call is among those here."""
+        return [None] * len(inputs) if self._inputs is None else _places(inputs, self._inputs)
+
+    def labels_of(self, sides: Sequence[bool]) -> list[tuple[bool, int]]:
+        """Labels of rows that come after those here."""
+        seen = self._seen.copy()
+        labels = []
+        for side in sides:
+            labels.append((side, seen[side]))
+            seen[side] += 1
+        return labels
+
+    def outputs_of(self, labels: list[tuple[bool, int]], size: torch.Size) -> list[Tensor] | None:
+        """Residuals of rows by their labels; None where some are not here, or latents were of another size."""
+        if not set(labels) <= set(self.labels) or self.outputs[0].shape[2:] != size:
+            return None
+        if labels == self.labels:
+            return self.outputs
+        rows = [self.labels.index(label) for label in labels]
+        return [output[rows] for output in self.outputs]
+
+    def add(self, labels: list[tuple[bool, int]], inputs: Tensor, outputs: list[Tensor]) -> None:
+        if self._inputs is None:
+            self.labels, self._inputs, self.outputs = labels, inputs, outputs
+        else:
+            self.labels = self.labels + labels
+            self._inputs = torch.cat([self._inputs, inputs])
+            self.outputs = [torch.cat(pair) for pair in zip(self.outputs, outputs)]
+        self._seen.update(side for side, _ in labels)
+
+    def make_room(self, inputs: Tensor) -> None:
+        """Forget the rows where they are of another size, or many, as tiles of one picture are."""
+        if self._inputs is not None and (inputs.shape[1] != self._inputs.shape[1] or len(self.labels) >= ROWS_KEPT):
+            self.labels, self._inputs, self.outputs = [], None, []
+
+
+def _places(rows: Tensor, known: Tensor) -> list[int | None]:
+    """For each row [R, F] the index of the first equal one in `known` [K, F], or None."""
     if rows.shape[1] != known.shape[1] or rows.device != known.device:
-        return None
-    equal = torch.stack([(known == row).all(dim=1) for row in rows])
-    if not bool(equal.any(dim=1).all()):
-        return None
-    return equal.int().argmax(dim=1).tolist()
+        return [None] * len(rows)
+    equal = torch.stack([(known == row).all(dim=1) for row in rows]).tolist()
+    return [found.index(True) if True in found else None for found in equal]

@@ -36,6 +36,7 @@ RANGES = {  # lowest and highest
     "size": (0.02, 3),
     "grow": (1, 4),
     "redraw": (0, 1),
+    "every": (1, 4),
 }
 KINDS = {bool: "true or false", int: "a whole number", str: "text"}  # what values must be, by their default's type
 BLOCKS = 10  # residuals of SDXL's UNet, from the shallowest skip to the middle
@@ -71,6 +72,7 @@ class Unit:
     adapter: float = 0.8  # weight of InstantID's adapter, apart from `weight`; files without one do not heed it
     start: float = 0.0  # fraction of sampling
     end: float = 1.0
+    every: int = 1  # FFRNet runs in each so many-th evaluation of the UNet, and its residuals stay in between
     cond_only: bool = False  # leave the unconditional side alone
     hires: str = "both"  # the passes in which it acts
     blocks: tuple[float, ...] = ()  # weights of the `BLOCKS` residuals, times `weight`; none: all 1
@@ -171,7 +173,7 @@ def person(number: int, people: Collection[int]) -> str:
 UI_ORDER = (
     *("enabled", "references", "face", "several", "identity", "pose", "driving", "driving_face", "template"),
     *("yaw", "pitch", "roll", "mouth", "brows", "eyes", "placed", "x", "y", "size", "weight", "start", "end"),
-    *("cond_only", "hires", "blocks", "region", "grow", "mask", "redraw", "model", "adapter"),
+    *("cond_only", "hires", "blocks", "region", "grow", "mask", "redraw", "model", "adapter", "every"),
 )
 
 

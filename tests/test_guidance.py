@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from facesnap_ext import guidance as guidance_module
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.guidance import Guidance, Residuals, landmark_picture, networks
 from facesnap_ext.regions import Drawn
@@ -85,12 +86,12 @@ def test_tokens_are_embedded_once_a_pass_and_each_side_gets_its_own(monkeypatch)
     residuals = Residuals((guidance,))
     x, t = inputs()
     both, sides = (x[[0, 0]], t[[0, 0]]), ([True, False], [False, True])
-    got = [residuals.rows(both[0] + step, both[1], sides[step]) for step in range(2)]
+    got = [residuals.rows(both[0] + step, both[1] + step, sides[step]) for step in range(2)]
     assert embedded == [2]
     for step, parts in enumerate(got):
         for row, is_cond in enumerate(sides[step]):
             tokens = guidance.tokens if is_cond else guidance.uncond_tokens
-            wanted = alone(replace(guidance, tokens=tokens), x + step, t)
+            wanted = alone(replace(guidance, tokens=tokens), x + step, t + step)
             for one, other in zip(parts, wanted):
                 torch.testing.assert_close(one[row : row + 1], other, atol=1e-4, rtol=1e-4)
 
@@ -130,8 +131,9 @@ def of_one(guidance: Guidance, x, timestep, y=None):
 
 
 def inputs(rows=1, seed=0):
+    """Latents, and the timestep that all rows of an evaluation have in common."""
     g = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, 4, 8, 8, generator=g), torch.randint(0, 1000, (rows,), generator=g).float()
+    return torch.randn(rows, 4, 8, 8, generator=g), torch.randint(0, 1000, (1,), generator=g).float().expand(rows)
 
 
 def two(**changes):
@@ -232,7 +234,7 @@ def test_ffrnet_runs_once_a_person_and_image_however_rows_come(monkeypatch):
     x, t = inputs(2)
     for step in range(2):
         for call in ([0, 1], [1, 0], [0]):
-            residuals.rows(x[call] + step, t[call], [True] * len(call))
+            residuals.rows(x[call] + step, t[call] + step, [True] * len(call))
     assert runs == [(NETWORK, 2), (OTHER, 2), (NETWORK, 2)] * 2
     assert networks((a, b, c)) == [NETWORK, OTHER]
 
@@ -269,3 +271,85 @@ def test_as_many_block_weights_as_residuals():
 def test_the_pass(hires, acts):
     guidance = tiny.guidance(network=NETWORK, hires=hires)
     assert "".join(str(int(guidance.acts_in(second))) for second in (False, True)) == acts
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How many rows FFRNet was given, run by run."""
+    seen = []
+    forward = type(NETWORK).forward
+    monkeypatch.setattr(type(NETWORK), "forward", lambda self, x, *rest: seen.append(len(x)) or forward(self, x, *rest))
+    return seen
+
+
+def test_rows_that_come_one_by_one_are_run_once_each(runs):
+    """As with prompts of different length in a host that splits batches: each side of each image by itself."""
+    residuals = Residuals((tiny.guidance(network=NETWORK),))
+    x, t = inputs(2)
+    for row in (0, 1, 0, 1):
+        residuals.rows(x[[row]], t[:1], [True])
+    assert runs == [1, 1]
+
+
+def test_tiles_of_a_picture_are_not_kept_without_end(runs):
+    residuals = Residuals((tiny.guidance(network=NETWORK),))
+    x, t = inputs(guidance_module.ROWS_KEPT + 1)
+    for row in range(len(x)):
+        residuals.rows(x[[row]], t[:1], [True])
+    got = residuals.rows(x[[-1, 0]], t[:2], [True, True])
+    assert sum(runs) == len(x) + 1, "the first was forgotten, the last was not"
+    for one, wanted in zip(got, residuals.rows(x[[-1, 0]], t[:2] + 1, [True, True])):
+        assert len(one) == len(wanted) == 2
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_every_so_many_evaluations_ffrnet_runs_and_between_its_residuals_stay(runs, every):
+    guidance = tiny.guidance(network=NETWORK, every=every)
+    residuals = Residuals((guidance,))
+    x, t = inputs(2)
+    for step in range(7):
+        got = residuals.rows(x + step, t - step, [True, True])
+        if step % every == 0:
+            assert len(runs) == step // every + 1
+            ran = got
+            fresh = Residuals((replace(guidance, every=1),)).rows(x + step, t - step, [True, True])
+            runs.pop()
+            assert all(torch.equal(a, b) for a, b in zip(got, fresh))
+        assert all(torch.equal(a, b) for a, b in zip(got, ran))
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data(), images=st.integers(1, 3), sides_differ=st.booleans())
+def test_between_runs_each_image_keeps_its_own_residuals_however_rows_come(data, images, sides_differ):
+    """Calls may be grouped anew, and unconditional rows left out, in each evaluation: hosts keep the order of images
+    within a side. Rows may be run again, and never get another image's or another side's."""
+    guidance = tiny.guidance(network=NETWORK, every=2)
+    if sides_differ:
+        guidance = replace(guidance, uncond_tokens=2 * guidance.tokens)
+    residuals = Residuals((guidance,))
+    x, t = inputs(images)
+    rows = [(side, image) for side in (True, False) for image in range(images)]
+
+    def evaluate(step):
+        got = {}
+        order = data.draw(st.sampled_from([rows, rows[images:] + rows[:images], rows[:images]]))
+        cuts = sorted(data.draw(st.sets(st.integers(1, len(order) - 1)))) if len(order) > 1 else []
+        for start, end in zip([0, *cuts], [*cuts, len(order)]):
+            call = order[start:end]
+            chosen = [image for _, image in call]
+            parts = residuals.rows(x[chosen] + step, (t[:1] - step).expand(len(call)), [side for side, _ in call])
+            for i, row in enumerate(call):
+                got[row] = parts[-1].expand(len(call), -1, -1, -1)[i]
+        return got
+
+    def wanted(row, step):
+        side, image = row
+        tokens = guidance.uncond_tokens if sides_differ and not side else guidance.tokens
+        return alone(replace(guidance, tokens=tokens), x[[image]] + step, t[:1] - step)[-1][0]
+
+    first, second = evaluate(0), evaluate(1)
+    for row, residual in first.items():
+        torch.testing.assert_close(residual, wanted(row, 0), atol=1e-4, rtol=1e-4)
+    for row, residual in second.items():
+        candidates = [wanted(row, step) for step in (0, 1)]
+        assert any(torch.allclose(residual, one, atol=1e-4, rtol=1e-4) for one in candidates)

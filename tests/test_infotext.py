@@ -23,7 +23,7 @@ NAMES = st.text(
 
 def a_field(name: str, default) -> st.SearchStrategy:
     if name in RANGES:
-        numbers = st.floats(*RANGES[name])
+        numbers = (st.integers if type(default) is int else st.floats)(*RANGES[name])
         return st.none() | numbers if name in OPTIONAL else numbers
     if name in CHOICES:
         return st.sampled_from(CHOICES[name])

@@ -50,9 +50,11 @@ def test_each_number_has_the_range_in_which_it_is_taken():
         assert (SCHEMA[name]["minimum"], SCHEMA[name]["maximum"]) == (low, high), name
     for name, schema in SCHEMA.items():
         if schema["type"] == "integer":
-            assert (getattr(taken({name: schema["minimum"]}), name), "maximum" in schema) == (0, False), name
-            with pytest.raises(FaceSnapError, match=name):
-                taken({name: schema["minimum"] - 1})
+            ends = [schema["minimum"], schema.get("maximum", 99)]
+            assert [getattr(taken({name: end}), name) for end in ends] == ends
+            for wrong in (ends[0] - 1, *([ends[1] + 1] if "maximum" in schema else [])):
+                with pytest.raises(FaceSnapError, match=name):
+                    taken({name: wrong})
 
 
 def test_each_choice_is_one_that_is_taken():
