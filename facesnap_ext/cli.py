@@ -51,6 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--dtype", choices=DTYPES, help="default: float16, or what InstantID's files have")
     init.set_defaults(run=run_init)
 
+    compress = commands.add_parser("compress", help="make a lighter FaceSnap file, to be trained on")
+    compress.add_argument("source", type=Path, help="a FaceSnap file")
+    compress.add_argument("out", type=Path)
+    compress.add_argument(
+        "--blocks", type=_count, default=2, help="transformer blocks in a row that FFRNet keeps (default: 2)"
+    )
+    compress.set_defaults(run=run_compress)
+
     prepare = commands.add_parser("prepare", help="write a photo's tokens, points and drawings")
     prepare.add_argument("photo", type=Path, nargs="+", help="reference photos of one person")
     prepare.add_argument("--drive", type=Path, help="photo whose pose and expression to take")
@@ -213,6 +221,13 @@ def run_init(options: argparse.Namespace) -> None:
         from_instantid(options.instantid, options.out, **chosen)
     else:
         initialise(options.checkpoint, options.out, **chosen)
+    print(options.out)
+
+
+def run_compress(options: argparse.Namespace) -> None:
+    from facesnap_ext.weights.compress import keep_blocks
+
+    keep_blocks(options.source, options.out, options.blocks)
     print(options.out)
 
 

@@ -1,0 +1,88 @@
+"""A lighter file is the same network without some of its blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from facesnap_ext.adapter import Adapter, AdapterConfig
+from facesnap_ext.cli import main
+from facesnap_ext.ffrnet import TransformerBlock
+from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.facesnap_file import FaceSnapInfo, load
+
+DEPTHS = {"depths": ((0, 0), (1, 1), (5, 5)), "middle_depth": 4}
+MIXER = MixerConfig(id_dim=8, clip_dim=6, dim=tiny.CONTEXT, id_tokens=2, queries=3, layers=1, feedforward=8, heads=2)
+
+
+class Nothing(nn.Module):
+    """A block that went: what comes in goes out."""
+
+    def forward(self, x, identity):
+        return x
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "whole.safetensors"
+    ffrnet = tiny.ffrnet(2, **DEPTHS)
+    info = FaceSnapInfo(MIXER, ffrnet.config, license="Apache-2.0", trained_on="faces")
+    adapter = tiny.randomise(Adapter(AdapterConfig((32, 64), tiny.CONTEXT)))
+    info = replace(info, adapter=adapter.config)
+    facesnap_file.save(path, info, tiny.randomise(FacialAttributeMixer(MIXER)), ffrnet, adapter)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("blocks", "deepest", "middle"), [(3, [0, 1, 4], [0, 1, 3]), (2, [0, 4], [0, 3]), (1, [0], [0])]
+)
+def test_it_is_the_same_network_without_the_blocks_between_the_first_and_the_last(source, blocks, deepest, middle):
+    out = source.with_name("light.safetensors")
+    assert main(["compress", str(source), str(out), "--blocks", str(blocks)]) == 0
+    whole, light = load(source), load(out)
+    for transformers, kept in (
+        (whole.ffrnet.down_blocks[2].attentions, deepest),
+        (whole.ffrnet.mid_block.attentions, middle),
+    ):
+        for transformer in transformers:
+            for number in set(range(len(transformer.transformer_blocks))) - set(kept):
+                transformer.transformer_blocks[number] = Nothing()
+    x, t, tokens = torch.randn(1, 4, 16, 16), torch.tensor([300.0]), torch.randn(1, 3, tiny.CONTEXT)
+    features = whole.ffrnet.embed_landmarks(torch.rand(1, 3, 128, 128))
+    identity = [
+        None if isinstance(block, Nothing) else block.attn2.keys_values(tokens)
+        for block in whole.ffrnet.modules()
+        if isinstance(block, TransformerBlock | Nothing)
+    ]
+    assert None in identity
+    with torch.no_grad():
+        wanted = whole.ffrnet(x, t, identity, features)
+        got = light.ffrnet(x, t, light.ffrnet.embed_tokens(tokens), features)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_mixer_adapter_and_licence_stay(source):
+    out = source.with_name("light.safetensors")
+    main(["compress", str(source), str(out), "--blocks", "2"])
+    whole, light = load(source), load(out)
+    for key, tensor in whole.mixer.state_dict().items():
+        assert torch.equal(light.mixer.state_dict()[key], tensor)
+    for one, other in zip(
+        facesnap_file.load_adapter(out).parameters(), facesnap_file.load_adapter(source).parameters()
+    ):
+        assert torch.equal(one, other)
+    assert (light.info.license, light.info.trained_on) == ("Apache-2.0", "faces; 2 blocks of it kept")
+    assert light.info.ffrnet.depths == ((0, 0), (1, 1), (2, 2))
+
+
+def test_where_there_is_nothing_to_drop_it_says_so(source, capsys):
+    out = source.with_name("light.safetensors")
+    assert main(["compress", str(source), str(out), "--blocks", "5"]) == 1
+    assert "no more than 5 transformer blocks in a row; give a lower number" in capsys.readouterr().err
+    assert not out.exists()
