@@ -172,12 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     ablation.add_argument("--out", type=Path, required=True, help="folder; what is finished there is not done again")
     ablation.set_defaults(run=run_ablation)
 
-    bench = commands.add_parser("bench", help="measure")
-    benches = bench.add_subparsers(required=True, metavar="WHAT")
-    ffrnet = benches.add_parser("ffrnet", help="FFRNet beside the UNet and a ControlNet on both rows")
-    ffrnet.add_argument("--json", action="store_true", help="print JSON in place of lines")
-    ffrnet.add_argument("--repeats", type=int, default=5)
-    ffrnet.set_defaults(run=run_bench_ffrnet)
+    bench = commands.add_parser("bench", help="what FaceSnap costs beside plain SDXL and other ways to condition it")
+    bench.add_argument("--repeats", type=_count, default=5, help="turns, of which medians are taken (default: 5)")
+    bench.add_argument("--steps", type=_count, default=8, help="of a picture (default: the paper's 8)")
+    bench.add_argument("--growth", type=Path, metavar="PNG", help="also measure how cost grows with work, and draw it")
+    bench.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    bench.set_defaults(run=run_bench)
     return parser
 
 
@@ -395,10 +395,13 @@ def run_ablation(options: argparse.Namespace) -> None:
     print(ablate(read_ablation(options.config), options.out))
 
 
-def run_bench_ffrnet(options: argparse.Namespace) -> None:
-    from facesnap_ext.evaluation.benchmarks import bench_ffrnet
+def run_bench(options: argparse.Namespace) -> None:
+    from facesnap_ext.evaluation.benchmarks import as_text, bench, draw_growth
 
-    _print(bench_ffrnet(options.repeats), options.json)
+    found = bench(options.repeats, options.steps, options.growth is not None)
+    if options.growth is not None:
+        draw_growth(found["growth"], options.growth)
+    print(json.dumps(found, indent=2) if options.json else as_text(found))
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

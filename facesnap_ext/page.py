@@ -20,14 +20,9 @@ from facesnap_ext.identities import save_identity
 from facesnap_ext.infotext import from_infotext
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
 from facesnap_ext.references import close_up
-from facesnap_ext.settings import PASSES, POSES, RANGES, REGIONS, SEVERAL, UI_ORDER, Unit, reference_photos
+from facesnap_ext.settings import PASSES, POSES, PRESETS, RANGES, REGIONS, SEVERAL, UI_ORDER, Unit, reference_photos
 from facesnap_ext.weights.places import ModelFiles, find_identities
 
-PRESETS = {  # weight, start, end
-    "faithful": (1.0, 0.0, 1.0),
-    "balanced": (0.8, 0.0, 0.8),
-    "stylised": (0.6, 0.1, 0.6),
-}
 CLOSE_UP = 96  # pixels of a face that can be chosen
 PLACE = {name: getattr(TEMPLATES["front"], name) for name in ("x", "y", "size")}  # of sliders that nobody has moved
 POSE_WORDS = {

@@ -38,6 +38,11 @@ RANGES = {  # lowest and highest
     "redraw": (0, 1),
     "every": (1, 4),
 }
+PRESETS = {  # of strength: weight, start, end
+    "faithful": (1.0, 0.0, 1.0),
+    "balanced": (0.8, 0.0, 0.8),
+    "stylised": (0.6, 0.1, 0.6),
+}
 KINDS = {bool: "true or false", int: "a whole number", str: "text"}  # what values must be, by their default's type
 BLOCKS = 10  # residuals of SDXL's UNet, from the shallowest skip to the middle
 

@@ -187,30 +187,6 @@ def test_it_runs_as_a_module():
 
 
 @needs_diffusers
-def test_one_run_of_ffrnet_costs_little_more_than_a_fifth_of_a_step_of_sdxl():
-    """Counted at SDXL's size and 1024²; a ControlNet on both rows costs twice as much."""
-    from facesnap_ext.evaluation.benchmarks import count_flops
-
-    flops = count_flops()
-    assert flops["unet"] == pytest.approx(2 * 6.76e12, rel=0.01)
-    assert flops["ffrnet"] / flops["unet"] <= 0.223
-    assert flops["controlnet_both_rows"] == pytest.approx(2 * flops["ffrnet"], rel=1e-6)
-
-
-@needs_diffusers
-def test_bench_prints_json(capsys, monkeypatch):
-    from facesnap_ext.evaluation import benchmarks
-
-    monkeypatch.setattr(benchmarks, "SMALL_WIDTHS", (64, 64, 64))
-    monkeypatch.setattr(benchmarks, "SMALL_PIXELS", 64)
-    assert main(["bench", "ffrnet", "--json", "--repeats", "1"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert set(result) == {"flop_ratio", "flop_ratio_both_rows", "seconds", "size"}
-    assert set(result["seconds"]) == {"unet", "ffrnet", "controlnet_both_rows"}
-    assert all(seconds > 0 for seconds in result["seconds"].values())
-
-
-@needs_diffusers
 def test_the_demo_puts_every_stage_into_one_picture(tmp_path, capsys):
     out = tmp_path / "deep" / "demo.png"
     assert main(["demo", "--out", str(out)]) == 0

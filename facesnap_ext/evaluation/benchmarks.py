@@ -1,20 +1,36 @@
-"""What FFRNet costs beside the UNet and beside a ControlNet on both rows: FLOPs at SDXL's real size, and seconds."""
+"""What FaceSnap costs beside plain SDXL, and beside a ControlNet on both rows and InstantID's shape.
+
+All networks have random numbers, which take as long as trained ones, and take turns in one process, so that whatever
+else the machine does falls on all of them. FLOPs are counted on the meta device at SDXL's real size.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.guidance import Guidance, Residuals
+from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.regions import Drawn
+from facesnap_ext.weights.places import find_models
 
-ROWS = 2  # conditional and unconditional
-TEXT_TOKENS = 77
-IDENTITY_TOKENS = 16
+TEXT_TOKENS, IDENTITY_TOKENS = 77, 16
+STEPS = 8  # of a picture, the paper's
+LIGHT_BLOCKS = 2  # `facesnap compress` by default
+EVERY = 2
 SHAPE: dict[str, Any] = {
     "transformer_layers_per_block": (1, 2, 10),
     "cross_attention_dim": 2048,
@@ -24,96 +40,347 @@ SHAPE: dict[str, Any] = {
     "use_linear_projection": True,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
 }
-SDXL_WIDTHS = (320, 640, 1280)
+UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+SDXL_WIDTHS, SDXL_PIXELS = (320, 640, 1280), 1024
 SMALL_WIDTHS, SMALL_PIXELS = (64, 128, 256), 512
 
+PLAIN = "plain SDXL"
+BOTH_ROWS = "ControlNet on both rows"
+INSTANTID = "InstantID's shape"
+OWN = {  # FaceSnap's ways: whether FFRNet is the light one, and `Guidance.every`
+    "FaceSnap": (False, 1),
+    "FaceSnap, light": (True, 1),
+    f"FaceSnap, every {EVERY} steps": (False, EVERY),
+    f"FaceSnap, light, every {EVERY} steps": (True, EVERY),
+}
+GROWTH = {"people": (1, 2, 4), "side": (0.5, 1.0, 1.5), "pictures": (1, 2, 4, 8)}  # side: of the usual one
+REFERENCES = (1, 2, 4, 8)
 
-def bench_ffrnet(repeats: int = 5) -> dict[str, Any]:
-    """FLOPs and seconds of one CFG step.
 
-    FLOPs are counted on the meta device at 1024² with SDXL's widths. Seconds are medians of networks that take turns in
-    this process: with a GPU at full size in half precision, else at a fifth of the widths and 512².
+@dataclass(frozen=True)
+class Networks:
+    """SDXL's UNet and what conditions it, in one type on one device."""
+
+    unet: nn.Module
+    controlnet: nn.Module
+    ffrnet: FFRNet
+    light: FFRNet
+
+    @classmethod
+    def random(cls, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Networks:
+        from diffusers import ControlNetModel, UNet2DConditionModel
+
+        shape = {**SHAPE, "block_out_channels": widths, "attention_head_dim": tuple(width // 64 for width in widths)}
+        with device:
+            unet, controlnet = UNet2DConditionModel(up_block_types=UP, **shape), ControlNetModel(**shape)
+            config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in controlnet.state_dict().items()})
+            depths = tuple(tuple(min(depth, LIGHT_BLOCKS) for depth in level) for level in config.depths)
+            light = FFRNet(replace(config, depths=depths, middle_depth=LIGHT_BLOCKS))
+            made = cls(unet, controlnet, FFRNet(config), light)
+        for network in (made.unet, made.controlnet, made.ffrnet, made.light):
+            network.eval().requires_grad_(False).to(dtype)
+        return made
+
+
+class Easel:
+    """Pictures of one size, drawn by one UNet with classifier-free guidance, step after step."""
+
+    def __init__(self, networks: Networks, pixels: int, pictures: int = 1):
+        self.networks, self.pixels, self.pictures = networks, pixels, pictures
+        weight = networks.unet.conv_in.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.latents = self.random(pictures, 4, pixels // 8, pixels // 8)
+        self.text, self.tokens = self.random(2 * pictures, TEXT_TOKENS, 2048), self.random(1, IDENTITY_TOKENS, 2048)
+        self.added = {"text_embeds": self.random(2 * pictures, 1280), "time_ids": self.random(2 * pictures, 6)}
+        self.drawing = self.random(1, 3, pixels, pixels)
+
+    def random(self, *size: int) -> Tensor:
+        return torch.rand(*size, device=self.device, dtype=self.dtype)
+
+    @torch.no_grad()
+    def draw(self, steps: int, residuals: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None) -> None:
+        text = self.text
+        for step in range(steps):
+            x = torch.cat([self.latents, self.latents]) + step
+            timesteps = torch.full((len(x),), 999.0 - step, device=self.device)
+            extra = {}
+            if residuals is not None:
+                *skips, middle = residuals(x, timesteps)
+                extra = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
+            self.networks.unet(x, timesteps, text, added_cond_kwargs=self.added, **extra)
+
+    def plain(self, steps: int) -> None:
+        self.draw(steps)
+
+    def facesnap(self, steps: int, light: bool = False, every: int = 1, people: int = 1) -> None:
+        """With so many people side by side, each with tokens, landmarks and a region of their own."""
+        network = self.networks.light if light else self.networks.ffrnet
+        points = np.random.default_rng(0).uniform(0.3, 0.7, (72, 2)).astype(np.float32) * self.pixels
+        one = Guidance(network, self.tokens, Landmarks(points, self.pixels, self.pixels), every=every)
+        regions = [Drawn(column[None]) for column in np.eye(people, dtype=np.float32)]
+        guidances = [replace(one, region=region, tokens=one.tokens + i) for i, region in enumerate(regions)]
+        blended = Residuals([one] if people == 1 else guidances)
+        sides = [True] * self.pictures + [False] * self.pictures
+        self.draw(steps, lambda x, timesteps: blended.rows(x, timesteps, sides))
+
+    def both_rows(self, steps: int) -> None:
+        self.draw(steps, self._controlnet)
+
+    def instantid(self, steps: int) -> None:
+        text = self.text
+        with adapter_attention(self.networks.unet):
+            self.text = (text, [self.tokens.expand(len(text), -1, -1)])
+            try:
+                self.draw(steps, self._controlnet)
+            finally:
+                self.text = text
+
+    def _controlnet(self, x: Tensor, timesteps: Tensor) -> list[Tensor]:
+        tokens, drawings = self.tokens.expand(len(x), -1, -1), self.drawing.expand(len(x), -1, -1, -1)
+        down, middle = self.networks.controlnet(
+            x, timesteps, tokens, drawings, added_cond_kwargs=self.added, return_dict=False
+        )
+        return [*down, middle]
+
+    def methods(self, steps: int) -> dict[str, Callable[[], None]]:
+        """All ways to draw a picture, as functions without arguments."""
+        own = {
+            name: lambda light=light, every=every: self.facesnap(steps, light, every)
+            for name, (light, every) in OWN.items()
+        }
+        return {
+            PLAIN: lambda: self.plain(steps),
+            **own,
+            BOTH_ROWS: lambda: self.both_rows(steps),
+            INSTANTID: lambda: self.instantid(steps),
+        }
+
+
+@contextmanager
+def adapter_attention(unet: nn.Module) -> Iterator[None]:
+    """Give each cross-attention of diffusers' UNet a second one to 16 identity tokens, IP-Adapter's."""
+    from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+
+    before, after = unet.attn_processors, {}
+    for name in before:
+        if name.endswith("attn1.processor"):
+            after[name] = AttnProcessor2_0()
+            continue
+        query = unet.get_submodule(name.removesuffix(".processor")).to_q.weight
+        with query.device:
+            made = IPAdapterAttnProcessor2_0(len(query), 2048, num_tokens=(IDENTITY_TOKENS,))
+        after[name] = made.to(query.dtype).requires_grad_(False)
+    unet.set_attn_processor(after)
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(before)
+
+
+def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[str, Any]:
+    """Measure a picture drawn in each way.
+
+    With a GPU at SDXL's size in half precision, else at a fifth of the widths and 512² in single precision.
 
     Returns:
-        `flop_ratio`: FFRNet once (landmark embedding included) to the UNet's two rows. `flop_ratio_both_rows`: the same
-        for a ControlNet, which runs on both. `seconds`: of one step each. `size`: of what was timed.
+        `size`: of what was timed. `methods`: for each the median of its seconds a picture, and of their ratio to plain
+        SDXL's in the same turn; with a GPU the added peak memory in GB. `at_full_size`: ratios of FLOPs, and the GB of
+        added weights in half precision. `preparation`, and `growth` where it is asked for: see `measure_preparation`
+        and `measure_growth`.
     """
-    flops = count_flops()
     if torch.cuda.is_available():
-        device, dtype, widths, pixels = torch.device("cuda"), torch.float16, SDXL_WIDTHS, 1024
+        device, dtype, widths, pixels = torch.device("cuda"), torch.float16, SDXL_WIDTHS, SDXL_PIXELS
     else:
         device, dtype, widths, pixels = torch.device("cpu"), torch.float32, SMALL_WIDTHS, SMALL_PIXELS
-    with device:
-        steps = _steps(widths, pixels, dtype, device)
+    networks = Networks.random(widths, dtype, device)
+    methods = take_turns(Easel(networks, pixels).methods(steps), repeats, device)
+    found = {
+        "size": {
+            "pixels": pixels,
+            "widths": widths,
+            "steps": steps,
+            "repeats": repeats,
+            "device": _name(device),
+            "threads": torch.get_num_threads(),
+            "dtype": str(dtype).split(".")[-1],
+        },
+        "methods": methods,
+        "at_full_size": at_full_size(steps),
+        "preparation": measure_preparation(repeats),
+    }
+    if growth:
+        found["growth"] = measure_growth(networks, pixels, repeats, device)
+    return found
+
+
+def measure_preparation(repeats: int) -> dict[str, float]:
+    """Seconds before the first call of the UNet, with the miniature's networks: of the first picture of a person, and
+    of the next ones with the same photos and another size, weight and place, as a median."""
+    from facesnap_ext.engine import Engine
+    from facesnap_ext.miniature import shipped
+    from facesnap_ext.miniature.measure import photo
+    from facesnap_ext.photos import Photo
+    from facesnap_ext.settings import Unit
+
+    reference, driving = (Photo(photo("test", index, 0)[0], f"Person {index}") for index in (0, 1))
+    unit = Unit(enabled=True, references=(reference,), driving=driving)
+    seconds = []
+    with TemporaryDirectory() as folder:
+        shipped.write_models(Path(folder))
+        engine = Engine(lambda: find_models(Path(folder)))
+        for turn in range(repeats + 1):
+            began = time.perf_counter()
+            engine.prepare(replace(unit, weight=1 - turn / 100, x=0.5 + turn / 100), 1024, 1024 + 64 * turn)
+            seconds.append(time.perf_counter() - began)
+    return {"first": round(seconds[0], 3), "again": round(statistics.median(seconds[1:]), 4)}
+
+
+def take_turns(
+    methods: dict[str, Callable[[], None]], repeats: int, device: torch.device, first: str = PLAIN
+) -> dict[str, dict[str, float]]:
+    """Medians of seconds, and of the ratios to the method `first` turn by turn; with a GPU the peak memory in GB beyond
+    that one's, weights included."""
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    peaks: dict[str, int] = {}
+    for turn in range(repeats + 1):  # the first one warms up
+        for name, draw in methods.items():
+            _wait_for(device)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+                peaks[name] = -torch.cuda.memory_allocated(device)
+            began = time.perf_counter()
+            draw()
+            _wait_for(device)
+            took = time.perf_counter() - began
+            if turn:
+                seconds[name].append(took)
+            if device.type == "cuda":
+                peaks[name] += torch.cuda.max_memory_allocated(device)
+    found = {}
+    for name, times in seconds.items():
+        ratios = [time / plain for time, plain in zip(times, seconds[first])]
+        found[name] = {"seconds": round(statistics.median(times), 4), "ratio": round(statistics.median(ratios), 4)}
+        if peaks:
+            found[name]["added_activations_GB"] = round((peaks[name] - peaks[first]) / 1e9, 3)
+    return found
+
+
+def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
+    """For each way at SDXL's size and 1024² the ratio of its FLOPs a picture to plain SDXL's, and the GB of weights in
+    half precision that it adds."""
+    easel = _at_full_size()
+    networks = easel.networks
+
+    def runs(network: FFRNet, times: int) -> int:
+        x, timestep = easel.latents, torch.empty(1, device="meta")
+        features, identity = network.embed_landmarks(easel.drawing), network.embed_tokens(easel.tokens)
+        once = count(lambda: (network.embed_landmarks(easel.drawing), network.embed_tokens(easel.tokens)))
+        return once + times * count(lambda: network(x, timestep, identity, features))
+
+    plain = steps * count(lambda: easel.plain(1))
+    flops = {PLAIN: plain}
+    for name, (light, every) in OWN.items():
+        flops[name] = plain + runs(networks.light if light else networks.ffrnet, -(-steps // every))
+    flops[BOTH_ROWS] = steps * count(lambda: easel.both_rows(1))
+    flops[INSTANTID] = steps * count(lambda: easel.instantid(1))
+    controlnet, light = (_gigabytes(network) for network in (networks.controlnet, networks.light))
+    with adapter_attention(networks.unet):
+        projections = sum(p.numel() for name, p in networks.unet.named_parameters() if "_ip." in name)
+    weights = {PLAIN: 0.0, BOTH_ROWS: controlnet, INSTANTID: controlnet + 2 * projections / 1e9}
+    weights |= {name: light if is_light else controlnet for name, (is_light, _) in OWN.items()}
     return {
-        "flop_ratio": round(flops["ffrnet"] / flops["unet"], 4),
-        "flop_ratio_both_rows": round(flops["controlnet_both_rows"] / flops["unet"], 4),
-        "seconds": _take_turns(steps, repeats, device),
-        "size": {"pixels": pixels, "widths": widths, "device": device.type, "dtype": str(dtype).split(".")[-1]},
+        name: {"flop_ratio": round(flops[name] / plain, 4), "added_weights_GB": round(weights[name], 3)}
+        for name in flops
     }
 
 
-def count_flops(widths: tuple[int, ...] = SDXL_WIDTHS, pixels: int = 1024) -> dict[str, int]:
-    """FLOPs of one CFG step of each network, counted on the meta device."""
+def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """How the cost of a step grows with work: the ratio of FaceSnap to plain SDXL for several people in a picture,
+    sides of the picture in pixels, and pictures at once; for several references, which enter the Mixer once a person,
+    the Mixer's FLOPs to those of a plain picture at full size."""
+    found: dict[str, dict[str, float]] = {}
+    for axis, values in GROWTH.items():
+        found[axis] = {}
+        for value in values:
+            side = int(pixels * value) // 64 * 64 if axis == "side" else pixels
+            easel = Easel(networks, side, value if axis == "pictures" else 1)
+            people = value if axis == "people" else 1
+            turns = {PLAIN: lambda easel=easel: easel.plain(1)}
+            turns["FaceSnap"] = lambda easel=easel, people=people: easel.facesnap(1, people=people)
+            ratio = take_turns(turns, repeats, device)["FaceSnap"]["ratio"]
+            found[axis][str(side if axis == "side" else value)] = ratio
+    found["references"] = {str(count): mixer_flop_ratio(count) for count in REFERENCES}
+    return found
+
+
+def mixer_flop_ratio(references: int) -> float:
+    """FLOPs of the paper's Mixer for a person of so many references, to those of a plain picture of 8 steps."""
+    with torch.device("meta"):
+        mixer = FacialAttributeMixer(MixerConfig()).eval().requires_grad_(False)
+        features = torch.empty(1, references, 512), torch.empty(1, references, 257, 1280)
+    return round(count(lambda: mixer(*features)) / (STEPS * count(lambda: _at_full_size().plain(1))), 6)
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The figures as a Markdown table."""
+    measured, counted = found["methods"], found["at_full_size"]
+    memory = any("added_activations_GB" in row for row in measured.values())
+    lines = [
+        "| | seconds | to plain SDXL | FLOPs to plain SDXL, 1024² | added weights, GB |",
+        "|---|---|---|---|---|",
+    ]
+    if memory:
+        lines = [lines[0] + " added peak, GB |", lines[1] + "---|"]
+    for name, row in measured.items():
+        full = counted[name]
+        cells = [name, row["seconds"], f"{row['ratio']:.3f}", f"{full['flop_ratio']:.3f}", full["added_weights_GB"]]
+        if memory:
+            cells.append(round(full["added_weights_GB"] + row["added_activations_GB"], 2))
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:
+    """A picture of `measure_growth`, one curve a panel."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    titles = {"people": "people in a picture", "side": "side in pixels", "pictures": "pictures at once"}
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(growth))
+    for axes, (axis, curve) in zip(panels, growth.items()):
+        axes.plot(range(len(curve)), list(curve.values()), "o-", color="tab:blue")
+        axes.set_xticks(range(len(curve)), list(curve))
+        axes.set(xlabel=titles.get(axis, axis), ylim=(0, 1.15 * max(curve.values())))
+    panels[0].set_ylabel("a step to plain SDXL's")
+    panels[-1].set(ylabel="Mixer's FLOPs to a picture's", xlabel="references of a person")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def count(run: Callable[[], Any]) -> int:
+    """FLOPs of what a function does on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    counted = {}
-    with torch.device("meta"), torch.no_grad():
-        for name, step in _steps(widths, pixels, torch.float32, torch.device("meta")).items():
-            with FlopCounterMode(display=False) as counter:
-                step()
-            counted[name] = counter.get_total_flops()
-    return counted
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
 
 
-def _steps(
-    widths: tuple[int, ...], pixels: int, dtype: torch.dtype, device: torch.device
-) -> dict[str, Callable[[], Any]]:
-    """One CFG step of each network, as a function without arguments."""
-    from diffusers import ControlNetModel, UNet2DConditionModel
-
-    shape = {**SHAPE, "block_out_channels": widths, "attention_head_dim": tuple(width // 64 for width in widths)}
-    up = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
-    unet = UNet2DConditionModel(up_block_types=up, sample_size=pixels // 8, **shape)
-    controlnet = ControlNetModel(**shape)
-    config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in controlnet.state_dict().items()})
-    ffrnet = FFRNet(config)
-    for network in (unet, controlnet, ffrnet):
-        network.eval().requires_grad_(False)
-        if dtype != torch.float32:
-            network.to(dtype)
-
-    def random(*size: int) -> Tensor:
-        return torch.rand(*size, device=device, dtype=dtype)
-
-    x, picture = random(ROWS, 4, pixels // 8, pixels // 8), random(1, 3, pixels, pixels)
-    text, tokens = random(ROWS, TEXT_TOKENS, 2048), random(ROWS, IDENTITY_TOKENS, 2048)
-    added = {"text_embeds": random(ROWS, 1280), "time_ids": random(ROWS, 6)}
-    timesteps = torch.full((ROWS,), 500.0, device=device)
-    pictures = picture.expand(ROWS, -1, -1, -1)
-    return {
-        "unet": lambda: unet(x, timesteps, text, added_cond_kwargs=added),
-        "ffrnet": lambda: ffrnet(
-            x[:1], timesteps[:1], ffrnet.embed_tokens(tokens[:1]), ffrnet.embed_landmarks(picture)
-        ),
-        "controlnet_both_rows": lambda: controlnet(x, timesteps, tokens, pictures, added_cond_kwargs=added),
-    }
+@cache
+def _at_full_size() -> Easel:
+    return Easel(Networks.random(SDXL_WIDTHS, torch.float32, torch.device("meta")), SDXL_PIXELS)
 
 
-def _take_turns(steps: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    with torch.no_grad():
-        for turn in range(repeats + 1):  # the first one warms up
-            for name, step in steps.items():
-                _wait_for(device)
-                began = time.perf_counter()
-                step()
-                _wait_for(device)
-                if turn:
-                    seconds[name].append(time.perf_counter() - began)
-    return {name: round(statistics.median(times), 4) for name, times in seconds.items()}
+def _gigabytes(network: nn.Module) -> float:
+    return 2 * sum(parameter.numel() for parameter in network.parameters()) / 1e9
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)

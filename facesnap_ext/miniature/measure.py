@@ -117,9 +117,18 @@ def draw(sampler: Sampler, prompt: str, seed: int, prepared: Prepared | None) ->
 
 
 def measure(
-    sampler: Sampler, people: int, progress: Callable[[str], None] = print, first: int = 0, seed: int = 0
+    sampler: Sampler,
+    people: int,
+    progress: Callable[[str], None] = print,
+    first: int = 0,
+    seed: int = 0,
+    **settings: Any,
 ) -> list[Portrait]:
-    """Draw each of the test split's people once, in somebody else's pose, and judge the pictures."""
+    """Draw each of the test split's people once, in somebody else's pose, and judge the pictures.
+
+    Args:
+        settings: fields of `Unit`, where they are not to be as by default.
+    """
     judge = Judge()
     portraits = []
     with tempfile.TemporaryDirectory() as folder:
@@ -135,6 +144,7 @@ def measure(
                 enabled=True,
                 references=(Photo(reference, "Reference"),),
                 driving=Photo(driving, "Driving photo"),
+                **settings,
             )
             prepared = engine.prepare(unit, SIDE, SIDE)
             prompt = random_prompt(random)

@@ -1,0 +1,101 @@
+"""What a setting gives and takes, on the same people, prompts and noise: the presets, and residuals that stay.
+
+    python -m facesnap_ext.miniature.trade_offs --people 100 --out out/trade-offs
+
+Writes `trade-offs.json`, `trade-offs.md` and a sheet with the same people in each row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from facesnap_ext.evaluation.statistics import Interval, bootstrap
+from facesnap_ext.miniature import shipped
+from facesnap_ext.miniature.measure import Portrait, caption_accuracy, measure
+from facesnap_ext.settings import PRESETS, RANGES
+from facesnap_ext.sheet import Panel, sheet
+
+ROWS: dict[str, dict[str, Any]] = {
+    **{name: dict(zip(("weight", "start", "end"), values)) for name, values in PRESETS.items()},
+    **{f"FFRNet every {every} steps": {"every": every} for every in range(2, RANGES["every"][1] + 1)},
+}
+FIRST = next(iter(ROWS))  # what the others are compared with
+SHOWN = 8  # people of the sheet
+
+
+def results(measured: Mapping[str, Sequence[Portrait]]) -> dict[str, dict[str, Any]]:
+    """For each row likeness to the reference by the judge (cosine), its difference to the first row's on the same
+    people, both with bootstrap 95 % intervals over people; degrees between the head and the driving scene's; and how
+    often CLIP finds the prompt's words."""
+    first = _likeness(measured[FIRST])
+    found = {}
+    for name, portraits in measured.items():
+        values = _likeness(portraits)
+        turned = np.array([portrait.pose_error for portrait in portraits])
+        found[name] = {
+            "likeness": asdict(bootstrap(values)),
+            "difference": asdict(bootstrap(values - first)),
+            "pose_error_degrees": round(float(np.nanmean(turned)), 2),
+            "without_a_face": int(np.isnan(turned).sum()),
+            "words_found": caption_accuracy(portraits)["words_found"],
+        }
+    return found
+
+
+def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
+    words = list(next(iter(found.values()))["words_found"])
+    lines = [
+        f"| | likeness | to {FIRST} | head turned away by | {' | '.join(words)} |",
+        f"|---|---|---|---|{'---|' * len(words)}",
+    ]
+    for name, row in found.items():
+        cells = [name, _percent(row["likeness"]), "" if name == FIRST else _percent(row["difference"], sign="+")]
+        cells += [f"{row['pose_error_degrees']}°", *(f"{100 * part:.0f} %" for part in row["words_found"].values())]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def people_sheet(measured: Mapping[str, Sequence[Portrait]]) -> Image.Image:
+    """The same people in each row, references first."""
+    shown = next(iter(measured.values()))[:SHOWN]
+    rows = [[Panel("reference", Image.fromarray(portrait.reference), "") for portrait in shown]]
+    rows += [
+        [Panel(name, Image.fromarray(one.picture), f"{one.similarity:.2f}") for one in portraits[:SHOWN]]
+        for name, portraits in measured.items()
+    ]
+    return sheet("The same people, prompts and noise with other settings", rows)
+
+
+def _likeness(portraits: Sequence[Portrait]) -> np.ndarray:
+    return np.array([portrait.similarity for portrait in portraits])
+
+
+def _percent(interval: Mapping[str, float], sign: str = "") -> str:
+    mean, low, high = (100 * asdict(Interval(**interval))[name] for name in ("mean", "low", "high"))
+    return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure what settings give and take.")
+    parser.add_argument("--people", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("out/trade-offs"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    sampler = shipped.few_step_sampler()
+    measured = {}
+    for name, settings in ROWS.items():
+        print(name)
+        measured[name] = measure(sampler, options.people, **settings)
+    found = results(measured)
+    people_sheet(measured).save(options.out / "trade-offs.png")
+    (options.out / "trade-offs.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    (options.out / "trade-offs.md").write_text(markdown(found), encoding="utf-8")
+    print(markdown(found))
