@@ -36,6 +36,7 @@ class Attachment:
         self.residuals = Residuals(guidances) if self.refusal is None else None
         self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
         self.job = weakref.ref(p, lambda _: self.remove())
+        self.short_of_memory = bool(getattr(p.sd_model, "lowvram", False))
         self.unet: nn.Module | None = None
         self._handles: list[Any] = []
         self._sides: deque[bool] = deque()  # announced rows that have not yet passed: conditional or not
@@ -139,9 +140,9 @@ def detach(p: Any = None) -> None:
     global _attached
     if _attached is not None:
         _attached.remove()
+        if _attached.short_of_memory:
+            offload()
         _attached = None
-    if p is not None and getattr(p.sd_model, "lowvram", False):
-        offload()
 
 
 def offload() -> None:
