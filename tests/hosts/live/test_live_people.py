@@ -89,3 +89,12 @@ def test_the_likeness_stands_in_the_infotext_where_there_is_a_face(host: Host) -
     faces = host.post("/facesnap/detect", {"photos": [encode(picture)]})["photos"][0]["faces"]
     assert ("FaceSnap likeness: " in host.infotext(job)) == bool(faces)
     assert "FaceSnap likeness" not in host.infotext(with_facesnap({}))
+
+
+def test_photos_of_a_person_each_are_jobs_one_after_the_other(host: Host) -> None:
+    """With the seeds that the host counts up: each picture is that of a job with this photo and this seed alone."""
+    photos = [encode(astronaut()), encode(grace_hopper())]
+    together = host.pictures(with_facesnap({}, references=photos, several="apart"))[-2:]
+    alone = [host.pictures(with_facesnap({"seed": 1 + i}, references=[photo]))[0] for i, photo in enumerate(photos)]
+    assert equal(together, alone)
+    assert differ(together[:1], together[1:])

@@ -139,6 +139,18 @@ def test_the_same_job_twice_gives_the_same_picture(host: Host, whole: Pictures) 
     assert equal(host.pictures(with_facesnap(FOUR_STEPS)), whole)
 
 
+def test_residuals_may_stay_for_a_step(host: Host, baseline: Baseline, whole: Pictures) -> None:
+    every_second = host.pictures(with_facesnap(FOUR_STEPS, every=2))
+    assert differ(every_second, whole)
+    assert differ(every_second, baseline(FOUR_STEPS))
+    assert equal(host.pictures(with_facesnap(FOUR_STEPS, every=1)), whole)
+
+
+def test_a_picture_without_a_face_is_not_drawn_again(host: Host, whole: Pictures) -> None:
+    """As random networks draw it; the seeds and settings of the job stay as they were."""
+    assert equal(host.pictures(with_facesnap(FOUR_STEPS, redraw=0.4)), whole)
+
+
 def test_another_person_changes_the_picture_and_the_first_one_comes_back(host: Host, whole: Pictures) -> None:
     other = host.pictures(with_facesnap(FOUR_STEPS, references=[encode(grace_hopper())]))
     assert differ(other, whole)
