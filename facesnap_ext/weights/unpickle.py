@@ -86,9 +86,9 @@ def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
     """
     try:
         _check_torch_archive(path)
-        # a WebUI may have replaced torch.load by a check of its own that answers None
         lazily = {"mmap": True} if device == "meta" and zipfile.is_zipfile(path) else {}
-        content = torch.load(str(path), map_location=device, weights_only=True, **lazily)
+        # A1111 replaces torch.load by a check of its own, which answers None to files of torch 2.7 and newer
+        content = torch.serialization.load(str(path), map_location=device, weights_only=True, **lazily)
     except FaceSnapError:
         raise
     except FileNotFoundError as error:
