@@ -96,7 +96,7 @@ def soak(host: Host, jobs: int) -> list[Done]:
             same = True
         state = host.probe(collect=True)
         left = leftovers(state)
-        done.append(Done(kind, {} if left == clean else left, state["rss"] / 2**20, same))
+        done.append(Done(kind, {} if left == clean else left, state["memory"] / 2**20, same))
     return done
 
 

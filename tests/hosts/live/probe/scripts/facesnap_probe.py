@@ -83,9 +83,16 @@ def state(collect: bool = False):
     return {
         "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules),
         "controls": controls(),
-        "rss": psutil.Process().memory_info().rss,
+        "memory": own_memory(),
         "evaluations": _evaluations,
     }
+
+
+def own_memory():
+    """Bytes of the process but for the pages of files that it has mapped, weights among them: of those the system keeps
+    as many in memory as it likes."""
+    info = psutil.Process().memory_info()
+    return info.rss - getattr(info, "shared", 0)  # elsewhere than on Linux not told apart
 
 
 def controls():
