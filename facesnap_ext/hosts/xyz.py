@@ -11,7 +11,7 @@ from facesnap_ext.settings import RANGES, Unit, from_script_args
 
 PREFIX = "[FaceSnap] "
 PLOT = ("xyz_grid.py", "xyz_grid")  # ends of its module's name, by host
-NUMBERS = ("weight", "adapter", "start", "end", "yaw", "pitch")
+NUMBERS = ("weight", "adapter", "start", "end", "every", "yaw", "pitch")
 
 
 def add_axes(identities: Callable[[], Sequence[str]]) -> None:
@@ -54,7 +54,9 @@ def _with_values(unit: Unit, values: dict[str, Any]) -> Unit:
 
 
 def _axes(option: Any, identities: Callable[[], Sequence[str]]) -> list[Any]:
-    numbers = [option(PREFIX + name, float, _apply(name), confirm=_in_range(name)) for name in NUMBERS]
+    numbers = [
+        option(PREFIX + name, type(getattr(Unit, name)), _apply(name), confirm=_in_range(name)) for name in NUMBERS
+    ]
     return [
         *numbers,
         option(PREFIX + "reference", int, _apply("reference"), confirm=_are_there),

@@ -117,8 +117,18 @@ def test_a_saved_identity_takes_the_place_of_the_photos(axes):
     assert xyz.with_axes(job, {1: UNIT}) == {1: replace(UNIT, references=(), identity="Grace")}
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("weight", 2.1), ("adapter", -0.1), ("start", -0.1), ("yaw", 80.0)])
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("weight", 2.1), ("adapter", -0.1), ("start", -0.1), ("yaw", 80.0), ("every", 5)]
+)
 def test_a_value_out_of_range_is_told_before_the_plot_begins(axes, name, wrong):
-    axes[name].confirm(None, [0.0, 1.0])
+    axes[name].confirm(None, [1, 1.0])
     with pytest.raises(FaceSnapError, match=f"{name} is {wrong:g}"):
-        axes[name].confirm(None, [0.5, wrong])
+        axes[name].confirm(None, [1, wrong])
+
+
+def test_values_are_read_as_what_the_setting_is(axes):
+    """The plot makes them of text; FFRNet cannot run every 2.0 steps."""
+    job = SimpleNamespace()
+    for name, text in (("every", "2"), ("weight", "1")):
+        axes[name].apply(job, axes[name].type(text), [])
+    assert xyz.with_axes(job, {1: UNIT}) == {1: replace(UNIT, every=2, weight=1.0)}
