@@ -51,12 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--dtype", choices=DTYPES, help="default: float16, or what InstantID's files have")
     init.set_defaults(run=run_init)
 
-    compress = commands.add_parser("compress", help="make a lighter FaceSnap file, to be trained on")
+    compress = commands.add_parser("compress", help="make a lighter FaceSnap file: fewer blocks, or 8 bits")
     compress.add_argument("source", type=Path, help="a FaceSnap file")
     compress.add_argument("out", type=Path)
     compress.add_argument(
-        "--blocks", type=_count, default=2, help="transformer blocks in a row that FFRNet keeps (default: 2)"
+        "--blocks", type=_count, help="transformer blocks in a row that FFRNet keeps, such as 2; then train it on"
     )
+    compress.add_argument("--fp8", action="store_true", help="store FFRNet's matrices in 8 bits")
     compress.set_defaults(run=run_compress)
 
     prepare = commands.add_parser("prepare", help="write a photo's tokens, points and drawings")
@@ -225,9 +226,11 @@ def run_init(options: argparse.Namespace) -> None:
 
 
 def run_compress(options: argparse.Namespace) -> None:
-    from facesnap_ext.weights.compress import keep_blocks
+    from facesnap_ext.weights.compress import compress
 
-    keep_blocks(options.source, options.out, options.blocks)
+    if options.blocks is None and not options.fp8:
+        raise FaceSnapError("Say how the file is to become lighter: --blocks 2, --fp8, or both.")
+    compress(options.source, options.out, options.blocks, options.fp8)
     print(options.out)
 
 

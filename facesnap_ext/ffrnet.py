@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 KeysValues = tuple[Tensor, Tensor]  # of one attention, each [N, T, width]
 SIZE_FIELDS = 6  # SDXL's micro-conditioning: original, crop and target size, each as height and width
 NORM_GROUPS = 32
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,12 @@ class FFRNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """What it computes in."""
         return self.conv_in.weight.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> FFRNet:
+        """What `to`, `half` and the like go through: weights in 8 bits keep their type, layers cast them one by one."""
+        return super()._apply(lambda t: fn(t).to(t.dtype) if t.dtype in EIGHT_BITS else fn(t), *args, **kwargs)
 
     def embed_landmarks(self, picture: Tensor) -> Tensor:
         """Embed a landmark drawing [N, 3, H, W] in 0…1 (black ground) as [N, widths[0], H / scale, W / scale]."""
@@ -266,10 +273,24 @@ class MidBlock(nn.Module):
         return h
 
 
+class Linear(nn.Linear):
+    """Computes in its input's type, in whichever its weight is stored."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Conv2d(nn.Conv2d):
+    """Computes in its input's type, in whichever its weight is stored."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
 class Downsample(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1, stride=2)
+        self.conv = Conv2d(width, width, 3, padding=1, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -279,11 +300,11 @@ class ResnetBlock(nn.Module):
     def __init__(self, before: int, width: int, time_dim: int):
         super().__init__()
         self.norm1 = nn.GroupNorm(NORM_GROUPS, before)
-        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_dim, width)
+        self.conv1 = Conv2d(before, width, 3, padding=1)
+        self.time_emb_proj = Linear(time_dim, width)
         self.norm2 = nn.GroupNorm(NORM_GROUPS, width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
+        self.conv2 = Conv2d(width, width, 3, padding=1)
+        self.conv_shortcut = Conv2d(before, width, 1) if before != width else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(F.silu(emb))[:, :, None, None]
@@ -294,9 +315,9 @@ class Transformer(nn.Module):
     def __init__(self, width: int, depth: int, context_dim: int, heads: int):
         super().__init__()
         self.norm = nn.GroupNorm(NORM_GROUPS, width, eps=1e-6)
-        self.proj_in = nn.Linear(width, width)
+        self.proj_in = Linear(width, width)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(width, context_dim, heads) for _ in range(depth))
-        self.proj_out = nn.Linear(width, width)
+        self.proj_out = Linear(width, width)
 
     def forward(self, x: Tensor, identity: Iterator[KeysValues]) -> Tensor:
         n, c, height, width = x.shape
@@ -327,10 +348,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, context_dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(context_dim, width, bias=False)
-        self.to_v = nn.Linear(context_dim, width, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q = Linear(width, width, bias=False)
+        self.to_k = Linear(context_dim, width, bias=False)
+        self.to_v = Linear(context_dim, width, bias=False)
+        self.to_out = nn.ModuleList([Linear(width, width)])
 
     def keys_values(self, context: Tensor) -> KeysValues:
         return self.to_k(context), self.to_v(context)
@@ -348,7 +369,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         # index 1 is diffusers' dropout, which has no weights
-        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -357,7 +378,7 @@ class FeedForward(nn.Module):
 class GEGLU(nn.Module):
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         h, gate = self.proj(x).chunk(2, dim=-1)

@@ -122,17 +122,19 @@ def measure(
     progress: Callable[[str], None] = print,
     first: int = 0,
     seed: int = 0,
+    model: Path = shipped.FACESNAP,
     **settings: Any,
 ) -> list[Portrait]:
     """Draw each of the test split's people once, in somebody else's pose, and judge the pictures.
 
     Args:
+        model: a FaceSnap file of the miniature's sizes.
         settings: fields of `Unit`, where they are not to be as by default.
     """
     judge = Judge()
     portraits = []
     with tempfile.TemporaryDirectory() as folder:
-        files = shipped.write_models(Path(folder))
+        files = replace(shipped.write_models(Path(folder)), facesnap={model.name: model})
         engine = Engine(lambda: files)
         for index in range(first, first + people):
             random = np.random.default_rng([seed, index])

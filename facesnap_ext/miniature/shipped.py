@@ -14,6 +14,7 @@ from facesnap_ext.weights.places import ModelFiles, find_models
 WEIGHTS = Path(__file__).with_name("weights")
 SDXL = WEIGHTS / "sdxl"  # diffusers' folder
 MODELS = WEIGHTS / "models"  # what a WebUI's models/facesnap holds, but for FLAME
+FACESNAP = MODELS / "facesnap.safetensors"
 JUDGES = WEIGHTS / "judges"  # packs that only measure
 LIGHTNING = WEIGHTS / "lightning.safetensors"
 

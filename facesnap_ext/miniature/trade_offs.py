@@ -1,4 +1,4 @@
-"""What a setting gives and takes, on the same people, prompts and noise: the presets, and residuals that stay.
+"""What settings give and take, on the same people, prompts and noise: presets, residuals that stay, FFRNet in 8 bits.
 
     python -m facesnap_ext.miniature.trade_offs --people 100 --out out/trade-offs
 
@@ -22,6 +22,7 @@ from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.measure import Portrait, caption_accuracy, measure
 from facesnap_ext.settings import PRESETS, RANGES
 from facesnap_ext.sheet import Panel, sheet
+from facesnap_ext.weights.compress import compress
 
 ROWS: dict[str, dict[str, Any]] = {
     **{name: dict(zip(("weight", "start", "end"), values)) for name, values in PRESETS.items()},
@@ -90,8 +91,10 @@ if __name__ == "__main__":
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     sampler = shipped.few_step_sampler()
+    light = options.out / "8-bits.safetensors"
+    compress(shipped.FACESNAP, light, fp8=True)
     measured = {}
-    for name, settings in ROWS.items():
+    for name, settings in {**ROWS, "FFRNet in 8 bits": {"model": light}}.items():
         print(name)
         measured[name] = measure(sampler, options.people, **settings)
     found = results(measured)

@@ -77,7 +77,7 @@ def test_mixer_adapter_and_licence_stay(source):
         facesnap_file.load_adapter(out).parameters(), facesnap_file.load_adapter(source).parameters()
     ):
         assert torch.equal(one, other)
-    assert (light.info.license, light.info.trained_on) == ("Apache-2.0", "faces; 2 blocks of it kept")
+    assert (light.info.license, light.info.trained_on) == ("Apache-2.0", "faces; blocks in a row: 2")
     assert light.info.ffrnet.depths == ((0, 0), (1, 1), (2, 2))
 
 
@@ -86,3 +86,43 @@ def test_where_there_is_nothing_to_drop_it_says_so(source, capsys):
     assert main(["compress", str(source), str(out), "--blocks", "5"]) == 1
     assert "no more than 5 transformer blocks in a row; give a lower number" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_in_8_bits_it_is_the_network_with_rounded_matrices(source):
+    """Whatever it is moved to, the matrices keep their 8 bits and the rest the type that is computed in."""
+    out = source.with_name("light.safetensors")
+    assert main(["compress", str(source), str(out), "--fp8"]) == 0
+    whole, light = load(source).ffrnet, load(out).ffrnet
+    eight = {name for name, tensor in light.state_dict().items() if tensor.dtype == torch.float8_e4m3fn}
+    assert sum(light.state_dict()[name].numel() for name in eight) > 0.8 * sum(p.numel() for p in light.parameters())
+    for name in eight:
+        rounded = whole.state_dict()[name].to(torch.float8_e4m3fn)
+        assert torch.equal(light.state_dict()[name].float(), rounded.float())
+        whole.state_dict()[name].copy_(rounded)
+    x, t, tokens, picture = (
+        torch.randn(1, 4, 16, 16),
+        torch.tensor([300.0]),
+        torch.randn(1, 3, tiny.CONTEXT),
+        torch.rand(1, 3, 128, 128),
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        results = []
+        for network in (whole, light.to("cpu", dtype)):
+            network.to(dtype)
+            with torch.no_grad():
+                features, identity = network.embed_landmarks(picture), network.embed_tokens(tokens)
+                results.append(network(x.to(dtype), t, identity, features))
+        for got, wanted in zip(*results, strict=True):
+            assert got.dtype == dtype
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+        assert {name for name, tensor in light.state_dict().items() if tensor.dtype == torch.float8_e4m3fn} == eight
+        assert light.dtype == dtype
+
+
+def test_both_at_once_and_neither(source, capsys):
+    out = source.with_name("light.safetensors")
+    assert main(["compress", str(source), str(out), "--blocks", "1", "--fp8"]) == 0
+    assert load(out).info.trained_on == "faces; blocks in a row: 1; in 8 bits"
+    assert out.stat().st_size < source.stat().st_size / 3
+    assert main(["compress", str(source), str(out)]) == 1
+    assert "--blocks 2, --fp8, or both" in capsys.readouterr().err
