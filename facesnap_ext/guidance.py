@@ -20,7 +20,7 @@ from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.regions import Region, shares
 
-ROWS_KEPT = 32  # of one evaluation of the UNet: 16 pictures with sides of their own
+ROWS_KEPT = 8  # of one evaluation that comes in many calls; at 1024² each takes 60 MB
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,11 @@ class _OnePerson:
             self._before, self._now = self._now, _Evaluation(timestep)
             self._evaluations += 1
         now = self._now
-        now.make_room(inputs)
         place = now.places(inputs)
         if None in place:
+            if not now.has_room(inputs):
+                now.forget()
+                place = now.places(inputs)
             first = _places(inputs, inputs)
             new = [row for row, known in enumerate(place) if known is None and first[row] == row]
             new_sides = [sides[row] for row in new]
@@ -271,10 +273,13 @@ class _Evaluation:
             self.outputs = [torch.cat(pair) for pair in zip(self.outputs, outputs)]
         self._seen.update(side for side, _ in labels)
 
-    def make_room(self, inputs: Tensor) -> None:
-        """Forget the rows where they are of another size, or many, as tiles of one picture are."""
-        if self._inputs is not None and (inputs.shape[1] != self._inputs.shape[1] or len(self.labels) >= ROWS_KEPT):
-            self.labels, self._inputs, self.outputs = [], None, []
+    def has_room(self, inputs: Tensor) -> bool:
+        """Whether rows may join those here: not those of another size, nor many in many calls, as tiles come."""
+        return self._inputs is None or (inputs.shape[1] == self._inputs.shape[1] and len(self.labels) < ROWS_KEPT)
+
+    def forget(self) -> None:
+        """Forget the rows, but for how many they were: those to come get other labels."""
+        self.labels, self._inputs, self.outputs = [], None, []
 
 
 def _places(rows: Tensor, known: Tensor) -> list[int | None]:
