@@ -193,7 +193,7 @@ def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[st
     else:
         device, dtype, widths, pixels = torch.device("cpu"), torch.float32, SMALL_WIDTHS, SMALL_PIXELS
     networks = Networks.random(widths, dtype, device)
-    methods = take_turns(Easel(networks, pixels).methods(steps), repeats, device)
+    methods = take_turns(Easel(networks, pixels).methods(steps), repeats, device, "pictures")
     found = {
         "size": {
             "pixels": pixels,
@@ -236,13 +236,15 @@ def measure_preparation(repeats: int) -> dict[str, float]:
 
 
 def take_turns(
-    methods: dict[str, Callable[[], None]], repeats: int, device: torch.device, first: str = PLAIN
+    methods: dict[str, Callable[[], None]], repeats: int, device: torch.device, title: str
 ) -> dict[str, dict[str, float]]:
-    """Medians of seconds, and of the ratios to the method `first` turn by turn; with a GPU the peak memory in GB beyond
-    that one's, weights included."""
+    """Medians of seconds, and of the ratios to plain SDXL turn by turn; with a GPU the peak memory in GB beyond plain
+    SDXL's, but for the weights, which all lie there."""
+    from tqdm import tqdm
+
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     peaks: dict[str, int] = {}
-    for turn in range(repeats + 1):  # the first one warms up
+    for turn in tqdm(range(repeats + 1), desc=title, unit="turn"):  # the first one warms up
         for name, draw in methods.items():
             _wait_for(device)
             if device.type == "cuda":
@@ -258,10 +260,10 @@ def take_turns(
                 peaks[name] += torch.cuda.max_memory_allocated(device)
     found = {}
     for name, times in seconds.items():
-        ratios = [time / plain for time, plain in zip(times, seconds[first])]
+        ratios = [time / plain for time, plain in zip(times, seconds[PLAIN])]
         found[name] = {"seconds": round(statistics.median(times), 4), "ratio": round(statistics.median(ratios), 4)}
         if peaks:
-            found[name]["added_activations_GB"] = round((peaks[name] - peaks[first]) / 1e9, 3)
+            found[name]["added_activations_GB"] = round((peaks[name] - peaks[PLAIN]) / 1e9, 3)
     return found
 
 
@@ -307,8 +309,8 @@ def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.
             people = value if axis == "people" else 1
             turns = {PLAIN: lambda easel=easel: easel.plain(1)}
             turns["FaceSnap"] = lambda easel=easel, people=people: easel.facesnap(1, people=people)
-            ratio = take_turns(turns, repeats, device)["FaceSnap"]["ratio"]
-            found[axis][str(side if axis == "side" else value)] = ratio
+            shown = str(side if axis == "side" else value)
+            found[axis][shown] = take_turns(turns, repeats, device, f"{axis} {shown}")["FaceSnap"]["ratio"]
     found["references"] = {str(count): mixer_flop_ratio(count) for count in REFERENCES}
     return found
 

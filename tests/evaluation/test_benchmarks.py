@@ -88,7 +88,7 @@ def test_turns_are_compared_one_with_another(monkeypatch):
     clock = iter([0, 1, 1, 3, 0, 1, 1, 3, 0, 10, 10, 30, 0, 2, 2, 6])
     monkeypatch.setattr(benchmarks.time, "perf_counter", lambda: next(clock))
     turns = {PLAIN: lambda: None, "FaceSnap": lambda: None}
-    found = benchmarks.take_turns(turns, 3, torch.device("cpu"))
+    found = benchmarks.take_turns(turns, 3, torch.device("cpu"), "")
     assert found == {PLAIN: {"seconds": 2, "ratio": 1}, "FaceSnap": {"seconds": 4, "ratio": 2}}
 
 
