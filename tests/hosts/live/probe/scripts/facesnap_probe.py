@@ -6,7 +6,9 @@ GET /facesnap-probe/state answers what hangs on the UNet now, the memory of the 
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 
 import gradio as gr
 import psutil
@@ -89,8 +91,11 @@ def state(collect: bool = False):
 
 
 def own_memory():
-    """Bytes of the process but for the pages of files that it has mapped, weights among them: of those the system keeps
-    as many in memory as it likes."""
+    """Bytes that the process has in use: without the pages of files that it has mapped, weights among them, of which the
+    system keeps as many in memory as it likes, and without what is free but not given back. glibc keeps that in a heap
+    for each thread, and hosts run each job in another thread."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
     info = psutil.Process().memory_info()
     return info.rss - getattr(info, "shared", 0)  # elsewhere than on Linux not told apart
 
