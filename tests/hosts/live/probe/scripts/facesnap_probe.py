@@ -91,9 +91,12 @@ def state(collect: bool = False):
 
 
 def own_memory():
-    """Bytes that the process has in use: without the pages of files that it has mapped, weights among them, of which the
-    system keeps as many in memory as it likes, and without what is free but not given back. glibc keeps that in a heap
-    for each thread, and hosts run each job in another thread."""
+    """Bytes that the process has in use.
+
+    Without the pages of files that it has mapped, weights among them, of which the system keeps as many in memory as it
+    likes; and without what is free but not given back: glibc keeps that in a heap for each thread, and hosts run each
+    job in another thread.
+    """
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
     info = psutil.Process().memory_info()
