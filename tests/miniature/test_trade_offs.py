@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_measure import portrait
+from miniature.test_measure import portrait
 
 from facesnap_ext.miniature import trade_offs
 from facesnap_ext.miniature.trade_offs import FIRST, ROWS, SHOWN, markdown, people_sheet, results
