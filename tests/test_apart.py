@@ -45,7 +45,7 @@ def drawn(host):
     seen = []
 
     def draw(p, index, guidances):
-        seen.append(guidances and guidances[0].tokens)
+        seen.append(guidances[0].tokens if guidances else None)
         return mock_processing.colour(p, index, guidances)
 
     host.draw = draw
