@@ -192,7 +192,7 @@ def person_controls(
         with gr.Row():
             made["cond_only"] = gr.Checkbox(False, label="Conditional side only", elem_id=ident("cond_only"))
             made["hires"] = gr.Radio(list(PASSES), value="both", label="Hires fix: passes", elem_id=ident("hires"))
-        slider("every", 1, "Run FFRNet every so many steps (1: in each; more is faster and less faithful)")
+        slider("every", 1, "Run FFRNet every so many steps (1: in each; more is faster, for 20 steps and more)")
         slider("adapter", 0.05, "InstantID's adapter: attention added to the checkpoint (other files have none)")
         made["blocks"] = gr.Textbox(
             "",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,13 @@ def _percent(interval: Mapping[str, float], sign: str = "") -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure what settings give and take.")
     parser.add_argument("--people", type=int, default=100)
+    parser.add_argument("--steps", type=int, help="of the base model, in place of the few-step one with its 8")
     parser.add_argument("--out", type=Path, default=Path("out/trade-offs"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     sampler = shipped.few_step_sampler()
+    if options.steps:
+        sampler = replace(shipped.base_sampler(), steps=options.steps)
     light = options.out / "8-bits.safetensors"
     compress(shipped.FACESNAP, light, fp8=True)
     measured = {}
