@@ -13,7 +13,7 @@ import tiny
 import torch
 from hosts import test_a1111, test_attention, test_diffusers, test_forge
 from ldm_unet import inputs, ldm_unet
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from facesnap_ext.cli import main
 from facesnap_ext.engine import Engine
@@ -38,10 +38,12 @@ def widths():
     return [layer.to_q.out_features for layer in cross_attentions(ldm_unet())]
 
 
-def test_stand_ins_know_a_unets_cross_attentions_by_its_ffrnet(widths):
-    """LDM's has a transformer block wherever it has attention, and one in the middle."""
-    config = replace(tiny.ffrnet(3).config, depths=((0, 0), (1, 1), (1, 1)), middle_depth=1)
-    assert cross_attention_widths(config) == widths
+def test_stand_ins_know_a_checkpoints_cross_attentions(widths, tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    tensors = {f"model.diffusion_model.{key}": tensor for key, tensor in ldm_unet().state_dict().items()}
+    save_file(tensors, checkpoint)
+    assert cross_attention_widths(checkpoint) == widths
+    assert len(set(widths)) > 1
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from facesnap_ext.adapter import Adapter, AdapterConfig
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.miniature.head import write_stand_in_flame
 from facesnap_ext.miniature.stand_in_deca import write_stand_in_deca
 from facesnap_ext.miniature.stand_in_pack import scrfd_from_centerface, stand_in_arcface
@@ -25,6 +26,7 @@ from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.initialise import initialise
 from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET
+from facesnap_ext.weights.tensors import read_index
 
 CLIP_WIDTH = 64
 
@@ -57,14 +59,15 @@ def write_stand_ins(
     facesnap_file.save(folder / "other-widths.safetensors", info, weights.mixer, FFRNet(other))
 
 
-def cross_attention_widths(config: FFRNetConfig) -> list[int]:
-    """Of the UNet that an FFRNet is made for, in the order of its adapter, see `AdapterConfig`: the decoder has a block
-    more on each level than the encoder, and the deepest first."""
-    down, up = [], []
-    for width, depths in zip(config.widths, config.depths):
-        down += [width] * sum(depths)
-        up = [width] * (sum(depths) + depths[-1]) + up
-    return down + up + [config.widths[-1]] * max(0, config.middle_depth)
+def cross_attention_widths(checkpoint: Path) -> list[int]:
+    """Of a checkpoint's UNet in the order of its adapter, see `AdapterConfig`: encoder, decoder, middle."""
+    parts = ("input_blocks", "output_blocks", "middle_block")
+    found = {}
+    for key, shape in read_index(checkpoint).shapes.items():
+        if match := re.fullmatch(r"model\.diffusion_model\.(\w+)\.(.*)\.attn2\.to_q\.weight", key):
+            numbers = tuple(map(int, re.findall(r"\d+", match[2])))
+            found[parts.index(match[1]), numbers] = shape[0]
+    return [found[place] for place in sorted(found)]
 
 
 def write_instantid(folder: Path, ffrnet: FFRNet, adapter_widths: Sequence[int], seed: int = 0) -> None:
@@ -153,4 +156,4 @@ if __name__ == "__main__":
         context_dim=arguments.context_dim,
     )
     random = facesnap_file.load(arguments.folder / "random.safetensors").ffrnet
-    write_instantid(arguments.folder, random, cross_attention_widths(random.config))
+    write_instantid(arguments.folder, random, cross_attention_widths(arguments.checkpoint))
