@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -127,13 +126,19 @@ class Easel:
         self.draw(steps, self._controlnet)
 
     def instantid(self, steps: int) -> None:
-        text = self.text
-        with adapter_attention(self.networks.unet):
-            self.text = (text, [self.tokens.expand(len(text), -1, -1)])
-            try:
-                self.draw(steps, self._controlnet)
-            finally:
-                self.text = text
+        unet, text = self.networks.unet, self.text
+        before, adapted = unet.attn_processors, dict(self.adapter)  # which setting them empties
+        unet.set_attn_processor(adapted)
+        self.text = (text, [self.tokens.expand(len(text), -1, -1)])
+        try:
+            self.draw(steps, self._controlnet)
+        finally:
+            unet.set_attn_processor(before)
+            self.text = text
+
+    @cached_property
+    def adapter(self) -> dict[str, nn.Module]:
+        return adapter_processors(self.networks.unet)
 
     def _controlnet(self, x: Tensor, timesteps: Tensor) -> list[Tensor]:
         tokens, drawings = self.tokens.expand(len(x), -1, -1), self.drawing.expand(len(x), -1, -1, -1)
@@ -156,25 +161,20 @@ class Easel:
         }
 
 
-@contextmanager
-def adapter_attention(unet: nn.Module) -> Iterator[None]:
-    """Give each cross-attention of diffusers' UNet a second one to 16 identity tokens, IP-Adapter's."""
+def adapter_processors(unet: nn.Module) -> dict[str, nn.Module]:
+    """IP-Adapter's attention for diffusers' UNet: each cross-attention gets a second one, to 16 identity tokens."""
     from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 
-    before, after = unet.attn_processors, {}
-    for name in before:
+    made = {}
+    for name in unet.attn_processors:
         if name.endswith("attn1.processor"):
-            after[name] = AttnProcessor2_0()
+            made[name] = AttnProcessor2_0()
             continue
         query = unet.get_submodule(name.removesuffix(".processor")).to_q.weight
         with query.device:
-            made = IPAdapterAttnProcessor2_0(len(query), 2048, num_tokens=(IDENTITY_TOKENS,))
-        after[name] = made.to(query.dtype).requires_grad_(False)
-    unet.set_attn_processor(after)
-    try:
-        yield
-    finally:
-        unet.set_attn_processor(before)
+            adapted = IPAdapterAttnProcessor2_0(len(query), 2048, num_tokens=(IDENTITY_TOKENS,))
+        made[name] = adapted.to(query.dtype).requires_grad_(False)
+    return made
 
 
 def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[str, Any]:
@@ -286,8 +286,8 @@ def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
     flops[BOTH_ROWS] = steps * count(lambda: easel.both_rows(1))
     flops[INSTANTID] = steps * count(lambda: easel.instantid(1))
     controlnet, light = (_gigabytes(network) for network in (networks.controlnet, networks.light))
-    with adapter_attention(networks.unet):
-        projections = sum(p.numel() for name, p in networks.unet.named_parameters() if "_ip." in name)
+    adapter = [processor for processor in easel.adapter.values() if isinstance(processor, nn.Module)]
+    projections = sum(parameter.numel() for processor in adapter for parameter in processor.parameters())
     weights = {PLAIN: 0.0, BOTH_ROWS: controlnet, INSTANTID: controlnet + 2 * projections / 1e9}
     weights |= {name: light if is_light else controlnet for name, (is_light, _) in OWN.items()}
     return {
