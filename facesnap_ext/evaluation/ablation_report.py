@@ -15,6 +15,7 @@ from PIL import Image
 
 from facesnap_ext.evaluation.ablation_pictures import Sitter
 from facesnap_ext.evaluation.ablation_rows import MIXER, TABLE_2, TABLE_3, Row, all_rows, distinct, reference_rows
+from facesnap_ext.evaluation.markdown import interval_cell, markdown_table
 from facesnap_ext.evaluation.statistics import bootstrap
 from facesnap_ext.files import whole
 from facesnap_ext.sheet import Panel, sheet
@@ -113,32 +114,27 @@ def markdown(found: dict[str, Any], references: Sequence[int]) -> str:
             continue
         lines += [f"## {title}", ""]
         head = [*TO_REFERENCE.values(), "FID", "paper: CLIP-face", "paper: FaceSim", "paper: FID"]
-        lines += _table(head, ((row.title, _cells(found, row, TO_REFERENCE)) for row in rows))
+        lines += markdown_table(head, ((row.title, _cells(found, row, TO_REFERENCE)) for row in rows))
         if found[key]:
             lines += ["", "Each row's gain over the row above it, on the same people:", ""]
-            lines += _table(list(TO_REFERENCE.values()), _gains(found[key], rows, TO_REFERENCE))
+            lines += markdown_table(list(TO_REFERENCE.values()), _gains(found[key], rows, TO_REFERENCE))
         lines.append("")
     rows = _among(found["rows"], reference_rows(references))
     if rows:
         lines += ["## How many references", "", "Likeness to photos of the person that nothing was given:", ""]
-        lines += _table(list(TO_UNSEEN.values()), ((row.title, _cells(found, row, TO_UNSEEN)) for row in rows))
+        lines += markdown_table(list(TO_UNSEEN.values()), ((row.title, _cells(found, row, TO_UNSEEN)) for row in rows))
     if found["references"]:
         lines += ["", "Gains, on the same people:", ""]
-        lines += _table(list(TO_UNSEEN.values()), _gains(found["references"], rows, TO_UNSEEN))
+        lines += markdown_table(list(TO_UNSEEN.values()), _gains(found["references"], rows, TO_UNSEEN))
     lines += ["", "## Limits", ""]
-    limits = [(name, [_interval(row[metric]) for metric in TO_REFERENCE]) for name, row in found["limits"].items()]
-    lines += _table(list(TO_REFERENCE.values()), limits)
+    limits = [(name, [interval_cell(row[metric]) for metric in TO_REFERENCE]) for name, row in found["limits"].items()]
+    lines += markdown_table(list(TO_REFERENCE.values()), limits)
     return "\n".join([*lines, "", *(f"- {note}" for note in _notes(found)), ""])
-
-
-def _table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
-    lines = [f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
-    return lines + [f"| {title} | {' | '.join(cells)} |" for title, cells in rows]
 
 
 def _cells(found: dict[str, Any], row: Row, named: dict[str, str]) -> list[str]:
     measured = found["rows"][row.name]
-    cells = [_interval(measured[metric]) for metric in named]
+    cells = [interval_cell(measured[metric]) for metric in named]
     if row.paper and named is TO_REFERENCE:
         fid = measured["fid"]
         spread = "" if fid["spread"] is None else f" ±{fid['spread']:.3g}"
@@ -151,17 +147,9 @@ def _gains(
 ) -> list[tuple[str, Sequence[str]]]:
     titles = {row.name: row.title for row in rows}
     return [
-        (f"{titles[gain['to']]} over {titles[gain['from']]}", [_interval(gain[metric], "+") for metric in named])
+        (f"{titles[gain['to']]} over {titles[gain['from']]}", [interval_cell(gain[metric], "+") for metric in named])
         for gain in gains
     ]
-
-
-def _interval(value: dict[str, Any], sign: str = "") -> str:
-    """Mean, interval over people and, where there are several seeds, spread, all × 100."""
-    cell = f"{100 * value['mean']:{sign}.1f}"
-    if value["low"] is not None:
-        cell += f" ({100 * value['low']:{sign}.1f} to {100 * value['high']:{sign}.1f})"
-    return cell if value.get("spread") is None else f"{cell} ±{100 * value['spread']:.1f}"
 
 
 def _notes(found: dict[str, Any]) -> list[str]:

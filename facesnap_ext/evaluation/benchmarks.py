@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from facesnap_ext.evaluation.markdown import markdown_table
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.guidance import Guidance, Residuals
 from facesnap_ext.landmarks.points72 import Landmarks
@@ -28,7 +29,7 @@ from facesnap_ext.weights.places import find_models
 
 TEXT_TOKENS, IDENTITY_TOKENS = 77, 16
 STEPS = 8  # of a picture, the paper's
-LIGHT_BLOCKS = 2  # `facesnap compress` by default
+LIGHT_BLOCKS = 2  # of `facesnap compress --blocks`
 EVERY = 2
 SHAPE: dict[str, Any] = {
     "transformer_layers_per_block": (1, 2, 10),
@@ -73,9 +74,7 @@ class Networks:
         with device:
             unet, controlnet = UNet2DConditionModel(up_block_types=UP, **shape), ControlNetModel(**shape)
             config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in controlnet.state_dict().items()})
-            depths = tuple(tuple(min(depth, LIGHT_BLOCKS) for depth in level) for level in config.depths)
-            light = FFRNet(replace(config, depths=depths, middle_depth=LIGHT_BLOCKS))
-            made = cls(unet, controlnet, FFRNet(config), light)
+            made = cls(unet, controlnet, FFRNet(config), FFRNet(config.with_blocks(LIGHT_BLOCKS)))
         for network in (made.unet, made.controlnet, made.ffrnet, made.light):
             network.eval().requires_grad_(False).to(dtype)
         return made
@@ -98,7 +97,6 @@ class Easel:
 
     @torch.no_grad()
     def draw(self, steps: int, residuals: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None) -> None:
-        text = self.text
         for step in range(steps):
             x = torch.cat([self.latents, self.latents]) + step
             timesteps = torch.full((len(x),), 999.0 - step, device=self.device)
@@ -106,7 +104,7 @@ class Easel:
             if residuals is not None:
                 *skips, middle = residuals(x, timesteps)
                 extra = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
-            self.networks.unet(x, timesteps, text, added_cond_kwargs=self.added, **extra)
+            self.networks.unet(x, timesteps, self.text, added_cond_kwargs=self.added, **extra)
 
     def plain(self, steps: int) -> None:
         self.draw(steps)
@@ -279,7 +277,7 @@ def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
         once = count(lambda: (network.embed_landmarks(easel.drawing), network.embed_tokens(easel.tokens)))
         return once + times * count(lambda: network(x, timestep, identity, features))
 
-    plain = steps * count(lambda: easel.plain(1))
+    plain = steps * _plain_step()
     flops = {PLAIN: plain}
     for name, (light, every) in OWN.items():
         flops[name] = plain + runs(networks.light if light else networks.ffrnet, -(-steps // every))
@@ -320,26 +318,22 @@ def mixer_flop_ratio(references: int) -> float:
     with torch.device("meta"):
         mixer = FacialAttributeMixer(MixerConfig()).eval().requires_grad_(False)
         features = torch.empty(1, references, 512), torch.empty(1, references, 257, 1280)
-    return round(count(lambda: mixer(*features)) / (STEPS * count(lambda: _at_full_size().plain(1))), 6)
+    return round(count(lambda: mixer(*features)) / (STEPS * _plain_step()), 6)
 
 
 def as_text(found: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     measured, counted = found["methods"], found["at_full_size"]
     memory = any("added_activations_GB" in row for row in measured.values())
-    lines = [
-        "| | seconds | to plain SDXL | FLOPs to plain SDXL, 1024² | added weights, GB |",
-        "|---|---|---|---|---|",
-    ]
-    if memory:
-        lines = [lines[0] + " added peak, GB |", lines[1] + "---|"]
+    rows = []
     for name, row in measured.items():
         full = counted[name]
-        cells = [name, row["seconds"], f"{row['ratio']:.3f}", f"{full['flop_ratio']:.3f}", full["added_weights_GB"]]
+        cells = [row["seconds"], f"{row['ratio']:.3f}", f"{full['flop_ratio']:.3f}", full["added_weights_GB"]]
         if memory:
             cells.append(round(full["added_weights_GB"] + row["added_activations_GB"], 2))
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        rows.append((name, list(map(str, cells))))
+    head = ["seconds", "to plain SDXL", "FLOPs to plain SDXL, 1024²", "added weights, GB"]
+    return "\n".join(markdown_table([*head, *(["added peak, GB"] if memory else [])], rows))
 
 
 def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:
@@ -373,6 +367,12 @@ def count(run: Callable[[], Any]) -> int:
 @cache
 def _at_full_size() -> Easel:
     return Easel(Networks.random(SDXL_WIDTHS, torch.float32, torch.device("meta")), SDXL_PIXELS)
+
+
+@cache
+def _plain_step() -> int:
+    """FLOPs of plain SDXL's step at full size."""
+    return count(lambda: _at_full_size().plain(1))
 
 
 def _gigabytes(network: nn.Module) -> float:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from facesnap_ext import photos
 from facesnap_ext.evaluation.draw import Cost
+from facesnap_ext.evaluation.markdown import markdown_table
 from facesnap_ext.evaluation.measure import METRICS, Scores
 from facesnap_ext.evaluation.protocol import Protocol, find_pictures
 from facesnap_ext.evaluation.statistics import bootstrap
@@ -59,22 +60,21 @@ def results(
 
 def table(found: dict[str, Any]) -> str:
     """The rows of the paper's Table 1 in Markdown: cosines times 100, with intervals; below, differences and notes."""
-    lines = [
-        "| | CLIP-T↑ | CLIP-face↑ | FaceSim↑ | FID↓ | Time↓ | VRAM↓ |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for row in found["methods"]:
         cells = [_percent(row.get(metric)) for metric in METRICS]
         cells.append(DASH if row["fid"] is None else f"{row['fid']:.1f}")
         cells += _cost_cells(row["cost"])
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+        rows.append((row["name"], cells))
+    lines = markdown_table(["CLIP-T↑", "CLIP-face↑", "FaceSim↑", "FID↓", "Time↓", "VRAM↓"], rows)
     first, *others = (row["name"] for row in found["methods"])
     if others:
         lines += ["", f"{first} minus each other method, on the same people:", ""]
-        lines += ["| | CLIP-T | CLIP-face | FaceSim |", "|---|---|---|---|"]
-        for other in others:
-            cells = [_percent(found["differences"][other].get(metric), sign="+") for metric in METRICS]
-            lines.append(f"| {other} | {' | '.join(cells)} |")
+        differences = found["differences"]
+        lines += markdown_table(
+            list(TITLES.values()),
+            ((other, [_percent(differences[other].get(metric), sign="+") for metric in METRICS]) for other in others),
+        )
     return "\n".join([*lines, "", *_notes(found), ""])
 
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from facesnap_ext.evaluation.statistics import Interval, bootstrap
+from facesnap_ext.evaluation.markdown import interval_cell, markdown_table
+from facesnap_ext.evaluation.statistics import bootstrap
 from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.measure import Portrait, caption_accuracy, measure
 from facesnap_ext.settings import PRESETS, RANGES
@@ -53,15 +54,12 @@ def results(measured: Mapping[str, Sequence[Portrait]]) -> dict[str, dict[str, A
 
 def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     words = list(next(iter(found.values()))["words_found"])
-    lines = [
-        f"| | likeness | to {FIRST} | head turned away by | {' | '.join(words)} |",
-        f"|---|---|---|---|{'---|' * len(words)}",
-    ]
+    rows = []
     for name, row in found.items():
-        cells = [name, _percent(row["likeness"]), "" if name == FIRST else _percent(row["difference"], sign="+")]
-        cells += [f"{row['pose_error_degrees']}°", *(f"{100 * part:.0f} %" for part in row["words_found"].values())]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        difference = "" if name == FIRST else interval_cell(row["difference"], "+")
+        parts = [f"{100 * part:.0f} %" for part in row["words_found"].values()]
+        rows.append((name, [interval_cell(row["likeness"]), difference, f"{row['pose_error_degrees']}°", *parts]))
+    return "\n".join([*markdown_table(["likeness", f"to {FIRST}", "head turned away by", *words], rows), ""])
 
 
 def people_sheet(measured: Mapping[str, Sequence[Portrait]]) -> Image.Image:
@@ -77,11 +75,6 @@ def people_sheet(measured: Mapping[str, Sequence[Portrait]]) -> Image.Image:
 
 def _likeness(portraits: Sequence[Portrait]) -> np.ndarray:
     return np.array([portrait.similarity for portrait in portraits])
-
-
-def _percent(interval: Mapping[str, float], sign: str = "") -> str:
-    mean, low, high = (100 * asdict(Interval(**interval))[name] for name in ("mean", "low", "high"))
-    return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
 if __name__ == "__main__":
