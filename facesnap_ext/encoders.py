@@ -64,26 +64,22 @@ class Encoders:
         photos: Sequence[Photo],
         which: int = 0,
         progress: Callable[[str], None] = lambda message: None,
-    ) -> list[Face]:
-        """The face number `which` of each photo.
+    ) -> None:
+        """See that each photo has a face number `which`.
 
         Raises:
             FaceSnapError: there is no face pack, or some photos have no such face; it names all of these.
         """
-        found, without = [], []
+        without = []
         for number, photo in enumerate(photos, 1):
             progress(f"photo {number} of {len(photos)}: looking for the face")
-            faces_there = self.faces(files, photo)
-            if which < len(faces_there):
-                found.append(faces_there[which])
-            else:
+            if which >= len(self.faces(files, photo)):
                 without.append(photo.name)
         if without:
             face = f"face number {which}, counted from 0, the largest" if which else "face that can be found"
             *others, last = without
             names = f"{', '.join(others)} and {last} have" if others else f"{last} has"
             raise FaceSnapError(f"{names} no {face}: leave out what shows nobody, or take other photos.")
-        return found
 
     def clip_tokens(self, files: ModelFiles, references: Sequence[Face]) -> list[Tensor]:
         """CLIP tokens [T, width] of each face's crop.

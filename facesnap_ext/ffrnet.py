@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,11 @@ class FFRNetConfig:
             downsampled = level < len(self.widths) - 1
             skips += [width] * (len(depths) + downsampled)
         return tuple(skips)
+
+    def with_blocks(self, blocks: int) -> FFRNetConfig:
+        """These sizes with at most so many transformer blocks in a row."""
+        depths = tuple(tuple(min(depth, blocks) for depth in depths) for depths in self.depths)
+        return replace(self, depths=depths, middle_depth=min(self.middle_depth, blocks))
 
     @property
     def picture_scale(self) -> int:

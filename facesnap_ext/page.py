@@ -323,10 +323,11 @@ def save_person(
         references = reference_photos(files)
         if several == "apart" and len(references) > 1:
             raise FaceSnapError("The photos are of a person each; leave one person's photos there to save that person.")
-        path = save_identity(engine.encoders, engine.files(), references, name, which=int(face or 0))
+        models = engine.files()
+        path = save_identity(engine.encoders, models, references, name, which=int(face or 0))
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
-    choices = ["", *sorted(find_identities(engine.files().folder))]
+    choices = ["", *sorted(find_identities(models.folder))]
     return f"Saved as {escape(path.name)}: features, no pixels.", gr.update(choices=choices, value=path.stem)
 
 
