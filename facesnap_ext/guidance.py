@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facesnap_ext import compiled
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet, KeysValues
 from facesnap_ext.landmarks.hints import HINTS, POINTS72
@@ -44,6 +45,7 @@ class Guidance:
     region: Region | None = None  # where it acts in the output picture; None: everywhere
     adapter: tuple[KeysValues, ...] = ()  # for the UNet's cross-attentions (`adapter.Adapter`); none: no adapter
     adapter_weight: float = 0.0  # of the adapter by itself, `weight` does not count
+    compile: bool = False  # run FFRNet through torch.compile, see `compiled`
 
     def __post_init__(self) -> None:
         residuals = len(self.ffrnet.config.skip_widths) + 1
@@ -163,7 +165,9 @@ class _OnePerson:
         inputs = torch.cat([*inputs, *([] if y is None else [y.float()])], 1)
 
         if self._now.timestep != (timestep := float(timesteps[0])):
-            self._before, self._now = self._now, _Evaluation(timestep)
+            if self.guidance.every > 1:
+                self._before = self._now
+            self._now = _Evaluation(timestep)
             self._evaluations += 1
         now = self._now
         place = now.places(inputs)
@@ -180,8 +184,9 @@ class _OnePerson:
                 outputs = self._before.outputs_of(labels, x.shape[2:])
             if outputs is None:
                 outputs = self._run(x[new], timesteps[new], new_sides, None if y is None else y[new])
+            there = len(now.labels)
             now.add(labels, inputs[new], outputs)
-            place = now.places(inputs)
+            place = [there + new.index(first[row]) if known is None else known for row, known in enumerate(place)]
 
         if self.guidance.cond_only and not all(is_cond):
             mask = torch.tensor(is_cond, dtype=x.dtype, device=x.device)[:, None, None, None]
@@ -198,7 +203,8 @@ class _OnePerson:
             if self.guidance.uncond_tokens is not None:
                 rows = [int(side) for side in sides]
                 identity = [(keys[rows], values[rows]) for keys, values in identity]
-            residuals = self.guidance.ffrnet(x, timesteps, identity, self._landmark_features(x), y)
+            run = compiled.run if self.guidance.compile else FFRNet.__call__
+            residuals = run(self.guidance.ffrnet, x, timesteps, identity, self._landmark_features(x), y)
         weights = [self.guidance.weight * block for block in self.guidance.blocks or [1.0] * len(residuals)]
         return [residual if weight == 1 else residual * weight for residual, weight in zip(residuals, weights)]
 
@@ -212,8 +218,10 @@ class _OnePerson:
         size = (x.shape[2], x.shape[3])
         if size not in self._features:
             scale = self.guidance.ffrnet.config.picture_scale
-            picture = landmark_picture(self.guidance.landmarks, scale * size[1], scale * size[0], self.guidance.hint)
-            self._features[size] = self.guidance.ffrnet.embed_landmarks(picture.to(x.device))
+            picture = landmark_picture(
+                self.guidance.landmarks, scale * size[1], scale * size[0], self.guidance.hint, x.device
+            )
+            self._features[size] = self.guidance.ffrnet.embed_landmarks(picture)
         return self._features[size]
 
 
@@ -222,11 +230,18 @@ def networks(guidances: Sequence[Guidance]) -> list[FFRNet]:
     return list({id(guidance.ffrnet): guidance.ffrnet for guidance in guidances}.values())
 
 
-def landmark_picture(landmarks: Landmarks | None, width: int, height: int, hint: str = POINTS72) -> Tensor:
+def landmark_picture(
+    landmarks: Landmarks | None,
+    width: int,
+    height: int,
+    hint: str = POINTS72,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Draw landmarks as FFRNet sees them: [1, 3, height, width] float32 in 0…1 on black."""
     if landmarks is None:
-        return torch.zeros(1, 3, height, width)
-    return torch.from_numpy(HINTS[hint](landmarks, width, height)).permute(2, 0, 1)[None].float() / 255
+        return torch.zeros(1, 3, height, width, device=device)
+    drawn = torch.from_numpy(HINTS[hint](landmarks, width, height)).to(device)  # a quarter of the bytes in 8 bits
+    return drawn.permute(2, 0, 1)[None].float() / 255
 
 
 class _Evaluation:

@@ -157,6 +157,8 @@ class Script(scripts.Script):
 
     def post_sample(self, p, ps, *args):
         host.detach(p)
+        if webui.now(p):
+            webui.comment_on_compiling(p)
 
     def postprocess_image(self, p, pp, *args):
         job = webui.now(p)
@@ -179,6 +181,11 @@ def add_settings():
     shared.opts.add_option("facesnap_people", people.needs_reload_ui())
     likeness = shared.OptionInfo(False, "Measure each picture's likeness to the first person", section=section)
     shared.opts.add_option("facesnap_likeness", likeness.info("stands in the infotext; a second or so for a picture"))
+    compiling = shared.OptionInfo(False, "Compile FFRNet", section=section)
+    shared.opts.add_option(
+        "facesnap_compile",
+        compiling.info("somewhat faster where Triton is; the first picture of each size takes longer"),
+    )
 
 
 def add_routes(demo, app):

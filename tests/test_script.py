@@ -18,6 +18,7 @@ import pytest
 from mock_processing import Processing, Runner, process_images
 from PIL import Image
 
+from facesnap_ext import compiled
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui
 from facesnap_ext.infotext import from_infotext, to_infotext
@@ -229,6 +230,21 @@ def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
     p = job(init_images=[Image.fromarray(astronaut.pixels)], resize_mode=0, paste_to=(128, 0, 256, 256))
     run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
     assert attached(host)[-1][0].landmarks.width == 256
+    assert p.comments == []
+
+
+def test_compiling_is_a_setting_and_the_page_hears_of_its_failure(host, astronaut, monkeypatch):
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    for wanted in (False, True):
+        host.opts.facesnap_compile = wanted
+        run(host, p := job(), values)
+        assert attached(host)[-1][0].compile == wanted
+        assert p.comments == []
+    monkeypatch.setattr(compiled, "failure", "There is no Triton.")
+    run(host, p := job(), values)
+    assert p.comments == ["FaceSnap: There is no Triton."]
+    host.opts.facesnap_compile = False
+    run(host, p := job(), values)
     assert p.comments == []
 
 

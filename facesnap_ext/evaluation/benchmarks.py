@@ -6,6 +6,7 @@ else the machine does falls on all of them. FLOPs are counted on the meta device
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -53,7 +54,9 @@ OWN = {  # FaceSnap's ways: whether FFRNet is the light one, and `Guidance.every
     f"FaceSnap, every {EVERY} steps": (False, EVERY),
     f"FaceSnap, light, every {EVERY} steps": (True, EVERY),
 }
+COMPILED = ", compiled"  # behind the names of the first two, where there is a GPU
 GROWTH = {"people": (1, 2, 4), "side": (0.5, 1.0, 1.5), "pictures": (1, 2, 4, 8)}  # side: of the usual one
+GROWTH_STEPS = 4
 REFERENCES = (1, 2, 4, 8)
 
 
@@ -71,12 +74,17 @@ class Networks:
         from diffusers import ControlNetModel, UNet2DConditionModel
 
         shape = {**SHAPE, "block_out_channels": widths, "attention_head_dim": tuple(width // 64 for width in widths)}
-        with device:
-            unet, controlnet = UNet2DConditionModel(up_block_types=UP, **shape), ControlNetModel(**shape)
-            config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in controlnet.state_dict().items()})
-            made = cls(unet, controlnet, FFRNet(config), FFRNet(config.with_blocks(LIGHT_BLOCKS)))
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # in single precision first, they would take twice the memory
+        try:
+            with device:
+                unet, controlnet = UNet2DConditionModel(up_block_types=UP, **shape), ControlNetModel(**shape)
+                config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in controlnet.state_dict().items()})
+                made = cls(unet, controlnet, FFRNet(config), FFRNet(config.with_blocks(LIGHT_BLOCKS)))
+        finally:
+            torch.set_default_dtype(usual)
         for network in (made.unet, made.controlnet, made.ffrnet, made.light):
-            network.eval().requires_grad_(False).to(dtype)
+            network.eval().requires_grad_(False)
         return made
 
 
@@ -109,11 +117,10 @@ class Easel:
     def plain(self, steps: int) -> None:
         self.draw(steps)
 
-    def facesnap(self, steps: int, light: bool = False, every: int = 1, people: int = 1) -> None:
+    def facesnap(self, steps: int, light: bool = False, every: int = 1, people: int = 1, compile: bool = False) -> None:
         """With so many people side by side, each with tokens, landmarks and a region of their own."""
         network = self.networks.light if light else self.networks.ffrnet
-        points = np.random.default_rng(0).uniform(0.3, 0.7, (72, 2)).astype(np.float32) * self.pixels
-        one = Guidance(network, self.tokens, Landmarks(points, self.pixels, self.pixels), every=every)
+        one = Guidance(network, self.tokens, front_face(self.pixels), every=every, compile=compile)
         regions = [Drawn(column[None]) for column in np.eye(people, dtype=np.float32)]
         guidances = [replace(one, region=region, tokens=one.tokens + i) for i, region in enumerate(regions)]
         blended = Residuals([one] if people == 1 else guidances)
@@ -151,12 +158,25 @@ class Easel:
             name: lambda light=light, every=every: self.facesnap(steps, light, every)
             for name, (light, every) in OWN.items()
         }
+        if self.device.type == "cuda":
+            for name in ("FaceSnap", "FaceSnap, light"):
+                light, every = OWN[name]
+                own[name + COMPILED] = lambda light=light, every=every: self.facesnap(steps, light, every, compile=True)
         return {
             PLAIN: lambda: self.plain(steps),
             **own,
             BOTH_ROWS: lambda: self.both_rows(steps),
             INSTANTID: lambda: self.instantid(steps),
         }
+
+
+def front_face(pixels: int) -> Landmarks:
+    """The landmarks of somebody's face in the middle of a square picture, half as high as that."""
+    from facesnap_ext.evaluation.ablation_pictures import face_shapes
+
+    shape = face_shapes(1)[0] * (1, -1)  # y upwards there
+    shape = (shape - shape.mean(0)) / np.ptp(shape[:, 1])
+    return Landmarks((pixels * (0.5 + 0.5 * shape)).astype(np.float32), pixels, pixels)
 
 
 def adapter_processors(unet: nn.Module) -> dict[str, nn.Module]:
@@ -182,7 +202,7 @@ def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[st
 
     Returns:
         `size`: of what was timed. `methods`: for each the median of its seconds a picture, and of their ratio to plain
-        SDXL's in the same turn; with a GPU the added peak memory in GB. `at_full_size`: ratios of FLOPs, and the GB of
+        SDXL's in the same turn; with a GPU more, see `take_turns`. `at_full_size`: ratios of FLOPs, and the GB of
         added weights in half precision. `preparation`, and `growth` where it is asked for: see `measure_preparation`
         and `measure_growth`.
     """
@@ -236,33 +256,60 @@ def measure_preparation(repeats: int) -> dict[str, float]:
 def take_turns(
     methods: dict[str, Callable[[], None]], repeats: int, device: torch.device, title: str
 ) -> dict[str, dict[str, float]]:
-    """Medians of seconds, and of the ratios to plain SDXL turn by turn; with a GPU the peak memory in GB beyond plain
-    SDXL's, but for the weights, which all lie there."""
+    """Medians of seconds, and of the ratios to plain SDXL turn by turn.
+
+    With a GPU also the seconds in which it was busy, and their ratio, without the waits for a slow processor; and the
+    peak memory in GB beyond plain SDXL's, but for the weights, which all lie there.
+    """
     from tqdm import tqdm
 
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    peaks: dict[str, int] = {}
     for turn in tqdm(range(repeats + 1), desc=title, unit="turn"):  # the first one warms up
         for name, draw in methods.items():
             _wait_for(device)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-                peaks[name] = -torch.cuda.memory_allocated(device)
             began = time.perf_counter()
             draw()
             _wait_for(device)
             took = time.perf_counter() - began
             if turn:
                 seconds[name].append(took)
-            if device.type == "cuda":
-                peaks[name] += torch.cuda.max_memory_allocated(device)
     found = {}
     for name, times in seconds.items():
         ratios = [time / plain for time, plain in zip(times, seconds[PLAIN])]
         found[name] = {"seconds": round(statistics.median(times), 4), "ratio": round(statistics.median(ratios), 4)}
-        if peaks:
-            found[name]["added_activations_GB"] = round((peaks[name] - peaks[PLAIN]) / 1e9, 3)
+    if device.type == "cuda":
+        busy, peaks = ({name: measure(draw) for name, draw in methods.items()} for measure in (_busy, _peak))
+        for name, row in found.items():
+            row["gpu_seconds"] = round(busy[name], 4)
+            row["gpu_ratio"] = round(busy[name] / (busy[PLAIN] or math.nan), 4)  # a profiler may see nothing
+            row["added_activations_GB"] = round((peaks[name] - peaks[PLAIN]) / 1e9, 3)
     return found
+
+
+def _busy(draw: Callable[[], None]) -> float:
+    """Seconds in which the GPU computes."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        draw()
+        torch.cuda.synchronize()
+    events = (event for event in profiler.events() if event.device_type == DeviceType.CUDA)
+    spans = sorted((event.time_range.start, event.time_range.end) for event in events)
+    total, done = 0.0, -math.inf
+    for start, end in spans:  # of kernels and copies, which may overlap
+        total += max(0.0, end - max(start, done))
+        done = max(done, end)
+    return total / 1e6
+
+
+def _peak(draw: Callable[[], None]) -> int:
+    """Bytes of the GPU's memory that are in use at most, beyond those before."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    draw()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
@@ -295,9 +342,10 @@ def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
 
 
 def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """How the cost of a step grows with work: the ratio of FaceSnap to plain SDXL for several people in a picture,
-    sides of the picture in pixels, and pictures at once; for several references, which enter the Mixer once a person,
-    the Mixer's FLOPs to those of a plain picture at full size."""
+    """How the cost of a picture of `GROWTH_STEPS` steps grows with work: the ratio of FaceSnap to plain SDXL, with a
+    GPU of the seconds in which it is busy, for several people in a picture, sides of the picture in pixels, and
+    pictures at once; for several references, which enter the Mixer once a person, the Mixer's FLOPs to those of a
+    plain picture at full size."""
     found: dict[str, dict[str, float]] = {}
     for axis, values in GROWTH.items():
         found[axis] = {}
@@ -305,10 +353,11 @@ def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.
             side = int(pixels * value) // 64 * 64 if axis == "side" else pixels
             easel = Easel(networks, side, value if axis == "pictures" else 1)
             people = value if axis == "people" else 1
-            turns = {PLAIN: lambda easel=easel: easel.plain(1)}
-            turns["FaceSnap"] = lambda easel=easel, people=people: easel.facesnap(1, people=people)
+            turns = {PLAIN: lambda easel=easel: easel.plain(GROWTH_STEPS)}
+            turns["FaceSnap"] = lambda easel=easel, people=people: easel.facesnap(GROWTH_STEPS, people=people)
             shown = str(side if axis == "side" else value)
-            found[axis][shown] = take_turns(turns, repeats, device, f"{axis} {shown}")["FaceSnap"]["ratio"]
+            row = take_turns(turns, repeats, device, f"{axis} {shown}")["FaceSnap"]
+            found[axis][shown] = row.get("gpu_ratio", row["ratio"])
     found["references"] = {str(count): mixer_flop_ratio(count) for count in REFERENCES}
     return found
 
@@ -324,16 +373,20 @@ def mixer_flop_ratio(references: int) -> float:
 def as_text(found: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     measured, counted = found["methods"], found["at_full_size"]
-    memory = any("added_activations_GB" in row for row in measured.values())
+    on_gpu = "gpu_ratio" in measured[PLAIN]
     rows = []
     for name, row in measured.items():
-        full = counted[name]
-        cells = [row["seconds"], f"{row['ratio']:.3f}", f"{full['flop_ratio']:.3f}", full["added_weights_GB"]]
-        if memory:
+        full = counted[name.removesuffix(COMPILED)]
+        cells = [row["seconds"], f"{row['ratio']:.3f}"]
+        if on_gpu:
+            cells += [row["gpu_seconds"], f"{row['gpu_ratio']:.3f}"]
+        cells += [f"{full['flop_ratio']:.3f}", full["added_weights_GB"]]
+        if on_gpu:
             cells.append(round(full["added_weights_GB"] + row["added_activations_GB"], 2))
         rows.append((name, list(map(str, cells))))
-    head = ["seconds", "to plain SDXL", "FLOPs to plain SDXL, 1024²", "added weights, GB"]
-    return "\n".join(markdown_table([*head, *(["added peak, GB"] if memory else [])], rows))
+    head = ["seconds", "to plain SDXL", *(["GPU busy, s", "to plain SDXL"] if on_gpu else [])]
+    head += ["FLOPs to plain SDXL, 1024²", "added weights, GB", *(["added peak, GB"] if on_gpu else [])]
+    return "\n".join(markdown_table(head, rows))
 
 
 def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:
@@ -349,7 +402,7 @@ def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:
         axes.plot(range(len(curve)), list(curve.values()), "o-", color="tab:blue")
         axes.set_xticks(range(len(curve)), list(curve))
         axes.set(xlabel=titles.get(axis, axis), ylim=(0, 1.15 * max(curve.values())))
-    panels[0].set_ylabel("a step to plain SDXL's")
+    panels[0].set_ylabel("a picture to plain SDXL's")
     panels[-1].set(ylabel="Mixer's FLOPs to a picture's", xlabel="references of a person")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

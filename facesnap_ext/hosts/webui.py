@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from facesnap_ext import likeness, photos
+from facesnap_ext import compiled, likeness, photos
 from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.errors import FaceSnapError, naming
 from facesnap_ext.guidance import Guidance
@@ -182,8 +182,21 @@ def _prepare_people(
             notes.append("Hires fix is off; a person wanted in its second pass only is left out.")
         for note in notes:
             p.comment(f"FaceSnap: {title}{note}")
-        people.append(replace(prepared, references=(), driving=None))  # a folder of photos is large
+        guidance = replace(prepared.guidance, compile=_compiles())
+        people.append(replace(prepared, guidance=guidance, references=(), driving=None))  # a folder of photos is large
     return tuple(people)
+
+
+def _compiles() -> bool:
+    from modules import shared
+
+    return bool(getattr(shared.opts, "facesnap_compile", False))
+
+
+def comment_on_compiling(p: Any) -> None:
+    """Say with the picture that FFRNet was to be compiled and could not be."""
+    if _compiles() and compiled.failure is not None:
+        p.comment(f"FaceSnap: {compiled.failure}")
 
 
 def add_likeness(p: Any, job: Job, image: Any) -> None:

@@ -7,6 +7,7 @@ licence): 17 on the face's contour, 10 on the brows, 9 on the nose, 16 around th
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -174,30 +175,40 @@ def draw(landmarks: Landmarks, width: int, height: int) -> np.ndarray:
         [height,width,3] uint8 RGB.
     """
     points = landmarks.scaled(width, height).points.astype(np.float64)
-    radius = line_width(width, height) / 2
-    picture = np.zeros((height, width, 3), np.float32)
+    reach = line_width(width, height) / 2 + 0.5
+    picture = np.zeros((height, width, 3), np.uint8)
+    left, top, right, bottom = _box(points, reach, width, height)
+    drawn = np.zeros((bottom - top, right - left, 3), np.float32)
     for part, colour in COLOURS.items():
-        coverage = np.zeros((height, width), np.float32)
-        for line in POLYLINES[part]:
-            for start, end in zip(points[line[:-1]], points[line[1:]]):
-                _cover_segment(coverage, start, end, radius)
-        rows, columns = np.flatnonzero(coverage.any(axis=1)), np.flatnonzero(coverage.any(axis=0))
-        if rows.size:
-            window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            picture[window] += coverage[window][..., None] * (np.array(colour, np.float32) - picture[window])
-    return np.rint(picture).astype(np.uint8)
+        lines = [points[line] for line in POLYLINES[part]]
+        box = _box(np.concatenate(lines), reach, width, height)
+        coverage = np.zeros((box[3] - box[1], box[2] - box[0]), np.float32)
+        for line in lines:
+            for start, end in itertools.pairwise(line):
+                _cover_segment(coverage, box[:2], start, end, reach)
+        window = drawn[box[1] - top : box[3] - top, box[0] - left : box[2] - left]
+        window += coverage[..., None] * (np.array(colour, np.float32) - window)
+    picture[top:bottom, left:right] = np.rint(drawn)
+    return picture
 
 
-def _cover_segment(coverage: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> None:
-    """Raise `coverage` [H,W] to what the segment between two points covers, in its bounding box alone."""
-    reach = radius + 0.5
-    size = np.array(coverage.shape[::-1])
-    left, top = np.clip(np.floor(np.minimum(start, end) - reach), 0, size).astype(int)
-    right, bottom = np.clip(np.ceil(np.maximum(start, end) + reach), 0, size).astype(int)
+def _box(points: np.ndarray, reach: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the pixels that may be nearer to points [N,2] than `reach`; empty outside."""
+    left, top = np.clip(np.floor(points.min(0) - reach), 0, (width, height)).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(points.max(0) + reach), 0, (width, height)).astype(int).tolist()
+    return left, top, right, bottom
+
+
+def _cover_segment(
+    coverage: np.ndarray, corner: tuple[int, int], start: np.ndarray, end: np.ndarray, reach: float
+) -> None:
+    """Raise `coverage` [H,W], whose first pixel is `corner`, to what the segment between two points covers."""
+    height, width = coverage.shape
+    left, top, right, bottom = _box(np.stack([start, end]) - corner, reach, width, height)
     if left >= right or top >= bottom:
         return
-    x = np.arange(left, right) + 0.5 - start[0]
-    y = np.arange(top, bottom)[:, None] + 0.5 - start[1]
+    x = np.arange(left, right) + corner[0] + 0.5 - start[0]
+    y = np.arange(top, bottom)[:, None] + corner[1] + 0.5 - start[1]
     dx, dy = end - start
     along = np.clip((x * dx + y * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)
     distance = np.hypot(x - along * dx, y - along * dy)
