@@ -29,7 +29,6 @@ ROWS: dict[str, dict[str, Any]] = {
     **{name: dict(zip(("weight", "start", "end"), values)) for name, values in PRESETS.items()},
     **{f"FFRNet every {every} steps": {"every": every} for every in range(2, RANGES["every"][1] + 1)},
 }
-FIRST = next(iter(ROWS))  # what the others are compared with
 SHOWN = 8  # people of the sheet
 
 
@@ -37,7 +36,7 @@ def results(measured: Mapping[str, Sequence[Portrait]]) -> dict[str, dict[str, A
     """For each row likeness to the reference by the judge (cosine), its difference to the first row's on the same
     people, both with bootstrap 95 % intervals over people; degrees between the head and the driving scene's; and how
     often CLIP finds the prompt's words."""
-    first = _likeness(measured[FIRST])
+    first = _likeness(next(iter(measured.values())))
     found = {}
     for name, portraits in measured.items():
         values = _likeness(portraits)
@@ -53,13 +52,13 @@ def results(measured: Mapping[str, Sequence[Portrait]]) -> dict[str, dict[str, A
 
 
 def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
-    words = list(next(iter(found.values()))["words_found"])
+    first, words = next((name, list(row["words_found"])) for name, row in found.items())
     rows = []
     for name, row in found.items():
-        difference = "" if name == FIRST else interval_cell(row["difference"], "+")
+        difference = "" if name == first else interval_cell(row["difference"], "+")
         parts = [f"{100 * part:.0f} %" for part in row["words_found"].values()]
         rows.append((name, [interval_cell(row["likeness"]), difference, f"{row['pose_error_degrees']}°", *parts]))
-    return "\n".join([*markdown_table(["likeness", f"to {FIRST}", "head turned away by", *words], rows), ""])
+    return "\n".join([*markdown_table(["likeness", f"to {first}", "head turned away by", *words], rows), ""])
 
 
 def people_sheet(measured: Mapping[str, Sequence[Portrait]]) -> Image.Image:

@@ -9,8 +9,10 @@ import pytest
 from miniature.test_measure import portrait
 
 from facesnap_ext.miniature import trade_offs
-from facesnap_ext.miniature.trade_offs import FIRST, ROWS, SHOWN, markdown, people_sheet, results
+from facesnap_ext.miniature.trade_offs import ROWS, SHOWN, markdown, people_sheet, results
 from facesnap_ext.settings import Unit
+
+FIRST = "faithful"
 
 
 @pytest.fixture
