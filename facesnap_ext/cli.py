@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     compress.add_argument("source", type=Path, help="a FaceSnap file")
     compress.add_argument("out", type=Path)
     compress.add_argument(
-        "--blocks", type=_count, help="transformer blocks in a row that FFRNet keeps, such as 2; then train it on"
+        "--blocks",
+        type=lambda text: _count(text, least=0),
+        help="transformer blocks in a row that FFRNet's deepest level keeps, such as 2; then train it on",
     )
     compress.add_argument("--fp8", action="store_true", help="store FFRNet's matrices in 8 bits")
     compress.set_defaults(run=run_compress)
@@ -191,9 +193,9 @@ def _model_folders(parser: argparse.ArgumentParser, models: Any, also: Any) -> N
     )
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+def _count(text: str, least: int = 1) -> int:
+    if int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
     return int(text)
 
 

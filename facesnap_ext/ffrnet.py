@@ -52,9 +52,10 @@ class FFRNetConfig:
         return tuple(skips)
 
     def with_blocks(self, blocks: int) -> FFRNetConfig:
-        """These sizes with at most so many transformer blocks in a row."""
-        depths = tuple(tuple(min(depth, blocks) for depth in depths) for depths in self.depths)
-        return replace(self, depths=depths, middle_depth=min(self.middle_depth, blocks))
+        """These sizes with at most so many transformer blocks in a row at the deepest level and in the middle."""
+        *depths, deepest = self.depths
+        deepest = tuple(min(depth, blocks) for depth in deepest)
+        return replace(self, depths=(*depths, deepest), middle_depth=min(self.middle_depth, blocks))
 
     @property
     def picture_scale(self) -> int:

@@ -1,9 +1,8 @@
 """Make a lighter FaceSnap file of one: FFRNet with fewer transformer blocks, or in 8 bits.
 
-SDXL's cost is in the ten transformer blocks behind each ResNet block of its deepest level. With two everywhere FFRNet
-takes 0.46 of its FLOPs and a third of its memory (docs/performance.md). Such a file is a start: trained on as any other
-(`facesnap train`), it learns to do without the blocks that went. In 8 bits it takes half the memory and somewhat
-longer.
+SDXL's cost is in the ten transformer blocks behind each ResNet block of its deepest level. With two there FFRNet takes
+0.46 of its FLOPs and a third of its memory (docs/performance.md). Such a file is a start: trained on as any other
+(`facesnap train`), it learns to do without the blocks that went. In 8 bits it takes half the memory.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ffrnet import Conv2d, FFRNet, Linear, Transformer
+from facesnap_ext.ffrnet import Conv2d, FFRNet, Linear
 from facesnap_ext.weights import facesnap_file
 
 
@@ -23,8 +22,9 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
     """Write a lighter FaceSnap file.
 
     Args:
-        blocks: how many transformer blocks in a row stay at most: the first of them, which take in what the ResNet
-            block made, and the last, which the way out is used to; the additional one of an odd number is a first.
+        blocks: how many transformer blocks in a row stay at most at the deepest level and in the middle: the first of
+            them, which take in what the ResNet block made, and the last, which the way out is used to; the additional
+            one of an odd number is a first. With 0 identity enters at the levels above alone.
         fp8: whether the matrices of ResNet and transformer blocks are stored as float8_e4m3fn.
 
     Raises:
@@ -35,7 +35,8 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
     if blocks is not None:
         if ffrnet.config.with_blocks(blocks) == ffrnet.config:
             raise FaceSnapError(
-                f"{source.name} has no more than {blocks} transformer blocks in a row; give a lower number."
+                f"{source.name} has no more than {blocks} transformer blocks in a row where it is deepest; give a "
+                "lower number."
             )
         _keep_blocks(ffrnet, blocks)
         done.append(f"blocks in a row: {blocks}")
@@ -52,10 +53,12 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
 
 
 def _keep_blocks(ffrnet: FFRNet, blocks: int) -> None:
-    for transformer in ffrnet.modules():
-        if isinstance(transformer, Transformer):
-            old = list(transformer.transformer_blocks)
-            last = min(len(old), blocks) // 2
-            first = min(len(old), blocks) - last
-            transformer.transformer_blocks = nn.ModuleList(old[:first] + old[len(old) - last :])
+    deepest = ffrnet.down_blocks[-1]
+    for transformer in [*(deepest.attentions or []), *(ffrnet.mid_block.attentions or [])]:
+        old = list(transformer.transformer_blocks)
+        last = min(len(old), blocks) // 2
+        first = min(len(old), blocks) - last
+        transformer.transformer_blocks = nn.ModuleList(old[:first] + old[len(old) - last :])
+    if not blocks:
+        deepest.attentions = None
     ffrnet.config = ffrnet.config.with_blocks(blocks)

@@ -16,7 +16,7 @@ from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo, load
 
-DEPTHS = {"depths": ((0, 0), (1, 1), (5, 5)), "middle_depth": 4}
+DEPTHS = {"depths": ((0, 0), (3, 3), (5, 5)), "middle_depth": 4}
 MIXER = MixerConfig(id_dim=8, clip_dim=6, dim=tiny.CONTEXT, id_tokens=2, queries=3, layers=1, feedforward=8, heads=2)
 
 
@@ -39,14 +39,16 @@ def source(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "deepest", "middle"), [(3, [0, 1, 4], [0, 1, 3]), (2, [0, 4], [0, 3]), (1, [0], [0])]
+    ("blocks", "deepest", "middle"), [(3, [0, 1, 4], [0, 1, 3]), (2, [0, 4], [0, 3]), (1, [0], [0]), (0, None, [])]
 )
 def test_it_is_the_same_network_without_the_blocks_between_the_first_and_the_last(source, blocks, deepest, middle):
     out = source.with_name("light.safetensors")
     assert main(["compress", str(source), str(out), "--blocks", str(blocks)]) == 0
     whole, light = load(source), load(out)
+    if deepest is None:
+        whole.ffrnet.down_blocks[2].attentions = None
     for transformers, kept in (
-        (whole.ffrnet.down_blocks[2].attentions, deepest),
+        (whole.ffrnet.down_blocks[2].attentions or [], deepest),
         (whole.ffrnet.mid_block.attentions, middle),
     ):
         for transformer in transformers:
@@ -78,13 +80,15 @@ def test_mixer_adapter_and_licence_stay(source):
     ):
         assert torch.equal(one, other)
     assert (light.info.license, light.info.trained_on) == ("Apache-2.0", "faces; blocks in a row: 2")
-    assert light.info.ffrnet.depths == ((0, 0), (1, 1), (2, 2))
+    assert light.info.ffrnet.depths == ((0, 0), (3, 3), (2, 2))
 
 
 def test_where_there_is_nothing_to_drop_it_says_so(source, capsys):
     out = source.with_name("light.safetensors")
     assert main(["compress", str(source), str(out), "--blocks", "5"]) == 1
-    assert "no more than 5 transformer blocks in a row; give a lower number" in capsys.readouterr().err
+    assert (
+        "no more than 5 transformer blocks in a row where it is deepest; give a lower number" in capsys.readouterr().err
+    )
     assert not out.exists()
 
 
