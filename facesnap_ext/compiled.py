@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facesnap_ext.errors import reason_of
 from facesnap_ext.ffrnet import FFRNet, TransformerBlock
 
 log = logging.getLogger("facesnap")
@@ -37,7 +38,7 @@ def run(ffrnet: FFRNet, *inputs: Any) -> list[Tensor]:
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # Triton, compilers and PyTorch's own layers each have theirs
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
     finally:
         for block in blocks:
             vars(block).pop("forward", None)

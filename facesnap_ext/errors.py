@@ -16,6 +16,11 @@ class FaceSnapError(Exception):
         super().__init__(shorten(sentence, LONGEST, placeholder=" … and so on."))
 
 
+def reason_of(error: BaseException, longest: int | None = 300) -> str:
+    """What a library says went wrong, on one line and cut off, for a sentence of ours."""
+    return " ".join(str(error).split())[:longest]
+
+
 @contextmanager
 def naming(person: str) -> Iterator[None]:
     """Put a person's title, such as "Person 2: ", before the errors inside the `with` block; it may be empty."""

@@ -140,7 +140,8 @@ class Script(scripts.Script):
     def process(self, p, *args):
         if isinstance(wanted := getattr(p, "facesnap", None), list):
             with stopping(p):
-                p.facesnap = webui.prepare(p, wanted, model_files)
+                compiling = bool(getattr(shared.opts, "facesnap_compile", False))
+                p.facesnap = webui.prepare(p, wanted, model_files, compiling)
                 webui.begin_batch(p)
 
     def process_batch(self, p, *args, **kwargs):
@@ -157,8 +158,8 @@ class Script(scripts.Script):
 
     def post_sample(self, p, ps, *args):
         host.detach(p)
-        if webui.now(p):
-            webui.comment_on_compiling(p)
+        if isinstance(job := webui.now(p), webui.Job):
+            webui.comment_on_compiling(p, job)
 
     def postprocess_image(self, p, pp, *args):
         job = webui.now(p)

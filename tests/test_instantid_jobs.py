@@ -142,7 +142,6 @@ def test_without_deca_and_flame_the_points_are_the_driving_photos_own_and_that_i
 def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit, grace_hopper, monkeypatch):
     monkeypatch.setattr(webui, "_engine", engine)
     monkeypatch.setattr(webui, "progress", lambda *parts: None)
-    monkeypatch.setattr(webui, "_compiles", lambda: False)
     each = [unit, replace(unit, references=(grace_hopper,))]
     apart = replace(unit, several="apart", references=tuple(one.references[0] for one in each))
     p = SimpleNamespace(width=512, height=512)

@@ -120,7 +120,7 @@ class Easel:
     def facesnap(self, steps: int, light: bool = False, every: int = 1, people: int = 1, compile: bool = False) -> None:
         """With so many people side by side, each with tokens, landmarks and a region of their own."""
         network = self.networks.light if light else self.networks.ffrnet
-        one = Guidance(network, self.tokens, front_face(self.pixels), every=every, compile=compile)
+        one = Guidance(network, self.tokens, self.landmarks, every=every, compile=compile)
         regions = [Drawn(column[None]) for column in np.eye(people, dtype=np.float32)]
         guidances = [replace(one, region=region, tokens=one.tokens + i) for i, region in enumerate(regions)]
         blended = Residuals([one] if people == 1 else guidances)
@@ -140,6 +140,10 @@ class Easel:
         finally:
             unet.set_attn_processor(before)
             self.text = text
+
+    @cached_property
+    def landmarks(self) -> Landmarks:
+        return front_face(self.pixels)
 
     @cached_property
     def adapter(self) -> dict[str, nn.Module]:
@@ -391,12 +395,10 @@ def as_text(found: dict[str, Any]) -> str:
 
 def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:
     """A picture of `measure_growth`, one curve a panel."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     titles = {"people": "people in a picture", "side": "side in pixels", "pictures": "pictures at once"}
     figure = Figure(figsize=(12, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(growth))
     for axes, (axis, curve) in zip(panels, growth.items()):
         axes.plot(range(len(curve)), list(curve.values()), "o-", color="tab:blue")

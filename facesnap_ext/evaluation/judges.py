@@ -14,7 +14,7 @@ from torch import Tensor
 
 from facesnap_ext import faces
 from facesnap_ext.clip import preprocess
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.faces import Face, FacePack, NoFaceError
 from facesnap_ext.photos import Photo
 
@@ -96,7 +96,7 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
         model = CLIPModel.from_pretrained(folder, local_files_only=True).float()
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises whatever it meets
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise FaceSnapError(
             f"{folder} is not a whole CLIP ({reason}); give transformers' folder with both halves and the tokenizer, "
             "such as clip-vit-large-patch14."
@@ -138,7 +138,7 @@ def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Fac
     except FaceSnapError:
         raise
     except Exception as error:  # onnxruntime's own errors, or an input that is no picture
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise FaceSnapError(f"{file} cannot be read as a face recognition network ({reason}); use another.") from error
     side = last if first == 3 else first
     if side == FACENET_SIDE:
@@ -212,7 +212,7 @@ def _torchscript(file: Path) -> Any:
     try:
         return torch.jit.load(str(file), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise FaceSnapError(f"{file} is no TorchScript ({reason}); export it with torch.jit.trace.") from error
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.files import whole
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -190,7 +190,7 @@ def _load(path: Path) -> Any:
     except FileNotFoundError:
         raise FaceSnapError(f"There is no list {path}; write one or make one with 'facesnap plan'.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error, None)
         raise FaceSnapError(f"{path} cannot be read as YAML or JSON ({reason}); correct it.") from error
 
 

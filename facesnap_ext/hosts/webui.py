@@ -130,11 +130,17 @@ def _which(index: int, photos: int) -> str:
     return f"photo {index + 1} of {photos}: " if photos > 1 else ""
 
 
-def prepare(p: Any, sittings: Sequence[Mapping[int, Unit]], find_models: Callable[[], ModelFiles]) -> tuple[Job, ...]:
+def prepare(
+    p: Any,
+    sittings: Sequence[Mapping[int, Unit]],
+    find_models: Callable[[], ModelFiles],
+    compile: bool = False,
+) -> tuple[Job, ...]:
     """Prepare a job's guidance, telling the page what is being done.
 
     Args:
         sittings: as `make_room` gives them: the active units by their numbers on the page, which are for messages.
+        compile: see `Guidance.compile`.
 
     Returns:
         One for each sitting.
@@ -151,7 +157,8 @@ def prepare(p: Any, sittings: Sequence[Mapping[int, Unit]], find_models: Callabl
         if len(sittings) > 1 and i % ENCODED_TOGETHER == 0:
             progress("encoding the faces")
             _encode(engine, sittings[i : i + ENCODED_TOGETHER])
-        people = _prepare_people(p, units, engine, init_picture, partial(progress, _which(i, len(sittings))))
+        tell = partial(progress, _which(i, len(sittings)))
+        people = _prepare_people(p, units, engine, init_picture, tell, compile)
         jobs.append(Job(people, init_size, to_infotext(units), tuple(unit.redraw for unit in units.values())))
     return tuple(jobs)
 
@@ -170,6 +177,7 @@ def _prepare_people(
     engine: Engine,
     init_picture: Photo | None,
     tell: Callable[..., None],
+    compile: bool,
 ) -> tuple[Prepared, ...]:
     people = []
     files = len({unit.model for unit in units.values()})
@@ -182,20 +190,14 @@ def _prepare_people(
             notes.append("Hires fix is off; a person wanted in its second pass only is left out.")
         for note in notes:
             p.comment(f"FaceSnap: {title}{note}")
-        guidance = replace(prepared.guidance, compile=_compiles())
+        guidance = replace(prepared.guidance, compile=compile)
         people.append(replace(prepared, guidance=guidance, references=(), driving=None))  # a folder of photos is large
     return tuple(people)
 
 
-def _compiles() -> bool:
-    from modules import shared
-
-    return bool(getattr(shared.opts, "facesnap_compile", False))
-
-
-def comment_on_compiling(p: Any) -> None:
+def comment_on_compiling(p: Any, job: Job) -> None:
     """Say with the picture that FFRNet was to be compiled and could not be."""
-    if _compiles() and compiled.failure is not None:
+    if compiled.failure is not None and any(prepared.guidance.compile for prepared in job.people):
         p.comment(f"FaceSnap: {compiled.failure}")
 
 

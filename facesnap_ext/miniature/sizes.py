@@ -9,7 +9,6 @@ alone.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.miniature import shipped
-from facesnap_ext.miniature.measure import measure
-from facesnap_ext.miniature.trade_offs import markdown, results
+from facesnap_ext.miniature.trade_offs import measure_rows, results, write
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.compress import compress
-from facesnap_ext.weights.initialise import encoder_key
-from facesnap_ext.weights.tensors import read_index, read_tensors
+from facesnap_ext.weights.initialise import read_encoder
 
 SHARES = (0.75, 0.5, 0.4, 0.3, 0.2)  # of the bytes of FFRNet's encoder
 WHOLE, EIGHT_BITS, LOW_RANK = "half precision", "8 bits", "low rank"
@@ -47,21 +43,15 @@ def of_low_rank(state: Mapping[str, Tensor], unet: Mapping[str, Tensor], share: 
     differences = {key: (tensor.float() - unet[key].float()).flatten(1) for key, tensor in common.items()}
     factors = {key: torch.linalg.svd(difference, full_matrices=False) for key, difference in differences.items()}
 
-    def ranks(threshold: float) -> dict[str, int | None]:
-        """None: whole."""
-        found: dict[str, int | None] = {}
-        for key, (_, values, _) in factors.items():
-            numbers = sum(differences[key].shape)
-            rank = int((values.square() / numbers >= threshold).sum())
-            found[key] = rank if rank * numbers < differences[key].numel() else None
-        return found
+    costs = {key: sum(difference.shape) for key, difference in differences.items()}  # numbers of one rank
+    sizes = {key: difference.numel() for key, difference in differences.items()}
+
+    def ranks(threshold: float) -> dict[str, int]:
+        return {key: int((values.square() / costs[key] >= threshold).sum()) for key, (_, values, _) in factors.items()}
 
     def kept(threshold: float) -> float:
-        numbers = [
-            differences[key].numel() if rank is None else rank * sum(differences[key].shape)
-            for key, rank in ranks(threshold).items()
-        ]
-        return sum(numbers) / sum(difference.numel() for difference in differences.values())
+        numbers = [min(rank * costs[key], sizes[key]) for key, rank in ranks(threshold).items()]
+        return sum(numbers) / sum(sizes.values())
 
     low, high = 0.0, max(float(values[0]) ** 2 for _, values, _ in factors.values()) + 1
     for _ in range(60):
@@ -70,7 +60,7 @@ def of_low_rank(state: Mapping[str, Tensor], unet: Mapping[str, Tensor], share: 
     return {
         key: unet[key].float() + ((left[:, :rank] * values[:rank]) @ right[:rank]).reshape(unet[key].shape)
         for (key, rank), (left, values, right) in zip(ranks(high).items(), factors.values())
-        if rank is not None
+        if rank * costs[key] < sizes[key]
     }
 
 
@@ -78,22 +68,20 @@ def write_low_rank(source: Path, unet: Path, out: Path, share: float) -> None:
     """Write a FaceSnap file anew whose FFRNet is a diffusers UNet's encoder plus differences of low rank. It is as
     large as before, since what they cost in likeness is all that is to be seen."""
     weights = facesnap_file.load(source)
-    encoder = read_tensors(unet, encoder_key(read_index(unet).shapes), torch.float32)
     state = weights.ffrnet.state_dict()
     dtype = weights.ffrnet.dtype
-    state |= {key: tensor.to(dtype) for key, tensor in of_low_rank(state, encoder, share).items()}
-    ffrnet = FFRNet(weights.ffrnet.config)
-    ffrnet.load_state_dict(state, assign=True)
-    facesnap_file.save(out, weights.info, weights.mixer, ffrnet)
+    state |= {
+        key: tensor.to(dtype) for key, tensor in of_low_rank(state, read_encoder(unet, torch.float32), share).items()
+    }
+    weights.ffrnet.load_state_dict(state, assign=True)
+    facesnap_file.save(out, weights.info, weights.mixer, weights.ffrnet)
 
 
 def draw_curve(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Likeness over size, with intervals over people."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     sizes = {WHOLE: 1.0, EIGHT_BITS: 0.5, **{_name(share): share for share in SHARES}}
     for label, names in ((LOW_RANK, [WHOLE, *map(_name, SHARES)]), (EIGHT_BITS, [EIGHT_BITS])):
@@ -122,13 +110,7 @@ if __name__ == "__main__":
     for share in SHARES:
         files[_name(share)] = options.out / f"low-rank-{share}.safetensors"
         write_low_rank(shipped.FACESNAP, unet, files[_name(share)], share)
-    sampler = shipped.few_step_sampler()
-    measured = {}
-    for name, file in files.items():
-        print(name)
-        measured[name] = measure(sampler, options.people, model=file)
-    found = results(measured)
+    rows = {name: {"model": file} for name, file in files.items()}
+    found = results(measure_rows(shipped.few_step_sampler(), options.people, rows))
     draw_curve(found, options.out / "sizes.png")
-    (options.out / "sizes.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-    (options.out / "sizes.md").write_text(markdown(found), encoding="utf-8")
-    print(markdown(found))
+    write(found, options.out / "sizes")

@@ -21,6 +21,7 @@ from facesnap_ext.evaluation.markdown import interval_cell, markdown_table
 from facesnap_ext.evaluation.statistics import bootstrap
 from facesnap_ext.miniature import shipped
 from facesnap_ext.miniature.measure import Portrait, caption_accuracy, measure
+from facesnap_ext.miniature.shipped import Sampler
 from facesnap_ext.settings import PRESETS, RANGES
 from facesnap_ext.sheet import Panel, sheet
 from facesnap_ext.weights.compress import compress
@@ -30,6 +31,15 @@ ROWS: dict[str, dict[str, Any]] = {
     **{f"FFRNet every {every} steps": {"every": every} for every in range(2, RANGES["every"][1] + 1)},
 }
 SHOWN = 8  # people of the sheet
+
+
+def measure_rows(sampler: Sampler, people: int, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Portrait]]:
+    """`measure` with each row's settings, saying which it is at."""
+    measured = {}
+    for name, settings in rows.items():
+        print(name)
+        measured[name] = measure(sampler, people, **settings)
+    return measured
 
 
 def results(measured: Mapping[str, Sequence[Portrait]]) -> dict[str, dict[str, Any]]:
@@ -61,6 +71,13 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join([*markdown_table(["likeness", f"to {first}", "head turned away by", *words], rows), ""])
 
 
+def write(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Write `path` with .json and with .md behind it, and print the table."""
+    path.with_suffix(".json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    path.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
+    print(markdown(found))
+
+
 def people_sheet(measured: Mapping[str, Sequence[Portrait]]) -> Image.Image:
     """The same people in each row, references first."""
     shown = next(iter(measured.values()))[:SHOWN]
@@ -88,12 +105,6 @@ if __name__ == "__main__":
         sampler = replace(shipped.base_sampler(), steps=options.steps)
     light = options.out / "8-bits.safetensors"
     compress(shipped.FACESNAP, light, fp8=True)
-    measured = {}
-    for name, settings in {**ROWS, "FFRNet in 8 bits": {"model": light}}.items():
-        print(name)
-        measured[name] = measure(sampler, options.people, **settings)
-    found = results(measured)
+    measured = measure_rows(sampler, options.people, {**ROWS, "FFRNet in 8 bits": {"model": light}})
     people_sheet(measured).save(options.out / "trade-offs.png")
-    (options.out / "trade-offs.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-    (options.out / "trade-offs.md").write_text(markdown(found), encoding="utf-8")
-    print(markdown(found))
+    write(results(measured), options.out / "trade-offs")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from facesnap_ext.clip import ImageEncoder, load_image_encoder
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.ffrnet import sinusoid
 from facesnap_ext.training.arcface import ArcFace, load_arcface
 from facesnap_ext.training.config import TrainConfig
@@ -137,7 +137,7 @@ def load_base(path: Path, base_config: Path | None, dtype: torch.dtype) -> Any:
             pipe = StableDiffusionXLPipeline.from_single_file(path, torch_dtype=dtype, local_files_only=True, **own)
     except Exception as error:  # diffusers and its parts raise whatever they meet
         advice = "" if path.is_dir() or base_config else " and set 'base_config' to a folder with SDXL's configurations"
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise FaceSnapError(f"{path} cannot be loaded as an SDXL model ({reason}); check it{advice}.") from error
     if pipe.text_encoder is None or pipe.text_encoder_2 is None or pipe.unet.config.addition_embed_type != "text_time":
         raise FaceSnapError(f"{path} is not an SDXL model with both text encoders; use one.")

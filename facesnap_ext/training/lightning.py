@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.tensors import read_tensors
 
@@ -63,7 +63,7 @@ def load_few_step(pipe: Any, path: Path | None) -> FewStep:
                 unet = type(base).from_config(base.config)
             unet.load_state_dict(read_tensors(path, dtype=base.dtype), assign=True)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise FaceSnapError(f"{path} is no UNet as the base has it ({reason}); use the one made for it.") from error
     return FewStep(unet.to(base.device).eval().requires_grad_(False), is_lora=False)
 
@@ -73,7 +73,7 @@ def _add_lora(pipe: Any, path: Path) -> None:
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=ADAPTER, local_files_only=True)
         pipe.unet.disable_adapters()
     except Exception as error:  # diffusers and peft raise whatever they meet
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise FaceSnapError(
             f"{path.name} is no LoRA for the base's UNet ({reason}); use the one made for it."
         ) from error

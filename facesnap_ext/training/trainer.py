@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.training import checkpoints
 from facesnap_ext.training.config import TrainConfig
@@ -296,7 +296,7 @@ def load_checkpoint(run: Run) -> int:
             for own, saved in zip(run.average, average, strict=True):
                 own.copy_(saved)
     except Exception as error:  # pickle, torch, safetensors and accelerate each have their own
-        reason = " ".join(str(error).split())[:300]
+        reason = reason_of(error)
         raise FaceSnapError(
             f"The checkpoint {folder} cannot be resumed ({reason}); remove it to resume from the one before."
         ) from error

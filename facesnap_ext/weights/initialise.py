@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig, LandmarkEmbedding
@@ -66,7 +67,7 @@ def initialise(
     kind = recognise(checkpoint)
     if kind not in (Kind.SDXL, Kind.SDXL_UNET):
         raise FaceSnapError(f"{checkpoint.name} is {kind.value}; FaceSnap starts from an SDXL checkpoint.")
-    tensors = read_tensors(checkpoint, encoder_key(read_index(checkpoint).shapes), dtype)
+    tensors = read_encoder(checkpoint, dtype)
     tensors["conv_in.weight"] = tensors["conv_in.weight"][:, :4]  # inpainting checkpoints append mask and picture
 
     with torch.random.fork_rng(devices=[]):
@@ -167,6 +168,11 @@ def _seeded_mixer(config: MixerConfig | None, context_dim: int) -> FacialAttribu
     heads = max(1, context_dim * default.heads // default.dim)
     scaled = replace(default, dim=context_dim, feedforward=4 * context_dim, heads=heads)
     return FacialAttributeMixer(config or scaled)
+
+
+def read_encoder(checkpoint: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The encoder half of an SDXL checkpoint in one file, or of diffusers' UNet file, by FFRNet's keys."""
+    return read_tensors(checkpoint, encoder_key(read_index(checkpoint).shapes), dtype)
 
 
 def encoder_key(shapes: Mapping[str, Sequence[int]]) -> Callable[[str], str | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from facesnap_ext.adapter import Adapter, AdapterConfig
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.landmarks.hints import POINTS5
 from facesnap_ext.resampler import ADDED, ResamplerConfig, ResamplerMixer
@@ -179,5 +179,5 @@ def _whole(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error, 200)
         raise FaceSnapError(f"{path.name} is not whole ({reason}); download it again.") from error
