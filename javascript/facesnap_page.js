@@ -3,7 +3,7 @@
 
 "use strict";
 
-const facesnapEvery = 50;  // milliseconds between two looks at the page's controls, which send no common event
+const facesnapEvery = 50;  // milliseconds between two looks at the page: much of what changes there sends no event
 const facesnapInitSide = 1024;  // of the init picture as the server sees it, to find the face in it
 const facesnapThumbnail = 64;  // units of a template's picture, whose lines are one wide
 
@@ -135,6 +135,9 @@ function facesnapWire(root) {
     }
 
     setInterval(look, facesnapEvery);
+    document.addEventListener("input", event => {  // sliders do not wait for that
+        if (event.target.matches?.("input")) queueMicrotask(look);  // gradio has set the number beside the slider by then
+    });
     facesnapArrows(element("template"));
     facesnapTakePhotos(root, element);
     element("person").addEventListener("click", event => {
