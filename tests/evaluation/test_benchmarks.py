@@ -10,7 +10,7 @@ from PIL import Image
 
 from facesnap_ext.cli import main
 from facesnap_ext.evaluation import benchmarks
-from facesnap_ext.evaluation.benchmarks import BOTH_ROWS, INSTANTID, OWN, PLAIN, Easel, Networks
+from facesnap_ext.evaluation.easel import BOTH_ROWS, INSTANTID, OWN, PLAIN, Easel, Networks
 from facesnap_ext.ffrnet import FFRNet
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")

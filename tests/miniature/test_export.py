@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.miniature import words
 from facesnap_ext.miniature.captions import WORDS
-from facesnap_ext.miniature.export import CLIP_BEGIN, CLIP_END, CLIP_IDS, CLIP_PAD, export, vae_tensors
+from facesnap_ext.miniature.export import CLIP_BEGIN, CLIP_END, CLIP_IDS, CLIP_PAD, export
+from facesnap_ext.miniature.sdxl_layout import vae_tensors
 from facesnap_ext.weights.initialise import encoder_key
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.tensors import read_tensors

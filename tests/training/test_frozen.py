@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from training_world import sdxl
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.miniature.export import open_clip_tensors, unet_tensors, vae_tensors
+from facesnap_ext.miniature.sdxl_layout import open_clip_tensors, unet_tensors, vae_tensors
 from facesnap_ext.training import frozen
 from facesnap_ext.training.frozen import TextEncoder, load_base, size_ids, text_y
 
