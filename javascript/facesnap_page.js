@@ -95,7 +95,7 @@ function facesnapWire(root) {
         facesnapType(control("canvas_size", "textarea"), `${size} ${++asks}`);
     }
 
-    function look() {
+    function look(asking) {
         if (!root.offsetParent) return;  // the accordion is closed
         const where = chosen("region");
         Object.assign(element("person").dataset, {facesnapPose: chosen("pose"), facesnapRegion: where});
@@ -103,7 +103,7 @@ function facesnapWire(root) {
         output = facesnapOutput(tab);
         tools.frame(output);
         tools.element.hidden = where !== "drawn";
-        ask();
+        if (asking) ask();
         const text = control("canvas_rig", "textarea").value;
         if (text && text !== answer) {
             answer = text;
@@ -134,9 +134,10 @@ function facesnapWire(root) {
         seen = now;
     }
 
-    setInterval(look, facesnapEvery);
-    document.addEventListener("input", event => {  // sliders do not wait for that
-        if (event.target.matches?.("input")) queueMicrotask(look);  // gradio has set the number beside the slider by then
+    setInterval(look, facesnapEvery, true);
+    document.addEventListener("input", event => {  // sliders do not wait for that, questions do; what we write is drawn
+        if (!event.isTrusted || !event.target.matches?.("input")) return;
+        queueMicrotask(() => look(false));  // gradio has set the number beside the slider by then
     });
     facesnapArrows(element("template"));
     facesnapTakePhotos(root, element);

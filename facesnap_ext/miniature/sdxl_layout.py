@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -134,7 +134,7 @@ def text_key(key: str) -> str:
     return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
 
 
-def _renamed(key: str, block: Any, part: str) -> str:
+def _renamed(key: str, block: Callable[[str], str], part: str) -> str:
     module, tensor = key.rsplit(".", 1)
     try:
         return f"{block(module)}.{tensor}"
