@@ -235,8 +235,9 @@ def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     panels = figure.subplots(1, len(growth))
     for axes, (axis, curve) in zip(panels, growth.items()):
-        axes.plot(range(len(curve)), list(curve.values()), "o-", color="tab:blue")
-        axes.set_xticks(range(len(curve)), list(curve))
+        work = [float(value) for value in curve]
+        axes.plot(work, list(curve.values()), "o-", color="tab:blue")
+        axes.set_xticks(work, list(curve))
         axes.set(xlabel=titles.get(axis, axis), ylim=(0, 1.15 * max(curve.values())))
     panels[0].set_ylabel("a picture to plain SDXL's")
     panels[-1].set(ylabel="Mixer's FLOPs to a picture's", xlabel="references of a person")

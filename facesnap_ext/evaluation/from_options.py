@@ -1,4 +1,4 @@
-"""The options of `facesnap evaluate`."""
+"""What the options of `facesnap evaluate` ask for: which list, which judges, and FaceSnap's pictures or none."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _judges(options: argparse.Namespace, device: torch.device) -> Judges:
             raise FaceSnapError(
                 "CLIP-face and FaceSim need a face detector; give the folder that has it with --models."
             )
-        pack = faces.load_pack(find_models(options.models).require("face_pack"))
+        pack = faces.load_pack(find_models(options.models).require("face_pack"), device.type)
     if options.facenet:
         pack, embed = load_face_judge(options.facenet, pack)
     return Judges(clip, pack, embed, options.facenet.name if options.facenet else "", extractor)
