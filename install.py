@@ -48,7 +48,8 @@ NEEDED = {
 }
 
 # (CUDA, cuDNN) majors -> the releases of onnxruntime-gpu on PyPI that are built for them. CUDA 12 with cuDNN 8, as in
-# torch 2.1 to 2.3 +cu121, has none: there the CPU looks at each reference photo, once.
+# torch 2.1 to 2.3 +cu121, has none. FaceSnap looks at photos on the CPU, but another extension may want the GPU, and
+# could not have it beside a runtime without.
 GPU_RELEASES = {
     (11, 8): "onnxruntime-gpu>=1.15,<1.19",
     (12, 9): "onnxruntime-gpu>=1.19.2,<1.27",

@@ -25,8 +25,8 @@ _PACK_ADVICE = (
     "unpack an insightface pack there (antelopev2, buffalo_l or AuraFace: a detector such as scrfd_10g_bnkps.onnx and"
     " a recognition model such as glintr100.onnx)"
 )
-# TensorRT builds an engine for minutes at each new input size; Azure is a remote service that every wheel lists.
-_UNWANTED_PROVIDERS = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider", "AzureExecutionProvider")
+# onnxruntime's, by device; what it would choose itself is TensorRT, which builds an engine for minutes at each new size
+_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 
 class NoFaceError(FaceSnapError):
@@ -76,17 +76,17 @@ class Face:
         return square_crop(self.photo.pixels, self.box)
 
 
-def load_pack(folder: str | Path, providers: Sequence[str] | None = None, threads: int | None = None) -> FacePack:
+def load_pack(folder: str | Path, device: str = "cpu", threads: int | None = None) -> FacePack:
     """Load detector and recognition model of an insightface pack; nothing is downloaded.
 
-    The models lie in `folder` itself, or in its one sub-folder that has any, as antelopev2 unpacks. `providers` are
-    onnxruntime's, by default all that it offers but TensorRT and Azure; `threads` are those of one model on the CPU, by
-    default one for each core.
+    The models lie in `folder` itself, or in its one sub-folder that has any, as antelopev2 unpacks. `device` is "cpu",
+    which leaves the GPU's memory to the pictures, or "cuda"; `threads` are those of one model on the CPU, by default
+    one for each core.
 
     Raises:
         FaceSnapError: the folder or one of the two models is missing or cannot be read, or insightface is.
     """
-    models = _models(Path(folder), ["detection", "recognition"], providers, threads)
+    models = _models(Path(folder), ["detection", "recognition"], device, threads)
     folder = _folder_of_models(Path(folder).expanduser())
     if "detection" not in models or not models["detection"].use_kps:
         raise FaceSnapError(f"{folder} has no face detector with five points: {_PACK_ADVICE}.")
@@ -113,9 +113,7 @@ def points68(model: Any, face: Face) -> np.ndarray:
     return np.asarray(model.get(bgr, Detection(bbox=face.box)), np.float32)[:, :2]
 
 
-def _models(
-    folder: Path, tasks: list[str], providers: Sequence[str] | None = None, threads: int | None = None
-) -> dict[str, Any]:
+def _models(folder: Path, tasks: list[str], device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
     """The models of a pack for these tasks, by task, as far as it has them; without a detector none."""
     folder = _folder_of_models(folder.expanduser())
     try:
@@ -125,9 +123,7 @@ def _models(
         raise FaceSnapError(
             f"Faces cannot be found because insightface does not load ({error}): install insightface and onnxruntime."
         ) from error
-    if providers is None:
-        providers = [name for name in onnxruntime.get_available_providers() if name not in _UNWANTED_PROVIDERS]
-    session: dict[str, Any] = {"providers": list(providers)}
+    session: dict[str, Any] = {"providers": _PROVIDERS[device]}
     if threads is not None:
         session["sess_options"] = onnxruntime.SessionOptions()
         session["sess_options"].intra_op_num_threads = threads

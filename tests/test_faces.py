@@ -319,23 +319,25 @@ def test_no_insightface(face_pack_folder, monkeypatch):
         load_pack(face_pack_folder)
 
 
-def test_providers_are_those_in_use(face_pack, face_pack_folder, monkeypatch):
+def test_the_pack_leaves_the_gpu_to_the_pictures_unless_it_is_asked_to(face_pack, face_pack_folder, monkeypatch):
     """onnxruntime-gpu offers CUDA and TensorRT without a GPU too; the session knows better."""
     import insightface.app
     import onnxruntime
 
-    asked = []
+    asked, cpu, cuda = [], "CPUExecutionProvider", "CUDAExecutionProvider"
     real = insightface.app.FaceAnalysis
 
     def analysis(*args, providers, **options):
-        asked.extend(providers)
-        return real(*args, providers=["CPUExecutionProvider"], **options)
+        asked.append(providers)
+        return real(*args, providers=[cpu], **options)
 
-    offered = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "AzureExecutionProvider", "CPUExecutionProvider"]
+    offered = ["TensorrtExecutionProvider", cuda, "AzureExecutionProvider", cpu]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
     monkeypatch.setattr(insightface.app, "FaceAnalysis", analysis)
-    assert load_pack(face_pack_folder).providers == ["CPUExecutionProvider"]
-    assert asked == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    for device in ("cpu", "cuda"):
+        assert load_pack(face_pack_folder, device).providers == [cpu]
+    load_pack(face_pack_folder)
+    assert asked == [[cpu], [cuda, cpu], [cpu]]
 
 
 def test_stand_in_recognition(face_pack_folder, tmp_path, astronaut, grace_hopper):

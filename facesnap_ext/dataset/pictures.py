@@ -56,7 +56,7 @@ def load_networks(files: NetworkFiles, device: str) -> Networks:
     Raises:
         FaceSnapError: one is missing or unfit, or onnxruntime has no CUDA where it is asked for.
     """
-    pack = faces.load_pack(files.face_pack, ["CPUExecutionProvider"] if device == "cpu" else None, threads=1)
+    pack = faces.load_pack(files.face_pack, device, threads=1)
     if device == "cuda" and "CUDAExecutionProvider" not in pack.providers:
         raise FaceSnapError("onnxruntime runs without CUDA here; install onnxruntime-gpu, or leave out --device cuda.")
     return Networks(pack, load_predictor(files.deca, files.flame, device))

@@ -167,7 +167,7 @@ def evaluate(pack_folder: Path, data: Path, count: int = 200) -> dict[str, float
     """How `faces.find_faces` finds faces of test pictures: part found, wrong ones besides, and errors in pixels of the
     picture of 64."""
     test = dataset.load(data / "test")
-    pack = load_pack(pack_folder, ["CPUExecutionProvider"])
+    pack = load_pack(pack_folder)
     rows = np.linspace(0, len(test.pictures) - 1, count).astype(int)
     overlaps, errors, more, padded = [], [], 0, 0
     for row in rows:
