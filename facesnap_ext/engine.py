@@ -175,6 +175,11 @@ class Engine:
         def mix() -> Tensor:
             embeddings, clip_tokens = _embeddings(references, saved)[None], None
             if needs_clip:
+                if saved is not None and saved.clip_tokens is None:
+                    raise FaceSnapError(
+                        f"The identity {saved.name} was saved without CLIP's features, which {weights.name} wants; put "
+                        "CLIP-ViT-H into the model folder and save it anew from photos."
+                    )
                 found = self.encoders.clip_tokens(files, references)
                 clip_tokens = torch.stack(found + ([] if saved is None else [*saved.clip_tokens]))[None]
             if average:

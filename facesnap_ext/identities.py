@@ -55,6 +55,9 @@ def save_identity(
         photos: of one person. which: the face of each, by size from the largest.
         name: given by the user. path: of the file; by default that name in the model folder's `identities`.
 
+    CLIP's features are left out where no CLIP is here and no file wants one (InstantID), the shape where DECA or FLAME
+    is not here.
+
     Raises:
         FaceSnapError: a photo or a model file is missing or unfit, or the file is there and not to be overwritten.
     """
@@ -66,13 +69,15 @@ def save_identity(
     references = [encoders.face(files, photo, which) for photo in photos]
     progress("encoding the face")
     shaped = files.deca is not None and files.flame is not None
+    with_clip = files.clip is not None or "clip" in files.missing()
+    networks = ["face_pack", *(["clip"] if with_clip else []), *(["deca"] if shaped else [])]
     identity = Identity(
         name=name,
         embeddings=torch.stack([torch.from_numpy(face.embedding) for face in references]),
-        clip_tokens=torch.stack(encoders.clip_tokens(files, references)),
+        clip_tokens=torch.stack(encoders.clip_tokens(files, references)) if with_clip else None,
         shapes=torch.stack([encoders.codes(files, face).shape for face in references]) if shaped else None,
         photos=tuple(face.photo.digest[:10] for face in references),
-        networks={part: encoders.network(files, part) for part in identity_file.NETWORKS if part != "deca" or shaped},
+        networks={part: encoders.network(files, part) for part in networks},
     )
     identity_file.save(path, identity, overwrite)
     return path

@@ -22,11 +22,13 @@ from facesnap_ext.guidance import Residuals
 from facesnap_ext.hosts import a1111, forge, webui
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.identities import save_identity
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.miniature.stand_ins import cross_attention_widths, randomise_outputs, write_instantid
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Unit, sittings
+from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET
 from facesnap_ext.weights.places import find_models
 
@@ -148,6 +150,25 @@ def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit,
     jobs = webui.prepare(p, sittings({1: apart}), lambda: find_models(models))
     for one, job in zip(each, jobs, strict=True):
         assert torch.equal(job.people[0].guidance.tokens, engine.prepare(one, 512, 512).guidance.tokens)
+
+
+def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, stand_ins, unit, mirrored, tmp_path):
+    folder = shutil.copytree(models, tmp_path / "facesnap")
+    engine = Engine(lambda: find_models(folder))
+    path = save_identity(engine.encoders, engine.files(), unit.references, "Eileen")
+    saved = identity_file.load(path)
+    assert saved.clip_tokens is None
+    assert set(saved.networks) == {"face_pack", "deca"}
+    asked = replace(unit, driving=mirrored)
+    eileen = replace(asked, references=(), identity="Eileen")
+    assert torch.equal(*(engine.prepare(either, 512, 512).guidance.tokens for either in (asked, eileen)))
+
+    # a FaceSnap file wants CLIP, when the person is saved and when they are drawn
+    shutil.copy(stand_ins / "random.safetensors", folder)
+    with pytest.raises(FaceSnapError, match="There is no CLIP"):
+        save_identity(engine.encoders, engine.files(), unit.references, "again")
+    with pytest.raises(FaceSnapError, match=r"Eileen was saved without CLIP's features, which random.* wants"):
+        engine.prepare(replace(eileen, model="random.safetensors"), 512, 512)
 
 
 def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, mirrored, tmp_path, capsys):

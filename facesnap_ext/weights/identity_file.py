@@ -39,7 +39,7 @@ class Identity:
     """One person by R references.
 
     embeddings: [R, E] float32, ArcFace's, not normalised.
-    clip_tokens: [R, T, C] float32.
+    clip_tokens: [R, T, C] float32; None where the person was saved without CLIP, which InstantID does without.
     shapes: [R, S] float32, DECA's shape codes; None where the person was saved without DECA: no landmarks then.
     photos: the first ten digits of each photo's content hash.
     networks: the content hash of each network in `NETWORKS` that made the features, hexadecimal.
@@ -47,7 +47,7 @@ class Identity:
 
     name: str
     embeddings: Tensor
-    clip_tokens: Tensor
+    clip_tokens: Tensor | None
     shapes: Tensor | None
     photos: tuple[str, ...]
     networks: dict[str, str]
@@ -76,9 +76,7 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
     from safetensors.torch import save_file
 
     check_place(path, overwrite)
-    tensors = {"embeddings": identity.embeddings, "clip_tokens": identity.clip_tokens}
-    if identity.shapes is not None:
-        tensors["shapes"] = identity.shapes
+    tensors = {key: tensor for key in _AXES if (tensor := getattr(identity, key)) is not None}
     metadata = {
         "format": "facesnap-identity",
         "version": str(VERSION),
@@ -122,7 +120,7 @@ def load(path: Path) -> Identity:
         name = _printable(index.metadata["name"])[:200]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FaceSnapError(f"{path.name} is damaged ({error}): save the person again from photos.") from error
-    return Identity(name, tensors["embeddings"], tensors["clip_tokens"], tensors.get("shapes"), photos, networks)
+    return Identity(name, tensors["embeddings"], tensors.get("clip_tokens"), tensors.get("shapes"), photos, networks)
 
 
 def _photos(metadata: dict[str, str]) -> tuple[str, ...]:
@@ -141,7 +139,7 @@ def _networks(metadata: dict[str, str]) -> dict[str, str]:
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]], references: int, networks: dict[str, str]) -> None:
     parts = {"embeddings": "face_pack", "clip_tokens": "clip", "shapes": "deca"}
-    if set(shapes) not in ({"embeddings", "clip_tokens"}, set(parts)):
+    if "embeddings" not in shapes or not set(shapes) <= set(parts):
         raise ValueError(f"it holds {', '.join(sorted(shapes))[:200]}")
     if set(networks) != {parts[key] for key in shapes}:
         raise ValueError("it does not say by which networks it was made")
