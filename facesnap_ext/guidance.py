@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -79,10 +80,10 @@ class Residuals:
         self._shares: dict[tuple[tuple[int, ...], int, int], Tensor] = {}  # by who acts and a residual's size
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
-        """Move every FFRNet; one that is there already is not gone through."""
+        """Move every FFRNet; one that is there already is not gone through, one that ran out of memory halfway is."""
         for network in networks(self.guidances):
-            at = network.conv_in.weight
-            if at.device != torch.device(device) or at.dtype != (dtype or at.dtype):
+            ends = (network.conv_in.weight, network.controlnet_mid_block.weight)  # moved first, and last
+            if any(at.device != torch.device(device) or at.dtype != (dtype or at.dtype) for at in ends):
                 network.to(device, dtype)
 
     def rows(
@@ -175,7 +176,8 @@ class _OnePerson:
             if not now.has_room(inputs):
                 now.forget()
                 place = now.places(inputs)
-            first = _places(inputs, inputs)
+            # a row that is not a number equals none, not even itself
+            first = [row if found is None else found for row, found in enumerate(_places(inputs, inputs))]
             new = [row for row, known in enumerate(place) if known is None and first[row] == row]
             new_sides = [sides[row] for row in new]
             labels = now.labels_of(new_sides)
@@ -197,8 +199,7 @@ class _OnePerson:
 
     def _run(self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> list[Tensor]:
         """Weighted residuals of rows; `sides` is True for those that get the unconditional side's own tokens."""
-        # the network's own type decides, also inside a host's autocast
-        with torch.autocast(x.device.type, enabled=False):
+        with _own_type(x.device.type):
             identity = self._embedded_tokens(x.device)
             if self.guidance.uncond_tokens is not None:
                 rows = [int(side) for side in sides]
@@ -223,6 +224,12 @@ class _OnePerson:
             )
             self._features[size] = self.guidance.ffrnet.embed_landmarks(picture)
         return self._features[size]
+
+
+def _own_type(device_type: str) -> AbstractContextManager:
+    """Inside it the network's own type decides, also within a host's autocast; other devices refuse even to switch
+    it off."""
+    return torch.autocast(device_type, enabled=False) if device_type in ("cuda", "cpu", "xpu") else nullcontext()
 
 
 def networks(guidances: Sequence[Guidance]) -> list[FFRNet]:

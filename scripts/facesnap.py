@@ -21,6 +21,9 @@ from facesnap_ext.infotext import PHOTOS
 from facesnap_ext.settings import UI_ORDER, from_script_args, sittings
 from facesnap_ext.weights.places import ModelFiles, find_identities, find_models
 
+if not hasattr(scripts.Script, "process_before_every_sampling"):  # without which no guidance would ever get in
+    raise ImportError("FaceSnap needs AUTOMATIC1111 1.10 or later, or Forge; update the WebUI.")
+
 host = hosts.current()
 MODELS, DATA = Path(paths.models_path), Path(paths.data_path)
 log = logging.getLogger("facesnap")
@@ -150,11 +153,10 @@ class Script(scripts.Script):
     def process_before_every_sampling(self, p, *args, **kwargs):
         job = webui.now(p)
         try:
-            guidances = webui.for_pass(p, job) if isinstance(job, webui.Job) else job or ()
+            host.attach(p, webui.for_pass(p, job) if isinstance(job, webui.Job) else job or ())
         except Exception as error:
             host.attach(p, mistake(error))
             raise
-        host.attach(p, guidances)
 
     def post_sample(self, p, ps, *args):
         host.detach(p)

@@ -68,6 +68,18 @@ def test_each_photo_has_the_jobs_pictures_one_after_the_other(host, people, draw
     assert "photo 3 of 3" in host.state.textinfo
 
 
+def test_one_finished_picture_is_not_made_larger_for_everybody(host, people, drawn):
+    """The button under the gallery, which makes the chosen picture's job anew with its hires pass alone."""
+    p = job(host, {**APART, "references": people})
+    p.txt2img_upscale = True
+    with pytest.raises(FaceSnapError, match="leave the photo of the person in that picture alone there"):
+        process_images(p)
+    assert drawn == []
+    alone = job(host, {**APART, "references": people[:1]})
+    alone.txt2img_upscale = True
+    assert len(process_images(alone).images) == 1
+
+
 def test_one_photo_is_as_ever(host, people, drawn):
     made = process_images(job(host, {**APART, "references": people[:1]}, n_iter=2))
     assert len(made.images) == len(drawn) == 2

@@ -113,6 +113,25 @@ def test_the_window(start, end, acts):
     assert "".join(str(int(guidance.acts_at(step / 4))) for step in range(4)) == acts
 
 
+def test_devices_that_know_no_autocast_need_none(monkeypatch):
+    """PyTorch before 2.5 on a Mac, and DirectML, refuse even to switch it off."""
+
+    def refuse(device_type, **options):
+        raise RuntimeError(f"User specified an unsupported autocast device_type {device_type!r}")
+
+    monkeypatch.setattr(torch, "autocast", refuse)
+    for device_type in ("mps", "privateuseone"):
+        with guidance_module._own_type(device_type):
+            pass
+
+
+def test_rows_that_are_no_numbers_are_run_as_the_host_runs_them():
+    """And then the host says that the checkpoint made them."""
+    x = torch.full((2, 4, 8, 8), float("nan"))
+    residuals = Residuals((tiny.guidance(network=NETWORK),)).rows(x, torch.tensor([5.0, 5.0]), [True, False])
+    assert all(residual.isnan().any() for residual in residuals)
+
+
 def test_no_landmarks_are_a_black_drawing():
     black = landmark_picture(None, 64, 48)
     assert black.shape == (1, 3, 48, 64)

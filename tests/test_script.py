@@ -215,6 +215,27 @@ def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch, where):
     assert "ZeroDivisionError" in str(error)
 
 
+def test_a_mistake_while_the_guidance_gets_in_stops_the_job_too(host, astronaut, monkeypatch):
+    """The host swallows it and would make a picture of a stranger."""
+    attach = host.module.host.attach
+
+    def fail(p, guidances):
+        if not isinstance(guidances, FaceSnapError):
+            raise AttributeError("no such thing")
+        attach(p, guidances)
+
+    monkeypatch.setattr(host.module.host, "attach", fail)
+    run(host, Processing(), {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
+    (error,) = attached(host)
+    assert "FaceSnap failed: AttributeError('no such thing')" in str(error)
+
+
+def test_a_webui_that_knows_no_place_for_guidance_is_told_to_be_updated(host, monkeypatch):
+    monkeypatch.delattr(sys.modules["modules.scripts"].Script, "process_before_every_sampling")
+    with pytest.raises(ImportError, match=r"needs AUTOMATIC1111 1\.10 or later, or Forge; update the WebUI"):
+        exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), {"__name__": "facesnap"})
+
+
 def test_the_next_job_knows_nothing_of_the_last(host):
     p = job()
     run(host, p, {})

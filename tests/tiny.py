@@ -9,6 +9,7 @@ from torch import nn
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.guidance import Guidance
 from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.regions import Drawn
 
 WIDTHS = (32, 64, 96)
 CONTEXT = 48
@@ -57,6 +58,22 @@ def ffrnet(seed: int = 0, **changes) -> FFRNet:
 def landmarks(seed: int = 0, width: int = 128, height: int = 128) -> Landmarks:
     points = np.random.default_rng(seed).uniform(0.1, 0.9, (72, 2)) * (width, height)
     return Landmarks(points.astype(np.float32), width, height)
+
+
+def side_by_side() -> tuple[Guidance, Guidance]:
+    """Two people of two weight files; the first one on the left, and on the conditional side only."""
+    left = Drawn(np.float32([[1, 0]]))
+    return (
+        guidance(cond_only=True, weight=0.7, region=left),
+        guidance(3, weight=1.2, region=Drawn(1 - left.white)),
+    )
+
+
+PEOPLE = {
+    "one": lambda: (guidance(weight=0.7),),
+    "one on the conditional side": lambda: (guidance(weight=0.7, cond_only=True),),
+    "two": side_by_side,
+}
 
 
 def guidance(seed: int = 0, network: FFRNet | None = None, **changes) -> Guidance:

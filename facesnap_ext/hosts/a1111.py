@@ -41,6 +41,7 @@ class Attachment:
         self._handles: list[Any] = []
         self._sides: deque[bool] = deque()  # announced rows that have not yet passed: conditional or not
         self._acting: list[bool] = []  # for each guidance, in the announced evaluation
+        self._announced = self._told = False  # whether the evaluation under way is this job's; whether one was strange
         self._current: list[Tensor] | None = None  # residuals of the UNet call under way
 
     def hook(self, unet: nn.Module) -> None:
@@ -71,6 +72,7 @@ class Attachment:
 
     def announce(self, rows: int, cond_rows: int, progress: float) -> None:
         """Rows that pass through the UNet next, the conditional ones first."""
+        self._announced = True
         self._sides = deque(i < cond_rows for i in range(rows))
         if self.residuals is not None:
             self._acting = [guidance.acts_at(progress) for guidance in self.residuals.guidances]
@@ -78,6 +80,15 @@ class Attachment:
     def withdraw(self) -> None:
         """The next evaluation is another job's."""
         self._sides.clear()
+        self._announced = False
+
+    def _tell_of_calls_that_nobody_announced(self) -> None:
+        if self._announced and not self._told and (p := self.job()) is not None:
+            self._told = True
+            p.comment(
+                "FaceSnap: Another extension runs the UNet beside the WebUI's own calls, or in tiles as MultiDiffusion "
+                "does, and FaceSnap does not act there; switch one of the two off."
+            )
 
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._current = None
@@ -85,14 +96,15 @@ class Attachment:
             self.adapters.call = None
         x = args[0]
         if len(self._sides) < len(x):
+            self._tell_of_calls_that_nobody_announced()
             return
         if self.refusal is not None:
             raise FaceSnapError(self.refusal)
         sides = [self._sides.popleft() for _ in range(len(x))]
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
+            _placed.update(networks(self.residuals.guidances))  # before: it may run out of memory halfway
             self.residuals.to(x.device, x.dtype)
-            _placed.update(networks(self.residuals.guidances))
             self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
             self.adapters.call = call_of(x, sides, self._acting)
 

@@ -55,7 +55,7 @@ class AdapterHooks:
         if not wanting:
             return
         layers = cross_attentions(unet)
-        widths = tuple(layer.to_q.out_features for layer in layers)
+        widths = tuple(map(_width, layers))
         for guidance in wanting:
             own = tuple(keys.shape[-1] for keys, _ in guidance.adapter)
             if own != widths:
@@ -142,6 +142,11 @@ def cross_attentions(unet: nn.Module) -> list[nn.Module]:
     down, up, middle."""
     modules = [(name, module) for name, module in unet.named_modules() if name.endswith(".attn2")]
     return [module for level in LEVELS for name, module in modules if name.startswith(level)]
+
+
+def _width(attention: nn.Module) -> int:
+    """Forge's quantised projections do not say theirs."""
+    return getattr(attention.to_q, "out_features", None) or attention.heads * attention.dim_head
 
 
 def call_of(x: Tensor, is_cond: Sequence[bool], acting: Sequence[bool]) -> Call:

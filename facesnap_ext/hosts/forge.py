@@ -1,36 +1,43 @@
 """Forge and reForge: residuals enter as one more control in the UNet patcher's chain of ControlNets.
 
 Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument,
-rows carry no marks but `cond_or_uncond`, `model_sampling` in place of `predictor`), which duck typing covers. An
-adapter's hooks are on the UNet itself, which all jobs share: they act in those calls alone whose options their control
-has marked.
+rows carry no marks but `cond_or_uncond`, `model_sampling` in place of `predictor`), which duck typing covers. How far
+sampling is, `on_cfg_denoiser` says before each evaluation of the UNet, as a part of the pass: sigmas would be parts of
+the whole noise schedule, of which hires fix and img2img see the end alone. An adapter's hooks are on the UNet itself,
+which all jobs share: they act in those calls alone whose options their control has marked.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.guidance import Guidance, Residuals, networks
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
 from facesnap_ext.hosts.unet import check_fit
 
 Control = dict[str, list[Tensor | None]]
 CALL = "facesnap"  # in a UNet call's transformer options: what the adapters are to do in it
-_hooked: list[FaceSnapControl] = []  # those whose adapters have hooks on a UNet; one job samples at a time
+_attached: weakref.ref[FaceSnapControl] | None = None  # the latest; one job samples at a time
+_hooked: list[FaceSnapControl] = []  # those whose adapters have hooks on a UNet
+_placed: weakref.WeakSet[FFRNet] = weakref.WeakSet()  # networks that may be in the GPU's memory
 
 
 class FaceSnapControl:
     """A link in the chain of controls: a guidance for each person, or the reason why the job must stop.
 
     Attributes that the hosts read and write: `previous_controlnet`, `transformer_options`.
+
+    progress: part of the pass that lies behind, 0…1.
     """
 
-    def __init__(self, guidances: Sequence[Guidance] | FaceSnapError, patchers: Sequence[Any] = ()):
+    def __init__(self, p: Any, guidances: Sequence[Guidance] | FaceSnapError, patchers: Sequence[Any] = ()):
+        self.job = weakref.ref(p)
         # only the sentence: with its traceback an error holds on to the job, and this goes when that does
         self.refusal = str(guidances) if isinstance(guidances, FaceSnapError) else None
         self.patchers = patchers  # of FFRNets, under the host's memory management; the host keeps weak references only
@@ -38,8 +45,8 @@ class FaceSnapControl:
         self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
         self.previous_controlnet: Any = None
         self.transformer_options: dict[str, Any] = {}
+        self.progress = 0.0
         self._predictor: Any = None
-        self._sigmas: list[tuple[float, float]] = []  # each guidance acts from the first down to the second
 
     def set_previous_controlnet(self, control: Any) -> FaceSnapControl:
         self.previous_controlnet = control
@@ -48,11 +55,6 @@ class FaceSnapControl:
     def pre_run(self, model: Any, percent_to_sigma: Callable[[float], float]) -> None:
         """Called before sampling, several times: for each link, and by each later link."""
         self._predictor = getattr(model, "predictor", None) or model.model_sampling
-        if self.residuals is not None:
-            self._sigmas = [
-                (float(percent_to_sigma(guidance.start)), float(percent_to_sigma(guidance.end)))
-                for guidance in self.residuals.guidances
-            ]
         if self.previous_controlnet is not None:
             self.previous_controlnet.pre_run(model, percent_to_sigma)
 
@@ -91,8 +93,7 @@ class FaceSnapControl:
         if self.previous_controlnet is not None:
             extra = () if transformer_options is None else (transformer_options,)
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, *extra)
-        sigma = float(t[0])
-        acting = [end <= sigma <= start for start, end in self._sigmas]
+        acting = [guidance.acts_at(self.progress) for guidance in self.residuals.guidances]
         if not any(acting):
             return previous
 
@@ -104,6 +105,11 @@ class FaceSnapControl:
         options[CALL] = (self, call_of(x, is_cond, acting))  # the dictionary is the call's own
         *skips, middle = (residual.to(x_noisy.dtype) for residual in residuals)
         return merge({"input": [], "middle": [middle], "output": skips}, previous)
+
+    @property
+    def cond_hint(self) -> Any:
+        """The picture that Forge's MultiDiffusion cuts into tiles, before which landmarks would have to be cut."""
+        raise FaceSnapError("FaceSnap cannot act in MultiDiffusion's tiles; switch one of the two off.")
 
     def hook(self, unet: nn.Module) -> None:
         """Let the adapters into a UNet.
@@ -144,10 +150,12 @@ def merge(own: Control, previous: Control | None) -> Control:
 def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
     """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call.
 
-    Without any guidance the pass is left alone.
+    Without any guidance the pass is left alone, and has all of the GPU's memory.
     """
+    global _attached
     detach(p)  # hires fix calls this once on a UNet that still carries the first pass's control
     if not guidances:
+        offload()
         return
     unet = p.sd_model.forge_objects.unet.clone()
     patchers = []
@@ -156,26 +164,43 @@ def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
             check_fit(p, guidances, unet.model.diffusion_model)
             for network in networks(guidances):
                 network.to(_compute_dtype(unet))
+                _placed.add(network)
                 patchers.append(type_of_model_patcher(unet)(network, unet.load_device, unet.offload_device))
         except FaceSnapError as error:
             guidances = error
-    control = FaceSnapControl(guidances, patchers)
+    control = FaceSnapControl(p, guidances, patchers)
     if control.adapters is not None and any(guidance.has_adapter for guidance in guidances):
         try:
             control.hook(unet.model.diffusion_model)
         except FaceSnapError as error:
-            control = FaceSnapControl(error)
+            control = FaceSnapControl(p, error)
     unet.add_patched_controlnet(control)
     p.sd_model.forge_objects.unet = unet
-    weakref.finalize(p, _take_out, p.sd_model, lambda link: link is control)  # an exception ends the job unannounced
-    weakref.finalize(p, control.unhook)
+    _attached = weakref.ref(control)
+    weakref.finalize(p, _forget, weakref.ref(p.sd_model), control)  # an exception ends the job unannounced
 
 
 def detach(p: Any) -> None:
     """Take every FaceSnap control out of the chain of the current UNet."""
+    global _attached
+    _attached = None
     _take_out(p.sd_model, lambda link: isinstance(link, FaceSnapControl))
     while _hooked:
         _hooked[-1].unhook()
+
+
+def _forget(model: weakref.ref[Any], control: FaceSnapControl) -> None:
+    """Take a control off when its job is gone; the model may be, since a refiner takes its place in memory."""
+    if model() is not None:
+        _take_out(model(), lambda link: link is control)
+    control.unhook()
+
+
+def offload() -> None:
+    """Move every FFRNet out of the GPU's memory: the host forgets about those of earlier jobs and leaves them there."""
+    for network in _placed:
+        network.to("cpu")
+    _placed.clear()
 
 
 def _take_out(model: Any, unwanted: Callable[[Any], bool]) -> None:
@@ -204,4 +229,39 @@ def _compute_dtype(unet: Any) -> Any:
 
 
 def on_cfg_denoiser(params: Any) -> None:
-    """Controls know their rows without being told."""
+    """Say how far the pass is; register once with `script_callbacks.on_cfg_denoiser`."""
+    denoiser = params.denoiser
+    if (control := _of_job(denoiser.p)) is None:
+        return
+    if control not in _links(denoiser.p.sd_model.forge_objects.unet):
+        _follow_refiner(denoiser.p, control, params.x)
+        if (control := _of_job(denoiser.p)) is None:
+            return
+    control.progress = denoiser.step / denoiser.total_steps
+
+
+def _of_job(p: Any) -> FaceSnapControl | None:
+    control = None if _attached is None else _attached()
+    return control if control is not None and control.job() is p else None
+
+
+def _links(unet: Any) -> Iterator[Any]:
+    link = unet.controlnet_linked_list
+    while link is not None:
+        yield link
+        link = link.previous_controlnet
+
+
+def _follow_refiner(p: Any, control: FaceSnapControl, x: Tensor) -> None:
+    """The host has switched to another model in mid-sampling, without a word to scripts."""
+    guidances = () if control.residuals is None else control.residuals.guidances
+    try:
+        check_fit(p, guidances, p.sd_model.forge_objects.unet.model.diffusion_model)
+    except FaceSnapError:
+        detach(p)
+        p.comment("FaceSnap acted until the refiner took over, whose UNet has other widths.")
+        return
+    from modules.sd_samplers_common import sampling_prepare
+
+    attach(p, guidances)
+    sampling_prepare(p.sd_model.forge_objects.unet, x)

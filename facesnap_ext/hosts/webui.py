@@ -57,7 +57,7 @@ def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[],
 
     Raises:
         FaceSnapError: some photos have no face, which is told of all before anything is made; or other scripts ask for
-            pictures that fill no whole batches.
+            pictures that fill no whole batches; or the job makes one finished picture larger.
     """
     from modules import shared
 
@@ -67,6 +67,11 @@ def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[],
         return sittings
     if getattr(p, "_ad_inner", False):
         return [next(units for units in sittings if to_infotext(units).items() <= p.extra_generation_params.items())]
+    if getattr(p, "txt2img_upscale", False):
+        raise FaceSnapError(
+            "One finished picture cannot be made larger for photos of a person each; leave the photo of the person in "
+            "that picture alone there."
+        )
     first = min(sittings[0])
     references = [units[first].references[0] for units in sittings]
     with naming(person(first, sittings[0])):

@@ -8,7 +8,6 @@ import weakref
 from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
 
-import numpy as np
 import pytest
 import tiny
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.hosts import a1111
-from facesnap_ext.regions import Drawn
 
 
 @dataclass(eq=True)  # as StableDiffusionProcessing, which therefore has no hash
@@ -107,21 +105,6 @@ def a1111_landmarks(guidance, x) -> Tensor:
     return landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2])
 
 
-def side_by_side():
-    """Two people of two weight files; the first one on the left, and on the conditional side only."""
-    left = Drawn(np.float32([[1, 0]]))
-    return (
-        tiny.guidance(cond_only=True, weight=0.7, region=left),
-        tiny.guidance(3, weight=1.2, region=Drawn(1 - left.white)),
-    )
-
-
-PEOPLE = {
-    "one": lambda: (tiny.guidance(weight=0.7),),
-    "one on the conditional side": lambda: (tiny.guidance(weight=0.7, cond_only=True),),
-    "two": side_by_side,
-}
-
 # how the host groups its rows: conditional rows, unconditional rows, the calls
 GROUPINGS = {
     "joint": (1, 1, [[0, 1]]),
@@ -136,11 +119,11 @@ GROUPINGS = {
 }
 
 
-@pytest.mark.parametrize("people", PEOPLE)
+@pytest.mark.parametrize("people", tiny.PEOPLE)
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, people):
     cond, uncond, calls = GROUPINGS[grouping]
-    guidances = PEOPLE[people]()
+    guidances = tiny.PEOPLE[people]()
     job = Job(unet)
     x, timesteps, context, y = inputs(cond + uncond)
     images = [i % uncond for i in range(cond)] + list(range(uncond))  # rows of one image share latent and timestep
@@ -288,6 +271,53 @@ def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
     assert torch.equal(call(unet, *args, [0, 1]), plain)  # nor to a call that nobody announced
 
 
+def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet):
+    """Tiles, or another extension's own look at the UNet; but another job's calls are no business of this one."""
+    args, job = inputs(2), Job(unet)
+    plain = call(unet, *args, [0, 1])
+    a1111.attach(job, (tiny.guidance(),))
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
+    assert job.comments == [], "before sampling has begun"
+    for step in range(2):
+        announce(job, args[0], 1, step)
+        assert not torch.equal(call(unet, *args, [0, 1]), plain)
+    assert job.comments == []
+    for _ in range(2):
+        assert torch.equal(call(unet, *args, [0, 1]), plain)
+    (told,) = job.comments
+    assert "FaceSnap does not act there" in told
+
+    a1111.attach(job, (tiny.guidance(),))
+    announce(job, args[0], 1)
+    call(unet, *args, [0, 1])
+    announce(Job(unet), args[0], 1)
+    call(unet, *args, [0, 1])
+    assert len(job.comments) == 1
+
+
+def test_memory_that_runs_out_halfway_does_not_spoil_the_jobs_after(unet, monkeypatch):
+    """Modules move one after another: the first ones are there, the last ones are not."""
+    guidance, args = tiny.guidance(), inputs(1)
+    wanted = expected(unet, (guidance,), *args, 1)
+    guidance.ffrnet.double()
+
+    def run_out(*args):
+        raise torch.cuda.OutOfMemoryError("halfway")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(guidance.ffrnet.mid_block, "_apply", run_out)
+        failed = Job(unet)
+        a1111.attach(failed, (guidance,))
+        announce(failed, args[0], 1)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            call(unet, *args, [0])
+        assert guidance.ffrnet in a1111._placed, "or it would never be moved out"
+    job = Job(unet)
+    a1111.attach(job, (guidance,))
+    announce(job, args[0], 1)
+    torch.testing.assert_close(call(unet, *args, [0]), wanted, atol=1e-4, rtol=1e-4)
+
+
 @pytest.fixture
 def moves(monkeypatch):
     """Where networks are sent, one after another."""
@@ -399,7 +429,7 @@ def test_a_file_of_other_widths_is_named_with_both(unet):
 def test_it_follows_a_refiner_of_the_same_widths_and_stops_aloud_at_another(unet):
     args = inputs(1)
     job = Job(unet)
-    a1111.attach(job, side_by_side())
+    a1111.attach(job, tiny.side_by_side())
     twin = ldm_unet(seed=5)
     plain = call(twin, *args, [0])
     job.unet = twin

@@ -319,6 +319,17 @@ def test_forge_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping,
     assert len(job.sd_model.forge_objects.unet.model.diffusion_model._forward_pre_hooks) == 0
 
 
+def test_forges_quantised_projections_which_do_not_say_their_width(unet, monkeypatch):
+    guidance, *_ = person(unet)
+    for layer in cross_attentions(unet):
+        monkeypatch.delattr(layer.to_q, "out_features")
+        monkeypatch.setattr(layer, "dim_head", layer.to_q.weight.shape[0] // layer.heads, raising=False)
+    job = test_forge.make_job(ForgeUNet(unet))
+    forge.attach(job, (guidance,))
+    assert job.sd_model.forge_objects.unet.controlnet_linked_list.refusal is None
+    forge.detach(job)
+
+
 def test_forge_hooks_go_when_their_job_does(unet):
     import gc
 

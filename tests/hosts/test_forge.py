@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import tiny
 import torch
@@ -14,10 +15,10 @@ from ldm_unet import inputs, ldm_unet, reference_walk
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.guidance import landmark_picture
 from facesnap_ext.hosts import forge
 from facesnap_ext.hosts.forge import FaceSnapControl
-from facesnap_ext.regions import Drawn
 
 
 class Predictor:
@@ -105,18 +106,41 @@ class OtherControl:
 class Job(SimpleNamespace):
     """Of the host's jobs there are weak references."""
 
+    def comment(self, text: str) -> None:
+        self.comments.append(text)
+
+
+class Loaded(SimpleNamespace):
+    """And of its models."""
+
 
 def make_job(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True):
-    patcher = UnetPatcher(Model(unet, reforge))
-    info = SimpleNamespace(title="loaded.safetensors")
-    objects = SimpleNamespace(unet=patcher)
-    return Job(
-        sd_model=SimpleNamespace(is_sdxl=is_sdxl, forge_objects=objects, sd_checkpoint_info=info), reforge=reforge
+    return Job(sd_model=load(unet, reforge, is_sdxl), reforge=reforge, comments=[])
+
+
+def load(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True) -> Loaded:
+    objects = SimpleNamespace(unet=UnetPatcher(Model(unet, reforge)))
+    return Loaded(
+        is_sdxl=is_sdxl, forge_objects=objects, sd_checkpoint_info=SimpleNamespace(title="loaded.safetensors")
     )
 
 
+def announce(job, x: Tensor, progress: float) -> None:
+    """What the host does before each evaluation."""
+    denoiser = SimpleNamespace(p=job, step=round(100 * progress), total_steps=100)
+    forge.on_cfg_denoiser(SimpleNamespace(x=x, denoiser=denoiser))
+
+
 @torch.no_grad()
-def sample_once(job, x: Tensor, sigmas: Tensor, context: Tensor, y: Tensor, calls: list[list[tuple[int, int]]]):
+def sample_once(
+    job,
+    x: Tensor,
+    sigmas: Tensor,
+    context: Tensor,
+    y: Tensor,
+    calls: list[list[tuple[int, int]]],
+    progress: float = 0.0,
+):
     """One step as the host makes it: each call has chunks of (side, image rows' offset), all of the same length.
 
     Args:
@@ -126,6 +150,7 @@ def sample_once(job, x: Tensor, sigmas: Tensor, context: Tensor, y: Tensor, call
     model = patcher.model
     for control in patcher.list_controlnets():
         control.pre_run(model, Predictor().percent_to_sigma)
+    announce(job, x[: len(sigmas)], progress)
     images = len(sigmas)
     out = {}
     for chunks in calls:
@@ -201,21 +226,6 @@ def unet():
     return ldm_unet()
 
 
-def side_by_side():
-    """Two people of two weight files; the first one on the left, and on the conditional side only."""
-    left = Drawn(np.float32([[1, 0]]))
-    return (
-        tiny.guidance(cond_only=True, weight=0.7, region=left),
-        tiny.guidance(3, weight=1.2, region=Drawn(1 - left.white)),
-    )
-
-
-PEOPLE = {
-    "one": lambda: (tiny.guidance(weight=0.7),),
-    "one on the conditional side": lambda: (tiny.guidance(weight=0.7, cond_only=True),),
-    "two": side_by_side,
-}
-
 # seen orders: images; the calls' chunks as (0 cond | 1 uncond, first row)
 GROUPINGS = {
     "normal, unconditional first": (1, [[(1, 0), (0, 1)]]),
@@ -229,12 +239,12 @@ GROUPINGS = {
 
 
 @pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
-@pytest.mark.parametrize("people", PEOPLE)
+@pytest.mark.parametrize("people", tiny.PEOPLE)
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, reforge, people):
     images, calls = GROUPINGS[grouping]
     chunks = [chunk for call in calls for chunk in call]
-    guidances = PEOPLE[people]()
+    guidances = tiny.PEOPLE[people]()
     x, _, context, y = inputs(images * len(chunks))
     x = torch.cat([x[:images]] * len(chunks))
     sigmas = torch.linspace(2.0, 2.0, images)
@@ -280,7 +290,8 @@ def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
     assert job.sd_model.forge_objects.unet.controlnet_linked_list.inference_memory_requirements(None) == 77
 
 
-def test_start_and_end_follow_the_hosts_own_scale_and_pass_on_what_came_before(unet):
+def test_start_and_end_are_parts_of_the_pass_and_pass_on_what_came_before(unet):
+    """Of hires fix's or img2img's pass too, which sees the end of the noise schedule alone."""
     other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
     job = make_job(unet)
     job.sd_model.forge_objects.unet.add_patched_controlnet(other)
@@ -290,8 +301,9 @@ def test_start_and_end_follow_the_hosts_own_scale_and_pass_on_what_came_before(u
     x, _, _, y = inputs(1)
     options = {"cond_or_uncond": [0]}
     acted = []
-    for percent in (0.1, 0.3, 0.7, 0.9):
-        sigma = torch.tensor([14.6 * (1 - percent)])
+    for progress in (0.1, 0.3, 0.7, 0.9):
+        announce(job, x, progress)
+        sigma = torch.tensor([0.3 * (1 - progress)])
         out = control.get_control(x, sigma, {"y": y, "transformer_options": options}, 1)
         acted.append(len(out["output"]) > 0)
         assert torch.equal(out["middle"][0], torch.ones(1)) != acted[-1]
@@ -304,18 +316,89 @@ def test_each_person_has_a_window_of_their_own(unet):
     forge.attach(job, (first, second))
     x, _, context, y = inputs(1)
     halves = [replace(guidance, weight=0.5) for guidance in (first, second)]  # two people everywhere share evenly
-    for percent, acting in ((0.1, [first]), (0.4, halves), (0.7, [second]), (0.9, [])):
-        sigma = torch.tensor([14.6 * (1 - percent)])
-        got = sample_once(job, x, sigma, context, y, [[(0, 0)]])
+    for progress, acting in ((0.1, [first]), (0.4, halves), (0.7, [second]), (0.9, [])):
+        sigma = torch.tensor([14.6 * (1 - progress)])
+        got = sample_once(job, x, sigma, context, y, [[(0, 0)]], progress)
         torch.testing.assert_close(got, expected(unet, acting, x, sigma, context, y, [True]), atol=1e-4, rtol=1e-4)
 
 
 def test_each_ffrnet_is_handed_to_the_hosts_memory_management_once(unet):
     job = make_job(unet)
-    a, b = side_by_side()
+    a, b = tiny.side_by_side()
     forge.attach(job, (a, b, replace(a, landmarks=None)))
     models = job.sd_model.forge_objects.unet.controlnet_linked_list.get_models()
     assert [model.model for model in models] == [a.ffrnet, b.ffrnet]
+
+
+def test_a_picture_without_anybody_has_all_of_the_gpus_memory(unet, monkeypatch):
+    """The host drops an earlier job's patcher without moving the network, which lives on for the next job."""
+    forge.offload()
+    sent = []
+    monkeypatch.setattr(FFRNet, "to", lambda self, *args: sent.append(args[0]) or self)
+    job, people = make_job(unet), tiny.side_by_side()  # whom the engine remembers
+    forge.attach(job, people)
+    sent.clear()
+    del job
+    forge.attach(make_job(unet), ())
+    assert sent == ["cpu"] * len(people)
+    forge.attach(make_job(unet), ())
+    assert len(sent) == len(people), "once is enough"
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """The UNets that the host was told to prepare for sampling."""
+    seen = []
+
+    def sampling_prepare(unet, x):
+        seen.append(unet)
+        for control in unet.list_controlnets():
+            control.pre_run(unet.model, Predictor().percent_to_sigma)
+
+    module = SimpleNamespace(sampling_prepare=sampling_prepare)
+    monkeypatch.setitem(sys.modules, "modules", SimpleNamespace(sd_samplers_common=module))
+    monkeypatch.setitem(sys.modules, "modules.sd_samplers_common", module)
+    return seen
+
+
+def test_a_refiner_is_followed_and_its_forerunner_let_go(unet, prepared):
+    job, guidance = make_job(unet), tiny.guidance(start=0.3)
+    x, _, context, y = inputs(1)
+    sigma = torch.tensor([2.0])
+    forge.attach(job, (guidance,))
+    sample_once(job, x, sigma, context, y, [[(0, 0)]], 0.5)
+    base = weakref.ref(job.sd_model)
+    job.sd_model = load(unet)
+    gc.collect()
+    assert base() is None
+    announce(job, x, 0.6)
+    assert prepared == [job.sd_model.forge_objects.unet]
+    got = sample_once(job, x, sigma, context, y, [[(0, 0)]], 0.6)
+    wanted = expected(unet, (guidance,), x, sigma, context, y, [True])
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    assert len(prepared) == 1, "once"
+    forge.detach(job)
+    announce(job, x, 0.7)
+    assert job.sd_model.forge_objects.unet.list_controlnets() == []
+    assert job.comments == []
+
+
+def test_a_refiner_of_other_widths_goes_on_alone_and_that_is_said(unet, prepared):
+    job = make_job(unet)
+    forge.attach(job, (tiny.guidance(),))
+    job.sd_model = load(unet, is_sdxl=False)
+    announce(job, inputs(1)[0], 0.6)
+    assert job.sd_model.forge_objects.unet.list_controlnets() == []
+    assert job.comments == ["FaceSnap acted until the refiner took over, whose UNet has other widths."]
+    assert prepared == []
+
+
+def test_multidiffusions_tiles_are_refused_with_a_sentence(unet):
+    job = make_job(unet)
+    forge.attach(job, (tiny.guidance(),))
+    control = job.sd_model.forge_objects.unet.controlnet_linked_list
+    with pytest.raises(FaceSnapError, match="cannot act in MultiDiffusion's tiles; switch one of the two off"):
+        _ = control.cond_hint
 
 
 def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
@@ -359,7 +442,7 @@ def test_a_job_that_an_exception_ended_takes_its_own_control_along(unet):
     failed = make_job(unet)
     objects = failed.sd_model.forge_objects
     forge.attach(failed, (tiny.guidance(),))
-    another = FaceSnapControl((tiny.guidance(),))
+    another = FaceSnapControl(failed, (tiny.guidance(),))
     objects.unet.add_patched_controlnet(another)
     del failed
     assert objects.unet.list_controlnets() == [another]
