@@ -124,7 +124,10 @@ def person_controls(
                     elem_id=ident("several"),
                 )
             made["identity"] = gr.Dropdown(
-                ["", *identities], value="", label="Saved person, in place of photos", elem_id=ident("identity")
+                ["", *identities],
+                value="",
+                label="Saved person, in place of the photos or beside them",
+                elem_id=ident("identity"),
             )
             with gr.Row():
                 title = gr.Textbox("", label="Name to save these photos' person under", elem_id=ident("name"))

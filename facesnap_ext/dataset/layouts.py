@@ -9,7 +9,6 @@ from pathlib import Path, PurePosixPath
 
 from facesnap_ext.errors import FaceSnapError
 
-LAYOUTS = ("auto", "people", "singles")
 _KINDS = "avif bmp gif heic heif jfif jp2 jpe jpeg jpg mpo png pnm ppm tif tiff webp"
 PHOTO_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 CAPTION_SUFFIXES = (".txt", ".caption")

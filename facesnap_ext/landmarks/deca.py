@@ -26,7 +26,6 @@ CODE_SIZES = {"shape": 100, "tex": 50, "exp": 50, "pose": 6, "cam": 3, "light": 
 IMAGE_SIZE = 224
 BOX_SCALE = 1.25  # the crop's side over the face's size
 BOX_DROP = 0.12  # how far below a detector box's centre the crop's centre is, in sizes
-POINTS_SCALE = 1.1  # a box around 68 points is this much smaller than the face
 
 
 class Bottleneck(nn.Module):
@@ -128,18 +127,8 @@ def crop_transform(box: np.ndarray, image_size: int = IMAGE_SIZE) -> np.ndarray:
     """
     left, top, right, bottom = (float(edge) for edge in box)
     size = (right - left + bottom - top) / 2
-    return _square_transform((left + right) / 2, (top + bottom) / 2 + BOX_DROP * size, size, image_size)
-
-
-def crop_transform_from_points(points: np.ndarray, image_size: int = IMAGE_SIZE) -> np.ndarray:
-    """`crop_transform` for a face known by its 68 points, [68,2] in pixels: their box made larger by 1.1, not moved."""
-    (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
-    size = (right - left + bottom - top) / 2 * POINTS_SCALE
-    return _square_transform((left + right) / 2, (top + bottom) / 2, size, image_size)
-
-
-def _square_transform(x: float, y: float, face_size: float, image_size: int) -> np.ndarray:
-    side = max(int(face_size * BOX_SCALE), 1)
+    x, y = (left + right) / 2, (top + bottom) / 2 + BOX_DROP * size
+    side = max(int(size * BOX_SCALE), 1)
     scale = (image_size - 1) / side
     return np.array([[scale, 0, scale * (side / 2 - x)], [0, scale, scale * (side / 2 - y)], [0, 0, 1]])
 

@@ -2,7 +2,7 @@
 
     python -m facesnap_ext.miniature.vae --data DIR --out DIR
 
-The pilot's lesson: a weak VAE destroys identity, so it has a gate of its own, 30 dB on people never seen.
+A weak VAE destroys identity, so it has a condition of its own to meet: 30 dB on people never seen.
 """
 
 from __future__ import annotations

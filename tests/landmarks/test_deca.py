@@ -17,7 +17,6 @@ from facesnap_ext.landmarks.deca import (
     convert_deca,
     crop_face,
     crop_transform,
-    crop_transform_from_points,
     load_deca,
     project,
     save_deca,
@@ -122,15 +121,6 @@ def test_the_crop_is_decas(corner_and_size: tuple[float, float, float, float]) -
     crop = crop_face(grid, crop_transform(box))
     assert crop.shape == (3, 224, 224)
     np.testing.assert_allclose(crop, expected.transpose(2, 0, 1), atol=2e-3)
-
-
-def test_the_crop_from_68_points_is_decas() -> None:
-    points = np.random.default_rng(1).uniform([60, 40], [200, 180], (68, 2))
-    (left, top), (right, bottom) = points.min(0), points.max(0)
-    expected = decas_own_crop(grid, (right - left + bottom - top) / 2 * 1.1, np.array([left + right, top + bottom]) / 2)
-    np.testing.assert_allclose(
-        crop_face(grid, crop_transform_from_points(points)), expected.transpose(2, 0, 1), atol=2e-3
-    )
 
 
 def test_a_point_seen_in_the_crop_goes_back_to_its_place_in_the_photo() -> None:
