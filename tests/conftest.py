@@ -60,6 +60,21 @@ def astronaut() -> Photo:
 
 
 @pytest.fixture(scope="session")
+def mirrored(astronaut: Photo) -> Photo:
+    """`astronaut` from the other side: the same person, another picture."""
+    return Photo(np.ascontiguousarray(astronaut.pixels[:, ::-1]), "mirrored.png")
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate has one state a process, and refuses another precision."""
+    yield
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
 def grace_hopper() -> Photo:
     """Grace Hopper, 512x600 (US Navy, public domain): one face with a cap."""
     cbook = pytest.importorskip("matplotlib.cbook")

@@ -35,11 +35,6 @@ def unit(astronaut):
 
 
 @pytest.fixture
-def mirrored(astronaut):
-    return Photo(np.ascontiguousarray(astronaut.pixels[:, ::-1]), "mirrored.png")
-
-
-@pytest.fixture
 def copied(stand_ins, tmp_path):
     return shutil.copytree(stand_ins, tmp_path / "facesnap")
 

@@ -26,7 +26,6 @@ from facesnap_ext.identities import save_identity
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.miniature.stand_ins import cross_attention_widths, randomise_outputs, write_instantid
-from facesnap_ext.photos import Photo
 from facesnap_ext.settings import Unit, sittings
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET
@@ -70,11 +69,6 @@ def engine(models):
 @pytest.fixture
 def unit(astronaut):
     return Unit(enabled=True, references=(astronaut,))
-
-
-@pytest.fixture
-def mirrored(astronaut):
-    return Photo(np.ascontiguousarray(astronaut.pixels[:, ::-1]), "mirrored.png")
 
 
 def halves(models):

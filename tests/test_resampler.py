@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from test_mixers import references
 
 from facesnap_ext.resampler import ADDED, ResamplerConfig, ResamplerMixer
 
@@ -49,11 +50,6 @@ def instantid_resampler(p, embeddings, head_dim=64):
         latents = latents + linear(hidden, f"{feedforward}.3")
         layer += 1
     return norm(linear(latents, "proj_out"), "norm_out")
-
-
-def references(people=2, count=1, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return 20 * torch.randn(people, count, 12, generator=g), torch.randn(people, count, 7, 10, generator=g)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,8 @@ from facesnap_ext.training.checkpoints import WEIGHTS, list_checkpoints  # noqa:
 from facesnap_ext.training.config import TrainConfig  # noqa: E402
 from facesnap_ext.weights import facesnap_file  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 PEOPLE = 2
 
 
@@ -61,14 +63,6 @@ class TinyStudio:
     def known(self, index: int) -> Known:
         sitter = self.sitter(index)
         return Known(self.look(sitter.references[0]), self.look(sitter.driving), tuple(map(self.look, sitter.unseen)))
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

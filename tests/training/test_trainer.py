@@ -25,14 +25,7 @@ from facesnap_ext.training import checkpoints, trainer
 from facesnap_ext.training.config import TrainConfig
 from facesnap_ext.weights import facesnap_file
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate has one state a process, and refuses another precision."""
-    yield
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 class Killed(BaseException):

@@ -32,11 +32,6 @@ from facesnap_ext.weights.tensors import fingerprint
 
 
 @pytest.fixture(scope="module")
-def mirrored(astronaut):
-    return Photo(np.ascontiguousarray(astronaut.pixels[:, ::-1]), "mirrored.png")
-
-
-@pytest.fixture(scope="module")
 def models(stand_ins, astronaut, mirrored, tmp_path_factory):
     """A model folder in which Eileen is saved from two photos."""
     folder = shutil.copytree(stand_ins, tmp_path_factory.mktemp("saved") / "facesnap")
