@@ -40,7 +40,6 @@ from facesnap_ext.weights.places import ADVICE, ModelFiles
 
 MAX_BODY = 32 * 2**20  # bytes of a request
 MAX_PHOTOS = 16  # of one request
-CHANGING = ("/get", "/stop")  # routes that a form of a foreign page must not reach
 MAX_SIDE = 16384  # pixels of an output picture
 
 log = logging.getLogger("facesnap")
@@ -71,14 +70,14 @@ def add_routes(
     from fastapi.responses import JSONResponse
     from starlette.concurrency import run_in_threadpool
 
-    async def answer(request: Request, compute: Callable[[dict], dict]) -> JSONResponse:
+    async def answer(request: Request, compute: Callable[[dict], dict], changes: bool) -> JSONResponse:
         headers = {}
         try:
             if not authorised(request.headers.get("authorization"), api_auth):
                 headers = {"WWW-Authenticate": "Basic"}
                 raise RequestError(401, "The user name or password is wrong: send those of --api-auth by HTTP Basic.")
             values = await _values(request) if request.method == "POST" else {}
-            if request.url.path.endswith(CHANGING) and not _is_json(request):
+            if changes and not _is_json(request):
                 raise RequestError(400, "Send this with Content-Type: application/json, which no foreign page can.")
             # not in the event loop, which serves everybody else meanwhile
             return JSONResponse(await run_in_threadpool(compute, values))
@@ -92,9 +91,16 @@ def add_routes(
             sentence = f"FaceSnap failed ({type(error).__name__}); the console has the whole story, please report it."
         return JSONResponse({"detail": sentence}, status, headers)
 
-    def add(path: str, method: str, summary: str, compute: Callable[[dict], dict], schema: dict | None = None):
+    def add(
+        path: str,
+        method: str,
+        summary: str,
+        compute: Callable[[dict], dict],
+        schema: dict | None = None,
+        changes: bool = False,  # something here, so that no form of a foreign page may reach it
+    ) -> None:
         async def endpoint(request: Request):
-            return await answer(request, compute)
+            return await answer(request, compute, changes)
 
         body = {"required": True, "content": {"application/json": {"schema": schema}}}
         extra = {"openapi_extra": {"requestBody": body}} if schema else {}
@@ -104,8 +110,8 @@ def add_routes(
     add("/facesnap/version", "GET", "Version of FaceSnap", lambda values: {"version": __version__})
     add("/facesnap/schema", "GET", "Settings of one person", lambda values: unit_schema())
     add("/facesnap/models", "GET", "Model files", lambda values: describe_models(find_models()))
-    add("/facesnap/models/get", "POST", "Download a part", lambda values: get_part(find_models(), values), PART)
-    add("/facesnap/models/stop", "POST", "Stop a download", stop_part, PART)
+    add("/facesnap/models/get", "POST", "Download a part", lambda values: get_part(find_models(), values), PART, True)
+    add("/facesnap/models/stop", "POST", "Stop a download", stop_part, PART, True)
     add("/facesnap/detect", "POST", "Faces in photos", lambda values: detect(engine(), values), DETECT)
     add("/facesnap/landmarks", "POST", "Points of a pose", lambda values: landmarks(engine(), values), LANDMARKS)
 

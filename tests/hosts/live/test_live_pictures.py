@@ -135,6 +135,23 @@ def test_an_empty_window_leaves_the_picture_alone(host: Host, baseline: Baseline
     assert equal(host.pictures(with_facesnap(FOUR_STEPS, start=0.5, end=0.5)), baseline(FOUR_STEPS))
 
 
+def test_a_window_is_a_part_of_img2imgs_pass_too(host: Host, baseline: Baseline) -> None:
+    """Of low denoising: that pass sees the end of the noise schedule alone."""
+    job = {**img2img_job(), "denoising_strength": 0.3, "steps": 10}
+    assert differ(host.pictures(with_facesnap(job, end=0.5)), baseline(job))
+
+
+def test_a_refiner_is_followed(host: Host, baseline: Baseline) -> None:
+    """With FaceSnap in the refiner's part alone."""
+    if (refiner := host.checkpoint("refiner")) is None:
+        pytest.skip("the host has no checkpoint with 'refiner' in its name")
+    job = {"steps": 4, "refiner_checkpoint": refiner, "refiner_switch_at": 0.5}
+    assert differ(baseline(job), baseline({"steps": 4})), "the refiner does something"
+    for _ in range(2):  # the second time the host loads the first checkpoint again
+        assert differ(host.pictures(with_facesnap(job, start=0.5)), baseline(job))
+        assert equal(host.pictures(job), baseline(job))
+
+
 def test_the_same_job_twice_gives_the_same_picture(host: Host, whole: Pictures) -> None:
     assert equal(host.pictures(with_facesnap(FOUR_STEPS)), whole)
 
