@@ -111,6 +111,8 @@ class FaceSnapControl:
         """The picture that Forge's MultiDiffusion cuts into tiles, before which landmarks would have to be cut."""
         raise FaceSnapError("FaceSnap cannot act in MultiDiffusion's tiles; switch one of the two off.")
 
+    cond_hint_original = cond_hint  # whichever it asks for first
+
     def hook(self, unet: nn.Module) -> None:
         """Let the adapters into a UNet.
 

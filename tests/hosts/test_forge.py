@@ -397,8 +397,9 @@ def test_multidiffusions_tiles_are_refused_with_a_sentence(unet):
     job = make_job(unet)
     forge.attach(job, (tiny.guidance(),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
-    with pytest.raises(FaceSnapError, match="cannot act in MultiDiffusion's tiles; switch one of the two off"):
-        _ = control.cond_hint
+    for asked in ("cond_hint", "cond_hint_original"):
+        with pytest.raises(FaceSnapError, match="cannot act in MultiDiffusion's tiles; switch one of the two off"):
+            getattr(control, asked)
 
 
 def test_a_pass_in_which_nobody_acts_is_left_alone(unet):

@@ -68,6 +68,14 @@ def test_another_checkpoint(host: Host, baseline: Baseline) -> None:
     assert equal(host.pictures({}), baseline({}))
 
 
+def test_forges_multidiffusion(host: Host, baseline: Baseline) -> None:
+    if not host.forge:
+        pytest.skip("only Forge has MultiDiffusion built in")
+    tiles = {"alwayson_scripts": {"MultiDiffusion Integrated": {"args": [True, "MultiDiffusion", 192, 192, 64, 2]}}}
+    assert_one_sentence(refusal(host, with_facesnap(tiles)), r"cannot act in MultiDiffusion's tiles", r"switch one")
+    assert equal(host.pictures({}), baseline({}))
+
+
 def test_img2img_and_hires_too(host: Host) -> None:
     for job in ({"init_images": [encode(grey())]}, {"n_iter": 2}):
         assert_one_sentence(refusal(host, with_facesnap(job, references=[encode(grey())])), r"[Nn]o face", r"take one")
