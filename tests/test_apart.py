@@ -72,7 +72,7 @@ def test_one_finished_picture_is_not_made_larger_for_everybody(host, people, dra
     """The button under the gallery, which makes the chosen picture's job anew with its hires pass alone."""
     p = job(host, {**APART, "references": people})
     p.txt2img_upscale = True
-    with pytest.raises(FaceSnapError, match="leave the photo of the person in that picture alone there"):
+    with pytest.raises(FaceSnapError, match="remove all photos but that of the person in it"):
         process_images(p)
     assert drawn == []
     alone = job(host, {**APART, "references": people[:1]})

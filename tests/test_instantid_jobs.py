@@ -16,6 +16,7 @@ from ldm_unet import inputs, ldm_unet
 from safetensors.torch import load_file, save_file
 
 from facesnap_ext.cli import main
+from facesnap_ext.encoders import Encoders
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.guidance import Residuals
@@ -25,6 +26,7 @@ from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.identities import save_identity
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
+from facesnap_ext.memory import Memory
 from facesnap_ext.miniature.stand_ins import cross_attention_widths, randomise_outputs, write_instantid
 from facesnap_ext.settings import Unit, sittings
 from facesnap_ext.weights import identity_file
@@ -156,6 +158,15 @@ def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, st
     asked = replace(unit, driving=mirrored)
     eileen = replace(asked, references=(), identity="Eileen")
     assert torch.equal(*(engine.prepare(either, 512, 512).guidance.tokens for either in (asked, eileen)))
+
+    # packed into one file it wants no CLIP either
+    assert main(["convert", "instantid", *map(str, (folder / IDENTITYNET, folder / ADAPTER, tmp_path / "one"))]) == 0
+    packed = shutil.copytree(folder, tmp_path / "packed", ignore=shutil.ignore_patterns("ControlNetModel", ADAPTER))
+    shutil.move(tmp_path / "one", packed / "one.safetensors")
+    files = find_models(packed)
+    assert list(files.facesnap) == ["one.safetensors"]
+    assert files.missing() == {}
+    save_identity(Encoders(Memory()), files, unit.references, "packed")
 
     # a FaceSnap file wants CLIP, when the person is saved and when they are drawn
     shutil.copy(stand_ins / "random.safetensors", folder)

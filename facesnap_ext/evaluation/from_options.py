@@ -61,7 +61,9 @@ def _judges(options: argparse.Namespace, device: torch.device) -> Judges:
             raise FaceSnapError(
                 "CLIP-face and FaceSim need a face detector; give the folder that has it with --models."
             )
-        pack = faces.load_pack(find_models(options.models).require("face_pack"), device.type)
+        pack = faces.load_pack(
+            find_models(options.models).require("face_pack"), "cuda" if device.type == "cuda" else "cpu"
+        )
     if options.facenet:
         pack, embed = load_face_judge(options.facenet, pack)
     return Judges(clip, pack, embed, options.facenet.name if options.facenet else "", extractor)

@@ -41,7 +41,8 @@ class Attachment:
         self._handles: list[Any] = []
         self._sides: deque[bool] = deque()  # announced rows that have not yet passed: conditional or not
         self._acting: list[bool] = []  # for each guidance, in the announced evaluation
-        self._announced = self._told = False  # whether the evaluation under way is this job's; whether one was strange
+        self._size: tuple[int, ...] | None = None  # of the latents in this job's evaluation under way; None: another's
+        self._told = False  # of UNet calls that nobody announced
         self._current: list[Tensor] | None = None  # residuals of the UNet call under way
 
     def hook(self, unet: nn.Module) -> None:
@@ -70,20 +71,20 @@ class Attachment:
         if self.residuals is not None:
             self.adapters.remove()
 
-    def announce(self, rows: int, cond_rows: int, progress: float) -> None:
-        """Rows that pass through the UNet next, the conditional ones first."""
-        self._announced = True
-        self._sides = deque(i < cond_rows for i in range(rows))
+    def announce(self, x: Tensor, cond_rows: int, progress: float) -> None:
+        """Rows [R, C, h, w] that pass through the UNet next, the conditional ones first."""
+        self._size = tuple(x.shape[2:])
+        self._sides = deque(i < cond_rows for i in range(len(x)))
         if self.residuals is not None:
             self._acting = [guidance.acts_at(progress) for guidance in self.residuals.guidances]
 
     def withdraw(self) -> None:
         """The next evaluation is another job's."""
         self._sides.clear()
-        self._announced = False
+        self._size = None
 
     def _tell_of_calls_that_nobody_announced(self) -> None:
-        if self._announced and not self._told and (p := self.job()) is not None:
+        if self._size is not None and not self._told and (p := self.job()) is not None:
             self._told = True
             p.comment(
                 "FaceSnap: Another extension runs the UNet beside the WebUI's own calls, or in tiles as MultiDiffusion "
@@ -95,11 +96,11 @@ class Attachment:
         if self.adapters is not None:
             self.adapters.call = None
         x = args[0]
-        if len(self._sides) < len(x):
+        if self.refusal is not None and self._size is not None:
+            raise FaceSnapError(self.refusal)
+        if len(self._sides) < len(x) or x.shape[2:] != self._size:
             self._tell_of_calls_that_nobody_announced()
             return
-        if self.refusal is not None:
-            raise FaceSnapError(self.refusal)
         sides = [self._sides.popleft() for _ in range(len(x))]
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
@@ -175,7 +176,7 @@ def on_cfg_denoiser(params: Any) -> None:
     if (unet := p.sd_model.model.diffusion_model) is not attached.unet:
         _follow_refiner(attached, p, unet)
     denoiser = params.denoiser
-    attached.announce(len(params.x), params.text_cond.shape[0], denoiser.step / denoiser.total_steps)
+    attached.announce(params.x, params.text_cond.shape[0], denoiser.step / denoiser.total_steps)
 
 
 def _follow_refiner(attached: Attachment, p: Any, unet: nn.Module) -> None:

@@ -46,6 +46,7 @@ class FaceSnapControl:
         self.previous_controlnet: Any = None
         self.transformer_options: dict[str, Any] = {}
         self.progress = 0.0
+        self.finalizer: Any = None  # takes it off when its job goes
         self._predictor: Any = None
 
     def set_previous_controlnet(self, control: Any) -> FaceSnapControl:
@@ -108,7 +109,7 @@ class FaceSnapControl:
 
     @property
     def cond_hint(self) -> Any:
-        """The picture that Forge's MultiDiffusion cuts into tiles, before which landmarks would have to be cut."""
+        """Forge's MultiDiffusion asks each control for a picture to cut into tiles; this one has none."""
         raise FaceSnapError("FaceSnap cannot act in MultiDiffusion's tiles; switch one of the two off.")
 
     cond_hint_original = cond_hint  # whichever it asks for first
@@ -179,12 +180,15 @@ def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
     unet.add_patched_controlnet(control)
     p.sd_model.forge_objects.unet = unet
     _attached = weakref.ref(control)
-    weakref.finalize(p, _forget, weakref.ref(p.sd_model), control)  # an exception ends the job unannounced
+    # an exception ends the job unannounced; `detach` calls this off, or each pass's residuals would stay to its end
+    control.finalizer = weakref.finalize(p, _forget, weakref.ref(p.sd_model), control)
 
 
 def detach(p: Any) -> None:
     """Take every FaceSnap control out of the chain of the current UNet."""
     global _attached
+    if _attached is not None and (control := _attached()) is not None:
+        control.finalizer.detach()
     _attached = None
     _take_out(p.sd_model, lambda link: isinstance(link, FaceSnapControl))
     while _hooked:
@@ -256,7 +260,10 @@ def _links(unet: Any) -> Iterator[Any]:
 
 def _follow_refiner(p: Any, control: FaceSnapControl, x: Tensor) -> None:
     """The host has switched to another model in mid-sampling, without a word to scripts."""
-    guidances = () if control.residuals is None else control.residuals.guidances
+    if control.refusal is not None:  # the host may switch before the first UNet call
+        attach(p, FaceSnapError(control.refusal))
+        return
+    guidances = control.residuals.guidances
     try:
         check_fit(p, guidances, p.sd_model.forge_objects.unet.model.diffusion_model)
     except FaceSnapError:

@@ -69,8 +69,8 @@ def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[],
         return [next(units for units in sittings if to_infotext(units).items() <= p.extra_generation_params.items())]
     if getattr(p, "txt2img_upscale", False):
         raise FaceSnapError(
-            "One finished picture cannot be made larger for photos of a person each; leave the photo of the person in "
-            "that picture alone there."
+            "One finished picture cannot be made larger while there are photos of a person each; remove all photos but "
+            "that of the person in it."
         )
     first = min(sittings[0])
     references = [units[first].references[0] for units in sittings]

@@ -113,9 +113,16 @@ class ModelFiles:
 
     def missing(self) -> dict[str, str]:
         """For each part that is wanted and not there, by its name, what to put where. InstantID wants no CLIP."""
-        instantid_alone = self.facesnap and all(isinstance(source, tuple) for source in self.facesnap.values())
-        wanted = [part for part in ADVICE if not (part == "clip" and instantid_alone)]
+        wanted = [part for part in ADVICE if part != "clip" or self._wants_clip()]
         return {part: self._is_missing(part) for part in wanted if not getattr(self, part)}
+
+    def _wants_clip(self) -> bool:
+        from facesnap_ext.weights.instantid import takes_clip  # which knows this module
+
+        try:
+            return not self.facesnap or any(map(takes_clip, self.facesnap.values()))
+        except FaceSnapError:  # of a damaged file, which its own job tells
+            return True
 
     def _is_own(self, source: WeightSource) -> bool:
         return any(path.is_relative_to(self.folder) for path in paths_of(source))

@@ -274,7 +274,8 @@ def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
 def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet):
     """Tiles, or another extension's own look at the UNet; but another job's calls are no business of this one."""
     args, job = inputs(2), Job(unet)
-    plain = call(unet, *args, [0, 1])
+    tile = inputs(2, (16, 8))
+    plain, plain_tile = call(unet, *args, [0, 1]), call(unet, *tile, [0, 1])
     a1111.attach(job, (tiny.guidance(),))
     assert torch.equal(call(unet, *args, [0, 1]), plain)
     assert job.comments == [], "before sampling has begun"
@@ -282,8 +283,11 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
         announce(job, args[0], 1, step)
         assert not torch.equal(call(unet, *args, [0, 1]), plain)
     assert job.comments == []
+    announce(job, args[0], 1)
+    assert torch.equal(call(unet, *tile, [0, 1]), plain_tile), "as many rows as announced, of another size"
     for _ in range(2):
-        assert torch.equal(call(unet, *args, [0, 1]), plain)
+        call(unet, *args, [0, 1])
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
     (told,) = job.comments
     assert "FaceSnap does not act there" in told
 
@@ -293,6 +297,11 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
     announce(Job(unet), args[0], 1)
     call(unet, *args, [0, 1])
     assert len(job.comments) == 1
+
+    a1111.attach(job, FaceSnapError("No face in reference photo 1; choose another."))
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match="No face"):
+        call(unet, *tile, [0, 1])
 
 
 def test_memory_that_runs_out_halfway_does_not_spoil_the_jobs_after(unet, monkeypatch):

@@ -31,9 +31,7 @@ class Predictor:
         return (sigma * 60).round()
 
     def percent_to_sigma(self, percent: float) -> float:
-        if percent <= 0:
-            return 999999999.9
-        return 0.0 if percent >= 1 else 14.6 * (1 - percent)
+        raise NotImplementedError("the pass's own progress counts")
 
 
 class Model:
@@ -146,11 +144,11 @@ def sample_once(
     Args:
         calls: for each call the chunks as (cond_or_uncond, first row); a chunk has as many rows as there are images.
     """
+    announce(job, x[: len(sigmas)], progress)
     patcher = job.sd_model.forge_objects.unet
     model = patcher.model
     for control in patcher.list_controlnets():
         control.pre_run(model, Predictor().percent_to_sigma)
-    announce(job, x[: len(sigmas)], progress)
     images = len(sigmas)
     out = {}
     for chunks in calls:
@@ -383,14 +381,39 @@ def test_a_refiner_is_followed_and_its_forerunner_let_go(unet, prepared):
     assert job.comments == []
 
 
-def test_a_refiner_of_other_widths_goes_on_alone_and_that_is_said(unet, prepared):
+@pytest.mark.parametrize("other", ["widths", "kind"])
+def test_a_refiner_of_other_widths_goes_on_alone_and_that_is_said(unet, prepared, other):
     job = make_job(unet)
     forge.attach(job, (tiny.guidance(),))
-    job.sd_model = load(unet, is_sdxl=False)
+    narrow = ldm_unet(seed=6)
+    narrow.input_blocks = narrow.input_blocks[:-1]
+    job.sd_model = load(narrow) if other == "widths" else load(unet, is_sdxl=False)
     announce(job, inputs(1)[0], 0.6)
     assert job.sd_model.forge_objects.unet.list_controlnets() == []
     assert job.comments == ["FaceSnap acted until the refiner took over, whose UNet has other widths."]
     assert prepared == []
+
+
+def test_a_refiner_from_the_first_step_on_makes_nobody_forget_why_the_job_must_stop(unet, prepared):
+    job = make_job(unet)
+    forge.attach(job, FaceSnapError("No face in reference photo 1; choose another."))
+    job.sd_model = load(unet)
+    x, _, context, y = inputs(1)
+    with pytest.raises(FaceSnapError, match="No face"):
+        sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
+
+
+def test_a_pass_that_is_over_keeps_nothing_while_its_job_goes_on(unet):
+    """Residuals take 60 MB of the GPU's memory for each row at 1024²."""
+    job, gone = make_job(unet), []
+    x, _, context, y = inputs(1)
+    for _batch in range(3):
+        forge.attach(job, (tiny.guidance(),))
+        sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
+        gone.append(weakref.ref(job.sd_model.forge_objects.unet.controlnet_linked_list))
+        forge.detach(job)
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
 
 
 def test_multidiffusions_tiles_are_refused_with_a_sentence(unet):
