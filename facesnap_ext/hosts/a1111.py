@@ -13,18 +13,15 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakSet
 
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.guidance import Guidance, Residuals, networks
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
-from facesnap_ext.hosts.unet import check_fit, skip_widths
+from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, placed, skip_widths
 
 _attached: Attachment | None = None
-_placed: WeakSet[FFRNet] = WeakSet()  # networks that may be in the GPU's memory
 
 
 class Attachment:
@@ -104,7 +101,7 @@ class Attachment:
         sides = [self._sides.popleft() for _ in range(len(x))]
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
-            _placed.update(networks(self.residuals.guidances))  # before: it may run out of memory halfway
+            placed.update(networks(self.residuals.guidances))  # before: it may run out of memory halfway
             self.residuals.to(x.device, x.dtype)
             self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
             self.adapters.call = call_of(x, sides, self._acting)
@@ -158,13 +155,6 @@ def detach(p: Any = None) -> None:
         _attached = None
 
 
-def offload() -> None:
-    """Move every FFRNet out of the GPU's memory."""
-    for network in _placed:
-        network.to("cpu")
-    _placed.clear()
-
-
 def on_cfg_denoiser(params: Any) -> None:
     """Announce the rows of the next evaluation; register once with `script_callbacks.on_cfg_denoiser`."""
     attached, p = _attached, params.denoiser.p
@@ -186,7 +176,7 @@ def _follow_refiner(attached: Attachment, p: Any, unet: nn.Module) -> None:
     if residuals is not None and skip_widths(unet) != residuals.guidances[0].ffrnet.config.skip_widths:
         attached.remove()
         detach()
-        p.comment("FaceSnap acted until the refiner took over, whose UNet has other widths.")
+        p.comment(REFINER_DIFFERS)
     else:
         attached.hook(unet)
 

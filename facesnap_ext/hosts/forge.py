@@ -16,16 +16,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.guidance import Guidance, Residuals, networks
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
-from facesnap_ext.hosts.unet import check_fit
+from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, placed
 
 Control = dict[str, list[Tensor | None]]
 CALL = "facesnap"  # in a UNet call's transformer options: what the adapters are to do in it
 _attached: weakref.ref[FaceSnapControl] | None = None  # the latest; one job samples at a time
 _hooked: list[FaceSnapControl] = []  # those whose adapters have hooks on a UNet
-_placed: weakref.WeakSet[FFRNet] = weakref.WeakSet()  # networks that may be in the GPU's memory
 
 
 class FaceSnapControl:
@@ -158,7 +156,7 @@ def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
     global _attached
     detach(p)  # hires fix calls this once on a UNet that still carries the first pass's control
     if not guidances:
-        offload()
+        offload()  # the host forgets about networks of earlier jobs and leaves them there
         return
     unet = p.sd_model.forge_objects.unet.clone()
     patchers = []
@@ -167,7 +165,7 @@ def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
             check_fit(p, guidances, unet.model.diffusion_model)
             for network in networks(guidances):
                 network.to(_compute_dtype(unet))
-                _placed.add(network)
+                placed.add(network)
                 patchers.append(type_of_model_patcher(unet)(network, unet.load_device, unet.offload_device))
         except FaceSnapError as error:
             guidances = error
@@ -202,13 +200,6 @@ def _forget(model: weakref.ref[Any], control: FaceSnapControl) -> None:
     control.unhook()
 
 
-def offload() -> None:
-    """Move every FFRNet out of the GPU's memory: the host forgets about those of earlier jobs and leaves them there."""
-    for network in _placed:
-        network.to("cpu")
-    _placed.clear()
-
-
 def _take_out(model: Any, unwanted: Callable[[Any], bool]) -> None:
     objects = getattr(model, "forge_objects", None)
     if objects is None:  # before the first model is loaded
@@ -216,11 +207,9 @@ def _take_out(model: Any, unwanted: Callable[[Any], bool]) -> None:
     unet = objects.unet
     while unwanted(unet.controlnet_linked_list):
         unet.controlnet_linked_list = unet.controlnet_linked_list.previous_controlnet
-    link = unet.controlnet_linked_list
-    while link is not None:
+    for link in _links(unet):
         while unwanted(link.previous_controlnet):
             link.previous_controlnet = link.previous_controlnet.previous_controlnet
-        link = link.previous_controlnet
 
 
 def type_of_model_patcher(unet: Any) -> type:
@@ -268,7 +257,7 @@ def _follow_refiner(p: Any, control: FaceSnapControl, x: Tensor) -> None:
         check_fit(p, guidances, p.sd_model.forge_objects.unet.model.diffusion_model)
     except FaceSnapError:
         detach(p)
-        p.comment("FaceSnap acted until the refiner took over, whose UNet has other widths.")
+        p.comment(REFINER_DIFFERS)
         return
     from modules.sd_samplers_common import sampling_prepare
 

@@ -1,16 +1,27 @@
-"""What the hosts' UNets have in common: LDM's blocks."""
+"""What the WebUIs' UNets have in common: LDM's blocks, and the GPU's memory that FFRNets share with them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 from torch import nn
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.ffrnet import FFRNet
 from facesnap_ext.guidance import Guidance
 
 OUTPUT_CONVOLUTIONS = ("0.out_layers.3.weight", "0.op.weight", "0.weight")
+REFINER_DIFFERS = "FaceSnap acted until the refiner took over, whose UNet has other widths."
+placed: WeakSet[FFRNet] = WeakSet()  # networks that may be in the GPU's memory
+
+
+def offload() -> None:
+    """Move every FFRNet out of the GPU's memory."""
+    for network in placed:
+        network.to("cpu")
+    placed.clear()
 
 
 def skip_widths(unet: nn.Module) -> tuple[int, ...]:

@@ -113,8 +113,8 @@ class ModelFiles:
 
     def missing(self) -> dict[str, str]:
         """For each part that is wanted and not there, by its name, what to put where. InstantID wants no CLIP."""
-        wanted = [part for part in ADVICE if part != "clip" or self._wants_clip()]
-        return {part: self._is_missing(part) for part in wanted if not getattr(self, part)}
+        absent = [part for part in ADVICE if not getattr(self, part)]
+        return {part: self._is_missing(part) for part in absent if part != "clip" or self._wants_clip()}
 
     def _wants_clip(self) -> bool:
         from facesnap_ext.weights.instantid import takes_clip  # which knows this module

@@ -320,7 +320,7 @@ def test_memory_that_runs_out_halfway_does_not_spoil_the_jobs_after(unet, monkey
         announce(failed, args[0], 1)
         with pytest.raises(torch.cuda.OutOfMemoryError):
             call(unet, *args, [0])
-        assert guidance.ffrnet in a1111._placed, "or it would never be moved out"
+        assert guidance.ffrnet in a1111.placed, "or it would never be moved out"
     job = Job(unet)
     a1111.attach(job, (guidance,))
     announce(job, args[0], 1)
