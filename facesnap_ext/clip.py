@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.weights.recognise import Kind, Shapes, recognise_tensors
 from facesnap_ext.weights.tensors import read_index, read_tensors
 
@@ -29,6 +29,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 _HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
 # Nor can the activation: OpenAI's ViT-B and ViT-L have quick_gelu, open_clip's ViT-H and larger ones gelu.
 _OPENAI_WIDTHS = (768, 1024)
+# what a config.json means that leaves it out (transformers), and activations that such encoders have
+_STATED = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
+_ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 
 _FROM_OPEN_CLIP = (
     ("positional_embedding", "embeddings.position_embedding.weight"),
@@ -182,33 +185,42 @@ def _config(file: Path, names: dict[str, str], file_shapes: Shapes) -> CLIPVisio
         raise _not_clip(file, file_shapes)
     width = patches[0]
 
-    config = _described(file.parent / "config.json")
-    if config is None or (config.hidden_size, config.num_hidden_layers) != (width, layers):
+    heads, activation = _described(file.parent / "config.json", width, layers)
+    if not heads:
         head_width = _HEAD_WIDTHS.get(width, 64)
         if width % head_width:
             raise FaceSnapError(
                 f"The number of attention heads of {file.name} cannot be told from its tensors: put the config.json"
                 " that belongs to it into its folder."
             )
-        activation = "quick_gelu" if width in _OPENAI_WIDTHS else "gelu"
-        config = CLIPVisionConfig(num_attention_heads=width // head_width, hidden_act=activation)
-    config.hidden_size, config.intermediate_size = width, mlp[0]
-    config.patch_size, config.image_size = patches[-1], grid * patches[-1]
-    config.num_hidden_layers = layers - 1
-    return config
+        heads, activation = width // head_width, "quick_gelu" if width in _OPENAI_WIDTHS else "gelu"
+    return CLIPVisionConfig(
+        num_attention_heads=heads,
+        hidden_act=activation,
+        hidden_size=width,
+        intermediate_size=mlp[0],
+        patch_size=patches[-1],
+        image_size=grid * patches[-1],
+        num_hidden_layers=layers - 1,
+    )
 
 
-def _described(config_file: Path) -> CLIPVisionConfig | None:
-    """What a `config.json` says of a CLIP image encoder, if it is there and speaks of one."""
-    from transformers import CLIPVisionConfig
-
+def _described(config_file: Path, width: int, layers: int) -> tuple[int, str]:
+    """The attention heads and the activation that a `config.json` states of this encoder; no heads where it is not
+    there or speaks of another. Nothing else is taken from it: transformers can be told there to fetch code."""
     if not config_file.is_file():
-        return None
+        return 0, ""
     try:
         content = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FaceSnapError(f"{config_file} cannot be read ({error}): download it again.") from error
-    kind = content.get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
-        return None
-    return CLIPVisionConfig.from_dict(content["vision_config"] if kind == "clip" else content)
+        kind = content.get("model_type")
+        if kind not in ("clip", "clip_vision_model"):
+            return 0, ""
+        stated = {**_STATED, **(content["vision_config"] if kind == "clip" else content)}
+        if (stated["hidden_size"], stated["num_hidden_layers"]) != (width, layers):
+            return 0, ""
+        heads, activation = stated["num_attention_heads"], stated["hidden_act"]
+        if not isinstance(heads, int) or heads < 1 or width % heads or activation not in _ACTIVATIONS:
+            raise ValueError(f"{heads} heads in {width} channels, activation {activation}")
+        return heads, activation
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
+        raise FaceSnapError(f"{config_file} cannot be read ({reason_of(error)}): download it again.") from error

@@ -113,6 +113,7 @@ class Encoders:
             FaceSnapError: 72 are wanted and the pack has no model of 68, so that DECA and FLAME are missing.
         """
         folder = files.require("face_pack")
+        key = ("detected", signature_of(folder), face.photo.digest, *face.box)
         height, width = face.photo.pixels.shape[:2]
         if hint == POINTS5:
             return Landmarks(face.keypoints.astype(np.float32), width, height)
@@ -124,18 +125,23 @@ class Encoders:
         def find() -> Landmarks:
             return Landmarks(from_68(faces.points68(model, face) + 0.5), width, height)  # a pixel's centre is at 0.5
 
-        return self.memory.remember(("detected", signature_of(folder), face.photo.digest, *face.box), find)
+        return self.memory.remember(key, find)
 
     def predictor(self, files: ModelFiles) -> LandmarkPredictor:
         """DECA and FLAME."""
         paths = (files.require("deca"), files.require("flame"))
         return self.memory.load("predictor", paths, lambda both: load_predictor(*both))
 
+    def recognition(self, files: ModelFiles) -> Path:
+        """The file of the face pack's recognition model."""
+        pack = self.memory.load("face_pack", files.require("face_pack"), faces.load_pack)
+        return Path(pack.recognition.model_file)
+
     def network(self, files: ModelFiles, part: str) -> str:
         """The content hash of a network that makes features, by its name in `identity_file.NETWORKS`."""
         path = files.require(part)
         if part == "face_pack":
-            path = Path(self.memory.load("face_pack", path, faces.load_pack).recognition.model_file)
+            path = self.recognition(files)
         elif part == "clip":
             path = weight_file(path)
         compute = sha256 if path.suffix == ".onnx" else fingerprint

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from facesnap_ext.regions import region_of
 from facesnap_ext.settings import Unit
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.identity_file import Identity
-from facesnap_ext.weights.instantid import load_any, load_any_adapter
+from facesnap_ext.weights.instantid import RECOGNITION_SHA256, load_any, load_any_adapter, recognition_of
 from facesnap_ext.weights.places import ModelFiles, WeightSource
 
 
@@ -39,6 +40,10 @@ class Prepared:
     in_init_picture: bool  # the landmarks are in pixels of the init picture, for the host to crop as it crops that
     notes: tuple[str, ...]  # what was done otherwise than asked, in sentences
     embeddings: Tensor | None = None  # ArcFace's [R, E] of all references, those of a saved identity last
+    recognition: str = ""  # the recognition model that they have to be of, see `FaceSnapInfo.recognition`
+
+
+ADAPTERS = 4  # people whose adapter's keys and values are kept, as many as the page can have in one picture
 
 
 class Engine:
@@ -78,10 +83,13 @@ class Engine:
         pose = pose_of(unit, width, height) if unit.pose in ("template", "sliders") else None
         files = self.files(progress)
         facesnap = files.choose_facesnap(unit.model)
+        files.match_pack(recognition_of(facesnap))
+        signatures = self.signatures(files, facesnap)
+        notes = self.check_recognition(files, facesnap)
 
         progress("looking for the face")
         references = tuple(self.encoders.face(files, photo, unit.face) for photo in unit.references)
-        notes = [padded_note(face) for face in references if face.padded]
+        notes += [padded_note(face) for face in references if face.padded]
         saved = load_identity(self.encoders, files, unit.identity, progress) if unit.identity else None
         driving, in_init_picture = references[0] if references else None, False
         if pose is not None:
@@ -103,11 +111,11 @@ class Engine:
         progress("loading the FaceSnap file")
         weights = self._memory.load_one_of("facesnap", facesnap, load_any, files_kept)
         progress("encoding the face")
-        tokens = self.tokens(files, weights, facesnap, references, unit.several == "averaged", saved)
-        uncond_tokens = self.null_tokens(weights, facesnap) if weights.info.null_identity else None
-        adapter = ()
+        tokens = self.tokens(files, weights, references, unit.several == "averaged", saved, signatures)
+        uncond_tokens = self.null_tokens(weights, signatures) if weights.info.null_identity else None
+        adapter = None
         if weights.info.adapter is not None and unit.adapter > 0:
-            adapter = self.adapter(facesnap, tokens, tokens if uncond_tokens is None else uncond_tokens)
+            adapter = partial(self.adapter, facesnap, tokens, tokens if uncond_tokens is None else uncond_tokens)
         progress("predicting landmarks")
         if pose is not None:
             shape = self.source_shape(files, references, saved)
@@ -117,7 +125,7 @@ class Engine:
                 landmarks = self.landmarks(files, self.source_shape(files, references, saved), driving)
             else:
                 landmarks = self.encoders.detected(files, driving, weights.info.hint)
-                notes.append(UNPREDICTED.format(driving.photo.name))
+                notes.append(" ".join((UNPREDICTED.format(driving.photo.name), *files.unconverted)))
             if not in_init_picture:
                 landmarks = place(landmarks, width, height, driving.box)
             landmarks = moved(landmarks, unit.x, unit.y, unit.size)
@@ -138,10 +146,12 @@ class Engine:
             hires=unit.hires,
             region=region_of(unit, landmarks),
             adapter=adapter,
-            adapter_weight=unit.adapter if adapter else 0.0,
+            adapter_weight=0.0 if adapter is None else unit.adapter,
         )
         embeddings = _embeddings(references, saved)
-        return Prepared(guidance, references, driving, in_init_picture, tuple(notes), embeddings)
+        return Prepared(
+            guidance, references, driving, in_init_picture, tuple(notes), embeddings, recognition_of(facesnap)
+        )
 
     def files(self, progress: Callable[[str], None] = lambda message: None) -> ModelFiles:
         """The model files that are there; DECA's and FLAME's own are converted first, once."""
@@ -149,6 +159,28 @@ class Engine:
         with self._memory.lock:
             convert_originals(files, progress)
         return files
+
+    def check_recognition(self, files: ModelFiles, facesnap: WeightSource) -> list[str]:
+        """See that embeddings are of the recognition model that a FaceSnap file is made for; with those of another the
+        picture would show somebody else.
+
+        Returns:
+            A note where the model has the right name and is another file.
+
+        Raises:
+            FaceSnapError: there is no face pack, or its recognition model is another one.
+        """
+        if not (wanted := recognition_of(facesnap)):
+            return []
+        found = self.encoders.recognition(files)
+        if found.name != wanted:
+            raise FaceSnapError(
+                f"InstantID is made for antelopev2's {wanted}, and the face pack {found.parent} has {found.name}, with "
+                f"which the picture would show somebody else: put antelopev2 into {files.folder}."
+            )
+        if self.encoders.network(files, "face_pack") != RECOGNITION_SHA256:
+            return [f"{found} is not antelopev2's, which InstantID is made for: the face may become somebody else's."]
+        return []
 
     def examine(self, photos: Sequence[Photo], which: int = 0, apart: bool = False) -> ReferenceReport:
         """What there is to know of reference photos before a job; `which` is `Unit.face`, `apart` whether they are of
@@ -164,12 +196,16 @@ class Engine:
         self,
         files: ModelFiles,
         weights: facesnap_file.FaceSnapWeights,
-        facesnap: WeightSource,
         references: Sequence[Face],
         average: bool,
-        saved: Identity | None = None,
+        saved: Identity | None,
+        signatures: Hashable,
     ) -> Tensor:
-        """Identity tokens [1, queries, dim] of one person's faces, and of what was saved of the same person."""
+        """Identity tokens [1, queries, dim] of one person's faces, and of what was saved of the same person.
+
+        Args:
+            signatures: of the files as they were before the faces were looked at and the weights were loaded.
+        """
         needs_clip = weights.info.mixer.clip_dim > 0
 
         def mix() -> Tensor:
@@ -189,24 +225,29 @@ class Engine:
                 return weights.mixer.float()(embeddings, clip_tokens)
 
         people = tuple((face.photo.digest, *face.box) for face in references)
-        parts = ["face_pack", *(["clip"] if needs_clip else [])] if references else []
-        needed = [facesnap, *map(files.require, parts)]
-        return self._memory.remember(("tokens", tuple(map(signature_of, needed)), people, saved, average), mix)
+        key = ("tokens", signatures, people, saved, average)
+        return self._memory.remember(key, mix)
 
-    def null_tokens(self, weights: facesnap_file.FaceSnapWeights, facesnap: WeightSource) -> Tensor:
+    def signatures(self, files: ModelFiles, facesnap: WeightSource) -> Hashable:
+        """Of all files that identity tokens are made with. What is remembered of a job is kept under those that were
+        there before it read any: a file that is exchanged meanwhile must not leave its predecessor's results behind."""
+        return tuple(signature_of(path) for path in (facesnap, files.face_pack, files.clip) if path is not None)
+
+    def null_tokens(self, weights: facesnap_file.FaceSnapWeights, signatures: Hashable) -> Tensor:
         """Identity tokens [1, queries, dim] of nobody: of an embedding of zeros, for weights that were trained so."""
 
         def mix() -> Tensor:
             with torch.no_grad():
                 return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
 
-        return self._memory.remember(("null tokens", signature_of(facesnap)), mix)
+        return self._memory.remember(("null tokens", signatures), mix)
 
     def adapter(self, facesnap: WeightSource, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
-        """What the adapter of a FaceSnap file that has one makes of a person's tokens, see `Adapter.forward`. Its own
-        weights are large and read for each new person, rather than kept."""
+        """What the adapter of a FaceSnap file that has one makes of a person's tokens, see `Adapter.forward`. It is
+        large (InstantID's 21 MB a person, of 1.4 GB of weights): made when the person's picture begins, of weights that
+        are read for it, and kept for the people of one picture."""
         key = ("adapter", signature_of(facesnap), tokens.numpy().tobytes())
-        return self._memory.remember(key, lambda: load_any_adapter(facesnap)(tokens, uncond_tokens))
+        return self._memory.remember(key, lambda: load_any_adapter(facesnap)(tokens, uncond_tokens), ADAPTERS)
 
     def landmarks(self, files: ModelFiles, shape: Tensor, driving: Face) -> Landmarks:
         """The 72 points of a face of this shape, [S] from `codes`, in the pose and expression of the driving face, in
@@ -237,13 +278,17 @@ class Engine:
             )
         return shape
 
-    def likeness(self, picture: Photo, embeddings: Tensor, landmarks: Landmarks | None) -> float | None:
+    def likeness(
+        self, picture: Photo, embeddings: Tensor, landmarks: Landmarks | None, recognition: str = ""
+    ) -> float | None:
         """`likeness.likeness` of the face in a finished picture that is nearest to the landmarks; None without a face.
 
         Args:
-            embeddings: `Prepared.embeddings`. landmarks: for this picture, of any size.
+            embeddings, recognition: as in `Prepared`. landmarks: for this picture, of any size.
         """
-        found = self.encoders.faces(self._find_models(), picture)
+        files = self._find_models()
+        files.match_pack(recognition)
+        found = self.encoders.faces(files, picture)
         return likeness(face_at(found, landmarks), embeddings) if found else None
 
     def rig(self, files: ModelFiles, shape: Tensor | None) -> Rig:

@@ -13,10 +13,15 @@ class FaceSnapError(Exception):
     """What went wrong, with which file or photo, and what to do, in one sentence for the user and on one line."""
 
     def __init__(self, sentence: str):
-        super().__init__(shorten(sentence, LONGEST, placeholder=" … and so on."))
+        super().__init__(printable(shorten(sentence, LONGEST, placeholder=" … and so on.")))
 
 
-def reason_of(error: BaseException, longest: int | None = 300) -> str:
+def printable(text: str) -> str:
+    """Text that any page and console can show: what a file's name has that is no UTF-8 is written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def reason_of(error: BaseException | str, longest: int | None = 300) -> str:
     """What a library says went wrong, on one line and cut off, for a sentence of ours."""
     return " ".join(str(error).split())[:longest]
 

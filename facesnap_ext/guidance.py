@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -44,7 +44,7 @@ class Guidance:
     blocks: tuple[float, ...] = ()  # of each residual, from the shallowest skip to the middle; none: all 1
     hires: str = "both"  # the passes in which it acts: "first", "second" (hires fix) or "both"
     region: Region | None = None  # where it acts in the output picture; None: everywhere
-    adapter: tuple[KeysValues, ...] = ()  # for the UNet's cross-attentions (`adapter.Adapter`); none: no adapter
+    adapter: Callable[[], tuple[KeysValues, ...]] | None = None  # gives what `adapter.Adapter` makes for the UNet
     adapter_weight: float = 0.0  # of the adapter by itself, `weight` does not count
     compile: bool = False  # run FFRNet through torch.compile, see `compiled`
 
@@ -59,7 +59,7 @@ class Guidance:
     @property
     def has_adapter(self) -> bool:
         """Whether attention is to be added to the UNet."""
-        return bool(self.adapter) and self.adapter_weight > 0
+        return self.adapter is not None and self.adapter_weight > 0
 
     def acts_at(self, progress: float) -> bool:
         """Whether it acts at this fraction of sampling, `start <= progress < end`; an end of 1 has no end, since

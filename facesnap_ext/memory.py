@@ -9,8 +9,10 @@ from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
+from facesnap_ext.files import state_of
+
 T = TypeVar("T")
-REMEMBERED = 128  # results of all kinds; the largest, CLIP's tokens, take 1.3 MB
+REMEMBERED = 128  # results of each kind; the largest of which so many are kept, CLIP's tokens, take 1.3 MB
 
 
 class Memory:
@@ -19,7 +21,7 @@ class Memory:
     def __init__(self) -> None:
         self.lock = RLock()
         self._loaded: dict[str, tuple[Hashable, Any]] = {}  # one model of each part
-        self._remembered: OrderedDict[Hashable, Any] = OrderedDict()
+        self._remembered: dict[str, OrderedDict[Hashable, Any]] = {}  # by kind
 
     def load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
         """The model of a part; loaded anew when its file is another one or has changed.
@@ -45,15 +47,17 @@ class Memory:
             self._loaded[part] = self._loaded.pop(part)  # the last of the dictionary is the latest used
             return model
 
-    def remember(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """A result, computed where it is not remembered; the `REMEMBERED` latest used are."""
+    def remember(self, key: tuple[Hashable, ...], compute: Callable[[], T], kept: int = REMEMBERED) -> T:
+        """A result, computed where it is not remembered; of each kind, which its key begins with, the `kept` latest
+        used are."""
         with self.lock:
-            if key not in self._remembered:
-                self._remembered[key] = compute()
-                while len(self._remembered) > REMEMBERED:
-                    self._remembered.popitem(last=False)
-            self._remembered.move_to_end(key)
-            return self._remembered[key]
+            results = self._remembered.setdefault(key[0], OrderedDict())
+            if key not in results:
+                results[key] = compute()
+                while len(results) > kept:
+                    results.popitem(last=False)
+            results.move_to_end(key)
+            return results[key]
 
 
 def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
@@ -61,4 +65,4 @@ def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
     if isinstance(path, tuple):
         return tuple(map(signature_of, path))
     members = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return tuple((str(member), member.stat().st_size, member.stat().st_mtime_ns) for member in members)
+    return tuple((str(member), *state_of(member)) for member in members)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import re
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,12 @@ from facesnap_ext.errors import FaceSnapError
 MAX_PIXELS = 80_000_000
 """A photo with more pixels is refused before it is decoded."""
 
+MAX_SIDE = 32_766
+"""A photo that is wider or higher likewise: OpenCV before 5 cannot cut anything out of it."""
+
 # Pillow reads more, but what it does for some (PostScript runs an interpreter) is not for files from strangers.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+_loading = threading.Lock()
 _DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
 
@@ -93,7 +98,7 @@ def from_pil(image: Image.Image, name: str) -> Photo:
     Raises:
         FaceSnapError: the image is damaged or cut off, or has more than `MAX_PIXELS` pixels.
     """
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise _too_large(name)
     try:
         _load_whole(image)
@@ -108,11 +113,12 @@ def from_pil(image: Image.Image, name: str) -> Photo:
 
 def _load_whole(image: Image.Image) -> None:
     # Other code of the same process may have told Pillow to fill what is missing of a cut-off file with grey.
-    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        image.load()
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+    with _loading:  # or a second thread would take this one's setting for the process's
+        tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            image.load()
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -125,13 +131,19 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     whites = {"I": (255, 65535, 2**31 - 1), "F": (1, 255, 65535, 2**31 - 1)}.get(image.mode, (65535,))
     white = next((white for white in whites if values.max() <= white), None)
     if white is None:
         raise ValueError(f"brightness up to {values.max()}")
-    return np.rint(values.clip(min=0) * (255 / white)).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for rows in range(0, len(values), 64):  # float64 of all pixels would take eight times the room
+        block = values[rows : rows + 64].astype(np.float64)
+        scaled[rows : rows + 64] = np.rint(block.clip(min=0) * (255 / white))
+    return scaled
 
 
 def _too_large(name: str) -> FaceSnapError:
-    return FaceSnapError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels: make it smaller.")
+    return FaceSnapError(
+        f"{name} has more than {MAX_PIXELS // 10**6} million pixels, or more than {MAX_SIDE} in a row: make it smaller."
+    )

@@ -14,8 +14,8 @@
 Boxes are pixels of the upright photo, faces by size from the largest. `rig` is what `facesnapPose` of the page's script
 wants (`poses.for_browser`). `points` are parts of width and height: of the output picture where these are given, else
 of the driving photo. Photos are base64, plain or as data URLs, and never a path or an address. What goes wrong is
-`{"detail": "<a sentence>"}`: 400 for a request that cannot be read, 401 without the host's --api-auth, 413 for one too
-large, 422 for photos and files that do not do, 500 for what is FaceSnap's own fault.
+`{"detail": "<a sentence>"}`: 400 for a request that cannot be read, 401 without the host's --api-auth or the page's own
+login, 413 for one too large, 422 for photos and files that do not do, 500 for what is FaceSnap's own fault.
 """
 
 # no postponed annotations here: FastAPI reads those of the endpoints, whose types are imported at first use
@@ -64,7 +64,7 @@ def add_routes(
     Args:
         engine: gives the process's one engine; asked at the first request that needs it.
         api_auth: the host's `cmd_opts.api_auth`, "user:password" and more of them after commas. With it every route
-            wants HTTP Basic credentials, as the host's own API does; without it none does.
+            wants HTTP Basic credentials, as the host's own API does, or that of a page with a login; see `admitted`.
     """
     from fastapi import Request
     from fastapi.responses import JSONResponse
@@ -73,9 +73,9 @@ def add_routes(
     async def answer(request: Request, compute: Callable[[dict], dict], changes: bool) -> JSONResponse:
         headers = {}
         try:
-            if not authorised(request.headers.get("authorization"), api_auth):
-                headers = {"WWW-Authenticate": "Basic"}
-                raise RequestError(401, "The user name or password is wrong: send those of --api-auth by HTTP Basic.")
+            if not admitted(request, api_auth):
+                headers = {"WWW-Authenticate": "Basic"} if api_auth else {}
+                raise RequestError(401, "Log in to the page, or send a user and password of --api-auth by HTTP Basic.")
             values = await _values(request) if request.method == "POST" else {}
             if changes and not _is_json(request):
                 raise RequestError(400, "Send this with Content-Type: application/json, which no foreign page can.")
@@ -114,6 +114,15 @@ def add_routes(
     add("/facesnap/models/stop", "POST", "Stop a download", stop_part, PART, True)
     add("/facesnap/detect", "POST", "Faces in photos", lambda values: detect(engine(), values), DETECT)
     add("/facesnap/landmarks", "POST", "Points of a pose", lambda values: landmarks(engine(), values), LANDMARKS)
+
+
+def admitted(request: Any, api_auth: str | None) -> bool:
+    """Whether a request may be answered: it has the session of somebody who is logged in to the page, or a user and
+    password of --api-auth; or the host wants neither."""
+    page = getattr(request.app, "auth", None)  # of gradio's app, None without --gradio-auth
+    if page and any(value in request.app.tokens for value in request.cookies.values()):
+        return True
+    return authorised(request.headers.get("authorization"), api_auth) if api_auth else not page
 
 
 def authorised(header: str | None, api_auth: str | None) -> bool:

@@ -14,18 +14,18 @@ from facesnap_ext.weights.catalogue import Part
 
 @dataclass
 class Server:
-    """What it has and how it behaves; `asked` are the (Range, If-Range) of the requests so far."""
+    """What it has and how it behaves; `asked` are the ranges of the requests so far."""
 
     content: bytes
     url: str = ""
-    etag: str = '"one"'
     ranges: bool = True
     breaks_after: int | None = None  # bytes of a connection
     length: int | None = None  # what it claims of the whole file
     announces: bool = True  # any length at all
     status: int | None = None
+    page: bytes | None = None  # of HTML, which a proxy sends in place of everything
     hold: threading.Event | None = None  # waited for after the first half
-    asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+    asked: list[str | None] = field(default_factory=list)
 
     def part(self, content: bytes | None = None, **values) -> Part:
         """A part whose known contents are these, by default the server's own."""
@@ -54,10 +54,19 @@ def serve(content: bytes) -> Iterator[Server]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
-            asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
-            server.asked.append((asked, condition))
+            asked = self.headers.get("Range")
+            server.asked.append(asked)
+            if server.page is not None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                if server.announces:
+                    self.send_header("Content-Length", str(len(server.page)))
+                self.end_headers()
+                self.wfile.write(server.page)
+                self.close_connection = True
+                return
             start = 0
-            if server.ranges and asked and condition in (None, server.etag):
+            if server.ranges and asked:
                 start = int(asked.removeprefix("bytes=").removesuffix("-"))
             total = len(server.content) if server.length is None else server.length
             self.send_response(server.status or (206 if start else 200))
@@ -65,8 +74,6 @@ def serve(content: bytes) -> Iterator[Server]:
                 self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
             if server.announces:
                 self.send_header("Content-Length", str(total - start))
-            if server.etag:
-                self.send_header("ETag", server.etag)
             self.end_headers()
             body = server.content[start:]
             if server.breaks_after is not None:

@@ -13,9 +13,11 @@ import torch
 from facesnap_ext import encoders, faces
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.identities import save_identity
 from facesnap_ext.landmarks.points72 import place
 from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, moved, placement, pose_landmarks, pose_of
 from facesnap_ext.landmarks.predictor import LandmarkPredictor
+from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import around
@@ -110,7 +112,7 @@ def test_never_the_identity_of_the_picture_before(engine, unit, grace_hopper, as
     assert not torch.equal(first.tokens, changed.tokens)
 
 
-@pytest.mark.parametrize("part", ["random.safetensors", "stand-in-pack/recognition.onnx", "stand-in-deca.safetensors"])
+@pytest.mark.parametrize("part", ["random.safetensors", "stand-in-pack/glintr100.onnx", "stand-in-deca.safetensors"])
 def test_a_file_exchanged_between_two_jobs_is_read_anew(copied, unit, part, monkeypatch):
     engine = Engine(lambda: find_models(copied))
     engine.prepare(unit, 512, 512)
@@ -118,6 +120,45 @@ def test_a_file_exchanged_between_two_jobs_is_read_anew(copied, unit, part, monk
     os.utime(copied / part, ns=(1, 1))
     engine.prepare(unit, 512, 512)
     assert runs
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("random.safetensors", "encoding the face"), ("stand-in-pack/glintr100.onnx", "loading the FaceSnap file")],
+)
+def test_a_file_exchanged_while_a_job_is_prepared_leaves_nothing_of_its_predecessor(copied, unit, tmp_path, part, said):
+    """The job under way may be of either file; the next one is of the new file alone."""
+    new = tmp_path / "new"
+    if part.endswith(".onnx"):
+        stand_in_arcface(new, seed=9)
+    else:
+        weights = facesnap_file.load(copied / part)
+        for parameter in weights.mixer.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        facesnap_file.save(new, weights.info, weights.mixer, weights.ffrnet)
+    engine = Engine(lambda: find_models(copied))
+    old = engine.prepare(unit, 512, 512).guidance.tokens
+    engine = Engine(lambda: find_models(copied))
+    engine.prepare(unit, 512, 512, progress=lambda told: told == said and new.exists() and new.replace(copied / part))
+    assert not new.exists()
+    tokens = engine.prepare(unit, 512, 512).guidance.tokens
+    assert torch.equal(tokens, Engine(lambda: find_models(copied)).prepare(unit, 512, 512).guidance.tokens)
+    assert not torch.allclose(tokens, old, atol=1e-3)
+
+
+def test_another_person_of_the_same_size_and_time_under_the_same_name_is_another_person(copied, unit, grace_hopper):
+    """As zips unpack: their files have the times that they say."""
+    engine = Engine(lambda: find_models(copied))
+    people = [(unit.references, "Anna"), ((grace_hopper,), "Bert")]
+    paths = [save_identity(engine.encoders, engine.files(), photos, name) for photos, name in people]
+    for path in paths:
+        os.utime(path, ns=(1, 1))
+    anna = replace(unit, references=(), identity="Anna", pose="sliders")
+    before = engine.prepare(anna, 512, 512).guidance.tokens
+    assert len({path.stat().st_size for path in paths}) == 1
+    paths[1].replace(paths[0])
+    after = engine.prepare(anna, 512, 512).guidance.tokens
+    assert not torch.allclose(after, before, atol=1e-3)
 
 
 def test_people_of_different_files_have_theirs_loaded_once_and_no_file_more_than_the_job_has(

@@ -15,10 +15,12 @@ from hosts import test_a1111, test_attention, test_diffusers, test_forge
 from ldm_unet import inputs, ldm_unet
 from safetensors.torch import load_file, save_file
 
+from facesnap_ext import engine as engine_module
 from facesnap_ext.cli import main
 from facesnap_ext.encoders import Encoders
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.files import sha256
 from facesnap_ext.guidance import Residuals
 from facesnap_ext.hosts import a1111, forge, webui
 from facesnap_ext.hosts.attention import cross_attentions
@@ -27,10 +29,11 @@ from facesnap_ext.identities import save_identity
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.memory import Memory
+from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.miniature.stand_ins import cross_attention_widths, randomise_outputs, write_instantid
 from facesnap_ext.settings import Unit, sittings
-from facesnap_ext.weights import identity_file
-from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET
+from facesnap_ext.weights import facesnap_file, identity_file
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION
 from facesnap_ext.weights.places import find_models
 
 host = test_attention.host  # A1111's modules
@@ -68,9 +71,33 @@ def engine(models):
     return Engine(lambda: find_models(models))
 
 
+@pytest.fixture(autouse=True)
+def the_pack_is_antelopev2s(models, monkeypatch):
+    monkeypatch.setattr(engine_module, "RECOGNITION_SHA256", sha256(models / "antelopev2" / "glintr100.onnx"))
+
+
 @pytest.fixture
 def unit(astronaut):
     return Unit(enabled=True, references=(astronaut,))
+
+
+def test_another_recognition_model_is_refused_and_another_file_of_its_name_told(models, unit, stand_ins, tmp_path):
+    """With others' embeddings, of as many numbers, InstantID draws somebody else."""
+    folder = shutil.copytree(models, tmp_path / "facesnap")
+    engine = Engine(lambda: find_models(folder))
+    stand_in_arcface(folder / "antelopev2" / "glintr100.onnx", seed=9)
+    [note] = engine.prepare(unit, 512, 512).notes
+    assert "is not antelopev2's, which InstantID is made for" in note
+    (folder / "antelopev2" / "glintr100.onnx").rename(folder / "antelopev2" / "w600k_r50.onnx")
+    (folder / "antelopev2").rename(folder / "buffalo_l")
+    with pytest.raises(
+        FaceSnapError, match=r"antelopev2's glintr100\.onnx, and the face pack .*buffalo_l has w600k_r50"
+    ):
+        engine.prepare(unit, 512, 512)
+    shutil.copy(stand_ins / "random.safetensors", folder)  # other files take any pack
+    assert engine.check_recognition(engine.files(), folder / "random.safetensors") == []
+    shutil.copytree(models / "antelopev2", folder / "zebra")
+    assert engine.prepare(replace(unit, model="InstantID"), 512, 512).notes == ()
 
 
 def halves(models):
@@ -86,10 +113,10 @@ def test_guidance_is_what_instantids_formulas_make_of_the_face(engine, models, u
     assert abs(embedding.norm() - 1) > 0.1, "not normalised"
     wanted = test_resampler.instantid_resampler(resampler, torch.cat([embedding, torch.zeros(1, 1, 512)]))
     torch.testing.assert_close(torch.cat([guidance.tokens, guidance.uncond_tokens]), wanted, atol=1e-4, rtol=1e-4)
-    for i, (keys, values) in enumerate(guidance.adapter):
+    for i, (keys, values) in enumerate(guidance.adapter()):
         for got, name in ((keys, "to_k_ip"), (values, "to_v_ip")):
             torch.testing.assert_close(got, wanted @ attention[f"{2 * i + 1}.{name}.weight"].T, atol=1e-4, rtol=1e-4)
-    assert len(guidance.adapter) == len(attention) // 2
+    assert len(guidance.adapter()) == len(attention) // 2
     assert (guidance.adapter_weight, guidance.text_free, guidance.name) == (0.8, False, "InstantID")
 
     # pose transfer keeps the reference's own shape: the five are of the predicted 72, not of the driving photo
@@ -189,13 +216,17 @@ def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, m
     one, other = (which.prepare(asked, 512, 512).guidance for which in (engine, packed))
     assert torch.equal(one.tokens, other.tokens)
     assert torch.equal(one.uncond_tokens, other.uncond_tokens)
-    for a, b in zip(one.adapter, other.adapter, strict=True):
+    for a, b in zip(one.adapter(), other.adapter(), strict=True):
         assert all(torch.equal(*pair) for pair in zip(a, b))
     x, y = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(2, tiny.ADM)
     residuals = [
         Residuals((guidance,)).rows(x, torch.tensor([7.0, 7.0]), [True, False], y) for guidance in (one, other)
     ]
     assert all(torch.equal(*pair) for pair in zip(*residuals, strict=True))
+    assert (packed.check_recognition(packed.files(), out), facesnap_file.read_info(out).recognition) == (
+        [],
+        RECOGNITION,
+    )
     assert (one.text_free, one.hint, one.adapter_weight) == (other.text_free, other.hint, other.adapter_weight)
     published = {f"ffrnet.{key}": tensor for key, tensor in load_file(models / IDENTITYNET).items()}
     stored = load_file(out)
@@ -212,6 +243,28 @@ def test_convert_says_what_it_wants(models, tmp_path, capsys):
         assert main(["convert", *arguments]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+    controlnet, adapter = shutil.copytree(models, tmp_path / "own") / IDENTITYNET, tmp_path / "own" / ADAPTER
+    (tmp_path / "letter.txt").write_text("mine")
+    for out in (controlnet, adapter, tmp_path / "letter.txt", tmp_path):
+        before = out.read_bytes() if out.is_file() else None
+        assert main(["convert", "instantid", str(controlnet), str(adapter), str(out)]) == 1
+        told = capsys.readouterr().err
+        assert ("is a folder: give the name" if before is None else "is there already and no FaceSnap file") in told
+        assert before is None or out.read_bytes() == before
+
+
+def test_an_adapters_keys_and_values_are_made_when_the_picture_begins(engine, models, unit, monkeypatch):
+    """InstantID's are 21 MB a person, of whom there may be a folder."""
+    made = []
+    monkeypatch.setattr(
+        engine_module, "load_any_adapter", lambda source: lambda *tokens: made.append(tokens) or object()
+    )
+    memory = Engine(lambda: find_models(models))
+    guidances = [memory.prepare(unit, 512, 512).guidance for _ in range(2)]
+    assert made == []
+    assert guidances[0].has_adapter
+    assert guidances[0].adapter() is guidances[1].adapter()
+    assert len(made) == 1
 
 
 def test_another_adapter_beside_the_same_controlnet_is_another_job(models, unit, widths, tmp_path):
@@ -222,7 +275,7 @@ def test_another_adapter_beside_the_same_controlnet_is_another_job(models, unit,
     shutil.copy(tmp_path / "other" / ADAPTER, folder)
     after = engine.prepare(unit, 512, 512).guidance
     assert not torch.allclose(before.tokens, after.tokens, atol=1e-3)
-    assert not torch.allclose(before.adapter[0][0], after.adapter[0][0], atol=1e-3)
+    assert not torch.allclose(before.adapter()[0][0], after.adapter()[0][0], atol=1e-3)
 
 
 def test_in_a1111_the_job_runs_and_every_weight_has_its_say(engine, unit):

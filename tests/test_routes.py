@@ -267,6 +267,21 @@ def test_every_route_wants_the_hosts_api_auth(tmp_path, method, route):
         assert status(*user) in (200, 400, 422), "past the door"
 
 
+@pytest.mark.parametrize("api_auth", [None, "anna:sesame"])
+def test_a_page_with_a_login_lets_nobody_ask_who_is_not_logged_in(tmp_path, api_auth):
+    client = client_of(ModelFiles(tmp_path), api_auth=api_auth)
+    client.app.auth, client.app.tokens = {"bert": "pass word"}, {"a session": "bert"}  # as gradio's app has them
+    stranger = client.get("/facesnap/models")
+    assert stranger.status_code == 401
+    assert "Log in to the page" in stranger.json()["detail"]
+    assert ("www-authenticate" in stranger.headers) == bool(api_auth)
+    assert client.post("/facesnap/models/get", json={"part": "deca"}).status_code == 401
+    for cookie, status in (("access-token=guessed", 401), ("access-token=a session", 200)):
+        assert client.get("/facesnap/models", headers={"Cookie": cookie}).status_code == status
+    if api_auth:
+        assert client.get("/facesnap/models", auth=("anna", "sesame")).status_code == 200
+
+
 def test_without_api_auth_everybody_may_ask_and_an_unusable_one_lets_nobody_in():
     assert routes.authorised(None, None)
     assert routes.authorised(None, "")

@@ -3,7 +3,7 @@ goes into its output projection.
 
 Hooks on `to_q` and on the projection, modules that every host's attention calls whichever kernel computes it, compose
 with LoRAs and with other adapters and replace nothing. What they do is decided anew for each UNet call, from its own
-rows: no key or value outlives its call, and outside of a call that was announced they do nothing.
+rows: no query outlives its call, and outside of a call that was announced they do nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.ffrnet import KeysValues
 from facesnap_ext.guidance import Residuals
 
 LEVELS = (("input_blocks.", "down_blocks."), ("output_blocks.", "up_blocks."), ("middle_block.", "mid_block."))
@@ -42,7 +43,8 @@ class AdapterHooks:
         self.call: Call | None = None
         self._handles: list[Any] = []
         self._queries: dict[int, Tensor] = {}
-        self._moved: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # keys and values by person and layer
+        self._made: dict[int, tuple[KeysValues, ...]] = {}  # keys and values of each layer, by person
+        self._moved: dict[tuple[int, int], KeysValues] = {}  # by person and layer, where the UNet is
 
     def hook(self, unet: nn.Module) -> None:
         """Put the hooks on, taking them off the UNet before; none where nobody has an adapter.
@@ -51,14 +53,15 @@ class AdapterHooks:
             FaceSnapError: the UNet has other cross-attentions than an adapter was made for.
         """
         self.remove()
-        wanting = [guidance for guidance in self.residuals.guidances if guidance.has_adapter]
-        if not wanting:
+        self._made = {i: one.adapter() for i, one in enumerate(self.residuals.guidances) if one.has_adapter}
+        if not self._made:
             return
         layers = cross_attentions(unet)
         widths = tuple(map(_width, layers))
-        for guidance in wanting:
-            own = tuple(keys.shape[-1] for keys, _ in guidance.adapter)
+        for i, made in self._made.items():
+            own = tuple(keys.shape[-1] for keys, _ in made)
             if own != widths:
+                guidance = self.residuals.guidances[i]
                 raise FaceSnapError(
                     f"The adapter of {guidance.name} was made for {len(own)} cross-attentions and this checkpoint's "
                     f"UNet has {len(widths)}, or of other widths; set its weight to 0 or choose another checkpoint."
@@ -73,6 +76,7 @@ class AdapterHooks:
             handle.remove()
         self._handles.clear()
         self._queries.clear()
+        self._made.clear()
         self._moved.clear()
         self.call = None
 
@@ -117,10 +121,10 @@ class AdapterHooks:
             total = part if total is None else total + part
         return total
 
-    def _keys_values(self, person: int, layer: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _keys_values(self, person: int, layer: int, like: Tensor) -> KeysValues:
         moved = self._moved.get((person, layer))
         if moved is None or moved[0].device != like.device or moved[0].dtype != like.dtype:
-            moved = tuple(part.to(like) for part in self.residuals.guidances[person].adapter[layer])
+            moved = tuple(part.to(like) for part in self._made[person][layer])
             self._moved[person, layer] = moved
         return moved
 

@@ -210,7 +210,7 @@ def add_likeness(p: Any, job: Job, image: Any) -> None:
     """Measure a finished picture's likeness to the first person and write it into its infotext."""
     first = job.people[0]
     landmarks = None if job.init_size is not None else first.guidance.landmarks
-    value = _engine.likeness(photos.from_pil(image, "Picture"), first.embeddings, landmarks)
+    value = _engine.likeness(photos.from_pil(image, "Picture"), first.embeddings, landmarks, first.recognition)
     p.extra_generation_params.pop(likeness.MARK, None)  # of the picture before
     p.extra_generation_params.update(likeness.infotext(value))
 

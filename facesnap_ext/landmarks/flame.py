@@ -196,7 +196,7 @@ def check_flame(tensors: dict[str, Tensor], name: str) -> None:
             raise FaceSnapError(f"{name} is no whole FLAME model: {key} is {found or 'missing'}; get the file again.")
     faces, parents = tensors["faces"], tensors["parents"]
     ordered = parents[0] == -1 and all(0 <= parent < joint for joint, parent in enumerate(parents.tolist()) if joint)
-    if joints <= JAW or not ordered or faces.min() < 0 or faces.max() >= vertices:
+    if joints <= JAW or not ordered or not faces.numel() or faces.min() < 0 or faces.max() >= vertices:
         raise FaceSnapError(f"{name} is no whole FLAME model: its joints or triangles are wrong; get the file again.")
 
 

@@ -107,8 +107,8 @@ def write_encoders(folder: Path, seed: int = 0) -> None:
 
     pack = folder / "stand-in-pack"
     pack.mkdir(parents=True, exist_ok=True)
-    scrfd_from_centerface(centerface(), pack / "detector.onnx")
-    stand_in_arcface(pack / "recognition.onnx", seed)
+    scrfd_from_centerface(centerface(), pack / "scrfd_10g_bnkps.onnx")
+    stand_in_arcface(pack / "glintr100.onnx", seed)
     write_stand_in_flame(folder / "stand-in-flame.safetensors", seed)
     write_stand_in_deca(folder / "stand-in-deca.safetensors", seed)
     with torch.random.fork_rng(devices=[]):

@@ -6,7 +6,8 @@ import errno
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def download(
     """Download a part into the model folder.
 
     What has arrived is kept beside the target as `.NAME.part` when the download is interrupted, and the next call goes
-    on from there (an HTTP range, for the same ETag). The file gets its name when its SHA-256 is the known one.
+    on from there (an HTTP range). The file gets its name when its SHA-256 is the known one.
 
     Args:
         part: one with `url`, `size` and `sha256`.
@@ -51,8 +52,8 @@ def download(
         The file's path; one that is already there and has the hash is left as it is.
 
     Raises:
-        FaceSnapError: the server cannot be reached or has another file, the disk is full, or the hash is wrong, in
-            which case nothing of the file is left.
+        FaceSnapError: the server cannot be reached or has another file, another process is downloading it into the
+            same folder, the disk is full, or the hash is wrong, in which case nothing of the file is left.
     """
     target = folder / part.into
     if target.exists():
@@ -62,27 +63,44 @@ def download(
     arrived = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        missing = part.size - _size(arrived)
-        if (free := shutil.disk_usage(target.parent).free) < missing:
-            raise FaceSnapError(
-                f"The disk of {folder} has {readable(free)} left, and {readable(missing)} are needed: make room."
-            )
-        _fetch_all(part, arrived, progress, stopped)
-        if (found := sha256(arrived)) != part.sha256:
-            _remove(arrived)
-            raise FaceSnapError(
-                f"What {part.page} has for {target.name} is another file than the known one (SHA-256 {found[:12]}… in "
-                f"place of {part.sha256[:12]}…): it was removed; look there whether a new version was published."
-            )
-        arrived.replace(target)
+        with _alone(part, target.with_name(f".{target.name}.lock")):
+            missing = part.size - _size(arrived)
+            if (free := shutil.disk_usage(target.parent).free) < missing:
+                raise FaceSnapError(
+                    f"The disk of {folder} has {readable(free)} left, and {readable(missing)} are needed: make room."
+                )
+            _fetch_all(part, arrived, progress, stopped)
+            if (found := sha256(arrived)) != part.sha256:
+                arrived.unlink()
+                raise FaceSnapError(
+                    f"What {part.page} has for {target.name} is another file than the known one (SHA-256 {found[:12]}… "
+                    f"in place of {part.sha256[:12]}…): it was removed; try again, and if it is the same look there "
+                    "whether a new version was published."
+                )
+            arrived.replace(target)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise FaceSnapError(
                 f"The disk of {folder} is full: make room, then download {part.title} again to go on."
             ) from error
         raise FaceSnapError(f"{target} cannot be written ({error.strerror or error}).") from error
-    _remove(arrived)  # its ETag
     return target
+
+
+@contextmanager
+def _alone(part: Part, lock: Path) -> Iterator[None]:
+    """Keep other processes, such as a second WebUI on the same folder, from writing the same file meanwhile."""
+    from filelock import FileLock, Timeout  # torch needs it
+
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes it itself
+                    lock.unlink()
+    except Timeout as error:
+        raise FaceSnapError(f"Another FaceSnap is downloading {part.title} into this folder: wait for it.") from error
 
 
 def _fetch_all(part: Part, arrived: Path, progress: Callable[[int], None], stopped: Callable[[], bool]) -> None:
@@ -111,26 +129,16 @@ def _fetch(part: Part, arrived: Path, progress: Callable[[int], None], stopped: 
     except ImportError as error:
         raise FaceSnapError(f"Downloads need the package requests ({error}): install it.") from error
     have = _size(arrived)
-    etag = _etag(arrived)
     headers = {"Accept-Encoding": "identity"}  # compressed bytes could not be counted
     if have:
         headers["Range"] = f"bytes={have}-"
-        if etag.is_file():
-            headers["If-Range"] = etag.read_text("utf-8")
     try:
         with requests.get(part.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            have = _check(response, part, arrived, have)
-            if not response.headers.get("ETag", "W/").startswith("W/"):
-                etag.write_text(response.headers["ETag"], "utf-8")
-            elif not have:
-                etag.unlink(missing_ok=True)
+            have = _check(response, part, have)
             blocks = response.iter_content(BLOCK)
             with arrived.open("ab" if have else "wb", buffering=0) as file:
                 progress(have)
-                while block := _next(blocks):
-                    if have + len(block) > part.size:
-                        _remove(arrived)
-                        raise FaceSnapError(_another(part, f"more than {part.size} bytes"))
+                while (block := _next(blocks)) and have + len(block) <= part.size:
                     file.write(block)
                     have += len(block)
                     progress(have)
@@ -138,6 +146,9 @@ def _fetch(part: Part, arrived: Path, progress: Callable[[int], None], stopped: 
                         raise Stopped(
                             f"{part.title}: stopped at {readable(have)} of {readable(part.size)}, which are kept."
                         )
+            if block:
+                arrived.unlink()
+                raise FaceSnapError(_another(part, f"more than {part.size} bytes"))
     except requests.RequestException as error:
         raise _Broken(type(error).__name__) from error
 
@@ -152,21 +163,18 @@ def _next(blocks: Any) -> bytes:
         raise _Broken(type(error).__name__) from error
 
 
-def _check(response: Any, part: Part, arrived: Path, have: int) -> int:
-    """How many of the bytes that have arrived the answer goes on from."""
+def _check(response: Any, part: Part, have: int) -> int:
+    """How many of the bytes that have arrived the answer goes on from. An answer that is not the file leaves those as
+    they are: a network that wants a login first answers with a page of its own."""
     status = response.status_code
     if status == 206:
         span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-        if span.startswith(f"{have}-") and total == str(part.size):
-            return have
-        _remove(arrived)
         if total.isdigit() and int(total) != part.size:
             raise FaceSnapError(_another(part, f"{total} bytes in place of {part.size}"))
-        raise _Broken("the server answered with another range")
-    if status == 416:
-        _remove(arrived)
-        raise _Broken("the server has no such range")
-    if status in (408, 425, 429) or status >= 500:
+        if not span.startswith(f"{have}-"):
+            raise _Broken("the server answered with another range")
+        return have
+    if status in (408, 416, 425, 429) or status >= 500:
         raise _Broken(f"the server answered {status}")
     if status in (401, 403):
         raise FaceSnapError(f"{part.page} wants a login for {part.title} ({status}): {part.get} there by hand.")
@@ -174,24 +182,19 @@ def _check(response: Any, part: Part, arrived: Path, have: int) -> int:
         raise FaceSnapError(f"{part.title} is no longer where it was ({status}): look for it at {part.page}.")
     if status != 200:
         raise FaceSnapError(f"The server of {part.title} answered {status}: look at {part.page}.")
+    if response.headers.get("Content-Type", "").startswith("text/"):
+        raise FaceSnapError(
+            f"In place of {part.title} a web page came: log in to the network or its proxy, then try again; what had "
+            "arrived is kept."
+        )
     length = response.headers.get("Content-Length", str(part.size))
     if length != str(part.size):
-        _remove(arrived)
         raise FaceSnapError(_another(part, f"{length} bytes in place of {part.size}"))
     return 0
 
 
 def _another(part: Part, how: str) -> str:
     return f"What {part.page} has for {part.title} is another file than the known one ({how}): nothing of it was kept."
-
-
-def _etag(arrived: Path) -> Path:
-    return arrived.with_suffix(".etag")
-
-
-def _remove(arrived: Path) -> None:
-    arrived.unlink(missing_ok=True)
-    _etag(arrived).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

@@ -19,9 +19,9 @@ from facesnap_ext.ablated_mixers import (
     IdMixerConfig,
 )
 from facesnap_ext.adapter import Adapter, AdapterConfig
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
-from facesnap_ext.files import whole
+from facesnap_ext.files import written
 from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
@@ -29,6 +29,7 @@ from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors, without_prefix
 
 VERSION = 1
+MAX_SIZE = 2**20  # of a width, in metadata
 MIXERS: dict[str, tuple[type, type[nn.Module]]] = {  # sizes and network of each kind
     "facial attributes": (MixerConfig, FacialAttributeMixer),  # the paper's
     "resampler": (ResamplerConfig, ResamplerMixer),  # InstantID's
@@ -47,6 +48,7 @@ class FaceSnapInfo:
     hint: how landmarks are drawn for it, of `HINTS`.
     null_identity: whether unconditional rows get tokens of their own, made of an embedding of zeros.
     adapter: of the second half that adds attention to the UNet; None where there is none.
+    recognition: file name of the recognition model whose embeddings alone make sense; empty where nobody says.
     """
 
     mixer: MixerConfig | ResamplerConfig
@@ -57,6 +59,7 @@ class FaceSnapInfo:
     hint: str = POINTS72
     null_identity: bool = False
     adapter: AdapterConfig | None = None
+    recognition: str = ""
 
     def to_metadata(self) -> dict[str, str]:
         """As safetensors' flat strings; configurations as JSON."""
@@ -72,6 +75,7 @@ class FaceSnapInfo:
             "hint": self.hint,
             "null_identity": json.dumps(self.null_identity),
             **({} if self.adapter is None else {"adapter": json.dumps(asdict(self.adapter))}),
+            **({"recognition": self.recognition} if self.recognition else {}),
         }
 
     @classmethod
@@ -91,6 +95,7 @@ class FaceSnapInfo:
             hint=hint,
             null_identity=json.loads(metadata.get("null_identity", "false")),
             adapter=None if adapter is None else AdapterConfig(**_tuples(adapter)),
+            recognition=metadata.get("recognition", ""),
         )
 
 
@@ -121,12 +126,14 @@ def read_info(path: Path) -> FaceSnapInfo:
         if int(index.metadata.get("version", VERSION)) > VERSION:
             raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
         info = FaceSnapInfo.from_metadata(index.metadata)
+        _check_sizes(info, len(index.shapes))
         with torch.device("meta"):
             networks = {"mixer": build_mixer(info.mixer), "ffrnet": FFRNet(info.ffrnet)}
             if info.adapter is not None:
                 networks["adapter"] = Adapter(info.adapter)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FaceSnapError(f"The metadata of {path.name} is damaged ({error}); download the file again.") from error
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = reason_of(error)
+        raise FaceSnapError(f"The metadata of {path.name} is damaged ({reason}); download the file again.") from error
     expected = {
         f"{part}.{key}": tuple(t.shape) for part, net in networks.items() for key, t in net.state_dict().items()
     }
@@ -138,6 +145,28 @@ def read_info(path: Path) -> FaceSnapInfo:
             f"says, the first is {wrong[0]}; download the file again."
         )
     return info
+
+
+def _check_sizes(info: FaceSnapInfo, tensors: int) -> None:
+    """Raise `ValueError` for sizes that no network has, before one is built that has them: no more layers than there
+    are tensors in the file."""
+    for config in (info.mixer, info.ffrnet, info.adapter):
+        for name, value in ({} if config is None else asdict(config)).items():
+            lowest = {"middle_depth": -1, "depths": 0, "clip_dim": 0}.get(name, 1)
+            highest = tensors if name in ("layers", "depths", "middle_depth") else MAX_SIZE
+            sizes = _numbers(value)
+            if len(sizes) > tensors or not all(type(size) is int and lowest <= size <= highest for size in sizes):
+                raise ValueError(f"{name} of {reason_of(repr(value), 80)}")
+    ffrnet = info.ffrnet
+    if len(ffrnet.heads) != len(ffrnet.widths) or any(map(int.__mod__, ffrnet.widths, ffrnet.heads)):
+        raise ValueError(f"{ffrnet.heads} attention heads for widths of {ffrnet.widths}")
+    if not all(isinstance(flag, bool) for flag in (info.text_free, info.null_identity)):
+        raise ValueError("text_free and null_identity are true or false")
+
+
+def _numbers(value: Any) -> list[Any]:
+    """The numbers in tuples in tuples, or the one."""
+    return [number for item in value for number in _numbers(item)] if isinstance(value, (tuple, list)) else [value]
 
 
 def load(path: Path, dtype: torch.dtype | None = None) -> FaceSnapWeights:
@@ -172,7 +201,11 @@ def load_adapter(path: Path) -> Adapter:
 
 
 def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module, adapter: nn.Module | None = None) -> None:
-    """Write a FaceSnap file; a file of the same name is replaced only once the new one is whole."""
+    """Write a FaceSnap file; a file of the same name is replaced only once the new one is whole.
+
+    Raises:
+        FaceSnapError: it cannot be written.
+    """
     from safetensors.torch import save_file
 
     networks = {"mixer": mixer, "ffrnet": ffrnet} | ({} if adapter is None else {"adapter": adapter})
@@ -181,7 +214,7 @@ def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module, ad
         for part, network in networks.items()
         for key, tensor in network.state_dict().items()
     }
-    with whole(path) as part:
+    with written(path) as part:
         save_file(tensors, part, info.to_metadata())
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from facesnap_ext import __version__
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import whole
+from facesnap_ext.files import written
 from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors
 
@@ -85,11 +85,8 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
         "networks": json.dumps(identity.networks),
         "facesnap": __version__,
     }
-    try:
-        with whole(path) as part:
-            save_file({key: tensor.float().contiguous() for key, tensor in tensors.items()}, part, metadata)
-    except OSError as error:
-        raise FaceSnapError(f"{path} cannot be written ({error.strerror}): check the folder.") from error
+    with written(path) as part:
+        save_file({key: tensor.float().contiguous() for key, tensor in tensors.items()}, part, metadata)
 
 
 def check_place(path: Path, overwrite: bool) -> None:

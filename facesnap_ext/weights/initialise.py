@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.ffrnet import FFRNet, FFRNetConfig, LandmarkEmbedding
 from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights import facesnap_file
@@ -145,22 +145,39 @@ def with_mixer(start: Path, out: Path, kind: str, seed: int) -> None:
     facesnap_file.save(out, replace(weights.info, mixer=mixer.config), mixer, weights.ffrnet)
 
 
-def controlnet_config(folder: Path) -> dict[str, object]:
+def controlnet_config(folder: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, object]:
     """What diffusers' `config.json` says that the tensors do not: heads, and the width of an embedded size; nothing
-    where there is none, or transformers' of another network."""
+    where there is none, or another network's, as beside the files of several.
+
+    Args:
+        shapes: of the ControlNet's tensors.
+
+    Raises:
+        FaceSnapError: the file is damaged.
+    """
     path = folder / "config.json"
     if not path.is_file():
         return {}
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if "model_type" in config or "architectures" in config:
-        return {}
-    levels = len(config["block_out_channels"])
-    # diffusers calls the number of heads `attention_head_dim`
-    heads = config.get("num_attention_heads") or config["attention_head_dim"]
-    return {
-        "heads": (heads,) * levels if isinstance(heads, int) else tuple(heads),
-        "size_dim": config.get("addition_time_embed_dim") or 256,
-    }
+    widths: list[int] = []
+    while shape := shapes.get(f"down_blocks.{len(widths)}.resnets.0.conv1.weight"):
+        widths.append(shape[0])
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.get("_class_name", "ControlNetModel") != "ControlNetModel":
+            return {}
+        if config.get("block_out_channels") != widths:
+            return {}
+        # diffusers calls the number of heads `attention_head_dim`
+        heads = config.get("num_attention_heads") or config["attention_head_dim"]
+        heads = (heads,) * len(widths) if isinstance(heads, int) else tuple(heads)
+        size_dim = config.get("addition_time_embed_dim") or 256
+        if len(heads) != len(widths) or not all(type(one) is int and one > 0 for one in (*heads, size_dim)):
+            raise ValueError(f"{heads} attention heads, sizes of {size_dim}")
+        return {"heads": heads, "size_dim": size_dim}
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise FaceSnapError(
+            f"{path} is damaged ({reason_of(error)}): download it again, or remove it: SDXL's sizes need none."
+        ) from error
 
 
 def _seeded_mixer(config: MixerConfig | None, context_dim: int) -> FacialAttributeMixer:

@@ -30,6 +30,8 @@ NAME = "InstantID"
 IDENTITYNET = "ControlNetModel/diffusion_pytorch_model.safetensors"
 ADAPTER = "ip-adapter.bin"
 LICENSE = "that of InstantID's weights"
+RECOGNITION = "glintr100.onnx"  # antelopev2's, whose embeddings alone its Resampler knows
+RECOGNITION_SHA256 = "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"  # as many projects pin it
 RESAMPLER_PREFIX, ADAPTER_PREFIX = "image_proj.", "ip_adapter."
 ADVICE = "take InstantID's, models/README.md says where from."
 
@@ -58,6 +60,7 @@ def load(controlnet: Path, adapter: Path) -> FaceSnapWeights:
         hint=POINTS5,
         null_identity=True,
         adapter=config,
+        recognition=RECOGNITION,
     )
     return FaceSnapWeights(info, mixer, ffrnet, NAME)
 
@@ -84,6 +87,16 @@ def load_any(source: WeightSource) -> FaceSnapWeights:
 def takes_clip(source: WeightSource) -> bool:
     """Whether the Mixer of a FaceSnap file wants CLIP's tokens beside embeddings; of the published pair it does not."""
     return not isinstance(source, tuple) and facesnap_file.read_info(source).mixer.clip_dim > 0
+
+
+def recognition_of(source: WeightSource) -> str:
+    """`FaceSnapInfo.recognition` of a FaceSnap file, of which only the header is read, or of the published pair."""
+    if isinstance(source, tuple):
+        return RECOGNITION
+    try:
+        return read_index(source).metadata.get("recognition", "")
+    except FaceSnapError:  # of a damaged file, which its own job tells
+        return ""
 
 
 def load_any_adapter(source: WeightSource) -> Adapter:
@@ -142,10 +155,9 @@ def from_instantid(
 
 
 def _identitynet(path: Path, head_dim: int = 64, size_dim: int = 256, dtype: torch.dtype | None = None) -> FFRNet:
-    with _whole(path.with_name("config.json")):
-        stated = controlnet_config(path.parent)
     tensors = read_tensors(path, dtype=dtype)
     with _whole(path), torch.device("meta"):
+        stated = controlnet_config(path.parent, shapes_of(tensors))
         config = FFRNetConfig.from_shapes(shapes_of(tensors), **{"size_dim": size_dim, **stated})
         if "heads" not in stated:
             config = replace(config, heads=tuple(max(1, width // head_dim) for width in config.widths))
@@ -178,6 +190,6 @@ def _whole(path: Path) -> Iterator[None]:
     """Say that a file is not whole where its tensors make no network."""
     try:
         yield
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = reason_of(error, 200)
         raise FaceSnapError(f"{path.name} is not whole ({reason}); download it again.") from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, printable, reason_of
+from facesnap_ext.files import State, state_of
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.tensors import read_index
 from facesnap_ext.weights.unpickle import is_old_torch_file
@@ -23,7 +25,9 @@ ADVICE = {
 }
 IDENTITIES = "identities"  # folder of saved people in the model folder
 CLIP_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a transformers folder
-FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_Open")  # .pkl
+FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_open")  # .pkl, in small letters
+DETECTOR_NAMES = ("scrfd", "det_")  # how insightface's begin
+RECOGNITION_NAMES = ("glintr", "w600k", "arcface", "webface")  # likewise
 MAX_DEPTH = 4  # folders below one that is looked through: …/insightface/models/antelopev2/antelopev2
 MAX_FOLDERS = 256  # of one that is looked through
 MAX_FILES = 512  # weight files of it
@@ -68,6 +72,7 @@ class Found:
     path: Path
     kind: str  # completes the sentence "this is …"
     place: Path  # the folder that was looked through
+    rank: int = 0  # of what one folder has for a role, the lowest is used
 
 
 @dataclass
@@ -81,6 +86,7 @@ class ModelFiles:
     deca: Path | None = None
     flame: Path | None = None
     unreadable: list[str] = field(default_factory=list)  # why a file there was passed over
+    unconverted: list[str] = field(default_factory=list)  # why DECA's or FLAME's own file could not be
     elsewhere: tuple[Path, ...] = ()  # folders also looked through that are there
     found: list[Found] = field(default_factory=list)  # everything of use, `folder`'s first, doubles too
 
@@ -92,7 +98,7 @@ class ModelFiles:
         return path
 
     def choose_facesnap(self, name: str = "") -> WeightSource:
-        """The FaceSnap file of this name; or the only one of the model folder, or else the only one elsewhere."""
+        """The FaceSnap file of this name; or the only one of the model folder, or else of the first place with one."""
         if name in self.facesnap:
             return self.facesnap[name]
         names = ", ".join(sorted(self.facesnap))
@@ -100,11 +106,24 @@ class ModelFiles:
             raise FaceSnapError(f"There is no FaceSnap file {name} in {self.folder}; there is {names or 'none'}.")
         if not names:
             raise FaceSnapError(self._is_missing("facesnap"))
-        own = [source for source in self.facesnap.values() if self._is_own(source)]
-        candidates = own or [*self.facesnap.values()]
+        place = min(map(self._place_of, self.facesnap.values()), key=self._places.index)
+        candidates = {name: source for name, source in self.facesnap.items() if self._place_of(source) == place}
         if len(candidates) > 1:
-            raise FaceSnapError(f"There are several FaceSnap files in {self.folder} ({names}); choose one by its name.")
-        return candidates[0]
+            names = ", ".join(sorted(candidates))
+            raise FaceSnapError(f"There are several FaceSnap files in {place} ({names}); choose one by its name.")
+        return next(iter(candidates.values()))
+
+    def match_pack(self, recognition: str) -> None:
+        """Take the first face pack that has this recognition model, if any has; with no name the one taken stays."""
+        having = [pack.path for pack in self.candidates("face_pack") if recognition in _onnx_names(pack.path)]
+        self.face_pack = (having or [self.face_pack])[0]
+
+    def candidates(self, role: str) -> list[Found]:
+        """Everything that was found for a role, best first."""
+        found = [found for found in self.found if found.role == role]
+        if role == "face_pack":  # half a pack is of no use, wherever it is
+            return sorted(found, key=lambda found: (found.rank, self._places.index(found.place)))
+        return sorted(found, key=lambda found: (self._places.index(found.place), found.rank))
 
     @property
     def predicts(self) -> bool:
@@ -124,12 +143,19 @@ class ModelFiles:
         except FaceSnapError:  # of a damaged file, which its own job tells
             return True
 
-    def _is_own(self, source: WeightSource) -> bool:
-        return any(path.is_relative_to(self.folder) for path in paths_of(source))
+    @property
+    def _places(self) -> list[Path]:
+        return [self.folder, *self.elsewhere]
+
+    def _place_of(self, source: WeightSource) -> Path:
+        """Where a source was found; FaceSnap's own folder, where one of two files is from there."""
+        places = [found.place for found in self.found if found.path in paths_of(source)]
+        return min(places, key=self._places.index)
 
     def _is_missing(self, part: str) -> str:
         sentence = f"There is {ADVICE[part]} in {self.folder}; put one there, models/README.md says where to get it."
-        return sentence if not self.unreadable else f"{sentence} Passed over: {' '.join(self.unreadable)}"
+        passed_over = [*self.unconverted, *self.unreadable]
+        return f"{sentence} Passed over: {' '.join(passed_over)}" if passed_over else sentence
 
 
 def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
@@ -155,6 +181,10 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
                 seen.add(path.resolve())
                 _place(files, path, place, halves)
     _pair_instantid(files, halves)
+    for role in ("face_pack", "clip", "deca", "flame"):
+        if candidates := files.candidates(role):
+            setattr(files, role, candidates[0].path)
+    _match_pack(files)
     return files
 
 
@@ -165,7 +195,10 @@ def identity_folder(models: Path) -> Path:
 
 def find_identities(models: Path) -> dict[str, Path]:
     """The identity files of the model folder by their names, which are their file names without `.safetensors`."""
-    return {path.stem: path for path in sorted(identity_folder(models).glob("*.safetensors")) if _is_identity(path)}
+    paths = [
+        path for path in sorted(identity_folder(models).glob("*.safetensors")) if printable(path.stem) == path.stem
+    ]
+    return {path.stem: path for path in paths if _is_identity(path)}
 
 
 def choose_identity(models: Path, name: str) -> Path:
@@ -193,20 +226,36 @@ def _look_through(place: Path, told: list[str], beside: Path | None = None) -> I
             entries = sorted(folder.iterdir())
         except OSError:  # not there, or not ours to read
             continue
-        if depth and any(entry.suffix == ".onnx" for entry in entries):
+        if strange := [entry for entry in entries if printable(entry.name) != entry.name]:
+            if beside is None:
+                told.append(
+                    printable(
+                        f"{folder} has names that are not UTF-8, which no page can show; rename {strange[0].name}."
+                    )
+                )
+            entries = [entry for entry in entries if entry not in strange]
+        if depth and any(entry.suffix.lower() == ".onnx" for entry in entries):
             yield folder
         for entry in entries:
-            if entry.suffix in WEIGHT_SUFFIXES and entry.is_file():
+            if entry.suffix.lower() in WEIGHT_SUFFIXES and _answers(entry.is_file):
                 files += 1
                 if files > MAX_FILES:
                     told.append(f"{place} has more than {MAX_FILES} weight files, of which the rest was not looked at.")
                     return
                 yield entry
-            elif depth < MAX_DEPTH and not _is_skipped(entry, beside) and entry.is_dir():
+            elif depth < MAX_DEPTH and not _is_skipped(entry, beside) and _answers(entry.is_dir):
                 queue.append((entry, depth + 1))
         if queue and folders == MAX_FOLDERS:
             told.append(f"{place} has more than {MAX_FOLDERS} folders, of which the rest was not looked at.")
             return
+
+
+def _answers(ask: Callable[[], bool]) -> bool:
+    """What a question about a path answers; False in a folder that can be listed and not entered."""
+    try:
+        return ask()
+    except OSError:
+        return False
 
 
 def _is_skipped(entry: Path, beside: Path | None) -> bool:
@@ -220,13 +269,13 @@ def _place(files: ModelFiles, path: Path, place: Path, halves: list[Found]) -> N
     own = place == files.folder
     if path.is_dir():
         if own or _has_insightfaces_names(path):
-            _note(files, "face_pack", path, "a face recognition pack", place)
+            rank = 0 if _looks_whole(path) else 1
+            _note(files, Found("face_pack", path, "a face recognition pack", place, rank))
         return
     try:
-        state = path.stat()
-        if not own and state.st_size > MAX_OLD_TORCH_BYTES and is_old_torch_file(path):
+        if not own and path.stat().st_size > MAX_OLD_TORCH_BYTES and is_old_torch_file(path):
             return
-        kind = _kind(path, state.st_size, state.st_mtime_ns)
+        kind = _kind(path, state_of(path))
     except OSError as error:
         kind = FaceSnapError(f"{path.name} cannot be read ({error.strerror}).")
     if isinstance(kind, FaceSnapError):
@@ -235,13 +284,17 @@ def _place(files: ModelFiles, path: Path, place: Path, halves: list[Found]) -> N
     elif kind is Kind.FACESNAP:
         files.facesnap.setdefault(path.name, path)
         files.found.append(Found("facesnap", path, kind.value, place))
-    elif kind is Kind.CLIP_VISION and (own or _is_vit_h(path, state.st_size, state.st_mtime_ns)):
+    elif kind is Kind.CLIP_VISION and (own or _is_vit_h(path, state_of(path))):
         in_folder = path.name in CLIP_NAMES and path.parent != place and (path.parent / "config.json").is_file()
-        _note(files, "clip", path.parent if in_folder else path, kind.value, place)
+        _note(files, Found("clip", path.parent if in_folder else path, kind.value, place))
     elif kind in (Kind.DECA, Kind.DECA_ORIGINAL):
-        _note(files, "deca", path, kind.value, place, before=kind is Kind.DECA)
-    elif kind is Kind.FLAME or (kind is Kind.PICKLE and (own or path.stem in FLAME_NAMES)):
-        _note(files, "flame", path, kind.value, place, before=kind is Kind.FLAME)
+        _note(files, Found("deca", path, kind.value, place, 0 if kind is Kind.DECA else 1))
+    elif kind is Kind.FLAME:
+        _note(files, Found("flame", path, kind.value, place))
+    elif kind is Kind.PICKLE and path.stem.lower() in FLAME_NAMES:
+        _note(files, Found("flame", path, kind.value, place, 1))
+    elif kind is Kind.PICKLE and own:  # FLAME's archives have heads of men and of women, and masks, beside the one
+        _note(files, Found("flame", path, kind.value, place, 2))
     elif kind in (Kind.INSTANTID_ADAPTER, Kind.SDXL_CONTROLNET):
         halves.append(Found("instantid", path, kind.value, place))
     elif own and kind is Kind.IDENTITY:
@@ -250,22 +303,21 @@ def _place(files: ModelFiles, path: Path, place: Path, halves: list[Found]) -> N
         files.unreadable.append(f"{path.name} is {kind.value}.")
 
 
-def _note(files: ModelFiles, role: str, path: Path, kind: str, place: Path, before: bool = False) -> None:
-    """Add what was found; it becomes the one used where it is the first, or comes `before` another of its folder."""
-    if any(found.role == role and found.path == path for found in files.found):
-        return  # a folder with several copies of its network
-    first = next((found for found in files.found if found.role == role), None)
-    files.found.append(Found(role, path, kind, place))
-    if first is None or (before and first.place == place and first.kind != kind):
-        setattr(files, role, path)
+def _note(files: ModelFiles, found: Found) -> None:
+    """Add what was found, a folder with several copies of its network once."""
+    if not any((known.role, known.path) == (found.role, found.path) for known in files.found):
+        files.found.append(found)
 
 
 def _pair_instantid(files: ModelFiles, halves: Sequence[Found]) -> None:
     """Find each InstantID adapter's ControlNet, which together serve as a FaceSnap file, and note the halves.
 
-    No tensor tells IdentityNet from other SDXL ControlNets. It is the only one beside the adapter or in a folder there,
-    or of these the only one of InstantID's name, or else one of that name anywhere.
+    No tensor tells IdentityNet from other SDXL ControlNets. It is one of InstantID's name beside the adapter or in a
+    folder there; or in FaceSnap's own folder, where people put nothing else, the only one there; or else one of that
+    name anywhere.
     """
+    from facesnap_ext.weights.instantid import ADAPTER  # which knows this module
+
     adapters = [half for half in halves if half.kind == Kind.INSTANTID_ADAPTER.value]
     nets = [half for half in halves if half.kind == Kind.SDXL_CONTROLNET.value]
     named = [net for net in nets if _is_named_instantid(net)]
@@ -273,7 +325,8 @@ def _pair_instantid(files: ModelFiles, halves: Sequence[Found]) -> None:
     for adapter in adapters:
         folder = adapter.path.parent
         near = [net for net in nets if folder in (net.path.parent, net.path.parent.parent)]
-        candidates = near if len(near) == 1 else [net for net in named if net in near] or named
+        alone = near if len(near) == 1 and adapter.place == files.folder else []
+        candidates = [net for net in named if net in near] or alone or named
         if candidates:
             names = ("InstantID", f"InstantID ({folder.name})", f"InstantID ({adapter.path})")
             files.facesnap[next(name for name in names if name not in files.facesnap)] = (
@@ -281,29 +334,46 @@ def _pair_instantid(files: ModelFiles, halves: Sequence[Found]) -> None:
                 adapter.path,
             )
             settled.add(candidates[0].path)
-        elif adapter.place == files.folder:
-            there = ", ".join(str(net.path.relative_to(folder)) for net in near) or "none"
+        else:
+            there = ", ".join(str(net.path) for net in near or nets) or "none"
             files.unreadable.append(
-                f"{adapter.path.name} is {adapter.kind} and wants InstantID's ControlNet, beside it or in a folder "
-                f"there, and no other there; there is {there}."
+                f"{adapter.path} is {adapter.kind} and wants InstantID's ControlNet, whose tensors are those of any "
+                f"SDXL ControlNet: give it, or its folder, a name with InstantID in it; there is {there}."
             )
+    paired = {net for source in files.facesnap.values() if isinstance(source, tuple) for net in source}
+    files.unreadable += [
+        f"{net.path} has InstantID's name and wants its {ADAPTER} beside it, without which it makes no face."
+        for net in named
+        if net.path not in paired and net.place == files.folder
+    ]
     files.found += [half for half in halves if half.path in settled]
     for half in halves:
         if half.path not in settled and half.place == files.folder:
             files.unreadable.append(f"{half.path.name} is {half.kind}.")
 
 
+def _match_pack(files: ModelFiles) -> None:
+    """Where all that there is to guide pictures is made for one recognition model, take the pack that has it."""
+    from facesnap_ext.weights.instantid import recognition_of  # which knows this module
+
+    wanted = {recognition_of(source) for source in files.facesnap.values()}
+    if len(wanted) == 1:
+        files.match_pack(wanted.pop())
+
+
 @lru_cache(maxsize=4096)
-def _kind(path: Path, size: int, changed: int) -> Kind | FaceSnapError:
+def _kind(path: Path, state: State) -> Kind | FaceSnapError:
     """What a file is, or why that cannot be told, which is remembered too."""
     try:
         return recognise(path)
     except FaceSnapError as error:
         return FaceSnapError(str(error))  # without its traceback
+    except Exception as error:  # one strange file among hundreds must not take the page away
+        return FaceSnapError(f"{path.name} cannot be read ({reason_of(error, 200)}).")
 
 
 @lru_cache(maxsize=256)
-def _is_vit_h(path: Path, size: int, changed: int) -> bool:
+def _is_vit_h(path: Path, state: State) -> bool:
     """Whether a CLIP's patches are ViT-H/14's: 1280 channels of 14 by 14 pixels."""
     ends = ("patch_embedding.weight", "visual.conv1.weight")
     return any(key.endswith(ends) and shape == (1280, 3, 14, 14) for key, shape in read_index(path).shapes.items())
@@ -311,18 +381,30 @@ def _is_vit_h(path: Path, size: int, changed: int) -> bool:
 
 def _is_named_instantid(net: Found) -> bool:
     """Whether the file or a folder of it is called InstantID's."""
-    parts = [part.lower().replace("_", "").replace("-", "") for part in net.path.relative_to(net.place).parts]
+    parts = [re.sub(r"[\W_]", "", part.lower()) for part in net.path.relative_to(net.place).parts]
     return any("instantid" in part or part == "controlnetmodel" for part in parts)
 
 
 def _has_insightfaces_names(folder: Path) -> bool:
-    """Whether detector and recognition model are there under insightface's names."""
-    names = [path.name.lower() for path in folder.glob("*.onnx")]
-    return len(names) > 1 and any(name.startswith(("scrfd", "det_")) for name in names)
+    """Whether detector and something else are there under insightface's names."""
+    names = _onnx_names(folder)
+    return len(names) > 1 and any(name.startswith(DETECTOR_NAMES) for name in names)
+
+
+def _looks_whole(folder: Path) -> bool:
+    """Whether there may be a detector and a recognition model: two files, and where the one has insightface's name the
+    other too."""
+    if _has_insightfaces_names(folder):
+        return any(name.startswith(RECOGNITION_NAMES) for name in _onnx_names(folder))
+    return len(_onnx_names(folder)) > 1
+
+
+def _onnx_names(folder: Path) -> list[str]:
+    return [path.name.lower() for path in folder.glob("*") if path.suffix.lower() == ".onnx"]
 
 
 def _is_identity(path: Path) -> bool:
     try:
-        return _kind(path, path.stat().st_size, path.stat().st_mtime_ns) is Kind.IDENTITY
+        return _kind(path, state_of(path)) is Kind.IDENTITY
     except OSError:  # damaged: whoever asks for it by its name is told
         return False

@@ -90,7 +90,7 @@ def recognise_tensors(shapes: Shapes) -> Kind:
     if "lora_controlnet" in shapes:
         return Kind.CONTROL_LORA
     if "image_proj.latents" in shapes and any(key.startswith("ip_adapter.") for key in shapes):
-        return Kind.INSTANTID_ADAPTER if shapes["image_proj.proj_in.weight"][1] == 512 else Kind.IP_ADAPTER
+        return Kind.INSTANTID_ADAPTER if shapes.get("image_proj.proj_in.weight", ())[1:] == (512,) else Kind.IP_ADAPTER
     if any(key.startswith(("image_proj.", "ip_adapter.")) for key in shapes):
         return Kind.IP_ADAPTER
     if "controlnet_cond_embedding.conv_in.weight" in shapes:
@@ -112,14 +112,16 @@ def recognise_tensors(shapes: Shapes) -> Kind:
     return Kind.UNKNOWN
 
 
-def _context_dim(shapes: Shapes) -> int:
-    return next((shape[-1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight")), 0)
+def _is_sd2s(shapes: Shapes) -> bool:
+    """Whether cross-attention reads SD2's text, of 1024 channels."""
+    texts = (shape for key, shape in shapes.items() if key.endswith("attn2.to_k.weight"))
+    return next(texts, ())[-1:] == (1024,)
 
 
 def _controlnet(shapes: Shapes, sdxl: Kind) -> Kind:
     if any("add_embedding." in key or "label_emb." in key for key in shapes):
         return sdxl
-    return Kind.SD2_CONTROLNET if _context_dim(shapes) == 1024 else Kind.SD15_CONTROLNET
+    return Kind.SD2_CONTROLNET if _is_sd2s(shapes) else Kind.SD15_CONTROLNET
 
 
 def _checkpoint(shapes: Shapes) -> Kind:
@@ -127,4 +129,4 @@ def _checkpoint(shapes: Shapes) -> Kind:
         # the refiner has one text encoder, SDXL two
         two_encoders = any(key.startswith("conditioner.embedders.1.") for key in shapes)
         return Kind.SDXL if two_encoders else Kind.SDXL_REFINER
-    return Kind.SD2 if _context_dim(shapes) == 1024 else Kind.SD15
+    return Kind.SD2 if _is_sd2s(shapes) else Kind.SD15

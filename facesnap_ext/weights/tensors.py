@@ -35,7 +35,7 @@ def read_index(path: Path) -> TensorIndex:
     if not path.is_file():
         raise FaceSnapError(f"There is no file {path}; check the name and the folder.")
     if is_torch_file(path):
-        shapes = {key: tuple(tensor.shape) for key, tensor in _flatten(read_torch(path, "meta")).items()}
+        shapes = shapes_of(_torch_tensors(path, "meta"))
         return TensorIndex(shapes, {})
     with _open_safetensors(path) as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -58,7 +58,7 @@ def read_tensors(
             wanted[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
     if is_torch_file(path):
-        for key, tensor in _flatten(read_torch(path)).items():
+        for key, tensor in _torch_tensors(path).items():
             take(key, tensor)
     else:
         with _open_safetensors(path) as file:
@@ -88,7 +88,7 @@ def fingerprint(path: Path) -> str:
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
 
     if is_torch_file(path):
-        for key, tensor in sorted(_flatten(read_torch(path)).items()):
+        for key, tensor in sorted(_torch_tensors(path).items()):
             add(key, tensor)
     else:
         with _open_safetensors(path) as file:
@@ -106,6 +106,14 @@ def _open_safetensors(path: Path) -> Any:
         raise FaceSnapError(
             f"{path.name} is damaged or not a weight file ({error}); download or copy it again."
         ) from error
+
+
+def _torch_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    tensors = _flatten(read_torch(path, device))
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise FaceSnapError(f"{path.name} says that {name} is larger than what is there of it; download it again.")
+    return tensors
 
 
 def _flatten(content: Any, prefix: str = "") -> dict[str, Tensor]:

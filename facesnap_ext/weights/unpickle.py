@@ -10,11 +10,12 @@ import io
 import math
 import pickle
 import re
+import struct
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ import torch
 from facesnap_ext.errors import FaceSnapError
 
 MAX_PICKLE_BYTES = 2 << 30  # FLAME's pickle has 50 MB
-MAX_DENSE_BYTES = 1 << 26  # of a sparse matrix once its zeros are written out
+MAX_MADE_BYTES = 1 << 27  # of all sparse matrices once their zeros are written out, and of what chumpy picks out
 MAX_ZIP_RATIO = 4  # of the sizes that a zip's entries declare to the size of the zip; weights hardly compress
 
+_ZIP = b"PK\3\4"  # by which torch knows its files
 # how torch.save began before torch 1.6: a pickle of one number
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
@@ -54,7 +56,8 @@ def read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
         content = _InertUnpickler(data, path.name).load()
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}, not a dictionary")
-        return {str(name): _array(value) for name, value in content.items() if isinstance(value, _Inert)}
+        arrays = _Arrays()
+        return {str(name): arrays.read(value) for name, value in content.items() if isinstance(value, _Inert)}
     except FaceSnapError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -63,13 +66,17 @@ def read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def is_torch_file(path: Path) -> bool:
     """Whether `torch.save` wrote the file, in the zip format or the one before torch 1.6."""
-    return zipfile.is_zipfile(path) or is_old_torch_file(path)
+    return _begins(path, _ZIP) or is_old_torch_file(path)
 
 
 def is_old_torch_file(path: Path) -> bool:
     """Whether torch before 1.6 wrote the file, in a format that has its numbers between its names."""
+    return _begins(path, _LEGACY_TORCH)
+
+
+def _begins(path: Path, start: bytes) -> bool:
     with path.open("rb") as file:
-        return file.read(len(_LEGACY_TORCH)) == _LEGACY_TORCH
+        return file.read(len(start)) == start
 
 
 def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
@@ -86,7 +93,7 @@ def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
     """
     try:
         _check_torch_archive(path)
-        lazily = {"mmap": True} if device == "meta" and zipfile.is_zipfile(path) else {}
+        lazily = {"mmap": True} if device == "meta" and _begins(path, _ZIP) else {}
         # A1111 replaces torch.load by a check of its own, which answers None to files of torch 2.7 and newer
         content = torch.serialization.load(str(path), map_location=device, weights_only=True, **lazily)
     except FaceSnapError:
@@ -103,15 +110,48 @@ def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
 
 
 def _check_torch_archive(path: Path) -> None:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-        if any(entry.filename.endswith("constants.pkl") for entry in entries):
-            raise FaceSnapError(f"{path.name} is a TorchScript program and is not run; use its plain weights instead.")
-        if sum(entry.file_size for entry in entries) > MAX_ZIP_RATIO * path.stat().st_size:
-            raise FaceSnapError(f"{path.name} unpacks to an absurd size and is not read; download it again.")
-    elif tarfile.is_tarfile(path):
-        raise FaceSnapError(f"{path.name} is a tar archive, which holds no weights that FaceSnap reads; unpack it.")
+    """Refuse what torch before 2.6 runs in spite of `weights_only` (CVE-2025-32434), seen with torch's own eyes: two
+    readers of zips can be shown two tables of contents."""
+    if not _begins(path, _ZIP):
+        if tarfile.is_tarfile(path):
+            raise FaceSnapError(f"{path.name} is a tar archive, which holds no weights that FaceSnap reads; unpack it.")
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    _refuse_program(path, [entry.filename for entry in entries])
+    if not _has_one_directory(path):
+        raise FaceSnapError(
+            f"{path.name} is not the kind of zip that torch writes, and is not read; download it again."
+        )
+    if sum(entry.file_size for entry in entries) > MAX_ZIP_RATIO * path.stat().st_size:
+        raise FaceSnapError(f"{path.name} unpacks to an absurd size and is not read; download it again.")
+    _refuse_program(path, torch._C.PyTorchFileReader(str(path)).get_all_records())
+
+
+def _refuse_program(path: Path, names: Sequence[str]) -> None:
+    if any(name.lower().endswith("constants.pkl") for name in names):
+        raise FaceSnapError(f"{path.name} is a TorchScript program and is not run; use its plain weights instead.")
+
+
+def _has_one_directory(path: Path) -> bool:
+    """Whether a zip's table of contents lies where its end says and also right before that end, without a comment
+    behind it: readers look in either place."""
+    with path.open("rb") as file:
+        end = file.seek(0, io.SEEK_END) - 22
+        file.seek(max(0, end - 20))
+        locator, record = struct.unpack("20s22s", file.read().rjust(42, b"\0"))
+        signature, length, start, comment = struct.unpack("<4s8xIIH", record)
+        if signature != b"PK\5\6" or comment:
+            return False
+        if locator[:4] == b"PK\6\7":  # of a zip of 64 bits
+            end -= 20 + 56
+            if struct.unpack("<8xQ4x", locator)[0] != end or end < 0:
+                return False
+            file.seek(end)
+            signature, length, start = struct.unpack("<4s36xQQ", file.read(56))
+            if signature != b"PK\6\6":
+                return False
+        return start + length == end
 
 
 class _Inert:
@@ -143,42 +183,61 @@ class _SparseMatrix(_Inert):
     """scipy's compressed sparse matrices: columns (csc) or rows (csr) of `data` at `indices`, from `indptr` on."""
 
 
-def _array(stand_in: Any) -> np.ndarray:
-    if isinstance(stand_in, _Array):
-        shape, dtype, fortran, raw = stand_in.state[-4:]
-        return _numbers(raw, dtype, shape, bool(fortran))
-    if isinstance(stand_in, _Chumpy):
-        return _chumpy_array(type(stand_in).__name__, vars(stand_in))
-    if isinstance(stand_in, _SparseMatrix):
-        return _dense_array(type(stand_in).__name__, vars(stand_in))
-    raise ValueError(f"a {type(stand_in).__name__} where an array belongs")
+class _Arrays:
+    """The arrays that stand-ins describe, each made once however often a pickle names it, and together no larger than
+    `MAX_MADE_BYTES` beyond what lies in the file."""
 
+    def __init__(self) -> None:
+        self.made: dict[int, np.ndarray] = {}  # by the stand-in's identity; all live as long as the pickle's content
+        self.left = MAX_MADE_BYTES
 
-def _chumpy_array(kind: str, state: dict[str, Any]) -> np.ndarray:
-    if kind == "Ch":
-        return _array(state["x"])
-    if kind == "Reshape":
-        return _array(state["a"]).reshape(state["newshape"])
-    if kind == "transpose":
-        return _array(state["a"]).transpose(state.get("axes"))
-    if kind == "Select":
-        chosen = _array(state["a"]).ravel()[_array(state["idxs"])]
-        return chosen.reshape(state.get("preferred_shape", chosen.shape))
-    raise ValueError(f"chumpy's {kind} is an expression, not an array")
+    def read(self, stand_in: Any) -> np.ndarray:
+        if id(stand_in) not in self.made:
+            self.made[id(stand_in)] = self._make(stand_in)
+        return self.made[id(stand_in)]
 
+    def _make(self, stand_in: Any) -> np.ndarray:
+        if isinstance(stand_in, _Array):
+            shape, dtype, fortran, raw = stand_in.state[-4:]
+            return _numbers(raw, dtype, shape, bool(fortran))
+        if isinstance(stand_in, _Chumpy):
+            return self._chumpy(type(stand_in).__name__, vars(stand_in))
+        if isinstance(stand_in, _SparseMatrix):
+            return self._dense(type(stand_in).__name__, vars(stand_in))
+        raise ValueError(f"a {type(stand_in).__name__} where an array belongs")
 
-def _dense_array(kind: str, state: dict[str, Any]) -> np.ndarray:
-    shape = tuple(map(int, state["_shape"]))
-    data, indices, starts = (_array(state[name]) for name in ("data", "indices", "indptr"))
-    by_column = kind.startswith("csc")
-    lines, length = shape[::-1] if by_column else shape
-    if min(shape) < 0 or lines * length * data.itemsize > MAX_DENSE_BYTES:
-        raise ValueError(f"a sparse matrix of {shape[0]} by {shape[1]}")
-    if len(starts) != lines + 1 or len(data) != len(indices) or np.any((indices < 0) | (indices >= length)):
-        raise ValueError("a sparse matrix whose indices do not fit")
-    dense = np.zeros((lines, length), data.dtype)
-    np.add.at(dense, (np.repeat(np.arange(lines), np.diff(starts)), indices), data)
-    return dense.T if by_column else dense
+    def _take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise ValueError("arrays that are absurdly larger than the file")
+
+    def _chumpy(self, kind: str, state: dict[str, Any]) -> np.ndarray:
+        if kind == "Ch":
+            return self.read(state["x"])
+        if kind == "Reshape":
+            return self.read(state["a"]).reshape(state["newshape"])
+        if kind == "transpose":
+            return self.read(state["a"]).transpose(state.get("axes"))
+        if kind == "Select":
+            values, indices = self.read(state["a"]), self.read(state["idxs"])
+            self._take(indices.size * values.itemsize)
+            chosen = values.ravel()[indices]
+            return chosen.reshape(state.get("preferred_shape", chosen.shape))
+        raise ValueError(f"chumpy's {kind} is an expression, not an array")
+
+    def _dense(self, kind: str, state: dict[str, Any]) -> np.ndarray:
+        shape = tuple(map(int, state["_shape"]))
+        data, indices, starts = (self.read(state[name]) for name in ("data", "indices", "indptr"))
+        by_column = kind.startswith("csc")
+        lines, length = shape[::-1] if by_column else shape
+        if min(shape) < 0 or len(starts) != lines + 1 or len(data) != len(indices):
+            raise ValueError(f"a sparse matrix of {shape[0]} by {shape[1]}")
+        if np.any((indices < 0) | (indices >= length)):
+            raise ValueError("a sparse matrix whose indices do not fit")
+        self._take(lines * length * data.itemsize)
+        dense = np.zeros((lines, length), data.dtype)
+        np.add.at(dense, (np.repeat(np.arange(lines), np.diff(starts)), indices), data)
+        return dense.T if by_column else dense
 
 
 def _numbers(raw: Any, dtype: Any, shape: Any, fortran: bool) -> np.ndarray:
@@ -211,6 +270,13 @@ class _InertUnpickler(pickle._Unpickler):
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
         self.name = name
+
+    def load_bytearray8(self) -> None:
+        """Read what there is, where Python first makes room for as much as the file says."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))
+
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module}.{name}"

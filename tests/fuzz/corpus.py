@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 import tempfile
+import types
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+import scipy.sparse
 import tiny
 import torch
 from PIL import Image
@@ -69,7 +73,7 @@ def _picture(picture: Image.Image, form: str, options: dict) -> bytes:
 
 @cache
 def weights() -> list[bytes]:
-    """A FaceSnap file, an identity, and torch's and safetensors' own."""
+    """A FaceSnap file, an identity, safetensors' and torch's own, a program, and a tensor larger than its numbers."""
     torch.manual_seed(0)
     config = MixerConfig(id_dim=8, clip_dim=8, dim=8, id_tokens=2, queries=2, layers=1, feedforward=8, heads=2)
     ffrnet = tiny.config(widths=(32, 32, 32), depths=((0,), (1,), (1,)), middle_depth=1, heads=(1, 1, 1), context_dim=8)
@@ -85,7 +89,11 @@ def weights() -> list[bytes]:
         file = io.BytesIO()
         torch.save({"state_dict": OrderedDict(tensors)}, file, _use_new_zipfile_serialization=zipped)
         made.append(file.getvalue())
-    return made
+    program = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), program)
+    wide = io.BytesIO()
+    torch.save({"wide": torch.ones(1).expand(10**4, 10**5)}, wide)
+    return [*made, program.getvalue(), wide.getvalue()]
 
 
 @cache
@@ -101,6 +109,19 @@ def instantid() -> dict[str, bytes]:
     file = io.BytesIO()
     torch.save({name: network.state_dict() for name, network in halves.items()}, file)
     return {**made, ADAPTER: file.getvalue()}
+
+
+def _chumpy_pickle() -> bytes:
+    """What FLAME 2020 has in the place of arrays, each level naming the one below twice."""
+    module = types.ModuleType("chumpy.reordering")
+    module.Select = type("Select", (), {"__module__": module.__name__})
+    array = np.zeros(4, np.int64)
+    for _ in range(30):
+        select = module.Select()
+        select.a = select.idxs = array
+        array = select
+    with mock.patch.dict(sys.modules, {"chumpy": types.ModuleType("chumpy"), module.__name__: module}):
+        return pickle.dumps({"v_template": array}, 2)
 
 
 def identity() -> Identity:
@@ -125,7 +146,11 @@ def safetensors_headers(data: bytes) -> tuple[dict, bytes]:
 def pickles() -> list[bytes]:
     """Pickled arrays as FLAME's are, by every protocol, and calls that a pickle must not make."""
     arrays = {"f": np.arange(12, dtype=np.uint32).reshape(4, 3), "v_template": np.linspace(0, 1, 15).reshape(5, 3)}
+    sparse = scipy.sparse.csc_matrix(np.eye(4, 6))
+    arrays |= {"J_regressor": sparse, "again": sparse, "raw": np.frombuffer(bytearray(16), np.uint8)}
     made = [pickle.dumps(arrays, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    made.append(_chumpy_pickle())
+    made.append(b"\x80\x05\x96" + (2**34).to_bytes(8, "little") + b"short.")  # a bytearray that is not there
     return made + [
         f"c{module}\n{function}\n(V{argument}\ntR.".encode()
         for module, function, argument in (

@@ -26,12 +26,13 @@ from hypothesis import strategies as st
 from mutations import json_values, spoilt
 from watch import only_reading
 
-from facesnap_ext import infotext, photos, routes
+from facesnap_ext import clip, infotext, photos, routes
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.infotext import from_infotext, label, to_infotext
 from facesnap_ext.settings import CHOICES, UI_ORDER, Unit, from_script_args
 from facesnap_ext.weights import facesnap_file, identity_file, instantid
+from facesnap_ext.weights.initialise import controlnet_config
 from facesnap_ext.weights.places import ModelFiles, find_models
 from facesnap_ext.weights.tensors import fingerprint, read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_pickled_arrays
@@ -106,6 +107,7 @@ def test_photos(data):
             assert photos.from_base64(f"data:image/png;base64,{text}", "Photo").digest == found.digest
         except FaceSnapError as error:
             check_sentence(error)
+            assert "Photo" in str(error)
         else:
             assert found.pixels.dtype == np.uint8
             assert found.pixels.shape[0] * found.pixels.shape[1] <= photos.MAX_PIXELS
@@ -139,6 +141,57 @@ def test_safetensors_headers_that_lie(data):
     path.write_bytes(length.to_bytes(8, "little") + text + numbers)
     with only_reading(folder()):
         read_all(path)
+
+
+@fuzz
+@given(st.data())
+def test_metadata_that_lie(data):
+    """The tensors are whole; what the file says of its networks, JSON in text, has one to three values spoilt."""
+    header, numbers = corpus.safetensors_headers(data.draw(st.sampled_from(corpus.weights()[:2])))
+    header["__metadata__"] = metadata = dict(header["__metadata__"])
+    values = json_values(st.sampled_from(["facial attributes", "resampler", "72 points", "a", ""]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        name = data.draw(st.sampled_from(sorted(set(metadata) - {"format"})))
+        try:
+            content = json.loads(metadata[name])
+        except (ValueError, RecursionError):
+            content = None
+        if isinstance(content, dict) and content and data.draw(st.integers(0, 5)):
+            content[data.draw(st.sampled_from(sorted(content)))] = data.draw(values | st.integers(-1, 10**6))
+        else:
+            content = data.draw(values)
+        metadata[name] = json.dumps(content) if data.draw(st.integers(0, 19)) else "[" * 5000
+    text = json.dumps(header).encode()
+    path = folder() / "metadata.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+    with only_reading(folder()):
+        read_all(path)
+        find_models(path.parent).missing()
+
+
+@fuzz
+@given(st.data())
+def test_configurations_beside_weights(data):
+    """`config.json` of a CLIP and of a ControlNet."""
+    good = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "_class_name": "ControlNetModel",
+        "block_out_channels": [32, 32],
+        "attention_head_dim": 1,
+    }
+    values = json_values(st.sampled_from(["clip", "clip_vision_model", "somebody/kernel", "gelu"]))
+    names = st.sampled_from([*good, "vision_config", "hidden_act", "_attn_implementation", "addition_time_embed_dim"])
+    content = data.draw(st.dictionaries(names, values, max_size=4).map(lambda some: {**good, **some}) | values)
+    path = folder() / "config.json"
+    path.write_bytes(data.draw(st.just(json.dumps(content).encode()) | spoilt([json.dumps(content).encode()])))
+    shapes = {f"down_blocks.{i}.resnets.0.conv1.weight": (32, 32, 3, 3) for i in range(2)}
+    with only_reading(folder()):
+        for read, arguments in ((clip._described, (path, 8, 2)), (controlnet_config, (path.parent, shapes))):
+            refusal = refused(read, *arguments)
+            assert refusal is None or path.name in refusal
 
 
 def read_all(path: Path) -> None:
@@ -175,6 +228,7 @@ def test_pickles(data):
             arrays = read_pickled_arrays(path)
         except FaceSnapError as error:
             check_sentence(error)
+            assert path.name in str(error)
         else:
             assert all(isinstance(array, np.ndarray) and array.dtype.kind in "biufc" for array in arrays.values())
 
@@ -236,17 +290,29 @@ def client() -> Any:
 def test_routes(data):
     picture = st.sampled_from([base64.b64encode(photo).decode() for photo in corpus.photos()])
     values = json_values(picture | st.sampled_from(["/etc/passwd", "http://127.0.0.1:9/x.png", "file:///etc/passwd"]))
-    names = st.sampled_from([*routes.DETECT["properties"], *routes.LANDMARKS["properties"]]) | st.text(max_size=6)
+    bodies = {
+        "detect": {"photos": st.lists(picture, max_size=3) | values},
+        "landmarks": {
+            **dict.fromkeys(("reference", "driving"), picture | values),
+            **dict.fromkeys(("face", "driving_face", "width", "height"), st.integers(-1, 70) | values),
+        },
+        "models/get": {"part": st.sampled_from(["deca", "clip", "../deca"]) | values},
+        "models/stop": {"part": st.sampled_from(["deca", "clip"]) | values},
+        "version": {},
+    }
+    path = data.draw(st.sampled_from([*bodies, "models", "schema"]))
+    fields = st.fixed_dictionaries({}, optional=bodies.get(path, {}))
+    foreign = st.dictionaries(st.text(max_size=6), values, max_size=2)
     body = data.draw(
-        st.dictionaries(names, values | st.lists(picture, max_size=3), max_size=4).map(
-            lambda some: json.dumps(some).encode()
-        )
+        fields.map(lambda some: json.dumps(some).encode())
+        | st.tuples(fields, foreign).map(lambda both: json.dumps({**both[0], **both[1]}).encode())
         | spoilt([b'{"photos": ["aGVsbG8="]}', b'{"width": 64, "height": 64}', b"[" * 5000])
     )
-    path = data.draw(st.sampled_from(["version", "models", "detect", "landmarks"]))
-    method = data.draw(st.sampled_from(["GET", "POST"]))
+    method = "POST" if path in bodies and data.draw(st.integers(0, 9)) else "GET"
     with only_reading(folder()):
-        answer = client().request(method, f"/facesnap/{path}", content=body)
+        answer = client().request(
+            method, f"/facesnap/{path}", content=body, headers={"content-type": "application/json"}
+        )
     assert answer.status_code in ANSWERS, answer.text
     if answer.status_code != 200:
         assert "Traceback" not in answer.json()["detail"]

@@ -32,7 +32,7 @@ def person(unet: nn.Module, seed: int = 0, network=SILENT, **changes):
     adapter = tiny.randomise(Adapter(AdapterConfig(widths, tiny.CONTEXT)), seed + 5, 0.3)
     g = torch.Generator().manual_seed(seed)
     tokens, null = torch.randn(2, 1, 16, tiny.CONTEXT, generator=g)
-    values = {"tokens": tokens, "uncond_tokens": null, "adapter": adapter(tokens, null), "adapter_weight": 0.8}
+    values = {"tokens": tokens, "uncond_tokens": null, "adapter": lambda: adapter(tokens, null), "adapter_weight": 0.8}
     return tiny.guidance(seed, network, **{**values, **changes}), adapter
 
 
@@ -99,7 +99,7 @@ def test_it_equals_diffusers_ip_adapter(pipe, scale):
 
 def test_a_weight_of_zero_leaves_every_bit(pipe):
     guidance, _ = person(pipe.unet, adapter_weight=0.0)
-    without = replace(guidance, adapter=())
+    without = replace(guidance, adapter=None)
     with guided(pipe, guidance):
         a = test_diffusers.run(pipe)
     with guided(pipe, without):
@@ -108,7 +108,7 @@ def test_a_weight_of_zero_leaves_every_bit(pipe):
 
 def test_a_unet_of_other_attentions_is_refused_and_left_alone(pipe):
     guidance, _ = person(pipe.unet)
-    short = replace(guidance, adapter=guidance.adapter[:-1])
+    short = replace(guidance, adapter=lambda: guidance.adapter()[:-1])
     hooks = test_a1111.hooks_of(pipe.unet)
     with (
         pytest.raises(FaceSnapError, match=r"adapter of FaceSnap was made for \d+ cross-attentions"),
@@ -235,7 +235,7 @@ def test_a1111_windows_failed_jobs_and_wrong_adapters(unet):
     test_a1111.announce(other, args[0], 1)
     assert torch.equal(test_a1111.call(unet, *args, [0]), plain)
 
-    a1111.attach(job, (replace(guidance, adapter=guidance.adapter[1:]),))
+    a1111.attach(job, (replace(guidance, adapter=lambda: guidance.adapter()[1:]),))
     test_a1111.announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match="set its weight to 0 or choose another checkpoint"):
         test_a1111.call(unet, *args, [0])

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsed_page import Page
+from browsed_page import VERSIONS, Page
 
 from facesnap_ext.miniature import shipped
 
 FOLDER = Path(__file__).parent
-VERSIONS = ("3.41.2", "4.40.0")  # A1111's and Forge's; `make` puts each into a folder of the environment
 PATIENCE = 600  # seconds until a server answers, on a busy machine
 
 

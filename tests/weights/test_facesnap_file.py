@@ -102,7 +102,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(saved, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(FaceSnapError, match=r"facesnap\.safetensors cannot be written .No space"):
         facesnap_file.save(path, info, mixer, ffrnet)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]

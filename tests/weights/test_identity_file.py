@@ -142,7 +142,7 @@ def test_a_person_seen_by_other_networks_is_refused_by_name(copied, unit, grace_
     if part == "face_pack":
         from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 
-        stand_in_arcface(copied / "stand-in-pack" / "recognition.onnx", seed=99)
+        stand_in_arcface(copied / "stand-in-pack" / "glintr100.onnx", seed=99)
     else:
         path = files.clip / "model.safetensors" if part == "clip" else files.deca
         with safe_open(path, "pt") as file:

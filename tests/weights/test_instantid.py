@@ -190,6 +190,14 @@ def controlnet_without(*parts):
     return spoil
 
 
+def config_with(**values):
+    def spoil(folder):
+        path = folder / "ControlNetModel" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -208,8 +216,9 @@ def controlnet_without(*parts):
         (adapter_without("proj_out.weight"), r"ip-adapter\.bin is not whole .*proj_out\.weight"),
         (controlnet_without("controlnet_mid_block"), r"diffusion_pytorch_model\.safetensors is not whole"),
         (controlnet_without("conv_in.weight"), r"diffusion_pytorch_model\.safetensors is not whole"),
-        (lambda f: (f / "ControlNetModel/config.json").write_text("{"), r"config\.json is not whole"),
-        (lambda f: (f / "ControlNetModel/config.json").write_text(json.dumps({})), r"config\.json is not whole"),
+        (lambda f: (f / "ControlNetModel/config.json").write_text("{"), r"config\.json is damaged"),
+        (config_with(attention_head_dim=None, num_attention_heads=None), r"config\.json is damaged"),
+        (config_with(num_attention_heads="many"), r"config\.json is damaged"),
     ],
 )
 def test_what_cannot_be_a_start_is_told_in_one_sentence(tmp_path, folder, spoil, message):
@@ -218,6 +227,23 @@ def test_what_cannot_be_a_start_is_told_in_one_sentence(tmp_path, folder, spoil,
         from_instantid(folder, tmp_path / "out" / "facesnap.safetensors")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"_class_name": "T2IAdapter", "channels": [320]},
+        {"_class_name": "ControlNetModel", "block_out_channels": [320, 640, 1280, 1280], "attention_head_dim": 8},
+        {"model_type": "clip_vision_model"},
+    ],
+    ids=["T2I-Adapter", "SD1.5 ControlNet", "CLIP"],
+)
+def test_another_networks_config_beside_the_file_says_nothing_of_it(tmp_path, folder, other):
+    """As in a WebUI's flat folder of ControlNets."""
+    (folder / "ControlNetModel" / "config.json").write_text(json.dumps(other))
+    out = tmp_path / "facesnap.safetensors"
+    from_instantid(folder, out, head_dim=16, size_dim=8)
+    assert facesnap_file.read_info(out).ffrnet == tiny.config()
 
 
 def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path, folder):
@@ -280,7 +306,7 @@ def test_the_published_files_are_one_choice_wherever_they_lie(tmp_path, folder, 
 
 
 def test_with_several_controlnets_nothing_is_guessed(tmp_path, folder):
-    for count, said in ((0, "there is none"), (2, r"there is a\.safetensors, b\.safetensors")):
+    for count, said in ((0, "there is none"), (2, r"there is .*a\.safetensors, .*b\.safetensors")):
         models = tmp_path / str(count)
         models.mkdir()
         shutil.copy(folder / ADAPTER, models)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pickle
+import re
 import resource
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from weight_files import KINDS, write
@@ -11,8 +17,11 @@ from weight_files import KINDS, write
 from facesnap_ext import convert
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.folders import usual_places
+from facesnap_ext.landmarks.flame import SHAPE_COLUMNS, load_flame
+from facesnap_ext.miniature.head import stand_in_flame
 from facesnap_ext.weights import places
 from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.recognise import recognise
 
 VIT_H = KINDS["CLIP_VISION"]
 
@@ -186,6 +195,99 @@ def test_flame_of_a_shared_folder_is_converted_into_the_own_one(tmp_path, monkey
     assert files.flame == tmp_path / "own" / "flame.safetensors"
 
 
+def archive(folder, names):
+    """FLAME's pickles as they are unpacked, of which only `generic_model.pkl` and what is called so is one."""
+    folder.mkdir(parents=True)
+    head = {name: tensor.numpy() for name, tensor in stand_in_flame(0, 1, 1).items()}
+    arrays = {name: head[name] for name in ("v_template", "posedirs", "J_regressor", "weights")}
+    arrays["shapedirs"] = np.zeros((*head["v_template"].shape, SHAPE_COLUMNS + 5), np.float32)
+    arrays |= {"kintree_table": np.stack([head["parents"]] * 2), "f": head["faces"]}
+    for name in names:
+        content = pickle.dumps(arrays) if name.startswith(("generic", "flame2023")) else pickle.dumps({"masks": 1})
+        (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["generic_model.pkl", "FLAME2023_Open.pkl"])
+@pytest.mark.parametrize("place", ["own", "other"])
+def test_of_flames_archives_the_generic_head_is_taken(tmp_path, name, place):
+    archive(tmp_path / place, ["FLAME_masks.pkl", "female_model.pkl", name.replace("FLAME", "flame"), "zebra.pkl"])
+    files = find_models(tmp_path / "own", [tmp_path / "other"])
+    assert files.flame.name.lower() == name.lower()
+    convert.convert_originals(files, lambda message: None)
+    assert load_flame(files.flame).v_template.shape[1] == 3
+    assert files.flame.parent == tmp_path / "own"
+    assert files.unconverted == []
+    assert sorted(path.suffix for path in (tmp_path / "own").iterdir()).count(".part") == 0
+
+
+def test_what_cannot_be_converted_is_passed_over_and_stops_only_what_needs_it(tmp_path):
+    """A cut off or foreign pickle beside the model folder's other files: jobs without DECA and FLAME go on."""
+    archive(tmp_path / "own", ["notes.pkl"])
+    (tmp_path / "own" / "generic_model.pkl").write_bytes(b"\x80\x04\x95cut off")
+    faces = pack(tmp_path / "own" / "pack")
+    files = find_models(tmp_path / "own")
+    convert.convert_originals(files, lambda message: None)
+    assert (files.flame, files.face_pack) == (None, faces)
+    with pytest.raises(
+        FaceSnapError, match=r"no FLAME head model.*Passed over: .*generic_model\.pkl.*notes\.pkl is no FLAME"
+    ):
+        files.require("flame")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the system's own protection is needed")
+def test_where_nothing_can_be_written_the_part_is_missing_with_a_reason(tmp_path):
+    archive(tmp_path / "other", ["generic_model.pkl"])
+    own = tmp_path / "own"
+    own.mkdir(mode=0o500)
+    files = find_models(own, [tmp_path / "other"])
+    convert.convert_originals(files, lambda message: None)
+    assert files.flame is None
+    assert "cannot be written" in files.unconverted[0]
+
+
+def test_a_full_disk_leaves_the_part_missing_with_a_reason(tmp_path, monkeypatch):
+    archive(tmp_path / "other", ["generic_model.pkl"])
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(convert, "convert_flame", full)
+    files = find_models(tmp_path / "own", [tmp_path / "other"])
+    convert.convert_originals(files, lambda message: None)
+    assert files.flame is None
+    assert "No space left" in files.unconverted[0]
+
+
+def test_a_folder_that_cannot_be_entered_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "other" / "closed").mkdir(parents=True)
+    put(tmp_path / "other" / "closed" / "x.safetensors", VIT_H)
+    clip = put(tmp_path / "other" / "y.safetensors", VIT_H)
+    ask = Path.is_file
+
+    def closed(path):
+        if path.parent.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return ask(path)
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    assert find_models(tmp_path / "own", [tmp_path / "other"]).clip == clip
+
+
+def test_a_file_that_a_library_stumbles_over_takes_nothing_else_away(tmp_path, monkeypatch):
+    put(tmp_path / "a.safetensors", VIT_H)
+    clip = put(tmp_path / "b.safetensors", VIT_H)
+
+    def stumble(path):
+        if path.name == "a.safetensors":
+            raise KeyError("somewhere inside")
+        return recognise(path)
+
+    monkeypatch.setattr(places, "recognise", stumble)
+    files = find_models(tmp_path)
+    assert files.clip == clip
+    assert files.unreadable == ["a.safetensors cannot be read ('somewhere inside')."]
+
+
 NET, ADAPTER = KINDS["SDXL_CONTROLNET"], KINDS["INSTANTID_ADAPTER"]
 
 
@@ -196,6 +298,7 @@ NET, ADAPTER = KINDS["SDXL_CONTROLNET"], KINDS["INSTANTID_ADAPTER"]
         (["own/InstantID/net.safetensors"], 0),  # beside it, under any name
         (["own/InstantID/depth.safetensors", "own/InstantID/control_instant_id_sdxl.safetensors"], 1),
         (["other/canny.safetensors", "other/instantid/net.safetensors"], 1),  # the other half is ControlNet's
+        (["own/InstantID/net.safetensors", "other/instantid/net.safetensors"], 0),  # the nearer one
         (["own/canny.safetensors", "other/canny.safetensors"], None),
         ([], None),
     ],
@@ -210,6 +313,62 @@ def test_instantids_halves_are_paired_and_never_with_just_any_controlnet(tmp_pat
     assert ("canny.safetensors is an SDXL ControlNet" in told) == (len(nets) > 1 and nets[0].startswith("own/canny"))
 
 
+@pytest.mark.parametrize(
+    "name", ["control_instant_id_sdxl.safetensors", "Instant ID SDXL.safetensors", "instantid/x.bin"]
+)
+def test_in_other_programs_folders_a_controlnet_beside_the_adapter_is_instantids_by_its_name_alone(tmp_path, name):
+    adapter = put(tmp_path / "other/ip-adapter_instant_id_sdxl.bin", ADAPTER, "torch")
+    canny = put(tmp_path / "other/diffusers_xl_canny_full.safetensors", NET)
+    places = [tmp_path / "other", tmp_path / "third"]
+    files = find_models(tmp_path / "own", places)
+    assert files.facesnap == {}
+    with pytest.raises(FaceSnapError, match=rf"a name with InstantID in it; there is {re.escape(str(canny))}"):
+        files.choose_facesnap()
+    net = put(tmp_path / "third" / name, NET, "torch" if name.endswith("bin") else "safetensors")
+    assert find_models(tmp_path / "own", places).facesnap == {"InstantID": (net, adapter)}
+
+
+def test_of_the_same_in_two_other_places_the_first_serves(tmp_path):
+    pairs = [
+        (put(tmp_path / place / "instantid.safetensors", NET), put(tmp_path / place / "a.bin", ADAPTER, "torch"))
+        for place in ("one", "two")
+    ]
+    assert find_models(tmp_path / "own", [tmp_path / "two", tmp_path / "one"]).choose_facesnap() == pairs[1]
+
+
+ANTELOPEV2 = ("scrfd_10g_bnkps.onnx", "glintr100.onnx")
+BUFFALO_L = ("det_10g.onnx", "w600k_r50.onnx")
+
+
+@pytest.mark.parametrize(
+    "right", ["insightface/models/antelopev2", "insightface/models/antelopev2/antelopev2", "annotator/antelopev2"]
+)
+@pytest.mark.parametrize("wrong", ["own/buffalo_l", "insightface/models/buffalo_l"])
+def test_instantid_takes_the_pack_that_it_is_made_for_wherever_another_is(tmp_path, right, wrong):
+    def find():
+        return find_models(tmp_path / "own", [tmp_path / "insightface", tmp_path / "annotator"])
+
+    wrong = pack(tmp_path / wrong, *BUFFALO_L)
+    right = pack(tmp_path / right, *ANTELOPEV2)
+    assert find().face_pack in (wrong, right)
+    put(tmp_path / "own/InstantID/net.safetensors", NET)
+    put(tmp_path / "own/InstantID/a.bin", ADAPTER, "torch")
+    assert find().face_pack == right
+    put(tmp_path / "own/mine.safetensors", {"mixer.queries": (1,)}, format="facesnap")
+    assert (
+        find().face_pack == find_models(tmp_path / "own", [tmp_path / "insightface", tmp_path / "annotator"]).face_pack
+    )
+
+
+def test_a_whole_pack_comes_before_half_a_one(tmp_path):
+    pack(tmp_path / "own/antelopev2", "scrfd_10g_bnkps.onnx", "genderage.onnx")
+    pack(tmp_path / "own/stray", "something.onnx")
+    whole = pack(tmp_path / "other/buffalo_l", *BUFFALO_L)
+    assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == whole
+    whole = pack(tmp_path / "own/zebra", "detector.onnx", "recognition.onnx")
+    assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == whole
+
+
 def test_without_a_name_the_own_folders_file_comes_before_what_serves_from_elsewhere(tmp_path):
     pair = (put(tmp_path / "other/instantid.safetensors", NET), put(tmp_path / "other/a.bin", ADAPTER, "torch"))
 
@@ -221,7 +380,7 @@ def test_without_a_name_the_own_folders_file_comes_before_what_serves_from_elsew
     assert find().choose_facesnap() == mine
     assert find().choose_facesnap("InstantID") == pair
     put(tmp_path / "own" / "two.safetensors", {"mixer.queries": (1,)}, format="facesnap")
-    with pytest.raises(FaceSnapError, match=r"several FaceSnap files .*InstantID, mine\.safetensors, two\.safetensors"):
+    with pytest.raises(FaceSnapError, match=r"several FaceSnap files in .*own \(mine\.safetensors, two\.safetensors\)"):
         find().choose_facesnap()
 
 

@@ -6,12 +6,14 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open as safetensors_open
 from weight_files import KINDS, SDXL, write
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import tensors
-from facesnap_ext.weights.recognise import Kind, recognise, require
+from facesnap_ext.weights.recognise import Kind, recognise, recognise_tensors, require
 
 
 @pytest.mark.parametrize("form", ["safetensors", "torch", "torch before 1.6"])
@@ -19,6 +21,14 @@ from facesnap_ext.weights.recognise import Kind, recognise, require
 def test_every_kind_is_recognised_under_any_name(tmp_path, kind, form):
     path = write(tmp_path / "model.anything", KINDS[kind], form)
     assert recognise(path) is Kind[kind]
+
+
+KNOWN_NAMES = sorted({name for shapes in KINDS.values() for name in shapes})
+
+
+@given(st.dictionaries(st.sampled_from(KNOWN_NAMES), st.lists(st.integers(0, 4096), max_size=5).map(tuple)))
+def test_tensors_of_known_names_and_any_shapes_are_some_kind(shapes):
+    assert isinstance(recognise_tensors(shapes), Kind)
 
 
 @pytest.mark.parametrize(("form", "kind"), [("facesnap-flame", Kind.FLAME), ("facesnap-deca", Kind.DECA)])

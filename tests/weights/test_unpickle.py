@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, boolean_dtypes, floating_dtypes, integer_dtypes
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.weights.unpickle import read_pickled_arrays, read_torch
+from facesnap_ext.weights.tensors import fingerprint, read_index, read_tensors
+from facesnap_ext.weights.unpickle import is_torch_file, read_pickled_arrays, read_torch
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -268,8 +269,41 @@ def test_an_absurdly_large_sparse_matrix_is_refused(tmp_path: Path) -> None:
     import scipy.sparse
 
     huge = scipy.sparse.csc_matrix((10**8, 10**3))
-    with pytest.raises(FaceSnapError, match=r"bad\.pkl .*100000000 by 1000"):
+    with pytest.raises(FaceSnapError, match=r"bad\.pkl .*absurdly larger than the file"):
         read_pickled_arrays(write(tmp_path / "bad.pkl", {"J": huge}))
+
+
+def test_however_often_a_small_pickle_names_its_arrays_they_take_no_more_room(tmp_path: Path) -> None:
+    import scipy.sparse
+
+    one = scipy.sparse.csc_matrix((10**3, 10**4))  # 80 MB with its zeros
+    assert len(read_pickled_arrays(write(tmp_path / "same.pkl", dict.fromkeys("abcdefgh", one)))) == 8
+    others = {name: scipy.sparse.csc_matrix((10**3, 10**4)) for name in "ab"}
+    with pytest.raises(FaceSnapError, match=r"others\.pkl .*absurdly larger than the file"):
+        read_pickled_arrays(write(tmp_path / "others.pkl", others))
+
+
+def test_a_pickle_that_says_it_holds_much_gets_no_room_for_it(tmp_path: Path) -> None:
+    """Python makes room for a bytearray before it looks whether the file has as much."""
+    path = write(tmp_path / "short.pkl", b"\x80\x05\x96" + (2**34).to_bytes(8, "little") + b"short.")
+    with pytest.raises(FaceSnapError, match=r"short\.pkl is not a whole pickle"):
+        read_pickled_arrays(path)
+
+
+def test_what_is_picked_out_of_itself_again_and_again_is_picked_out_once(tmp_path: Path) -> None:
+    """Each level names the one below twice: forty levels would be a trillion steps."""
+    module = types.ModuleType("chumpy.reordering")
+    module.Select = type("Select", (), {"__module__": "chumpy.reordering"})
+    array: Any = np.zeros(4, np.int64)
+    for _ in range(40):
+        select = module.Select()
+        select.a, select.idxs = array, array
+        array = select
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "chumpy", types.ModuleType("chumpy"))
+        patch.setitem(sys.modules, "chumpy.reordering", module)
+        path = write(tmp_path / "deep.pkl", {"v": array})
+    np.testing.assert_array_equal(read_pickled_arrays(path)["v"], np.zeros(4))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -316,6 +350,65 @@ def test_programs_archives_and_bombs_are_refused(tmp_path: Path, monkeypatch: py
         archive.addfile(tarfile.TarInfo("storages"))
     with pytest.raises(FaceSnapError, match=r"old\.tar is a tar archive"):
         read_torch(tmp_path / "old.tar")
+
+
+class Program(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def two_faced(program: bytes) -> bytes:
+    """A zip whose end states one table of contents, and before whose end lies another, in which a name differs."""
+    plain = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(program)) as read, zipfile.ZipFile(plain, "w") as stored:  # without 64 bits
+        for name in read.namelist():
+            stored.writestr(zipfile.ZipInfo(name), read.read(name))
+    data = plain.getvalue()
+    end = data.rindex(b"PK\5\6")
+    size, start = struct.unpack("<II", data[end + 12 : end + 20])
+    return data[:end] + data[start : start + size].replace(b"constants.pkl", b"constants.pkx") + data[end:]
+
+
+def test_what_python_and_torch_read_differently_is_refused_before_torch_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch before 2.6, which both WebUIs pin, runs TorchScript in spite of `weights_only`."""
+    program, weights, tar = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.jit.save(torch.jit.script(Program()), program)
+    torch.save({"a": torch.ones(2)}, weights)
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    monkeypatch.setattr(torch.serialization, "load", lambda *_, **__: pytest.fail("torch must not see these"))
+    data, whole = two_faced(program.getvalue()), weights.getvalue()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert not any(name.endswith("constants.pkl") for name in archive.namelist())
+    assert any(
+        name.endswith("constants.pkl") for name in torch._C.PyTorchFileReader(io.BytesIO(data)).get_all_records()
+    )
+    locator = whole.rindex(b"PK\6\7")
+    moved = whole[:locator] + struct.pack("<4sIQI", b"PK\6\7", 0, 0, 1) + whole[locator + 20 :]
+    for name, content, message in (
+        ("two-faced", data, "not the kind of zip that torch writes"),
+        ("elsewhere", moved, "not the kind of zip that torch writes|damaged"),
+        ("comment", whole[:-2] + b"\4\0PKPK", "not the kind of zip that torch writes"),
+        ("program", program.getvalue(), "TorchScript program"),
+        ("tar, then zip", tar.getvalue() + whole, "tar archive"),
+        ("text, then zip", b"text" + whole, "damaged or no torch file|not the kind"),
+    ):
+        path = tmp_path / f"{name}.pth"
+        path.write_bytes(content)
+        if name.startswith("text"):
+            assert not is_torch_file(path)
+            continue
+        with pytest.raises(FaceSnapError, match=message):
+            read_torch(path)
+
+
+def test_a_tensor_that_is_larger_than_what_is_stored_of_it_is_refused(tmp_path: Path) -> None:
+    torch.save({"wide": torch.ones(1).expand(10**5, 10**5)}, tmp_path / "m.pt")
+    for read in (read_index, read_tensors, fingerprint):
+        with pytest.raises(FaceSnapError, match=r"m\.pt says that wide is larger than what is there"):
+            read(tmp_path / "m.pt")
 
 
 def test_a_host_that_has_replaced_torch_load_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
