@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ DTYPES = ("float16", "bfloat16", "float32")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; an error for the user becomes one line and exit code 1."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file on Windows takes the letters of its own country alone
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options.run(options)
     except FaceSnapError as error:

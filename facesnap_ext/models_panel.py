@@ -12,7 +12,7 @@ import gradio as gr
 from facesnap_ext import page
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import download
-from facesnap_ext.weights.catalogue import COMMERCIAL_GAPS, COMMERCIAL_THERE, PARTS, Part
+from facesnap_ext.weights.catalogue import COMMERCIAL_GAPS, COMMERCIAL_THERE, PARTS, TO_BEGIN, Part
 from facesnap_ext.weights.inventory import Holding, Role, compute_hashes, readable, take_stock
 from facesnap_ext.weights.places import ModelFiles
 
@@ -32,10 +32,12 @@ def html(roles: Sequence[Role], files: ModelFiles) -> str:
     rows = "".join(map(_role, roles))
     elsewhere = ", ".join(str(place) for place in files.elsewhere)
     also = f"Also looked at: {escape(elsewhere)}.<br>" if elsewhere else ""
+    also += "Others, such as a ComfyUI's <code>models</code>: <code>--facesnap-also-look-in</code> FOLDER.<br>"
+    begin = "" if files.facesnap else f"<p><b>{escape(TO_BEGIN)}</b></p>"
     passed_over = f"<p>Passed over: {escape(' '.join(files.unreadable))}</p>" if files.unreadable else ""
     gaps = "".join(f"<li>{escape(gap)}</li>" for gap in COMMERCIAL_GAPS)
     return (
-        f"<div class='facesnap-models'>FaceSnap's own folder: {escape(str(files.folder))}.<br>{also}"
+        f"<div class='facesnap-models'>FaceSnap's own folder: {escape(str(files.folder))}.<br>{also}{begin}"
         f"<table><tr><th>Part</th><th>There is</th><th>To be had</th></tr>{rows}</table>{passed_over}"
         f"A set-up for commercial use has {escape(COMMERCIAL_THERE)}. It lacks:<ul>{gaps}</ul></div>"
     )
@@ -120,7 +122,7 @@ def _role(role: Role) -> str:
     title = f"<b>{ROLE_WORDS[role.name]}</b>{'' if role.needed else ' (optional)'}<br>{escape(role.purpose)}"
     there = "".join(map(_holding, role.holdings))
     if not there:
-        there = page.problem("missing") if role.missing else "none"
+        there = page.problem("missing") if role.needed and role.missing else "none"
     return f"<tr><td>{title}</td><td>{there}</td><td>{''.join(map(_way, role.ways))}</td></tr>"
 
 

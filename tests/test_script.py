@@ -274,7 +274,7 @@ def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypa
     host.opts.facesnap_likeness = True
     measured = []
 
-    def see(image, embeddings, landmarks):
+    def see(image, embeddings, landmarks, recognition):
         measured.append(image)
         return 0.5
 

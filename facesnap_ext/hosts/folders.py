@@ -17,11 +17,11 @@ def usual_places(
 
     Args:
         models: the WebUI's `models`.
-        data: the WebUI's folder with `extensions`.
+        data: the WebUI's folder with `extensions`, beside which ComfyUI may be.
         controlnet: where else ControlNet's models are (`--controlnet-dir`).
         annotators: where else its preprocessors keep theirs. Of these, of which there are many in formats that cannot
             be recognised fast, only the folders of CLIP and insightface are looked through.
-        named: folders that the user named (`--facesnap-also-look-in`), such as ComfyUI's `models`.
+        named: folders that the user named (`--facesnap-also-look-in`), such as the `models` of a ComfyUI elsewhere.
     """
     extension = data / "extensions" / "sd-webui-controlnet"
     annotators = (*annotators, models / "ControlNetPreprocessor", extension / "annotator" / "downloads")
@@ -33,4 +33,5 @@ def usual_places(
         models / "ControlNet",
         extension / "models",
         *(folder / name for folder in annotators for name in ("clip_vision", "insightface")),
+        *(data.parent / comfyui / "models" for comfyui in ("ComfyUI", "ComfyUI_windows_portable/ComfyUI")),
     )

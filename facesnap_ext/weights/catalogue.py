@@ -8,12 +8,16 @@ from facesnap_ext.errors import FaceSnapError
 
 ROLES = {  # what each part is for; the names are those of `places.Found`
     "facesnap": "turns a face into tokens and tokens into guidance: FaceSnap's own two networks",
+    "instantid": "the same by InstantID's two files, which serve where there is no FaceSnap file",
     "face_pack": "finds faces and tells who they are",
-    "clip": "sees what a face looks like: hair, skin, age",
-    "deca": "sees pose, expression and the shape of a face",
-    "flame": "the head whose 72 points carry pose, expression and shape",
-    "instantid": "InstantID's two files, of use where there is no FaceSnap file, or to start one from",
+    "clip": "sees what a face looks like: hair, skin, age; InstantID does without",
+    "deca": "sees pose, expression and the shape of a face; without it the face keeps the shape in the driving photo",
+    "flame": "the head whose 72 points carry pose, expression and shape; together with DECA",
 }
+TO_BEGIN = (
+    "To begin: InstantID's two files, which FaceSnap downloads when you ask it to, and antelopev2. Nobody has "
+    "published a FaceSnap file yet."
+)
 NON_COMMERCIAL = "non-commercial research"
 
 
@@ -133,7 +137,7 @@ PARTS = (
         53_000_000,
     ),
     Part(
-        "flame2023",
+        "flame2023_open",
         "flame",
         "FLAME 2023 Open",
         "CC-BY-4.0",
@@ -178,7 +182,7 @@ PARTS = (
 
 COMMERCIAL_GAPS = (
     "a FaceSnap file that was trained on data and with a face pack that allow it: nobody has published one",
-    "an encoder of pose, expression and shape: DECA is for non-commercial research",
+    "an encoder of pose and shape: DECA is for non-commercial research, and so is insightface's 1k3d68.onnx without it",
     "a face detector beyond doubt: the one beside AuraFace's recognition model has the name of insightface's",
 )
 COMMERCIAL_THERE = "CLIP-ViT-H (MIT), FLAME 2023 Open (CC-BY-4.0) and AuraFace's recognition model (Apache-2.0)"

@@ -10,8 +10,8 @@ from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256, whole
-from facesnap_ext.weights.catalogue import COMMERCIAL_GAPS, COMMERCIAL_THERE, ROLES, Part, ways
-from facesnap_ext.weights.places import ADVICE, WEIGHT_SUFFIXES, Found, ModelFiles
+from facesnap_ext.weights.catalogue import COMMERCIAL_GAPS, COMMERCIAL_THERE, ROLES, TO_BEGIN, Part, ways
+from facesnap_ext.weights.places import WEIGHT_SUFFIXES, Found, ModelFiles
 from facesnap_ext.weights.tensors import read_index
 
 HASHES = "hashes.json"  # in the model folder: path → size, time of change, SHA-256
@@ -42,7 +42,8 @@ class Holding:
 
 @dataclass(frozen=True)
 class Role:
-    """One part of FaceSnap: what it is for, what was found, and which ways there are to fill it."""
+    """One part of FaceSnap: what it is for, what was found, and which ways there are to fill it. needed: for any
+    picture, with the files that are there."""
 
     name: str
     purpose: str
@@ -60,7 +61,8 @@ def take_stock(files: ModelFiles) -> list[Role]:
     for name, purpose in ROLES.items():
         found = [found for found in files.found if found.role == name]
         holdings = tuple(_holding(item, files, hashes) for item in found)
-        roles.append(Role(name, purpose, name in ADVICE, missing.get(name, ""), holdings, ways(name)))
+        needed = name in ("facesnap", "face_pack") or (name == "clip" and name in missing)
+        roles.append(Role(name, purpose, needed, missing.get(name, ""), holdings, ways(name)))
     return roles
 
 
@@ -101,6 +103,9 @@ def is_there(part: Part, files: ModelFiles) -> Path | None:
 def as_text(roles: Sequence[Role], files: ModelFiles) -> str:
     """As lines for a terminal."""
     lines = [f"Model folder: {files.folder}", *(f"also looked at: {place}" for place in files.elsewhere)]
+    lines.append("others are looked at with --also-look-in DIR, in a WebUI with --facesnap-also-look-in DIR")
+    if not files.facesnap:
+        lines += ["", TO_BEGIN]
     for role in roles:
         lines += ["", f"{role.name}: {role.purpose}"]
         for holding in role.holdings:
@@ -111,13 +116,14 @@ def as_text(roles: Sequence[Role], files: ModelFiles) -> str:
                 verdict = f" ({file.verdict})" if file.verdict else ""
                 lines.append(f"    {file.name} {readable(file.size)}{known}{verdict}")
         if not role.holdings:
-            lines.append(f"  {'MISSING' if role.missing else 'not there, and not needed'}")
+            lines.append(f"  {'MISSING' if role.needed and role.missing else 'not there; not every picture needs it'}")
         for part in role.ways:
             how = f"facesnap models get {part.name}" if part.url else part.get
             lines.append(f"  {part.title}, {readable(part.size)}, {part.licence} ({part.use}): {how}")
             lines.append(f"    put it as {part.into}{part.page and ', from '}{part.page}")
             if part.note:
                 lines.append(f"    {part.note}")
+    lines += ["", *(f"Passed over: {reason}" for reason in files.unreadable)]
     lines += ["", f"For commercial use there is {COMMERCIAL_THERE}; what is lacking:"]
     lines += [f"  {gap}" for gap in COMMERCIAL_GAPS]
     return "\n".join(lines)
@@ -156,11 +162,22 @@ def _licence(found: Found) -> str:
         except FaceSnapError:  # it was just removed or replaced
             return ""
     parts = ways(found.role)
-    by_name = [part for part in parts if any(part.name in name.lower() for name in found.path.parts[-2:])]
-    for part in by_name if len(parts) > 1 else ():
-        return f"{part.licence}, if it is what its name says: {part.title}"
-    licences = sorted({part.licence for part in parts})
+    names = [*found.path.parts[-2:], _converted_from(found.path)]
+    for part in parts if len({part.licence for part in parts}) > 1 else ():
+        if any(part.name in name.lower() for name in names):
+            return f"{part.licence} ({part.use}), if it is what its name says: {part.title}"
+    licences = sorted({f"{part.licence} ({part.use})" for part in parts})
     return licences[0] if len(licences) == 1 else f"depends on where it is from: {', '.join(licences)}"
+
+
+def _converted_from(path: Path) -> str:
+    """The name of the file that a converted one was made of; empty for others."""
+    if path.suffix != ".safetensors":
+        return ""
+    try:
+        return read_index(path).metadata.get("source", "")
+    except FaceSnapError:  # it was just removed or replaced
+        return ""
 
 
 def _files_of(path: Path) -> list[Path]:

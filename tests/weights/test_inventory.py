@@ -13,7 +13,7 @@ from weight_files import KINDS, write
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import catalogue, inventory
-from facesnap_ext.weights.places import ADVICE, find_models
+from facesnap_ext.weights.places import find_models
 
 ADAPTER = KINDS["INSTANTID_ADAPTER"]
 
@@ -38,19 +38,49 @@ def test_every_part_is_listed_found_or_missing(own, tmp_path):
     clip = write(other / "h.safetensors", KINDS["CLIP_VISION"])
     found = stock(own, other)
     assert list(found) == list(catalogue.ROLES)
-    assert {name for name, role in found.items() if role.needed} == set(ADVICE)
+    assert {name for name, role in found.items() if role.needed} == {"facesnap", "face_pack"}
     assert {name for name, role in found.items() if role.missing} == {"deca", "flame"}
     (holding,) = found["clip"].holdings
     assert (holding.path, holding.where, holding.kind) == (str(clip), str(other), "a CLIP image encoder")
-    assert (holding.licence, holding.used) == ("MIT", True)
+    assert (holding.licence, holding.used) == ("MIT (commercial use allowed)", True)
     (holding,) = found["face_pack"].holdings
     assert (holding.path, holding.where) == ("auraface", str(own))
-    assert holding.licence == "Apache-2.0, if it is what its name says: AuraFace"
+    assert holding.licence == "Apache-2.0 (commercial use allowed), if it is what its name says: AuraFace"
     assert [(file.name, file.size, file.sha256) for file in holding.files] == [
         ("glintr100.onnx", 11, ""),
         ("scrfd_10g_bnkps.onnx", 8, ""),
     ]
     assert found["facesnap"].holdings[0].licence == "CC0-1.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "licence"),
+    [
+        ("generic_model.pkl", "depends on where it is from: CC-BY-4.0 (commercial use allowed), non-commercial"),
+        ("flame2020.pkl", "non-commercial research (no commercial use), if it is what its name says: FLAME 2020"),
+        ("flame2023.pkl", "depends on where it is from: CC-BY-4.0 (commercial use allowed), non-commercial"),
+        ("flame2023_Open.pkl", "CC-BY-4.0 (commercial use allowed), if it is what its name says: FLAME 2023 Open"),
+    ],
+)
+def test_a_converted_file_has_the_licence_of_what_it_was_made_of(own, source, licence):
+    write(own / "flame.safetensors", {"v_template": (3, 3)}, format="facesnap-flame", source=source)
+    assert stock(own)["flame"].holdings[0].licence.startswith(licence)
+
+
+def test_a_newcomer_is_told_what_to_begin_with_and_a_user_of_instantid_misses_nothing(tmp_path):
+    empty = find_models(tmp_path / "none")
+    told = inventory.as_text(inventory.take_stock(empty), empty)
+    assert "To begin: InstantID's two files, which FaceSnap downloads" in told
+    assert told.count("MISSING") == 3  # and CLIP, which a FaceSnap file would want
+    write(tmp_path / "ip-adapter.bin", ADAPTER, "torch")
+    write(tmp_path / "net.safetensors", KINDS["SDXL_CONTROLNET"])
+    (tmp_path / "antelopev2").mkdir()
+    for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
+        (tmp_path / "antelopev2" / name).touch()
+    files = find_models(tmp_path)
+    told = inventory.as_text(inventory.take_stock(files), files)
+    assert "To begin" not in told
+    assert "MISSING" not in told
 
 
 def test_what_is_not_used_says_so(own, tmp_path):
@@ -128,7 +158,9 @@ def test_text_and_json_say_the_same(own):
         assert f"{part.title}, " in text
         assert part.licence in text
         assert part.into in text
-    assert text.count("MISSING") == sum(bool(role["missing"]) for role in inventory.to_json(roles)) == 3
+    assert (
+        text.count("MISSING") == sum(role["needed"] and bool(role["missing"]) for role in inventory.to_json(roles)) == 1
+    )
     assert all(gap in text for gap in catalogue.COMMERCIAL_GAPS)
     assert json.loads(json.dumps(inventory.to_json(roles)))[0]["holdings"][0]["path"] == "a.safetensors"
 

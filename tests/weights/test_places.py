@@ -360,6 +360,14 @@ def test_instantid_takes_the_pack_that_it_is_made_for_wherever_another_is(tmp_pa
     )
 
 
+def test_a_comfyui_beside_the_webui_is_looked_through(tmp_path):
+    data = tmp_path / "stable-diffusion-webui"
+    for comfyui in ("ComfyUI", "ComfyUI_windows_portable/ComfyUI"):
+        clip = put(tmp_path / comfyui / "models/clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", VIT_H)
+        assert find_models(data / "models/facesnap", usual_places(data / "models", data)).clip == clip
+        clip.unlink()
+
+
 def test_a_whole_pack_comes_before_half_a_one(tmp_path):
     pack(tmp_path / "own/antelopev2", "scrfd_10g_bnkps.onnx", "genderage.onnx")
     pack(tmp_path / "own/stray", "something.onnx")
