@@ -74,7 +74,7 @@ class Unit:
     size: float | None = None  # of the face from brows to chin, of the picture's height
 
     weight: float = 1.0
-    adapter: float = 0.8  # weight of InstantID's adapter, apart from `weight` unless that is 0; others do not heed it
+    adapter: float = 0.8  # weight of InstantID's adapter, which `weight` does not scale; other files do not heed it
     start: float = 0.0  # fraction of sampling
     end: float = 1.0
     every: int = 1  # FFRNet runs in each so many-th evaluation of the UNet, and its residuals stay in between
