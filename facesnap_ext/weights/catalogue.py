@@ -63,7 +63,7 @@ PARTS = (
         "that of its training data",
         None,
         "",
-        "nobody has published one yet; `facesnap init` makes the file that training starts from",
+        "nobody has published one yet; the command facesnap init makes the file that training starts from",
         "facesnap.safetensors",
         2_900_000_000,
     ),
@@ -88,6 +88,7 @@ PARTS = (
         "download buffalo_l.zip and unpack it",
         "buffalo_l/",
         300_000_000,
+        note="not for InstantID",
     ),
     Part(
         "auraface",
@@ -99,9 +100,9 @@ PARTS = (
         "download scrfd_10g_bnkps.onnx and glintr100.onnx",
         "auraface/",
         280_000_000,
-        note="the recognition model is fal's own; the detector beside it has the name of insightface's, whose models "
-        "are for non-commercial research: ask fal before relying on it. A FaceSnap file serves only with the pack that "
-        "it was trained with",
+        note="not for InstantID; the recognition model is fal's own, the detector beside it has the name of "
+        "insightface's, whose models are for non-commercial research: ask fal before relying on it. A FaceSnap file "
+        "serves only with the pack that it was trained with",
     ),
     Part(
         "clip",
@@ -182,7 +183,8 @@ PARTS = (
 
 COMMERCIAL_GAPS = (
     "a FaceSnap file that was trained on data and with a face pack that allow it: nobody has published one",
-    "an encoder of pose and shape: DECA is for non-commercial research, and so is insightface's 1k3d68.onnx without it",
+    "an encoder of pose, expression and shape: DECA is for non-commercial research",
+    "the points of a photo where there is no such encoder: insightface's 1k3d68.onnx is for non-commercial research",
     "a face detector beyond doubt: the one beside AuraFace's recognition model has the name of insightface's",
 )
 COMMERCIAL_THERE = "CLIP-ViT-H (MIT), FLAME 2023 Open (CC-BY-4.0) and AuraFace's recognition model (Apache-2.0)"
