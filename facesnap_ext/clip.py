@@ -31,7 +31,7 @@ _HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
 _OPENAI_WIDTHS = (768, 1024)
 # what a config.json means that leaves it out (transformers), and activations that such encoders have
 _STATED = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
-_ACTIVATIONS = ("gelu", "quick_gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
+_ACTIVATIONS = ("gelu", "quick_gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 
 _FROM_OPEN_CLIP = (
     ("positional_embedding", "embeddings.position_embedding.weight"),
@@ -205,6 +205,11 @@ def _config(file: Path, names: dict[str, str], file_shapes: Shapes) -> CLIPVisio
     )
 
 
+def _vision(content: dict[str, Any]) -> dict[str, Any]:
+    """The image encoder's half of a whole CLIP's configuration, in older files under another name."""
+    return content.get("vision_config") or content.get("vision_config_dict") or {}
+
+
 def _described(config_file: Path, width: int, layers: int) -> tuple[int, str]:
     """The attention heads and the activation that a `config.json` states of this encoder; no heads where it is not
     there or speaks of another. Nothing else is taken from it: transformers can be told there to fetch code."""
@@ -215,7 +220,7 @@ def _described(config_file: Path, width: int, layers: int) -> tuple[int, str]:
         kind = content.get("model_type")
         if kind not in ("clip", "clip_vision_model"):
             return 0, ""
-        stated = {**_STATED, **(content["vision_config"] if kind == "clip" else content)}
+        stated = {**_STATED, **(_vision(content) if kind == "clip" else content)}
         if (stated["hidden_size"], stated["num_hidden_layers"]) != (width, layers):
             return 0, ""
         heads, activation = stated["num_attention_heads"], stated["hidden_act"]

@@ -86,7 +86,7 @@ def convert_originals(files: ModelFiles, progress: Callable[[str], None]) -> Non
                 setattr(files, part, path)
                 break
             except FaceSnapError as error:
-                files.unconverted.append(str(error))
+                files.unconverted.setdefault(part, []).append(str(error))
 
 
 def _is_facesnap(path: Path) -> bool:

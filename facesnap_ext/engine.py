@@ -125,7 +125,8 @@ class Engine:
                 landmarks = self.landmarks(files, self.source_shape(files, references, saved), driving)
             else:
                 landmarks = self.encoders.detected(files, driving, weights.info.hint)
-                notes.append(" ".join((UNPREDICTED.format(driving.photo.name), *files.unconverted)))
+                why = [*files.unconverted.get("deca", ()), *files.unconverted.get("flame", ())]
+                notes.append(" ".join((UNPREDICTED.format(driving.photo.name), *why)))
             if not in_init_picture:
                 landmarks = place(landmarks, width, height, driving.box)
             landmarks = moved(landmarks, unit.x, unit.y, unit.size)
@@ -173,7 +174,7 @@ class Engine:
         if not (wanted := recognition_of(facesnap)):
             return []
         found = self.encoders.recognition(files)
-        if found.name != wanted:
+        if found.name.lower() != wanted:
             raise FaceSnapError(
                 f"InstantID is made for antelopev2's {wanted}, and the face pack {found.parent} has {found.name}, with "
                 f"which the picture would show somebody else: put antelopev2 into {files.folder}."

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError, reason_of
@@ -33,7 +33,9 @@ def whole(path: Path) -> Iterator[Path]:
         part.touch()
         rights = part.stat().st_mode  # which some libraries' own files beside it would not have
         yield part
-        part.chmod(rights)
+        if part.stat().st_mode != rights:
+            with suppress(OSError):  # some shared folders know no rights
+                part.chmod(rights)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -75,7 +75,9 @@ def add_routes(
         try:
             if not admitted(request, api_auth):
                 headers = {"WWW-Authenticate": "Basic"} if api_auth else {}
-                raise RequestError(401, "Log in to the page, or send a user and password of --api-auth by HTTP Basic.")
+                raise RequestError(
+                    401, "Log in to the page, or start the WebUI with --api-auth and send its user by HTTP Basic."
+                )
             values = await _values(request) if request.method == "POST" else {}
             if changes and not _is_json(request):
                 raise RequestError(400, "Send this with Content-Type: application/json, which no foreign page can.")

@@ -92,15 +92,21 @@ def _alone(part: Part, lock: Path) -> Iterator[None]:
     """Keep other processes, such as a second WebUI on the same folder, from writing the same file meanwhile."""
     from filelock import FileLock, Timeout  # torch needs it
 
+    guard = FileLock(lock, timeout=0)
     try:
-        with FileLock(lock, timeout=0):
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # Windows removes it itself
-                    lock.unlink()
+        guard.acquire()
     except Timeout as error:
-        raise FaceSnapError(f"Another FaceSnap is downloading {part.title} into this folder: wait for it.") from error
+        raise FaceSnapError(
+            f"Another FaceSnap is downloading {part.title} into this folder: wait for it, or {part.get} by hand."
+        ) from error
+    except (NotImplementedError, OSError):
+        pass  # a folder of another computer that knows no locks
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes it itself
+            lock.unlink()
+        guard.release()
 
 
 def _fetch_all(part: Part, arrived: Path, progress: Callable[[int], None], stopped: Callable[[], bool]) -> None:

@@ -27,7 +27,7 @@ IDENTITIES = "identities"  # folder of saved people in the model folder
 CLIP_NAMES = ("model.safetensors", "pytorch_model.bin")  # of a transformers folder
 FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_open")  # .pkl, in small letters
 DETECTOR_NAMES = ("scrfd", "det_")  # how insightface's begin
-RECOGNITION_NAMES = ("glintr", "w600k", "arcface", "webface")  # likewise
+OTHER_NAMES = ("1k3d68", "2d106det", "genderage")  # and those of neither detector nor recognition
 MAX_DEPTH = 4  # folders below one that is looked through: …/insightface/models/antelopev2/antelopev2
 MAX_FOLDERS = 256  # of one that is looked through
 MAX_FILES = 512  # weight files of it
@@ -86,7 +86,7 @@ class ModelFiles:
     deca: Path | None = None
     flame: Path | None = None
     unreadable: list[str] = field(default_factory=list)  # why a file there was passed over
-    unconverted: list[str] = field(default_factory=list)  # why DECA's or FLAME's own file could not be
+    unconverted: dict[str, list[str]] = field(default_factory=dict)  # why a part's own files could not be, by part
     elsewhere: tuple[Path, ...] = ()  # folders also looked through that are there
     found: list[Found] = field(default_factory=list)  # everything of use, `folder`'s first, doubles too
 
@@ -114,9 +114,14 @@ class ModelFiles:
         return next(iter(candidates.values()))
 
     def match_pack(self, recognition: str) -> None:
-        """Take the first face pack that has this recognition model, if any has; with no name the one taken stays."""
-        having = [pack.path for pack in self.candidates("face_pack") if recognition in _onnx_names(pack.path)]
-        self.face_pack = (having or [self.face_pack])[0]
+        """Take the first whole face pack that has this recognition model, if any has; with no name the one taken stays.
+
+        AuraFace's has the name of antelopev2's: one in a folder that is called antelopev2 comes first.
+        """
+        packs = [pack.path for pack in self.candidates("face_pack") if pack.rank == 0]
+        having = [pack for pack in packs if recognition in _onnx_names(pack)]
+        called_so = [pack for pack in having if any("antelope" in part.lower() for part in pack.parts[-2:])]
+        self.face_pack = (called_so or having or [self.face_pack])[0]
 
     def candidates(self, role: str) -> list[Found]:
         """Everything that was found for a role, best first."""
@@ -154,7 +159,7 @@ class ModelFiles:
 
     def _is_missing(self, part: str) -> str:
         sentence = f"There is {ADVICE[part]} in {self.folder}; put one there, models/README.md says where to get it."
-        passed_over = [*self.unconverted, *self.unreadable]
+        passed_over = [*self.unconverted.get(part, ()), *self.unreadable]
         return f"{sentence} Passed over: {' '.join(passed_over)}" if passed_over else sentence
 
 
@@ -234,7 +239,7 @@ def _look_through(place: Path, told: list[str], beside: Path | None = None) -> I
                     )
                 )
             entries = [entry for entry in entries if entry not in strange]
-        if depth and any(entry.suffix.lower() == ".onnx" for entry in entries):
+        if depth and any(entry.suffix == ".onnx" for entry in entries):
             yield folder
         for entry in entries:
             if entry.suffix.lower() in WEIGHT_SUFFIXES and _answers(entry.is_file):
@@ -392,15 +397,13 @@ def _has_insightfaces_names(folder: Path) -> bool:
 
 
 def _looks_whole(folder: Path) -> bool:
-    """Whether there may be a detector and a recognition model: two files, and where the one has insightface's name the
-    other too."""
-    if _has_insightfaces_names(folder):
-        return any(name.startswith(RECOGNITION_NAMES) for name in _onnx_names(folder))
-    return len(_onnx_names(folder)) > 1
+    """Whether there may be a recognition model beside a detector: something that is none of insightface's others."""
+    names = _onnx_names(folder)
+    return len(names) > 1 and any(not name.startswith((*DETECTOR_NAMES, *OTHER_NAMES)) for name in names)
 
 
 def _onnx_names(folder: Path) -> list[str]:
-    return [path.name.lower() for path in folder.glob("*") if path.suffix.lower() == ".onnx"]
+    return [path.name.lower() for path in folder.glob("*") if path.suffix == ".onnx"]  # as insightface looks for them
 
 
 def _is_identity(path: Path) -> bool:

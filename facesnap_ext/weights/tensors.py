@@ -14,6 +14,9 @@ from torch import Tensor
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights.unpickle import is_torch_file, read_torch
 
+MAX_EXPANDED = 64  # times the numbers that are stored of a tensor, which may name one of them again and again
+MAX_SMALL = 2**20  # bytes of a tensor that may name one number as often as it likes
+
 
 @dataclass(frozen=True)
 class TensorIndex:
@@ -111,8 +114,11 @@ def _open_safetensors(path: Path) -> Any:
 def _torch_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     tensors = _flatten(read_torch(path, device))
     for name, tensor in tensors.items():
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise FaceSnapError(f"{path.name} says that {name} is larger than what is there of it; download it again.")
+        if tensor.layout is not torch.strided:
+            raise FaceSnapError(f"{path.name} holds {name} as a sparse tensor, which no weights of FaceSnap's are.")
+        stored = tensor.untyped_storage().nbytes()
+        if tensor.numel() * tensor.element_size() > max(MAX_EXPANDED * stored, MAX_SMALL):
+            raise FaceSnapError(f"{path.name} says that {name} is absurdly larger than what is there of it.")
     return tensors
 
 

@@ -125,7 +125,8 @@ def _check_torch_archive(path: Path) -> None:
         )
     if sum(entry.file_size for entry in entries) > MAX_ZIP_RATIO * path.stat().st_size:
         raise FaceSnapError(f"{path.name} unpacks to an absurd size and is not read; download it again.")
-    _refuse_program(path, torch._C.PyTorchFileReader(str(path)).get_all_records())
+    with path.open("rb") as file:  # a path of other letters than Windows' own it would not find
+        _refuse_program(path, torch._C.PyTorchFileReader(file).get_all_records())
 
 
 def _refuse_program(path: Path, names: Sequence[str]) -> None:

@@ -211,6 +211,18 @@ def test_a_full_disk_is_told_before_and_while_it_fills(server, tmp_path, monkeyp
         download.download(server.part(), tmp_path)
 
 
+@pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
+def test_a_folder_without_locks_is_downloaded_into(server, tmp_path, monkeypatch, error):
+    """As some network drives are."""
+    import filelock
+
+    def acquire(self, *args, **values):
+        raise error
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    assert download.download(server.part(), tmp_path).read_bytes() == CONTENT
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 3000),

@@ -216,7 +216,7 @@ def test_of_flames_archives_the_generic_head_is_taken(tmp_path, name, place):
     convert.convert_originals(files, lambda message: None)
     assert load_flame(files.flame).v_template.shape[1] == 3
     assert files.flame.parent == tmp_path / "own"
-    assert files.unconverted == []
+    assert files.unconverted == {}
     assert sorted(path.suffix for path in (tmp_path / "own").iterdir()).count(".part") == 0
 
 
@@ -242,7 +242,7 @@ def test_where_nothing_can_be_written_the_part_is_missing_with_a_reason(tmp_path
     files = find_models(own, [tmp_path / "other"])
     convert.convert_originals(files, lambda message: None)
     assert files.flame is None
-    assert "cannot be written" in files.unconverted[0]
+    assert "cannot be written" in files.unconverted["flame"][0]
 
 
 def test_a_full_disk_leaves_the_part_missing_with_a_reason(tmp_path, monkeypatch):
@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_the_part_missing_with_a_reason(tmp_path, monkeypatch
     files = find_models(tmp_path / "own", [tmp_path / "other"])
     convert.convert_originals(files, lambda message: None)
     assert files.flame is None
-    assert "No space left" in files.unconverted[0]
+    assert "No space left" in files.unconverted["flame"][0]
 
 
 def test_a_folder_that_cannot_be_entered_is_passed_over(tmp_path, monkeypatch):
@@ -358,6 +358,21 @@ def test_instantid_takes_the_pack_that_it_is_made_for_wherever_another_is(tmp_pa
     assert (
         find().face_pack == find_models(tmp_path / "own", [tmp_path / "insightface", tmp_path / "annotator"]).face_pack
     )
+
+
+def test_auraface_whose_model_has_the_same_name_is_not_taken_for_antelopev2(tmp_path):
+    pack(tmp_path / "own/AuraFace", *ANTELOPEV2)
+    pack(tmp_path / "own/antelopev1", "scrfd_10g_bnkps.onnx", "genderage.onnx")  # half a pack
+    right = pack(tmp_path / "other/antelopev2", *ANTELOPEV2)
+    put(tmp_path / "own/InstantID/net.safetensors", NET)
+    put(tmp_path / "own/InstantID/a.bin", ADAPTER, "torch")
+    assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == right
+
+
+def test_a_pack_of_ones_own_comes_first_whatever_its_recognition_model_is_called(tmp_path):
+    mine = pack(tmp_path / "own/mine", "det_10g.onnx", "adaface_ir101.onnx")
+    pack(tmp_path / "other/buffalo_l", *BUFFALO_L)
+    assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == mine
 
 
 def test_a_comfyui_beside_the_webui_is_looked_through(tmp_path):

@@ -407,8 +407,17 @@ def test_what_python_and_torch_read_differently_is_refused_before_torch_reads_it
 def test_a_tensor_that_is_larger_than_what_is_stored_of_it_is_refused(tmp_path: Path) -> None:
     torch.save({"wide": torch.ones(1).expand(10**5, 10**5)}, tmp_path / "m.pt")
     for read in (read_index, read_tensors, fingerprint):
-        with pytest.raises(FaceSnapError, match=r"m\.pt says that wide is larger than what is there"):
+        with pytest.raises(FaceSnapError, match=r"m\.pt says that wide is absurdly larger than what is there"):
             read(tmp_path / "m.pt")
+
+
+def test_a_tensor_that_names_a_number_a_few_times_is_read(tmp_path: Path) -> None:
+    few = torch.arange(3.0).expand(4, 3)
+    torch.save({"few": few, "view": torch.arange(12.0).reshape(3, 4).t()[1:]}, tmp_path / "m.pt")
+    assert torch.equal(read_tensors(tmp_path / "m.pt")["few"], few)
+    torch.save({"a": torch.eye(2).to_sparse(), "b": few}, tmp_path / "sparse.pt")
+    with pytest.raises(FaceSnapError, match=r"sparse\.pt holds a as a sparse tensor"):
+        read_index(tmp_path / "sparse.pt")
 
 
 def test_a_host_that_has_replaced_torch_load_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
