@@ -153,9 +153,10 @@ class ModelFiles:
         return [self.folder, *self.elsewhere]
 
     def _place_of(self, source: WeightSource) -> Path:
-        """Where a source was found; FaceSnap's own folder, where one of two files is from there."""
+        """Where a source was found; FaceSnap's own folder where one of two files is from there, and for a source that a
+        caller has put into `facesnap`."""
         places = [found.place for found in self.found if found.path in paths_of(source)]
-        return min(places, key=self._places.index)
+        return min(places, key=self._places.index, default=self.folder)
 
     def _is_missing(self, part: str) -> str:
         sentence = f"There is {ADVICE[part]} in {self.folder}; put one there, models/README.md says where to get it."
