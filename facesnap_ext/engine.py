@@ -83,9 +83,10 @@ class Engine:
         pose = pose_of(unit, width, height) if unit.pose in ("template", "sliders") else None
         files = self.files(progress)
         facesnap = files.choose_facesnap(unit.model)
-        files.match_pack(recognition_of(facesnap))
+        recognition = recognition_of(facesnap)
+        files.match_pack(recognition)
         signatures = self.signatures(files, facesnap)
-        notes = self.check_recognition(files, facesnap)
+        notes = self.check_recognition(files, recognition)
 
         progress("looking for the face")
         references = tuple(self.encoders.face(files, photo, unit.face) for photo in unit.references)
@@ -150,9 +151,7 @@ class Engine:
             adapter_weight=0.0 if adapter is None else unit.adapter,
         )
         embeddings = _embeddings(references, saved)
-        return Prepared(
-            guidance, references, driving, in_init_picture, tuple(notes), embeddings, recognition_of(facesnap)
-        )
+        return Prepared(guidance, references, driving, in_init_picture, tuple(notes), embeddings, recognition)
 
     def files(self, progress: Callable[[str], None] = lambda message: None) -> ModelFiles:
         """The model files that are there; DECA's and FLAME's own are converted first, once."""
@@ -161,9 +160,12 @@ class Engine:
             convert_originals(files, progress)
         return files
 
-    def check_recognition(self, files: ModelFiles, facesnap: WeightSource) -> list[str]:
+    def check_recognition(self, files: ModelFiles, wanted: str) -> list[str]:
         """See that embeddings are of the recognition model that a FaceSnap file is made for; with those of another the
         picture would show somebody else.
+
+        Args:
+            wanted: from `recognition_of`; empty where any will do.
 
         Returns:
             A note where the model has the right name and is another file.
@@ -171,7 +173,7 @@ class Engine:
         Raises:
             FaceSnapError: there is no face pack, or its recognition model is another one.
         """
-        if not (wanted := recognition_of(facesnap)):
+        if not wanted:
             return []
         found = self.encoders.recognition(files)
         if found.name.lower() != wanted:

@@ -33,7 +33,7 @@ from facesnap_ext.miniature.stand_in_pack import stand_in_arcface
 from facesnap_ext.miniature.stand_ins import cross_attention_widths, randomise_outputs, write_instantid
 from facesnap_ext.settings import Unit, sittings
 from facesnap_ext.weights import facesnap_file, identity_file
-from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION, recognition_of
 from facesnap_ext.weights.places import find_models
 
 host = test_attention.host  # A1111's modules
@@ -95,7 +95,7 @@ def test_another_recognition_model_is_refused_and_another_file_of_its_name_told(
     ):
         engine.prepare(unit, 512, 512)
     shutil.copy(stand_ins / "random.safetensors", folder)  # other files take any pack
-    assert engine.check_recognition(engine.files(), folder / "random.safetensors") == []
+    assert engine.check_recognition(engine.files(), recognition_of(folder / "random.safetensors")) == []
     shutil.copytree(models / "antelopev2", folder / "zebra")
     assert engine.prepare(replace(unit, model="InstantID"), 512, 512).notes == ()
 
@@ -223,7 +223,10 @@ def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, m
         Residuals((guidance,)).rows(x, torch.tensor([7.0, 7.0]), [True, False], y) for guidance in (one, other)
     ]
     assert all(torch.equal(*pair) for pair in zip(*residuals, strict=True))
-    assert (packed.check_recognition(packed.files(), out), facesnap_file.read_info(out).recognition) == (
+    assert (
+        packed.check_recognition(packed.files(), recognition_of(out)),
+        facesnap_file.read_info(out).recognition,
+    ) == (
         [],
         RECOGNITION,
     )

@@ -157,12 +157,11 @@ def _holding(found: Found, files: ModelFiles, hashes: dict[str, list[Any]]) -> H
 
 def _licence(found: Found) -> str:
     if found.role == "facesnap":
-        try:
-            return read_index(found.path).metadata.get("license", "")
-        except FaceSnapError:  # it was just removed or replaced
-            return ""
+        return _stated(found.path, "license")
     parts = ways(found.role)
-    names = [*found.path.parts[-2:], _converted_from(found.path)]
+    names = [*found.path.parts[-2:]]
+    if found.path.suffix == ".safetensors":
+        names.append(_stated(found.path, "source"))  # what a converted file was made of
     for part in parts if len({part.licence for part in parts}) > 1 else ():
         if any(part.name in name.lower() for name in names):
             return f"{part.licence} ({part.use}), if it is what its name says: {part.title}"
@@ -170,12 +169,10 @@ def _licence(found: Found) -> str:
     return licences[0] if len(licences) == 1 else f"depends on where it is from: {', '.join(licences)}"
 
 
-def _converted_from(path: Path) -> str:
-    """The name of the file that a converted one was made of; empty for others."""
-    if path.suffix != ".safetensors":
-        return ""
+def _stated(path: Path, field: str) -> str:
+    """What a weight file's metadata say, empty where nothing."""
     try:
-        return read_index(path).metadata.get("source", "")
+        return read_index(path).metadata.get(field, "")
     except FaceSnapError:  # it was just removed or replaced
         return ""
 

@@ -274,8 +274,9 @@ def _place(files: ModelFiles, path: Path, place: Path, halves: list[Found]) -> N
     """Note what a file or a folder with .onnx files is; of another program's folder what is of no use goes unsaid."""
     own = place == files.folder
     if path.is_dir():
-        if own or _has_insightfaces_names(path):
-            rank = 0 if _looks_whole(path) else 1
+        names = _onnx_names(path)
+        if own or _has_insightfaces_names(names):
+            rank = 0 if _looks_whole(names) else 1
             _note(files, Found("face_pack", path, "a face recognition pack", place, rank))
         return
     try:
@@ -391,15 +392,13 @@ def _is_named_instantid(net: Found) -> bool:
     return any("instantid" in part or part == "controlnetmodel" for part in parts)
 
 
-def _has_insightfaces_names(folder: Path) -> bool:
+def _has_insightfaces_names(names: Sequence[str]) -> bool:
     """Whether detector and something else are there under insightface's names."""
-    names = _onnx_names(folder)
     return len(names) > 1 and any(name.startswith(DETECTOR_NAMES) for name in names)
 
 
-def _looks_whole(folder: Path) -> bool:
+def _looks_whole(names: Sequence[str]) -> bool:
     """Whether there may be a recognition model beside a detector: something that is none of insightface's others."""
-    names = _onnx_names(folder)
     return len(names) > 1 and any(not name.startswith((*DETECTOR_NAMES, *OTHER_NAMES)) for name in names)
 
 
