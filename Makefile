@@ -28,11 +28,11 @@ fuzz: .venv/.done-test
 
 # Against a running WebUI: make test-hosts URL=http://127.0.0.1:7860
 test-hosts: .venv/.done-test
-	$(RUN) -m pytest tests/hosts/live --url "$(URL)" --plain-url "$(PLAIN_URL)" --empty-url "$(EMPTY_URL)" --models "$(MODELS)"
+	$(RUN) -m pytest tests/live --url "$(URL)" --plain-url "$(PLAIN_URL)" --empty-url "$(EMPTY_URL)" --models "$(MODELS)"
 
 # 300 jobs in a running WebUI, after which nothing has stayed behind: make soak URL=http://127.0.0.1:7860
 soak: .venv/.done-test
-	$(RUN) tests/hosts/live/soak.py "$(URL)"
+	$(RUN) -m tests.live.soak "$(URL)"
 
 .venv/.done-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -47,4 +47,4 @@ soak: .venv/.done-test
 
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build out *.egg-info
-	find facesnap_ext scripts tests -name __pycache__ -prune -exec rm -rf {} +
+	find facesnap_ext facesnap_lab scripts tests -name __pycache__ -prune -exec rm -rf {} +

@@ -2,6 +2,6 @@
 
 import sys
 
-from facesnap_ext.cli import main
+from facesnap_ext.cli.main import main
 
 sys.exit(main())

@@ -9,21 +9,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from facesnap_ext.cache import Memory, signature_of
+from facesnap_ext.conditioning import Guidance
 from facesnap_ext.convert import convert_originals
-from facesnap_ext.encoders import Encoders
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.faces import Face, NoFaceError
-from facesnap_ext.ffrnet import KeysValues
-from facesnap_ext.guidance import Guidance
-from facesnap_ext.identities import load_identity
+from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.identity.faces import Face, NoFaceError
+from facesnap_ext.identity.likeness import face_at, likeness
+from facesnap_ext.identity.references import ReferenceReport, examine, padded_note
+from facesnap_ext.identity.saved import load_identity
 from facesnap_ext.landmarks.points72 import Landmarks, place
 from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
-from facesnap_ext.likeness import face_at, likeness
-from facesnap_ext.memory import Memory, signature_of
+from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.photos import Photo
-from facesnap_ext.references import ReferenceReport, examine, padded_note
 from facesnap_ext.regions import region_of
-from facesnap_ext.settings import Unit
+from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.instantid import RECOGNITION_SHA256, load_any, load_any_adapter, recognition_of

@@ -16,7 +16,7 @@ import numpy as np
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings import Unit
+from facesnap_ext.settings.unit import Unit
 
 Window = tuple[float, float, float, float]
 """Left, top, width and height of a part of a picture, of the picture's own; it may reach beyond it."""

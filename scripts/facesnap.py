@@ -13,12 +13,14 @@ from modules import paths, script_callbacks, scripts, shared
 from modules.infotext_utils import PasteField
 from modules.ui_components import InputAccordion
 
-from facesnap_ext import hosts, models_panel, page, routes
+from facesnap_ext import hosts
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui, xyz
 from facesnap_ext.hosts.folders import usual_places
-from facesnap_ext.infotext import PHOTOS
-from facesnap_ext.settings import UI_ORDER, from_script_args, sittings
+from facesnap_ext.settings.infotext import PHOTOS
+from facesnap_ext.settings.unit import UI_ORDER, from_script_args, sittings
+from facesnap_ext.ui import accordion as page
+from facesnap_ext.ui import models_panel, routes
 from facesnap_ext.weights.places import ModelFiles, find_identities, find_models
 
 if not hasattr(scripts.Script, "process_before_every_sampling"):  # without which no guidance would ever get in

@@ -9,17 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mock_webui
 import numpy as np
 import pytest
-import real_models
-import stand_in_models
-from chromium import chromium
 
-from facesnap_ext.faces import FacePack, load_pack
 from facesnap_ext.hosts import webui
-from facesnap_ext.miniature.stand_in_pack import scrfd_from_centerface
+from facesnap_ext.identity.faces import FacePack, load_pack
 from facesnap_ext.photos import Photo, from_path
+from tests.support import mock_webui, real_models, stand_in_models
+from tests.support.chromium import chromium
+from tests.support.stand_in_pack import scrfd_from_centerface
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from facesnap_ext.conditioning import Guidance, Residuals, networks
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.guidance import Guidance, Residuals, networks
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
 from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, placed, skip_widths
 

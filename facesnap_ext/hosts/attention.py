@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facesnap_ext.conditioning import Residuals
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ffrnet import KeysValues
-from facesnap_ext.guidance import Residuals
+from facesnap_ext.networks.ffrnet import KeysValues
 
 LEVELS = (("input_blocks.", "down_blocks."), ("output_blocks.", "up_blocks."), ("middle_block.", "mid_block."))
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facesnap_ext.conditioning import Guidance, Residuals
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.guidance import Guidance, Residuals
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
 
 

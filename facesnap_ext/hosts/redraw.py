@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext import photos
+from facesnap_ext.conditioning import Guidance
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.faces import Face, longer_side
-from facesnap_ext.guidance import Guidance
-from facesnap_ext.likeness import middle
+from facesnap_ext.identity.faces import Face, longer_side
+from facesnap_ext.identity.likeness import middle
 from facesnap_ext.photos import Photo
 
 SMALL = 0.25

@@ -8,9 +8,9 @@ from weakref import WeakSet
 
 from torch import nn
 
+from facesnap_ext.conditioning import Guidance
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ffrnet import FFRNet
-from facesnap_ext.guidance import Guidance
+from facesnap_ext.networks.ffrnet import FFRNet
 
 OUTPUT_CONVOLUTIONS = ("0.out_layers.3.weight", "0.op.weight", "0.weight")
 REFINER_DIFFERS = "FaceSnap acted until the refiner took over, whose UNet has other widths."

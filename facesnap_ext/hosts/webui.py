@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from facesnap_ext import compiled, likeness, photos
+from facesnap_ext import photos
+from facesnap_ext.conditioning import Guidance
 from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.errors import FaceSnapError, naming
-from facesnap_ext.guidance import Guidance
 from facesnap_ext.hosts import redraw
-from facesnap_ext.infotext import MARK, to_infotext
+from facesnap_ext.identity import likeness
+from facesnap_ext.networks import compiled
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import Drawn, Window
-from facesnap_ext.settings import Unit, person
+from facesnap_ext.settings.infotext import MARK, to_infotext
+from facesnap_ext.settings.unit import Unit, person
 from facesnap_ext.weights.instantid import takes_clip
 from facesnap_ext.weights.places import ModelFiles
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.settings import RANGES, Unit, from_script_args
+from facesnap_ext.settings.unit import RANGES, Unit, from_script_args
 
 PREFIX = "[FaceSnap] "
 PLOT = ("xyz_grid.py", "xyz_grid")  # ends of its module's name, by host

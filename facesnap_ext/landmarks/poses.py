@@ -26,7 +26,7 @@ from torch import Tensor
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.flame import JAW, Flame, posed_vertices
 from facesnap_ext.landmarks.points72 import COLOURS, LEFT_EYE, POLYLINES, RIGHT_EYE, Landmarks, points_on
-from facesnap_ext.settings import Unit
+from facesnap_ext.settings.unit import Unit
 
 JAW_OPEN = 0.35  # radians about FLAME's jaw joint, at mouth 1
 BROW_LIFT = 0.4  # of the distance between brows and eyes, at brows 1; -1 lowers them as far

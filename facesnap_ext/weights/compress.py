@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ffrnet import Conv2d, FFRNet, Linear
+from facesnap_ext.networks.ffrnet import Conv2d, FFRNet, Linear
 from facesnap_ext.weights import facesnap_file
 
 

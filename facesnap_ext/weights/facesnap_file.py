@@ -10,32 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facesnap_ext.ablated_mixers import (
-    ClipMixer,
-    ClipMixerConfig,
-    ConcatMixer,
-    ConcatMixerConfig,
-    IdMixer,
-    IdMixerConfig,
-)
-from facesnap_ext.adapter import Adapter, AdapterConfig
 from facesnap_ext.errors import FaceSnapError, reason_of
-from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.files import written
 from facesnap_ext.landmarks.hints import HINTS, POINTS72
-from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
-from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
+from facesnap_ext.networks.adapter import Adapter, AdapterConfig
+from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.networks.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors, without_prefix
 
 VERSION = 1
 MAX_SIZE = 2**20  # of a width, in metadata
-MIXERS: dict[str, tuple[type, type[nn.Module]]] = {  # sizes and network of each kind
+MIXERS: dict[str, tuple[type, type[nn.Module]]] = {  # sizes and network of each kind; the lab adds its own
     "facial attributes": (MixerConfig, FacialAttributeMixer),  # the paper's
     "resampler": (ResamplerConfig, ResamplerMixer),  # InstantID's
-    "id only": (IdMixerConfig, IdMixer),  # and the ablation's
-    "clip only": (ClipMixerConfig, ClipMixer),
-    "concatenation": (ConcatMixerConfig, ConcatMixer),
 }
 
 

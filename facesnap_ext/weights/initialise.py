@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError, reason_of
-from facesnap_ext.ffrnet import FFRNet, FFRNetConfig, LandmarkEmbedding
-from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig, LandmarkEmbedding
+from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.tensors import read_index, read_tensors, shapes_of

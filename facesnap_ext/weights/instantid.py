@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from facesnap_ext.adapter import Adapter, AdapterConfig
 from facesnap_ext.errors import FaceSnapError, reason_of
-from facesnap_ext.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.landmarks.hints import POINTS5
-from facesnap_ext.resampler import ADDED, ResamplerConfig, ResamplerMixer
+from facesnap_ext.networks.adapter import Adapter, AdapterConfig
+from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.networks.resampler import ADDED, ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo, FaceSnapWeights
 from facesnap_ext.weights.initialise import controlnet_config

@@ -141,7 +141,7 @@ class ModelFiles:
         return {part: self._is_missing(part) for part in absent if part != "clip" or self._wants_clip()}
 
     def _wants_clip(self) -> bool:
-        from facesnap_ext.weights.instantid import takes_clip  # which knows this module
+        from facesnap_ext.weights.instantid import takes_clip
 
         try:
             return not self.facesnap or any(map(takes_clip, self.facesnap.values()))
@@ -323,7 +323,7 @@ def _pair_instantid(files: ModelFiles, halves: Sequence[Found]) -> None:
     folder there; or in FaceSnap's own folder, where people put nothing else, the only one there; or else one of that
     name anywhere.
     """
-    from facesnap_ext.weights.instantid import ADAPTER  # which knows this module
+    from facesnap_ext.weights.instantid import ADAPTER
 
     adapters = [half for half in halves if half.kind == Kind.INSTANTID_ADAPTER.value]
     nets = [half for half in halves if half.kind == Kind.SDXL_CONTROLNET.value]
@@ -361,7 +361,7 @@ def _pair_instantid(files: ModelFiles, halves: Sequence[Found]) -> None:
 
 def _match_pack(files: ModelFiles) -> None:
     """Where all that there is to guide pictures is made for one recognition model, take the pack that has it."""
-    from facesnap_ext.weights.instantid import recognition_of  # which knows this module
+    from facesnap_ext.weights.instantid import recognition_of
 
     wanted = {recognition_of(source) for source in files.facesnap.values()}
     if len(wanted) == 1:

@@ -15,19 +15,19 @@ from unittest import mock
 
 import numpy as np
 import scipy.sparse
-import tiny
 import torch
 from PIL import Image
 from safetensors.torch import save
 
-from facesnap_ext.adapter import Adapter, AdapterConfig
-from facesnap_ext.miniature.stand_ins import write_instantid
-from facesnap_ext.mixer import FacialAttributeMixer, MixerConfig
-from facesnap_ext.resampler import ResamplerConfig, ResamplerMixer
+from facesnap_ext.networks.adapter import Adapter, AdapterConfig
+from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.networks.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file, identity_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.instantid import ADAPTER
+from tests.support import tiny
+from tests.support.stand_ins import write_instantid
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Fuzzing that is led by the code's coverage: `python tests/fuzz/guided.py NAME -runs=5000`.
+"""Fuzzing that is led by the code's coverage: `python -m tests.fuzz.guided NAME -runs=5000`.
 
 NAME is that of a test in test_fuzz.py without `test_`; the options are atheris' own. It wants `pip install atheris`,
 which there is for Linux and macOS alone.
@@ -7,14 +7,11 @@ which there is for Linux and macOS alone.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import atheris
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-
 with atheris.instrument_imports(include=["facesnap_ext"]):
-    import test_fuzz
+    from tests.fuzz import test_fuzz
 
 if __name__ == "__main__":
     target = getattr(test_fuzz, f"test_{sys.argv[1]}")

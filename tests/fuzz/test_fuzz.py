@@ -18,24 +18,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import corpus
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from mutations import json_values, spoilt
-from watch import only_reading
 
-from facesnap_ext import clip, infotext, photos, routes
+from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.infotext import from_infotext, label, to_infotext
-from facesnap_ext.settings import CHOICES, UI_ORDER, Unit, from_script_args
+from facesnap_ext.identity import clip
+from facesnap_ext.settings import infotext
+from facesnap_ext.settings.infotext import from_infotext, label, to_infotext
+from facesnap_ext.settings.unit import CHOICES, UI_ORDER, Unit, from_script_args
+from facesnap_ext.ui import routes
 from facesnap_ext.weights import facesnap_file, identity_file, instantid
 from facesnap_ext.weights.initialise import controlnet_config
 from facesnap_ext.weights.places import ModelFiles, find_models
 from facesnap_ext.weights.tensors import fingerprint, read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_pickled_arrays
+from tests.fuzz import corpus
+from tests.fuzz.mutations import json_values, spoilt
+from tests.fuzz.watch import only_reading
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # of each kind; 0 is the fixed sample
 MEMORY = 2**30  # bytes that all of it may take beyond what was in use before

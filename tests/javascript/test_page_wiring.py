@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser, make_rig
-from facesnap_ext.miniature.render import head
+from facesnap_lab.miniature.render import head
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "javascript").glob("*.js"))

@@ -14,18 +14,9 @@ from hypothesis import strategies as st
 
 from facesnap_ext.hosts.webui import init_region
 from facesnap_ext.landmarks.points72 import Landmarks
-from facesnap_ext.landmarks.poses import (
-    TEMPLATES,
-    Pose,
-    for_browser,
-    make_rig,
-    moved,
-    placement,
-    pose_of,
-    pose_points,
-)
-from facesnap_ext.miniature.render import head
-from facesnap_ext.settings import RANGES, Unit
+from facesnap_ext.landmarks.poses import TEMPLATES, Pose, for_browser, make_rig, moved, placement, pose_of, pose_points
+from facesnap_ext.settings.unit import RANGES, Unit
+from facesnap_lab.miniature.render import head
 
 SCRIPT = Path(__file__).parents[2] / "javascript" / "facesnap.js"
 RIG = make_rig(head())

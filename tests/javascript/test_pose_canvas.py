@@ -12,8 +12,8 @@ from PIL import Image
 
 from facesnap_ext.landmarks.points72 import draw
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser, make_rig, pose_landmarks, pose_of
-from facesnap_ext.miniature.render import head
-from facesnap_ext.settings import Unit
+from facesnap_ext.settings.unit import Unit
+from facesnap_lab.miniature.render import head
 
 SCRIPT = Path(__file__).parents[2] / "javascript" / "facesnap.js"
 WIDTH, HEIGHT = 640, 512

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facesnap_ext.settings import Unit, from_script_args
+from facesnap_ext.settings.unit import Unit, from_script_args
 
 SCRIPTS = [Path(__file__).parents[2] / "javascript" / name for name in ("facesnap.js", "facesnap_region.js")]
 WIDTH, HEIGHT = 640, 320  # of the output, one CSS pixel to each

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsed_page import VERSIONS, Page
 
-from facesnap_ext.miniature import shipped
+from facesnap_lab.miniature import shipped
+from tests.page.browsed_page import VERSIONS, Page
 
-FOLDER = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
 PATIENCE = 600  # seconds until a server answers, on a busy machine
 
 
@@ -42,8 +42,8 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     }
     log = models / "server.log"
     with log.open("w") as written:
-        command = [sys.executable, str(FOLDER / "page_server.py"), str(port), str(models)]
-        server = subprocess.Popen(command, env=environment, stdout=written, stderr=subprocess.STDOUT)
+        command = [sys.executable, "-m", "tests.page.page_server", str(port), str(models)]
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=written, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}/"
     try:
         deadline = time.monotonic() + PATIENCE

@@ -1,6 +1,6 @@
 """The script's accordion on a page of real gradio, with as much of a WebUI around it as it takes to draw a picture.
 
-    PYTHONPATH=<a folder with gradio> python tests/page/page_server.py PORT MODELS
+    PYTHONPATH=<a folder with gradio> python -m tests.page.page_server PORT MODELS
 
 The script, its hooks, its components and the engine are FaceSnap's own; the checkpoint is the miniature's SDXL. MODELS
 is the WebUI's model folder.
@@ -26,18 +26,18 @@ from typing import Any
 import huggingface_hub
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
 if not hasattr(huggingface_hub, "HfFolder"):  # gradio imports it, to log in; transformers 5 wants a newer one without
     huggingface_hub.HfFolder = None
 
 import gradio as gr
-import mock_webui
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.diffusers import guided
-from facesnap_ext.miniature import shipped
-from facesnap_ext.miniature.dataset import SIDE
+from facesnap_lab.miniature import shipped
+from facesnap_lab.miniature.dataset import SIDE
+from tests.support import mock_webui
 
 PREFIX = "script_txt2img_facesnap_"
 PROMPT = "portrait of a neutral person in a red shirt, blue background, light from front"

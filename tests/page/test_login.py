@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from browsed_page import VERSIONS
+
+from tests.page.browsed_page import VERSIONS
 
 ROOT = Path(__file__).parents[2]
 CODE = """
@@ -19,7 +20,7 @@ import huggingface_hub
 if not hasattr(huggingface_hub, "HfFolder"):
     huggingface_hub.HfFolder = None
 import gradio, requests
-from facesnap_ext import routes
+from facesnap_ext.ui import routes
 from facesnap_ext.weights.places import ModelFiles
 with gradio.Blocks() as demo:
     gradio.HTML("page")

@@ -8,19 +8,21 @@ from statistics import median
 
 import numpy as np
 import pytest
-from browsed_page import FACESNAP, SECOND, Page
+
+from tests.page.browsed_page import FACESNAP, SECOND, Page
 
 pytest.importorskip("diffusers", reason="the miniature is drawn with diffusers")
 pytest.importorskip("insightface", reason="the miniature's faces are found with insightface")
 
-from facesnap_ext import __version__, faces
+from facesnap_ext import __version__
+from facesnap_ext.identity import faces
+from facesnap_ext.identity.framing import ACCENT
 from facesnap_ext.landmarks.poses import TEMPLATES
-from facesnap_ext.miniature.dataset import SIDE
-from facesnap_ext.miniature.measure import Judge
-from facesnap_ext.miniature.render import render
-from facesnap_ext.miniature.world import person, scene
 from facesnap_ext.photos import Photo
-from facesnap_ext.references import ACCENT
+from facesnap_lab.miniature.dataset import SIDE
+from facesnap_lab.miniature.measure import Judge
+from facesnap_lab.miniature.render import render
+from facesnap_lab.miniature.world import person, scene
 
 SOMEBODY, SOMEBODY_ELSE = 3, 8  # of the test split, whom nobody trained on
 MARGIN = 0.3  # of the judge's cosines, in which two photos of one person are 0.76 above those of two people

@@ -1,0 +1,1 @@
+"""Reference photos to identity features: faces, ArcFace, CLIP, saved identities."""

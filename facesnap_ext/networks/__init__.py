@@ -1,0 +1,1 @@
+"""FaceSnap's networks: Facial Attribute Mixer, FFRNet, and InstantID's Resampler and adapter."""

@@ -1,0 +1,1 @@
+"""The accordion, the panel of model files, and the HTTP routes."""

@@ -1,0 +1,1 @@
+"""FaceSnap's laboratory: data sets, training, evaluation, the miniature world and benchmarks."""

@@ -1,0 +1,1 @@
+"""What FaceSnap costs beside plain SDXL and other ways to condition it."""

@@ -1,0 +1,185 @@
+"""Pictures drawn by a UNet of SDXL's shape in every way whose cost is measured: plain, with FaceSnap, with a ControlNet
+on both rows, and as InstantID does.
+
+All networks have random numbers, which take as long as trained ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from facesnap_ext.conditioning import Guidance, Residuals
+from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.regions import Drawn
+
+TEXT_TOKENS, IDENTITY_TOKENS = 77, 16
+LIGHT_BLOCKS = 2  # of `facesnap compress --blocks`
+EVERY = 2
+SHAPE: dict[str, Any] = {
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+}
+UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+
+PLAIN = "plain SDXL"
+BOTH_ROWS = "ControlNet on both rows"
+INSTANTID = "InstantID's shape"
+OWN = {  # FaceSnap's ways: whether FFRNet is the light one, and `Guidance.every`
+    "FaceSnap": (False, 1),
+    "FaceSnap, light": (True, 1),
+    f"FaceSnap, every {EVERY} steps": (False, EVERY),
+    f"FaceSnap, light, every {EVERY} steps": (True, EVERY),
+}
+COMPILED = ", compiled"  # behind the names of the first two, where there is a GPU
+
+
+@dataclass(frozen=True)
+class Networks:
+    """SDXL's UNet and what conditions it, in one type on one device."""
+
+    unet: nn.Module
+    controlnet: nn.Module
+    ffrnet: FFRNet
+    light: FFRNet
+
+    @classmethod
+    def random(cls, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Networks:
+        from diffusers import ControlNetModel, UNet2DConditionModel
+
+        shape = {**SHAPE, "block_out_channels": widths, "attention_head_dim": tuple(width // 64 for width in widths)}
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # in single precision first, they would take twice the memory
+        try:
+            with device:
+                unet, controlnet = UNet2DConditionModel(up_block_types=UP, **shape), ControlNetModel(**shape)
+                config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in controlnet.state_dict().items()})
+                made = cls(unet, controlnet, FFRNet(config), FFRNet(config.with_blocks(LIGHT_BLOCKS)))
+        finally:
+            torch.set_default_dtype(usual)
+        for network in (made.unet, made.controlnet, made.ffrnet, made.light):
+            network.eval().requires_grad_(False)
+        return made
+
+
+class Easel:
+    """Pictures of one size, drawn by one UNet with classifier-free guidance, step after step."""
+
+    def __init__(self, networks: Networks, pixels: int, pictures: int = 1):
+        self.networks, self.pixels, self.pictures = networks, pixels, pictures
+        weight = networks.unet.conv_in.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.latents = self.random(pictures, 4, pixels // 8, pixels // 8)
+        self.text, self.tokens = self.random(2 * pictures, TEXT_TOKENS, 2048), self.random(1, IDENTITY_TOKENS, 2048)
+        self.added = {"text_embeds": self.random(2 * pictures, 1280), "time_ids": self.random(2 * pictures, 6)}
+        self.drawing = self.random(1, 3, pixels, pixels)
+
+    def random(self, *size: int) -> Tensor:
+        return torch.rand(*size, device=self.device, dtype=self.dtype)
+
+    @torch.no_grad()
+    def draw(self, steps: int, residuals: Callable[[Tensor, Tensor], Sequence[Tensor]] | None = None) -> None:
+        for step in range(steps):
+            x = torch.cat([self.latents, self.latents]) + step
+            timesteps = torch.full((len(x),), 999.0 - step, device=self.device)
+            extra = {}
+            if residuals is not None:
+                *skips, middle = residuals(x, timesteps)
+                extra = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
+            self.networks.unet(x, timesteps, self.text, added_cond_kwargs=self.added, **extra)
+
+    def plain(self, steps: int) -> None:
+        self.draw(steps)
+
+    def facesnap(self, steps: int, light: bool = False, every: int = 1, people: int = 1, compile: bool = False) -> None:
+        """With so many people side by side, each with tokens, landmarks and a region of their own."""
+        network = self.networks.light if light else self.networks.ffrnet
+        one = Guidance(network, self.tokens, self.landmarks, every=every, compile=compile)
+        regions = [Drawn(column[None]) for column in np.eye(people, dtype=np.float32)]
+        guidances = [replace(one, region=region, tokens=one.tokens + i) for i, region in enumerate(regions)]
+        blended = Residuals([one] if people == 1 else guidances)
+        sides = [True] * self.pictures + [False] * self.pictures
+        self.draw(steps, lambda x, timesteps: blended.rows(x, timesteps, sides))
+
+    def both_rows(self, steps: int) -> None:
+        self.draw(steps, self._controlnet)
+
+    def instantid(self, steps: int) -> None:
+        unet, text = self.networks.unet, self.text
+        before, adapted = unet.attn_processors, dict(self.adapter)  # which setting them empties
+        unet.set_attn_processor(adapted)
+        self.text = (text, [self.tokens.expand(len(text), -1, -1)])
+        try:
+            self.draw(steps, self._controlnet)
+        finally:
+            unet.set_attn_processor(before)
+            self.text = text
+
+    @cached_property
+    def landmarks(self) -> Landmarks:
+        return front_face(self.pixels)
+
+    @cached_property
+    def adapter(self) -> dict[str, nn.Module]:
+        return adapter_processors(self.networks.unet)
+
+    def _controlnet(self, x: Tensor, timesteps: Tensor) -> list[Tensor]:
+        tokens, drawings = self.tokens.expand(len(x), -1, -1), self.drawing.expand(len(x), -1, -1, -1)
+        down, middle = self.networks.controlnet(
+            x, timesteps, tokens, drawings, added_cond_kwargs=self.added, return_dict=False
+        )
+        return [*down, middle]
+
+    def methods(self, steps: int) -> dict[str, Callable[[], None]]:
+        """All ways to draw a picture, as functions without arguments."""
+        own = {
+            name: lambda light=light, every=every: self.facesnap(steps, light, every)
+            for name, (light, every) in OWN.items()
+        }
+        if self.device.type == "cuda":
+            for name in ("FaceSnap", "FaceSnap, light"):
+                light, every = OWN[name]
+                own[name + COMPILED] = lambda light=light, every=every: self.facesnap(steps, light, every, compile=True)
+        return {
+            PLAIN: lambda: self.plain(steps),
+            **own,
+            BOTH_ROWS: lambda: self.both_rows(steps),
+            INSTANTID: lambda: self.instantid(steps),
+        }
+
+
+def front_face(pixels: int) -> Landmarks:
+    """The landmarks of somebody's face in the middle of a square picture, half as high as that."""
+    from facesnap_lab.ablation.pictures import face_shapes
+
+    shape = face_shapes(1)[0] * (1, -1)  # y upwards there
+    shape = (shape - shape.mean(0)) / np.ptp(shape[:, 1])
+    return Landmarks((pixels * (0.5 + 0.5 * shape)).astype(np.float32), pixels, pixels)
+
+
+def adapter_processors(unet: nn.Module) -> dict[str, nn.Module]:
+    """IP-Adapter's attention for diffusers' UNet: each cross-attention gets a second one, to 16 identity tokens."""
+    from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+
+    made = {}
+    for name in unet.attn_processors:
+        if name.endswith("attn1.processor"):
+            made[name] = AttnProcessor2_0()
+            continue
+        query = unet.get_submodule(name.removesuffix(".processor")).to_q.weight
+        with query.device:
+            adapted = IPAdapterAttnProcessor2_0(len(query), 2048, num_tokens=(IDENTITY_TOKENS,))
+        made[name] = adapted.to(query.dtype).requires_grad_(False)
+    return made

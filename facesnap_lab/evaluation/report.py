@@ -1,0 +1,209 @@
+"""What an evaluation leaves: results.json, table.md, sheet.png and plot.png."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from facesnap_ext import photos
+from facesnap_ext.files import whole
+from facesnap_lab.evaluation.draw import Cost
+from facesnap_lab.evaluation.measure import METRICS, Scores
+from facesnap_lab.evaluation.protocol import Protocol, find_pictures
+from facesnap_lab.markdown import markdown_table
+from facesnap_lab.sheet import Panel, sheet
+from facesnap_lab.statistics import bootstrap
+
+TITLES = {"clip_t": "CLIP-T", "clip_face": "CLIP-face", "face_sim": "FaceSim"}
+SHEET_PEOPLE = 8
+DASH = "–"
+
+
+def results(
+    protocol: Protocol, judges: dict[str, str | None], methods: Sequence[Scores], costs: dict[str, Cost]
+) -> dict[str, Any]:
+    """Everything that was measured, ready for JSON; cosines as they are, not times 100.
+
+    Args:
+        judges: names of the networks that measured. costs: by the methods' names, where they are known.
+    """
+    rows = []
+    for scores in methods:
+        row: dict[str, Any] = {"name": scores.name}
+        row |= {metric: asdict(interval) for metric, interval in scores.intervals.items()}
+        row |= {"fid": scores.fid, "cost": asdict(costs[scores.name]) if scores.name in costs else None}
+        row |= {"without_face": scores.without_face and list(scores.without_face)}
+        row |= {"pictures_not_of_the_list": scores.further_pictures}
+        names = [identity.name for identity in protocol.identities]
+        row["by_person"] = {metric: dict(zip(names, column)) for metric, column in scores.by_person.items()}
+        rows.append(row)
+    return {
+        "list": {
+            "identities": len(protocol.identities),
+            "poses": len(protocol.poses),
+            "prompts": len(protocol.prompts),
+            "pictures": len(protocol.cases()),
+            "real_photos": sum(len(identity.real) for identity in protocol.identities),
+            "seed": protocol.seed,
+        },
+        "judges": judges,
+        "methods": rows,
+        "differences": _differences(methods),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The rows of the paper's Table 1 in Markdown: cosines times 100, with intervals; below, differences and notes."""
+    rows = []
+    for row in found["methods"]:
+        cells = [_percent(row.get(metric)) for metric in METRICS]
+        cells.append(DASH if row["fid"] is None else f"{row['fid']:.1f}")
+        cells += _cost_cells(row["cost"])
+        rows.append((row["name"], cells))
+    lines = markdown_table(["CLIP-T↑", "CLIP-face↑", "FaceSim↑", "FID↓", "Time↓", "VRAM↓"], rows)
+    first, *others = (row["name"] for row in found["methods"])
+    if others:
+        lines += ["", f"{first} minus each other method, on the same people:", ""]
+        differences = found["differences"]
+        lines += markdown_table(
+            list(TITLES.values()),
+            ((other, [_percent(differences[other].get(metric), sign="+") for metric in METRICS]) for other in others),
+        )
+    return "\n".join([*lines, "", *_notes(found), ""])
+
+
+def write_report(
+    out: Path, protocol: Protocol, judges: dict[str, str | None], methods: Sequence[Scores], costs: dict[str, Cost]
+) -> dict[str, Any]:
+    """Write the four files into `out` and return what `results` gives."""
+    found = results(protocol, judges, methods, costs)
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "results.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+    _write(out / "table.md", table(found).encode())
+    _save_png(out / "sheet.png", people_sheet(protocol, methods))
+    if found["methods"][0].keys() & set(METRICS):
+        _save_png(out / "plot.png", plot(found))
+    return found
+
+
+def people_sheet(protocol: Protocol, methods: Sequence[Scores]) -> Image.Image:
+    """For the first people: reference, driving photo, and each method's picture, in one pose after the other."""
+    cases = protocol.cases()
+    found = [find_pictures(cases, scores.folder) for scores in methods]
+    of_person = len(protocol.poses) * len(protocol.prompts)
+    rows = []
+    for person, identity in enumerate(protocol.identities[:SHEET_PEOPLE]):
+        pose, prompt = person % len(protocol.poses), person % len(protocol.prompts)
+        number = person * of_person + pose * len(protocol.prompts) + prompt
+        case = cases[number]
+        row = [
+            Panel(identity.name, _image(identity.references[0]), "reference"),
+            Panel(case.pose.name, _image(case.pose.photo), "driving photo"),
+        ]
+        for scores, pictures in zip(methods, found):
+            worth = [f"{TITLES[metric]} {100 * column[number]:.0f}" for metric, column in scores.values.items()]
+            row.append(Panel(scores.name, _image(pictures[case.file]), ", ".join(worth)))
+        rows.append(row)
+    return sheet("Reference, driving photo, and what each method makes of them", rows)
+
+
+def plot(found: dict[str, Any]) -> Image.Image:
+    """Each metric by method, with its intervals."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = found["methods"]
+    measured = [metric for metric in METRICS if metric in rows[0]]
+    with_fid = rows[0]["fid"] is not None
+    count = len(measured) + with_fid
+    figure = Figure(figsize=(3.2 * count, 1.6 + 0.45 * len(rows)), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    places = np.arange(len(rows))[::-1]
+    for axis, metric in zip(axes, measured):
+        means = np.array([100 * row[metric]["mean"] for row in rows])
+        bounds = [(row[metric]["low"], row[metric]["high"]) for row in rows]
+        reach = [
+            (0, 0) if low is None else (mean - 100 * low, 100 * high - mean) for mean, (low, high) in zip(means, bounds)
+        ]
+        axis.errorbar(means, places, xerr=np.maximum(np.array(reach).T, 0), fmt="o", capsize=4)
+        axis.set_title(f"{TITLES[metric]} ↑")
+    if with_fid:
+        axes[-1].plot([row["fid"] for row in rows], places, "o")
+        axes[-1].set_title("FID ↓")
+    for i, axis in enumerate(axes):
+        axis.set_yticks(places, [row["name"] for row in rows] if i == 0 else [""] * len(rows))
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+        axis.margins(x=0.2)
+        axis.grid(axis="x", alpha=0.3)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy())
+
+
+def _differences(methods: Sequence[Scores]) -> dict[str, Any]:
+    """The first method minus each other, person by person."""
+    first, *others = methods
+    return {
+        other.name: {
+            metric: asdict(bootstrap(column - other.by_person[metric])) for metric, column in first.by_person.items()
+        }
+        for other in others
+    }
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    size, judges = found["list"], found["judges"]
+    counts = f"{size['identities']} identities × {size['poses']} poses × {size['prompts']} prompts"
+    features = judges["fid features"]
+    fid = features and f"{features}, against {size['real_photos']} real photos; it depends on both numbers of pictures"
+    notes = [
+        f"{counts} = {size['pictures']} pictures; cosines × 100, in brackets bootstrap 95 % intervals over identities.",
+        f"CLIP: {judges['clip'] or 'not measured'}. FaceSim: {judges['face recognition'] or 'not measured'}.",
+        f"FID: {fid or 'not measured'}.",
+    ]
+    kinds = {"GPU": "what torch allocated on the GPU", "process": "the whole process, since no GPU was used"}
+    for row in found["methods"]:
+        if row["without_face"]:
+            notes.append(f"{row['name']}: {len(row['without_face'])} pictures without a face, which count as 0.")
+        if row["pictures_not_of_the_list"]:
+            notes.append(f"{row['name']}: {row['pictures_not_of_the_list']} pictures are not of the list; passed over.")
+        if cost := row["cost"]:
+            notes.append(
+                f"{row['name']}: seconds are the median of a picture with its preparation, on {cost['device']}; "
+                f"memory is the peak of {kinds[cost['memory_kind']]}."
+            )
+    return [f"- {note}" for note in notes]
+
+
+def _percent(interval: dict[str, float | None] | None, sign: str = "") -> str:
+    if interval is None:
+        return DASH
+    mean = f"{100 * interval['mean']:{sign}.1f}"
+    return mean if interval["low"] is None else f"{mean} ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})"
+
+
+def _cost_cells(cost: dict[str, Any] | None) -> list[str]:
+    if cost is None:
+        return [DASH, DASH]
+    memory = cost["memory"]
+    return [f"{cost['seconds']:.1f}s", DASH if memory is None else f"{memory / 1e9:.1f}GB"]
+
+
+def _image(path: Path) -> Image.Image:
+    return Image.fromarray(photos.from_path(path).pixels)
+
+
+def _save_png(path: Path, image: Image.Image) -> None:
+    with whole(path) as part:
+        image.save(part, format="PNG")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with whole(path) as part:
+        part.write_bytes(data)

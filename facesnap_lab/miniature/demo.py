@@ -1,0 +1,136 @@
+"""The demo: FaceSnap on somebody whom none of its networks has ever seen, every stage in one picture.
+
+The world is the miniature one, and every network in it is really trained (docs/training.md).
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from facesnap_ext.cli.prepare import overlay
+from facesnap_ext.conditioning import landmark_picture
+from facesnap_ext.engine import Engine
+from facesnap_ext.identity.framing import framed
+from facesnap_ext.landmarks.points72 import draw as draw_points
+from facesnap_ext.photos import Photo
+from facesnap_ext.settings.unit import Unit
+from facesnap_lab.miniature import shipped
+from facesnap_lab.miniature.dataset import SIDE
+from facesnap_lab.miniature.measure import Judge, draw, likeness, photo
+from facesnap_lab.sheet import Panel, heatmap, sheet
+
+PERSON, SOMEBODY_ELSE = 3, 8  # of the test split
+PROMPT = "portrait of a smiling person in a red shirt, blue background, light from front"
+OTHER_PROMPTS = (
+    "portrait of a neutral person in a white shirt, green background, light from left",
+    "portrait of a sad person in a black shirt, yellow background, light from right",
+    "portrait of a surprised person in a purple shirt, grey background, light from above",
+)
+SEED = 11
+
+
+def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> None:
+    """Run every stage and write one picture of them all.
+
+    Args:
+        progress: told each stage as it begins.
+    """
+    _quieten_libraries()
+    stages = iter(range(1, 8))
+
+    def begin(stage: str) -> None:
+        progress(f"[{next(stages)}/7] {stage}")
+
+    begin("loading the miniature")
+    sampler = shipped.few_step_sampler()
+    judge = Judge()
+    reference, _ = photo("test", PERSON, 0)
+    driving, _ = photo("test", SOMEBODY_ELSE, 1)
+    unit = Unit(enabled=True, references=(Photo(reference, "Reference"),), driving=Photo(driving, "Driving"))
+    with tempfile.TemporaryDirectory() as folder:
+        files = shipped.write_models(Path(folder))
+        engine = Engine(lambda: files)
+        prepared = engine.prepare(unit, SIDE, SIDE, progress=begin)
+        face, drive = prepared.references[0], prepared.driving
+        own_points = engine.landmarks(files, engine.encoders.codes(files, face).shape, face)
+        their_own = engine.landmarks(files, engine.encoders.codes(files, drive).shape, drive)
+        clip_tokens = engine.encoders.clip_tokens(files, [face])[0]
+    guidance = prepared.guidance
+
+    begin("sampling without and with FaceSnap")
+    plain, picture = draw(sampler, PROMPT, SEED, None), draw(sampler, PROMPT, SEED, prepared)
+    others = [draw(sampler, prompt, SEED, prepared) for prompt in OTHER_PROMPTS]
+
+    begin("judging and drawing")
+
+    own = judge.embedding(reference)
+
+    def judged(title: str, pixels: np.ndarray, words: str) -> Panel:
+        alike = likeness(own, judge.embedding(pixels))
+        return Panel(f"{title}: {alike:.2f}", Image.fromarray(pixels), words)
+
+    with torch.no_grad():
+        ffrnet = guidance.ffrnet
+        x = torch.randn(1, 4, SIDE // 4, SIDE // 4, generator=torch.Generator().manual_seed(0))
+        scale = ffrnet.config.picture_scale * SIDE // 4
+        features = ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, scale, scale))
+        residuals = ffrnet(x, torch.tensor([500.0]), ffrnet.embed_tokens(guidance.tokens), features)
+    strongest = max(residuals[:3], key=lambda residual: float(residual.abs().mean()))
+    rows = [
+        [
+            Panel("Reference photo", framed(face.photo, [face]), "somebody of the test split"),
+            Panel("ArcFace embedding", heatmap(_square(face.embedding)), f"{face.embedding.size} numbers"),
+            Panel("CLIP tokens", heatmap(clip_tokens.numpy()), " x ".join(map(str, clip_tokens.shape))),
+            Panel(
+                "Identity tokens", heatmap(guidance.tokens[0].numpy()), " x ".join(map(str, guidance.tokens[0].shape))
+            ),
+            Panel("An FFRNet residual", heatmap(strongest[0].abs().mean(0).numpy()), f"one of {len(residuals)}"),
+        ],
+        [
+            Panel("Driving photo", framed(drive.photo, [drive]), "somebody else: pose and expression"),
+            Panel("The reference's own points", overlay(face, own_points), "what DECA sees"),
+            Panel("The driving person's points", overlay(drive, their_own), "their face, not wanted"),
+            Panel("Predicted points", overlay(drive, guidance.landmarks), "the reference's face in this pose"),
+            Panel(
+                "Landmark drawing",
+                Image.fromarray(draw_points(guidance.landmarks, 4 * SIDE, 4 * SIDE)),
+                "what FFRNet sees",
+            ),
+        ],
+        [
+            judged("Without FaceSnap", plain, "the same seed and words"),
+            judged("With FaceSnap", picture, "smiling, red shirt, blue background"),
+            judged("With FaceSnap", others[0], "neutral, white shirt, green background"),
+            judged("With FaceSnap", others[1], "sad, black shirt, yellow background"),
+            judged("With FaceSnap", others[2], "surprised, purple shirt, grey background"),
+        ],
+    ]
+    same = likeness(own, judge.embedding(photo("test", PERSON, 2)[0]))
+    different = likeness(own, judge.embedding(driving))
+    title = f"FaceSnap in the miniature. Likeness by a judge of its own; two photos of this person: {same:.2f}"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet(f"{title}, of these two people: {different:.2f}", rows).save(out)
+
+
+def _square(values: np.ndarray) -> np.ndarray:
+    rows = 2 ** (values.size.bit_length() // 2)
+    return values.reshape(rows, -1)
+
+
+def _quieten_libraries() -> None:
+    """Leave the console to the stages: other libraries' hints are for their own users."""
+    import diffusers
+    import transformers
+
+    warnings.simplefilter("ignore")
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,119 @@
+"""Distil the miniature's SDXL to four steps, as a LoRA: the few-step model that L_id draws with.
+
+    python -m facesnap_ext.miniature.distil --data DIR --base DIR --out FILE
+
+One step of the student learns what several guided steps of the base do (Salimans and Ho, 2022; Lin et al., 2024), from
+noised pictures of the world, so that it needs neither guidance nor many steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facesnap_lab.miniature import dataset
+from facesnap_lab.miniature.base_model import encode_all
+
+STEPS = 4
+TEACHER_STEPS = 3  # of the base to one of the student
+GUIDANCE_SCALE = 2.0
+RANK = 8
+
+
+def distil(data: Path, base: Path, out: Path, steps: int, batch: int = 16, rate: float = 5e-4, seed: int = 0) -> None:
+    from diffusers import StableDiffusionXLPipeline
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(base, torch_dtype=torch.float32, local_files_only=True)
+    world = dataset.load(data / "train")
+    latents = encode_all(pipe.vae, world.pictures[: 64 * 200])
+    share = pipe.scheduler.alphas_cumprod
+    ladder = torch.cat([((1 - share) / share).sqrt(), torch.zeros(1)])  # sigmas; of timestep -1: none
+    edges = torch.linspace(1000, 0, STEPS * TEACHER_STEPS + 1).round().long() - 1  # trailing timesteps, then -1
+    teacher = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
+    student = pipe.unet.requires_grad_(False)
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
+    torch.manual_seed(seed)
+    student.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=layers))
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, rate, weight_decay=0.0)
+    texts: dict[str, tuple[Tensor, Tensor]] = {}
+    random = torch.Generator().manual_seed(seed)
+    total = 0.0
+    for step in range(1, steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, step / 20, (steps - step + 1) / (0.5 * steps))
+        rows = torch.randint(len(latents), (batch,), generator=random)
+        context, pooled = _text(pipe, [world.captions[row] for row in rows.tolist()], texts)
+        stage = torch.randint(STEPS, (batch,), generator=random)
+        noise = torch.randn(latents[rows].shape, generator=random)
+        first = edges[stage * TEACHER_STEPS]
+        x = latents[rows] + noise * ladder[first, None, None, None]
+        goal = x
+        with torch.no_grad():
+            for part in range(TEACHER_STEPS):
+                here, there = (edges[stage * TEACHER_STEPS + part + i] for i in (0, 1))
+                epsilon = _guided(teacher, goal, here, ladder, context, pooled)
+                goal = goal + (ladder[there] - ladder[here])[:, None, None, None] * epsilon
+        last = edges[(stage + 1) * TEACHER_STEPS]
+        stride = (ladder[last] - ladder[first])[:, None, None, None]
+        predicted = _predict(student, x, first, ladder, context, pooled)
+        wanted = (goal - x) / stride
+        # errors count as they do in the picture, those of early steps bounded
+        weight = (stride**2).clamp(max=1.0) + 0.1
+        loss = (weight * (predicted - wanted) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        total = 0.95 * total + 0.05 * loss.item() if step > 1 else loss.item()
+        if step % 25 == 0 or step == steps:
+            print(f"step {step} loss {total:.4f}", flush=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lora = {key: tensor.half() for key, tensor in get_peft_model_state_dict(student).items()}
+    StableDiffusionXLPipeline.save_lora_weights(out.parent, unet_lora_layers=lora, weight_name=out.name)
+
+
+def _text(pipe: Any, captions: list[str], kept: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    for caption in captions:
+        if caption not in kept:
+            with torch.no_grad():
+                context, _, pooled, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False)
+            kept[caption] = (context, pooled)
+    context, pooled = (torch.cat(parts) for parts in zip(*(kept[caption] for caption in captions)))
+    return context, pooled
+
+
+def _guided(unet: Any, x: Tensor, t: Tensor, ladder: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+    both = _predict(
+        unet,
+        torch.cat([x, x]),
+        torch.cat([t, t]),
+        ladder,
+        torch.cat([0 * context, context]),
+        torch.cat([0 * pooled, pooled]),
+    )
+    without, with_text = both.chunk(2)
+    return without + GUIDANCE_SCALE * (with_text - without)
+
+
+def _predict(unet: Any, x: Tensor, t: Tensor, ladder: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+    """Epsilon at x = x_0 + sigma × epsilon."""
+    scaled = x / (ladder[t] ** 2 + 1).sqrt()[:, None, None, None]
+    sizes = torch.tensor([[dataset.SIDE, dataset.SIDE, 0, 0, dataset.SIDE, dataset.SIDE]] * len(x)).float()
+    return unet(scaled, t, context, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Distil the miniature's SDXL to four steps.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=400)
+    options = parser.parse_args()
+    distil(options.data, options.base, options.out, options.steps)

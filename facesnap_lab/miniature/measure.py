@@ -1,0 +1,256 @@
+"""How well FaceSnap keeps people whom nobody trained on: the miniature's own test.
+
+    python -m facesnap_ext.miniature.measure --people 100 --out out/miniature
+
+Judged by a network that has never conditioned anything, against two limits: two photos of one person, and photos of
+two people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from facesnap_ext.engine import Engine, Prepared
+from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.identity import faces
+from facesnap_ext.identity.clip import preprocess
+from facesnap_ext.identity.faces import NoFaceError
+from facesnap_ext.photos import Photo
+from facesnap_ext.settings.unit import Unit
+from facesnap_lab.miniature import clip_pair, shipped
+from facesnap_lab.miniature.captions import COLOURS, EXPRESSIONS, LIGHTS, scene_caption
+from facesnap_lab.miniature.dataset import SIDE, words_for
+from facesnap_lab.miniature.render import render
+from facesnap_lab.miniature.shipped import Sampler
+from facesnap_lab.miniature.world import Scene, person, scene
+from facesnap_lab.sheet import Panel, sheet
+from facesnap_lab.statistics import bootstrap
+
+
+@dataclass(frozen=True, eq=False)
+class Portrait:
+    """One measured picture. Similarities are cosines of the judge's embeddings to the reference."""
+
+    reference: np.ndarray  # [S,S,3] uint8
+    driving: np.ndarray
+    picture: np.ndarray  # with FaceSnap
+    plain: np.ndarray  # without
+    caption: str  # the prompt, with CLIP's words for the reference
+    similarity: float
+    similarity_off: float
+    same: float  # another photo of the person
+    different: float  # the driving photo, of somebody else
+    pose_error: float  # degrees between what DECA sees in the picture and the driving scene's truth; nan without a face
+    regressor_error: float  # the same for the driving photo itself
+
+
+class Judge:
+    """A network that only measures.
+
+    Args:
+        name: `judge`, or `judge_inner`, which sees neither hair nor outline.
+    """
+
+    def __init__(self, name: str = "judge"):
+        from insightface.model_zoo import get_model
+
+        detector = faces.load_pack(shipped.MODELS / "identity")
+        recognition = get_model(str(shipped.JUDGES / f"{name}.onnx"), providers=detector.providers)
+        self.pack = replace(detector, recognition=recognition)
+
+    def embedding(self, picture: np.ndarray) -> np.ndarray | None:
+        """Of a picture [H,W,3] uint8, of length 1; None without a face."""
+        try:
+            found = faces.find_faces(self.pack, Photo(picture, "Picture"))
+        except NoFaceError:
+            return None
+        return found[0].embedding / np.linalg.norm(found[0].embedding)
+
+
+def likeness(first: np.ndarray | None, second: np.ndarray | None) -> float:
+    """Cosine of two of the judge's embeddings, 0 where there is no face."""
+    return 0.0 if first is None or second is None else float(first @ second)
+
+
+def photo(split: str, index: int, shot: int) -> tuple[np.ndarray, Scene]:
+    """A rendered photo of a person of the world and its scene."""
+    who = person(split, index)
+    what = scene(who, shot)
+    return render([who], [what], SIDE)[0].picture, what
+
+
+def random_prompt(random: np.random.Generator) -> str:
+    return scene_caption(
+        *(str(random.choice(list(words))) for words in (EXPRESSIONS[:2], COLOURS, COLOURS, LIGHTS)), None
+    )
+
+
+def draw(sampler: Sampler, prompt: str, seed: int, prepared: Prepared | None) -> np.ndarray:
+    """[S,S,3] uint8: what the miniature's SDXL draws, with FaceSnap where there is guidance."""
+
+    def run() -> np.ndarray:
+        image = sampler.pipe(
+            prompt,
+            width=SIDE,
+            height=SIDE,
+            num_inference_steps=sampler.steps,
+            guidance_scale=sampler.scale,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        return np.asarray(image)
+
+    if prepared is None:
+        return run()
+    with guided(sampler.pipe, prepared.guidance):
+        return run()
+
+
+def measure(
+    sampler: Sampler,
+    people: int,
+    progress: Callable[[str], None] = print,
+    first: int = 0,
+    seed: int = 0,
+    model: Path = shipped.FACESNAP,
+    **settings: Any,
+) -> list[Portrait]:
+    """Draw each of the test split's people once, in somebody else's pose, and judge the pictures.
+
+    Args:
+        model: a FaceSnap file of the miniature's sizes.
+        settings: fields of `Unit`, where they are not to be as by default.
+    """
+    judge = Judge()
+    portraits = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = replace(shipped.write_models(Path(folder)), facesnap={model.name: model})
+        engine = Engine(lambda: files)
+        for index in range(first, first + people):
+            random = np.random.default_rng([seed, index])
+            who = person("test", index)
+            reference, _ = photo("test", index, 0)
+            driving, truth = photo("test", first + (index - first + people // 2) % people, 1)
+            again, _ = photo("test", index, 2)
+            unit = Unit(
+                enabled=True,
+                references=(Photo(reference, "Reference"),),
+                driving=Photo(driving, "Driving photo"),
+                **settings,
+            )
+            prepared = engine.prepare(unit, SIDE, SIDE)
+            prompt = random_prompt(random)
+            picture = draw(sampler, prompt, seed + index, prepared)
+            plain = draw(sampler, prompt, seed + index, None)
+            own, *others = (judge.embedding(seen) for seen in (reference, picture, plain, again, driving))
+            similarity, similarity_off, same, different = (likeness(own, other) for other in others)
+            portraits.append(
+                Portrait(
+                    reference=reference,
+                    driving=driving,
+                    picture=picture,
+                    plain=plain,
+                    caption=f"{prompt}, {words_for(who)}",
+                    similarity=similarity,
+                    similarity_off=similarity_off,
+                    same=same,
+                    different=different,
+                    pose_error=pose_error(engine, files, picture, truth),
+                    regressor_error=pose_error(engine, files, driving, truth),
+                )
+            )
+            if len(portraits) % 10 == 0:
+                progress(f"{len(portraits)} of {people}")
+    return portraits
+
+
+def pose_error(engine: Engine, files: Any, picture: np.ndarray, truth: Scene) -> float:
+    """Degrees by which the head that DECA sees is turned away from the scene's."""
+    from facesnap_ext.landmarks.flame import rotation_matrices
+
+    try:
+        face = engine.encoders.face(files, Photo(picture, "Picture"))
+    except NoFaceError:
+        return float("nan")
+    seen = engine.encoders.predictor(files).encode(picture, face.box).pose[:3]
+    a, b = rotation_matrices(torch.stack([seen, torch.tensor(truth.pose[:3], dtype=torch.float32)]))
+    return float(torch.rad2deg(torch.acos((((a.T @ b).trace() - 1) / 2).clamp(-1, 1))))
+
+
+def summary(portraits: Sequence[Portrait]) -> dict[str, Any]:
+    """Means with bootstrap 95 % intervals over people, and how far FaceSnap gets from the lower limit to the upper."""
+    columns = {
+        name: np.array([getattr(portrait, name) for portrait in portraits])
+        for name in ("same", "different", "similarity", "similarity_off", "pose_error", "regressor_error")
+    }
+
+    def interval(values: np.ndarray) -> list[float | None]:
+        found = bootstrap(values[~np.isnan(values)])
+        return [None if value is None else round(value, 4) for value in (found.mean, found.low, found.high)]
+
+    low, high = columns["different"].mean(), columns["same"].mean()
+    return {
+        "people": len(portraits),
+        "upper_limit": interval(columns["same"]),
+        "lower_limit": interval(columns["different"]),
+        "lower_limit_spread": round(float(columns["different"].std()), 4),
+        "with_facesnap": interval(columns["similarity"]),
+        "without_facesnap": interval(columns["similarity_off"]),
+        "way_to_upper_limit": interval((columns["similarity"] - low) / (high - low)),
+        "pose_error_degrees": interval(columns["pose_error"]),
+        "regressor_error_degrees": interval(columns["regressor_error"]),
+        "pictures_without_a_face": int(np.isnan(columns["pose_error"]).sum()),
+    }
+
+
+def caption_accuracy(portraits: Sequence[Portrait]) -> dict[str, dict[str, float]]:
+    """How often CLIP finds the prompt's word, and the reference's hair, in the pictures with and without FaceSnap."""
+    from transformers import CLIPModel
+
+    clip = CLIPModel.from_pretrained(shipped.MODELS / "clip", dtype=torch.float32, local_files_only=True)
+    said = [clip_pair.read(portrait.caption) for portrait in portraits]
+
+    def words_in(pictures: Sequence[np.ndarray]) -> dict[str, float]:
+        pixels = preprocess(pictures, clip_pair.IMAGE_SIZE)
+        return {word: round(part, 4) for word, part in clip_pair.right_words(clip, pixels, said).items()}
+
+    return {
+        "words_found": words_in([portrait.picture for portrait in portraits]),
+        "words_found_without_facesnap": words_in([portrait.plain for portrait in portraits]),
+    }
+
+
+def people_sheet(portraits: Sequence[Portrait], columns: int = 8) -> Image.Image:
+    """Reference beside picture."""
+    panels = []
+    for portrait in portraits:
+        pair = np.concatenate([portrait.reference, portrait.picture], axis=1)
+        panels.append(Panel(f"{portrait.similarity:.2f}", Image.fromarray(pair), "reference, FaceSnap"))
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    return sheet("People of the test split: the reference, and FaceSnap's picture in another pose", rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Measure FaceSnap on people whom nobody trained on.")
+    parser.add_argument("--people", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("out/miniature"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    result = {}
+    for name, load in (("few_steps", shipped.few_step_sampler), ("base", shipped.base_sampler)):
+        began = time.time()
+        measured = measure(load(), options.people)
+        result[name] = summary(measured) | caption_accuracy(measured) | {"seconds": round(time.time() - began, 1)}
+        people_sheet(measured[:32]).save(options.out / f"people-{name}.png")
+    (options.out / "measure.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    print(json.dumps(result, indent=2))

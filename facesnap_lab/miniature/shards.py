@@ -1,0 +1,53 @@
+"""The miniature world's pictures as the shards that FaceSnap trains on.
+
+python -m facesnap_ext.miniature.shards --data DIR --pack DIR --out DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from facesnap_ext.identity import faces
+from facesnap_ext.landmarks.points72 import five_points
+from facesnap_lab.miniature import dataset
+from facesnap_lab.training.shards import Sample, write_shards
+
+KEYPOINT_NOISE = 0.5  # pixels: a detector's points are never exact
+PER_SHARD = 2000
+
+
+def samples(data: Path, pack: Path, seed: int = 0) -> Iterator[Sample]:
+    """The training split, each picture with the conditioning network's embedding."""
+    from insightface.app.common import Face
+
+    world = dataset.load(data)
+    recognition = faces.load_pack(pack).recognition
+    random = np.random.default_rng(seed)
+    for i, picture in enumerate(world.pictures):
+        picture, points = np.array(picture), np.array(world.points[i])
+        keypoints = five_points(points) - 0.5 + random.normal(0, KEYPOINT_NOISE, (5, 2))
+        embedding = recognition.get(picture[:, :, ::-1], Face(kps=keypoints.astype(np.float32)))
+        shot = i - int(np.searchsorted(world.people, world.people[i]))
+        yield Sample(
+            key=f"{world.people[i]:06d}-{shot:02d}",
+            picture=picture,
+            mask=np.array(world.masks[i]),
+            embedding=embedding,
+            caption=world.captions[i],
+            person=f"{world.people[i]:06d}",
+            points=points,
+            box=np.array(world.boxes[i]),
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the miniature world's training shards.")
+    parser.add_argument("--data", type=Path, required=True, help="the training split's folder")
+    parser.add_argument("--pack", type=Path, required=True, help="the identity network's pack")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    print(*write_shards(options.out, samples(options.data, options.pack), PER_SHARD), sep="\n")

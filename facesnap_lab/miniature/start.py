@@ -1,0 +1,99 @@
+"""What `facesnap train` needs for the miniature: the FaceSnap file to start from, and the settings.
+
+python -m facesnap_ext.miniature.start --base DIR --models DIR --shards DIR --out DIR
+facesnap train OUT/train.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facesnap_ext.identity.clip import load_image_encoder
+from facesnap_ext.networks.mixer import MixerConfig
+from facesnap_ext.weights.initialise import initialise
+from facesnap_lab.miniature import identity
+from facesnap_lab.miniature.base_model import HEAD_WIDTH
+from facesnap_lab.miniature.dataset import SIDE
+
+HINT_WIDTHS = (16, 32, 64)  # four pixels to a latent cell
+
+SETTINGS: dict[str, Any] = {
+    "resolution": SIDE,
+    "reference": "other",
+    "landmark_jitter": 0.7,
+    "batch_size": 6,
+    "steps": 7000,
+    "learning_rate": 1.2e-3,
+    "mixer_rate": 0.1,
+    "warmup": 100,
+    "schedule": "cosine",
+    "ema": 0.99,
+    "snr_weights": True,
+    "outside": 0.7,
+    "terminal": 0.5,
+    "id_weight": 1.0,
+    "id_rows": 3,
+    "id_every": 1,
+    "lightning_grad_steps": 4,
+    "lightning_scale": 2.0,
+    "mixed_precision": "no",
+    "gradient_checkpointing": False,
+    "workers": 0,
+    "save_every": 250,
+    "sample_every": 500,
+    "sample_steps": 12,
+    "sample_scale": 2.0,
+    "license": "Apache-2.0",
+    "trained_on": "FaceSnap's miniature world",
+}
+
+
+def write_start(base: Path, models: Path, shards: Path, out: Path, lightning: Path | None) -> None:
+    """Write `start.safetensors` and `train.yaml`."""
+    unet = base / "unet"
+    config = json.loads((unet / "config.json").read_text(encoding="utf-8"))
+    width = config["cross_attention_dim"]
+    mixer = MixerConfig(
+        id_dim=identity.SIZE,
+        clip_dim=load_image_encoder(models / "clip").width,
+        dim=width,
+        feedforward=4 * width,
+        heads=width // HEAD_WIDTH,
+    )
+    initialise(
+        unet / "diffusion_pytorch_model.safetensors",
+        out / "start.safetensors",
+        head_dim=HEAD_WIDTH,
+        size_dim=config["addition_time_embed_dim"],
+        dtype=torch.float16,
+        mixer=mixer,
+        hint_widths=HINT_WIDTHS,
+    )
+    paths = {
+        "base": base,
+        "start": out / "start.safetensors",
+        "clip": models / "clip",
+        "face_pack": models / "identity",
+        "shards": shards / "*.tar",
+        "out": out / "run",
+    }
+    if lightning is not None:
+        paths["lightning"] = lightning
+    settings = {name: str(path.resolve()) for name, path in paths.items()} | SETTINGS
+    (out / "train.yaml").write_text(json.dumps(settings, indent=2), encoding="utf-8")  # JSON is YAML
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Prepare the training of FaceSnap in the miniature.")
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--lightning", type=Path)
+    options = parser.parse_args()
+    write_start(options.base, options.models, options.shards, options.out, options.lightning)

@@ -1,0 +1,454 @@
+"""A1111's adapter on a real LDM UNet, driven as the host's denoiser drives it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from dataclasses import dataclass, field, replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import a1111
+from facesnap_ext.networks.ffrnet import FFRNet
+from tests.support import tiny
+from tests.support.ldm_unet import inputs, ldm_unet, reference_walk
+
+
+@dataclass(eq=True)  # as StableDiffusionProcessing, which therefore has no hash
+class Job:
+    unet: nn.Module
+    is_sdxl: bool = True
+    lowvram: bool = False  # --medvram or --lowvram
+    comments: list[str] = field(default_factory=list)
+
+    @property
+    def sd_model(self):
+        info = SimpleNamespace(title="loaded.safetensors")
+        return SimpleNamespace(
+            is_sdxl=self.is_sdxl,
+            model=SimpleNamespace(diffusion_model=self.unet),
+            sd_checkpoint_info=info,
+            lowvram=self.lowvram,
+        )
+
+    def comment(self, text: str) -> None:
+        self.comments.append(text)
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch):
+    sd_unet = ModuleType("modules.sd_unet")
+    sd_unet.current_unet = None
+    modules = ModuleType("modules")
+    modules.sd_unet = sd_unet
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    monkeypatch.setitem(sys.modules, "modules.sd_unet", sd_unet)
+    yield sd_unet
+    a1111.detach()
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return ldm_unet()
+
+
+def hooks_of(unet: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
+
+
+def announce(job: Job, x: Tensor, cond_rows: int, step: int = 0, total: int = 4) -> None:
+    """What the host does before each evaluation."""
+    denoiser = SimpleNamespace(p=job, step=step, total_steps=total)
+    text_cond = torch.empty(cond_rows, 77, tiny.CONTEXT)
+    a1111.on_cfg_denoiser(SimpleNamespace(x=x, text_cond=text_cond, denoiser=denoiser))
+
+
+@torch.no_grad()
+def call(unet: nn.Module, x, timesteps, context, y, rows: list[int]) -> Tensor:
+    """One UNet call, as sgm's wrapper makes it."""
+    return unet(x[rows], timesteps=timesteps[rows], context=context[rows], y=y[rows])
+
+
+def expected(unet, guidances, x, timesteps, context, y, cond_rows: int) -> Tensor:
+    """Each row by itself through each FFRNet and the written-out walk; people side by side, or one alone."""
+    rows = []
+    for row in range(len(x)):
+        one = [t[row : row + 1] for t in (x, timesteps, context, y)]
+        residuals = [torch.zeros(1)] * 10
+        for guidance in guidances:
+            if row >= cond_rows and guidance.cond_only:
+                continue
+            network = guidance.ffrnet
+            picture = a1111_landmarks(guidance, x)
+            features = network.embed_landmarks(picture)
+            own = [
+                guidance.weight * residual
+                for residual in network(one[0], one[1], network.embed_tokens(guidance.tokens), features)
+            ]
+            if guidance.region is not None:
+                masks = [guidance.region.mask(residual.shape[3], residual.shape[2]) for residual in own]
+                own = [residual * torch.from_numpy(mask) for residual, mask in zip(own, masks)]
+            residuals = [a + b for a, b in zip(residuals, own)]
+        with torch.no_grad():
+            rows.append(reference_walk(unet, *one, residuals))
+    return torch.cat(rows)
+
+
+def a1111_landmarks(guidance, x) -> Tensor:
+    from facesnap_ext.conditioning import landmark_picture
+
+    return landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2])
+
+
+# how the host groups its rows: conditional rows, unconditional rows, the calls
+GROUPINGS = {
+    "joint": (1, 1, [[0, 1]]),
+    "batch of two": (2, 2, [[0, 1, 2, 3]]),
+    "A AND B": (2, 1, [[0, 1, 2]]),
+    "prompts of different length": (1, 1, [[0], [1]]),
+    "batch of two, different length": (2, 2, [[0, 1], [2, 3]]),
+    "A AND B, different length": (2, 1, [[0, 1], [2]]),
+    "A AND B, one row at a time": (2, 1, [[0], [1], [2]]),
+    "unconditional rows skipped": (1, 1, [[0]]),
+    "batch of two, unconditional rows skipped": (2, 2, [[0, 1]]),
+}
+
+
+@pytest.mark.parametrize("people", tiny.PEOPLE)
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, people):
+    cond, uncond, calls = GROUPINGS[grouping]
+    guidances = tiny.PEOPLE[people]()
+    job = Job(unet)
+    x, timesteps, context, y = inputs(cond + uncond)
+    images = [i % uncond for i in range(cond)] + list(range(uncond))  # rows of one image share latent and timestep
+    x, timesteps = x[images], timesteps[images]
+    wanted = expected(unet, guidances, x, timesteps, context, y, cond)
+
+    a1111.attach(job, guidances)
+    for step in range(2):  # the second evaluation starts counting anew, also after skipped rows
+        announce(job, x, cond, step)
+        for rows in calls:
+            torch.testing.assert_close(call(unet, x, timesteps, context, y, rows), wanted[rows], atol=1e-4, rtol=1e-4)
+
+
+def test_ffrnet_runs_once_an_image_and_a_step(unet, monkeypatch):
+    guidance = tiny.guidance()
+    runs = []
+    forward = type(guidance.ffrnet).forward
+    monkeypatch.setattr(
+        type(guidance.ffrnet), "forward", lambda self, x, *rest: runs.append(len(x)) or forward(self, x, *rest)
+    )
+    job = Job(unet)
+    x, timesteps, context, y = inputs(2)
+    images = [0, 1, 0, 1]
+    x, timesteps, context, y = x[images], timesteps[images], context[images], y[images]
+    a1111.attach(job, (guidance,))
+    for step in range(3):
+        announce(job, x + step, 2, step)
+        for rows in ([0, 1], [2, 3]):
+            call(unet, x + step, timesteps, context, y, rows)
+    assert runs == [2, 2, 2]
+
+
+@pytest.mark.parametrize("size", [(33, 41), (16, 24)])
+def test_sizes_that_are_no_multiple_of_the_unets(unet, size, monkeypatch):
+    import ldm.modules.diffusionmodules.openaimodel as openaimodel
+
+    def cat(tensors, dim):  # A1111 resizes what comes from below to the skip's size
+        a, b = tensors
+        if a.shape[-2:] != b.shape[-2:]:
+            a = nn.functional.interpolate(a, b.shape[-2:], mode="nearest")
+        return torch.cat([a, b], dim=dim)
+
+    host_torch = SimpleNamespace(**{name: getattr(torch, name) for name in dir(torch)})
+    host_torch.cat = cat
+    monkeypatch.setattr(openaimodel, "th", host_torch)
+    guidance, job = tiny.guidance(), Job(unet)
+    args = inputs(1, size)
+    plain = call(unet, *args, [0])
+    a1111.attach(job, (guidance,))
+    announce(job, args[0], 1)
+    guided = call(unet, *args, [0])
+    assert guided.shape == plain.shape
+    assert not torch.allclose(guided, plain, atol=1e-3)
+
+
+def test_start_and_end_are_fractions_of_the_steps(unet):
+    job = Job(unet)
+    args = inputs(1)
+    plain = call(unet, *args, [0])
+    a1111.attach(job, (tiny.guidance(start=0.25, end=0.75),))
+    acted = []
+    for step in range(4):
+        announce(job, args[0], 1, step, 4)
+        acted.append(not torch.equal(call(unet, *args, [0]), plain))
+    assert acted == [False, True, True, False]
+
+
+def test_each_person_has_a_window_of_their_own(unet):
+    job = Job(unet)
+    args = inputs(1)
+    first, second = tiny.guidance(1, end=0.5), tiny.guidance(2, start=0.25, end=0.75)
+    halves = [replace(guidance, weight=0.5) for guidance in (first, second)]  # two people everywhere share evenly
+    wanted = [expected(unet, acting, *args, 1) for acting in ([first], halves, [second], [])]
+    a1111.attach(job, (first, second))
+    for step in range(4):
+        announce(job, args[0], 1, step, 4)
+        torch.testing.assert_close(call(unet, *args, [0]), wanted[step], atol=1e-4, rtol=1e-4)
+
+
+def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
+    """Hires fix's second pass, when everybody is wanted in the first."""
+    job, args = Job(unet), inputs(1)
+    before, plain = hooks_of(unet), call(unet, *args, [0])
+    a1111.attach(job, (tiny.guidance(),))
+    a1111.attach(job, ())
+    announce(job, args[0], 1)
+    assert hooks_of(unet) == before
+    assert torch.equal(call(unet, *args, [0]), plain)
+
+
+def test_an_end_of_one_lasts_beyond_the_announced_steps(unet):
+    """DPM++ SDE evaluates the UNet more often than it has steps."""
+    job = Job(unet)
+    args = inputs(1)
+    plain = call(unet, *args, [0])
+    a1111.attach(job, (tiny.guidance(),))
+    announce(job, args[0], 1, step=6, total=4)
+    assert not torch.equal(call(unet, *args, [0]), plain)
+
+
+def test_detached_leaves_no_hook_and_the_very_same_bits(unet):
+    job = Job(unet)
+    args = inputs(2)
+    before, plain = hooks_of(unet), call(unet, *args, [0, 1])
+    a1111.attach(job, (tiny.guidance(),))
+    announce(job, args[0], 1)
+    assert not torch.equal(call(unet, *args, [0, 1]), plain)
+    a1111.detach(job)
+    assert hooks_of(unet) == before
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
+
+
+def test_a_zero_network_changes_no_bit(unet):
+    network = tiny.ffrnet()
+    for conv in [*network.controlnet_down_blocks, network.controlnet_mid_block]:
+        nn.init.zeros_(conv.weight)
+        nn.init.zeros_(conv.bias)
+    job, args = Job(unet), inputs(2)
+    plain = call(unet, *args, [0, 1])
+    a1111.attach(job, (tiny.guidance(network=network),))
+    announce(job, args[0], 1)
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
+
+
+def test_attaching_again_does_not_add_up(unet):
+    """Hires fix calls for its second pass while the first one's hooks may still be there."""
+    guidance, job, args = tiny.guidance(), Job(unet), inputs(1)
+    outputs = []
+    for _ in range(2):
+        a1111.attach(job, (guidance,))
+        announce(job, args[0], 1)
+        outputs.append(call(unet, *args, [0]))
+    assert torch.equal(*outputs)
+
+
+def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
+    args = inputs(2)
+    plain = call(unet, *args, [0, 1])
+    failed = Job(unet)
+    a1111.attach(failed, (tiny.guidance(),))
+    announce(failed, args[0], 1)  # and then sampling raises: rows were announced and never came
+    other = Job(unet)
+    announce(other, args[0], 1)
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
+    assert torch.equal(call(unet, *args, [0, 1]), plain)  # nor to a call that nobody announced
+
+
+def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet):
+    """Tiles, or another extension's own look at the UNet; but another job's calls are no business of this one."""
+    args, job = inputs(2), Job(unet)
+    tile = inputs(2, (16, 8))
+    plain, plain_tile = call(unet, *args, [0, 1]), call(unet, *tile, [0, 1])
+    a1111.attach(job, (tiny.guidance(),))
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
+    assert job.comments == [], "before sampling has begun"
+    for step in range(2):
+        announce(job, args[0], 1, step)
+        assert not torch.equal(call(unet, *args, [0, 1]), plain)
+    assert job.comments == []
+    announce(job, args[0], 1)
+    assert torch.equal(call(unet, *tile, [0, 1]), plain_tile), "as many rows as announced, of another size"
+    for _ in range(2):
+        call(unet, *args, [0, 1])
+    assert torch.equal(call(unet, *args, [0, 1]), plain)
+    (told,) = job.comments
+    assert "FaceSnap does not act there" in told
+
+    a1111.attach(job, (tiny.guidance(),))
+    announce(job, args[0], 1)
+    call(unet, *args, [0, 1])
+    announce(Job(unet), args[0], 1)
+    call(unet, *args, [0, 1])
+    assert len(job.comments) == 1
+
+    a1111.attach(job, FaceSnapError("No face in reference photo 1; choose another."))
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match="No face"):
+        call(unet, *tile, [0, 1])
+
+
+def test_memory_that_runs_out_halfway_does_not_spoil_the_jobs_after(unet, monkeypatch):
+    """Modules move one after another: the first ones are there, the last ones are not."""
+    guidance, args = tiny.guidance(), inputs(1)
+    wanted = expected(unet, (guidance,), *args, 1)
+    guidance.ffrnet.double()
+
+    def run_out(*args):
+        raise torch.cuda.OutOfMemoryError("halfway")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(guidance.ffrnet.mid_block, "_apply", run_out)
+        failed = Job(unet)
+        a1111.attach(failed, (guidance,))
+        announce(failed, args[0], 1)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            call(unet, *args, [0])
+        assert guidance.ffrnet in a1111.placed, "or it would never be moved out"
+    job = Job(unet)
+    a1111.attach(job, (guidance,))
+    announce(job, args[0], 1)
+    torch.testing.assert_close(call(unet, *args, [0]), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def moves(monkeypatch):
+    """Where networks are sent, one after another."""
+    sent = []
+    monkeypatch.setattr(FFRNet, "to", lambda self, *args: sent.append(args[0]) or self)
+    a1111.offload()
+    sent.clear()
+    return sent
+
+
+def test_ffrnet_stays_in_the_gpus_memory_until_a_picture_without_it(unet, moves):
+    guidance, args = tiny.guidance(), inputs(1)
+    for _picture in range(2):
+        job = Job(unet)
+        a1111.attach(job, (guidance,))
+        announce(job, args[0], 1)
+        call(unet, *args, [0])
+        a1111.detach(job)
+    assert "cpu" not in moves
+    a1111.attach(Job(unet), ())
+    assert moves == ["cpu"]
+    a1111.attach(Job(unet), ())
+    assert moves == ["cpu"], "once is enough"
+
+
+def test_where_the_host_is_short_of_memory_ffrnet_goes_after_each_pass(unet, moves):
+    args, job = inputs(1), Job(unet, lowvram=True)
+    a1111.attach(job, (tiny.guidance(), tiny.guidance(3)))
+    announce(job, args[0], 1)
+    call(unet, *args, [0])
+    assert moves == []
+    a1111.detach(job)
+    assert moves == ["cpu", "cpu"]
+
+
+def test_a_network_that_nobody_has_any_more_is_not_held(unet):
+    network, args, job = tiny.ffrnet(), inputs(1), Job(unet)
+    gone = weakref.ref(network)
+    a1111.attach(job, (tiny.guidance(network=network),))
+    announce(job, args[0], 1)
+    call(unet, *args, [0])
+    a1111.detach(job)
+    del network
+    gc.collect()
+    assert gone() is None
+
+
+def test_hooks_go_when_their_job_does(unet):
+    before = hooks_of(unet)
+    job = Job(unet)
+    a1111.attach(job, (tiny.guidance(),))
+    assert hooks_of(unet) > before
+    del job
+    gc.collect()
+    assert hooks_of(unet) == before
+
+
+def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
+    args = inputs(1)
+    plain = call(unet, *args, [0])
+    job, other = Job(unet), Job(unet)
+    a1111.attach(job, FaceSnapError("There is no face in reference photo 1; choose another photo."))
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match="no face in reference photo 1"):
+        call(unet, *args, [0])
+    announce(other, args[0], 1)
+    assert torch.equal(call(unet, *args, [0]), plain)
+
+
+@pytest.mark.parametrize("network", [None, tiny.ffrnet(widths=(32, 64, 64))], ids=["refused before", "does not fit"])
+def test_the_hook_of_a_refused_job_goes_when_that_does(unet, network):
+    before = hooks_of(unet)
+    args, job = inputs(1), Job(unet)
+    a1111.attach(job, FaceSnapError("No face.") if network is None else (tiny.guidance(network=network),))
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError):
+        call(unet, *args, [0])
+    assert hooks_of(unet) == before + 1
+    del job
+    gc.collect()
+    assert hooks_of(unet) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda job, host: setattr(job, "is_sdxl", False), "needs an SDXL checkpoint and loaded.safetensors is none"),
+        (lambda job, host: setattr(host, "current_unet", object()), "alternative UNet"),
+    ],
+)
+def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
+    job, args = Job(unet), inputs(1)
+    change(job, host)
+    a1111.attach(job, (tiny.guidance(),))
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match=message):
+        call(unet, *args, [0])
+
+
+def test_a_file_of_other_widths_is_named_with_both(unet):
+    job, args = Job(unet), inputs(1)
+    network = tiny.ffrnet(widths=(32, 64, 64))
+    a1111.attach(job, (tiny.guidance(), tiny.guidance(network=network, name="other.safetensors")))
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match=r"other\.safetensors was made for .* 32/64 .* 32/64/96"):
+        call(unet, *args, [0])
+
+
+def test_it_follows_a_refiner_of_the_same_widths_and_stops_aloud_at_another(unet):
+    args = inputs(1)
+    job = Job(unet)
+    a1111.attach(job, tiny.side_by_side())
+    twin = ldm_unet(seed=5)
+    plain = call(twin, *args, [0])
+    job.unet = twin
+    announce(job, args[0], 1)
+    assert not torch.equal(call(twin, *args, [0]), plain)
+    assert hooks_of(unet) == 0
+
+    narrow = ldm_unet(seed=6)
+    narrow.input_blocks = narrow.input_blocks[:-1]
+    job.unet = narrow
+    announce(job, args[0], 1)
+    assert hooks_of(narrow) == hooks_of(twin) == 0
+    assert "refiner" in job.comments[0]

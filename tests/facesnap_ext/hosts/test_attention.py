@@ -1,0 +1,360 @@
+"""InstantID's adapter in each host's UNet, against diffusers' IP-Adapter and against the formula written out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import a1111, forge
+from facesnap_ext.hosts.attention import cross_attentions
+from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.networks.adapter import Adapter, AdapterConfig
+from facesnap_ext.regions import Drawn
+from tests.facesnap_ext.hosts import test_a1111, test_diffusers, test_forge
+from tests.support import tiny
+from tests.support.ldm_unet import inputs, ldm_unet
+
+SILENT = tiny.ffrnet()
+for conv in [*SILENT.controlnet_down_blocks, SILENT.controlnet_mid_block]:
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+
+
+def person(unet: nn.Module, seed: int = 0, network=SILENT, **changes):
+    """Somebody with an adapter for this UNet; by default with residuals that are zero."""
+    widths = tuple(layer.to_q.out_features for layer in cross_attentions(unet))
+    adapter = tiny.randomise(Adapter(AdapterConfig(widths, tiny.CONTEXT)), seed + 5, 0.3)
+    g = torch.Generator().manual_seed(seed)
+    tokens, null = torch.randn(2, 1, 16, tiny.CONTEXT, generator=g)
+    values = {"tokens": tokens, "uncond_tokens": null, "adapter": lambda: adapter(tokens, null), "adapter_weight": 0.8}
+    return tiny.guidance(seed, network, **{**values, **changes}), adapter
+
+
+# --- diffusers, against its own IP-Adapter
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    return diffusers.StableDiffusionXLPipeline(**test_diffusers.parts(), add_watermarker=False)
+
+
+def with_ip_adapter(unet, adapter: Adapter, tokens, weight: float):
+    """diffusers' processors in every cross-attention, in the order in which InstantID's file numbers them."""
+    from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
+
+    processors = {}
+    for number, name in enumerate(unet.attn_processors):
+        if name.endswith("attn1.processor"):
+            processors[name] = AttnProcessor2_0()
+            continue
+        layer = adapter.get_submodule(str(number))
+        processor = IPAdapterAttnProcessor2_0(
+            layer.to_k_ip.out_features, tiny.CONTEXT, num_tokens=(tokens.shape[1],), scale=weight
+        )
+        processor.to_k_ip[0].load_state_dict(layer.to_k_ip.state_dict())
+        processor.to_v_ip[0].load_state_dict(layer.to_v_ip.state_dict())
+        processors[name] = processor
+    unet.set_attn_processor(processors)
+
+    def add_tokens(module, args, kwargs):  # as the UNet hands on projected image embeddings
+        kwargs["encoder_hidden_states"] = (kwargs["encoder_hidden_states"], [tokens[: len(args[0])][:, None]])
+        return args, kwargs
+
+    return unet.register_forward_pre_hook(add_tokens, with_kwargs=True)
+
+
+def test_cross_attentions_are_numbered_as_instantids_file_numbers_them(pipe):
+    named = {id(module): name for name, module in pipe.unet.named_modules()}
+    ours = [f"{named[id(layer)]}.processor" for layer in cross_attentions(pipe.unet)]
+    numbers = [number for number, name in enumerate(pipe.unet.attn_processors) if name in ours]
+    assert [list(pipe.unet.attn_processors)[number] for number in numbers] == ours
+    assert numbers == list(range(1, 2 * len(ours), 2))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0], ids=["CFG 1", "CFG 3"])
+def test_it_equals_diffusers_ip_adapter(pipe, scale):
+    guidance, adapter = person(pipe.unet)
+    plain = test_diffusers.run(pipe, guidance_scale=scale)
+    with guided(pipe, guidance):
+        got = test_diffusers.run(pipe, guidance_scale=scale)
+    before = pipe.unet.attn_processors
+    both = [guidance.uncond_tokens, guidance.tokens] if scale > 1 else [guidance.tokens]
+    handle = with_ip_adapter(pipe.unet, adapter, torch.cat(both), 0.8)
+    try:
+        wanted = test_diffusers.run(pipe, guidance_scale=scale)
+    finally:
+        handle.remove()
+        pipe.unet.set_attn_processor(before)
+    assert not torch.allclose(wanted, plain, atol=1e-2)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    assert torch.equal(test_diffusers.run(pipe, guidance_scale=scale), plain), "something was left behind"
+
+
+def test_a_weight_of_zero_leaves_every_bit(pipe):
+    guidance, _ = person(pipe.unet, adapter_weight=0.0)
+    without = replace(guidance, adapter=None)
+    with guided(pipe, guidance):
+        a = test_diffusers.run(pipe)
+    with guided(pipe, without):
+        assert torch.equal(a, test_diffusers.run(pipe))
+
+
+def test_a_unet_of_other_attentions_is_refused_and_left_alone(pipe):
+    guidance, _ = person(pipe.unet)
+    short = replace(guidance, adapter=lambda: guidance.adapter()[:-1])
+    hooks = test_a1111.hooks_of(pipe.unet)
+    with (
+        pytest.raises(FaceSnapError, match=r"adapter of FaceSnap was made for \d+ cross-attentions"),
+        guided(pipe, short),
+    ):
+        pass
+    assert test_a1111.hooks_of(pipe.unet) == hooks
+
+
+# --- A1111 and Forge, against the formula
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return ldm_unet()
+
+
+host = test_a1111.host  # a fixture
+
+
+def written_out(unet, people, one, is_cond: bool, size):
+    """One row through the UNet whose cross-attentions are written out: text, and each person's identity.
+
+    Args:
+        people: (guidance, adapter, share [h, w] or None). one: the row's inputs.
+    """
+    layers = cross_attentions(unet)
+
+    def forward_of(number, layer):
+        def forward(x, context=None, mask=None, **_):
+            def heads(t):
+                return t.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+
+            def attend(keys, values):
+                weights = heads(q) @ heads(keys).transpose(2, 3) / (q.shape[-1] / layer.heads) ** 0.5
+                return (weights.softmax(-1) @ heads(values)).transpose(1, 2).flatten(2)
+
+            q = layer.to_q(x)
+            out = attend(layer.to_k(context), layer.to_v(context))
+            for guidance, adapter, share in people:
+                if guidance.cond_only and not is_cond:
+                    continue
+                tokens = guidance.tokens if is_cond else guidance.uncond_tokens
+                projections = adapter.get_submodule(str(2 * number + 1))
+                extra = guidance.adapter_weight * attend(projections.to_k_ip(tokens), projections.to_v_ip(tokens))
+                if share is not None:
+                    level = round((size[0] * size[1] / x.shape[1]) ** 0.5)
+                    mask_of = F.avg_pool2d(torch.from_numpy(share)[None, None], level)
+                    extra = extra * mask_of.flatten()[:, None]
+                out = out + extra
+            return layer.to_out(out)
+
+        return forward
+
+    kept = [layer.forward for layer in layers]
+    try:
+        for number, layer in enumerate(layers):
+            layer.forward = forward_of(number, layer)
+        with torch.no_grad():
+            return unet(one[0], timesteps=one[1], context=one[2], y=one[3])
+    finally:
+        for layer, forward in zip(layers, kept):
+            layer.forward = forward
+
+
+def people_of(unet, kind: str):
+    left = np.zeros((16, 16), np.float32)
+    left[:, :8] = 1
+    if kind == "one":
+        return [(*person(unet), None)]
+    if kind == "one on the conditional side":
+        return [(*person(unet, cond_only=True), None)]
+    return [
+        (*person(unet, 1, region=Drawn(left), cond_only=True), left),
+        (*person(unet, 2, region=Drawn(1 - left), adapter_weight=1.3), 1 - left),
+    ]
+
+
+KINDS = ["one", "one on the conditional side", "two"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grouping", test_a1111.GROUPINGS)
+def test_a1111_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping, kind):
+    cond, uncond, calls = test_a1111.GROUPINGS[grouping]
+    people = people_of(unet, kind)
+    x, timesteps, context, y = inputs(cond + uncond)
+    rows = range(cond + uncond)
+    wanted = torch.cat(
+        [
+            written_out(unet, people, [t[r : r + 1] for t in (x, timesteps, context, y)], r < cond, x.shape[2:])
+            for r in rows
+        ]
+    )
+    plain = test_a1111.call(unet, x, timesteps, context, y, list(rows))
+    assert not torch.allclose(wanted, plain, atol=1e-3)
+    hooks = test_a1111.hooks_of(unet)
+    job = test_a1111.Job(unet)
+    a1111.attach(job, tuple(guidance for guidance, *_ in people))
+    for step in range(2):
+        test_a1111.announce(job, x, cond, step)
+        for chosen in calls:
+            got = test_a1111.call(unet, x, timesteps, context, y, chosen)
+            torch.testing.assert_close(got, wanted[chosen], atol=1e-4, rtol=1e-4)
+    # a call that nobody announced, and the UNet afterwards
+    assert torch.equal(test_a1111.call(unet, x, timesteps, context, y, list(rows)), plain)
+    a1111.detach(job)
+    assert test_a1111.hooks_of(unet) == hooks
+    assert torch.equal(test_a1111.call(unet, x, timesteps, context, y, list(rows)), plain)
+
+
+def test_a1111_windows_failed_jobs_and_wrong_adapters(unet):
+    guidance, _ = person(unet, end=0.5)
+    args = inputs(1)
+    plain = test_a1111.call(unet, *args, [0])
+    job, other = test_a1111.Job(unet), test_a1111.Job(unet)
+    a1111.attach(job, (guidance,))
+    acted = []
+    for step in range(4):
+        test_a1111.announce(job, args[0], 1, step, 4)
+        acted.append(not torch.equal(test_a1111.call(unet, *args, [0]), plain))
+    assert acted == [True, True, False, False]
+    test_a1111.announce(job, args[0], 1)  # and then the job fails before the call
+    test_a1111.announce(other, args[0], 1)
+    assert torch.equal(test_a1111.call(unet, *args, [0]), plain)
+
+    a1111.attach(job, (replace(guidance, adapter=lambda: guidance.adapter()[1:]),))
+    test_a1111.announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match="set its weight to 0 or choose another checkpoint"):
+        test_a1111.call(unet, *args, [0])
+
+
+class ForgeUNet(nn.Module):
+    """Forge's UNet: an LDM UNet called with the call's control and transformer options."""
+
+    def __init__(self, unet: nn.Module):
+        super().__init__()
+        self.input_blocks, self.middle_block, self.output_blocks = (
+            unet.input_blocks,
+            unet.middle_block,
+            unet.output_blocks,
+        )
+        self.walked = [unet]  # not as a child of its own
+
+    def forward(self, x, timesteps, context, y, control, transformer_options):
+        return test_forge.forge_walk(self.walked[0], x, timesteps, context, y, control)
+
+
+@torch.no_grad()
+def forge_step(job, x, sigmas, context, y, calls):
+    """As `test_forge.sample_once`, with the UNet called as a module."""
+    patcher = job.sd_model.forge_objects.unet
+    for control in patcher.list_controlnets():
+        control.pre_run(patcher.model, test_forge.Predictor().percent_to_sigma)
+    images, out = len(sigmas), {}
+    for chunks in calls:
+        rows = [row for _, first in chunks for row in range(first, first + images)]
+        t = torch.cat([sigmas] * len(chunks))
+        options = {"cond_or_uncond": [side for side, _ in chunks]}
+        control = None
+        if (head := patcher.controlnet_linked_list) is not None:
+            cond = {"c_crossattn": context[rows], "y": y[rows]}
+            if job.reforge:
+                control = head.get_control(x[rows], t, cond, len(chunks), options)
+            else:
+                control = head.get_control(x[rows], t, {**cond, "transformer_options": options}, len(chunks))
+        scaled = test_forge.Predictor().calculate_input(t, x[rows])
+        timesteps = test_forge.Predictor().timestep(t)
+        result = patcher.model.diffusion_model(
+            scaled, timesteps, context=context[rows], y=y[rows], control=control, transformer_options=options
+        )
+        out.update(zip(rows, result))
+    return torch.stack([out[row] for row in sorted(out)])
+
+
+@pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("grouping", test_forge.GROUPINGS)
+def test_forge_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping, kind, reforge):
+    images, calls = test_forge.GROUPINGS[grouping]
+    people = people_of(unet, kind)
+    chunks = sorted((chunk for call in calls for chunk in call), key=lambda chunk: chunk[1])
+    x, _, context, y = inputs(images * len(chunks))
+    sigmas = torch.full((images,), 2.0)
+    is_cond = [side == 0 for side, _ in chunks for _ in range(images)]
+    sigma = torch.full((len(x),), 2.0)
+    scaled, timesteps = test_forge.Predictor().calculate_input(sigma, x), test_forge.Predictor().timestep(sigma)
+    wanted = torch.cat(
+        [
+            written_out(unet, people, [t[r : r + 1] for t in (scaled, timesteps, context, y)], side, x.shape[2:])
+            for r, side in enumerate(is_cond)
+        ]
+    )
+    hooks = test_a1111.hooks_of(unet)
+    job = test_forge.make_job(ForgeUNet(unet), reforge)
+    plain_patcher = job.sd_model.forge_objects.unet
+    plain = forge_step(job, x, sigmas, context, y, calls)
+    assert not torch.allclose(wanted, plain, atol=1e-3)
+    forge.attach(job, tuple(guidance for guidance, *_ in people))
+    torch.testing.assert_close(forge_step(job, x, sigmas, context, y, calls), wanted, atol=1e-4, rtol=1e-4)
+    # another job's UNet patcher on the very same UNet, while the hooks are still there
+    guided_patcher = job.sd_model.forge_objects.unet
+    job.sd_model.forge_objects.unet = plain_patcher
+    assert torch.equal(forge_step(job, x, sigmas, context, y, calls), plain)
+    job.sd_model.forge_objects.unet = guided_patcher
+    forge.detach(job)
+    assert test_a1111.hooks_of(unet) == hooks
+    assert len(job.sd_model.forge_objects.unet.model.diffusion_model._forward_pre_hooks) == 0
+
+
+def test_forges_quantised_projections_which_do_not_say_their_width(unet, monkeypatch):
+    guidance, *_ = person(unet)
+    for layer in cross_attentions(unet):
+        monkeypatch.delattr(layer.to_q, "out_features")
+        monkeypatch.setattr(layer, "dim_head", layer.to_q.weight.shape[0] // layer.heads, raising=False)
+    job = test_forge.make_job(ForgeUNet(unet))
+    forge.attach(job, (guidance,))
+    assert job.sd_model.forge_objects.unet.controlnet_linked_list.refusal is None
+    forge.detach(job)
+
+
+def test_forge_hooks_go_when_their_job_does(unet):
+    import gc
+
+    hooks = test_a1111.hooks_of(unet)
+    job = test_forge.make_job(ForgeUNet(unet))
+    forge.attach(job, (person(unet)[0],))
+    assert test_a1111.hooks_of(unet) > hooks
+    del job
+    gc.collect()
+    assert test_a1111.hooks_of(unet) == hooks
+
+
+def test_rows_that_something_else_split_are_not_guessed(unet):
+    """Rather than give a row another's keys."""
+    guidance, _ = person(unet)
+    job, args = test_a1111.Job(unet), inputs(2)
+    a1111.attach(job, (guidance,))
+    test_a1111.announce(job, args[0], 1)
+    layer = cross_attentions(unet)[0]
+    kept = layer.forward
+    layer.forward = lambda x, context=None, **_: torch.cat(
+        [kept(x[i : i + 1], context=context[i : i + 1]) for i in range(len(x))]
+    )
+    try:
+        with pytest.raises(FaceSnapError, match="splits the UNet's rows"):
+            test_a1111.call(unet, *args, [0, 1])
+    finally:
+        del layer.forward

@@ -1,0 +1,223 @@
+"""A folder of people in one go: the job's pictures once for each photo, and nothing of it in any other job."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from facesnap_ext import photos
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import webui
+from facesnap_ext.settings.infotext import DIGITS
+from facesnap_ext.settings.unit import Unit, sittings
+from facesnap_ext.weights.places import find_models
+from tests.support import mock_processing
+from tests.support.mock_processing import Processing, Runner, process_images
+
+APART = {"several": "apart", "model": "random.safetensors"}
+GREY = Image.new("RGB", (64, 64), "grey")
+
+
+@pytest.fixture
+def people(astronaut, group, grace_hopper):
+    return [Image.fromarray(photo.pixels) for photo in (astronaut, grace_hopper, group)]
+
+
+def job(host, *args, **values) -> Processing:
+    return Processing(world=host, script_args=list(args), scripts=Runner(host.script), **values)
+
+
+def digest(image) -> str:
+    return photos.from_pil(image, "").digest[:DIGITS]
+
+
+def tokens_of(image, stand_ins, **values):
+    unit = Unit(True, references=(photos.from_pil(image, "alone"),), model="random.safetensors", **values)
+    return webui.the_engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512).guidance.tokens
+
+
+@pytest.fixture
+def drawn(host):
+    """The tokens that guided each picture."""
+    seen = []
+
+    def draw(p, index, guidances):
+        seen.append(guidances[0].tokens if guidances else None)
+        return mock_processing.colour(p, index, guidances)
+
+    host.draw = draw
+    return seen
+
+
+@pytest.mark.parametrize(("n_iter", "batch_size"), [(1, 1), (2, 1), (1, 2), (2, 3)])
+def test_each_photo_has_the_jobs_pictures_one_after_the_other(host, people, drawn, stand_ins, n_iter, batch_size):
+    p = job(host, {**APART, "references": people}, n_iter=n_iter, batch_size=batch_size)
+    made = process_images(p)
+    each = n_iter * batch_size
+    wanted = [image for image in people for _ in range(each)]
+    assert [text["FaceSnap references"] for text in made.infotexts] == [digest(image) for image in wanted]
+    assert [text["Seed"] for text in made.infotexts] == list(range(1, 1 + 3 * each))
+    assert all(text["FaceSnap several"] == "apart" for text in made.infotexts)
+    for tokens, image in zip(drawn, wanted, strict=True):
+        assert tokens.equal(tokens_of(image, stand_ins))
+    assert p.n_iter == n_iter
+    assert host.state.job_count == 3 * n_iter
+    assert "photo 3 of 3" in host.state.textinfo
+
+
+def test_one_finished_picture_is_not_made_larger_for_everybody(host, people, drawn):
+    """The button under the gallery, which makes the chosen picture's job anew with its hires pass alone."""
+    p = job(host, {**APART, "references": people})
+    p.txt2img_upscale = True
+    with pytest.raises(FaceSnapError, match="remove all photos but that of the person in it"):
+        process_images(p)
+    assert drawn == []
+    alone = job(host, {**APART, "references": people[:1]})
+    alone.txt2img_upscale = True
+    assert len(process_images(alone).images) == 1
+
+
+def test_one_photo_is_as_ever(host, people, drawn):
+    made = process_images(job(host, {**APART, "references": people[:1]}, n_iter=2))
+    assert len(made.images) == len(drawn) == 2
+
+
+def test_the_clip_encoder_is_loaded_once_for_all(host, people, drawn, monkeypatch):
+    from facesnap_ext.identity import encoders
+
+    loaded = []
+    load = encoders.load_image_encoder
+    monkeypatch.setattr(encoders, "load_image_encoder", lambda path: loaded.append(path) or load(path))
+    process_images(job(host, {**APART, "references": people}))
+    assert len(drawn) == 3
+    assert len(loaded) == 1
+
+
+def test_another_person_is_in_every_picture(host, people, stand_ins):
+    seen = []
+    host.draw = lambda p, i, guidances: seen.append(guidances) or mock_processing.colour(p, i, guidances)
+    beside = {"references": people[2:], "model": "random.safetensors", "region": "face"}
+    made = process_images(job(host, {**APART, "references": people[:2]}, beside))
+    for (first, second), image in zip(seen, people[:2], strict=True):
+        assert first.tokens.equal(tokens_of(image, stand_ins))
+        assert second.tokens.equal(tokens_of(people[2], stand_ins))
+    assert [text["FaceSnap 2 references"] for text in made.infotexts] == [digest(people[2])] * 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([{**APART, "references": [0, None, 1, None]}], r"^Reference photo 2 and Reference photo 4 have no face"),
+        (
+            [{**APART, "references": [0, 1], "face": 1}],
+            r"^Reference photo 1 and Reference photo 2 have no face number 1",
+        ),
+        ([{"references": [0], "model": APART["model"]}, {**APART, "references": [0, 1]}], "^Person 2: Only the first"),
+        ([{**APART, "references": [0, 1], "identity": "Ada"}], "the saved person Ada is somebody else"),
+        ([{**APART, "references": ["bm90", "bm90"]}], r"Reference photo 1 .* Reference photo 2"),
+    ],
+)
+def test_what_does_not_go_is_told_at_the_start_and_the_job_is_left_alone(host, people, args, message):
+    for values in args:
+        one = {0: people[0], 1: people[1], None: GREY}
+        values["references"] = [one.get(photo, photo) for photo in values["references"]]
+    p = job(host, *args, n_iter=2)
+    with pytest.raises(FaceSnapError, match=message):
+        process_images(p)
+    assert p.n_iter == 2
+
+
+def test_an_error_in_preparing_gives_the_job_back_what_was_its_own(host, people, monkeypatch):
+    monkeypatch.setattr(webui, "prepare", lambda *args: 1 / 0)
+    p = job(host, {**APART, "references": people})
+    with pytest.raises(FaceSnapError, match="ZeroDivisionError"):
+        process_images(p)
+    assert p.n_iter == 1
+
+
+def test_off_nothing_is_multiplied(host, people, drawn):
+    for values in ({"enabled": False}, {"weight": 0}):
+        p = job(host, {**APART, "references": people, **values}, n_iter=2)
+        assert len(process_images(p).images) == 2
+        assert p.n_iter == 2
+    assert drawn == [None] * 4
+
+
+def test_the_same_job_can_run_again(host, people):
+    """As a batch of init pictures does."""
+    p = job(host, {**APART, "references": people}, n_iter=2)
+    assert [len(process_images(p).images) for _ in range(2)] == [6, 6]
+    p.script_args = [{"enabled": False}]
+    assert len(process_images(p).images) == 2
+
+
+def test_each_cell_of_a_plot_is_its_own(host, people):
+    """A cell is a shallow copy of the job, and shares its parameters; the plot has counted its batches already."""
+    p = job(host, {**APART, "references": people}, n_iter=2)
+    host.state.job_count = 2 * p.n_iter
+    texts = []
+    for values in ({"weight": 0.5, "yaw": 20.0}, {"reference": 2}):
+        cell = copy.copy(p)
+        cell.facesnap_axes = values
+        texts.append(process_images(cell).infotexts)
+    assert [len(cell) for cell in texts] == [6, 2]
+    assert p.n_iter == 2
+    assert host.state.job_count == 2 * 3 + 2
+    assert {text["FaceSnap references"] for text in texts[1]} == {digest(people[1])}
+    assert "FaceSnap yaw" in texts[0][0]
+    assert "FaceSnap yaw" not in texts[1][0]
+
+
+def test_lists_of_other_scripts_are_repeated_where_they_fill_batches(host, people):
+    p = job(host, {**APART, "references": people[:2]}, prompt=["a", "b"], seed=[5, 9], n_iter=2)
+    made = process_images(p)
+    assert [text["Seed"] for text in made.infotexts] == [5, 9, 5, 9]
+    assert (p.prompt, p.seed, p.n_iter) == (["a", "b"], [5, 9], 2)
+    p = job(host, {**APART, "references": people[:2]}, prompt=["a", "b", "c"], n_iter=2, batch_size=2)
+    with pytest.raises(FaceSnapError, match="fill no whole batches"):
+        process_images(p)
+
+
+def test_adetailers_pass_has_the_person_of_its_picture_alone(host, people, drawn, stand_ins):
+    """It copies the script's arguments and the infotext's parameters into a job of its own, and in the end calls
+    `before_process` and `process` again with a copy of the job."""
+
+    class ADetailer:
+        args_from = args_to = 0
+
+        def postprocess_image(self, p, pp):
+            inner = job(host, *p.script_args, extra_generation_params=dict(p.extra_generation_params))
+            inner._ad_inner = True
+            pp.image = process_images(inner).images[0]
+            again = copy.copy(p)
+            p.scripts.call("before_process", again)
+            p.scripts.call("process", again)
+
+    p = job(host, {**APART, "references": people}, n_iter=2)
+    p.scripts = Runner(host.script, ADetailer())
+    made = process_images(p)
+    assert host.state.job_count == 6
+    wanted = [image for image in people for _ in range(4)]  # each picture and its inner one
+    for tokens, image in zip(drawn, wanted, strict=True):
+        assert tokens.equal(tokens_of(image, stand_ins))
+    assert [text["FaceSnap references"] for text in made.infotexts] == [digest(image) for image in wanted[::2]]
+    assert p.n_iter == 2
+
+
+def test_sittings_of_units():
+    photo = photos.from_pil(GREY, "grey")
+    two = Unit(True, references=(photo, photo), several="apart")
+    assert sittings({}) == []
+    assert [set(units) for units in sittings({1: two, 2: Unit(True)})] == [{1, 2}] * 2
+    for alone in (Unit(True, references=(photo, photo)), Unit(True, several="apart", identity="Ada")):
+        assert sittings({3: alone}) == [{3: alone}]
+    assert len(sittings({1: Unit(True), 2: Unit(True, references=(photo,), several="apart")})) == 1
+
+
+def test_the_engine_prepares_one_person_at_a_time(stand_ins, astronaut):
+    unit = Unit(True, references=(astronaut, astronaut), several="apart")
+    with pytest.raises(ValueError, match="one by one"):
+        webui.Engine(lambda: SimpleNamespace()).prepare(unit, 64, 64)

@@ -1,0 +1,177 @@
+"""The diffusers adapter on tiny SDXL pipelines."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from facesnap_ext.conditioning import landmark_picture
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.regions import Drawn
+from tests.support import tiny
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+PROMPT = {
+    "prompt_embeds": torch.full((1, 8, tiny.CONTEXT), 0.1),
+    "negative_prompt_embeds": torch.full((1, 8, tiny.CONTEXT), -0.1),
+    "pooled_prompt_embeds": torch.full((1, tiny.ADM - 48), 0.1),
+    "negative_pooled_prompt_embeds": torch.full((1, tiny.ADM - 48), -0.1),
+}
+
+
+def parts():
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=16, up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **tiny.DIFFUSERS
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(32,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+    )
+    return {
+        "vae": vae,
+        "unet": tiny.randomise(unet),
+        "scheduler": diffusers.EulerDiscreteScheduler(),
+        **dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")),
+    }
+
+
+def run(pipe, **changes) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    values = {
+        "width": 128,
+        "height": 128,
+        "num_inference_steps": 3,
+        "guidance_scale": 3.0,
+        "generator": torch.Generator().manual_seed(0),
+        "output_type": "latent",
+        **PROMPT,
+    }
+    return pipe(**{**values, **changes}).images
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return diffusers.StableDiffusionXLPipeline(**parts(), add_watermarker=False)
+
+
+@pytest.fixture(scope="module")
+def controlnet():
+    return tiny.randomise(diffusers.ControlNetModel(**tiny.DIFFUSERS), seed=4)
+
+
+def as_ffrnet(controlnet) -> FFRNet:
+    state = controlnet.state_dict()
+    config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in state.items()}, (2, 4, 6), size_dim=8)
+    network = FFRNet(config)
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0], ids=["CFG 1", "CFG 3"])
+def test_text_free_weights_equal_a_controlnet_pipeline_with_tokens_for_text_and_null_pooled_text(
+    pipe, controlnet, scale, monkeypatch
+):
+    """diffusers' own ControlNet, run on every row, with what it conditions on replaced as the paper replaces it."""
+    guidance = tiny.guidance(network=as_ffrnet(controlnet))
+    with guided(pipe, guidance):
+        got = run(pipe, guidance_scale=scale)
+
+    forward = diffusers.ControlNetModel.forward
+
+    def text_free(self, sample, timestep, encoder_hidden_states, *args, added_cond_kwargs, **kwargs):
+        added = {**added_cond_kwargs, "text_embeds": torch.zeros_like(added_cond_kwargs["text_embeds"])}
+        tokens = guidance.tokens.expand(len(sample), -1, -1)
+        return forward(self, sample, timestep, tokens, *args, added_cond_kwargs=added, **kwargs)
+
+    monkeypatch.setattr(diffusers.ControlNetModel, "forward", text_free)
+    reference = diffusers.StableDiffusionXLControlNetPipeline(
+        **pipe.components, controlnet=controlnet, add_watermarker=False
+    )
+    wanted = run(reference, guidance_scale=scale, image=landmark_picture(guidance.landmarks, 128, 128))
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(got, run(pipe, guidance_scale=scale), atol=1e-2)
+
+
+def test_weights_trained_with_text_get_each_rows_own_pooled_text(pipe, controlnet, monkeypatch):
+    guidance = tiny.guidance(network=as_ffrnet(controlnet), text_free=False)
+    with guided(pipe, guidance):
+        got = run(pipe)
+    forward = diffusers.ControlNetModel.forward
+
+    def on_tokens(self, sample, timestep, encoder_hidden_states, *args, **kwargs):
+        return forward(self, sample, timestep, guidance.tokens.expand(len(sample), -1, -1), *args, **kwargs)
+
+    monkeypatch.setattr(diffusers.ControlNetModel, "forward", on_tokens)
+    reference = diffusers.StableDiffusionXLControlNetPipeline(
+        **pipe.components, controlnet=controlnet, add_watermarker=False
+    )
+    wanted = run(reference, image=landmark_picture(guidance.landmarks, 128, 128))
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_it_adds_to_a_controlnet_pipeline(pipe, controlnet):
+    """Two halves of a ControlNet's weight, one through each way in, make the whole."""
+    reference = diffusers.StableDiffusionXLControlNetPipeline(
+        **pipe.components, controlnet=controlnet, add_watermarker=False
+    )
+    picture = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(3))
+    plain = run(reference, image=picture, controlnet_conditioning_scale=0.5)
+    with guided(reference, tiny.guidance()):
+        both = run(reference, image=picture, controlnet_conditioning_scale=0.5)
+    with guided(pipe, tiny.guidance()):
+        alone = run(pipe)
+    assert not torch.allclose(both, plain, atol=1e-2)
+    assert not torch.allclose(both, alone, atol=1e-2)
+
+
+def test_after_the_with_block_every_bit_is_as_before(pipe):
+    plain = run(pipe)
+    with guided(pipe, tiny.guidance()):
+        assert not torch.equal(run(pipe), plain)
+    assert torch.equal(run(pipe), plain)
+    with pytest.raises(RuntimeError, match="half-way"), guided(pipe, tiny.guidance()):
+        raise RuntimeError("half-way")
+    assert torch.equal(run(pipe), plain)
+
+
+@pytest.mark.parametrize("window", [(0.0, 0.3), (0.4, 1.0)])
+def test_start_and_end_are_fractions_of_the_steps(pipe, window):
+    with guided(pipe, tiny.guidance(start=window[0], end=window[1])):
+        part = run(pipe)
+    with guided(pipe, tiny.guidance()):
+        whole = run(pipe)
+    assert not torch.equal(part, whole)
+    assert not torch.equal(part, run(pipe))
+
+
+def test_two_people_have_windows_and_places_of_their_own(pipe):
+    """Two equal people make the same picture as one: side by side, in one place, or one after the other."""
+    one = tiny.guidance()
+    left = Drawn(np.float32([[1, 0]]))
+    with guided(pipe, one):
+        wanted = run(pipe)
+    for pair in (
+        (replace(one, region=left), replace(one, region=Drawn(1 - left.white))),
+        (replace(one, region=left), one),
+        (one, one),
+        (replace(one, end=0.5), replace(one, start=0.5)),
+    ):
+        with guided(pipe, *pair):
+            torch.testing.assert_close(run(pipe), wanted, atol=1e-4, rtol=1e-4)
+    with guided(pipe, replace(one, region=left), replace(tiny.guidance(3), region=Drawn(1 - left.white))):
+        assert not torch.allclose(run(pipe), wanted, atol=1e-2)
+
+
+def test_other_widths_are_refused(pipe):
+    network = tiny.ffrnet(widths=(32, 64, 64))
+    with pytest.raises(FaceSnapError, match=r"other widths|was made for"), guided(pipe, tiny.guidance(network=network)):
+        pass

@@ -1,0 +1,513 @@
+"""Forge's and reForge's adapter on stand-ins with their signatures, around a real LDM UNet."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from facesnap_ext.conditioning import landmark_picture
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import forge
+from facesnap_ext.hosts.forge import FaceSnapControl
+from facesnap_ext.networks.ffrnet import FFRNet
+from tests.support import tiny
+from tests.support.ldm_unet import inputs, ldm_unet, reference_walk
+
+
+class Predictor:
+    """An eps-predictor of the variance-exploding kind: what the UNet sees is scaled, sigma is not a timestep."""
+
+    def calculate_input(self, sigma: Tensor, noise: Tensor) -> Tensor:
+        return noise / (sigma[:, None, None, None] ** 2 + 1) ** 0.5
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        return (sigma * 60).round()
+
+    def percent_to_sigma(self, percent: float) -> float:
+        raise NotImplementedError("the pass's own progress counts")
+
+
+class Model:
+    computation_dtype = torch.float32
+
+    def __init__(self, unet: nn.Module, reforge: bool):
+        self.diffusion_model = unet
+        setattr(self, "model_sampling" if reforge else "predictor", Predictor())
+
+
+class ModelPatcher:
+    def __init__(self, model, load_device, offload_device):
+        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+
+    def model_dtype(self):
+        return torch.float32
+
+
+class UnetPatcher(ModelPatcher):
+    def __init__(self, model):
+        super().__init__(model, "cpu", "cpu")
+        self.controlnet_linked_list = None
+
+    def clone(self):
+        other = UnetPatcher(self.model)
+        other.controlnet_linked_list = self.controlnet_linked_list
+        return other
+
+    def add_patched_controlnet(self, control):
+        control.set_previous_controlnet(self.controlnet_linked_list)
+        self.controlnet_linked_list = control
+
+    def list_controlnets(self):
+        found, link = [], self.controlnet_linked_list
+        while link is not None:
+            found.append(link)
+            link = link.previous_controlnet
+        return found
+
+
+class OtherControl:
+    """The host's own ControlNet: constant residuals on some places, gaps on the others."""
+
+    def __init__(self, control):
+        self.control, self.previous_controlnet, self.runs = control, None, []
+
+    def set_previous_controlnet(self, control):
+        self.previous_controlnet = control
+
+    def pre_run(self, model, percent_to_sigma):
+        self.runs.append("pre_run")
+        if self.previous_controlnet is not None:
+            self.previous_controlnet.pre_run(model, percent_to_sigma)
+
+    def cleanup(self):
+        self.runs.append("cleanup")
+
+    def get_models(self):
+        return ["other"] + (self.previous_controlnet.get_models() if self.previous_controlnet else [])
+
+    def inference_memory_requirements(self, dtype):
+        return 77
+
+    def get_control(self, *args):
+        own = {part: list(residuals) for part, residuals in self.control.items()}
+        previous = self.previous_controlnet.get_control(*args) if self.previous_controlnet else None
+        return forge.merge(own, previous)
+
+
+class Job(SimpleNamespace):
+    """Of the host's jobs there are weak references."""
+
+    def comment(self, text: str) -> None:
+        self.comments.append(text)
+
+
+class Loaded(SimpleNamespace):
+    """And of its models."""
+
+
+def make_job(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True):
+    return Job(sd_model=load(unet, reforge, is_sdxl), reforge=reforge, comments=[])
+
+
+def load(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True) -> Loaded:
+    objects = SimpleNamespace(unet=UnetPatcher(Model(unet, reforge)))
+    return Loaded(
+        is_sdxl=is_sdxl, forge_objects=objects, sd_checkpoint_info=SimpleNamespace(title="loaded.safetensors")
+    )
+
+
+def announce(job, x: Tensor, progress: float) -> None:
+    """What the host does before each evaluation."""
+    denoiser = SimpleNamespace(p=job, step=round(100 * progress), total_steps=100)
+    forge.on_cfg_denoiser(SimpleNamespace(x=x, denoiser=denoiser))
+
+
+@torch.no_grad()
+def sample_once(
+    job,
+    x: Tensor,
+    sigmas: Tensor,
+    context: Tensor,
+    y: Tensor,
+    calls: list[list[tuple[int, int]]],
+    progress: float = 0.0,
+):
+    """One step as the host makes it: each call has chunks of (side, image rows' offset), all of the same length.
+
+    Args:
+        calls: for each call the chunks as (cond_or_uncond, first row); a chunk has as many rows as there are images.
+    """
+    announce(job, x[: len(sigmas)], progress)
+    patcher = job.sd_model.forge_objects.unet
+    model = patcher.model
+    for control in patcher.list_controlnets():
+        control.pre_run(model, Predictor().percent_to_sigma)
+    images = len(sigmas)
+    out = {}
+    for chunks in calls:
+        rows = [row for _, first in chunks for row in range(first, first + images)]
+        sides = [side for side, _ in chunks]
+        t = torch.cat([sigmas] * len(chunks))
+        options = {"cond_or_uncond": sides}
+        cond = {"c_crossattn": context[rows], "y": y[rows]}
+        control = None
+        if (head := patcher.controlnet_linked_list) is not None:
+            if job.reforge:
+                control = head.get_control(x[rows], t, cond, len(chunks), options)
+            else:
+                cond["transformer_options"] = {**options, "sigmas": sigmas}
+                for link in patcher.list_controlnets():
+                    link.transformer_options = cond["transformer_options"]
+                control = head.get_control(x[rows], t, cond.copy(), len(chunks))
+        scaled, timesteps = Predictor().calculate_input(t, x[rows]), Predictor().timestep(t)
+        result = forge_walk(model.diffusion_model, scaled, timesteps, context[rows], y[rows], control)
+        out.update(zip(rows, result))
+    for control in patcher.list_controlnets():
+        control.cleanup()
+    return torch.stack([out[row] for row in sorted(out)])
+
+
+def forge_walk(unet, x, timesteps, context, y, control) -> Tensor:
+    """Forge's UNet: control lists are emptied from their ends."""
+    from ldm.modules.diffusionmodules.util import timestep_embedding
+
+    def apply(h, part):
+        residual = control[part].pop() if control and control[part] else None
+        return h if residual is None else h + residual
+
+    emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels)) + unet.label_emb(y)
+    h, hs = x, []
+    for block in unet.input_blocks:
+        h = apply(block(h, emb, context), "input")
+        hs.append(h)
+    h = apply(unet.middle_block(h, emb, context), "middle")
+    for block in unet.output_blocks:
+        h = block(torch.cat([h, apply(hs.pop(), "output")], dim=1), emb, context)
+    return unet.out(h)
+
+
+@torch.no_grad()
+def expected(unet, guidances, x, sigmas, context, y, is_cond) -> Tensor:
+    """Each row by itself through each FFRNet and the written-out walk; people side by side, or one alone."""
+    rows = []
+    scale = Predictor()
+    for row in range(len(x)):
+        one, sigma = x[row : row + 1], sigmas[row : row + 1]
+        latent, timestep = scale.calculate_input(sigma, one), scale.timestep(sigma)
+        residuals = [torch.zeros(1)] * 10
+        for guidance in guidances:
+            if not is_cond[row] and guidance.cond_only:
+                continue
+            picture = landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2])
+            features = guidance.ffrnet.embed_landmarks(picture)
+            own = [
+                guidance.weight * r
+                for r in guidance.ffrnet(latent, timestep, guidance.ffrnet.embed_tokens(guidance.tokens), features)
+            ]
+            if guidance.region is not None:
+                masks = [guidance.region.mask(r.shape[3], r.shape[2]) for r in own]
+                own = [r * torch.from_numpy(mask) for r, mask in zip(own, masks)]
+            residuals = [a + b for a, b in zip(residuals, own)]
+        rows.append(reference_walk(unet, latent, timestep, context[row : row + 1], y[row : row + 1], residuals))
+    return torch.cat(rows)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return ldm_unet()
+
+
+# seen orders: images; the calls' chunks as (0 cond | 1 uncond, first row)
+GROUPINGS = {
+    "normal, unconditional first": (1, [[(1, 0), (0, 1)]]),
+    "CFG 1": (1, [[(0, 0)]]),
+    "A AND B": (1, [[(1, 0), (0, 1), (0, 2)]]),
+    "batch of two": (2, [[(1, 0), (0, 2)]]),
+    "batch of two, A AND B": (2, [[(1, 0), (0, 2), (0, 4)]]),
+    "two calls of one chunk": (1, [[(0, 0)], [(1, 1)]]),
+    "two calls of one chunk, batch of two": (2, [[(0, 0)], [(1, 2)]]),
+}
+
+
+@pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
+@pytest.mark.parametrize("people", tiny.PEOPLE)
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, reforge, people):
+    images, calls = GROUPINGS[grouping]
+    chunks = [chunk for call in calls for chunk in call]
+    guidances = tiny.PEOPLE[people]()
+    x, _, context, y = inputs(images * len(chunks))
+    x = torch.cat([x[:images]] * len(chunks))
+    sigmas = torch.linspace(2.0, 2.0, images)
+    is_cond = [side == 0 for side, _ in sorted(chunks, key=lambda chunk: chunk[1]) for _ in range(images)]
+    job = make_job(unet, reforge)
+    forge.attach(job, guidances)
+    got = sample_once(job, x, sigmas, context, y, calls)
+    wanted = expected(unet, guidances, x, torch.cat([sigmas] * len(chunks)), context, y, is_cond)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
+    """Beside a control with gaps and a shorter list."""
+    guidance = tiny.guidance()
+    x, _, context, y = inputs(1)
+    other = {
+        "input": [],
+        "middle": [torch.full((1, 96, 4, 4), 0.3)],
+        "output": [None, torch.full((1, 32, 16, 16), 0.2)],
+    }
+    job = make_job(unet)
+    if order == "before":
+        job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
+        forge.attach(job, (guidance,))
+    else:
+        forge.attach(job, (guidance,))
+        job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
+    sigmas = torch.tensor([2.0])
+    got = sample_once(job, x, sigmas, context, y, [[(0, 0)]])
+
+    latent, timestep = Predictor().calculate_input(sigmas, x), Predictor().timestep(sigmas)
+    with torch.no_grad():
+        features = guidance.ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, 128, 128))
+        residuals = guidance.ffrnet(latent, timestep, guidance.ffrnet.embed_tokens(guidance.tokens), features)
+        residuals[1] = residuals[1] + 0.2
+        residuals[-1] = residuals[-1] + 0.3
+        wanted = reference_walk(unet, latent, timestep, context, y, residuals)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    models = job.sd_model.forge_objects.unet.controlnet_linked_list.get_models()
+    assert "other" in models
+    assert guidance.ffrnet in [getattr(model, "model", None) for model in models]
+    assert job.sd_model.forge_objects.unet.controlnet_linked_list.inference_memory_requirements(None) == 77
+
+
+def test_start_and_end_are_parts_of_the_pass_and_pass_on_what_came_before(unet):
+    """Of hires fix's or img2img's pass too, which sees the end of the noise schedule alone."""
+    other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
+    job = make_job(unet)
+    job.sd_model.forge_objects.unet.add_patched_controlnet(other)
+    forge.attach(job, (tiny.guidance(start=0.25, end=0.75),))
+    control = job.sd_model.forge_objects.unet.controlnet_linked_list
+    control.pre_run(job.sd_model.forge_objects.unet.model, Predictor().percent_to_sigma)
+    x, _, _, y = inputs(1)
+    options = {"cond_or_uncond": [0]}
+    acted = []
+    for progress in (0.1, 0.3, 0.7, 0.9):
+        announce(job, x, progress)
+        sigma = torch.tensor([0.3 * (1 - progress)])
+        out = control.get_control(x, sigma, {"y": y, "transformer_options": options}, 1)
+        acted.append(len(out["output"]) > 0)
+        assert torch.equal(out["middle"][0], torch.ones(1)) != acted[-1]
+    assert acted == [False, True, True, False]
+
+
+def test_each_person_has_a_window_of_their_own(unet):
+    job = make_job(unet)
+    first, second = tiny.guidance(1, end=0.5), tiny.guidance(2, start=0.3, end=0.75)
+    forge.attach(job, (first, second))
+    x, _, context, y = inputs(1)
+    halves = [replace(guidance, weight=0.5) for guidance in (first, second)]  # two people everywhere share evenly
+    for progress, acting in ((0.1, [first]), (0.4, halves), (0.7, [second]), (0.9, [])):
+        sigma = torch.tensor([14.6 * (1 - progress)])
+        got = sample_once(job, x, sigma, context, y, [[(0, 0)]], progress)
+        torch.testing.assert_close(got, expected(unet, acting, x, sigma, context, y, [True]), atol=1e-4, rtol=1e-4)
+
+
+def test_each_ffrnet_is_handed_to_the_hosts_memory_management_once(unet):
+    job = make_job(unet)
+    a, b = tiny.side_by_side()
+    forge.attach(job, (a, b, replace(a, landmarks=None)))
+    models = job.sd_model.forge_objects.unet.controlnet_linked_list.get_models()
+    assert [model.model for model in models] == [a.ffrnet, b.ffrnet]
+
+
+def test_a_picture_without_anybody_has_all_of_the_gpus_memory(unet, monkeypatch):
+    """The host drops an earlier job's patcher without moving the network, which lives on for the next job."""
+    forge.offload()
+    sent = []
+    monkeypatch.setattr(FFRNet, "to", lambda self, *args: sent.append(args[0]) or self)
+    job, people = make_job(unet), tiny.side_by_side()  # whom the engine remembers
+    forge.attach(job, people)
+    sent.clear()
+    del job
+    forge.attach(make_job(unet), ())
+    assert sent == ["cpu"] * len(people)
+    forge.attach(make_job(unet), ())
+    assert len(sent) == len(people), "once is enough"
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """The UNets that the host was told to prepare for sampling."""
+    seen = []
+
+    def sampling_prepare(unet, x):
+        seen.append(unet)
+        for control in unet.list_controlnets():
+            control.pre_run(unet.model, Predictor().percent_to_sigma)
+
+    module = SimpleNamespace(sampling_prepare=sampling_prepare)
+    monkeypatch.setitem(sys.modules, "modules", SimpleNamespace(sd_samplers_common=module))
+    monkeypatch.setitem(sys.modules, "modules.sd_samplers_common", module)
+    return seen
+
+
+def test_a_refiner_is_followed_and_its_forerunner_let_go(unet, prepared):
+    job, guidance = make_job(unet), tiny.guidance(start=0.3)
+    x, _, context, y = inputs(1)
+    sigma = torch.tensor([2.0])
+    forge.attach(job, (guidance,))
+    sample_once(job, x, sigma, context, y, [[(0, 0)]], 0.5)
+    base = weakref.ref(job.sd_model)
+    job.sd_model = load(unet)
+    gc.collect()
+    assert base() is None
+    announce(job, x, 0.6)
+    assert prepared == [job.sd_model.forge_objects.unet]
+    got = sample_once(job, x, sigma, context, y, [[(0, 0)]], 0.6)
+    wanted = expected(unet, (guidance,), x, sigma, context, y, [True])
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    assert len(prepared) == 1, "once"
+    forge.detach(job)
+    announce(job, x, 0.7)
+    assert job.sd_model.forge_objects.unet.list_controlnets() == []
+    assert job.comments == []
+
+
+@pytest.mark.parametrize("other", ["widths", "kind"])
+def test_a_refiner_of_other_widths_goes_on_alone_and_that_is_said(unet, prepared, other):
+    job = make_job(unet)
+    forge.attach(job, (tiny.guidance(),))
+    narrow = ldm_unet(seed=6)
+    narrow.input_blocks = narrow.input_blocks[:-1]
+    job.sd_model = load(narrow) if other == "widths" else load(unet, is_sdxl=False)
+    announce(job, inputs(1)[0], 0.6)
+    assert job.sd_model.forge_objects.unet.list_controlnets() == []
+    assert job.comments == ["FaceSnap acted until the refiner took over, whose UNet has other widths."]
+    assert prepared == []
+
+
+def test_a_refiner_from_the_first_step_on_makes_nobody_forget_why_the_job_must_stop(unet, prepared):
+    job = make_job(unet)
+    forge.attach(job, FaceSnapError("No face in reference photo 1; choose another."))
+    job.sd_model = load(unet)
+    x, _, context, y = inputs(1)
+    with pytest.raises(FaceSnapError, match="No face"):
+        sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
+
+
+def test_a_pass_that_is_over_keeps_nothing_while_its_job_goes_on(unet):
+    """Residuals take 60 MB of the GPU's memory for each row at 1024²."""
+    job, gone = make_job(unet), []
+    x, _, context, y = inputs(1)
+    for _batch in range(3):
+        forge.attach(job, (tiny.guidance(),))
+        sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
+        gone.append(weakref.ref(job.sd_model.forge_objects.unet.controlnet_linked_list))
+        forge.detach(job)
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
+
+
+def test_multidiffusions_tiles_are_refused_with_a_sentence(unet):
+    job = make_job(unet)
+    forge.attach(job, (tiny.guidance(),))
+    control = job.sd_model.forge_objects.unet.controlnet_linked_list
+    for asked in ("cond_hint", "cond_hint_original"):
+        with pytest.raises(FaceSnapError, match="cannot act in MultiDiffusion's tiles; switch one of the two off"):
+            getattr(control, asked)
+
+
+def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
+    """Hires fix's second pass, when everybody is wanted in the first; the host calls on a UNet that is still guided."""
+    job = make_job(unet)
+    forge.attach(job, (tiny.guidance(),))
+    forge.attach(job, ())
+    assert job.sd_model.forge_objects.unet.list_controlnets() == []
+
+
+def test_the_pass_after_is_the_very_same_as_before(unet):
+    x, _, context, y = inputs(2)
+    calls = [[(1, 0), (0, 1)]]
+    job = make_job(unet)
+    sigma = torch.tensor([2.0])
+    plain = sample_once(job, x, sigma, context, y, calls)
+    original = job.sd_model.forge_objects.unet
+    forge.attach(job, (tiny.guidance(),))
+    assert not torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
+    assert original.list_controlnets() == []  # the patched one was a clone
+    forge.detach(job)
+    assert torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
+
+
+def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
+    job = make_job(unet)
+    objects = job.sd_model.forge_objects
+    first, last = OtherControl({}), OtherControl({})
+    objects.unet.add_patched_controlnet(first)
+    forge.attach(job, (tiny.guidance(),))
+    objects.unet.add_patched_controlnet(last)
+    forge.attach(job, (tiny.guidance(),))
+    links = objects.unet.list_controlnets()
+    assert [link for link in links if not isinstance(link, FaceSnapControl)] == [last, first]
+    assert sum(isinstance(link, FaceSnapControl) for link in links) == 1
+    forge.detach(job)
+    assert objects.unet.list_controlnets() == [last, first]
+
+
+def test_a_job_that_an_exception_ended_takes_its_own_control_along(unet):
+    failed = make_job(unet)
+    objects = failed.sd_model.forge_objects
+    forge.attach(failed, (tiny.guidance(),))
+    another = FaceSnapControl(failed, (tiny.guidance(),))
+    objects.unet.add_patched_controlnet(another)
+    del failed
+    assert objects.unet.list_controlnets() == [another]
+
+
+def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():
+    forge.detach(SimpleNamespace(sd_model=SimpleNamespace(forge_objects=None)))
+    forge.detach(SimpleNamespace(sd_model=SimpleNamespace()))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda unet: (make_job(unet), FaceSnapError("No face in reference photo 1; choose another.")), "No face"),
+        (lambda unet: (make_job(unet, is_sdxl=False), (tiny.guidance(),)), "needs an SDXL checkpoint"),
+        (
+            lambda unet: (make_job(unet), (tiny.guidance(), tiny.guidance(network=tiny.ffrnet(widths=(32, 64, 64))))),
+            r"widths 32/64 .* has 32/64/96",
+        ),
+    ],
+    ids=["preparation failed", "not SDXL", "other widths"],
+)
+def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message):
+    job, guidances = make(unet)
+    forge.attach(job, guidances)
+    x, _, context, y = inputs(1)
+    with pytest.raises(FaceSnapError, match=message):
+        sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
+    model = job.sd_model
+    assert model.forge_objects.unet.controlnet_linked_list is not None
+    del job
+    gc.collect()
+    assert model.forge_objects.unet.controlnet_linked_list is None
+
+
+def test_the_host_may_empty_the_lists_it_gets(unet):
+    job = make_job(unet)
+    forge.attach(job, (tiny.guidance(),))
+    x, _, context, y = inputs(2)
+    x[1] = x[0]
+    sigma = torch.tensor([2.0])
+    joint = sample_once(job, x, sigma, context, y, [[(1, 0), (0, 1)]])
+    apart = sample_once(job, x, sigma, context, y, [[(0, 1)], [(1, 0)]])
+    torch.testing.assert_close(joint, apart, atol=1e-5, rtol=1e-5)

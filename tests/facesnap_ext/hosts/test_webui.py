@@ -1,0 +1,206 @@
+"""How an init picture's landmarks follow the host's way of fitting it into the output."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from facesnap_ext.engine import Prepared
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import webui
+from facesnap_ext.hosts.webui import Job, for_pass, hires_window, init_region, init_window
+from facesnap_ext.regions import Drawn, RoundedBox, around
+from facesnap_ext.settings.unit import Unit
+from tests.support import mock_webui, tiny
+
+NETWORK = tiny.ffrnet()
+
+
+def job(**values):
+    return SimpleNamespace(**{"paste_to": None, "resize_mode": 0, "width": 512, "height": 512, **values})
+
+
+def prepared(in_init_picture: bool, width=400, height=200, **changes):
+    guidance = tiny.guidance(network=NETWORK, landmarks=tiny.landmarks(width=width, height=height), **changes)
+    return Prepared(guidance, (), None, in_init_picture, ())
+
+
+sides = st.integers(64, 2048)
+
+
+@given(size=st.tuples(sides, sides), output=st.tuples(sides, sides))
+def test_cropping_keeps_proportions_inside_and_filling_keeps_them_around(size, output):
+    for mode, inside in ((1, True), (2, False)):
+        x, y, width, height = init_region(mode, size, output)
+        assert width / height == pytest.approx(output[0] / output[1])
+        assert (x + width / 2, y + height / 2) == pytest.approx((size[0] / 2, size[1] / 2))
+        touches = width == pytest.approx(size[0]) or height == pytest.approx(size[1])
+        assert touches
+        if inside:
+            assert width <= size[0] + 1e-6
+            assert height <= size[1] + 1e-6
+        else:
+            assert width >= size[0] - 1e-6
+            assert height >= size[1] - 1e-6
+    assert init_region(0, size, output) == (0, 0, *size) == init_region(3, size, output)
+
+
+def test_landmarks_of_a_driving_photo_stay_as_they_were_placed():
+    p = prepared(in_init_picture=False)
+    (guidance,) = for_pass(job(resize_mode=1), Job((p,), (400, 200)))
+    assert guidance.landmarks is p.guidance.landmarks
+    assert for_pass(job(), Job((p,))) == (p.guidance,)
+
+
+@pytest.mark.parametrize(
+    ("values", "point"),
+    [
+        ({"resize_mode": 0}, (256, 256)),  # 400 × 200 stretched to 512 × 512: the middle stays the middle
+        ({"resize_mode": 1}, (256, 256)),
+        ({"paste_to": (150, 50, 100, 100)}, (256, 256)),  # inpainting "only masked", around the middle
+        ({"paste_to": (200, 100, 100, 100)}, (0, 0)),
+    ],
+)
+def test_the_init_pictures_middle_is_where_the_host_puts_it(values, point):
+    p = prepared(in_init_picture=True)
+    p.guidance.landmarks.points[:] = (200, 100)
+    (guidance,) = for_pass(job(**values), Job((p,), (400, 200)))
+    landmarks = guidance.landmarks
+    np.testing.assert_allclose(landmarks.scaled(512, 512).points[0], point, atol=1e-3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(x=st.integers(0, 300), y=st.integers(0, 100), width=st.integers(40, 100), height=st.integers(40, 100))
+def test_only_masked_inpainting_at_the_pictures_edge_fills_up_around_the_crop(x, y, width, height):
+    """The host crops, fits the crop into the output and fills up the rest; a dot is followed through that."""
+    p = prepared(in_init_picture=True)
+    p.guidance.landmarks.points[:] = (x + 0.3 * width, y + 0.8 * height)
+    (guidance,) = for_pass(job(paste_to=(x, y, width, height), height=768), Job((p,), (400, 200)))
+    scale = min(512 / width, 768 / height)  # resize mode 2: inside, in the middle
+    left, top = (512 - scale * width) / 2, (768 - scale * height) / 2
+    wanted = (left + 0.3 * scale * width, top + 0.8 * scale * height)
+    np.testing.assert_allclose(guidance.landmarks.scaled(512, 768).points[0], wanted, atol=0.05)
+
+
+HALF = Drawn(np.float32([[1, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("values", "seen"),
+    [
+        ({"resize_mode": 0}, [1, 1, 0, 0]),
+        ({"resize_mode": 1}, [1, 1, 0, 0]),  # 400 × 200 cropped to a square
+        ({"paste_to": (150, 50, 100, 100)}, [1, 1, 0, 0]),
+        ({"paste_to": (100, 0, 200, 200), "resize_mode": 1}, [1, 1, 0, 0]),
+        ({"paste_to": (0, 0, 200, 200)}, [1, 1, 1, 1]),
+        ({"paste_to": (200, 0, 200, 200)}, [0, 0, 0, 0]),
+        ({"paste_to": (150, 100, 80, 80)}, [1, 1, 0.5, 0]),
+    ],
+)
+@pytest.mark.parametrize("in_init_picture", [True, False])
+def test_what_is_drawn_lies_in_the_init_picture_wherever_the_pose_is_from(values, seen, in_init_picture):
+    p = prepared(in_init_picture, region=HALF)
+    (guidance,) = for_pass(job(**values), Job((p,), (400, 200)))
+    np.testing.assert_allclose(guidance.region.mask(4, 1)[0], seen, atol=1e-6)
+
+
+def test_a_region_around_the_face_goes_where_the_landmarks_do():
+    p = prepared(in_init_picture=True)
+    whole = around(p.guidance.landmarks, 1.8)
+    for in_init_picture in (True, False):
+        guidance = replace(p.guidance, region=whole)
+        person = replace(p, guidance=guidance, in_init_picture=in_init_picture)
+        (seen,) = for_pass(job(paste_to=(100, 50, 120, 120)), Job((person,), (400, 200)))
+        wanted = around(seen.landmarks, 1.8)
+        for name in ("x", "y", "half_width", "half_height"):
+            assert getattr(seen.region, name) == pytest.approx(getattr(wanted, name), abs=1e-5)
+        assert (seen.region == whole) != in_init_picture
+
+
+@pytest.mark.parametrize(("hires", "first", "second"), [("both", 1, 1), ("first", 1, 0), ("second", 0, 1)])
+def test_each_pass_has_those_who_are_wanted_in_it(hires, first, second):
+    people = Job((prepared(False), prepared(False, hires=hires)))
+    size = {"hr_upscale_to_x": 1024, "hr_upscale_to_y": 1024, "truncate_x": 0, "truncate_y": 0}
+    assert len(for_pass(job(), people)) == 1 + first  # img2img's jobs have no passes
+    assert len(for_pass(job(is_hr_pass=False), people)) == 1 + first
+    assert for_pass(job(is_hr_pass=True, **size), people) == tuple(
+        p.guidance for p in people.people if p.guidance.hires in ("both", "second")
+    )
+    assert len(for_pass(job(is_hr_pass=True, **size), people)) == 1 + second
+
+
+def test_hires_fix_to_another_shape_cuts_off_on_both_sides_and_all_follows():
+    """Upscaled 512 × 512 to 1024 × 1024, of which 1024 × 640 stays: the host drops 24 cells above and 24 below."""
+    values = {"hr_upscale_to_x": 1024, "hr_upscale_to_y": 1024, "truncate_x": 0, "truncate_y": 48}
+    cells = np.arange(128)  # as the host: samples[:, :, t // 2 : shape - (t + 1) // 2]
+    for cut in (48, 49):
+        kept = cells[cut // 2 : len(cells) - (cut + 1) // 2]
+        window = hires_window(job(**{**values, "truncate_y": cut}))
+        assert window == pytest.approx((0, kept[0] / 128, 1, len(kept) / 128))
+    p = prepared(False, 512, 512, region=RoundedBox(0.5, 0.5, 0.1, 0.1))
+    p.guidance.landmarks.points[:] = (256, 160)
+    (guidance,) = for_pass(job(is_hr_pass=True, **values), Job((p,)))
+    np.testing.assert_allclose(guidance.landmarks.scaled(1024, 640).points[0], (512, 320 - 192), atol=1e-3)
+    assert (guidance.region.x, guidance.region.y) == pytest.approx((0.5, 0.5))
+    assert guidance.region.half_height == pytest.approx(0.1 * 1024 / 640)
+
+
+def test_an_init_pictures_window_without_a_crop_is_the_whole():
+    assert init_window(job(), (400, 200)) == (0, 0, 1, 1)
+
+
+class StubEngine:
+    def prepare(self, unit, width, height, init_picture, progress, files_kept):
+        progress("looking")
+        if unit.weight == 2:
+            raise FaceSnapError("No face was found.")
+        return replace(prepared(init_picture is not None, hires=unit.hires), notes=("Padded.",))
+
+
+@pytest.fixture
+def page(monkeypatch, tmp_path):
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("modules", "gradio")}
+    monkeypatch.setattr(webui, "_engine", StubEngine())
+    yield mock_webui.install(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("modules", "gradio")]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def asked(**values):
+    comments = []
+    return job(extra_generation_params={}, comments=comments, comment=comments.append, **values)
+
+
+def test_notes_and_errors_name_the_person_only_where_there_are_several(page):
+    p = asked()
+    (made,) = webui.prepare(p, [{1: Unit(), 3: Unit()}], None)
+    assert len(made.people) == 2
+    assert made.init_size is None
+    assert p.comments == ["FaceSnap: Person 1: Padded.", "FaceSnap: Person 3: Padded."]
+    p = asked()
+    webui.prepare(p, [{3: Unit()}], None)
+    assert p.comments == ["FaceSnap: Padded."]
+    with pytest.raises(FaceSnapError, match=r"^Person 3: No face was found\.$"):
+        webui.prepare(asked(), [{1: Unit(), 3: Unit(weight=2)}], None)
+    with pytest.raises(FaceSnapError, match=r"^No face was found\.$"):
+        webui.prepare(asked(), [{3: Unit(weight=2)}], None)
+
+
+def test_a_person_of_a_second_pass_that_does_not_come_is_told(page):
+    for values, told in (({}, True), ({"enable_hr": False}, True), ({"enable_hr": True}, False)):
+        p = asked(**values)
+        webui.prepare(p, [{1: Unit(hires="second")}], None)
+        assert any("Hires fix is off" in comment for comment in p.comments) == told
+
+
+def test_img2imgs_picture_gives_the_frame_of_what_is_drawn(page):
+    p = asked(init_images=[Image.new("RGB", (300, 200))])
+    assert webui.prepare(p, [{1: Unit()}], None)[0].init_size == (300, 200)

@@ -1,0 +1,81 @@
+"""InstantID's picture of five points against its formula in closed form: which pixels lie in which ellipse or disc."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from facesnap_ext.conditioning import landmark_picture
+from facesnap_ext.landmarks.hints import POINTS5
+from facesnap_ext.landmarks.points5 import draw_five
+from facesnap_ext.landmarks.points72 import Landmarks, five_points
+from tests.support import tiny
+
+RED, GREEN, BLUE, YELLOW, PURPLE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)
+FACE = np.float32([[120.6, 100.2], [200.9, 110.5], [163.3, 150.7], [130.1, 190.8], [195.5, 198.4]])
+
+
+def closed_form(points, width, height, slack):
+    """The picture with everything grown by `slack` pixels. A cv2 ellipse is an outline of whole-numbered corners and a
+    cv2 line covers the pixels it touches, so a pixel's edge may be off by one."""
+    y, x = np.mgrid[:height, :width].astype(float)
+    picture = np.zeros((height, width, 3), int)
+    whole = np.trunc(points)
+    for end, colour in zip((0, 1, 3, 4), (RED, GREEN, YELLOW, PURPLE)):
+        (ax, ay), (bx, by) = points[end].astype(float), points[2].astype(float)
+        cx, cy = int((ax + bx) / 2), int((ay + by) / 2)
+        angle = np.radians(int(np.degrees(np.arctan2(ay - by, ax - bx))))
+        along = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
+        across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
+        half = int(np.hypot(ax - bx, ay - by) / 2)
+        inside = (along / (half + slack)) ** 2 + (across / (4 + slack)) ** 2 <= 1
+        picture[inside] = np.array(colour) * 6 // 10
+    for (px, py), colour in zip(whole, (RED, GREEN, BLUE, YELLOW, PURPLE)):
+        picture[(x - px) ** 2 + (y - py) ** 2 <= (10 + slack) ** 2] = colour
+    return picture
+
+
+def test_it_is_the_published_formula():
+    drawn = draw_five(Landmarks(FACE, 320, 256), 320, 256).astype(int)
+    small, large = closed_form(FACE, 320, 256, -1.0), closed_form(FACE, 320, 256, 1.0)
+    sure = (small == large).all(axis=2)  # away from every edge
+    assert sure.mean() > 0.95
+    assert (drawn[sure] == small[sure]).all()
+    for colour in (RED, GREEN, BLUE, YELLOW, PURPLE):  # and the areas are a disc's of radius 10, rounded as cv2 does
+        assert abs((drawn == colour).all(axis=2).sum() - np.pi * 10**2) < 20
+    colours = {tuple(pixel) for pixel in drawn.reshape(-1, 3)}
+    sticks = {tuple(part * 6 // 10 for part in colour) for colour in (RED, GREEN, YELLOW, PURPLE)}
+    assert colours == {(0, 0, 0), RED, GREEN, BLUE, YELLOW, PURPLE} | sticks
+
+
+def test_the_places_are_the_points_without_their_fractions():
+    drawn = draw_five(Landmarks(FACE, 320, 256), 320, 256)
+    for (x, y), colour in zip(FACE, (RED, GREEN, BLUE, YELLOW, PURPLE)):
+        rows, columns = np.nonzero((drawn == colour).all(axis=2))
+        assert (columns.min(), columns.max()) == (int(x) - 10, int(x) + 10)
+        assert (rows.min(), rows.max()) == (int(y) - 10, int(y) + 10)
+
+
+def test_of_72_points_the_five_are_drawn_at_the_passs_own_size():
+    landmarks = tiny.landmarks(3)
+    five = Landmarks(five_points(landmarks.points), landmarks.width, landmarks.height)
+    np.testing.assert_array_equal(draw_five(landmarks, 256, 192), draw_five(five, 256, 192))
+    stretched = five.scaled(256, 192)
+    np.testing.assert_array_equal(draw_five(five, 256, 192), draw_five(stretched, 256, 192))
+    picture = landmark_picture(landmarks, 256, 192, POINTS5)
+    assert picture.shape == (1, 3, 192, 256)
+    assert torch.equal(picture[0].permute(1, 2, 0) * 255, torch.from_numpy(draw_five(landmarks, 256, 192)).float())
+
+
+@pytest.mark.parametrize("points", [np.full((5, 2), 50.5), FACE + 5000, FACE - (400, 90), FACE * (1, 0)])
+def test_points_in_one_place_outside_or_on_a_line_are_drawn_as_far_as_they_go(points):
+    drawn = draw_five(Landmarks(points.astype(np.float32), 320, 256), 320, 256)
+    seen = ((points > -10) & (points < (330, 266))).all(axis=1)
+    assert drawn.any() == seen.any()
+
+
+def test_five_points_have_the_box_of_a_whole_face():
+    box = Landmarks(FACE, 320, 256).box
+    low, high = FACE.min(axis=0), FACE.max(axis=0)
+    np.testing.assert_allclose(box, [*(low - (high - low) / 2), *(high + (high - low) / 2)], rtol=1e-6)

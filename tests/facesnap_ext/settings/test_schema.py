@@ -1,0 +1,131 @@
+"""What the API says of a unit, in its schema and in docs/api.md, is what it takes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.poses import TEMPLATES
+from facesnap_ext.settings.schema import unit_schema
+from facesnap_ext.settings.unit import BLOCKS, CHOICES, RANGES, Unit, from_script_args
+
+DOCS = Path(__file__).parents[3] / "docs" / "api.md"
+SCHEMA = unit_schema()["properties"]
+
+
+def taken(values: dict) -> Unit:
+    """What a request with these values for one person becomes, by way of JSON."""
+    return from_script_args([json.loads(json.dumps(values))])[1]
+
+
+@pytest.fixture(scope="module")
+def picture() -> str:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_the_schema_names_every_field_and_no_other():
+    assert list(SCHEMA) == [field.name for field in fields(Unit)]
+    assert not unit_schema()["additionalProperties"]
+
+
+def test_what_it_says_of_defaults_is_what_is_taken_when_nothing_is_sent():
+    assert taken({name: schema["default"] for name, schema in SCHEMA.items()}) == taken({}) == Unit(enabled=True)
+
+
+def test_each_number_has_the_range_in_which_it_is_taken():
+    for name, (low, high) in RANGES.items():
+        assert (SCHEMA[name]["minimum"], SCHEMA[name]["maximum"]) == (low, high), name
+    for name, schema in SCHEMA.items():
+        if schema["type"] == "integer":
+            ends = [schema["minimum"], schema.get("maximum", 99)]
+            assert [getattr(taken({name: end}), name) for end in ends] == ends
+            for wrong in (ends[0] - 1, *([ends[1] + 1] if "maximum" in schema else [])):
+                with pytest.raises(FaceSnapError, match=name):
+                    taken({name: wrong})
+
+
+def test_each_choice_is_one_that_is_taken():
+    for name, choices in {**CHOICES, "template": TEMPLATES}.items():
+        assert SCHEMA[name]["enum"] == list(choices), name
+        assert [getattr(taken({name: choice}), name) for choice in SCHEMA[name]["enum"]] == list(choices)
+
+
+@given(st.lists(st.floats(0, 2), max_size=2 * BLOCKS))
+def test_block_weights_are_taken_in_the_numbers_that_it_allows(weights):
+    lengths = SCHEMA["blocks"]["anyOf"]
+    allowed = any(size.get("minItems", 0) <= len(weights) <= size["maxItems"] for size in lengths)
+    if allowed:
+        assert taken({"blocks": weights}).blocks == tuple(weights)
+    else:
+        with pytest.raises(FaceSnapError, match="blocks"):
+            taken({"blocks": weights})
+    low, high = SCHEMA["blocks"]["items"]["minimum"], SCHEMA["blocks"]["items"]["maximum"]
+    for beyond in (low - 0.1, high + 0.1):
+        with pytest.raises(FaceSnapError, match="blocks"):
+            taken({"blocks": [beyond] * BLOCKS})
+
+
+def test_pictures_are_text_or_none(picture):
+    for name, schema in SCHEMA.items():
+        if "picture" in str(schema):
+            many = schema["type"] == "array"
+            assert getattr(taken({name: [picture] if many else picture}), name), name
+            assert not getattr(taken({name: schema["default"]}), name), name
+
+
+def table() -> dict[str, list[str]]:
+    """The rows of the table of fields in docs/api.md, by the field."""
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", DOCS.read_text("utf-8").partition("## Routes")[0], re.M)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+
+
+def described(schema: dict) -> tuple[str, str, str]:
+    """Type, values and default as the table says them."""
+    kinds = [
+        kind for kind in ([schema["type"]] if isinstance(schema["type"], str) else schema["type"]) if kind != "null"
+    ]
+    kind = "picture" if "picture" in str(schema) else kinds[0]
+    if schema["type"] == "array":
+        kind = f"list of {'pictures' if kind == 'picture' else 'numbers'}"
+    values = ""
+    if "enum" in schema:
+        values = ", ".join(f"`{choice}`" for choice in schema["enum"])
+    elif schema["type"] == "array" and "minimum" in schema["items"]:
+        values = f"{BLOCKS} of {schema['items']['minimum']} … {schema['items']['maximum']}, or none"
+    elif "maximum" in schema:
+        values = f"{schema['minimum']} … {schema['maximum']}"
+    elif "minimum" in schema:
+        values = f"from {schema['minimum']}"
+    return kind, values, f"`{json.dumps(schema['default'])}`"
+
+
+def test_the_documents_table_is_the_schema():
+    rows = table()
+    assert list(rows) == list(SCHEMA)
+    for name, schema in SCHEMA.items():
+        *said, meaning = rows[name]
+        assert tuple(said) == described(schema), f"docs/api.md says of {name} what it is not"
+        assert meaning, f"docs/api.md does not say what {name} means"
+
+
+def test_the_documents_examples_name_fields_that_there_are():
+    text = DOCS.read_text("utf-8")
+    bodies = [json.loads(body) for body in re.findall(r"```json\n(.+?)```", text, re.S)]
+    people = [person for body in bodies for person in body["alwayson_scripts"]["FaceSnap"]["args"]]
+    assert people
+    for person in people:
+        assert set(person) <= set(SCHEMA)
+        assert taken({name: value for name, value in person.items() if "picture" not in str(SCHEMA[name])})

@@ -1,0 +1,149 @@
+"""Unit from the page and from the API."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from facesnap_ext import photos
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.settings.unit import UI_ORDER, Unit, from_script_args
+
+
+def picture(seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 6, 3), np.uint8))
+
+
+def png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def b64(image):
+    return base64.b64encode(png(image)).decode()
+
+
+def page(**values) -> list:
+    """A unit's components as the page shows them at first, but for `values`."""
+    shown = {field.name: field.default for field in fields(Unit)} | {"enabled": True, "references": None}
+    shown |= {"placed": False, "x": 0.5, "y": 0.45, "size": 0.45, "blocks": ""}
+    return [{**shown, **values}[name] for name in UI_ORDER]
+
+
+def digests(unit: Unit) -> list:
+    pictures = (*unit.references, unit.driving, unit.mask)
+    return [picture and picture.digest for picture in pictures]
+
+
+def test_the_pages_values_and_the_apis_mean_the_same():
+    a, b, c, d = map(picture, range(4))
+    shown = from_script_args(
+        page(
+            references=[png(a), png(b)],
+            driving=c,
+            mask=d,
+            placed=True,
+            x=0.25,
+            blocks="0, 0.5 " + "1 " * 8,
+            weight=0.8,
+            hires="first",
+        )
+    )
+    named = from_script_args(
+        [
+            {
+                "references": [b64(a), "data:image/png;base64," + b64(b)],
+                "driving": b64(c),
+                "mask": b64(d),
+                "x": 0.25,
+                "y": 0.45,
+                "size": 0.45,
+                "blocks": [0, 0.5, *[1] * 8],
+                "weight": 0.8,
+                "hires": "first",
+            },
+            *page()[1:],  # what the host fills up with
+        ]
+    )
+    (shown,), (named,) = shown.values(), named.values()
+    assert digests(shown) == digests(named) == [photos.from_pil(image, "").digest for image in (a, b, c, d)]
+    without = {"references": (), "driving": None, "mask": None}
+    assert replace(shown, **without) == replace(named, **without)
+    assert named.blocks == (0, 0.5, *[1] * 8)
+
+
+def test_the_page_as_it_opens_is_the_defaults():
+    assert from_script_args(page()) == {1: Unit(True)}
+
+
+def test_several_people():
+    two = [{"references": [b64(picture(i))], "weight": weight} for i, weight in ((0, 0.5), (1, 1.5))]
+    shown = from_script_args(
+        [*page(references=[png(picture(0))], weight=0.5), *page(enabled=False), *page(references=[png(picture(1))])]
+    )
+    named = from_script_args(two)
+    assert list(shown) == [1, 3]
+    assert [digests(unit) for unit in named.values()] == [digests(unit) for unit in shown.values()]
+    assert {number: unit.weight for number, unit in named.items()} == {1: 0.5, 2: 1.5}
+    assert from_script_args([*page(enabled=False), *page()]) == {}
+
+
+@pytest.mark.parametrize("args", [[], [False], [False, "no picture", None, None, 9], [{"enabled": False, "odd": 1}]])
+def test_disabled_means_nothing_is_read(args):
+    assert from_script_args(args) == {}
+
+
+def test_a_list_from_before_the_last_components_means_the_same():
+    assert from_script_args(page(weight=0.5)[:-1]) == from_script_args(page(weight=0.5))
+
+
+def test_an_unknown_name_is_told_with_the_known_ones():
+    with pytest.raises(FaceSnapError, match=r"no setting named 'wieght'; it has adapter, blocks, .*several, .*weight"):
+        from_script_args([{"wieght": 1}])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("weight", 2.5), ("start", -0.1), ("end", 1.01), ("weight", "much"), ("yaw", 90), ("size", 0)]
+)
+def test_values_out_of_range_are_told(name, value):
+    with pytest.raises(FaceSnapError, match=f"{name} is {value!r}"):
+        from_script_args([{"references": [b64(picture())], name: value}])
+
+
+@pytest.mark.parametrize("text", ["/etc/passwd", "file:///etc/passwd", "https://example.org/face.png", "C:\\face.png"])
+def test_a_string_is_never_a_path_or_an_address(text):
+    with pytest.raises(FaceSnapError, match="Reference photo 1"):
+        from_script_args([{"references": [text]}])
+
+
+@given(weight=st.floats(0, 2), start=st.floats(0, 1), end=st.floats(0, 1))
+def test_it_acts_only_with_a_weight_and_a_window(weight, start, end):
+    settings = Unit(enabled=True, weight=weight, start=start, end=end)
+    assert settings.active == (weight > 0 and start < end)
+    assert not replace(settings, enabled=False).active
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pose": "lying"}, "pose is 'lying'; give one of photo, template"),
+        ({"blocks": [1, 2]}, "blocks are .* give 10 numbers"),
+        ({"face": -1}, "face is -1"),
+    ],
+)
+def test_what_is_no_choice_is_told(values, message):
+    with pytest.raises(FaceSnapError, match=message):
+        from_script_args([{"references": [b64(picture())], **values}])
+
+
+def test_blocks_that_are_no_numbers_are_told():
+    with pytest.raises(FaceSnapError, match="blocks are 'strong'"):
+        from_script_args(page(blocks="strong"))

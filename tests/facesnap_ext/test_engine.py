@@ -1,0 +1,402 @@
+"""From photos and settings to guidance: what is computed, remembered, and refused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from facesnap_ext.engine import Engine
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.identity import encoders, faces
+from facesnap_ext.identity.saved import save_identity
+from facesnap_ext.landmarks.points72 import place
+from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, moved, placement, pose_landmarks, pose_of
+from facesnap_ext.landmarks.predictor import LandmarkPredictor
+from facesnap_ext.networks.mixer import FacialAttributeMixer
+from facesnap_ext.photos import Photo
+from facesnap_ext.regions import around
+from facesnap_ext.settings.unit import Unit
+from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.places import find_models
+from tests.support.stand_in_pack import stand_in_arcface
+
+
+@pytest.fixture(scope="module")
+def engine(stand_ins):
+    return Engine(lambda: find_models(stand_ins))
+
+
+@pytest.fixture
+def unit(astronaut):
+    return Unit(enabled=True, references=(astronaut,), model="random.safetensors")
+
+
+@pytest.fixture
+def copied(stand_ins, tmp_path):
+    return shutil.copytree(stand_ins, tmp_path / "facesnap")
+
+
+def grey(name="grey.png"):
+    return Photo(np.full((256, 256, 3), 128, np.uint8), name)
+
+
+def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mirrored):
+    from facesnap_ext.identity import clip, faces
+    from facesnap_ext.landmarks.predictor import load_predictor
+    from facesnap_ext.weights import facesnap_file
+
+    prepared = engine.prepare(replace(unit, driving=mirrored, weight=0.5, start=0.1, end=0.9), 640, 512)
+    guidance = prepared.guidance
+    pack = faces.load_pack(stand_ins / "stand-in-pack")
+    face, driving = (faces.choose(faces.find_faces(pack, photo)) for photo in (unit.references[0], mirrored))
+    weights = facesnap_file.load(stand_ins / "random.safetensors")
+    tokens = weights.mixer(
+        torch.from_numpy(face.embedding)[None, None],
+        clip.load_image_encoder(stand_ins / "stand-in-clip")([face.crop])[None],
+    )
+    torch.testing.assert_close(guidance.tokens, tokens)
+    predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
+    points = predictor.predict(
+        predictor.encode(face.photo.pixels, face.box), predictor.encode(mirrored.pixels, driving.box)
+    )
+    np.testing.assert_allclose(guidance.landmarks.points, place(points, 640, 512, driving.box).points, atol=1e-3)
+    assert (guidance.landmarks.width, guidance.landmarks.height) == (640, 512)
+    assert (guidance.weight, guidance.start, guidance.end, guidance.text_free) == (0.5, 0.1, 0.9, True)
+    assert guidance.name == "random.safetensors"
+    for key, tensor in weights.ffrnet.state_dict().items():
+        assert torch.equal(guidance.ffrnet.state_dict()[key], tensor)
+
+
+def count_runs(monkeypatch):
+    runs = []
+
+    def counted(owner, name, label):
+        method = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **kwargs: runs.append(label) or method(*args, **kwargs))
+
+    counted(faces, "find_faces", "faces")
+    counted(encoders, "load_image_encoder", "clip")
+    counted(FacialAttributeMixer, "forward", "mixer")
+    counted(LandmarkPredictor, "predict", "landmarks")
+    return runs
+
+
+def test_the_second_job_with_the_same_photos_computes_nothing(stand_ins, unit, mirrored, monkeypatch):
+    engine = Engine(lambda: find_models(stand_ins))
+    runs = count_runs(monkeypatch)
+    first = engine.prepare(replace(unit, driving=mirrored), 512, 512)
+    assert sorted(set(runs)) == ["clip", "faces", "landmarks", "mixer"]
+    runs.clear()
+    renamed = Photo(unit.references[0].pixels.copy(), "the same pixels.png")
+    second = engine.prepare(replace(unit, references=(renamed,), driving=mirrored, weight=0.3), 512, 768)
+    assert runs == []
+    assert torch.equal(first.guidance.tokens, second.guidance.tokens)
+    assert second.guidance.weight == 0.3
+    assert second.guidance.landmarks.height == 768
+
+
+def test_never_the_identity_of_the_picture_before(engine, unit, grace_hopper, astronaut):
+    first = engine.prepare(unit, 512, 512).guidance
+    other = engine.prepare(replace(unit, references=(grace_hopper,)), 512, 512).guidance
+    again = engine.prepare(unit, 512, 512).guidance
+    assert not torch.allclose(first.tokens, other.tokens, atol=1e-4)
+    assert torch.equal(first.tokens, again.tokens)
+    one_pixel = astronaut.pixels.copy()
+    one_pixel[60, 220] = 0
+    changed = engine.prepare(replace(unit, references=(Photo(one_pixel, astronaut.name),)), 512, 512).guidance
+    assert not torch.equal(first.tokens, changed.tokens)
+
+
+@pytest.mark.parametrize("part", ["random.safetensors", "stand-in-pack/glintr100.onnx", "stand-in-deca.safetensors"])
+def test_a_file_exchanged_between_two_jobs_is_read_anew(copied, unit, part, monkeypatch):
+    engine = Engine(lambda: find_models(copied))
+    engine.prepare(unit, 512, 512)
+    runs = count_runs(monkeypatch)
+    os.utime(copied / part, ns=(1, 1))
+    engine.prepare(unit, 512, 512)
+    assert runs
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("random.safetensors", "encoding the face"), ("stand-in-pack/glintr100.onnx", "loading the FaceSnap file")],
+)
+def test_a_file_exchanged_while_a_job_is_prepared_leaves_nothing_of_its_predecessor(copied, unit, tmp_path, part, said):
+    """The job under way may be of either file; the next one is of the new file alone."""
+    new = tmp_path / "new"
+    if part.endswith(".onnx"):
+        stand_in_arcface(new, seed=9)
+    else:
+        weights = facesnap_file.load(copied / part)
+        for parameter in weights.mixer.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        facesnap_file.save(new, weights.info, weights.mixer, weights.ffrnet)
+    engine = Engine(lambda: find_models(copied))
+    old = engine.prepare(unit, 512, 512).guidance.tokens
+    engine = Engine(lambda: find_models(copied))
+    engine.prepare(unit, 512, 512, progress=lambda told: told == said and new.exists() and new.replace(copied / part))
+    assert not new.exists()
+    tokens = engine.prepare(unit, 512, 512).guidance.tokens
+    assert torch.equal(tokens, Engine(lambda: find_models(copied)).prepare(unit, 512, 512).guidance.tokens)
+    assert not torch.allclose(tokens, old, atol=1e-3)
+
+
+def test_another_person_of_the_same_size_and_time_under_the_same_name_is_another_person(copied, unit, grace_hopper):
+    """As zips unpack: their files have the times that they say."""
+    engine = Engine(lambda: find_models(copied))
+    people = [(unit.references, "Anna"), ((grace_hopper,), "Bert")]
+    paths = [save_identity(engine.encoders, engine.files(), photos, name) for photos, name in people]
+    for path in paths:
+        os.utime(path, ns=(1, 1))
+    anna = replace(unit, references=(), identity="Anna", pose="sliders")
+    before = engine.prepare(anna, 512, 512).guidance.tokens
+    assert len({path.stat().st_size for path in paths}) == 1
+    paths[1].replace(paths[0])
+    after = engine.prepare(anna, 512, 512).guidance.tokens
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_people_of_different_files_have_theirs_loaded_once_and_no_file_more_than_the_job_has(
+    stand_ins, unit, monkeypatch
+):
+    loads = []
+    load = facesnap_file.load
+    monkeypatch.setattr(facesnap_file, "load", lambda path: loads.append(path.stem) or load(path))
+    engine = Engine(lambda: find_models(stand_ins))
+    a, b = unit, replace(unit, model="init.safetensors")
+    for person in (a, b, a, b):
+        engine.prepare(person, 512, 512, files_kept=2)
+    assert loads == ["random", "init"]
+    engine.prepare(b, 512, 512)  # a job of one person: only their file stays
+    engine.prepare(a, 512, 512)
+    assert loads == ["random", "init", "random"]
+
+
+def test_a_unit_hands_on_where_and_how_it_acts(engine, unit):
+    asked = replace(unit, region="face", grow=2.0, hires="second", blocks=(0.5,) * 10, cond_only=True)
+    guidance = engine.prepare(asked, 512, 512).guidance
+    assert guidance.region == around(guidance.landmarks, 2.0)
+    assert (guidance.hires, guidance.blocks, guidance.cond_only) == ("second", (0.5,) * 10, True)
+
+
+def test_several_references_are_mixed_or_averaged(engine, unit, astronaut, mirrored):
+    one = engine.prepare(unit, 512, 512).guidance.tokens
+    both = replace(unit, references=(astronaut, mirrored))
+    mixed = engine.prepare(both, 512, 512).guidance.tokens
+    averaged = engine.prepare(replace(both, several="averaged"), 512, 512).guidance.tokens
+    assert one.shape == mixed.shape == averaged.shape
+    for a, b in ((one, mixed), (one, averaged), (mixed, averaged)):
+        assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_the_init_picture_drives_by_default_in_its_own_pixels(engine, unit, mirrored):
+    prepared = engine.prepare(unit, 768, 512, init_picture=mirrored)
+    assert prepared.in_init_picture
+    assert prepared.driving.photo is mirrored
+    assert (prepared.guidance.landmarks.width, prepared.guidance.landmarks.height) == (512, 512)
+    chosen = engine.prepare(replace(unit, driving=unit.references[0]), 768, 512, init_picture=mirrored)
+    assert not chosen.in_init_picture
+    assert chosen.driving.photo is unit.references[0]
+
+
+def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_stops_the_job(engine, unit):
+    prepared = engine.prepare(unit, 512, 512, init_picture=grey())
+    assert not prepared.in_init_picture
+    assert prepared.driving.photo is unit.references[0]
+    assert "init picture has no face" in prepared.notes[0]
+    with pytest.raises(FaceSnapError, match=r"No face .* drive me\.png"):
+        engine.prepare(replace(unit, driving=grey("drive me.png")), 512, 512)
+
+
+def test_another_face_of_a_photo_is_another_person(engine, unit, group):
+    photos = replace(unit, references=(group,))
+    largest, second = (engine.prepare(replace(photos, face=which), 512, 512) for which in (0, 1))
+    assert largest.references[0].box[0] != second.references[0].box[0]
+    assert not torch.allclose(largest.guidance.tokens, second.guidance.tokens, atol=1e-4)
+    assert not np.allclose(largest.guidance.landmarks.points, second.guidance.landmarks.points)
+    with pytest.raises(FaceSnapError, match="has no face 6"):
+        engine.prepare(replace(photos, face=6), 512, 512)
+
+
+@pytest.mark.parametrize("pose", ["template", "sliders"])
+def test_templates_and_sliders_pose_the_references_shape_and_need_no_other_photo(
+    engine, unit, stand_ins, mirrored, pose
+):
+    from facesnap_ext.landmarks.predictor import load_predictor
+
+    posed = replace(unit, pose=pose, template="three quarters right", yaw=20, mouth=0.5, y=0.6)
+    prepared = engine.prepare(replace(posed, driving=grey()), 640, 512, init_picture=mirrored)
+    predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
+    face = prepared.references[0]
+    rig = make_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
+    wanted = pose_landmarks(rig, pose_of(posed, 640, 512), 640, 512)
+    np.testing.assert_allclose(prepared.guidance.landmarks.points, wanted.points, atol=1e-3)
+    assert (prepared.guidance.landmarks.width, prepared.guidance.landmarks.height) == (640, 512)
+    assert not prepared.in_init_picture
+    assert prepared.driving is None
+    assert placement(wanted)[1] != pytest.approx(TEMPLATES["front"].y, abs=0.05), "the unit's own place"
+
+
+def test_moving_a_slider_runs_no_network(stand_ins, unit, monkeypatch):
+    engine = Engine(lambda: find_models(stand_ins))
+    engine.prepare(replace(unit, pose="sliders"), 512, 512)
+    runs = count_runs(monkeypatch)
+    monkeypatch.setattr(LandmarkPredictor, "encode", lambda *args: runs.append("deca"))
+    engine.prepare(replace(unit, pose="sliders", yaw=30), 512, 768)
+    engine.prepare(replace(unit, pose="template", template="far"), 512, 768)
+    assert runs == []
+
+
+def test_the_references_own_pose_is_its_even_beside_other_photos(engine, unit, mirrored):
+    alone = engine.prepare(unit, 640, 512)
+    own = engine.prepare(replace(unit, pose="own", driving=mirrored), 640, 512, init_picture=mirrored)
+    np.testing.assert_array_equal(own.guidance.landmarks.points, alone.guidance.landmarks.points)
+    assert own.driving.photo is unit.references[0]
+    assert not own.in_init_picture
+
+
+def test_a_photos_points_go_where_the_unit_says(engine, unit, mirrored):
+    for changes, init, size in (
+        ({"driving": mirrored}, None, (640, 768)),
+        ({}, mirrored, (512, 512)),
+        ({"pose": "own"}, None, (640, 768)),
+    ):
+        there, here = (
+            engine.prepare(replace(unit, **changes, **place), 640, 768, init_picture=init).guidance.landmarks
+            for place in ({"x": 0.3, "size": 0.2}, {})
+        )
+        assert (there.width, there.height) == size
+        np.testing.assert_array_equal(there.points, moved(here, x=0.3, size=0.2).points)
+        np.testing.assert_allclose(placement(there), (0.3, placement(here)[1], 0.2), atol=1e-5)
+
+
+def test_each_face_of_a_driving_photo_can_drive(engine, unit, group):
+    drives = [replace(unit, driving=group, driving_face=which) for which in (0, 1)]
+    boxes = [tuple(engine.prepare(one, 640, 512).driving.box) for one in drives]
+    from_init = [replace(unit, driving_face=which) for which in (0, 1)]
+    assert boxes == [tuple(engine.prepare(one, 640, 512, init_picture=group).driving.box) for one in from_init]
+    assert boxes[0] != boxes[1]
+    with pytest.raises(FaceSnapError, match="has no face 6"):
+        engine.prepare(replace(unit, driving=group, driving_face=6), 512, 512)
+
+
+def test_jobs_and_requests_of_several_threads_share_what_is_computed(stand_ins, unit, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    engine = Engine(lambda: find_models(stand_ins))
+    runs = count_runs(monkeypatch)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: engine.prepare(unit, 512, 512), range(4)))
+    assert sorted(runs) == ["clip", "faces", "landmarks", "mixer"]
+    assert all(torch.equal(result.guidance.tokens, results[0].guidance.tokens) for result in results)
+
+
+def test_a_padded_close_up_is_said(engine, unit, astronaut):
+    close_up = Photo(np.ascontiguousarray(astronaut.pixels[70:165, 178:273]), "close-up.png")
+    prepared = engine.prepare(replace(unit, references=(close_up,)), 512, 512)
+    assert prepared.references[0].padded
+    assert "close-up.png fills the picture" in prepared.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("stand-in-pack", "no face recognition pack"),
+        ("stand-in-clip", "no CLIP-ViT-H image encoder"),
+        ("stand-in-deca.safetensors", "no DECA encoder"),
+        ("stand-in-flame.safetensors", "no FLAME head model"),
+        ("*.safetensors", "no FaceSnap file"),
+    ],
+)
+def test_what_is_missing_is_told_with_the_folder_it_belongs_in(copied, unit, part, message):
+    for path in copied.glob(part):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    unit = replace(unit, model="" if "*" in part else unit.model)
+    with pytest.raises(FaceSnapError, match=message) as caught:
+        Engine(lambda: find_models(copied)).prepare(unit, 512, 512)
+    assert str(copied) in str(caught.value)
+    assert "put one there" in str(caught.value)
+
+
+def test_decas_and_flames_own_files_are_converted_once(copied, unit, monkeypatch):
+    import pickle
+
+    from safetensors.torch import load_file
+
+    deca, flame = copied / "stand-in-deca.safetensors", copied / "stand-in-flame.safetensors"
+    wanted = Engine(lambda: find_models(copied)).prepare(unit, 512, 512).guidance.landmarks
+    torch.save({"E_flame": load_file(deca)}, copied / "deca_model.tar")
+    arrays = {key: tensor.numpy() for key, tensor in load_file(flame).items()}
+    shapes, expressions = arrays["shapedirs"], arrays.pop("expressiondirs")
+    directions = np.zeros((*shapes.shape[:2], 400), np.float32)  # FLAME's own: 300 of shape, then 100 of expression
+    directions[..., : shapes.shape[2]] = shapes
+    directions[..., 300 : 300 + expressions.shape[2]] = expressions
+    parents = arrays.pop("parents")
+    arrays |= {"shapedirs": directions, "f": arrays.pop("faces"), "kintree_table": np.stack([parents, parents])}
+    (copied / "generic_model.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
+    deca.unlink()
+    flame.unlink()
+    told = []
+    got = Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append).guidance.landmarks
+    np.testing.assert_allclose(got.points, wanted.points, atol=1e-3)
+    assert told[:2] == ["converting deca_model.tar, once", "converting generic_model.pkl, once"]
+    told.clear()
+    Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append)
+    assert not any("converting" in line for line in told)
+
+
+def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, unit):
+    cases = [
+        (replace(unit, references=()), "without a reference photo"),
+        (replace(unit, references=(grey("sky.jpg"),)), "No face .* sky.jpg"),
+        (replace(unit, model="none.safetensors"), "no FaceSnap file none.safetensors .* there is init"),
+        (replace(unit, model=""), "several FaceSnap files .* choose one"),
+    ]
+    for wrong, message in cases:
+        with pytest.raises(FaceSnapError, match=message):
+            engine.prepare(wrong, 512, 512)
+
+
+def test_encoders_that_do_not_fit_the_file_are_named(engine, unit, monkeypatch):
+    monkeypatch.setattr(engine.encoders, "clip_tokens", lambda files, faces: [torch.zeros(257, 1024)])
+    with pytest.raises(FaceSnapError, match=r"wants features of 64 numbers from the CLIP .* gives 1024"):
+        engine.prepare(replace(unit, several="averaged"), 512, 512)
+
+
+def test_progress_tells_each_stage(stand_ins, unit):
+    told = []
+    Engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512, progress=told.append)
+    assert told == [
+        "looking for the face",
+        "loading the FaceSnap file",
+        "encoding the face",
+        "predicting landmarks",
+    ]
+
+
+def test_without_deca_the_packs_own_68_points_of_the_driving_photo_are_taken_and_that_is_said(copied, unit, mirrored):
+    """The paper's "drive landmark"; it needs a pack with a model of 68 points, as antelopev2 and buffalo_l are."""
+    pytest.importorskip("onnx")
+    from facesnap_ext.landmarks.points72 import from_68
+    from tests.support.stand_in_pack import stand_in_landmarks68
+
+    points = np.random.default_rng(0).uniform(-0.6, 0.6, (68, 2)).astype(np.float32)
+    stand_in_landmarks68(copied / "stand-in-pack" / "1k3d68.onnx", points)
+    engine = Engine(lambda: find_models(copied))
+    asked = replace(unit, driving=mirrored)
+    predicted = engine.prepare(asked, 512, 512)
+    assert predicted.notes == ()
+    (copied / "stand-in-deca.safetensors").unlink()
+    prepared = engine.prepare(asked, 512, 512)
+    left, top, right, bottom = prepared.driving.box
+    side = 1.5 * max(right - left, bottom - top)  # of the square that the model sees
+    wanted = np.array([left + right, top + bottom]) / 2 + points * side / 2
+    np.testing.assert_allclose(prepared.guidance.landmarks.points, from_68(wanted), atol=1.0)
+    assert not np.allclose(prepared.guidance.landmarks.points, predicted.guidance.landmarks.points, atol=2.0)
+    [note] = prepared.notes
+    assert "Without DECA and FLAME the face's points are those of mirrored.png as they are" in note

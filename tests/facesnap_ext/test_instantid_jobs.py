@@ -1,0 +1,336 @@
+"""InstantID's files from the model folder to each host: photo in, guidance out, through every loader."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from facesnap_ext import engine as engine_module
+from facesnap_ext.cache import Memory
+from facesnap_ext.cli.main import main
+from facesnap_ext.conditioning import Residuals
+from facesnap_ext.engine import Engine
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.files import sha256
+from facesnap_ext.hosts import a1111, forge, webui
+from facesnap_ext.hosts.attention import cross_attentions
+from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.identity.saved import save_identity
+from facesnap_ext.landmarks.points5 import draw_five
+from facesnap_ext.landmarks.points72 import five_points
+from facesnap_ext.settings.unit import Unit, sittings
+from facesnap_ext.weights import facesnap_file, identity_file
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION, recognition_of
+from facesnap_ext.weights.places import find_models
+from tests.facesnap_ext.hosts import test_a1111, test_attention, test_diffusers, test_forge
+from tests.support import tiny
+from tests.support.ldm_unet import inputs, ldm_unet
+from tests.support.mixers import instantid_resampler
+from tests.support.stand_in_pack import stand_in_arcface
+from tests.support.stand_ins import cross_attention_widths, randomise_outputs, write_instantid
+
+host = test_attention.host  # A1111's modules
+
+
+@pytest.fixture(scope="module")
+def widths():
+    return [layer.to_q.out_features for layer in cross_attentions(ldm_unet())]
+
+
+def test_stand_ins_know_a_checkpoints_cross_attentions(widths, tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    tensors = {f"model.diffusion_model.{key}": tensor for key, tensor in ldm_unet().state_dict().items()}
+    save_file(tensors, checkpoint)
+    assert cross_attention_widths(checkpoint) == widths
+    assert len(set(widths)) > 1
+
+
+@pytest.fixture(scope="module")
+def models(stand_ins, widths, tmp_path_factory):
+    """A user's model folder: InstantID's files, a face pack, DECA and FLAME; neither CLIP nor a FaceSnap file."""
+    folder = tmp_path_factory.mktemp("instantid") / "facesnap"
+    folder.mkdir()
+    shutil.copytree(stand_ins / "stand-in-pack", folder / "antelopev2")
+    for part in ("deca", "flame"):
+        shutil.copy(stand_ins / f"stand-in-{part}.safetensors", folder)
+    network = tiny.ffrnet(3)
+    randomise_outputs(network)
+    write_instantid(folder, network, widths)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(models):
+    return Engine(lambda: find_models(models))
+
+
+@pytest.fixture(autouse=True)
+def the_pack_is_antelopev2s(models, monkeypatch):
+    monkeypatch.setattr(engine_module, "RECOGNITION_SHA256", sha256(models / "antelopev2" / "glintr100.onnx"))
+
+
+@pytest.fixture
+def unit(astronaut):
+    return Unit(enabled=True, references=(astronaut,))
+
+
+def test_another_recognition_model_is_refused_and_another_file_of_its_name_told(models, unit, stand_ins, tmp_path):
+    """With others' embeddings, of as many numbers, InstantID draws somebody else."""
+    folder = shutil.copytree(models, tmp_path / "facesnap")
+    engine = Engine(lambda: find_models(folder))
+    stand_in_arcface(folder / "antelopev2" / "glintr100.onnx", seed=9)
+    [note] = engine.prepare(unit, 512, 512).notes
+    assert "is not antelopev2's, which InstantID is made for" in note
+    (folder / "antelopev2" / "glintr100.onnx").rename(folder / "antelopev2" / "w600k_r50.onnx")
+    (folder / "antelopev2").rename(folder / "buffalo_l")
+    with pytest.raises(
+        FaceSnapError, match=r"antelopev2's glintr100\.onnx, and the face pack .*buffalo_l has w600k_r50"
+    ):
+        engine.prepare(unit, 512, 512)
+    shutil.copy(stand_ins / "random.safetensors", folder)  # other files take any pack
+    assert engine.check_recognition(engine.files(), recognition_of(folder / "random.safetensors")) == []
+    shutil.copytree(models / "antelopev2", folder / "zebra")
+    assert engine.prepare(replace(unit, model="InstantID"), 512, 512).notes == ()
+
+
+def halves(models):
+    tensors = torch.load(models / ADAPTER, weights_only=True)
+    return tensors["image_proj"], tensors["ip_adapter"]
+
+
+def test_guidance_is_what_instantids_formulas_make_of_the_face(engine, models, unit, mirrored):
+    prepared = engine.prepare(replace(unit, driving=mirrored), 640, 512)
+    guidance = prepared.guidance
+    resampler, attention = halves(models)
+    embedding = torch.from_numpy(prepared.references[0].embedding)[None, None]
+    assert abs(embedding.norm() - 1) > 0.1, "not normalised"
+    wanted = instantid_resampler(resampler, torch.cat([embedding, torch.zeros(1, 1, 512)]))
+    torch.testing.assert_close(torch.cat([guidance.tokens, guidance.uncond_tokens]), wanted, atol=1e-4, rtol=1e-4)
+    for i, (keys, values) in enumerate(guidance.adapter()):
+        for got, name in ((keys, "to_k_ip"), (values, "to_v_ip")):
+            torch.testing.assert_close(got, wanted @ attention[f"{2 * i + 1}.{name}.weight"].T, atol=1e-4, rtol=1e-4)
+    assert len(guidance.adapter()) == len(attention) // 2
+    assert (guidance.adapter_weight, guidance.text_free, guidance.name) == (0.8, False, "InstantID")
+
+    # pose transfer keeps the reference's own shape: the five are of the predicted 72, not of the driving photo
+    assert len(guidance.landmarks.points) == 72
+    detected = engine.encoders.face(find_models(models), mirrored).keypoints
+    assert np.abs(five_points(guidance.landmarks.points) / (640, 512) - detected / (512, 512)).max() > 0.01
+    assert prepared.notes == ()
+    y = torch.zeros(1, tiny.ADM)
+    pictures = []
+    embed = guidance.ffrnet.embed_landmarks
+    guidance.ffrnet.embed_landmarks = lambda picture: pictures.append(picture) or embed(picture)
+    try:
+        Residuals((guidance,)).rows(torch.zeros(1, 4, 64, 80), torch.tensor([500.0]), [True], y)
+    finally:
+        del guidance.ffrnet.embed_landmarks
+    np.testing.assert_array_equal(
+        np.rint(pictures[0][0].permute(1, 2, 0).numpy() * 255), draw_five(guidance.landmarks, 640, 512)
+    )
+
+
+def test_several_references_are_averaged_plainly_or_mixed(engine, models, unit, grace_hopper):
+    both = replace(unit, references=(*unit.references, grace_hopper))
+    averaged = engine.prepare(replace(both, several="averaged"), 512, 512)
+    embeddings = torch.stack([torch.from_numpy(face.embedding) for face in averaged.references])
+    wanted = instantid_resampler(halves(models)[0], embeddings.mean(0)[None, None])
+    torch.testing.assert_close(averaged.guidance.tokens, wanted, atol=1e-4, rtol=1e-4)
+    mixed = engine.prepare(both, 512, 512).guidance.tokens
+    one = engine.prepare(unit, 512, 512).guidance.tokens
+    assert not torch.allclose(mixed, wanted, atol=1e-3)
+    assert not torch.allclose(mixed, one, atol=1e-3)
+
+
+def test_without_deca_and_flame_the_points_are_the_driving_photos_own_and_that_is_said(
+    models, unit, mirrored, tmp_path
+):
+    for missing in ("deca", "flame"):
+        folder = shutil.copytree(models, tmp_path / missing)
+        (folder / f"stand-in-{missing}.safetensors").unlink()
+        bare = Engine(lambda folder=folder: find_models(folder))
+        prepared = bare.prepare(replace(unit, driving=mirrored), 512, 512)
+        np.testing.assert_allclose(prepared.guidance.landmarks.points, prepared.driving.keypoints, atol=1e-3)
+        [note] = prepared.notes
+        assert "those of mirrored.png as they are" in note
+        with pytest.raises(FaceSnapError, match=f"There is no .*{missing.upper()}"):
+            bare.prepare(replace(unit, pose="sliders"), 512, 512)
+
+
+def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit, grace_hopper, monkeypatch):
+    monkeypatch.setattr(webui, "_engine", engine)
+    monkeypatch.setattr(webui, "progress", lambda *parts: None)
+    each = [unit, replace(unit, references=(grace_hopper,))]
+    apart = replace(unit, several="apart", references=tuple(one.references[0] for one in each))
+    p = SimpleNamespace(width=512, height=512)
+    jobs = webui.prepare(p, sittings({1: apart}), lambda: find_models(models))
+    for one, job in zip(each, jobs, strict=True):
+        assert torch.equal(job.people[0].guidance.tokens, engine.prepare(one, 512, 512).guidance.tokens)
+
+
+def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, stand_ins, unit, mirrored, tmp_path):
+    folder = shutil.copytree(models, tmp_path / "facesnap")
+    engine = Engine(lambda: find_models(folder))
+    path = save_identity(engine.encoders, engine.files(), unit.references, "Eileen")
+    saved = identity_file.load(path)
+    assert saved.clip_tokens is None
+    assert set(saved.networks) == {"face_pack", "deca"}
+    asked = replace(unit, driving=mirrored)
+    eileen = replace(asked, references=(), identity="Eileen")
+    assert torch.equal(*(engine.prepare(either, 512, 512).guidance.tokens for either in (asked, eileen)))
+
+    # packed into one file it wants no CLIP either
+    assert main(["convert", "instantid", *map(str, (folder / IDENTITYNET, folder / ADAPTER, tmp_path / "one"))]) == 0
+    packed = shutil.copytree(folder, tmp_path / "packed", ignore=shutil.ignore_patterns("ControlNetModel", ADAPTER))
+    shutil.move(tmp_path / "one", packed / "one.safetensors")
+    files = find_models(packed)
+    assert list(files.facesnap) == ["one.safetensors"]
+    assert files.missing() == {}
+    save_identity(Encoders(Memory()), files, unit.references, "packed")
+
+    # a FaceSnap file wants CLIP, when the person is saved and when they are drawn
+    shutil.copy(stand_ins / "random.safetensors", folder)
+    with pytest.raises(FaceSnapError, match="There is no CLIP"):
+        save_identity(engine.encoders, engine.files(), unit.references, "again")
+    with pytest.raises(FaceSnapError, match=r"Eileen was saved without CLIP's features, which random.* wants"):
+        engine.prepare(replace(eileen, model="random.safetensors"), 512, 512)
+
+
+def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, mirrored, tmp_path, capsys):
+    folder = tmp_path / "facesnap"
+    shutil.copytree(models, folder, ignore=shutil.ignore_patterns("ControlNetModel", ADAPTER))
+    out = folder / "instantid.safetensors"
+    for controlnet in (models / IDENTITYNET, models / "ControlNetModel"):
+        assert main(["convert", "instantid", str(controlnet), str(models / ADAPTER), str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n" * 2
+    packed = Engine(lambda: find_models(folder))
+    assert list(packed.files().facesnap) == ["instantid.safetensors"]
+    asked = replace(unit, driving=mirrored)
+    one, other = (which.prepare(asked, 512, 512).guidance for which in (engine, packed))
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.uncond_tokens, other.uncond_tokens)
+    for a, b in zip(one.adapter(), other.adapter(), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(a, b))
+    x, y = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(2, tiny.ADM)
+    residuals = [
+        Residuals((guidance,)).rows(x, torch.tensor([7.0, 7.0]), [True, False], y) for guidance in (one, other)
+    ]
+    assert all(torch.equal(*pair) for pair in zip(*residuals, strict=True))
+    assert (
+        packed.check_recognition(packed.files(), recognition_of(out)),
+        facesnap_file.read_info(out).recognition,
+    ) == (
+        [],
+        RECOGNITION,
+    )
+    assert (one.text_free, one.hint, one.adapter_weight) == (other.text_free, other.hint, other.adapter_weight)
+    published = {f"ffrnet.{key}": tensor for key, tensor in load_file(models / IDENTITYNET).items()}
+    stored = load_file(out)
+    assert all(torch.equal(stored[key], tensor) for key, tensor in published.items())
+
+
+def test_convert_says_what_it_wants(models, tmp_path, capsys):
+    cases = [
+        (["instantid", "a"], "instantid CONTROLNET ADAPTER OUT"),
+        (["instantid", str(models / ADAPTER), str(models / ADAPTER), str(tmp_path / "x")], "not an SDXL ControlNet"),
+        (["instantid", str(models / IDENTITYNET), str(models / IDENTITYNET), str(tmp_path / "x")], "not InstantID's"),
+    ]
+    for arguments, message in cases:
+        assert main(["convert", *arguments]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    controlnet, adapter = shutil.copytree(models, tmp_path / "own") / IDENTITYNET, tmp_path / "own" / ADAPTER
+    (tmp_path / "letter.txt").write_text("mine")
+    for out in (controlnet, adapter, tmp_path / "letter.txt", tmp_path):
+        before = out.read_bytes() if out.is_file() else None
+        assert main(["convert", "instantid", str(controlnet), str(adapter), str(out)]) == 1
+        told = capsys.readouterr().err
+        assert ("is a folder: give the name" if before is None else "is there already and no FaceSnap file") in told
+        assert before is None or out.read_bytes() == before
+
+
+def test_an_adapters_keys_and_values_are_made_when_the_picture_begins(engine, models, unit, monkeypatch):
+    """InstantID's are 21 MB a person, of whom there may be a folder."""
+    made = []
+    monkeypatch.setattr(
+        engine_module, "load_any_adapter", lambda source: lambda *tokens: made.append(tokens) or object()
+    )
+    memory = Engine(lambda: find_models(models))
+    guidances = [memory.prepare(unit, 512, 512).guidance for _ in range(2)]
+    assert made == []
+    assert guidances[0].has_adapter
+    assert guidances[0].adapter() is guidances[1].adapter()
+    assert len(made) == 1
+
+
+def test_another_adapter_beside_the_same_controlnet_is_another_job(models, unit, widths, tmp_path):
+    folder = shutil.copytree(models, tmp_path / "facesnap")
+    engine = Engine(lambda: find_models(folder))
+    before = engine.prepare(unit, 512, 512).guidance
+    write_instantid(tmp_path / "other", tiny.ffrnet(3), widths, seed=9)
+    shutil.copy(tmp_path / "other" / ADAPTER, folder)
+    after = engine.prepare(unit, 512, 512).guidance
+    assert not torch.allclose(before.tokens, after.tokens, atol=1e-3)
+    assert not torch.allclose(before.adapter()[0][0], after.adapter()[0][0], atol=1e-3)
+
+
+def test_in_a1111_the_job_runs_and_every_weight_has_its_say(engine, unit):
+    unet = ldm_unet()
+    x, timesteps, context, y = inputs(2)
+    pictures = []
+    for changes in ({}, {"adapter": 0.0}, {"adapter": 1.5}, {"weight": 0.5}):
+        guidance = engine.prepare(replace(unit, **changes), 128, 128).guidance
+        job = test_a1111.Job(unet)
+        a1111.attach(job, (guidance,))
+        test_a1111.announce(job, x, 1)
+        pictures.append(test_a1111.call(unet, x, timesteps, context, y, [0, 1]))
+        # in two calls, the unconditional one first in line for a mistake
+        test_a1111.announce(job, x, 1)
+        apart = [test_a1111.call(unet, x, timesteps, context, y, [row]) for row in (0, 1)]
+        torch.testing.assert_close(torch.cat(apart), pictures[-1], atol=1e-4, rtol=1e-4)
+        a1111.detach(job)
+    pictures.append(test_a1111.call(unet, x, timesteps, context, y, [0, 1]))
+    for i, a in enumerate(pictures):
+        for b in pictures[:i]:
+            assert not torch.allclose(a, b, atol=1e-4)
+
+
+def test_in_forge_the_job_gives_a1111s_output(engine, unit):
+    unet = ldm_unet()
+    x, _, context, y = inputs(2)
+    guidance = engine.prepare(unit, 128, 128).guidance
+    sigma = torch.full((2,), 2.0)
+    scaled, timesteps = test_forge.Predictor().calculate_input(sigma, x), test_forge.Predictor().timestep(sigma)
+    job = test_a1111.Job(unet)
+    a1111.attach(job, (guidance,))
+    test_a1111.announce(job, scaled, 1)
+    wanted = test_a1111.call(unet, scaled, timesteps, context, y, [0, 1])
+    a1111.detach(job)
+    job = test_forge.make_job(test_attention.ForgeUNet(unet))
+    forge.attach(job, (guidance,))
+    got = test_attention.forge_step(job, x, sigma[:1], context, y, [[(0, 0)], [(1, 1)]])
+    forge.detach(job)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_in_diffusers_the_pipeline_runs(models, unit, tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+    pipe = diffusers.StableDiffusionXLPipeline(**test_diffusers.parts(), add_watermarker=False)
+    folder = shutil.copytree(models, tmp_path / "facesnap")
+    write_instantid(folder, tiny.ffrnet(3), [layer.to_q.out_features for layer in cross_attentions(pipe.unet)])
+    guidance = Engine(lambda: find_models(folder)).prepare(unit, 128, 128).guidance
+    plain = test_diffusers.run(pipe)
+    with guided(pipe, guidance):
+        whole = test_diffusers.run(pipe)
+    with guided(pipe, replace(guidance, adapter_weight=0.0)):
+        half = test_diffusers.run(pipe)
+    assert not torch.allclose(whole, half, atol=1e-4)
+    assert not torch.allclose(half, plain, atol=1e-4)
+    assert torch.equal(test_diffusers.run(pipe), plain)

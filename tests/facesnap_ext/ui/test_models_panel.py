@@ -1,0 +1,146 @@
+"""The panel of model files: what it says, and what its buttons do."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import threading
+from html.parser import HTMLParser
+from typing import ClassVar
+
+import pytest
+
+from facesnap_ext.weights import catalogue, download
+from facesnap_ext.weights.inventory import compute_hashes, take_stock
+from facesnap_ext.weights.places import ModelFiles, find_models
+from tests.support import mock_webui
+from tests.support.parts_server import serve
+from tests.support.weight_files import KINDS, write
+
+OTHERS = ("status", ["list", "list of person 2"])  # of the page's parts that follow the panel
+
+
+class Clicks(mock_webui.Component):
+    """Components that remember what a click on them does."""
+
+    made: ClassVar[dict[str, Clicks]] = {}
+
+    def __init__(self, *args, **values):
+        super().__init__(*args, **values)
+        self.made[values["elem_id"]] = self
+
+    def click(self, function, inputs, outputs, **options):
+        self.function, self.outputs = function, outputs
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The module with a mock of gradio, which real processes have."""
+    names = ("gradio", "modules", "facesnap_ext.ui.models_panel")
+    before = {name: module for name, module in sys.modules.items() if name.startswith(names)}
+    mock_webui.install(tmp_path)
+    sys.modules.pop("facesnap_ext.ui.models_panel", None)
+    module = importlib.import_module("facesnap_ext.ui.models_panel")
+    monkeypatch.setattr(module, "EVERY", 0.01)
+    monkeypatch.setattr(Clicks, "made", {})
+    for name in ("Button", "HTML"):
+        monkeypatch.setattr(module.gr, name, Clicks)
+    monkeypatch.setattr(download, "_jobs", {})
+    yield module
+    for name in [name for name in sys.modules if name.startswith(names)]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+class Balanced(HTMLParser):
+    """Fails where tags do not nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text = [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        if tag != "br":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_everything_known_is_in_the_panel_and_foreign_text_is_text(module, tmp_path):
+    own = tmp_path / "<b>own"
+    own.mkdir()
+    write(own / "a.safetensors", {"ffrnet.x": (1,)}, format="facesnap", license="<script>alert(1)</script>")
+    (own / "notes.safetensors").write_bytes(b"notes")
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other / "h.safetensors", KINDS["CLIP_VISION"])
+    files = find_models(own, [other])
+    compute_hashes(files)
+    roles = take_stock(files)
+    html = module.html(roles, files)
+    assert "<script>" not in html
+    text = " ".join(Balanced(html).text)
+    for part in catalogue.PARTS:
+        assert part.title in text
+        assert f"{part.licence}: {part.use}" in text
+    for role in roles:
+        assert all(file.sha256[:12] in text for holding in role.holdings for file in holding.files)
+    assert str(other / "h.safetensors") in text
+    assert text.count("missing") == sum(role.needed and bool(role.missing) for role in roles) == 1
+    assert text.count("notes.safetensors is damaged") == 1
+    assert all(gap in text for gap in catalogue.COMMERCIAL_GAPS)
+    assert len(re.findall("<tr>", html)) == 1 + len(roles)
+
+
+def test_the_button_downloads_shows_how_far_it_is_and_what_there_is_then(module, tmp_path, monkeypatch):
+    pytest.importorskip("requests")
+    with serve(b"x" * 1000) as server:
+        server.hold = threading.Event()
+        monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
+        monkeypatch.setattr(module, "PARTS", (server.part(),))
+        module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+        steps = Clicks.made["models_get_thing"].function()
+        progress, *others = next(steps)
+        assert "the thing: " in progress
+        assert "<progress max='100'" in progress
+        assert others == [{}] * 4  # gr.update(): they stay as they are
+        assert server.asked == [] or len(server.asked) == 1
+        server.hold.set()
+        *_, (progress, table, status, *lists) = steps
+    assert "the thing is there: " in progress
+    assert table.startswith("<div class='facesnap-models'>")
+    assert "Missing: " in status
+    assert lists == [{"choices": [""]}] * 2
+    assert (tmp_path / "things" / "thing.bin").is_file()
+
+
+def test_what_goes_wrong_with_a_download_stands_in_the_panel(module, tmp_path, monkeypatch):
+    pytest.importorskip("requests")
+    with serve(b"x" * 1000) as server:
+        monkeypatch.setattr(catalogue, "PARTS", (server.part(b"y" * 1000),))
+        monkeypatch.setattr(module, "PARTS", catalogue.PARTS)
+        module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+        *_, (progress, *_) = Clicks.made["models_get_thing"].function()
+        assert "another file than the known one" in progress
+        assert "facesnap-problem" in progress
+        monkeypatch.setattr(catalogue, "PARTS", ())
+        ((progress, *_),) = Clicks.made["models_get_thing"].function()
+        assert "There is no part" in progress
+
+
+def test_drawing_the_panel_and_looking_again_downloads_nothing(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "start", lambda *args: pytest.fail("started"))
+    module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+    progress, table, *_ = Clicks.made["models_again"].function()
+    assert progress == ""
+    assert str(tmp_path) in table
+    Clicks.made["models_stop"].function()
+    buttons = [name for name in Clicks.made if name.startswith("models_get_")]
+    assert buttons == ["models_get_instantid-identitynet", "models_get_instantid-adapter"]

@@ -1,0 +1,255 @@
+"""The FaceSnap file: written, read, refused; made from a checkpoint and from a ControlNet."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from facesnap_ext.convert import convert
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.initialise import initialise
+from tests.support import tiny
+from tests.support.weight_files import KINDS, write
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+MIXER = MixerConfig(id_dim=12, clip_dim=10, dim=tiny.CONTEXT, id_tokens=5, queries=4, layers=1, feedforward=64, heads=4)
+UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    mixer, ffrnet = tiny.randomise(FacialAttributeMixer(MIXER)), tiny.ffrnet()
+    info = facesnap_file.FaceSnapInfo(MIXER, ffrnet.config, True, "CC0-1.0", "three drawings")
+    path = tmp_path / "facesnap.safetensors"
+    facesnap_file.save(path, info, mixer, ffrnet)
+    return path, info, mixer, ffrnet
+
+
+def test_what_was_saved_is_loaded(saved):
+    path, info, mixer, ffrnet = saved
+    weights = facesnap_file.load(path)
+    assert weights.info == info
+    for wrote, read in ((mixer, weights.mixer), (ffrnet, weights.ffrnet)):
+        assert not any(parameter.requires_grad for parameter in read.parameters())
+        for key, tensor in wrote.state_dict().items():
+            assert torch.equal(read.state_dict()[key], tensor), key
+
+
+def test_metadata_says_what_a_reader_needs_without_the_package(saved):
+    from safetensors import safe_open
+
+    with safe_open(saved[0], framework="pt") as file:
+        metadata = file.metadata()
+        assert {key.split(".")[0] for key in file.keys()} == {"mixer", "ffrnet"}  # noqa: SIM118
+    assert metadata["format"] == "facesnap"
+    assert metadata["version"] == "1"
+    assert metadata["text_free"] == "true"
+    assert metadata["license"] == "CC0-1.0"
+    assert metadata["trained_on"] == "three drawings"
+    assert json.loads(metadata["mixer"])["queries"] == 4
+    assert json.loads(metadata["ffrnet"])["widths"] == list(tiny.WIDTHS)
+
+
+def test_it_loads_in_another_type(saved):
+    weights = facesnap_file.load(saved[0], torch.bfloat16)
+    assert weights.ffrnet.dtype is torch.bfloat16
+    assert weights.mixer.queries.dtype is torch.bfloat16
+
+
+def test_a_file_of_another_kind_is_refused_before_its_numbers_are_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "sd15.safetensors", KINDS["SD15_CONTROLNET"])
+    monkeypatch.setattr(facesnap_file, "read_tensors", lambda *args, **kwargs: pytest.fail("numbers were read"))
+    with pytest.raises(FaceSnapError, match=r"sd15\.safetensors is an SD1\.5 ControlNet, not a FaceSnap file"):
+        facesnap_file.load(path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t, m: t.pop("ffrnet.conv_in.bias"), r"not whole: 1 tensors .* ffrnet\.conv_in\.bias"),
+        (lambda t, m: t.update({"mixer.foreign": torch.zeros(1)}), r"mixer\.foreign"),
+        (lambda t, m: t.update({"ffrnet.conv_in.bias": torch.zeros(7)}), r"ffrnet\.conv_in\.bias"),
+        (lambda t, m: m.update(version="2"), "newer FaceSnap"),
+        (lambda t, m: m.update(version="?"), "metadata .* damaged"),
+        (lambda t, m: m.pop("mixer"), "metadata .* damaged"),
+        (lambda t, m: m.update(ffrnet="{"), "metadata .* damaged"),
+        (lambda t, m: m.update(mixer='{"unknown": 1}'), "metadata .* damaged"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(saved, spoil, message):
+    path, info, *_ = saved
+    tensors, metadata = load_file(path), info.to_metadata()
+    spoil(tensors, metadata)
+    save_file(tensors, path, metadata)
+    with pytest.raises(FaceSnapError, match=message) as caught:
+        facesnap_file.load(path)
+    assert path.name in str(caught.value)
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_rest(saved, monkeypatch):
+    path, info, mixer, ffrnet = saved
+    before = path.read_bytes()
+
+    def fail(tensors, filename, metadata):
+        filename.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(FaceSnapError, match=r"facesnap\.safetensors cannot be written .No space"):
+        facesnap_file.save(path, info, mixer, ffrnet)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def unet_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    unet = tiny.randomise(diffusers.UNet2DConditionModel(sample_size=16, up_block_types=UP, **tiny.DIFFUSERS))
+    path = tmp_path / "unet.safetensors"
+    save_file(unet.state_dict(), path)
+    return unet, path
+
+
+# LDM's names for diffusers' parts, written out for this UNet of three levels with two ResNet blocks each
+LDM_BLOCKS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "down_blocks.0.resnets.0": "input_blocks.1.0",
+    "down_blocks.0.resnets.1": "input_blocks.2.0",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.3.0.op",
+    "down_blocks.1.resnets.0": "input_blocks.4.0",
+    "down_blocks.1.attentions.0": "input_blocks.4.1",
+    "down_blocks.1.resnets.1": "input_blocks.5.0",
+    "down_blocks.1.attentions.1": "input_blocks.5.1",
+    "down_blocks.1.downsamplers.0.conv": "input_blocks.6.0.op",
+    "down_blocks.2.resnets.0": "input_blocks.7.0",
+    "down_blocks.2.attentions.0": "input_blocks.7.1",
+    "down_blocks.2.resnets.1": "input_blocks.8.0",
+    "down_blocks.2.attentions.1": "input_blocks.8.1",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+LDM_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def as_ldm(state):
+    renamed = {
+        "conditioner.embedders.1.model.ln_final.weight": torch.zeros(4),
+        "first_stage_model.decoder.conv_in.weight": torch.zeros(4, 4, 3, 3),
+        "model.diffusion_model.out.2.weight": torch.zeros(4, 32, 3, 3),
+        "model.diffusion_model.output_blocks.0.0.in_layers.0.weight": torch.zeros(4),
+    }
+    for key, tensor in state.items():
+        for block, ldm in LDM_BLOCKS.items():
+            if key.startswith(block + "."):
+                inner = key[len(block) + 1 :]
+                if ".resnets." in f".{block}.":
+                    module, name = inner.rsplit(".", 1)
+                    inner = f"{LDM_RESNET[module]}.{name}"
+                renamed[f"model.diffusion_model.{ldm}.{inner}"] = tensor.contiguous()
+    return renamed
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "single file"])
+def test_training_starts_from_the_checkpoints_encoder_and_zero_convolutions(tmp_path, layout):
+    unet, path = unet_checkpoint(tmp_path)
+    if layout == "single file":
+        save_file(as_ldm(unet.state_dict()), path)
+    out = tmp_path / "init.safetensors"
+    initialise(path, out, head_dim=16, size_dim=8, dtype=torch.float32)
+    weights = facesnap_file.load(out)
+    assert weights.info.text_free
+    assert weights.info.ffrnet.heads == (2, 4, 6)
+    assert (weights.info.mixer.dim, weights.info.mixer.queries) == (tiny.CONTEXT, 16)
+
+    reference = diffusers.ControlNetModel.from_unet(unet)
+    own = weights.ffrnet.state_dict()
+    assert own.keys() == reference.state_dict().keys()
+    for key, tensor in reference.state_dict().items():
+        if key.startswith("controlnet_cond_embedding.") and "conv_out" not in key:
+            assert own[key].shape == tensor.shape  # seeded here as there
+        else:
+            assert torch.equal(own[key], tensor), key
+
+    x, tokens = torch.randn(1, 4, 16, 16), torch.randn(1, 16, tiny.CONTEXT)
+    features = weights.ffrnet.embed_landmarks(torch.rand(1, 3, 128, 128))
+    assert all(
+        (residual == 0).all()
+        for residual in weights.ffrnet(x, torch.tensor([500.0]), weights.ffrnet.embed_tokens(tokens), features)
+    )
+
+
+def test_the_same_seed_makes_the_same_file_and_leaves_the_processs_randomness_alone(tmp_path):
+    _, path = unet_checkpoint(tmp_path)
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    for seed, name in ((1, "a"), (1, "b"), (2, "c")):
+        initialise(path, tmp_path / name, size_dim=8, seed=seed)
+    assert torch.equal(torch.rand(1), expected)
+    a, b, c = (load_file(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert any(not torch.equal(a[key], c[key]) for key in a)
+
+
+def test_an_inpainting_checkpoint_gives_its_first_four_channels(tmp_path):
+    unet, path = unet_checkpoint(tmp_path)
+    state = as_ldm(unet.state_dict())
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    state[key] = torch.cat([state[key], torch.ones(tiny.WIDTHS[0], 5, 3, 3)], dim=1)
+    save_file(state, path)
+    initialise(path, tmp_path / "init.safetensors", size_dim=8, dtype=torch.float32)
+    weights = facesnap_file.load(tmp_path / "init.safetensors")
+    assert torch.equal(weights.ffrnet.conv_in.weight, unet.conv_in.weight)
+
+
+def test_only_sdxl_is_a_start(tmp_path):
+    path = write(tmp_path / "old.safetensors", KINDS["SD15"])
+    with pytest.raises(FaceSnapError, match=r"old\.safetensors is an SD1\.5 checkpoint"):
+        initialise(path, tmp_path / "init.safetensors")
+    assert not (tmp_path / "init.safetensors").exists()
+
+
+def test_a_diffusers_controlnet_folder_becomes_a_facesnap_file(tmp_path):
+    controlnet = tiny.randomise(diffusers.ControlNetModel(**tiny.DIFFUSERS))
+    folder = tmp_path / "IdentityNet"
+    controlnet.save_pretrained(folder)
+    out = convert(folder)
+    assert out == tmp_path / "IdentityNet-facesnap.safetensors"
+    weights = facesnap_file.load(out)
+    assert not weights.info.text_free
+    assert weights.info.ffrnet == replace(tiny.config(depths=((0, 0), (1, 1), (2, 2)), middle_depth=2))
+    for key, tensor in controlnet.state_dict().items():
+        assert torch.equal(weights.ffrnet.state_dict()[key], tensor)
+
+
+@pytest.mark.parametrize("kind", ["SD15_CONTROLNET", "LORA", "SDXL", "UNKNOWN"])
+def test_what_cannot_be_converted_is_named(tmp_path, kind):
+    from facesnap_ext.weights.recognise import Kind
+
+    path = write(tmp_path / "x.safetensors", KINDS[kind])
+    with pytest.raises(FaceSnapError, match=f"x.safetensors is {Kind[kind].value}"):
+        convert(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_folder_without_a_controlnet_is_told(tmp_path):
+    with pytest.raises(FaceSnapError, match="give a diffusers ControlNet folder"):
+        convert(tmp_path)

@@ -1,0 +1,362 @@
+"""A person saved as features: exactly what the photos give, none of their pixels, and nothing bad from strangers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from facesnap_ext.cache import Memory
+from facesnap_ext.engine import Engine
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.identity.saved import save_identity
+from facesnap_ext.photos import Photo
+from facesnap_ext.settings.unit import Unit
+from facesnap_ext.weights import identity_file
+from facesnap_ext.weights.identity_file import load, safe_name, save
+from facesnap_ext.weights.places import choose_identity, find_identities, find_models
+from facesnap_ext.weights.recognise import Kind, recognise
+from facesnap_ext.weights.tensors import fingerprint
+from tests.support.weight_files import KINDS, write
+
+
+@pytest.fixture(scope="module")
+def models(stand_ins, astronaut, mirrored, tmp_path_factory):
+    """A model folder in which Eileen is saved from two photos."""
+    folder = shutil.copytree(stand_ins, tmp_path_factory.mktemp("saved") / "facesnap")
+    save_identity(Encoders(Memory()), find_models(folder), (astronaut, mirrored), "Eileen")
+    return folder
+
+
+@pytest.fixture
+def copied(models, tmp_path):
+    return shutil.copytree(models, tmp_path / "facesnap")
+
+
+@pytest.fixture(scope="module")
+def engine(models):
+    return Engine(lambda: find_models(models))
+
+
+@pytest.fixture
+def unit():
+    return Unit(enabled=True, identity="Eileen", model="random.safetensors")
+
+
+@pytest.fixture(scope="module")
+def eileen(models):
+    return models / "identities" / "Eileen.safetensors"
+
+
+@pytest.mark.parametrize("several", ["mixed", "averaged"])
+def test_the_saved_person_is_the_photos_person_bit_for_bit(engine, unit, astronaut, mirrored, grace_hopper, several):
+    unit = replace(unit, driving=grace_hopper, several=several)
+    photos = replace(unit, identity="", references=(astronaut, mirrored))
+    saved, shown = (engine.prepare(either, 640, 512) for either in (unit, photos))
+    assert torch.equal(saved.guidance.tokens, shown.guidance.tokens)
+    assert np.array_equal(saved.guidance.landmarks.points, shown.guidance.landmarks.points)
+    assert torch.equal(saved.embeddings, shown.embeddings)
+    assert saved.references == ()
+    assert not torch.equal(
+        shown.guidance.tokens, engine.prepare(replace(photos, references=(mirrored,)), 640, 512).guidance.tokens
+    )
+
+
+def test_clip_is_not_needed_any_more(copied, engine, unit, grace_hopper):
+    unit = replace(unit, driving=grace_hopper)
+    wanted = engine.prepare(unit, 512, 512).guidance.tokens
+    shutil.rmtree(copied / "stand-in-clip")
+    assert torch.equal(Engine(lambda: find_models(copied)).prepare(unit, 512, 512).guidance.tokens, wanted)
+
+
+def test_photos_beside_a_saved_person_are_mixed_with_it(copied, unit, astronaut, mirrored):
+    engine = Engine(lambda: find_models(copied))
+    save_identity(engine.encoders, engine.files(), (mirrored,), "second")
+    both = engine.prepare(replace(unit, identity="second", references=(astronaut,)), 512, 512)
+    photos = engine.prepare(replace(unit, identity="", references=(astronaut, mirrored)), 512, 512)
+    assert torch.equal(both.guidance.tokens, photos.guidance.tokens)
+    assert np.array_equal(both.guidance.landmarks.points, photos.guidance.landmarks.points)
+    assert len(both.references) == 1
+    assert len(both.embeddings) == 2
+
+
+def test_a_saved_person_has_no_pose_of_its_own(engine, unit, grace_hopper):
+    grey = Photo(np.full((128, 128, 3), 128, np.uint8), "grey.png")
+    for init_picture in (None, grey):
+        with pytest.raises(FaceSnapError, match="Eileen has no pose of its own; add a driving photo"):
+            engine.prepare(unit, 512, 512, init_picture=init_picture)
+    prepared = engine.prepare(unit, 512, 512, init_picture=grace_hopper)
+    assert prepared.in_init_picture
+    driven = engine.prepare(replace(unit, driving=grace_hopper), 512, 600)
+    assert prepared.driving.photo is driven.driving.photo is grace_hopper
+
+
+def test_a_person_saved_without_deca_is_told_where_landmarks_are_wanted(copied, unit, mirrored, grace_hopper):
+    deca = copied / "stand-in-deca.safetensors"
+    deca.rename(copied / "away")
+    save_identity(Encoders(Memory()), find_models(copied), (mirrored,), "shapeless")
+    (copied / "away").rename(deca)
+    assert load(copied / "identities" / "shapeless.safetensors").shapes is None
+    with pytest.raises(FaceSnapError, match="saved without the shape of the face"):
+        Engine(lambda: find_models(copied)).prepare(replace(unit, identity="shapeless", driving=grace_hopper), 512, 512)
+
+
+def test_the_file_holds_features_and_nothing_of_the_pixels(eileen, astronaut, mirrored):
+    content = eileen.read_bytes()
+    with safe_open(eileen, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    assert {key: tuple(t.shape)[:1] + tuple(t.shape)[1:2] for key, t in tensors.items()} == {
+        "embeddings": (2, 512),
+        "clip_tokens": (2, 257),
+        "shapes": (2, tensors["shapes"].shape[1]),
+    }
+    assert len(content) < sum(tensor.numel() * 4 for tensor in tensors.values()) + 2048
+    for photo in (astronaut, mirrored):
+        for row in photo.pixels[60:180:10]:
+            assert row[200:216].tobytes() not in content
+            assert (row[200:216] / np.float32(255)).astype(np.float32).tobytes() not in content
+        assert photo.name.encode() not in content
+    assert metadata["name"] == "Eileen"
+    assert json.loads(metadata["photos"]) == [astronaut.digest[:10], mirrored.digest[:10]]
+    assert set(metadata) == {"format", "version", "name", "photos", "networks", "facesnap"}
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [("face_pack", "face recognition model"), ("clip", "CLIP image encoder"), ("deca", "DECA encoder")],
+)
+def test_a_person_seen_by_other_networks_is_refused_by_name(copied, unit, grace_hopper, part, what):
+    files = find_models(copied)
+    if part == "face_pack":
+        from tests.support.stand_in_pack import stand_in_arcface
+
+        stand_in_arcface(copied / "stand-in-pack" / "glintr100.onnx", seed=99)
+    else:
+        path = files.clip / "model.safetensors" if part == "clip" else files.deca
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        next(t for t in tensors.values() if t.is_floating_point()).view(-1)[0] += 0.01
+        save_file(tensors, path, metadata)
+    unit = replace(unit, driving=grace_hopper)
+    with pytest.raises(FaceSnapError, match=f"Eileen was saved with another {what} than .*facesnap"):
+        Engine(lambda: find_models(copied)).prepare(unit, 512, 512)
+
+
+def test_the_same_networks_in_other_wrappings_are_the_same(copied, unit, grace_hopper):
+    clip, deca = copied / "stand-in-clip", copied / "stand-in-deca.safetensors"
+    tensors = load_file(clip / "model.safetensors")
+    torch.save(dict(reversed(tensors.items())), clip / "pytorch_model.bin")
+    (clip / "model.safetensors").unlink()
+    with safe_open(deca, "pt") as file:
+        metadata = {**file.metadata(), "source": "the same from elsewhere"}
+    save_file(load_file(deca), copied / "renamed.safetensors", metadata)
+    deca.unlink()
+    Engine(lambda: find_models(copied)).prepare(replace(unit, driving=grace_hopper), 512, 512)
+
+
+def test_a_fingerprint_is_of_names_types_shapes_and_numbers(tmp_path):
+    base = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
+    variants = [
+        base,
+        {"a": base["a"].reshape(3, 2), "b": base["b"]},
+        {"a": base["a"].half(), "b": base["b"]},
+        {"c": base["a"], "b": base["b"]},
+        {"a": base["a"] + 1, "b": base["b"]},
+        {"a": base["a"].bfloat16(), "b": base["b"]},
+    ]
+    found = []
+    for i, tensors in enumerate(variants):
+        save_file(tensors, tmp_path / f"{i}.safetensors", {"any": str(i)})
+        torch.save({"state_dict": tensors}, tmp_path / f"{i}.pt")
+        found.append(fingerprint(tmp_path / f"{i}.safetensors"))
+        assert fingerprint(tmp_path / f"{i}.pt") == found[-1]
+    assert len(set(found)) == len(variants)
+
+
+def changed(eileen, path, tensors=None, drop=(), **metadata):
+    with safe_open(eileen, "pt") as file:
+        known = file.metadata()
+    content = {key: tensor for key, tensor in {**load_file(eileen), **(tensors or {})}.items() if key not in drop}
+    save_file(content, path, {key: value for key, value in {**known, **metadata}.items() if value is not None})
+    return path
+
+
+HASH = "0" * 64
+HOSTILE = {
+    "half precision": {"tensors": {"embeddings": torch.ones(2, 512).half()}},
+    "whole numbers": {"tensors": {"clip_tokens": torch.ones(2, 257, 64).int()}},
+    "not a number": {"tensors": {"clip_tokens": torch.full((2, 257, 64), float("nan"))}},
+    "infinite": {"tensors": {"embeddings": torch.full((2, 512), float("inf"))}},
+    "no direction": {"tensors": {"embeddings": torch.zeros(2, 512)}},
+    "a picture beside": {"tensors": {"picture": torch.zeros(3, 64, 64)}},
+    "one photo too many": {"tensors": {"embeddings": torch.ones(3, 512)}},
+    "no photo": {"tensors": {"embeddings": torch.ones(0, 512)}, "photos": "[]"},
+    "an axis too many": {"tensors": {"embeddings": torch.ones(2, 512, 1)}},
+    "nothing of clip": {"drop": ("clip_tokens",)},
+    "no name": {"name": None},
+    "no version": {"version": None},
+    "no photos": {"photos": None},
+    "photos that are none": {"photos": '["../../etc", "0123456789"]'},
+    "photos in a dictionary": {"photos": '{"0123456789": 1}'},
+    "networks that are none": {"networks": "[]"},
+    "a network without name": {"networks": json.dumps({"face_pack": HASH, "clip": HASH, "deca": "x"})},
+    "a network missing": {"networks": json.dumps({"face_pack": HASH, "deca": HASH})},
+    "deep brackets": {"networks": "[" * 100_000},
+    "no json": {"photos": "\x00"},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_file_that_is_not_as_it_must_be_is_refused_with_a_sentence(eileen, tmp_path, case):
+    path = changed(eileen, tmp_path / "hostile.safetensors", **HOSTILE[case])
+    with pytest.raises(FaceSnapError, match=r"^hostile\.safetensors is damaged \(.*\): save the person again from"):
+        load(path)
+
+
+def test_sizes_that_the_networks_do_not_have_are_refused_though_the_file_names_these_networks(
+    copied, eileen, unit, grace_hopper
+):
+    cases = {
+        "embeddings": (torch.ones(2, 256), "wants features of 512 numbers from the face recognition pack"),
+        "clip_tokens": (torch.ones(2, 257, 32), "wants features of 64 numbers from the CLIP image encoder"),
+        "shapes": (torch.ones(2, 7), "face's shape in the saved identity has 7 numbers"),
+    }
+    engine = Engine(lambda: find_models(copied))
+    for key, (tensor, message) in cases.items():
+        changed(eileen, copied / "identities" / f"{key}.safetensors", {key: tensor})
+        with pytest.raises(FaceSnapError, match=message):
+            engine.prepare(replace(unit, identity=key, driving=grace_hopper), 512, 512)
+
+
+def test_newer_larger_and_other_files_are_refused(eileen, tmp_path, monkeypatch):
+    with pytest.raises(FaceSnapError, match="newer FaceSnap"):
+        load(changed(eileen, tmp_path / "newer.safetensors", version="2"))
+    with pytest.raises(FaceSnapError, match="is a LoRA, not a saved identity"):
+        load(write(tmp_path / "lora.safetensors", KINDS["LORA"]))
+    with pytest.raises(FaceSnapError, match="There is no file"):
+        load(tmp_path / "none.safetensors")
+    boom = tmp_path / "boom.safetensors"
+    boom.write_bytes(b"\x80\x04cos\nsystem\n(S'touch executed'\ntR.")
+    with pytest.raises(FaceSnapError, match="is a Python pickle"):
+        load(boom)
+    huge = tmp_path / "huge.safetensors"
+    huge.write_bytes(struct.pack("<Q", 2**60) + b"{}")  # a header that is said to be large
+    with pytest.raises(FaceSnapError, match="damaged"):
+        load(huge)
+    monkeypatch.setattr(identity_file, "MAX_BYTES", 1000)
+    with pytest.raises(FaceSnapError, match="too large for an identity file"):
+        load(eileen)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_cut_or_changed_file_gives_a_sentence_or_a_whole_person(eileen, tmp_path, data):
+    content = bytearray(eileen.read_bytes())
+    header = 8 + struct.unpack("<Q", content[:8])[0]
+    path = tmp_path / "damaged.safetensors"
+    if data.draw(st.booleans()):
+        path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+        with pytest.raises(FaceSnapError):
+            load(path)
+    else:
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content)
+        try:
+            person = load(path)
+        except FaceSnapError as error:
+            assert len(str(error).splitlines()) == 1
+        else:
+            assert person.embeddings.isfinite().all()
+            assert len(person.embeddings) == len(person.clip_tokens) == len(person.photos) == 2
+
+
+def test_nothing_is_overwritten_unless_asked_and_never_a_file_of_another_kind(eileen, tmp_path):
+    person = load(eileen)
+    path = tmp_path / "deep" / "Eileen.safetensors"
+    save(path, person)
+    before = path.read_bytes()
+    with pytest.raises(FaceSnapError, match="already an identity Eileen"):
+        save(path, replace(person, name="other"))
+    assert path.read_bytes() == before
+    save(path, replace(person, name="other"), overwrite=True)
+    assert load(path).name == "other"
+    lora = write(tmp_path / "lora.safetensors", KINDS["LORA"])
+    with pytest.raises(FaceSnapError, match="is a LoRA, not a saved identity; it is not overwritten"):
+        save(lora, person, overwrite=True)
+    assert [file.name for file in path.parent.iterdir()] == ["Eileen.safetensors"]  # nothing half written beside it
+
+
+def test_identities_are_found_by_name_and_are_no_model_files(copied, eileen):
+    identities = copied / "identities"
+    write(identities / "lora.safetensors", KINDS["LORA"])
+    (identities / "half.safetensors").write_bytes(b"half")
+    shutil.copy(eileen, copied / "lost.safetensors")
+    assert recognise(eileen) is Kind.IDENTITY
+    assert find_identities(copied) == {"Eileen": identities / "Eileen.safetensors"}
+    files = find_models(copied)
+    assert "lost.safetensors" not in files.facesnap
+    assert any("lost.safetensors is a saved identity: move it into" in told for told in files.unreadable)
+    for name in ("Nobody", "../lost", str(copied / "lost"), "*", ""):
+        with pytest.raises(FaceSnapError, match=r"There is no identity .* there is Eileen"):
+            choose_identity(copied, name)
+    with pytest.raises(FaceSnapError, match="damaged"):
+        load(choose_identity(copied, "half"))
+    assert find_identities(copied / "none") == {}
+
+
+@given(
+    st.text(max_size=300)
+    | st.sampled_from(["CON", "nul.txt", "Com1", "../../x", "a/b\\c", "...", "LPT¹ .a", "a" * 400])
+)
+def test_a_name_becomes_one_files_name_anywhere(name):
+    try:
+        safe = safe_name(name)
+    except FaceSnapError:
+        assert not any(letter.isalnum() for letter in name)
+        return
+    assert Path(f"{safe}.safetensors").name == f"{safe}.safetensors"
+    assert not set(safe) & set('<>:"/\\|?*')
+    assert safe.isprintable()
+    assert safe[0] not in ". "
+    assert safe[-1] not in ". "
+    assert safe.split(".")[0].strip().upper() not in {"CON", "PRN", "AUX", "NUL", *(f"COM{i}" for i in range(10))}
+    assert len(safe.encode()) <= 150
+    assert safe_name(safe) == safe
+
+
+def test_names_with_meaning_keep_it():
+    assert safe_name("  Jane\tDoe ") == "Jane Doe"
+    assert safe_name("Zoë/Chloé") == "Zoë_Chloé"
+    assert safe_name("con") == "_con"
+    assert safe_name("a\u202eb") == "ab"
+    with pytest.raises(FaceSnapError, match="give a name"):
+        safe_name("../..")
+
+
+def test_the_preview_shows_a_saved_persons_own_shape(engine, astronaut, mirrored, grace_hopper):
+    """That of the first photo that the person was saved from; a photo that is given goes before the name."""
+    rig, points = engine.preview(identity="Eileen")
+    assert points is None
+    for reference, name, alike in ((astronaut, "", True), (mirrored, "Eileen", False), (None, "", False)):
+        other, _ = engine.preview(reference, identity=name)
+        assert np.array_equal(rig.rest, other.rest) == alike
+    _, saved = engine.preview(None, grace_hopper, (640, 512), identity="Eileen")
+    for reference, alike in ((astronaut, True), (None, False)):
+        _, other = engine.preview(reference, grace_hopper, (640, 512))
+        assert np.array_equal(saved.points, other.points) == alike
+    with pytest.raises(FaceSnapError, match="Nobody"):
+        engine.preview(identity="Nobody")

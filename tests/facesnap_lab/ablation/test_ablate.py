@@ -1,0 +1,248 @@
+"""An ablation in the tiny world: what is trained for which row, what a rerun does, and what a killed run leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.support import tiny
+from tests.support.training_world import make_world, train_config
+
+for package in ("accelerate", "diffusers", "onnx", "peft", "scipy", "tensorboard", "torchmetrics", "webdataset"):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+
+from facesnap_ext.cli.main import main
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights import facesnap_file
+from facesnap_lab import statistics
+from facesnap_lab.ablation import ablate as ablation
+from facesnap_lab.ablation.ablate import AblationConfig, ablate, read_ablation, training_folder
+from facesnap_lab.ablation.pictures import Features, Known, Seen, Sitter
+from facesnap_lab.ablation.rows import MIXER, TABLE_2, TABLE_3, reference_rows, trainings
+from facesnap_lab.miniature.shipped import Sampler
+from facesnap_lab.training import trainer
+from facesnap_lab.training.checkpoints import WEIGHTS, list_checkpoints
+from facesnap_lab.training.config import TrainConfig
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+PEOPLE = 2
+
+
+class Killed(BaseException):
+    """As KeyboardInterrupt: nothing catches it."""
+
+
+class TinyStudio:
+    """Sitters of noise, and a jury to which a picture's colours are its face."""
+
+    def __init__(self, pipe):
+        self.sampler = Sampler(pipe, steps=1, scale=2.0)
+        self.jury = self
+        self.distances = {"shape distance": 2.0, "any distance": 1.0}
+
+    def sitter(self, index: int) -> Sitter:
+        pictures = np.random.default_rng(index).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
+        return Sitter(tuple(pictures[:2]), pictures[2], tuple(pictures[3:]), "a photo of a person", index)
+
+    def features(self, index: int, sitter: Sitter) -> Features:
+        g = torch.Generator().manual_seed(index)
+        predicted, driving = (tiny.landmarks(2 * index + i, 32, 32) for i in range(2))
+        return Features(torch.randn(2, 512, generator=g), torch.randn(2, 5, 32, generator=g), predicted, driving)
+
+    def look(self, picture: np.ndarray) -> Seen:
+        colours = picture.reshape(4, 8, 4, 8, 3).mean((1, 3)).ravel() - 127
+        return Seen(colours, colours[::2], colours[1::2], colours[:3])
+
+    def known(self, index: int) -> Known:
+        sitter = self.sitter(index)
+        return Known(self.look(sitter.references[0]), self.look(sitter.driving), tuple(map(self.look, sitter.unseen)))
+
+
+@pytest.fixture(scope="module")
+def tiny_world(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def config(tiny_world) -> AblationConfig:
+    train = replace(train_config(tiny_world, Path()), steps=2, save_every=1, id_rows=0)
+    return AblationConfig(train, seeds=(3,), people=PEOPLE, references=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def frozen(config):
+    return trainer.load_frozen(config.train, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def studio(frozen) -> TinyStudio:
+    return TinyStudio(frozen.pipe)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(frozen):
+    """Six trainings share what they do not train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "load_frozen", lambda config, device: frozen)
+        patch.setattr(statistics, "RESAMPLES", 50)
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(config, studio, tmp_path_factory) -> Path:
+    """A whole ablation."""
+    out = tmp_path_factory.mktemp("ablation")
+    ablate(config, out, studio)
+    return out
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_rows_that_differ_at_inference_alone_share_a_training():
+    rows = (*TABLE_2, *TABLE_3, *reference_rows((1, 2, 4, 8)))
+    assert [training.name for training in trainings(rows)] == [
+        *("id", "clip", "concat", "mixer", "no-ffrnet", "no-landmarks")
+    ]
+    assert TABLE_3[2].training == TABLE_3[3].training == TABLE_2[3].training
+    assert {row.training for row in reference_rows((1, 2, 4, 8))} == {MIXER.training}
+    assert [(row.references, row.average) for row in reference_rows((1, 4))] == [(1, False), (4, True), (4, False)]
+
+
+def test_every_training_has_its_rows_start_and_the_same_budget(config, done):
+    weights = {}
+    for training in trainings(config.rows):
+        folder = training_folder(done, 3, training)
+        assert [step for step, _ in list_checkpoints(folder)] == [1, 2]
+        weights[training.name] = facesnap_file.load(list_checkpoints(folder)[-1][1] / WEIGHTS)
+    kinds = {name: one.info.to_metadata()["mixer_kind"] for name, one in weights.items()}
+    ablated = {"id": "id only", "clip": "clip only", "concat": "concatenation"}
+    assert kinds == dict.fromkeys(weights, "facial attributes") | ablated
+    assert all("2 steps, 4 pictures seen" in one.info.trained_on for one in weights.values())
+    trained = {name: bool(one.ffrnet.controlnet_mid_block.weight.any()) for name, one in weights.items()}
+    assert trained == {name: name != "no-ffrnet" for name in weights}
+
+
+def test_it_leaves_tables_pictures_and_a_sheet(config, done):
+    found = json.loads((done / "results.json").read_text())
+    assert set(found["rows"]) == {row.name for row in config.rows}
+    assert found["about"]["steps"] == 2
+    assert found["about"]["pictures a step"] == 2
+    text = (done / "ablation.md").read_text()
+    for row in (*TABLE_2, *TABLE_3):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {row.title} |"))
+        assert line.endswith(" | ".join(f"{number:g}" for number in row.paper) + " |")
+    assert "Too few for conclusions" in text
+    assert (done / "sheet.png").is_file()
+    for row in config.rows:
+        assert len(list((done / "seed-3" / "pictures" / row.name).iterdir())) == PEOPLE
+
+
+def test_a_rerun_trains_draws_and_judges_nothing(config, studio, done, monkeypatch):
+    before = content(done)
+    monkeypatch.setattr(trainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(ablation, "draw", lambda *args: pytest.fail("drawn again"))
+    monkeypatch.setattr(studio, "look", lambda picture: pytest.fail("judged again"), raising=False)
+    ablate(config, done, studio)
+    assert content(done) == before
+
+
+def test_a_run_killed_in_training_and_in_drawing_ends_as_one_that_was_not(config, studio, done, tmp_path, monkeypatch):
+    """As if the first run had come as far as to the second training."""
+    out = shutil.copytree(done, tmp_path / "out")
+    second = trainings(config.rows)[1]
+    for rest in (training_folder(out, 3, second), out / "seed-3" / "pictures", out / "seed-3" / "scores"):
+        shutil.rmtree(rest)
+    for file in ("real.npz", "results.json", "ablation.md", "sheet.png"):
+        (out / file).unlink()
+    log, paint, steps, drawn = trainer._log, ablation.draw, [], []
+
+    def train_until_killed(board, step, bar):
+        log(board, step, bar)
+        steps.append(step.number)
+        if step.number == 2:  # before its checkpoint
+            raise Killed
+
+    def draw_until_killed(*arguments):
+        drawn.append(1)
+        if len(drawn) == 5:
+            raise Killed
+        return paint(*arguments)
+
+    monkeypatch.setattr(trainer, "_log", train_until_killed)
+    with pytest.raises(Killed):
+        ablate(config, out, studio)
+    monkeypatch.setattr(trainer, "_log", lambda board, step, bar: steps.append(step.number))
+    monkeypatch.setattr(ablation, "draw", draw_until_killed)
+    with pytest.raises(Killed):
+        ablate(config, out, studio)
+    assert steps == [1, 2, 2]  # from the checkpoint on, and no other training
+    monkeypatch.setattr(ablation, "draw", lambda *arguments: drawn.append(1) or paint(*arguments))
+    ablate(config, out, studio)
+    assert len(drawn) == PEOPLE * len(config.rows) + 1  # the one that was lost
+
+    ours, wanted = content(out), content(done)
+    names = [name for name in wanted if Path(name).suffix in (".png", ".npz", ".md") or name == "results.json"]
+    assert len(names) == len(config.rows) * (PEOPLE + 1) + 4  # pictures and scores; tables, sheet, real photos
+    assert [name for name in names if ours[name] != wanted[name]] == []
+    one, other = (
+        load_file(list_checkpoints(training_folder(path, 3, second))[-1][1] / WEIGHTS) for path in (out, done)
+    )
+    assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_settings_do_not_mix(config, studio, done):
+    with pytest.raises(FaceSnapError, match="'steps' is 2 and not 3"):
+        ablate(replace(config, train=replace(config.train, steps=3)), done, studio)
+    with pytest.raises(FaceSnapError, match="'people' is 2 and not 3"):
+        ablate(replace(config, people=3), done, studio)
+
+
+def write(path: Path, train: TrainConfig, **changes) -> Path:
+    own = (*ablation.OWN, "shards")
+    values = {n: str(v) if isinstance(v, Path) else v for n, v in vars(train).items() if n not in own}
+    path.write_text(yaml.safe_dump({**values, "shards": list(map(str, train.shards)), **changes}))
+    return path
+
+
+def test_its_yaml_is_a_trainings_with_seeds_people_and_references(config, tmp_path):
+    found = read_ablation(write(tmp_path / "a.yaml", config.train, seeds=[5, 7], people=9))
+    assert (found.seeds, found.people, found.references) == ((5, 7), 9, (1, 2, 4, 8))
+    assert (found.train.steps, found.train.start) == (2, config.train.start)
+
+
+def test_only_some_rows_take_only_their_trainings(config, tmp_path):
+    found = read_ablation(write(tmp_path / "a.yaml", config.train, only=["mixer", "concat"]))
+    assert [row.name for row in found.rows] == ["concat", "mixer"]
+    assert [training.name for training in trainings(found.rows)] == ["concat", "mixer"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seeds", [1, 1], "'seeds' .* different whole numbers"),
+        ("seeds", 3, "'seeds' .* list"),
+        ("references", [9], "'references' .* from 1 to 8"),
+        ("people", 1, "'people' .* from 2"),
+        ("only", ["mixer", "bigger"], "'only' .* list of rows, which are id, clip, concat, mixer, "),
+        ("landmarks", "none", "'landmarks' .* for the ablation to set"),
+        ("speed", 1, "'speed' that training does not know"),
+    ],
+)
+def test_what_is_wrong_in_the_yaml_is_named(config, tmp_path, capsys, field, value, message):
+    path = write(tmp_path / "a.yaml", config.train, **{field: value})
+    with pytest.raises(FaceSnapError, match=message):
+        read_ablation(path)
+    assert main(["ablation", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith("facesnap: ")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,123 @@
+"""The ablation's statistics against closed forms, and its tables against what they are made of."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="intervals are scipy's")
+for package in ("insightface", "diffusers"):
+    pytest.importorskip(package, reason="the ablation's rows are drawn with it")
+
+from facesnap_lab import statistics
+from facesnap_lab.ablation.pictures import METRICS
+from facesnap_lab.ablation.report import Scores, differences, estimate, markdown, results
+from facesnap_lab.ablation.rows import TABLE_2, TABLE_3, distinct, reference_rows
+
+COUNTS = (1, 2, 4)
+ROWS = distinct((*TABLE_2, *TABLE_3, *reference_rows(COUNTS)))
+SEEDS, PEOPLE = 3, 200
+LEVELS = {row.name: 0.1 + 0.05 * i for i, row in enumerate(ROWS)}
+ABOUT = {"seeds": [0, 1, 2], "people": PEOPLE, "steps": 9, "pictures a step": 12} | {
+    "shape distance": 3.0,
+    "any distance": 2.0,
+}
+
+
+@pytest.fixture(scope="module")
+def scores():
+    """People differ much and alike in all rows, seeds by a number, and each picture by a little noise."""
+    random = np.random.default_rng(0)
+    people = random.normal(0, 0.2, PEOPLE)
+    seeds = np.array([-0.02, 0.0, 0.02])[:, None]
+    values = {
+        name: {metric: level + people + seeds + random.normal(0, 0.03, (SEEDS, PEOPLE)) for metric in METRICS}
+        for name, level in LEVELS.items()
+    }
+    fid = {name: np.array([10.0, 11.0, 12.0]) for name in LEVELS}
+    return Scores(values, fid, {name: np.array([0, 1, 0]) for name in LEVELS})
+
+
+def test_an_estimate_is_the_mean_its_interval_over_people_and_the_spread_of_seeds(scores):
+    values = scores.values["id"]["face_sim"]
+    found = estimate(values)
+    assert found["mean"] == pytest.approx(values.mean())
+    # the interval of a mean of independent people: 1.96 standard errors to each side
+    error = values.mean(0).std(ddof=1) / PEOPLE**0.5
+    assert (found["low"], found["high"]) == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.2 * error
+    )
+    assert found["seeds"] == pytest.approx(list(values.mean(1)))
+    assert found["spread"] == pytest.approx(values.mean(1).std(ddof=1))
+    assert estimate(values[:1])["spread"] is None
+
+
+def test_pairs_take_away_what_people_have_in_common(scores):
+    """The rows' own intervals overlap; that of their difference is as narrow as the noise of single pictures."""
+    [found] = differences(scores, [TABLE_2[:2]])
+    gain = found["face_sim"]
+    error = 0.03 * (2 / SEEDS) ** 0.5 / PEOPLE**0.5
+    assert (found["from"], found["to"]) == ("id", "clip")
+    assert gain["mean"] == pytest.approx(0.05, abs=4 * error)
+    assert gain["high"] - gain["low"] == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert gain["spread"] < 0.01  # all rows of a seed are off alike
+    own = estimate(scores.values["id"]["face_sim"])
+    assert own["high"] - own["low"] > 5 * (gain["high"] - gain["low"])
+
+
+@pytest.fixture(scope="module")
+def found(scores):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 500)
+        return all_results(scores)
+
+
+def all_results(scores):
+    limits = {"two photos of one person": {m: np.full(PEOPLE, 0.8) for m in ("face_sim", "inner", "clip_face")}}
+    return results(ABOUT, COUNTS, scores, limits)
+
+
+def test_each_row_is_compared_with_the_one_above_it_and_fused_with_averaged(found):
+    def pairs(key):
+        return [(one["from"], one["to"]) for one in found[key]]
+
+    assert pairs("table_2") == [("id", "clip"), ("clip", "concat"), ("concat", "mixer")]
+    assert pairs("table_3") == [("no-ffrnet", "no-landmarks"), ("no-landmarks", "driving"), ("driving", "mixer")]
+    assert pairs("references") == [
+        *[("2-averaged", "2-fused"), ("mixer", "2-fused"), ("4-averaged", "4-fused"), ("mixer", "4-fused")]
+    ]
+    assert found["rows"]["id"]["fid"] == {"mean": 11.0, "seeds": [10.0, 11.0, 12.0], "spread": 1.0}
+    assert found["rows"]["id"]["without_face"] == [0, 1, 0]
+
+
+def test_some_rows_make_the_tables_that_they_stand_in(scores):
+    few = {name: scores.values[name] for name in ("id", "concat", "mixer")}
+    found = all_results(Scores(few, scores.fid, scores.faceless))
+    assert [(one["from"], one["to"]) for one in found["table_2"]] == [("id", "concat"), ("concat", "mixer")]
+    text = markdown(found, COUNTS)
+    assert "concat with projection over Face ID embeddings" in text
+    assert "CLIP image features" not in text
+    alone = {name: scores.values[name] for name in ("id",)}
+    text = markdown(all_results(Scores(alone, scores.fid, scores.faceless)), COUNTS)
+    assert "Table 2" in text
+    assert "Table 3" not in text
+    assert "How many references" not in text
+
+
+def test_the_tables_say_what_was_measured(found, scores):
+    lines = markdown(found, COUNTS).splitlines()
+    for row in TABLE_2:
+        line = next(line for line in lines if line.startswith(f"| {row.title} |"))
+        mean, spread = (
+            100 * f(scores.values[row.name]["face_sim"].mean(1)) for f in (np.mean, lambda v: v.std(ddof=1))
+        )
+        first = line.split(" | ")[1]
+        assert first.startswith(f"{mean:.1f} (")
+        assert first.endswith(f"±{spread:.1f}")
+        assert " | 11 ±1 | " in line
+    gain = next(line for line in lines if line.startswith("| Facial Attribute Mixer over concat with projection |"))
+    assert gain.split(" | ")[1].startswith("+5.")
+    assert any(line.startswith("| two photos of one person | 80.0 (80.0 to 80.0) |") for line in lines)
+    assert "Too few" not in "\n".join(lines)
+    assert "- 'id': 1 of 600 pictures have no face." in lines
+    assert "3.00 mm apart on average, those of any two people 2.00 mm." in "\n".join(lines)

@@ -1,0 +1,147 @@
+"""Lists: what they expand to, and what is said of wrong ones."""
+
+import json
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("yaml", reason="lists are read with PyYAML")
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.evaluation.protocol import find_pictures, plan, read_protocol
+
+LIST = {
+    "seed": 3,
+    "identities": {"ada": "a.png", "bob": {"references": ["b.png"], "photos": ["c.png", "d.png"]}},
+    "poses": {"left": "a.png", "up": "b.png"},
+    "prompts": {"beach": "a person on a beach", "oil": {"text": "an oil painting", "weight": 0.5}},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in "abcd":
+        Image.new("RGB", (8, 8), (ord(name), 0, 0)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+def written(folder, content, name="list.yaml"):
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def changed(**fields):
+    return {**LIST, **fields}
+
+
+def test_every_identity_in_every_pose_with_every_prompt(folder):
+    protocol = read_protocol(written(folder, LIST))
+    cases = protocol.cases()
+    assert [case.file for case in cases[:4]] == [
+        "ada/left-beach.png",
+        "ada/left-oil.png",
+        "ada/up-beach.png",
+        "ada/up-oil.png",
+    ]
+    assert len(cases) == len({case.file for case in cases}) == len({case.seed for case in cases}) == 8
+    ada, bob = protocol.identities
+    assert ada.real == ada.references == (folder / "a.png",)
+    assert [path.name for path in bob.real] == ["c.png", "d.png"]
+    assert [prompt.weight for prompt in protocol.prompts] == [1, 0.5]
+
+
+def test_yaml_and_json_say_the_same(folder):
+    text = """
+seed: 3
+identities:
+  ada: a.png
+  bob: {references: [b.png], photos: [c.png, d.png]}
+poses: {left: a.png, up: b.png}
+prompts:
+  beach: a person on a beach
+  oil: {text: an oil painting, weight: 0.5}
+"""
+    assert read_protocol(written(folder, text)) == read_protocol(written(folder, LIST, "list.json"))
+
+
+def test_a_case_keeps_file_and_seed_when_others_come_and_has_another_with_another_seed(folder):
+    alone = changed(identities={"bob": "b.png"}, poses={"up": "b.png"})
+    few = {case.file: case.seed for case in read_protocol(written(folder, alone)).cases()}
+    many = {case.file: case.seed for case in read_protocol(written(folder, LIST)).cases()}
+    assert few.items() < many.items()
+    other = read_protocol(written(folder, changed(seed=4))).cases()
+    assert not {case.seed for case in other} & set(many.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("identities: [", "cannot be read"),
+        ("- ada", "must have the fields"),
+        (changed(people={}), "unknown field 'people'"),
+        (changed(seed=-1), "seed"),
+        (changed(identities={}), "no identities"),
+        (changed(poses=None), "no poses"),
+        (changed(identities={"ada": "none.png"}), "none.png, which is not there"),
+        (changed(identities={"ada": []}), "'ada'.*no photo"),
+        (changed(identities={"ada": ["a.png", "a.png"]}), "photo twice"),
+        (changed(identities={"ada": {"references": ["a.png"], "photo": "b.png"}}), "unknown field 'photo'"),
+        (changed(identities={"../ada": "a.png"}), "cannot be a file's name"),
+        (changed(identities={"ada": "a.png", "Ada": "b.png"}), "ada/left-beach.png and Ada/left-beach.png"),
+        (changed(poses={"a": "a.png", "a-b": "b.png"}, prompts={"b-c": "x", "c": "y"}), "two pictures"),
+        (changed(prompts={"beach": ""}), "no text"),
+        (changed(prompts={"beach": {"text": "x", "weight": 0}}), "weight"),
+        ("identities: {ada: a.png, ada: b.png}\nposes: {l: a.png}\nprompts: {p: x}", "'ada' twice"),
+        ("identities: {1: a.png}\nposes: {l: a.png}\nprompts: {p: x}", "quote"),
+    ],
+)
+def test_wrong_lists(folder, content, told):
+    with pytest.raises(FaceSnapError, match=told) as error:
+        read_protocol(written(folder, content))
+    assert "list.yaml" in str(error.value)
+
+
+def test_a_plan_from_folders_is_read_back(folder, tmp_path):
+    people = tmp_path / "people"
+    (people / "bob").mkdir(parents=True)
+    for name in ("ada.png", "bob/1.png", "bob/2.jpg"):
+        Image.new("RGB", (8, 8)).save(people / name)
+    (people / "notes.txt").write_text("not a photo")
+    poses, prompts = tmp_path / "poses", tmp_path / "prompts.txt"
+    poses.mkdir()
+    Image.new("RGB", (8, 8)).save(poses / "left.png")
+    prompts.write_text("a person on a beach\n\nyes: a person, in snow\n", encoding="utf-8")
+    made = plan(people, poses, prompts, tmp_path / "deep" / "list.yaml", seed=5)
+    assert read_protocol(tmp_path / "deep" / "list.yaml") == made
+    assert [(who.name, len(who.references), len(who.photos)) for who in made.identities] == [
+        ("ada", 1, 0),
+        ("bob", 1, 1),
+    ]
+    assert [prompt.text for prompt in made.prompts] == ["a person on a beach", "yes: a person, in snow"]
+    with pytest.raises(FaceSnapError, match="there already"):
+        plan(people, poses, prompts, tmp_path / "deep" / "list.yaml")
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for arguments in ((empty, poses, prompts), (people, empty, prompts), (people, poses, tmp_path / "none.txt")):
+        with pytest.raises(FaceSnapError, match=r"empty|none\.txt"):
+            plan(*arguments, tmp_path / "other.yaml")
+    Image.new("RGB", (8, 8)).save(people / "ada.jpg")
+    with pytest.raises(FaceSnapError, match="two photos of the name 'ada'"):
+        plan(people, poses, prompts, tmp_path / "other.yaml")
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_pictures_of_other_suffixes_are_found_and_missing_ones_named(folder):
+    cases = read_protocol(written(folder, LIST)).cases()
+    pictures = folder / "pictures"
+    for case in cases[:-2]:
+        path = pictures / case.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path.with_suffix(".jpg") if case is cases[0] else path)
+    with pytest.raises(FaceSnapError, match=r"lacks 2 of .* 8 pictures: bob/up-beach\.png, bob/up-oil\.png"):
+        find_pictures(cases, pictures)
+    assert find_pictures(cases[:-2], pictures)[cases[0].file].suffix == ".jpg"
+    with pytest.raises(FaceSnapError, match="no folder"):
+        find_pictures(cases, folder / "none")

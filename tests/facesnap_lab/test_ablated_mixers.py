@@ -1,0 +1,86 @@
+"""The ablation's Mixers are the paper's with one thing left out, and start as it does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.networks.resampler import ResamplerMixer
+from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.initialise import with_mixer
+from facesnap_lab.ablated_mixers import ClipMixer, ConcatMixer, IdMixer
+from tests.support import tiny
+from tests.support.mixers import RESAMPLER, SIZES, references
+
+CONFIG = MixerConfig(**{**SIZES, "dim": tiny.CONTEXT}, heads=4)
+ABLATED = {"id only": IdMixer, "clip only": ClipMixer, "concatenation": ConcatMixer}
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return tiny.randomise(FacialAttributeMixer(CONFIG), std=0.3)
+
+
+def ablated(kind, paper):
+    """With the numbers of the paper's Mixer."""
+    config, network = facesnap_file.MIXERS[kind]
+    mixer = network(config(**vars(CONFIG))).eval()
+    mixer.load_state_dict({key: paper.state_dict()[key] for key in mixer.state_dict()})
+    return mixer
+
+
+def test_id_only_is_the_mixer_that_sees_no_clip_token(paper):
+    embeddings, clip_tokens = references(2, 2)
+    nothing = clip_tokens[:, :, :0]
+    torch.testing.assert_close(ablated("id only", paper)(embeddings, clip_tokens), paper(embeddings, nothing))
+
+
+def test_clip_only_is_eq_2_on_projected_clip_tokens(paper):
+    embeddings, clip_tokens = references(2, 2)
+    p = dict(paper.named_parameters())
+    f_clip = (clip_tokens @ p["project_clip.weight"].T + p["project_clip.bias"]).reshape(2, -1, tiny.CONTEXT)
+    wanted = paper.decoder(p["queries"].expand(2, -1, -1), paper.norm_fused(f_clip))
+    torch.testing.assert_close(ablated("clip only", paper)(embeddings, clip_tokens), wanted)
+
+
+def test_concatenation_is_the_keys_of_eq_1_and_nothing_else(paper):
+    embeddings, clip_tokens = references(2, 1)
+    keys = []
+    paper.cross_attn.register_forward_pre_hook(lambda module, args: keys.append(args[1]))
+    paper(embeddings, clip_tokens)
+    tokens = ablated("concatenation", paper)(embeddings, clip_tokens)
+    torch.testing.assert_close(tokens, keys[0])
+    other = ablated("concatenation", paper)(references(2, 1, seed=1)[0], clip_tokens)
+    assert torch.equal(tokens[:, 5:], other[:, 5:])  # a CLIP token knows nothing of the embedding
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, paper):
+    path = tmp_path_factory.mktemp("start") / "start.safetensors"
+    ffrnet = tiny.ffrnet()
+    facesnap_file.save(path, facesnap_file.FaceSnapInfo(CONFIG, ffrnet.config), paper, ffrnet)
+    return path
+
+
+@pytest.mark.parametrize("kind", ABLATED)
+def test_all_start_with_the_same_numbers_of_a_seed(start, kind, tmp_path):
+    for name, made, seed in (("a", kind, 1), ("b", "facial attributes", 1), ("c", "facial attributes", 2)):
+        with_mixer(start, tmp_path / name, made, seed)
+    own, papers, other = (facesnap_file.load(tmp_path / name) for name in "abc")
+    assert type(own.mixer) is ABLATED[kind]
+    mixer, whole = own.mixer.state_dict(), papers.mixer.state_dict()
+    assert mixer.keys() < whole.keys()
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in mixer.items())
+    assert any(not torch.equal(tensor, other.mixer.state_dict()[key]) for key, tensor in mixer.items())
+    before = facesnap_file.load(start).ffrnet.state_dict()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in own.ffrnet.state_dict().items())
+
+
+def test_only_the_papers_mixer_is_ablated(tmp_path):
+    ffrnet = tiny.ffrnet()
+    path = tmp_path / "instantid.safetensors"
+    facesnap_file.save(path, facesnap_file.FaceSnapInfo(RESAMPLER, ffrnet.config), ResamplerMixer(RESAMPLER), ffrnet)
+    with pytest.raises(FaceSnapError, match=r"instantid\.safetensors does not have the paper's Mixer"):
+        with_mixer(path, tmp_path / "out", "id only", 0)

@@ -1,0 +1,60 @@
+"""Intervals over people, where the truth is known."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from facesnap_lab import statistics
+from facesnap_lab.statistics import Interval, bootstrap, by_person
+
+PICTURES = 10  # of a person
+BETWEEN, WITHIN = 0.2, 0.1  # deviations between people, and between the pictures of one
+
+
+def draw(random, people, truth):
+    """Values of pictures and whose they are."""
+    whose = np.repeat(np.arange(people), PICTURES)
+    return truth + random.normal(0, BETWEEN, people)[whose] + random.normal(0, WITHIN, len(whose)), whose
+
+
+def test_95_of_100_intervals_hold_the_truth(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 500)
+    random, held, times = np.random.default_rng(0), 0, 400
+    for _ in range(times):
+        values, whose = draw(random, people=30, truth=0.6)
+        found = bootstrap(by_person(values, whose, np.ones(len(values))))
+        held += found.low <= 0.6 <= found.high
+    # three standard errors of the count around 95 %, and what a bootstrap of 30 people lacks
+    assert 0.90 <= held / times <= 0.985
+
+
+def test_people_are_resampled_and_not_their_pictures():
+    values, whose = draw(np.random.default_rng(1), people=100, truth=0)
+    found = bootstrap(by_person(values, whose, np.ones(len(values))))
+    expected = 2 * 1.96 * np.hypot(BETWEEN, WITHIN / PICTURES**0.5) / 100**0.5
+    assert found.high - found.low == pytest.approx(expected, rel=0.2)
+    assert found.mean == pytest.approx(values.mean())
+
+
+def test_two_methods_on_the_same_people_are_told_apart_though_people_differ_more():
+    random = np.random.default_rng(2)
+    people = random.normal(0.5, 0.2, 40)
+    first, second = (people + step + random.normal(0, 0.01, 40) for step in (0.02, 0))
+    alone, paired = (bootstrap(first), bootstrap(second)), bootstrap(first - second)
+    assert alone[0].low < alone[1].high  # they overlap
+    assert 0.01 < paired.low < paired.mean < paired.high < 0.03
+
+
+def test_weights_count_within_a_person():
+    random = np.random.default_rng(3)
+    values, weights, whose = random.normal(size=12), random.uniform(0.1, 3, 12), np.arange(12) % 3
+    expected = [np.average(values[whose == who], weights=weights[whose == who]) for who in range(3)]
+    assert by_person(values, whose, weights) == pytest.approx(expected)
+
+
+def test_one_person_has_no_interval_and_equal_ones_an_empty_one():
+    assert bootstrap(np.array([0.4])) == Interval(0.4)
+    assert bootstrap(np.full(5, 0.25)) == Interval(0.25, 0.25, 0.25)
+    rounded = bootstrap(np.array([1.0, 1.0, 1 - 1e-16, 1 + 3e-16]))
+    assert (rounded.low, rounded.high) == pytest.approx((1, 1))

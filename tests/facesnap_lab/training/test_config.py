@@ -1,0 +1,115 @@
+"""The YAML file: what is read, and that every mistake names the file and the field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.training.config import TrainConfig, read_config
+
+
+@pytest.fixture
+def written(tmp_path: Path):
+    """Write a good configuration with changes; None leaves a field out."""
+    for name in ("base", "clip", "pack"):
+        (tmp_path / name).mkdir()
+    for name in ("start.safetensors", "a.tar", "b.tar"):
+        (tmp_path / name).touch()
+
+    def write(**changes) -> Path:
+        good = {
+            "base": "base",
+            "start": "start.safetensors",
+            "clip": "clip",
+            "face_pack": "pack",
+            "shards": ["*.tar"],
+            "out": "run",
+        }
+        content = {name: value for name, value in {**good, **changes}.items() if value is not ...}
+        path = tmp_path / "train.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def test_defaults_are_the_papers(written, tmp_path):
+    config = read_config(written())
+    assert (config.batch_size, config.steps, config.learning_rate) == (7, 360_000, 1e-5)
+    assert (config.drop_text, config.id_weight, config.resolution) == (0.1, 0.5, 1024)
+    assert config.shards == (tmp_path / "a.tar", tmp_path / "b.tar")
+    assert (config.base, config.out) == (tmp_path / "base", tmp_path / "run")
+    assert config.jitter == 4
+
+
+def test_numbers_as_people_write_them(written):
+    path = written()
+    path.write_text(path.read_text() + "learning_rate: 1e-4\nema: 1\nlandmark_jitter: null\nlightning: null\n")
+    config = read_config(path)
+    assert (config.learning_rate, config.ema, config.lightning) == (1e-4, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("steps", "many"),
+        ("steps", 1.5),
+        ("steps", True),
+        ("batch_size", None),
+        ("learning_rate", "fast"),
+        ("learning_rate", -1),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("drop_text", 1.1),
+        ("ema", 2),
+        ("schedule", "linear"),
+        ("reference", "none"),
+        ("landmarks", "yes"),
+        ("mixed_precision", False),
+        ("gradient_checkpointing", 1),
+        ("base", 3),
+        ("base", "nowhere"),
+        ("start", "nothing.safetensors"),
+        ("lightning", "nothing.safetensors"),
+        ("shards", "none/*.tar"),
+        ("shards", []),
+        ("shards", [1]),
+        ("shards", {"a": 1}),
+        ("id_rows", 8),
+        ("lightning_grad_steps", 5),
+        ("stpes", 10),
+        ("out", ...),
+        ("face_pack", ...),
+    ],
+)
+def test_a_mistake_names_file_and_field(written, field, value):
+    with pytest.raises(FaceSnapError) as error:
+        read_config(written(**{field: value}))
+    assert field in str(error.value)
+    assert "train.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_l_id_no_face_pack_is_wanted(written):
+    assert read_config(written(face_pack=..., id_rows=0)).face_pack is None
+
+
+@pytest.mark.parametrize("content", ["steps: [1", "- a\n- b\n", "", "\x00"])
+def test_what_is_no_such_yaml_is_refused(content, tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(content)
+    with pytest.raises(FaceSnapError, match=r"train\.yaml"):
+        read_config(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(FaceSnapError, match=r"no file .*none\.yaml"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_every_field_has_a_type_that_is_checked():
+    assert set(TrainConfig.__dataclass_fields__) == set(TrainConfig.__annotations__)

@@ -1,0 +1,297 @@
+"""The objective: where its gradients go, what it sees, and its shapes at SDXL's full size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from facesnap_ext.conditioning import Guidance, landmark_picture
+from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.identity.clip import ImageEncoder
+from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_lab.training import trainer
+from facesnap_lab.training.arcface import ArcFace
+from facesnap_lab.training.data import Batch
+from facesnap_lab.training.frozen import Frozen
+from facesnap_lab.training.lightning import FewStep
+from facesnap_lab.training.networks import TrainedNetworks
+from facesnap_lab.training.objective import (
+    Guided,
+    Objective,
+    draw,
+    draw_portraits,
+    encode_crops,
+    gradient_within,
+    losses,
+)
+from tests.support.stand_in_pack import stand_in_arcface
+
+
+def first_batch(run: trainer.Run):
+    from facesnap_lab.training.data import collate
+
+    batch = collate([run.pictures[row] for row in range(run.config.batch_size)])
+    return batch, draw(0, batch.rows.tolist(), (4, 8, 8))
+
+
+def compute(run: trainer.Run, id_rows: int, **changes):
+    batch, draws = first_batch(run)
+    return losses(batch, draws, run.networks, run.frozen, replace(run.objective, **changes), id_rows)
+
+
+@pytest.fixture
+def run(config, random_start):
+    return trainer.prepare(replace(config, start=random_start))
+
+
+@pytest.mark.parametrize("part", ["id", "diffusion"])
+def test_gradients_reach_every_trained_parameter_and_nothing_frozen(run, part):
+    getattr(compute(run, 1), part).backward()
+    dead = [name for name, p in run.networks.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not dead
+    frozen = run.frozen
+    for network in (frozen.unet, frozen.vae, frozen.clip, frozen.arcface, frozen.pipe.text_encoder):
+        assert all(not p.requires_grad and p.grad is None for p in network.parameters())
+
+
+def test_the_total_is_eq_5(run):
+    found = compute(run, 2, id_weight=0.25)
+    torch.testing.assert_close(found.total, found.diffusion + 0.25 * found.id)
+    assert compute(run, 0).id is None
+
+
+def test_outside_the_face_errors_count_by_the_square_of_the_masks_value_there(run):
+    """Eq. 3's mean over the mask, of a mask that is 1 in the left half and 0.5 in the right one."""
+    batch, draws = first_batch(run)
+    left = torch.zeros_like(batch.masks)
+    left[..., : left.shape[-1] // 2] = 1
+
+    def loss(masks, outside):
+        objective = replace(run.objective, outside=outside)
+        return losses(replace(batch, masks=masks), draws, run.networks, run.frozen, objective, 0).diffusion
+
+    within, beyond = loss(left, 0), loss(1 - left, 0)
+    torch.testing.assert_close(loss(left, 0.5), (within + 0.25 * beyond) / 1.25)
+    torch.testing.assert_close(loss(left, 1), loss(torch.ones_like(left), 0))
+
+
+def test_l_id_looks_at_the_face_alone(run):
+    """A picture keeps its pixels, and its gradient where the mask is; with an empty mask L_id moves nothing."""
+    pictures = torch.rand(1, 3, 8, 8, requires_grad=True)
+    masks = torch.zeros(1, 1, 4, 4)
+    masks[..., :2] = 1
+    seen = gradient_within(pictures, masks)
+    assert torch.equal(seen, pictures)
+    seen.sum().backward()
+    assert torch.equal(pictures.grad, torch.ones(1, 3, 8, 8) * (torch.arange(8) < 4))
+
+    batch, draws = first_batch(run)
+    empty = replace(batch, masks=torch.zeros_like(batch.masks))
+    losses(empty, draws, run.networks, run.frozen, run.objective, 1).total.backward()
+    assert not any(p.grad.any() for p in run.networks.parameters() if p.grad is not None)
+
+
+def test_null_text_is_what_the_pipeline_takes_at_inference(run):
+    null, pooled = run.frozen.text([None])
+    _, wanted, _, wanted_pooled = run.frozen.pipe.encode_prompt("a photo", do_classifier_free_guidance=True)
+    assert torch.equal(null, wanted)
+    assert torch.equal(pooled, wanted_pooled)
+    assert run.frozen.pipe.config.force_zeros_for_empty_prompt
+    assert null.abs().max() == 0
+    context, pooled = run.frozen.text(["a photo of a person", "a red person"])
+    wanted, _, wanted_pooled, _ = run.frozen.pipe.encode_prompt(
+        ["a photo of a person", "a red person"], do_classifier_free_guidance=False
+    )
+    torch.testing.assert_close(context, wanted)
+    torch.testing.assert_close(pooled, wanted_pooled)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_the_lightning_branch_draws_what_the_pipeline_draws(run, scale):
+    """diffusers' own sampler and guidance, with FaceSnap in its UNet as at inference."""
+    from diffusers import EulerDiscreteScheduler
+
+    batch, draws = first_batch(run)
+    side = batch.pictures.shape[-1]
+    landmarks = Landmarks(batch.points[0].numpy(), side, side)
+    batch = replace(batch, drawings=landmark_picture(landmarks, *batch.drawings.shape[:1:-1]))  # without jitter
+    objective = replace(run.objective, lightning_steps=3, lightning_scale=scale)
+    clip_tokens = encode_crops(run.frozen, batch.clip_pixels)
+    with torch.no_grad():
+        found = draw_portraits(
+            batch, draws, Guided(batch, clip_tokens, run.networks, objective), run.frozen, objective, 1
+        )
+        tokens = run.networks.mixer(batch.embeddings[:1, None], clip_tokens[:1, None])
+    guidance = Guidance(run.networks.ffrnet, tokens, landmarks)
+    pipe = run.frozen.pipe
+    scheduler = pipe.scheduler
+    pipe.scheduler = EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    try:
+        with guided(pipe, guidance):
+            wanted = pipe(
+                batch.captions[0],
+                width=side,
+                height=side,
+                num_inference_steps=3,
+                guidance_scale=scale,
+                latents=draws.start[:1].clone(),
+                output_type="pt",
+            ).images
+    finally:
+        pipe.scheduler = scheduler
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+
+
+def test_a_caption_is_dropped_at_its_chance(run, monkeypatch):
+    asked = []
+    encode = run.frozen.text
+    monkeypatch.setattr(
+        type(encode), "__call__", lambda self, captions: asked.append(list(captions)) or encode_all(captions)
+    )
+
+    def encode_all(captions):
+        rows = [encode.null if c is None else encode._kept_or_encoded(c) for c in captions]
+        return tuple(torch.cat(column) for column in zip(*rows))
+
+    for chance in (0.0, 1.0):
+        compute(run, 0, drop_text=chance)
+    assert all(asked[0])
+    assert asked[1] == [None, None]
+    share = sum(u < 0.1 for u in draw(0, range(2000), (1, 1, 1)).text) / 2000
+    assert 0.07 < share < 0.13
+
+
+def test_chance_depends_on_the_row_alone():
+    together, apart = draw(5, [7, 8], (4, 3, 3)), [draw(5, [row], (4, 3, 3)) for row in (7, 8)]
+    for name in ("timesteps", "noise", "posterior", "start"):
+        assert torch.equal(getattr(together, name), torch.cat([getattr(one, name) for one in apart]))
+    assert not torch.equal(together.noise[0], together.noise[1])
+    assert not torch.equal(together.noise, together.start)
+    assert not torch.equal(draw(6, [7], (4, 3, 3)).noise, apart[0].noise)
+    spread = draw(0, range(500), (1, 1, 1)).timesteps
+    assert spread.min() < 20
+    assert 980 <= spread.max() <= 999
+
+
+def test_weights_trained_with_text_get_it(run):
+    plain, with_text = compute(run, 0), compute(run, 0, text_free=False)
+    assert plain.total != with_text.total
+
+
+def test_the_file_at_rest_changes_nothing(config):
+    """With zero convolutions that are zero, the loss is the base's own."""
+    run = trainer.prepare(config)
+    batch, draws = first_batch(run)
+    found = losses(batch, draws, run.networks, run.frozen, run.objective, 0)
+    other = replace(batch, drawings=1 - batch.drawings, embeddings=-batch.embeddings)
+    torch.testing.assert_close(found.total, losses(other, draws, run.networks, run.frozen, run.objective, 0).total)
+
+
+def test_checkpointed_activations_give_the_same_gradients(config, random_start):
+    gradients = []
+    for checkpointed in (False, True):
+        run = trainer.prepare(
+            replace(config, start=random_start, gradient_checkpointing=checkpointed, out=config.out / str(checkpointed))
+        )
+        compute(run, 1).total.backward()
+        gradients.append({name: p.grad for name, p in run.networks.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_step_has_sdxls_full_shapes(tmp_path):
+    """SDXL, its VAE, CLIP-ViT-H, Mixer and FFRNet at 1024 pixels, as shapes alone."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    stand_in_arcface(tmp_path / "arcface.onnx", 0)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            use_linear_projection=True,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+            scaling_factor=0.13025,
+        )
+        clip = ImageEncoder(
+            CLIPVisionModel(
+                CLIPVisionConfig(
+                    hidden_size=1280,
+                    intermediate_size=5120,
+                    num_hidden_layers=31,
+                    num_attention_heads=16,
+                    image_size=224,
+                    patch_size=14,
+                )
+            )
+        )
+        shapes = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
+        hints = {
+            f"controlnet_cond_embedding.blocks.{i}.weight": (w, 1, 3, 3)
+            for i, w in enumerate((16, 32, 32, 96, 96, 256))
+        }
+        hints["controlnet_cond_embedding.conv_in.weight"] = (16, 3, 3, 3)
+        networks = TrainedNetworks(
+            FacialAttributeMixer(MixerConfig()), FFRNet(FFRNetConfig.from_shapes({**shapes, **hints}))
+        )
+        text = (torch.zeros(2, 77, 2048), torch.zeros(2, 1280))
+        batch = Batch(
+            rows=torch.arange(2),
+            pictures=torch.zeros(2, 3, 1024, 1024),
+            masks=torch.zeros(2, 1, 128, 128),
+            captions=["one", "two"],
+            drawings=torch.zeros(2, 3, 1024, 1024),
+            keypoints=torch.zeros(2, 5, 2),
+            embeddings=torch.zeros(2, 512),
+            clip_pixels=torch.zeros(2, 3, 224, 224),
+            points=torch.zeros(2, 72, 2),
+            references=torch.zeros(2, 1024, 1024, 3),
+        )
+        alpha_bar = torch.zeros(1000)
+    for network in (unet, vae, clip):
+        network.requires_grad_(False)
+    frozen = Frozen(
+        unet=unet,
+        vae=vae,
+        clip=clip,
+        text=lambda captions: tuple(tensor[: len(captions)] for tensor in text),
+        alpha_bar=alpha_bar,
+        prediction_type="epsilon",
+        few_step=FewStep(unet, is_lora=False),
+        arcface=ArcFace(tmp_path / "arcface.onnx").to("meta"),
+        pipe=None,
+    )
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684  # SDXL's
+    objective = Objective(True, 256, 0.1, 0.5, lightning_steps=1, lightning_grad_steps=1)
+    found = losses(batch, draw(0, [0, 1], (4, 128, 128)).to("meta"), networks, frozen, objective, id_rows=1)
+    found.total.backward()
+    assert found.total.shape == ()
+    for name, parameter in networks.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.shape == parameter.shape
+
+
+def test_pictures_begin_at_pure_noise_at_their_chance_whoever_draws_them():
+    """Row by row, so that batches of one, and any number of processes, come to the same."""
+    shape = (4, 2, 2)
+    together = draw(3, range(400), shape).terminal
+    apart = torch.cat([draw(3, [row], shape).terminal for row in range(400)])
+    assert torch.equal(together, apart)
+    assert abs((together < 0.3).float().mean() - 0.3) < 0.07

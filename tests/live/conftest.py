@@ -1,0 +1,82 @@
+"""Tests against a running WebUI, given by `--url`; without one they skip. See README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.live.live_host import Host, Job, Pictures
+from tests.live.live_page import Page
+
+SCREENSHOTS = Path(__file__).parents[2] / "out" / "live"  # git ignores it
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("live", "a running WebUI")
+    group.addoption("--url", default="", help="a WebUI with FaceSnap, such as http://127.0.0.1:7860")
+    group.addoption("--plain-url", default="", help="the same WebUI without FaceSnap, for the bit-identity baselines")
+    group.addoption("--empty-url", default="", help="a WebUI with FaceSnap whose model folder has nothing for it")
+    group.addoption("--models", default="", help="the folder models/facesnap of the WebUI at --url")
+
+
+@pytest.fixture(scope="session")
+def host(request: pytest.FixtureRequest) -> Host:
+    """The WebUI with FaceSnap."""
+    url = request.config.getoption("--url", default="")
+    if not url:
+        pytest.skip("no --url of a running WebUI was given")
+    host = Host(url)
+    host.settle()
+    return host
+
+
+@pytest.fixture(scope="session")
+def plain_host(request: pytest.FixtureRequest, host: Host) -> Host:
+    """The WebUI without FaceSnap; where there is none, the one with it, which is then not told of it."""
+    url = request.config.getoption("--plain-url", default="")
+    if not url:
+        return host
+    plain = Host(url)
+    plain.settle()
+    return plain
+
+
+@pytest.fixture(scope="session")
+def empty_host(request: pytest.FixtureRequest) -> Host:
+    url = request.config.getoption("--empty-url", default="")
+    if not url:
+        pytest.skip("no --empty-url of a WebUI without FaceSnap's model files was given")
+    return Host(url)
+
+
+@pytest.fixture(scope="session")
+def baseline(plain_host: Host) -> Callable[[Job], Pictures]:
+    """Pictures of jobs without FaceSnap; each job runs once."""
+    known: dict[str, Pictures] = {}
+
+    def once(job: Job) -> Pictures:
+        key = repr(sorted(job.items()))
+        if key not in known:
+            known[key] = plain_host.pictures(job)
+        return known[key]
+
+    return once
+
+
+@pytest.fixture
+def probed(host: Host) -> Host:
+    """The WebUI with FaceSnap, once more, if the probe runs in it, too."""
+    if not host.has("/facesnap-probe/state"):
+        pytest.skip("the WebUI was started without the probe extension (tests/live/probe)")
+    return host
+
+
+@pytest.fixture
+def page(host: Host, browser: Any) -> Iterator[Page]:
+    """The WebUI's page, freshly opened."""
+    page = Page(host, browser, SCREENSHOTS)
+    yield page
+    page.close()

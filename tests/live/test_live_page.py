@@ -1,0 +1,114 @@
+"""FaceSnap in the browser, by the page's own controls."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tests.live.live_host import (
+    OTHER_WIDTHS,
+    RANDOM,
+    Host,
+    Refused,
+    astronaut,
+    cut_jpeg,
+    grace_hopper,
+    grey,
+    picture_file,
+    with_facesnap,
+)
+from tests.live.live_page import FACESNAP, Page
+
+
+def test_on_and_off(page: Page) -> None:
+    plain = page.generate()
+    page.open_accordion()
+    page.screenshot("accordion", f"{FACESNAP}enable")
+    page.upload("references", astronaut())
+    page.choose_model(RANDOM)
+    page.screenshot("accordion-filled", f"{FACESNAP}enable")
+    guided = page.generate()
+    page.screenshot("page-after")
+    page.disable()
+    off = page.generate()
+
+    assert plain.shape == guided.shape == (256, 256, 3)
+    assert not np.array_equal(guided, plain)
+    assert np.array_equal(off, plain)
+    assert not [error for error in page.errors if "facesnap" in error]
+
+
+def test_every_photo_counts(page: Page) -> None:
+    page.open_accordion()
+    page.upload("references", astronaut())
+    page.choose_model(RANDOM)
+    alone = page.generate()
+    page.upload("driving", grace_hopper())
+    driven = page.generate()
+    page.clear("references")
+    page.upload("references", astronaut(), grace_hopper())
+    page.screenshot("accordion-full", f"{FACESNAP}enable")
+    mixed = page.generate()
+    assert not np.array_equal(alone, driven)
+    assert not np.array_equal(driven, mixed)
+
+
+@pytest.mark.parametrize(
+    ("model", "photo"),
+    [
+        (RANDOM, lambda: picture_file(grey())),
+        (RANDOM, cut_jpeg),
+        (RANDOM, None),
+        (OTHER_WIDTHS, lambda: picture_file(astronaut())),
+    ],
+    ids=["no face", "cut photo", "no photo", "other widths"],
+)
+def test_the_reason_stands_in_the_page(
+    host: Host, page: Page, request: pytest.FixtureRequest, model: str, photo: Callable[[], bytes] | None
+) -> None:
+    """The same sentence as in the API's answer."""
+    references = [] if photo is None else [photo()]
+    with pytest.raises(Refused) as refused:
+        host.pictures(with_facesnap({}, model=model, references=[base64.b64encode(r).decode() for r in references]))
+    page.open_accordion()
+    page.choose_model(model)
+    if references:
+        page.upload("references", *references)
+    shown = page.generate()
+    page.screenshot(f"error-{request.node.callspec.id.replace(' ', '-')}")
+    assert isinstance(shown, str), "the page shows a picture"
+    assert refused.value.message in shown
+
+
+def test_another_checkpoint(host: Host, page: Page) -> None:
+    sd15, sdxl = host.checkpoint("sd15"), host.get("/sdapi/v1/options")["sd_model_checkpoint"]
+    if sd15 is None:
+        pytest.skip("the host has no checkpoint with sd15 in its name")
+    page.open_accordion()
+    page.choose_model(RANDOM)
+    page.upload("references", astronaut())
+    host.post("/sdapi/v1/options", {"sd_model_checkpoint": sd15})
+    try:
+        shown = page.generate()
+    finally:
+        host.post("/sdapi/v1/options", {"sd_model_checkpoint": sdxl})
+    page.screenshot("error-checkpoint")
+    assert isinstance(shown, str), "the page shows a picture"
+    assert "FaceSnap needs an SDXL checkpoint" in shown
+
+
+def test_the_canvas_and_the_sliders_say_the_same(page: Page) -> None:
+    """Dragging the face moves the sliders of its place, and the picture that follows is another one."""
+    page.open_accordion()
+    page.upload("references", astronaut())
+    page.choose_model(RANDOM)
+    page.choose_pose("sliders")
+    before = page.generate()
+    page.drag_face(0.1, 0.2)  # parts of the canvas
+    page.screenshot("canvas", f"{FACESNAP}enable")
+    assert page.numbers("x", "y") == pytest.approx([0.6, 0.65], abs=0.02)
+    assert not np.array_equal(page.generate(), before)
+    assert not [error for error in page.errors if "facesnap" in error]

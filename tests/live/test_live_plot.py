@@ -1,0 +1,59 @@
+"""FaceSnap's axes in the host's X/Y/Z plot: each cell is the picture of a job with these settings, and jobs that follow
+are left alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.live.live_host import Host, Job, Pictures, Refused, astronaut, encode, equal, grace_hopper, with_facesnap
+
+PEOPLE = [encode(astronaut()), encode(grace_hopper())]
+PLOT = "x/y/z plot"
+NOTHING = ("Nothing", "")
+
+
+def plot(host: Host, job: Job, x: tuple[str, str], y: tuple[str, str] = NOTHING) -> Pictures:
+    """The cells, row after row. An axis is its label in the host's list and its values with commas between."""
+    info = next(script for script in host.get("/sdapi/v1/script-info") if script["name"] == PLOT)
+    labels = info["args"][0]["choices"]
+    axes = [value for label, values in (x, y, NOTHING) for value in (labels.index(label), values, [])]
+    options = {"draw_legend": False, "include_lone_images": True, "include_sub_grids": False, "no_fixed_seeds": False}
+    vary_seeds, margin, csv = [False, False, False], 0, False
+    arguments: list[Any] = [*axes, *options.values(), *vary_seeds, margin, csv]
+    cells = len(x[1].split(",")) * len(y[1].split(","))
+    return host.pictures({**job, "script_name": PLOT, "script_args": arguments})[-cells:]
+
+
+def test_a_cell_is_the_job_with_its_values(host: Host) -> None:
+    job = with_facesnap({}, references=PEOPLE)
+    before = host.pictures(job)
+    cells = plot(host, job, ("[FaceSnap] weight", "0.4, 1.5"), ("[FaceSnap] reference", "1, 2"))
+    wanted = [
+        host.pictures(with_facesnap({}, references=[person], weight=weight))[0]
+        for person in PEOPLE
+        for weight in (0.4, 1.5)
+    ]
+    assert equal(cells, wanted)
+    assert all(not equal([cell], [other]) for i, cell in enumerate(cells) for other in cells[:i])
+    assert equal(host.pictures(job), before), "the plot's last values leaked into the job that followed"
+
+
+def test_who_has_nothing_to_do_is_told_by_the_cell(host: Host) -> None:
+    cells = plot(host, with_facesnap({}, weight=0), ("[FaceSnap] weight", "0, 1"))
+    assert equal(cells, host.pictures({}) + host.pictures(with_facesnap({})))
+
+
+def test_a_plot_does_not_switch_facesnap_on(host: Host) -> None:
+    cells = plot(host, with_facesnap({}, enabled=False), ("[FaceSnap] weight", "0.5, 1.5"))
+    assert equal(cells, host.pictures({}) * 2)
+
+
+@pytest.mark.parametrize(
+    ("axis", "values", "sentence"),
+    [("weight", "0.5, 3", "weight is 3 in the plot"), ("reference", "2", "asks for reference 2, and there are 1")],
+)
+def test_what_no_axis_can_be_is_said(host: Host, axis: str, values: str, sentence: str) -> None:
+    with pytest.raises(Refused, match=sentence):
+        plot(host, with_facesnap({}), (f"[FaceSnap] {axis}", values))

@@ -1,0 +1,360 @@
+"""The WebUI's entry: light to import, and nothing goes wrong quietly."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import webui
+from facesnap_ext.landmarks.poses import Rig
+from facesnap_ext.networks import compiled
+from facesnap_ext.photos import from_pil
+from facesnap_ext.settings.infotext import from_infotext, to_infotext
+from facesnap_ext.settings.unit import UI_ORDER, Unit, from_script_args
+from tests.support import mock_webui
+from tests.support.mock_processing import Processing, Runner, process_images
+
+SCRIPT = mock_webui.SCRIPT
+HEAVY = ("insightface", "onnxruntime", "transformers", "diffusers", "cv2", "skimage", "scipy")
+
+
+def job(**values):
+    p = SimpleNamespace(width=512, height=512, extra_generation_params={}, comments=[], **values)
+    p.comment = p.comments.append
+    return p
+
+
+def run(host, p, *args):
+    """The host's calls for one picture, which swallow exceptions as the host does."""
+    with suppress(Exception):
+        host.script.before_process(p, *args)
+    with suppress(Exception):
+        host.script.process(p, *args)
+    with suppress(Exception):
+        host.script.process_before_every_sampling(p, *args, x=None, noise=None, c=None, uc=None)
+    with suppress(Exception):
+        host.script.post_sample(p, None, *args)
+    with suppress(Exception):
+        host.script.postprocess(p, None, *args)
+
+
+def attached(host):
+    return [call[1] for call in host.calls if isinstance(call, tuple)]
+
+
+def test_importing_it_loads_nothing_heavy(tmp_path):
+    """In a process that has torch, PIL and gradio, as every host has by then."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parents[1])!r})
+import torch, PIL.Image, PIL.ImageOps, safetensors.torch
+from tests.support import mock_webui
+from pathlib import Path
+mock_webui.install(Path({str(tmp_path)!r}))
+before = set(sys.modules)
+exec(Path({str(SCRIPT)!r}).read_text(), {{"__name__": "facesnap"}})
+loaded = {{name.split(".")[0] for name in set(sys.modules) - before}}
+print(*sorted(loaded & set({HEAVY!r})))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+def test_the_page_hands_over_what_settings_read(host):
+    for people in (1, 2, 4):
+        host.opts.facesnap_people = people
+        components = host.script.ui(is_img2img=False)
+        ids = [component.values.get("elem_id") for component in components]
+        wanted = [
+            name if number == 1 else f"{name}_{number}"
+            for number in range(1, people + 1)
+            for name in ("enable", *UI_ORDER[1:])
+        ]
+        assert ids == wanted
+    assert host.script.show(is_img2img=True) == "always"
+    host.script.ui(is_img2img=True)  # the API asks for it again
+
+
+def test_every_setting_is_pasted_back(host):
+    """What a picture's infotext says is what the page shows, but for photos."""
+    components = host.script.ui(is_img2img=False)
+    unit = Unit(
+        True,
+        weight=0.5,
+        pose="sliders",
+        yaw=20,
+        x=0.25,
+        y=0.4,
+        size=0.3,
+        blocks=(0.5,) * 10,
+        identity="Ada",
+        region="face",
+    )
+    text = {name: str(value) for name, value in to_infotext({2: unit}).items()}
+    pasted = {id(component): paste(text) for component, paste in host.script.infotext_fields}
+    values = [pasted.get(id(component)) for component in components]
+    values[0] = True  # the accordion's tick is the first person's, who is not in this picture
+    units = from_script_args(values)
+    assert units[2] == unit
+    assert units[1] == Unit(True)
+
+
+def test_the_command_line_moves_the_model_folder_and_adds_others(host, tmp_path, monkeypatch):
+    """Options as the host reads them from preload.py, and as they are missing until it starts anew."""
+    assert host.module.model_files().folder == host.module.MODELS / "facesnap"
+    spec = importlib.util.spec_from_file_location("facesnap_preload", SCRIPT.parents[1] / "preload.py")
+    preload = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(preload)
+    parser = argparse.ArgumentParser()
+    preload.preload(parser)
+    comfy = tmp_path / "comfy"
+    for folder in (comfy, tmp_path / "moved", tmp_path / "controlnet"):
+        folder.mkdir()
+    moved = ["--facesnap-models-dir", str(tmp_path / "moved"), "--facesnap-also-look-in", str(comfy)]
+    for name, value in vars(parser.parse_args(moved)).items():
+        monkeypatch.setattr(host.module.shared.cmd_opts, name, value, raising=False)
+    monkeypatch.setattr(host.module.shared.cmd_opts, "controlnet_dir", str(tmp_path / "controlnet"), raising=False)
+    files = host.module.model_files()
+    assert files.folder == tmp_path / "moved"
+    assert {comfy, tmp_path / "controlnet"} <= set(files.elsewhere)
+    assert vars(parser.parse_args([])) == {"facesnap_models_dir": None, "facesnap_also_look_in": []}
+
+
+def test_rows_are_announced_through_one_callback(host):
+    assert host.denoiser_callbacks == [host.module.host.on_cfg_denoiser]
+
+
+def test_a_job_is_guided_and_let_go_again(host, astronaut):
+    p = job()
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "weight": 0.7}
+    run(host, p, values)
+    ((guidance,),) = attached(host)
+    assert guidance.weight == 0.7
+    assert guidance.landmarks.width == 512
+    assert host.calls[0] == "detach"  # what an earlier job left
+    assert host.calls[-2:] == ["detach", "detach"]
+    assert p.extra_generation_params["FaceSnap weight"] == 0.7
+    assert host.state.textinfo.startswith("FaceSnap")
+
+
+@pytest.mark.parametrize("args", [[False], [], [{"enabled": False}], [{"weight": 0}], [{"start": 0.5, "end": 0.5}]])
+def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, monkeypatch):
+    monkeypatch.setattr(webui, "prepare", lambda *args: pytest.fail("prepared"))
+    p = job()
+    run(host, p, *args)
+    assert attached(host) == [()], "nobody"
+    assert p.extra_generation_params == {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "without a reference photo"),
+        ({"references": ["bm90IGEgcGljdHVyZQ=="]}, "Reference photo 1"),
+        (
+            {"references": [Image.new("RGB", (64, 64), "grey")], "model": "random.safetensors"},
+            r"No face was found in Reference photo 1",
+        ),
+        ({"odd": 1}, "no setting named 'odd'"),
+    ],
+)
+def test_what_goes_wrong_in_preparing_is_handed_to_the_adapter_to_stop_the_job(host, values, message):
+    run(host, job(), values)
+    (error,) = attached(host)
+    assert isinstance(error, FaceSnapError)
+    with pytest.raises(FaceSnapError, match=message):
+        raise error
+
+
+def test_each_active_unit_is_somebody_in_the_picture(host, astronaut):
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    p = job()
+    run(host, p, {**values, "weight": 0.7}, {"weight": 0}, {**values, "weight": 0.4, "region": "face"})
+    ((first, second),) = attached(host)
+    assert (first.weight, second.weight) == (0.7, 0.4)
+    assert first.ffrnet is second.ffrnet
+    assert first.region is None
+    assert second.region is not None
+
+
+def test_a_unit_that_fails_is_named_by_its_place_on_the_page(host, astronaut):
+    good = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    for bad, message in (({}, r"^Person 3: .*without a reference photo"), ({"odd": 1}, r"^Person 3: .*named 'odd'")):
+        host.calls.clear()
+        run(host, job(), good, {"enabled": False}, bad)
+        (error,) = attached(host)
+        with pytest.raises(FaceSnapError, match=message):
+            raise error
+
+
+def test_a_pass_without_anybody_takes_the_last_ones_guidance_off(host, astronaut):
+    p = job()
+    run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "hires": "second"})
+    assert attached(host) == [()]
+
+
+@pytest.mark.parametrize("where", ["prepare", "for_pass"])
+def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch, where):
+    """The host swallows a script's exceptions; the picture of somebody else must not follow."""
+    monkeypatch.setattr(webui, "prepare", lambda *args: (webui.Job(()),))
+    monkeypatch.setattr(webui, where, lambda *args: 1 / 0)
+    run(host, job(), {"references": []})
+    (error,) = attached(host)
+    assert isinstance(error, FaceSnapError)
+    assert "ZeroDivisionError" in str(error)
+
+
+def test_a_mistake_while_the_guidance_gets_in_stops_the_job_too(host, astronaut, monkeypatch):
+    """The host swallows it and would make a picture of a stranger."""
+    attach = host.module.host.attach
+
+    def fail(p, guidances):
+        if not isinstance(guidances, FaceSnapError):
+            raise AttributeError("no such thing")
+        attach(p, guidances)
+
+    monkeypatch.setattr(host.module.host, "attach", fail)
+    run(host, Processing(), {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
+    (error,) = attached(host)
+    assert "FaceSnap failed: AttributeError('no such thing')" in str(error)
+
+
+def test_a_webui_that_knows_no_place_for_guidance_is_told_to_be_updated(host, monkeypatch):
+    monkeypatch.delattr(sys.modules["modules.scripts"].Script, "process_before_every_sampling")
+    with pytest.raises(ImportError, match=r"needs AUTOMATIC1111 1\.10 or later, or Forge; update the WebUI"):
+        exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), {"__name__": "facesnap"})
+
+
+def test_the_next_job_knows_nothing_of_the_last(host):
+    p = job()
+    run(host, p, {})
+    host.calls.clear()
+    run(host, p, False)
+    assert attached(host) == [()]
+
+
+def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
+    p = job(init_images=[Image.new("RGB", (300, 200), "grey")], resize_mode=0, paste_to=None)
+    run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
+    assert "init picture has no face" in p.comments[0]
+    p = job(init_images=[Image.fromarray(astronaut.pixels)], resize_mode=0, paste_to=(128, 0, 256, 256))
+    run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
+    assert attached(host)[-1][0].landmarks.width == 256
+    assert p.comments == []
+
+
+def test_compiling_is_a_setting_and_the_page_hears_of_its_failure(host, astronaut, monkeypatch):
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    for wanted in (False, True):
+        host.opts.facesnap_compile = wanted
+        run(host, p := job(), values)
+        assert attached(host)[-1][0].compile == wanted
+        assert p.comments == []
+    monkeypatch.setattr(compiled, "failure", "There is no Triton.")
+    run(host, p := job(), values)
+    assert p.comments == ["FaceSnap: There is no Triton."]
+    host.opts.facesnap_compile = False
+    run(host, p := job(), values)
+    assert p.comments == []
+
+
+def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypatch):
+    """A face that the finder sees in the picture, where the landmarks are and small; and the infotext leads back."""
+    host.opts.facesnap_likeness = True
+    measured = []
+
+    def see(image, embeddings, landmarks, recognition):
+        measured.append(image)
+        return 0.5
+
+    def draw(p, i, guidances):
+        return Image.new("RGB", (p.width, p.height), "red" if hasattr(p, "init_images") else "blue")
+
+    host.draw = draw
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "redraw": 0.4}
+    p = Processing(world=host, script_args=[values], scripts=Runner(host.script))
+    engine = webui.the_engine(host.module.model_files)
+    unit = Unit(True, references=(from_pil(values["references"][0], ""),), model=values["model"])
+    left, top, right, bottom = engine.prepare(unit, 512, 512).guidance.landmarks.box
+    x, y = (left + right) / 2, (top + bottom) / 2
+    (whole,) = engine.encoders.faces(engine.files(), astronaut)
+    small = replace(whole, box=np.float32([x - 20, y - 20, x + 20, y + 20]))
+    faces = engine.encoders.faces
+    monkeypatch.setattr(
+        engine.encoders, "faces", lambda files, photo: [small] if photo.name == "Picture" else faces(files, photo)
+    )
+    monkeypatch.setattr(engine, "likeness", see)
+    made = process_images(p)
+    pixels = np.asarray(made.images[0])
+    assert tuple(pixels[round(y), round(x)]) == (255, 0, 0)
+    assert tuple(pixels[-1, -1]) == (0, 0, 255)
+    assert np.array_equal(measured[0].pixels, pixels)
+    (text,) = made.infotexts
+    assert (text["FaceSnap redraw"], text["FaceSnap likeness"]) == (0.4, "0.50")
+    assert from_infotext({name: str(value) for name, value in text.items()}, 1)["redraw"] == 0.4
+    assert host.calls[-1] == "detach"
+
+
+def test_without_a_wish_nothing_is_looked_for_in_the_picture(host, astronaut, monkeypatch):
+    monkeypatch.setattr("facesnap_ext.hosts.redraw.redraw", lambda *args: pytest.fail("looked"))
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    made = process_images(Processing(world=host, script_args=[values], scripts=Runner(host.script)))
+    assert "FaceSnap redraw" not in made.infotexts[0]
+
+
+@pytest.mark.parametrize("where", ["status", "person_controls"])
+@pytest.mark.parametrize(
+    ("error", "told"), [(FaceSnapError("The folder cannot be read."), "cannot be read"), (KeyError("x"), "KeyError")]
+)
+def test_an_accordion_that_cannot_be_drawn_says_so_and_stops_only_jobs_with_facesnap(
+    host, monkeypatch, caplog, where, error, told
+):
+    shown = []
+
+    def fail(*args, **values):
+        raise error
+
+    monkeypatch.setattr(host.module.page, where, fail)
+    monkeypatch.setattr(host.module.gr, "HTML", lambda text="", **values: shown.append(text))
+    assert len(host.script.ui(is_img2img=False)) == 1  # the API's arguments need a place
+    assert host.script.infotext_fields == []
+    assert "could not be drawn" in shown[-1]
+    assert told in shown[-1]
+    assert told in caplog.text
+
+    for args in ([False], [{"enabled": False}], []):
+        made = process_images(Processing(world=host, script_args=args, scripts=Runner(host.script)))
+        assert len(made.images) == 1
+    for args in ([True], [{"references": []}]):
+        with pytest.raises(FaceSnapError, match=f"could not be drawn: .*{told}"):
+            process_images(Processing(world=host, script_args=args, scripts=Runner(host.script)))
+
+    monkeypatch.undo()
+    assert len(host.script.ui(is_img2img=True)) > 1
+    assert host.script.failure is None
+
+
+def test_choosing_a_saved_person_shows_that_persons_rig(host, monkeypatch):
+    """The page asks for the canvas anew, with the name beside everything else that it says."""
+    components = dict(zip(UI_ORDER, host.script.ui(is_img2img=False)))
+    asked = []
+    rig = Rig(np.zeros((72, 3), np.float32), np.zeros((4, 72, 3), np.float32))
+    monkeypatch.setattr(webui.Engine, "preview", lambda self, *args: asked.append(args) or (rig, None))
+    shown = {"identity": "Ada", "pose": "own", "canvas_size": "640x512"}
+    answers = []
+    for function, inputs, outputs in components["identity"].listeners:
+        if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:
+            answers.append(json.loads(function(*(shown.get(component.values["elem_id"]) for component in inputs))))
+    assert [set(answer) for answer in answers] == [{"question", "rig", "points", "in_init"}]
+    assert asked == [(None, None, (640, 512), 0, 0, "Ada")]

@@ -1,0 +1,29 @@
+"""Photos of the miniature's people in folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from facesnap_lab.dataset.pictures import Settings
+from facesnap_lab.miniature.render import render
+from facesnap_lab.miniature.world import person, scene
+
+SIDE = 96
+SETTINGS = Settings(resolution=SIDE, crops=3, min_face=16)
+
+
+def portraits(index: int, shots: int, side: int = SIDE) -> list[Image.Image]:
+    """Pictures of somebody of the test split."""
+    who = person("test", index)
+    drawn = render([who] * shots, [scene(who, shot) for shot in range(shots)], side)
+    return [Image.fromarray(rendering.picture) for rendering in drawn]
+
+
+def save(picture: Image.Image, path: Path, caption: str = "a portrait", **options) -> Path:
+    """Save a picture with its caption beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path, **options)
+    path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+    return path

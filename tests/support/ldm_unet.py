@@ -1,0 +1,62 @@
+"""A real LDM UNet (of PyPI's stable-diffusion-sdkit), whose block walk A1111's and Forge's UNets share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support import tiny
+
+
+def ldm_unet(seed: int = 1) -> nn.Module:
+    """As wide as `tiny.ffrnet` wants it, with SDXL's vector conditioning."""
+    module = pytest.importorskip(
+        "ldm.modules.diffusionmodules.openaimodel", reason="stable-diffusion-sdkit is not installed"
+    )
+    unet = module.UNetModel(
+        image_size=32,
+        in_channels=4,
+        model_channels=tiny.WIDTHS[0],
+        out_channels=4,
+        num_res_blocks=2,
+        attention_resolutions=[2, 4],
+        channel_mult=[width // tiny.WIDTHS[0] for width in tiny.WIDTHS],
+        num_classes=1,
+        num_head_channels=16,
+        use_spatial_transformer=True,
+        use_linear_in_transformer=True,
+        context_dim=tiny.CONTEXT,
+        use_checkpoint=False,
+    )
+    embedding = unet.time_embed[2].out_features
+    unet.label_emb = nn.Sequential(
+        nn.Sequential(nn.Linear(tiny.ADM, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+    )
+    return tiny.randomise(unet, seed)
+
+
+def reference_walk(
+    unet: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, residuals: list[Tensor] | None
+) -> Tensor:
+    """The UNet's forward pass written out, with residuals added to its skips and its middle."""
+    from ldm.modules.diffusionmodules.util import timestep_embedding
+
+    emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels)) + unet.label_emb(y)
+    *skips, middle = residuals or [torch.zeros(1)] * (len(unet.input_blocks) + 1)
+    h, hs = x, []
+    for block, residual in zip(unet.input_blocks, skips):
+        h = block(h, emb, context)
+        hs.append(h + residual)
+    h = unet.middle_block(h, emb, context) + middle
+    for block in unet.output_blocks:
+        h = block(torch.cat([h, hs.pop()], dim=1), emb, context)
+    return unet.out(h)
+
+
+def inputs(rows: int, size: tuple[int, int] = (16, 16), seed: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, timesteps, context and y of some rows, all different."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 4, *size, generator=g)
+    timesteps = torch.randint(0, 1000, (rows,), generator=g).float()
+    return x, timesteps, torch.randn(rows, 77, tiny.CONTEXT, generator=g), torch.randn(rows, tiny.ADM, generator=g)

@@ -1,0 +1,82 @@
+"""Tiny networks with random weights, of the same classes and shapes as the real ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from facesnap_ext.conditioning import Guidance
+from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.regions import Drawn
+
+WIDTHS = (32, 64, 96)
+CONTEXT = 48
+ADM = 68
+DIFFUSERS = {  # the same sizes, as diffusers' UNet and ControlNet take them
+    "block_out_channels": WIDTHS,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "transformer_layers_per_block": (1, 1, 2),
+    "attention_head_dim": (2, 4, 6),
+    "cross_attention_dim": CONTEXT,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": ADM,
+    "use_linear_projection": True,
+}
+
+
+def config(**changes) -> FFRNetConfig:
+    values = {
+        "in_channels": 4,
+        "widths": WIDTHS,
+        "depths": ((0, 0), (1, 1), (2, 2)),
+        "middle_depth": 2,
+        "context_dim": CONTEXT,
+        "adm_dim": ADM,
+        "hint_widths": (16, 32, 96, 256),
+        "heads": (2, 4, 6),
+        "size_dim": 8,
+    }
+    return FFRNetConfig(**{**values, **changes})
+
+
+def randomise(network: nn.Module, seed: int = 0, std: float = 0.08) -> nn.Module:
+    """Give every parameter a random value, those that start as zero too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+    return network.eval().requires_grad_(False)
+
+
+def ffrnet(seed: int = 0, **changes) -> FFRNet:
+    return randomise(FFRNet(config(**changes)), seed)
+
+
+def landmarks(seed: int = 0, width: int = 128, height: int = 128) -> Landmarks:
+    points = np.random.default_rng(seed).uniform(0.1, 0.9, (72, 2)) * (width, height)
+    return Landmarks(points.astype(np.float32), width, height)
+
+
+def side_by_side() -> tuple[Guidance, Guidance]:
+    """Two people of two weight files; the first one on the left, and on the conditional side only."""
+    left = Drawn(np.float32([[1, 0]]))
+    return (
+        guidance(cond_only=True, weight=0.7, region=left),
+        guidance(3, weight=1.2, region=Drawn(1 - left.white)),
+    )
+
+
+PEOPLE = {
+    "one": lambda: (guidance(weight=0.7),),
+    "one on the conditional side": lambda: (guidance(weight=0.7, cond_only=True),),
+    "two": side_by_side,
+}
+
+
+def guidance(seed: int = 0, network: FFRNet | None = None, **changes) -> Guidance:
+    tokens = torch.randn(1, 16, CONTEXT, generator=torch.Generator().manual_seed(seed))
+    values = {"ffrnet": network or ffrnet(seed), "tokens": tokens, "landmarks": landmarks(seed)}
+    return Guidance(**{**values, **changes})
