@@ -15,7 +15,7 @@ T = TypeVar("T")
 REMEMBERED = 128  # results of each kind; the largest of which so many are kept, CLIP's tokens, take 1.3 MB
 
 
-class Memory:
+class Cache:
     """Models and results, for jobs and the page's own requests, which come in threads of their own."""
 
     def __init__(self) -> None:

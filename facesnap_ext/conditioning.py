@@ -20,13 +20,13 @@ from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks import compiled
 from facesnap_ext.networks.ffrnet import FFRNet, KeysValues
-from facesnap_ext.regions import Region, shares
+from facesnap_ext.regions import Region, blend_weights
 
 ROWS_KEPT = 8  # of one evaluation that comes in many calls; at 1024² each takes 60 MB
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Conditioning:
     """A person and a pose, ready for sampling; made by the engine, used by the hosts."""
 
     ffrnet: FFRNet
@@ -74,14 +74,14 @@ class Guidance:
 class Residuals:
     """The residuals of all people of a picture during one sampling pass, blended."""
 
-    def __init__(self, guidances: Sequence[Guidance]):
-        self.guidances = tuple(guidances)
-        self._people = [_OnePerson(guidance) for guidance in self.guidances]
-        self._shares: dict[tuple[tuple[int, ...], int, int], Tensor] = {}  # by who acts and a residual's size
+    def __init__(self, conditionings: Sequence[Conditioning]):
+        self.conditionings = tuple(conditionings)
+        self._people = [_OnePerson(conditioning) for conditioning in self.conditionings]
+        self._blend_weights: dict[tuple[tuple[int, ...], int, int], Tensor] = {}  # by who acts and a residual's size
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
         """Move every FFRNet; one that is there already is not gone through, one that ran out of memory halfway is."""
-        for network in networks(self.guidances):
+        for network in networks(self.conditionings):
             ends = (network.conv_in.weight, network.controlnet_mid_block.weight)  # moved first, and last
             if any(at.device != torch.device(device) or at.dtype != (dtype or at.dtype) for at in ends):
                 network.to(device, dtype)
@@ -114,22 +114,22 @@ class Residuals:
         if not who:
             return None
         each = [self._people[i].rows(x, timesteps, is_cond, y) for i in who]
-        if len(who) == 1 and self.guidances[who[0]].region is None:
+        if len(who) == 1 and self.conditionings[who[0]].region is None:
             return each[0]
         return [self._blend(who, parts) for parts in zip(*each)]
 
-    def shares(self, who: tuple[int, ...], height: int, width: int) -> Tensor:
+    def blend_weights(self, who: tuple[int, ...], height: int, width: int) -> Tensor:
         """How those who act share out the picture: [people, h, w], or [people, 1, 1] where nobody has a region."""
         key = (who, height, width)
-        if key not in self._shares:
-            regions = [self.guidances[i].region for i in who]
-            masks = shares([None if region is None else region.mask(width, height) for region in regions])
-            self._shares[key] = torch.from_numpy(masks)
-        return self._shares[key]
+        if key not in self._blend_weights:
+            regions = [self.conditionings[i].region for i in who]
+            masks = blend_weights([None if region is None else region.mask(width, height) for region in regions])
+            self._blend_weights[key] = torch.from_numpy(masks)
+        return self._blend_weights[key]
 
     def _blend(self, who: tuple[int, ...], parts: Sequence[Tensor]) -> Tensor:
         """Sum of one residual of each person [R or 1, C, h, w], times their shares."""
-        each = self.shares(who, *parts[0].shape[2:]).to(parts[0])
+        each = self.blend_weights(who, *parts[0].shape[2:]).to(parts[0])
         return sum(part * share for part, share in zip(parts, each))
 
 
@@ -145,8 +145,8 @@ class _OnePerson:
     known by its place among the images of its side.
     """
 
-    def __init__(self, guidance: Guidance):
-        self.guidance = guidance
+    def __init__(self, conditioning: Conditioning):
+        self.conditioning = conditioning
         self._features: dict[tuple[int, int], Tensor] = {}  # embedded drawings by latent size
         self._identity: list[KeysValues] = []  # embedded tokens, of the conditional side and, if any, the other
         self._evaluations = 0
@@ -155,18 +155,18 @@ class _OnePerson:
     @torch.no_grad()
     def rows(self, x: Tensor, timesteps: Tensor, is_cond: Sequence[bool], y: Tensor | None = None) -> list[Tensor]:
         """Weighted residuals; see `Residuals.rows`."""
-        x = x[:, : self.guidance.ffrnet.config.in_channels]
-        if self.guidance.text_free:
+        x = x[:, : self.conditioning.ffrnet.config.in_channels]
+        if self.conditioning.text_free:
             y = None
         elif y is None:
             raise ValueError("these weights were trained with text and need the UNet's y")
-        differ = self.guidance.uncond_tokens is not None or y is not None
+        differ = self.conditioning.uncond_tokens is not None or y is not None
         sides = [differ and not cond for cond in is_cond]
         inputs = [x.flatten(1).float(), timesteps.float()[:, None], x.new_tensor(sides, dtype=torch.float32)[:, None]]
         inputs = torch.cat([*inputs, *([] if y is None else [y.float()])], 1)
 
         if self._now.timestep != (timestep := float(timesteps[0])):
-            if self.guidance.every > 1:
+            if self.conditioning.every > 1:
                 self._before = self._now
             self._now = _Evaluation(timestep)
             self._evaluations += 1
@@ -182,7 +182,7 @@ class _OnePerson:
             new_sides = [sides[row] for row in new]
             labels = now.labels_of(new_sides)
             outputs = None
-            if (self._evaluations - 1) % self.guidance.every:
+            if (self._evaluations - 1) % self.conditioning.every:
                 outputs = self._before.outputs_of(labels, x.shape[2:])
             if outputs is None:
                 outputs = self._run(x[new], timesteps[new], new_sides, None if y is None else y[new])
@@ -190,7 +190,7 @@ class _OnePerson:
             now.add(labels, inputs[new], outputs)
             place = [there + new.index(first[row]) if known is None else known for row, known in enumerate(place)]
 
-        if self.guidance.cond_only and not all(is_cond):
+        if self.conditioning.cond_only and not all(is_cond):
             mask = torch.tensor(is_cond, dtype=x.dtype, device=x.device)[:, None, None, None]
             return [residual[place] * mask.to(residual.dtype) for residual in now.outputs]
         if len(now.labels) == 1:
@@ -201,28 +201,28 @@ class _OnePerson:
         """Weighted residuals of rows; `sides` is True for those that get the unconditional side's own tokens."""
         with _own_type(x.device.type):
             identity = self._embedded_tokens(x.device)
-            if self.guidance.uncond_tokens is not None:
+            if self.conditioning.uncond_tokens is not None:
                 rows = [int(side) for side in sides]
                 identity = [(keys[rows], values[rows]) for keys, values in identity]
-            run = compiled.run if self.guidance.compile else FFRNet.__call__
-            residuals = run(self.guidance.ffrnet, x, timesteps, identity, self._landmark_features(x), y)
-        weights = [self.guidance.weight * block for block in self.guidance.blocks or [1.0] * len(residuals)]
+            run = compiled.run if self.conditioning.compile else FFRNet.__call__
+            residuals = run(self.conditioning.ffrnet, x, timesteps, identity, self._landmark_features(x), y)
+        weights = [self.conditioning.weight * block for block in self.conditioning.blocks or [1.0] * len(residuals)]
         return [residual if weight == 1 else residual * weight for residual, weight in zip(residuals, weights)]
 
     def _embedded_tokens(self, device: torch.device) -> list[KeysValues]:
         if not self._identity:
-            both = [t for t in (self.guidance.tokens, self.guidance.uncond_tokens) if t is not None]
-            self._identity = self.guidance.ffrnet.embed_tokens(torch.cat(both).to(device))
+            both = [t for t in (self.conditioning.tokens, self.conditioning.uncond_tokens) if t is not None]
+            self._identity = self.conditioning.ffrnet.embed_tokens(torch.cat(both).to(device))
         return self._identity
 
     def _landmark_features(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
         if size not in self._features:
-            scale = self.guidance.ffrnet.config.picture_scale
+            scale = self.conditioning.ffrnet.config.picture_scale
             picture = landmark_picture(
-                self.guidance.landmarks, scale * size[1], scale * size[0], self.guidance.hint, x.device
+                self.conditioning.landmarks, scale * size[1], scale * size[0], self.conditioning.hint, x.device
             )
-            self._features[size] = self.guidance.ffrnet.embed_landmarks(picture)
+            self._features[size] = self.conditioning.ffrnet.embed_landmarks(picture)
         return self._features[size]
 
 
@@ -232,9 +232,9 @@ def _own_type(device_type: str) -> AbstractContextManager:
     return torch.autocast(device_type, enabled=False) if device_type in ("cuda", "cpu", "xpu") else nullcontext()
 
 
-def networks(guidances: Sequence[Guidance]) -> list[FFRNet]:
+def networks(conditionings: Sequence[Conditioning]) -> list[FFRNet]:
     """The FFRNets of several people, each once: those of one weight file have one in common."""
-    return list({id(guidance.ffrnet): guidance.ffrnet for guidance in guidances}.values())
+    return list({id(conditioning.ffrnet): conditioning.ffrnet for conditioning in conditionings}.values())
 
 
 def landmark_picture(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import written
+from facesnap_ext.files import user_write
 from facesnap_ext.landmarks.deca import convert_deca
 from facesnap_ext.landmarks.flame import convert_flame
 from facesnap_ext.weights.initialise import controlnet_config, from_controlnet
@@ -38,11 +38,11 @@ def convert(source: Path, out: Path | None = None) -> Path:
         from_controlnet(file, out, **controlnet_config(folder, read_index(file).shapes))
     elif kind is Kind.DECA_ORIGINAL:
         out = out or source.with_name("deca.safetensors")
-        with written(out) as part:
+        with user_write(out) as part:
             convert_deca(file, part)
     elif kind is Kind.PICKLE:
         out = out or source.with_suffix(".safetensors")
-        with written(out) as part:
+        with user_write(out) as part:
             convert_flame(file, part)
     else:
         raise FaceSnapError(

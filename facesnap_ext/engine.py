@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from facesnap_ext.cache import Memory, signature_of
-from facesnap_ext.conditioning import Guidance
+from facesnap_ext.cache import Cache, signature_of
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
@@ -34,7 +34,7 @@ from facesnap_ext.weights.places import ModelFiles, WeightSource
 class Prepared:
     """Guidance, and what people may want to know of how it came about."""
 
-    guidance: Guidance
+    conditioning: Conditioning
     references: tuple[Face, ...]
     driving: Face | None  # whose pose it is: in the driving photo, the init picture or the first reference, or nobody's
     in_init_picture: bool  # the landmarks are in pixels of the init picture, for the host to crop as it crops that
@@ -52,8 +52,8 @@ class Engine:
 
     def __init__(self, find_models: Callable[[], ModelFiles]):
         self._find_models = find_models
-        self._memory = Memory()
-        self.encoders = Encoders(self._memory)
+        self._cache = Cache()
+        self.encoders = Encoders(self._cache)
 
     def prepare(
         self,
@@ -110,7 +110,7 @@ class Engine:
             )
 
         progress("loading the FaceSnap file")
-        weights = self._memory.load_one_of("facesnap", facesnap, load_any, files_kept)
+        weights = self._cache.load_one_of("facesnap", facesnap, load_any, files_kept)
         progress("encoding the face")
         tokens = self.tokens(files, weights, references, unit.several == "averaged", saved, signatures)
         uncond_tokens = self.null_tokens(weights, signatures) if weights.info.null_identity else None
@@ -131,7 +131,7 @@ class Engine:
             if not in_init_picture:
                 landmarks = place(landmarks, width, height, driving.box)
             landmarks = moved(landmarks, unit.x, unit.y, unit.size)
-        guidance = Guidance(
+        conditioning = Conditioning(
             ffrnet=weights.ffrnet,
             tokens=tokens,
             landmarks=landmarks,
@@ -151,12 +151,12 @@ class Engine:
             adapter_weight=0.0 if adapter is None else unit.adapter,
         )
         embeddings = _embeddings(references, saved)
-        return Prepared(guidance, references, driving, in_init_picture, tuple(notes), embeddings, recognition)
+        return Prepared(conditioning, references, driving, in_init_picture, tuple(notes), embeddings, recognition)
 
     def files(self, progress: Callable[[str], None] = lambda message: None) -> ModelFiles:
         """The model files that are there; DECA's and FLAME's own are converted first, once."""
         files = self._find_models()
-        with self._memory.lock:
+        with self._cache.lock:
             convert_originals(files, progress)
         return files
 
@@ -229,7 +229,7 @@ class Engine:
 
         people = tuple((face.photo.digest, *face.box) for face in references)
         key = ("tokens", signatures, people, saved, average)
-        return self._memory.remember(key, mix)
+        return self._cache.remember(key, mix)
 
     def signatures(self, files: ModelFiles, facesnap: WeightSource) -> Hashable:
         """Of all files that identity tokens are made with. What is remembered of a job is kept under those that were
@@ -243,14 +243,14 @@ class Engine:
             with torch.no_grad():
                 return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
 
-        return self._memory.remember(("null tokens", signatures), mix)
+        return self._cache.remember(("null tokens", signatures), mix)
 
     def adapter(self, facesnap: WeightSource, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
         """What the adapter of a FaceSnap file that has one makes of a person's tokens, see `Adapter.forward`. It is
         large (InstantID's 21 MB a person, of 1.4 GB of weights): made when the person's picture begins, of weights that
         are read for it, and kept for the people of one picture."""
         key = ("adapter", signature_of(facesnap), tokens.numpy().tobytes())
-        return self._memory.remember(key, lambda: load_any_adapter(facesnap)(tokens, uncond_tokens), ADAPTERS)
+        return self._cache.remember(key, lambda: load_any_adapter(facesnap)(tokens, uncond_tokens), ADAPTERS)
 
     def landmarks(self, files: ModelFiles, shape: Tensor, driving: Face) -> Landmarks:
         """The 72 points of a face of this shape, [S] from `codes`, in the pose and expression of the driving face, in
@@ -262,7 +262,7 @@ class Engine:
 
         networks = (signature_of(files.require("deca")), signature_of(files.require("flame")))
         key = ("landmarks", *networks, shape.numpy().tobytes(), driving.photo.digest, *driving.box)
-        return self._memory.remember(key, predict)
+        return self._cache.remember(key, predict)
 
     def source_shape(self, files: ModelFiles, references: Sequence[Face], saved: Identity | None) -> Tensor:
         """The shape code [S] that landmarks are predicted of: of the first photo, else of the saved identity."""
@@ -298,7 +298,7 @@ class Engine:
         """What templates and sliders pose: a face of this shape, [S] from `codes`, or with None FLAME's mean face."""
         networks = (signature_of(files.require("deca")), signature_of(files.require("flame")))
         key = ("rig", *networks, None if shape is None else shape.numpy().tobytes())
-        return self._memory.remember(key, lambda: make_rig(self.encoders.predictor(files).flame, shape))
+        return self._cache.remember(key, lambda: make_rig(self.encoders.predictor(files).flame, shape))
 
     def preview(
         self,

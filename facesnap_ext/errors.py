@@ -27,7 +27,7 @@ def reason_of(error: BaseException | str, longest: int | None = 300) -> str:
 
 
 @contextmanager
-def naming(person: str) -> Iterator[None]:
+def error_prefix(person: str) -> Iterator[None]:
     """Put a person's title, such as "Person 2: ", before the errors inside the `with` block; it may be empty."""
     try:
         yield

@@ -21,7 +21,7 @@ def state_of(path: Path) -> State:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: it gets that name when the block ends, and is removed when the block raises.
 
     The folder is made where it is missing. Until then a file of the same name stays as it is, and another process or
@@ -42,7 +42,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[Path]:
+def user_write(path: Path) -> Iterator[Path]:
     """As `whole`, for a file that people asked for.
 
     Raises:
@@ -53,7 +53,7 @@ def written(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise FaceSnapError(f"{path} is a folder: give the name of a file in it.")
     try:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             yield part
     except (OSError, SafetensorError) as error:
         raise FaceSnapError(

@@ -69,7 +69,7 @@ class RoundedBox:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class PaintedRegion:
     """As somebody drew it.
 
     Attributes:
@@ -87,7 +87,7 @@ class Drawn:
         columns = _overlaps(left, left + w, width, self.white.shape[1])
         return np.clip(rows @ self.white @ columns.T, 0, 1).astype(np.float32)
 
-    def crop(self, window: Window) -> Drawn:
+    def crop(self, window: Window) -> PaintedRegion:
         left, top, width, height = self.window
         x, y, w, h = window
         return replace(self, window=(left + x * width, top + y * height, w * width, h * height))
@@ -103,7 +103,7 @@ def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
     return np.maximum(overlap, 0) / (edges[1:] - edges[:-1])[:, None]
 
 
-def shares(masks: Sequence[np.ndarray | None]) -> np.ndarray:
+def blend_weights(masks: Sequence[np.ndarray | None]) -> np.ndarray:
     """Share a picture out among people, so that nowhere more than one person is asked for.
 
     People with a region have their own mask there, and where masks add up to more than 1 they are scaled to add up
@@ -154,7 +154,7 @@ def around(landmarks: Landmarks, grow: float) -> RoundedBox:
     return RoundedBox((left + right) / 2, (top + bottom) / 2, grow * (right - left) / 2, grow * (bottom - top) / 2)
 
 
-def drawn(mask: Photo) -> Drawn:
+def drawn(mask: Photo) -> PaintedRegion:
     """A picture's luminance (ITU-R 601): white is inside, black outside.
 
     Raises:
@@ -163,4 +163,4 @@ def drawn(mask: Photo) -> Drawn:
     if not mask.pixels.any():
         raise FaceSnapError(f"{mask.name} is black everywhere; paint white where the person is to be.")
     luminance = mask.pixels.astype(np.int32) @ np.array([299, 587, 114], np.int32)  # whole numbers: white is 1 exactly
-    return Drawn((luminance / 255_000).astype(np.float32))
+    return PaintedRegion((luminance / 255_000).astype(np.float32))

@@ -62,22 +62,22 @@ def engine():
     return webui.the_engine(model_files)
 
 
-def mistake(error: Exception) -> FaceSnapError:
+def internal_error(error: Exception) -> FaceSnapError:
     """What stops the job at an error of ours, which the host would swallow, going on to a picture of somebody else."""
     return FaceSnapError(f"FaceSnap failed: {error!r}; the console has the whole story, please report it.")
 
 
 @contextmanager
-def stopping(p) -> Iterator[None]:
+def abort_on_error(p) -> Iterator[None]:
     """An error inside the `with` block stops the job when sampling begins, and leaves nothing of ours in it."""
     try:
         yield
     except FaceSnapError as error:
         p.facesnap = FaceSnapError(str(error))  # without its traceback, which would hold on to the whole job
-        webui.restore(p)
+        webui.restore_job(p)
     except Exception as error:
-        p.facesnap = mistake(error)
-        webui.restore(p)
+        p.facesnap = internal_error(error)
+        webui.restore_job(p)
         raise
 
 
@@ -135,16 +135,16 @@ class Script(scripts.Script):
     def before_process(self, p, *args):
         host.detach(p)  # what an exception in an earlier job may have left
         p.facesnap = None  # then the sittings, the jobs prepared of them, or the error that stops it all
-        with stopping(p):
+        with abort_on_error(p):
             units = xyz.with_axes(p, from_script_args(args))
             if units and self.failure:
                 raise FaceSnapError(f"{self.failure} FaceSnap cannot be used until that is mended.")
-            p.facesnap = webui.make_room(p, sittings(units), model_files) or None
+            p.facesnap = webui.expand_iterations(p, sittings(units), model_files) or None
         webui.forget_infotext(p)
 
     def process(self, p, *args):
         if isinstance(wanted := getattr(p, "facesnap", None), list):
-            with stopping(p):
+            with abort_on_error(p):
                 compiling = bool(getattr(shared.opts, "facesnap_compile", False))
                 p.facesnap = webui.prepare(p, wanted, model_files, compiling)
                 webui.begin_batch(p)
@@ -153,20 +153,20 @@ class Script(scripts.Script):
         webui.begin_batch(p)
 
     def process_before_every_sampling(self, p, *args, **kwargs):
-        job = webui.now(p)
+        job = webui.current_job(p)
         try:
             host.attach(p, webui.for_pass(p, job) if isinstance(job, webui.Job) else job or ())
         except Exception as error:
-            host.attach(p, mistake(error))
+            host.attach(p, internal_error(error))
             raise
 
     def post_sample(self, p, ps, *args):
         host.detach(p)
-        if isinstance(job := webui.now(p), webui.Job):
+        if isinstance(job := webui.current_job(p), webui.Job):
             webui.comment_on_compiling(p, job)
 
     def postprocess_image(self, p, pp, *args):
-        job = webui.now(p)
+        job = webui.current_job(p)
         if not isinstance(job, webui.Job):
             return
         pp.image = webui.redraw_small_faces(p, job, pp.image, host)
@@ -175,7 +175,7 @@ class Script(scripts.Script):
 
     def postprocess(self, p, processed, *args):
         host.detach(p)
-        webui.restore(p)
+        webui.restore_job(p)
 
 
 def add_settings():

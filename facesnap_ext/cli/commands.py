@@ -67,12 +67,12 @@ def run_prepare(options: argparse.Namespace) -> None:
 
 
 def run_models(options: argparse.Namespace) -> None:
-    from facesnap_ext.weights.inventory import as_text, compute_hashes, take_stock, to_json
+    from facesnap_ext.weights.inventory import as_text, compute_hashes, list_models, to_json
 
     files = _model_files(options)
     if options.hash:
         compute_hashes(files, lambda message: print(message, file=sys.stderr))
-    roles = take_stock(files)
+    roles = list_models(files)
     if options.json:
         places = {"folder": str(files.folder), "elsewhere": [str(place) for place in files.elsewhere]}
         _print({**places, "passed_over": files.unreadable, "parts": to_json(roles)}, as_json=True)

@@ -57,14 +57,14 @@ def prepare(
         model=model,
     )
     prepared = Engine(lambda: find_models(models)).prepare(unit, width, height, progress=progress)
-    guidance = prepared.guidance
+    conditioning = prepared.conditioning
 
     out.mkdir(parents=True, exist_ok=True)
-    save_file({"tokens": guidance.tokens.contiguous()}, out / "tokens.safetensors")
-    landmarks = guidance.landmarks
+    save_file({"tokens": conditioning.tokens.contiguous()}, out / "tokens.safetensors")
+    landmarks = conditioning.landmarks
     points = {"width": width, "height": height, "points": landmarks.points.round(2).tolist()}
     (out / "landmarks.json").write_text(json.dumps(points), encoding="utf-8")
-    Image.fromarray(HINTS[guidance.hint](landmarks, width, height)).save(out / "landmarks.png")
+    Image.fromarray(HINTS[conditioning.hint](landmarks, width, height)).save(out / "landmarks.png")
     written = ["tokens.safetensors", "landmarks.json", "landmarks.png"]
     for i, face in enumerate(prepared.references, 1):
         framed(face.photo, [face]).save(out / f"reference-{i}.png")
@@ -75,7 +75,7 @@ def prepare(
     return {
         "faces": [_describe(face) for face in prepared.references],
         "driving": _describe(prepared.driving),
-        "tokens": list(guidance.tokens.shape),
+        "tokens": list(conditioning.tokens.shape),
         "landmarks": len(landmarks.points),
         "notes": list(prepared.notes),
         "written": [str(out / name) for name in written],

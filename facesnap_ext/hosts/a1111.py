@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import Guidance, Residuals, networks
+from facesnap_ext.conditioning import Conditioning, Residuals, networks
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
 from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, placed, skip_widths
@@ -27,10 +27,10 @@ _attached: Attachment | None = None
 class Attachment:
     """FaceSnap on one job's UNet: a guidance for each person, or the reason why the job must stop."""
 
-    def __init__(self, p: Any, guidances: Sequence[Guidance] | FaceSnapError):
+    def __init__(self, p: Any, conditionings: Sequence[Conditioning] | FaceSnapError):
         # only the sentence: with its traceback an error holds on to the job, and the hooks go when that does
-        self.refusal = str(guidances) if isinstance(guidances, FaceSnapError) else None
-        self.residuals = Residuals(guidances) if self.refusal is None else None
+        self.refusal = str(conditionings) if isinstance(conditionings, FaceSnapError) else None
+        self.residuals = Residuals(conditionings) if self.refusal is None else None
         self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
         self.job = weakref.ref(p, lambda _: self.remove())
         self.short_of_memory = bool(getattr(p.sd_model, "lowvram", False))
@@ -73,7 +73,7 @@ class Attachment:
         self._size = tuple(x.shape[2:])
         self._sides = deque(i < cond_rows for i in range(len(x)))
         if self.residuals is not None:
-            self._acting = [guidance.acts_at(progress) for guidance in self.residuals.guidances]
+            self._acting = [conditioning.acts_at(progress) for conditioning in self.residuals.conditionings]
 
     def withdraw(self) -> None:
         """The next evaluation is another job's."""
@@ -101,7 +101,7 @@ class Attachment:
         sides = [self._sides.popleft() for _ in range(len(x))]
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
-            placed.update(networks(self.residuals.guidances))  # before: it may run out of memory halfway
+            placed.update(networks(self.residuals.conditionings))  # before: it may run out of memory halfway
             self.residuals.to(x.device, x.dtype)
             self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
             self.adapters.call = call_of(x, sides, self._acting)
@@ -119,7 +119,7 @@ class Attachment:
         return add_to_skip
 
 
-def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
+def attach(p: Any, conditionings: Sequence[Conditioning] | FaceSnapError) -> None:
     """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call.
 
     Without any guidance the pass is left alone, and has all of the GPU's memory.
@@ -127,17 +127,17 @@ def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
     """
     global _attached
     detach()
-    if not guidances:
+    if not conditionings:
         offload()
         return
     unet = p.sd_model.model.diffusion_model
-    if not isinstance(guidances, FaceSnapError):
+    if not isinstance(conditionings, FaceSnapError):
         try:
-            check_fit(p, guidances, unet)
+            check_fit(p, conditionings, unet)
             _check_unet_is_run()
         except FaceSnapError as error:
-            guidances = error
-    _attached = Attachment(p, guidances)
+            conditionings = error
+    _attached = Attachment(p, conditionings)
     _attached.hook(unet)
 
 
@@ -173,7 +173,7 @@ def _follow_refiner(attached: Attachment, p: Any, unet: nn.Module) -> None:
     """The host has switched to another model in mid-sampling, without a word to scripts."""
     residuals = attached.residuals
     # all people's files have the first UNet's widths
-    if residuals is not None and skip_widths(unet) != residuals.guidances[0].ffrnet.config.skip_widths:
+    if residuals is not None and skip_widths(unet) != residuals.conditionings[0].ffrnet.config.skip_widths:
         attached.remove()
         detach()
         p.comment(REFINER_DIFFERS)

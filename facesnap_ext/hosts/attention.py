@@ -53,7 +53,7 @@ class AdapterHooks:
             FaceSnapError: the UNet has other cross-attentions than an adapter was made for.
         """
         self.remove()
-        self._made = {i: one.adapter() for i, one in enumerate(self.residuals.guidances) if one.has_adapter}
+        self._made = {i: one.adapter() for i, one in enumerate(self.residuals.conditionings) if one.has_adapter}
         if not self._made:
             return
         layers = cross_attentions(unet)
@@ -61,10 +61,10 @@ class AdapterHooks:
         for i, made in self._made.items():
             own = tuple(keys.shape[-1] for keys, _ in made)
             if own != widths:
-                guidance = self.residuals.guidances[i]
+                conditioning = self.residuals.conditionings[i]
                 raise FaceSnapError(
-                    f"The adapter of {guidance.name} was made for {len(own)} cross-attentions and this checkpoint's "
-                    f"UNet has {len(widths)}, or of other widths; set its weight to 0 or choose another checkpoint."
+                    f"The adapter of {conditioning.name} was made for {len(own)} cross-attentions and this "
+                    f"checkpoint's UNet has {len(widths)}, or of other widths; set its weight to 0 or choose another checkpoint."
                 )
         for i, layer in enumerate(layers):
             self._handles.append(layer.to_q.register_forward_hook(self._keep_queries(i)))
@@ -102,8 +102,8 @@ class AdapterHooks:
         who = tuple(i for i, acts in enumerate(call.acting) if acts)
         total = None
         for position, i in enumerate(who):
-            guidance = self.residuals.guidances[i]
-            if not guidance.has_adapter:
+            conditioning = self.residuals.conditionings[i]
+            if not conditioning.has_adapter:
                 continue
             if len(queries) != len(call.is_cond):
                 raise FaceSnapError(
@@ -113,10 +113,10 @@ class AdapterHooks:
             sides = [0 if cond else 1 for cond in call.is_cond]
             keys, values = (part[sides] for part in self._keys_values(i, layer, queries))
             q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries, keys, values))
-            part = guidance.adapter_weight * F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-            if len(who) > 1 or guidance.region is not None:
+            part = conditioning.adapter_weight * F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            if len(who) > 1 or conditioning.region is not None:
                 part = part * self._share(call, who, position, part)
-            if guidance.cond_only:
+            if conditioning.cond_only:
                 part = part * torch.tensor(call.is_cond, dtype=part.dtype, device=part.device)[:, None, None]
             total = part if total is None else total + part
         return total
@@ -138,7 +138,7 @@ class AdapterHooks:
                 "Something else in this picture merges the UNet's tokens, so that people have no places in it; switch "
                 "that off, or set the adapter's weight to 0."
             )
-        return self.residuals.shares(who, height, width)[position].flatten()[:, None].to(part)
+        return self.residuals.blend_weights(who, height, width)[position].flatten()[:, None].to(part)
 
 
 def cross_attentions(unet: nn.Module) -> list[nn.Module]:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import Guidance, Residuals
+from facesnap_ext.conditioning import Conditioning, Residuals
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
 
 
 @contextmanager
-def guided(pipe: Any, *guidances: Guidance) -> Iterator[None]:
+def guided(pipe: Any, *conditionings: Conditioning) -> Iterator[None]:
     """Guide every call of an SDXL pipeline inside the `with` block.
 
     Composes with a ControlNet pipeline: residuals that the UNet already gets are added to.
@@ -30,19 +30,19 @@ def guided(pipe: Any, *guidances: Guidance) -> Iterator[None]:
     """
     unet: nn.Module = pipe.unet
     widths = tuple(unet.config.block_out_channels)
-    for guidance in guidances:
-        if widths != guidance.ffrnet.config.widths:
+    for conditioning in conditionings:
+        if widths != conditioning.ffrnet.config.widths:
             raise FaceSnapError(
-                f"{guidance.name} was made for a UNet of widths {guidance.ffrnet.config.widths} and this pipeline's "
-                f"has {widths}; choose a FaceSnap file made for it."
+                f"{conditioning.name} was made for a UNet of widths {conditioning.ffrnet.config.widths} and this "
+                f"pipeline's has {widths}; choose a FaceSnap file made for it."
             )
-    residuals = Residuals(guidances)
+    residuals = Residuals(conditionings)
     adapters = AdapterHooks(residuals)
 
     def add_residuals(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         adapters.call = None
         progress = _progress(pipe)
-        acting = [guidance.acts_at(progress) for guidance in guidances]
+        acting = [conditioning.acts_at(progress) for conditioning in conditionings]
         if not any(acting):
             return None
         sample = kwargs["sample"] if "sample" in kwargs else args[0]
@@ -51,7 +51,7 @@ def guided(pipe: Any, *guidances: Guidance) -> Iterator[None]:
         uncond = rows // 2 if pipe.do_classifier_free_guidance else 0  # unconditional rows come first
         is_cond = [row >= uncond for row in range(rows)]
         residuals.to(sample.device, sample.dtype)
-        text_free = all(guidance.text_free for guidance in guidances)
+        text_free = all(conditioning.text_free for conditioning in conditionings)
         y = None if text_free else _pooled_text_and_sizes(module, kwargs["added_cond_kwargs"])
         *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y, acting)
         adapters.call = call_of(sample, is_cond, acting)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import Guidance, Residuals, networks
+from facesnap_ext.conditioning import Conditioning, Residuals, networks
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
 from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, placed
@@ -34,12 +34,12 @@ class FaceSnapControl:
     progress: part of the pass that lies behind, 0…1.
     """
 
-    def __init__(self, p: Any, guidances: Sequence[Guidance] | FaceSnapError, patchers: Sequence[Any] = ()):
+    def __init__(self, p: Any, conditionings: Sequence[Conditioning] | FaceSnapError, patchers: Sequence[Any] = ()):
         self.job = weakref.ref(p)
         # only the sentence: with its traceback an error holds on to the job, and this goes when that does
-        self.refusal = str(guidances) if isinstance(guidances, FaceSnapError) else None
+        self.refusal = str(conditionings) if isinstance(conditionings, FaceSnapError) else None
         self.patchers = patchers  # of FFRNets, under the host's memory management; the host keeps weak references only
-        self.residuals = Residuals(guidances) if self.refusal is None else None
+        self.residuals = Residuals(conditionings) if self.refusal is None else None
         self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
         self.previous_controlnet: Any = None
         self.transformer_options: dict[str, Any] = {}
@@ -92,7 +92,7 @@ class FaceSnapControl:
         if self.previous_controlnet is not None:
             extra = () if transformer_options is None else (transformer_options,)
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, *extra)
-        acting = [guidance.acts_at(self.progress) for guidance in self.residuals.guidances]
+        acting = [conditioning.acts_at(self.progress) for conditioning in self.residuals.conditionings]
         if not any(acting):
             return previous
 
@@ -148,29 +148,29 @@ def merge(own: Control, previous: Control | None) -> Control:
     return merged
 
 
-def attach(p: Any, guidances: Sequence[Guidance] | FaceSnapError) -> None:
+def attach(p: Any, conditionings: Sequence[Conditioning] | FaceSnapError) -> None:
     """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call.
 
     Without any guidance the pass is left alone, and has all of the GPU's memory.
     """
     global _attached
     detach(p)  # hires fix calls this once on a UNet that still carries the first pass's control
-    if not guidances:
+    if not conditionings:
         offload()  # the host forgets about networks of earlier jobs and leaves them there
         return
     unet = p.sd_model.forge_objects.unet.clone()
     patchers = []
-    if not isinstance(guidances, FaceSnapError):
+    if not isinstance(conditionings, FaceSnapError):
         try:
-            check_fit(p, guidances, unet.model.diffusion_model)
-            for network in networks(guidances):
+            check_fit(p, conditionings, unet.model.diffusion_model)
+            for network in networks(conditionings):
                 network.to(_compute_dtype(unet))
                 placed.add(network)
                 patchers.append(type_of_model_patcher(unet)(network, unet.load_device, unet.offload_device))
         except FaceSnapError as error:
-            guidances = error
-    control = FaceSnapControl(p, guidances, patchers)
-    if control.adapters is not None and any(guidance.has_adapter for guidance in guidances):
+            conditionings = error
+    control = FaceSnapControl(p, conditionings, patchers)
+    if control.adapters is not None and any(conditioning.has_adapter for conditioning in conditionings):
         try:
             control.hook(unet.model.diffusion_model)
         except FaceSnapError as error:
@@ -252,14 +252,14 @@ def _follow_refiner(p: Any, control: FaceSnapControl, x: Tensor) -> None:
     if control.refusal is not None:  # the host may switch before the first UNet call
         attach(p, FaceSnapError(control.refusal))
         return
-    guidances = control.residuals.guidances
+    conditionings = control.residuals.conditionings
     try:
-        check_fit(p, guidances, p.sd_model.forge_objects.unet.model.diffusion_model)
+        check_fit(p, conditionings, p.sd_model.forge_objects.unet.model.diffusion_model)
     except FaceSnapError:
         detach(p)
         p.comment(REFINER_DIFFERS)
         return
     from modules.sd_samplers_common import sampling_prepare
 
-    attach(p, guidances)
+    attach(p, conditionings)
     sampling_prepare(p.sd_model.forge_objects.unet, x)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext import photos
-from facesnap_ext.conditioning import Guidance
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.faces import Face, longer_side
 from facesnap_ext.identity.likeness import middle
@@ -110,7 +110,7 @@ def _ramp(length: int, at_start: bool, at_end: bool) -> np.ndarray:
 
 
 def small_faces(
-    faces: Sequence[Face], guidances: Sequence[Guidance], width: int, height: int, area: int
+    faces: Sequence[Face], conditionings: Sequence[Conditioning], width: int, height: int, area: int
 ) -> list[tuple[Crop, list[int]]]:
     """The crops around small faces, each with the numbers of those whose face it is.
 
@@ -123,9 +123,9 @@ def small_faces(
         width, height: of the picture. area: in pixels, that is drawn.
     """
     places = {
-        number: middle(guidance.landmarks.scaled(width, height).box)
-        for number, guidance in enumerate(guidances)
-        if guidance.landmarks is not None
+        number: middle(conditioning.landmarks.scaled(width, height).box)
+        for number, conditioning in enumerate(conditionings)
+        if conditioning.landmarks is not None
     }
 
     def away(face: Face, place: np.ndarray) -> float:
@@ -152,7 +152,7 @@ def _inside(place: np.ndarray, box: Sequence[float]) -> bool:
 def redraw(
     p: Any,
     picture: Image.Image,
-    guidances: Sequence[Guidance],
+    conditionings: Sequence[Conditioning],
     strengths: Sequence[float],
     find: Callable[[Photo], list[Face]],
     host: ModuleType,
@@ -175,13 +175,13 @@ def redraw(
         return picture
     if not faces:
         p.comment("FaceSnap: No face was found in the picture, so none was drawn again.")
-    for crop, people in small_faces(faces, guidances, picture.width, picture.height, area):
+    for crop, people in small_faces(faces, conditionings, picture.width, picture.height, area):
         strength = max(strengths[number] for number in people)
         if not strength:
             continue
         patch = None
         if not (shared.state.interrupted or shared.state.skipped):
-            guided = tuple(_for_crop(guidances[number], crop, picture) for number in people)
+            guided = tuple(_for_crop(conditionings[number], crop, picture) for number in people)
             try:
                 patch = _img2img(p, picture.crop(crop.box), drawn_size(crop, area), strength, guided, host)
             except Exception as error:
@@ -200,14 +200,19 @@ def _failed(p: Any, error: Exception) -> None:
     p.comment(f"FaceSnap: A small face could not be drawn again ({error}); it is as it was.")
 
 
-def _for_crop(guidance: Guidance, crop: Crop, picture: Image.Image) -> Guidance:
-    landmarks = guidance.landmarks.scaled(picture.width, picture.height)
+def _for_crop(conditioning: Conditioning, crop: Crop, picture: Image.Image) -> Conditioning:
+    landmarks = conditioning.landmarks.scaled(picture.width, picture.height)
     landmarks = landmarks.crop(float(crop.left), float(crop.top), crop.width, crop.height)
-    return replace(guidance, landmarks=landmarks, region=None, hires="both")
+    return replace(conditioning, landmarks=landmarks, region=None, hires="both")
 
 
 def _img2img(
-    p: Any, crop: Image.Image, size: tuple[int, int], strength: float, guidances: tuple[Guidance, ...], host: ModuleType
+    p: Any,
+    crop: Image.Image,
+    size: tuple[int, int],
+    strength: float,
+    conditionings: tuple[Conditioning, ...],
+    host: ModuleType,
 ) -> Image.Image | None:
     """The crop drawn again at this size, or None after an interrupt."""
     from modules import processing, shared
@@ -230,7 +235,7 @@ def _img2img(
     job.cached_c, job.cached_uc = [None, None], [None, None]  # not the class's, which are the user's next job's
     job.color_corrections = []  # none are made of the crop
     job.script_args = []
-    job.scripts = _only_guided(p.scripts, guidances, host)
+    job.scripts = _only_guided(p.scripts, conditionings, host)
     try:
         with _as_it_was(p), _without_controlnet(p):
             made = processing.process_images(job)
@@ -245,7 +250,7 @@ def _img2img(
     return made.images[0]
 
 
-def _only_guided(runner: Any, guidances: tuple[Guidance, ...], host: ModuleType) -> Any:
+def _only_guided(runner: Any, conditionings: tuple[Conditioning, ...], host: ModuleType) -> Any:
     """The host's runner of scripts with one script, which does no more than guide."""
     from modules import scripts
 
@@ -255,7 +260,7 @@ def _only_guided(runner: Any, guidances: tuple[Guidance, ...], host: ModuleType)
         guided = False
 
         def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
-            host.attach(p, guidances)
+            host.attach(p, conditionings)
             self.guided = True
 
         def post_sample(self, p: Any, ps: Any, *args: Any) -> None:

@@ -8,7 +8,7 @@ from weakref import WeakSet
 
 from torch import nn
 
-from facesnap_ext.conditioning import Guidance
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.networks.ffrnet import FFRNet
 
@@ -33,17 +33,17 @@ def skip_widths(unet: nn.Module) -> tuple[int, ...]:
     return tuple(widths)
 
 
-def check_fit(p: Any, guidances: Sequence[Guidance], unet: nn.Module) -> None:
+def check_fit(p: Any, conditionings: Sequence[Conditioning], unet: nn.Module) -> None:
     """Raise `FaceSnapError` when a job's checkpoint is not SDXL or its UNet has other widths than a person's file."""
     if not getattr(p.sd_model, "is_sdxl", False):
         title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")
         raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is none; choose an SDXL checkpoint.")
     wanted = skip_widths(unet)
-    for guidance in guidances:
-        own = guidance.ffrnet.config.skip_widths
+    for conditioning in conditionings:
+        own = conditioning.ffrnet.config.skip_widths
         if own != wanted:
             raise FaceSnapError(
-                f"{guidance.name} was made for a UNet of widths {_short(own)} and this checkpoint's UNet has "
+                f"{conditioning.name} was made for a UNet of widths {_short(own)} and this checkpoint's UNet has "
                 f"{_short(wanted)}; choose a FaceSnap file made for this kind of checkpoint."
             )
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from facesnap_ext import photos
-from facesnap_ext.conditioning import Guidance
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.engine import Engine, Prepared
-from facesnap_ext.errors import FaceSnapError, naming
+from facesnap_ext.errors import FaceSnapError, error_prefix
 from facesnap_ext.hosts import redraw
 from facesnap_ext.identity import likeness
 from facesnap_ext.networks import compiled
 from facesnap_ext.photos import Photo
-from facesnap_ext.regions import Drawn, Window
+from facesnap_ext.regions import PaintedRegion, Window
 from facesnap_ext.settings.infotext import MARK, to_infotext
 from facesnap_ext.settings.unit import Unit, person
 from facesnap_ext.weights.instantid import takes_clip
@@ -50,7 +50,9 @@ ENCODED_TOGETHER = 16
 REPEATED = ("prompt", "negative_prompt", "seed", "subseed")  # of a job; other scripts give lists, one for each picture
 
 
-def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[], ModelFiles]) -> list[dict[int, Unit]]:
+def expand_iterations(
+    p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[], ModelFiles]
+) -> list[dict[int, Unit]]:
     """Make room in a job, before the host makes its seeds and prompts, for all of `settings.sittings`: it makes its
     pictures once for each of them, one after the other. `restore` takes this back.
 
@@ -64,7 +66,7 @@ def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[],
     from modules import shared
 
     counted = "facesnap_before" in vars(p)  # ADetailer begins anew with a copy of a job that is under way
-    restore(p)
+    restore_job(p)
     if len(sittings) < 2:
         return sittings
     if getattr(p, "_ad_inner", False):
@@ -76,7 +78,7 @@ def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[],
         )
     first = min(sittings[0])
     references = [units[first].references[0] for units in sittings]
-    with naming(person(first, sittings[0])):
+    with error_prefix(person(first, sittings[0])):
         engine = the_engine(find_models)
         engine.encoders.require_faces(engine.files(progress), references, sittings[0][first].face, progress)
     lists = {name: value for name in REPEATED if isinstance(value := getattr(p, name, None), list)}
@@ -94,7 +96,7 @@ def make_room(p: Any, sittings: list[dict[int, Unit]], find_models: Callable[[],
     return sittings
 
 
-def restore(p: Any) -> None:
+def restore_job(p: Any) -> None:
     """Give a job back what `make_room` changed of it."""
     for name, value in vars(p).pop("facesnap_before", {}).items():
         setattr(p, name, value)
@@ -106,7 +108,7 @@ def forget_infotext(p: Any) -> None:
     p.extra_generation_params = {name: value for name, value in params.items() if not name.startswith(MARK)}
 
 
-def now(p: Any) -> Job | FaceSnapError | None:
+def current_job(p: Any) -> Job | FaceSnapError | None:
     """What was prepared for the batch under way, or why the job must stop; None where there is nobody."""
     made = getattr(p, "facesnap", None)
     return made[_index(p)] if isinstance(made, tuple) else made
@@ -120,7 +122,7 @@ def _index(p: Any) -> int:
 
 def begin_batch(p: Any) -> None:
     """Let the infotext and the page say whose pictures are being made."""
-    job = now(p)
+    job = current_job(p)
     if isinstance(job, Job):
         p.extra_generation_params.update(job.infotext)
         progress(_which(_index(p), len(p.facesnap)), "sampling")
@@ -190,28 +192,30 @@ def _prepare_people(
     files = len({unit.model for unit in units.values()})
     for number, unit in units.items():
         title = person(number, units)
-        with naming(title):
+        with error_prefix(title):
             prepared = engine.prepare(unit, p.width, p.height, init_picture, partial(tell, title), files)
         notes = list(prepared.notes)
         if unit.hires == "second" and not getattr(p, "enable_hr", False):
             notes.append("Hires fix is off; a person wanted in its second pass only is left out.")
         for note in notes:
             p.comment(f"FaceSnap: {title}{note}")
-        guidance = replace(prepared.guidance, compile=compile)
-        people.append(replace(prepared, guidance=guidance, references=(), driving=None))  # a folder of photos is large
+        conditioning = replace(prepared.conditioning, compile=compile)
+        people.append(
+            replace(prepared, conditioning=conditioning, references=(), driving=None)
+        )  # a folder of photos is large
     return tuple(people)
 
 
 def comment_on_compiling(p: Any, job: Job) -> None:
     """Say with the picture that FFRNet was to be compiled and could not be."""
-    if compiled.failure is not None and any(prepared.guidance.compile for prepared in job.people):
+    if compiled.failure is not None and any(prepared.conditioning.compile for prepared in job.people):
         p.comment(f"FaceSnap: {compiled.failure}")
 
 
 def add_likeness(p: Any, job: Job, image: Any) -> None:
     """Measure a finished picture's likeness to the first person and write it into its infotext."""
     first = job.people[0]
-    landmarks = None if job.init_size is not None else first.guidance.landmarks
+    landmarks = None if job.init_size is not None else first.conditioning.landmarks
     value = _engine.likeness(photos.from_pil(image, "Picture"), first.embeddings, landmarks, first.recognition)
     p.extra_generation_params.pop(likeness.MARK, None)  # of the picture before
     p.extra_generation_params.update(likeness.infotext(value))
@@ -222,39 +226,43 @@ def redraw_small_faces(p: Any, job: Job, image: Any, host: ModuleType) -> Any:
     if not any(job.redraw):
         return image
     last_was_second = bool(getattr(p, "enable_hr", False))
-    guidances = _through_windows(p, job, job.people, last_was_second)
+    conditionings = _through_windows(p, job, job.people, last_was_second)
     engine = _engine
-    return redraw.redraw(p, image, guidances, job.redraw, partial(engine.encoders.faces, engine.files()), host)
+    return redraw.redraw(p, image, conditionings, job.redraw, partial(engine.encoders.faces, engine.files()), host)
 
 
-def for_pass(p: Any, job: Job) -> tuple[Guidance, ...]:
+def for_pass(p: Any, job: Job) -> tuple[Conditioning, ...]:
     """Guidance for the sampling pass that is about to begin, of those who act in it.
 
     Landmarks and regions are cropped as the host crops what they lie in: the init picture for img2img, the first
     pass's picture for hires fix to another shape. Img2img counts as a first pass.
     """
     second = bool(getattr(p, "is_hr_pass", False))
-    return _through_windows(p, job, [one for one in job.people if one.guidance.acts_in(second)], second)
+    return _through_windows(p, job, [one for one in job.people if one.conditioning.acts_in(second)], second)
 
 
-def _through_windows(p: Any, job: Job, people: Sequence[Prepared], second: bool) -> tuple[Guidance, ...]:
+def _through_windows(p: Any, job: Job, people: Sequence[Prepared], second: bool) -> tuple[Conditioning, ...]:
     """Guidance as it lies in the picture of a pass, `second` where that is hires fix's second one."""
     window = hires_window(p) if second else None if job.init_size is None else init_window(p, job.init_size)
     if window is None or window == WHOLE:
-        return tuple(prepared.guidance for prepared in people)
+        return tuple(prepared.conditioning for prepared in people)
     return tuple(_cropped(prepared, window, everything=second) for prepared in people)
 
 
-def _cropped(prepared: Prepared, window: Window, everything: bool) -> Guidance:
+def _cropped(prepared: Prepared, window: Window, everything: bool) -> Conditioning:
     """Guidance seen through a window of the init picture, or of the whole output picture (`everything`)."""
-    guidance, landmarks, region = prepared.guidance, prepared.guidance.landmarks, prepared.guidance.region
+    conditioning, landmarks, region = (
+        prepared.conditioning,
+        prepared.conditioning.landmarks,
+        prepared.conditioning.region,
+    )
     follows = everything or prepared.in_init_picture
     if landmarks is not None and follows:
         size = np.array([landmarks.width, landmarks.height] * 2)
         landmarks = landmarks.crop(*map(float, window * size))
-    if region is not None and (follows or isinstance(region, Drawn)):
+    if region is not None and (follows or isinstance(region, PaintedRegion)):
         region = region.crop(window)
-    return replace(guidance, landmarks=landmarks, region=region)
+    return replace(conditioning, landmarks=landmarks, region=region)
 
 
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from facesnap_ext.cache import Memory, signature_of
+from facesnap_ext.cache import Cache, signature_of
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
 from facesnap_ext.identity import faces
@@ -30,8 +30,8 @@ from facesnap_ext.weights.tensors import fingerprint
 class Encoders:
     """Face pack, CLIP and DECA, on the CPU. What they see is remembered by their files and by the photo's pixels."""
 
-    def __init__(self, memory: Memory):
-        self.memory = memory
+    def __init__(self, cache: Cache):
+        self.cache = cache
 
     def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
         """A face of a photo, by size from the largest.
@@ -50,12 +50,12 @@ class Encoders:
 
         def find() -> list[Face]:
             try:
-                found = faces.find_faces(self.memory.load("face_pack", folder, faces.load_pack), photo)
+                found = faces.find_faces(self.cache.load("face_pack", folder, faces.load_pack), photo)
             except NoFaceError:
                 found = []
             return [replace(face, photo=None) for face in found]  # pixels are large: they stay with the job
 
-        found = self.memory.remember(("faces", signature_of(folder), photo.digest), find)
+        found = self.cache.remember(("faces", signature_of(folder), photo.digest), find)
         return [replace(face, photo=photo) for face in found]
 
     def require_faces(
@@ -92,7 +92,7 @@ class Encoders:
         networks = (signature_of(path), signature_of(files.require("face_pack")))
         encoder = cache(lambda: load_image_encoder(path))
         return [
-            self.memory.remember(
+            self.cache.remember(
                 ("clip", *networks, face.photo.digest, *face.box), lambda face=face: encoder()([face.crop])[0]
             )
             for face in references
@@ -101,7 +101,7 @@ class Encoders:
     def codes(self, files: ModelFiles, face: Face) -> FaceCodes:
         """What DECA sees in a face."""
         key = ("codes", signature_of(files.require("deca")), face.photo.digest, *face.box)
-        return self.memory.remember(key, lambda: self.predictor(files).encode(face.photo.pixels, face.box))
+        return self.cache.remember(key, lambda: self.predictor(files).encode(face.photo.pixels, face.box))
 
     def detected(self, files: ModelFiles, face: Face, hint: str) -> Landmarks:
         """A face's own points in its photo's pixels, as the face pack finds them: the paper's "drive landmark".
@@ -117,7 +117,7 @@ class Encoders:
         height, width = face.photo.pixels.shape[:2]
         if hint == POINTS5:
             return Landmarks(face.keypoints.astype(np.float32), width, height)
-        model = self.memory.load("landmarks68", folder, faces.load_landmarks68)
+        model = self.cache.load("landmarks68", folder, faces.load_landmarks68)
         if model is None:
             files.require("deca")
             files.require("flame")
@@ -125,16 +125,16 @@ class Encoders:
         def find() -> Landmarks:
             return Landmarks(from_68(faces.points68(model, face) + 0.5), width, height)  # a pixel's centre is at 0.5
 
-        return self.memory.remember(key, find)
+        return self.cache.remember(key, find)
 
     def predictor(self, files: ModelFiles) -> LandmarkPredictor:
         """DECA and FLAME."""
         paths = (files.require("deca"), files.require("flame"))
-        return self.memory.load("predictor", paths, lambda both: load_predictor(*both))
+        return self.cache.load("predictor", paths, lambda both: load_predictor(*both))
 
     def recognition(self, files: ModelFiles) -> Path:
         """The file of the face pack's recognition model."""
-        pack = self.memory.load("face_pack", files.require("face_pack"), faces.load_pack)
+        pack = self.cache.load("face_pack", files.require("face_pack"), faces.load_pack)
         return Path(pack.recognition.model_file)
 
     def network(self, files: ModelFiles, part: str) -> str:
@@ -145,4 +145,4 @@ class Encoders:
         elif part == "clip":
             path = weight_file(path)
         compute = sha256 if path.suffix == ".onnx" else fingerprint
-        return self.memory.load(f"hash of {part}", path, compute)
+        return self.cache.load(f"hash of {part}", path, compute)

@@ -26,7 +26,7 @@ def load_identity(
             those that are here. A network that is not here is not compared: its features are all that is needed.
     """
     path = choose_identity(files.folder, name)
-    saved = encoders.memory.remember(("identity", signature_of(path)), lambda: identity_file.load(path))
+    saved = encoders.cache.remember(("identity", signature_of(path)), lambda: identity_file.load(path))
     progress("comparing the networks of the saved identity")
     for part, theirs in saved.networks.items():
         if getattr(files, part) is not None and encoders.network(files, part) != theirs:

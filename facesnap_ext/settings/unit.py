@@ -12,7 +12,7 @@ from typing import Any
 from PIL.Image import Image
 
 from facesnap_ext import photos
-from facesnap_ext.errors import FaceSnapError, naming
+from facesnap_ext.errors import FaceSnapError, error_prefix
 from facesnap_ext.photos import Photo
 
 POSES = ("photo", "template", "sliders", "own")
@@ -140,7 +140,7 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
     enabled = {number: values for number, values in enumerate(given, 1) if values.get("enabled")}
     units = {}
     for number, values in enabled.items():
-        with naming(person(number, enabled)):
+        with error_prefix(person(number, enabled)):
             units[number] = _unit(values if by_name else _from_page(values))
     return units
 

@@ -13,7 +13,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ui import accordion as page
 from facesnap_ext.weights import download
 from facesnap_ext.weights.catalogue import COMMERCIAL_GAPS, COMMERCIAL_THERE, PARTS, TO_BEGIN, Part
-from facesnap_ext.weights.inventory import Holding, Role, compute_hashes, readable, take_stock
+from facesnap_ext.weights.inventory import ModelFile, Role, compute_hashes, list_models, readable
 from facesnap_ext.weights.places import ModelFiles
 
 ROLE_WORDS = {
@@ -75,7 +75,7 @@ def panel(
         files = find_models()
         progress = page.problem(problem) if problem else progress_html(download.jobs())
         lists = [gr.update(choices=page.model_choices(files)) for _ in choices]
-        return progress, html(take_stock(files), files), page.status(files), *lists
+        return progress, html(list_models(files), files), page.status(files), *lists
 
     def hash_all() -> tuple[Any, ...]:
         try:
@@ -103,7 +103,7 @@ def panel(
             job.stop.set()
 
     with gr.Accordion("Model files", open=False, elem_id=ident("models")):
-        table = gr.HTML(html(take_stock(found), found), elem_id=ident("models_table"))
+        table = gr.HTML(html(list_models(found), found), elem_id=ident("models_table"))
         progress = gr.HTML(elem_id=ident("models_progress"))
         shown = [progress, table, status, *choices]
         with gr.Row():
@@ -126,7 +126,7 @@ def _role(role: Role) -> str:
     return f"<tr><td>{title}</td><td>{there}</td><td>{''.join(map(_way, role.ways))}</td></tr>"
 
 
-def _holding(holding: Holding) -> str:
+def _holding(holding: ModelFile) -> str:
     lines = [escape(holding.path if holding.used else f"{holding.path} (not used)"), escape(f"this is {holding.kind}")]
     for file in holding.files:
         digest = f", SHA-256 <code title='{file.sha256}'>{file.sha256[:12]}…</code>" if file.sha256 else ""

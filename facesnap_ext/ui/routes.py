@@ -35,8 +35,8 @@ from facesnap_ext.landmarks.poses import for_browser, placement
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.schema import PICTURE, unit_schema
 from facesnap_ext.weights import download
-from facesnap_ext.weights.inventory import take_stock, to_json
-from facesnap_ext.weights.places import ADVICE, ModelFiles
+from facesnap_ext.weights.inventory import list_models, to_json
+from facesnap_ext.weights.places import MISSING_MESSAGES, ModelFiles
 
 MAX_BODY = 32 * 2**20  # bytes of a request
 MAX_PHOTOS = 16  # of one request
@@ -143,14 +143,14 @@ def authorised(header: str | None, api_auth: str | None) -> bool:
 
 def describe_models(files: ModelFiles) -> dict[str, Any]:
     """Model files by name, what is missing with where it goes, and what was passed over and why."""
-    paths = {part: getattr(files, part) for part in ADVICE if part != "facesnap"}
+    paths = {part: getattr(files, part) for part in MISSING_MESSAGES if part != "facesnap"}
     names = {part: path and path.name for part, path in paths.items()}
     return {
         "facesnap": sorted(files.facesnap),
         **names,
         "missing": files.missing(),
         "passed_over": files.unreadable,
-        "parts": to_json(take_stock(files)),
+        "parts": to_json(list_models(files)),
         "downloads": [_job(job) for job in download.jobs()],
     }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError, reason_of
-from facesnap_ext.files import written
+from facesnap_ext.files import user_write
 from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
@@ -203,7 +203,7 @@ def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module, ad
         for part, network in networks.items()
         for key, tensor in network.state_dict().items()
     }
-    with written(path) as part:
+    with user_write(path) as part:
         save_file(tensors, part, info.to_metadata())
 
 

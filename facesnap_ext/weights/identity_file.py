@@ -18,7 +18,7 @@ from torch import Tensor
 
 from facesnap_ext import __version__
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import written
+from facesnap_ext.files import user_write
 from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors
 
@@ -85,7 +85,7 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
         "networks": json.dumps(identity.networks),
         "facesnap": __version__,
     }
-    with written(path) as part:
+    with user_write(path) as part:
         save_file({key: tensor.float().contiguous() for key, tensor in tensors.items()}, part, metadata)
 
 

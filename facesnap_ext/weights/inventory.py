@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import sha256, whole
+from facesnap_ext.files import atomic_write, sha256
 from facesnap_ext.weights.catalogue import COMMERCIAL_GAPS, COMMERCIAL_THERE, ROLES, TO_BEGIN, Part, ways
 from facesnap_ext.weights.places import WEIGHT_SUFFIXES, Found, ModelFiles
 from facesnap_ext.weights.tensors import read_index
@@ -28,7 +28,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Holding:
+class ModelFile:
     """Something that was found. where: the folder that was looked through. used: the one that FaceSnap takes.
     licence: as far as file, hash or name tell."""
 
@@ -49,11 +49,11 @@ class Role:
     purpose: str
     needed: bool
     missing: str  # what to do; empty where something was found
-    holdings: tuple[Holding, ...]
+    holdings: tuple[ModelFile, ...]
     ways: tuple[Part, ...]
 
 
-def take_stock(files: ModelFiles) -> list[Role]:
+def list_models(files: ModelFiles) -> list[Role]:
     """Every part in the order of the catalogue. Hashes are those that have been computed before."""
     hashes = _read_hashes(files.folder)
     missing = files.missing()
@@ -134,7 +134,7 @@ def to_json(roles: Sequence[Role]) -> list[dict[str, Any]]:
     return [asdict(role) for role in roles]
 
 
-def _holding(found: Found, files: ModelFiles, hashes: dict[str, list[Any]]) -> Holding:
+def _holding(found: Found, files: ModelFiles, hashes: dict[str, list[Any]]) -> ModelFile:
     known = {part.sha256: part for part in ways(found.role) if part.sha256}
     described = []
     for path in _files_of(found.path):
@@ -152,7 +152,7 @@ def _holding(found: Found, files: ModelFiles, hashes: dict[str, list[Any]]) -> H
         used = found.path == getattr(files, found.role)
     own = found.place == files.folder
     path = str(found.path.relative_to(files.folder)) if own else str(found.path)
-    return Holding(path, str(found.place), found.kind, used, _licence(found), tuple(described))
+    return ModelFile(path, str(found.place), found.kind, used, _licence(found), tuple(described))
 
 
 def _licence(found: Found) -> str:
@@ -198,5 +198,5 @@ def _read_hashes(folder: Path) -> dict[str, list[Any]]:
 
 
 def _write_hashes(folder: Path, hashes: dict[str, list[Any]]) -> None:
-    with whole(folder / HASHES) as part:
+    with atomic_write(folder / HASHES) as part:
         part.write_text(json.dumps({path: value for path, value in hashes.items() if Path(path).is_file()}), "utf-8")

@@ -16,7 +16,7 @@ from facesnap_ext.weights.tensors import read_index
 from facesnap_ext.weights.unpickle import is_old_torch_file
 
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl"}
-ADVICE = {
+MISSING_MESSAGES = {
     "facesnap": "no FaceSnap file",
     "face_pack": "no face recognition pack (antelopev2's or buffalo_l's .onnx files in a folder of their own)",
     "clip": "no CLIP-ViT-H image encoder",
@@ -137,7 +137,7 @@ class ModelFiles:
 
     def missing(self) -> dict[str, str]:
         """For each part that is wanted and not there, by its name, what to put where. InstantID wants no CLIP."""
-        absent = [part for part in ADVICE if not getattr(self, part)]
+        absent = [part for part in MISSING_MESSAGES if not getattr(self, part)]
         return {part: self._is_missing(part) for part in absent if part != "clip" or self._wants_clip()}
 
     def _wants_clip(self) -> bool:
@@ -159,7 +159,9 @@ class ModelFiles:
         return min(places, key=self._places.index, default=self.folder)
 
     def _is_missing(self, part: str) -> str:
-        sentence = f"There is {ADVICE[part]} in {self.folder}; put one there, models/README.md says where to get it."
+        sentence = (
+            f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there, models/README.md says where to get it."
+        )
         passed_over = [*self.unconverted.get(part, ()), *self.unreadable]
         return f"{sentence} Passed over: {' '.join(passed_over)}" if passed_over else sentence
 

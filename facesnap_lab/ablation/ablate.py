@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import whole
+from facesnap_ext.files import atomic_write
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.initialise import with_mixer
 from facesnap_lab.ablation.pictures import METRICS, REFERENCE_SHOTS, Studio, compare, draw, limits
@@ -245,7 +245,7 @@ def _save_arrays(path: Path, columns: dict[str, np.ndarray]) -> None:
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file that has its name only when it is whole."""
     try:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             write(part)
     except OSError as error:
         raise FaceSnapError(f"{path} cannot be written ({error}): make room and run this again.") from error

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facesnap_ext.conditioning import Guidance
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity import faces
 from facesnap_ext.identity.faces import NoFaceError
@@ -148,11 +148,11 @@ def draw(sampler: Sampler, row: Row, weights: FaceSnapWeights, sitter: Sitter, f
     tokens = tokens_of(row, weights, features)
     pipe = sampler.pipe
     context, null, pooled, pooled_null = pipe.encode_prompt(sitter.prompt, do_classifier_free_guidance=True)
-    guidance = Guidance(
+    conditioning = Conditioning(
         weights.ffrnet, tokens, features.landmarks(row), text_free=weights.info.text_free, name=weights.name
     )
     height, width = sitter.driving.shape[:2]
-    with steered(pipe, guidance, row.training.tokens, context, null) as (with_text, without):
+    with steered(pipe, conditioning, row.training.tokens, context, null) as (with_text, without):
         drawn = pipe(
             prompt_embeds=with_text,
             negative_prompt_embeds=without,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from facesnap_ext.files import whole
+from facesnap_ext.files import atomic_write
 from facesnap_lab.ablation.pictures import Sitter
 from facesnap_lab.ablation.rows import MIXER, TABLE_2, TABLE_3, Row, all_rows, distinct, reference_rows
 from facesnap_lab.markdown import interval_cell, markdown_table
@@ -205,5 +205,5 @@ def write_report(out: Path, found: dict[str, Any], references: Sequence[int], pi
         ("ablation.md", markdown(found, references).encode()),
         ("sheet.png", data.getvalue()),
     ):
-        with whole(out / name) as part:
+        with atomic_write(out / name) as part:
             part.write_bytes(content)

@@ -22,7 +22,7 @@ from torch import nn
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights.places import find_models
-from facesnap_lab.benchmarks.sampler import BOTH_ROWS, COMPILED, INSTANTID, OWN, PLAIN, Easel, Networks
+from facesnap_lab.benchmarks.sampler import BOTH_ROWS, COMPILED, INSTANTID, OWN, PLAIN, BenchSampler, Networks
 from facesnap_lab.markdown import markdown_table
 
 STEPS = 8  # of a picture, the paper's
@@ -49,7 +49,7 @@ def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[st
     else:
         device, dtype, widths, pixels = torch.device("cpu"), torch.float32, SMALL_WIDTHS, SMALL_PIXELS
     networks = Networks.random(widths, dtype, device)
-    methods = take_turns(Easel(networks, pixels).methods(steps), repeats, device, "pictures")
+    methods = take_turns(BenchSampler(networks, pixels).methods(steps), repeats, device, "pictures")
     found = {
         "size": {
             "pixels": pixels,
@@ -189,7 +189,7 @@ def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.
         found[axis] = {}
         for value in values:
             side = int(pixels * value) // 64 * 64 if axis == "side" else pixels
-            easel = Easel(networks, side, value if axis == "pictures" else 1)
+            easel = BenchSampler(networks, side, value if axis == "pictures" else 1)
             people = value if axis == "people" else 1
             turns = {PLAIN: lambda easel=easel: easel.plain(GROWTH_STEPS)}
             turns["FaceSnap"] = lambda easel=easel, people=people: easel.facesnap(GROWTH_STEPS, people=people)
@@ -255,8 +255,8 @@ def count(run: Callable[[], Any]) -> int:
 
 
 @cache
-def _at_full_size() -> Easel:
-    return Easel(Networks.random(SDXL_WIDTHS, torch.float32, torch.device("meta")), SDXL_PIXELS)
+def _at_full_size() -> BenchSampler:
+    return BenchSampler(Networks.random(SDXL_WIDTHS, torch.float32, torch.device("meta")), SDXL_PIXELS)
 
 
 @cache

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import Guidance, Residuals
+from facesnap_ext.conditioning import Conditioning, Residuals
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
-from facesnap_ext.regions import Drawn
+from facesnap_ext.regions import PaintedRegion
 
 TEXT_TOKENS, IDENTITY_TOKENS = 77, 16
 LIGHT_BLOCKS = 2  # of `facesnap compress --blocks`
@@ -74,7 +74,7 @@ class Networks:
         return made
 
 
-class Easel:
+class BenchSampler:
     """Pictures of one size, drawn by one UNet with classifier-free guidance, step after step."""
 
     def __init__(self, networks: Networks, pixels: int, pictures: int = 1):
@@ -106,10 +106,10 @@ class Easel:
     def facesnap(self, steps: int, light: bool = False, every: int = 1, people: int = 1, compile: bool = False) -> None:
         """With so many people side by side, each with tokens, landmarks and a region of their own."""
         network = self.networks.light if light else self.networks.ffrnet
-        one = Guidance(network, self.tokens, self.landmarks, every=every, compile=compile)
-        regions = [Drawn(column[None]) for column in np.eye(people, dtype=np.float32)]
-        guidances = [replace(one, region=region, tokens=one.tokens + i) for i, region in enumerate(regions)]
-        blended = Residuals([one] if people == 1 else guidances)
+        one = Conditioning(network, self.tokens, self.landmarks, every=every, compile=compile)
+        regions = [PaintedRegion(column[None]) for column in np.eye(people, dtype=np.float32)]
+        conditionings = [replace(one, region=region, tokens=one.tokens + i) for i, region in enumerate(regions)]
+        blended = Residuals([one] if people == 1 else conditionings)
         sides = [True] * self.pictures + [False] * self.pictures
         self.draw(steps, lambda x, timesteps: blended.rows(x, timesteps, sides))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import whole
+from facesnap_ext.files import atomic_write
 from facesnap_lab.dataset.layouts import Person, PhotoFile
 
 NAME = "plan.jsonl"
@@ -101,7 +101,7 @@ def write_whole(path: Path, text: str) -> None:
         FaceSnapError: the disk is full, or refuses.
     """
     try:
-        with whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -26,7 +26,7 @@ from facesnap_ext import photos
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import sha256, whole
+from facesnap_ext.files import atomic_write, sha256
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.places import ModelFiles, paths_of
@@ -61,7 +61,7 @@ class Studio:
             driving=photos.from_path(case.pose.photo),
             model=self.model,
         )
-        with guided(self.pipe, self.engine.prepare(unit, self.width, self.height).guidance):
+        with guided(self.pipe, self.engine.prepare(unit, self.width, self.height).conditioning):
             drawn = self.pipe(
                 case.prompt.text,
                 width=self.width,
@@ -211,7 +211,7 @@ def _draw_case(studio: Studio, case: Case, path: Path, device: torch.device) -> 
     information = PngInfo()
     information.add_text(NOTE, json.dumps(note))
     try:
-        with whole(path) as part:
+        with atomic_write(path) as part:
             Image.fromarray(picture).save(part, format="PNG", pnginfo=information)
     except OSError as error:
         raise FaceSnapError(f"{path} cannot be written ({error.strerror}); make room and run this again.") from error

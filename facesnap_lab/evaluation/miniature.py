@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from facesnap_ext.engine import Engine
-from facesnap_ext.files import whole
+from facesnap_ext.files import atomic_write
 from facesnap_ext.identity import faces
 from facesnap_lab.evaluation.draw import Studio
 from facesnap_lab.evaluation.judges import Clip, Judges, clip_extractor, load_face_judge
@@ -90,6 +90,6 @@ def miniature_studio(
 
 
 def _save(path: Path, picture: np.ndarray) -> Path:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         Image.fromarray(picture).save(part, format="PNG")
     return path

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError, reason_of
-from facesnap_ext.files import whole
+from facesnap_ext.files import atomic_write
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _NAME = re.compile(r"\w[\w .-]*")
@@ -145,7 +145,7 @@ def plan(identities: Path, poses: Path, prompts: Path, out: Path, seed: int = 0)
         raise FaceSnapError(f"There are no prompts in {prompts}; write one a line.")
     texts = {f"p{number}": line for number, line in enumerate(lines, 1)}
     content = {"seed": seed, "identities": people, "poses": driving, "prompts": texts}
-    with whole(out) as part:
+    with atomic_write(out) as part:
         part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return read_protocol(part)
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext import photos
-from facesnap_ext.files import whole
+from facesnap_ext.files import atomic_write
 from facesnap_lab.evaluation.draw import Cost
 from facesnap_lab.evaluation.measure import METRICS, Scores
 from facesnap_lab.evaluation.protocol import Protocol, find_pictures
@@ -200,10 +200,10 @@ def _image(path: Path) -> Image.Image:
 
 
 def _save_png(path: Path, image: Image.Image) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         image.save(part, format="PNG")
 
 
 def _write(path: Path, data: bytes) -> None:
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(data)

@@ -63,7 +63,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         own_points = engine.landmarks(files, engine.encoders.codes(files, face).shape, face)
         their_own = engine.landmarks(files, engine.encoders.codes(files, drive).shape, drive)
         clip_tokens = engine.encoders.clip_tokens(files, [face])[0]
-    guidance = prepared.guidance
+    conditioning = prepared.conditioning
 
     begin("sampling without and with FaceSnap")
     plain, picture = draw(sampler, PROMPT, SEED, None), draw(sampler, PROMPT, SEED, prepared)
@@ -78,11 +78,11 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         return Panel(f"{title}: {alike:.2f}", Image.fromarray(pixels), words)
 
     with torch.no_grad():
-        ffrnet = guidance.ffrnet
+        ffrnet = conditioning.ffrnet
         x = torch.randn(1, 4, SIDE // 4, SIDE // 4, generator=torch.Generator().manual_seed(0))
         scale = ffrnet.config.picture_scale * SIDE // 4
-        features = ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, scale, scale))
-        residuals = ffrnet(x, torch.tensor([500.0]), ffrnet.embed_tokens(guidance.tokens), features)
+        features = ffrnet.embed_landmarks(landmark_picture(conditioning.landmarks, scale, scale))
+        residuals = ffrnet(x, torch.tensor([500.0]), ffrnet.embed_tokens(conditioning.tokens), features)
     strongest = max(residuals[:3], key=lambda residual: float(residual.abs().mean()))
     rows = [
         [
@@ -90,7 +90,9 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
             Panel("ArcFace embedding", heatmap(_square(face.embedding)), f"{face.embedding.size} numbers"),
             Panel("CLIP tokens", heatmap(clip_tokens.numpy()), " x ".join(map(str, clip_tokens.shape))),
             Panel(
-                "Identity tokens", heatmap(guidance.tokens[0].numpy()), " x ".join(map(str, guidance.tokens[0].shape))
+                "Identity tokens",
+                heatmap(conditioning.tokens[0].numpy()),
+                " x ".join(map(str, conditioning.tokens[0].shape)),
             ),
             Panel("An FFRNet residual", heatmap(strongest[0].abs().mean(0).numpy()), f"one of {len(residuals)}"),
         ],
@@ -98,10 +100,10 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
             Panel("Driving photo", framed(drive.photo, [drive]), "somebody else: pose and expression"),
             Panel("The reference's own points", overlay(face, own_points), "what DECA sees"),
             Panel("The driving person's points", overlay(drive, their_own), "their face, not wanted"),
-            Panel("Predicted points", overlay(drive, guidance.landmarks), "the reference's face in this pose"),
+            Panel("Predicted points", overlay(drive, conditioning.landmarks), "the reference's face in this pose"),
             Panel(
                 "Landmark drawing",
-                Image.fromarray(draw_points(guidance.landmarks, 4 * SIDE, 4 * SIDE)),
+                Image.fromarray(draw_points(conditioning.landmarks, 4 * SIDE, 4 * SIDE)),
                 "what FFRNet sees",
             ),
         ],

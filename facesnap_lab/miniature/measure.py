@@ -112,7 +112,7 @@ def draw(sampler: Sampler, prompt: str, seed: int, prepared: Prepared | None) ->
 
     if prepared is None:
         return run()
-    with guided(sampler.pipe, prepared.guidance):
+    with guided(sampler.pipe, prepared.conditioning):
         return run()
 
 

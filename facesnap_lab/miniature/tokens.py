@@ -61,9 +61,9 @@ def kept(tokens: Tensor, features: Tensor) -> float:
     values, vectors = np.linalg.eigh(flat @ flat.T)
     best, count = -np.inf, len(flat)
     for ridge in RIDGES * values.sum() / count:
-        shares = values / (values + ridge)
-        residuals = wanted - vectors @ (shares[:, None] * (vectors.T @ wanted))
-        own = vectors**2 @ shares + 1 / count  # of a person's features in the prediction of the same
+        blend_weights = values / (values + ridge)
+        residuals = wanted - vectors @ (blend_weights[:, None] * (vectors.T @ wanted))
+        own = vectors**2 @ blend_weights + 1 / count  # of a person's features in the prediction of the same
         error = ((residuals / (1 - own)[:, None]) ** 2).sum()
         best = max(best, 1 - error / ((wanted * count / (count - 1)) ** 2).sum())
     return float(best)

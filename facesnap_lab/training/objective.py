@@ -174,33 +174,35 @@ class Guided:
         texts = [text] if null is None else [text, null]
         ys = [None] if self.objective.text_free else [text_y(p, sizes, self.objective.size_dim) for _, p in texts]
 
-        def ask(x: Tensor, timesteps: Tensor, text: tuple[Tensor, Tensor], guidance: list[Tensor] | Tensor) -> Tensor:
+        def ask(
+            x: Tensor, timesteps: Tensor, text: tuple[Tensor, Tensor], conditioning: list[Tensor] | Tensor
+        ) -> Tensor:
             context, pooled = text
             return unet(
                 x.to(unet.dtype),
                 timesteps,
                 added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes.to(unet.dtype)},
                 return_dict=False,
-                **unet_inputs(context, guidance),
+                **unet_inputs(context, conditioning),
             )[0]
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-            guidance = [self.networks(*references, x, timesteps, y) for y in ys]  # without text in it, one for both
-            prediction = ask(x, timesteps, text, guidance[0])
+            conditioning = [self.networks(*references, x, timesteps, y) for y in ys]  # without text in it, one for both
+            prediction = ask(x, timesteps, text, conditioning[0])
             if null is None:
                 return prediction
-            without = ask(x, timesteps, null, guidance[-1])
+            without = ask(x, timesteps, null, conditioning[-1])
             return without + scale * (prediction - without)
 
         return predict
 
 
-def unet_inputs(context: Tensor, guidance: list[Tensor] | Tensor) -> dict[str, Any]:
+def unet_inputs(context: Tensor, conditioning: list[Tensor] | Tensor) -> dict[str, Any]:
     """The UNet's arguments for text context [N,77,C] and what the networks give: FFRNet's residuals, or tokens that go
     behind the text's."""
-    if isinstance(guidance, Tensor):
-        return {"encoder_hidden_states": in_text(context, guidance)}
-    *skips, middle = (residual.to(context.dtype) for residual in guidance)
+    if isinstance(conditioning, Tensor):
+        return {"encoder_hidden_states": in_text(context, conditioning)}
+    *skips, middle = (residual.to(context.dtype) for residual in conditioning)
     return {
         "encoder_hidden_states": context,
         "down_block_additional_residuals": tuple(skips),

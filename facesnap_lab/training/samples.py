@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import Guidance
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.landmarks.points72 import Landmarks
@@ -56,8 +56,8 @@ def sample(run: Run, batch: Batch, mixer: nn.Module, ffrnet: FFRNet) -> list[np.
         if config.landmarks == "drawn":
             landmarks = Landmarks(batch.points[i].cpu().numpy(), config.resolution, config.resolution)
         mixed = mixer.float()(batch.embeddings[i : i + 1, None].cpu(), tokens[i : i + 1, None])
-        guidance = Guidance(ffrnet, mixed, landmarks, text_free=run.info.text_free)
-        with steered(frozen.pipe, guidance, config.tokens, context, null) as (with_text, without):
+        conditioning = Conditioning(ffrnet, mixed, landmarks, text_free=run.info.text_free)
+        with steered(frozen.pipe, conditioning, config.tokens, context, null) as (with_text, without):
             latents = frozen.pipe(
                 prompt_embeds=with_text,
                 negative_prompt_embeds=without,
@@ -77,7 +77,7 @@ def sample(run: Run, batch: Batch, mixer: nn.Module, ffrnet: FFRNet) -> list[np.
 
 @contextlib.contextmanager
 def steered(
-    pipe: Any, guidance: Guidance, tokens: str, context: Tensor, null: Tensor
+    pipe: Any, conditioning: Conditioning, tokens: str, context: Tensor, null: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The text and null text [N,T,C] to give to the pipeline while the identity tokens steer it.
 
@@ -85,7 +85,7 @@ def steered(
         tokens: where they go, see `TrainConfig`: into FFRNet, or behind both texts.
     """
     if tokens == "text":
-        yield in_text(context, guidance.tokens), in_text(null, guidance.tokens)
+        yield in_text(context, conditioning.tokens), in_text(null, conditioning.tokens)
     else:
-        with guided(pipe, guidance):
+        with guided(pipe, conditioning):
             yield context, null

@@ -51,7 +51,7 @@ def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mir
     from facesnap_ext.weights import facesnap_file
 
     prepared = engine.prepare(replace(unit, driving=mirrored, weight=0.5, start=0.1, end=0.9), 640, 512)
-    guidance = prepared.guidance
+    conditioning = prepared.conditioning
     pack = faces.load_pack(stand_ins / "stand-in-pack")
     face, driving = (faces.choose(faces.find_faces(pack, photo)) for photo in (unit.references[0], mirrored))
     weights = facesnap_file.load(stand_ins / "random.safetensors")
@@ -59,17 +59,17 @@ def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mir
         torch.from_numpy(face.embedding)[None, None],
         clip.load_image_encoder(stand_ins / "stand-in-clip")([face.crop])[None],
     )
-    torch.testing.assert_close(guidance.tokens, tokens)
+    torch.testing.assert_close(conditioning.tokens, tokens)
     predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
     points = predictor.predict(
         predictor.encode(face.photo.pixels, face.box), predictor.encode(mirrored.pixels, driving.box)
     )
-    np.testing.assert_allclose(guidance.landmarks.points, place(points, 640, 512, driving.box).points, atol=1e-3)
-    assert (guidance.landmarks.width, guidance.landmarks.height) == (640, 512)
-    assert (guidance.weight, guidance.start, guidance.end, guidance.text_free) == (0.5, 0.1, 0.9, True)
-    assert guidance.name == "random.safetensors"
+    np.testing.assert_allclose(conditioning.landmarks.points, place(points, 640, 512, driving.box).points, atol=1e-3)
+    assert (conditioning.landmarks.width, conditioning.landmarks.height) == (640, 512)
+    assert (conditioning.weight, conditioning.start, conditioning.end, conditioning.text_free) == (0.5, 0.1, 0.9, True)
+    assert conditioning.name == "random.safetensors"
     for key, tensor in weights.ffrnet.state_dict().items():
-        assert torch.equal(guidance.ffrnet.state_dict()[key], tensor)
+        assert torch.equal(conditioning.ffrnet.state_dict()[key], tensor)
 
 
 def count_runs(monkeypatch):
@@ -95,20 +95,20 @@ def test_the_second_job_with_the_same_photos_computes_nothing(stand_ins, unit, m
     renamed = Photo(unit.references[0].pixels.copy(), "the same pixels.png")
     second = engine.prepare(replace(unit, references=(renamed,), driving=mirrored, weight=0.3), 512, 768)
     assert runs == []
-    assert torch.equal(first.guidance.tokens, second.guidance.tokens)
-    assert second.guidance.weight == 0.3
-    assert second.guidance.landmarks.height == 768
+    assert torch.equal(first.conditioning.tokens, second.conditioning.tokens)
+    assert second.conditioning.weight == 0.3
+    assert second.conditioning.landmarks.height == 768
 
 
 def test_never_the_identity_of_the_picture_before(engine, unit, grace_hopper, astronaut):
-    first = engine.prepare(unit, 512, 512).guidance
-    other = engine.prepare(replace(unit, references=(grace_hopper,)), 512, 512).guidance
-    again = engine.prepare(unit, 512, 512).guidance
+    first = engine.prepare(unit, 512, 512).conditioning
+    other = engine.prepare(replace(unit, references=(grace_hopper,)), 512, 512).conditioning
+    again = engine.prepare(unit, 512, 512).conditioning
     assert not torch.allclose(first.tokens, other.tokens, atol=1e-4)
     assert torch.equal(first.tokens, again.tokens)
     one_pixel = astronaut.pixels.copy()
     one_pixel[60, 220] = 0
-    changed = engine.prepare(replace(unit, references=(Photo(one_pixel, astronaut.name),)), 512, 512).guidance
+    changed = engine.prepare(replace(unit, references=(Photo(one_pixel, astronaut.name),)), 512, 512).conditioning
     assert not torch.equal(first.tokens, changed.tokens)
 
 
@@ -137,12 +137,12 @@ def test_a_file_exchanged_while_a_job_is_prepared_leaves_nothing_of_its_predeces
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
         facesnap_file.save(new, weights.info, weights.mixer, weights.ffrnet)
     engine = Engine(lambda: find_models(copied))
-    old = engine.prepare(unit, 512, 512).guidance.tokens
+    old = engine.prepare(unit, 512, 512).conditioning.tokens
     engine = Engine(lambda: find_models(copied))
     engine.prepare(unit, 512, 512, progress=lambda told: told == said and new.exists() and new.replace(copied / part))
     assert not new.exists()
-    tokens = engine.prepare(unit, 512, 512).guidance.tokens
-    assert torch.equal(tokens, Engine(lambda: find_models(copied)).prepare(unit, 512, 512).guidance.tokens)
+    tokens = engine.prepare(unit, 512, 512).conditioning.tokens
+    assert torch.equal(tokens, Engine(lambda: find_models(copied)).prepare(unit, 512, 512).conditioning.tokens)
     assert not torch.allclose(tokens, old, atol=1e-3)
 
 
@@ -154,10 +154,10 @@ def test_another_person_of_the_same_size_and_time_under_the_same_name_is_another
     for path in paths:
         os.utime(path, ns=(1, 1))
     anna = replace(unit, references=(), identity="Anna", pose="sliders")
-    before = engine.prepare(anna, 512, 512).guidance.tokens
+    before = engine.prepare(anna, 512, 512).conditioning.tokens
     assert len({path.stat().st_size for path in paths}) == 1
     paths[1].replace(paths[0])
-    after = engine.prepare(anna, 512, 512).guidance.tokens
+    after = engine.prepare(anna, 512, 512).conditioning.tokens
     assert not torch.allclose(after, before, atol=1e-3)
 
 
@@ -179,16 +179,16 @@ def test_people_of_different_files_have_theirs_loaded_once_and_no_file_more_than
 
 def test_a_unit_hands_on_where_and_how_it_acts(engine, unit):
     asked = replace(unit, region="face", grow=2.0, hires="second", blocks=(0.5,) * 10, cond_only=True)
-    guidance = engine.prepare(asked, 512, 512).guidance
-    assert guidance.region == around(guidance.landmarks, 2.0)
-    assert (guidance.hires, guidance.blocks, guidance.cond_only) == ("second", (0.5,) * 10, True)
+    conditioning = engine.prepare(asked, 512, 512).conditioning
+    assert conditioning.region == around(conditioning.landmarks, 2.0)
+    assert (conditioning.hires, conditioning.blocks, conditioning.cond_only) == ("second", (0.5,) * 10, True)
 
 
 def test_several_references_are_mixed_or_averaged(engine, unit, astronaut, mirrored):
-    one = engine.prepare(unit, 512, 512).guidance.tokens
+    one = engine.prepare(unit, 512, 512).conditioning.tokens
     both = replace(unit, references=(astronaut, mirrored))
-    mixed = engine.prepare(both, 512, 512).guidance.tokens
-    averaged = engine.prepare(replace(both, several="averaged"), 512, 512).guidance.tokens
+    mixed = engine.prepare(both, 512, 512).conditioning.tokens
+    averaged = engine.prepare(replace(both, several="averaged"), 512, 512).conditioning.tokens
     assert one.shape == mixed.shape == averaged.shape
     for a, b in ((one, mixed), (one, averaged), (mixed, averaged)):
         assert not torch.allclose(a, b, atol=1e-4)
@@ -198,7 +198,7 @@ def test_the_init_picture_drives_by_default_in_its_own_pixels(engine, unit, mirr
     prepared = engine.prepare(unit, 768, 512, init_picture=mirrored)
     assert prepared.in_init_picture
     assert prepared.driving.photo is mirrored
-    assert (prepared.guidance.landmarks.width, prepared.guidance.landmarks.height) == (512, 512)
+    assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (512, 512)
     chosen = engine.prepare(replace(unit, driving=unit.references[0]), 768, 512, init_picture=mirrored)
     assert not chosen.in_init_picture
     assert chosen.driving.photo is unit.references[0]
@@ -217,8 +217,8 @@ def test_another_face_of_a_photo_is_another_person(engine, unit, group):
     photos = replace(unit, references=(group,))
     largest, second = (engine.prepare(replace(photos, face=which), 512, 512) for which in (0, 1))
     assert largest.references[0].box[0] != second.references[0].box[0]
-    assert not torch.allclose(largest.guidance.tokens, second.guidance.tokens, atol=1e-4)
-    assert not np.allclose(largest.guidance.landmarks.points, second.guidance.landmarks.points)
+    assert not torch.allclose(largest.conditioning.tokens, second.conditioning.tokens, atol=1e-4)
+    assert not np.allclose(largest.conditioning.landmarks.points, second.conditioning.landmarks.points)
     with pytest.raises(FaceSnapError, match="has no face 6"):
         engine.prepare(replace(photos, face=6), 512, 512)
 
@@ -235,8 +235,8 @@ def test_templates_and_sliders_pose_the_references_shape_and_need_no_other_photo
     face = prepared.references[0]
     rig = make_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
     wanted = pose_landmarks(rig, pose_of(posed, 640, 512), 640, 512)
-    np.testing.assert_allclose(prepared.guidance.landmarks.points, wanted.points, atol=1e-3)
-    assert (prepared.guidance.landmarks.width, prepared.guidance.landmarks.height) == (640, 512)
+    np.testing.assert_allclose(prepared.conditioning.landmarks.points, wanted.points, atol=1e-3)
+    assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (640, 512)
     assert not prepared.in_init_picture
     assert prepared.driving is None
     assert placement(wanted)[1] != pytest.approx(TEMPLATES["front"].y, abs=0.05), "the unit's own place"
@@ -255,7 +255,7 @@ def test_moving_a_slider_runs_no_network(stand_ins, unit, monkeypatch):
 def test_the_references_own_pose_is_its_even_beside_other_photos(engine, unit, mirrored):
     alone = engine.prepare(unit, 640, 512)
     own = engine.prepare(replace(unit, pose="own", driving=mirrored), 640, 512, init_picture=mirrored)
-    np.testing.assert_array_equal(own.guidance.landmarks.points, alone.guidance.landmarks.points)
+    np.testing.assert_array_equal(own.conditioning.landmarks.points, alone.conditioning.landmarks.points)
     assert own.driving.photo is unit.references[0]
     assert not own.in_init_picture
 
@@ -267,7 +267,7 @@ def test_a_photos_points_go_where_the_unit_says(engine, unit, mirrored):
         ({"pose": "own"}, None, (640, 768)),
     ):
         there, here = (
-            engine.prepare(replace(unit, **changes, **place), 640, 768, init_picture=init).guidance.landmarks
+            engine.prepare(replace(unit, **changes, **place), 640, 768, init_picture=init).conditioning.landmarks
             for place in ({"x": 0.3, "size": 0.2}, {})
         )
         assert (there.width, there.height) == size
@@ -293,7 +293,7 @@ def test_jobs_and_requests_of_several_threads_share_what_is_computed(stand_ins, 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: engine.prepare(unit, 512, 512), range(4)))
     assert sorted(runs) == ["clip", "faces", "landmarks", "mixer"]
-    assert all(torch.equal(result.guidance.tokens, results[0].guidance.tokens) for result in results)
+    assert all(torch.equal(result.conditioning.tokens, results[0].conditioning.tokens) for result in results)
 
 
 def test_a_padded_close_up_is_said(engine, unit, astronaut):
@@ -329,7 +329,7 @@ def test_decas_and_flames_own_files_are_converted_once(copied, unit, monkeypatch
     from safetensors.torch import load_file
 
     deca, flame = copied / "stand-in-deca.safetensors", copied / "stand-in-flame.safetensors"
-    wanted = Engine(lambda: find_models(copied)).prepare(unit, 512, 512).guidance.landmarks
+    wanted = Engine(lambda: find_models(copied)).prepare(unit, 512, 512).conditioning.landmarks
     torch.save({"E_flame": load_file(deca)}, copied / "deca_model.tar")
     arrays = {key: tensor.numpy() for key, tensor in load_file(flame).items()}
     shapes, expressions = arrays["shapedirs"], arrays.pop("expressiondirs")
@@ -342,7 +342,7 @@ def test_decas_and_flames_own_files_are_converted_once(copied, unit, monkeypatch
     deca.unlink()
     flame.unlink()
     told = []
-    got = Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append).guidance.landmarks
+    got = Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append).conditioning.landmarks
     np.testing.assert_allclose(got.points, wanted.points, atol=1e-3)
     assert told[:2] == ["converting deca_model.tar, once", "converting generic_model.pkl, once"]
     told.clear()
@@ -396,7 +396,7 @@ def test_without_deca_the_packs_own_68_points_of_the_driving_photo_are_taken_and
     left, top, right, bottom = prepared.driving.box
     side = 1.5 * max(right - left, bottom - top)  # of the square that the model sees
     wanted = np.array([left + right, top + bottom]) / 2 + points * side / 2
-    np.testing.assert_allclose(prepared.guidance.landmarks.points, from_68(wanted), atol=1.0)
-    assert not np.allclose(prepared.guidance.landmarks.points, predicted.guidance.landmarks.points, atol=2.0)
+    np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(wanted), atol=1.0)
+    assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)
     [note] = prepared.notes
     assert "Without DECA and FLAME the face's points are those of mirrored.png as they are" in note

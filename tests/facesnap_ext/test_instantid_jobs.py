@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from facesnap_ext import engine as engine_module
-from facesnap_ext.cache import Memory
+from facesnap_ext.cache import Cache
 from facesnap_ext.cli.main import main
 from facesnap_ext.conditioning import Residuals
 from facesnap_ext.engine import Engine
@@ -107,33 +107,35 @@ def halves(models):
 
 def test_guidance_is_what_instantids_formulas_make_of_the_face(engine, models, unit, mirrored):
     prepared = engine.prepare(replace(unit, driving=mirrored), 640, 512)
-    guidance = prepared.guidance
+    conditioning = prepared.conditioning
     resampler, attention = halves(models)
     embedding = torch.from_numpy(prepared.references[0].embedding)[None, None]
     assert abs(embedding.norm() - 1) > 0.1, "not normalised"
     wanted = instantid_resampler(resampler, torch.cat([embedding, torch.zeros(1, 1, 512)]))
-    torch.testing.assert_close(torch.cat([guidance.tokens, guidance.uncond_tokens]), wanted, atol=1e-4, rtol=1e-4)
-    for i, (keys, values) in enumerate(guidance.adapter()):
+    torch.testing.assert_close(
+        torch.cat([conditioning.tokens, conditioning.uncond_tokens]), wanted, atol=1e-4, rtol=1e-4
+    )
+    for i, (keys, values) in enumerate(conditioning.adapter()):
         for got, name in ((keys, "to_k_ip"), (values, "to_v_ip")):
             torch.testing.assert_close(got, wanted @ attention[f"{2 * i + 1}.{name}.weight"].T, atol=1e-4, rtol=1e-4)
-    assert len(guidance.adapter()) == len(attention) // 2
-    assert (guidance.adapter_weight, guidance.text_free, guidance.name) == (0.8, False, "InstantID")
+    assert len(conditioning.adapter()) == len(attention) // 2
+    assert (conditioning.adapter_weight, conditioning.text_free, conditioning.name) == (0.8, False, "InstantID")
 
     # pose transfer keeps the reference's own shape: the five are of the predicted 72, not of the driving photo
-    assert len(guidance.landmarks.points) == 72
+    assert len(conditioning.landmarks.points) == 72
     detected = engine.encoders.face(find_models(models), mirrored).keypoints
-    assert np.abs(five_points(guidance.landmarks.points) / (640, 512) - detected / (512, 512)).max() > 0.01
+    assert np.abs(five_points(conditioning.landmarks.points) / (640, 512) - detected / (512, 512)).max() > 0.01
     assert prepared.notes == ()
     y = torch.zeros(1, tiny.ADM)
     pictures = []
-    embed = guidance.ffrnet.embed_landmarks
-    guidance.ffrnet.embed_landmarks = lambda picture: pictures.append(picture) or embed(picture)
+    embed = conditioning.ffrnet.embed_landmarks
+    conditioning.ffrnet.embed_landmarks = lambda picture: pictures.append(picture) or embed(picture)
     try:
-        Residuals((guidance,)).rows(torch.zeros(1, 4, 64, 80), torch.tensor([500.0]), [True], y)
+        Residuals((conditioning,)).rows(torch.zeros(1, 4, 64, 80), torch.tensor([500.0]), [True], y)
     finally:
-        del guidance.ffrnet.embed_landmarks
+        del conditioning.ffrnet.embed_landmarks
     np.testing.assert_array_equal(
-        np.rint(pictures[0][0].permute(1, 2, 0).numpy() * 255), draw_five(guidance.landmarks, 640, 512)
+        np.rint(pictures[0][0].permute(1, 2, 0).numpy() * 255), draw_five(conditioning.landmarks, 640, 512)
     )
 
 
@@ -142,9 +144,9 @@ def test_several_references_are_averaged_plainly_or_mixed(engine, models, unit, 
     averaged = engine.prepare(replace(both, several="averaged"), 512, 512)
     embeddings = torch.stack([torch.from_numpy(face.embedding) for face in averaged.references])
     wanted = instantid_resampler(halves(models)[0], embeddings.mean(0)[None, None])
-    torch.testing.assert_close(averaged.guidance.tokens, wanted, atol=1e-4, rtol=1e-4)
-    mixed = engine.prepare(both, 512, 512).guidance.tokens
-    one = engine.prepare(unit, 512, 512).guidance.tokens
+    torch.testing.assert_close(averaged.conditioning.tokens, wanted, atol=1e-4, rtol=1e-4)
+    mixed = engine.prepare(both, 512, 512).conditioning.tokens
+    one = engine.prepare(unit, 512, 512).conditioning.tokens
     assert not torch.allclose(mixed, wanted, atol=1e-3)
     assert not torch.allclose(mixed, one, atol=1e-3)
 
@@ -157,7 +159,7 @@ def test_without_deca_and_flame_the_points_are_the_driving_photos_own_and_that_i
         (folder / f"stand-in-{missing}.safetensors").unlink()
         bare = Engine(lambda folder=folder: find_models(folder))
         prepared = bare.prepare(replace(unit, driving=mirrored), 512, 512)
-        np.testing.assert_allclose(prepared.guidance.landmarks.points, prepared.driving.keypoints, atol=1e-3)
+        np.testing.assert_allclose(prepared.conditioning.landmarks.points, prepared.driving.keypoints, atol=1e-3)
         [note] = prepared.notes
         assert "those of mirrored.png as they are" in note
         with pytest.raises(FaceSnapError, match=f"There is no .*{missing.upper()}"):
@@ -172,7 +174,7 @@ def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit,
     p = SimpleNamespace(width=512, height=512)
     jobs = webui.prepare(p, sittings({1: apart}), lambda: find_models(models))
     for one, job in zip(each, jobs, strict=True):
-        assert torch.equal(job.people[0].guidance.tokens, engine.prepare(one, 512, 512).guidance.tokens)
+        assert torch.equal(job.people[0].conditioning.tokens, engine.prepare(one, 512, 512).conditioning.tokens)
 
 
 def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, stand_ins, unit, mirrored, tmp_path):
@@ -184,7 +186,7 @@ def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, st
     assert set(saved.networks) == {"face_pack", "deca"}
     asked = replace(unit, driving=mirrored)
     eileen = replace(asked, references=(), identity="Eileen")
-    assert torch.equal(*(engine.prepare(either, 512, 512).guidance.tokens for either in (asked, eileen)))
+    assert torch.equal(*(engine.prepare(either, 512, 512).conditioning.tokens for either in (asked, eileen)))
 
     # packed into one file it wants no CLIP either
     assert main(["convert", "instantid", *map(str, (folder / IDENTITYNET, folder / ADAPTER, tmp_path / "one"))]) == 0
@@ -193,7 +195,7 @@ def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, st
     files = find_models(packed)
     assert list(files.facesnap) == ["one.safetensors"]
     assert files.missing() == {}
-    save_identity(Encoders(Memory()), files, unit.references, "packed")
+    save_identity(Encoders(Cache()), files, unit.references, "packed")
 
     # a FaceSnap file wants CLIP, when the person is saved and when they are drawn
     shutil.copy(stand_ins / "random.safetensors", folder)
@@ -213,14 +215,14 @@ def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, m
     packed = Engine(lambda: find_models(folder))
     assert list(packed.files().facesnap) == ["instantid.safetensors"]
     asked = replace(unit, driving=mirrored)
-    one, other = (which.prepare(asked, 512, 512).guidance for which in (engine, packed))
+    one, other = (which.prepare(asked, 512, 512).conditioning for which in (engine, packed))
     assert torch.equal(one.tokens, other.tokens)
     assert torch.equal(one.uncond_tokens, other.uncond_tokens)
     for a, b in zip(one.adapter(), other.adapter(), strict=True):
         assert all(torch.equal(*pair) for pair in zip(a, b))
     x, y = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.ones(2, tiny.ADM)
     residuals = [
-        Residuals((guidance,)).rows(x, torch.tensor([7.0, 7.0]), [True, False], y) for guidance in (one, other)
+        Residuals((conditioning,)).rows(x, torch.tensor([7.0, 7.0]), [True, False], y) for conditioning in (one, other)
     ]
     assert all(torch.equal(*pair) for pair in zip(*residuals, strict=True))
     assert (
@@ -262,21 +264,21 @@ def test_an_adapters_keys_and_values_are_made_when_the_picture_begins(engine, mo
     monkeypatch.setattr(
         engine_module, "load_any_adapter", lambda source: lambda *tokens: made.append(tokens) or object()
     )
-    memory = Engine(lambda: find_models(models))
-    guidances = [memory.prepare(unit, 512, 512).guidance for _ in range(2)]
+    cache = Engine(lambda: find_models(models))
+    conditionings = [cache.prepare(unit, 512, 512).conditioning for _ in range(2)]
     assert made == []
-    assert guidances[0].has_adapter
-    assert guidances[0].adapter() is guidances[1].adapter()
+    assert conditionings[0].has_adapter
+    assert conditionings[0].adapter() is conditionings[1].adapter()
     assert len(made) == 1
 
 
 def test_another_adapter_beside_the_same_controlnet_is_another_job(models, unit, widths, tmp_path):
     folder = shutil.copytree(models, tmp_path / "facesnap")
     engine = Engine(lambda: find_models(folder))
-    before = engine.prepare(unit, 512, 512).guidance
+    before = engine.prepare(unit, 512, 512).conditioning
     write_instantid(tmp_path / "other", tiny.ffrnet(3), widths, seed=9)
     shutil.copy(tmp_path / "other" / ADAPTER, folder)
-    after = engine.prepare(unit, 512, 512).guidance
+    after = engine.prepare(unit, 512, 512).conditioning
     assert not torch.allclose(before.tokens, after.tokens, atol=1e-3)
     assert not torch.allclose(before.adapter()[0][0], after.adapter()[0][0], atol=1e-3)
 
@@ -286,9 +288,9 @@ def test_in_a1111_the_job_runs_and_every_weight_has_its_say(engine, unit):
     x, timesteps, context, y = inputs(2)
     pictures = []
     for changes in ({}, {"adapter": 0.0}, {"adapter": 1.5}, {"weight": 0.5}):
-        guidance = engine.prepare(replace(unit, **changes), 128, 128).guidance
+        conditioning = engine.prepare(replace(unit, **changes), 128, 128).conditioning
         job = test_a1111.Job(unet)
-        a1111.attach(job, (guidance,))
+        a1111.attach(job, (conditioning,))
         test_a1111.announce(job, x, 1)
         pictures.append(test_a1111.call(unet, x, timesteps, context, y, [0, 1]))
         # in two calls, the unconditional one first in line for a mistake
@@ -305,16 +307,16 @@ def test_in_a1111_the_job_runs_and_every_weight_has_its_say(engine, unit):
 def test_in_forge_the_job_gives_a1111s_output(engine, unit):
     unet = ldm_unet()
     x, _, context, y = inputs(2)
-    guidance = engine.prepare(unit, 128, 128).guidance
+    conditioning = engine.prepare(unit, 128, 128).conditioning
     sigma = torch.full((2,), 2.0)
     scaled, timesteps = test_forge.Predictor().calculate_input(sigma, x), test_forge.Predictor().timestep(sigma)
     job = test_a1111.Job(unet)
-    a1111.attach(job, (guidance,))
+    a1111.attach(job, (conditioning,))
     test_a1111.announce(job, scaled, 1)
     wanted = test_a1111.call(unet, scaled, timesteps, context, y, [0, 1])
     a1111.detach(job)
     job = test_forge.make_job(test_attention.ForgeUNet(unet))
-    forge.attach(job, (guidance,))
+    forge.attach(job, (conditioning,))
     got = test_attention.forge_step(job, x, sigma[:1], context, y, [[(0, 0)], [(1, 1)]])
     forge.detach(job)
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
@@ -325,11 +327,11 @@ def test_in_diffusers_the_pipeline_runs(models, unit, tmp_path):
     pipe = diffusers.StableDiffusionXLPipeline(**test_diffusers.parts(), add_watermarker=False)
     folder = shutil.copytree(models, tmp_path / "facesnap")
     write_instantid(folder, tiny.ffrnet(3), [layer.to_q.out_features for layer in cross_attentions(pipe.unet)])
-    guidance = Engine(lambda: find_models(folder)).prepare(unit, 128, 128).guidance
+    conditioning = Engine(lambda: find_models(folder)).prepare(unit, 128, 128).conditioning
     plain = test_diffusers.run(pipe)
-    with guided(pipe, guidance):
+    with guided(pipe, conditioning):
         whole = test_diffusers.run(pipe)
-    with guided(pipe, replace(guidance, adapter_weight=0.0)):
+    with guided(pipe, replace(conditioning, adapter_weight=0.0)):
         half = test_diffusers.run(pipe)
     assert not torch.allclose(whole, half, atol=1e-4)
     assert not torch.allclose(half, plain, atol=1e-4)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo
-from facesnap_ext.regions import EDGE, Drawn, RoundedBox, around, drawn, region_of, shares
+from facesnap_ext.regions import EDGE, PaintedRegion, RoundedBox, around, blend_weights, drawn, region_of
 from facesnap_ext.settings.unit import Unit
 from tests.support import tiny
 
@@ -18,7 +18,7 @@ BOX = RoundedBox(0.5, 0.4, 0.2, 0.3)
 
 
 def painted(seed=0, size=(24, 32)):
-    return Drawn(np.random.default_rng(seed).uniform(0, 1, size).astype(np.float32))
+    return PaintedRegion(np.random.default_rng(seed).uniform(0, 1, size).astype(np.float32))
 
 
 def pooled(mask, by):
@@ -106,22 +106,24 @@ masks = st.lists(
 
 @given(masks=masks, data=st.data())
 def test_nowhere_is_more_than_one_person_asked_for_and_order_does_not_matter(masks, data):
-    parts = np.broadcast_to(shares(masks), (len(masks), 3, 4))
+    parts = np.broadcast_to(blend_weights(masks), (len(masks), 3, 4))
     assert (parts >= 0).all()
     assert (parts.sum(0) <= 1 + 1e-5).all()
     if any(mask is None for mask in masks):
         np.testing.assert_allclose(parts.sum(0), 1, atol=1e-5)  # with a ground nothing is left out
     order = data.draw(st.permutations(range(len(masks))))
-    np.testing.assert_allclose(np.broadcast_to(shares([masks[i] for i in order]), parts.shape), parts[order], atol=1e-6)
+    np.testing.assert_allclose(
+        np.broadcast_to(blend_weights([masks[i] for i in order]), parts.shape), parts[order], atol=1e-6
+    )
 
 
 def test_shares_in_closed_form():
     a, b = np.float32([[1, 1, 0, 0, 0.4]]), np.float32([[0, 1, 1, 0, 0.2]])
-    np.testing.assert_allclose(shares([a, b])[:, 0], [[1, 0.5, 0, 0, 0.4], [0, 0.5, 1, 0, 0.2]])
-    ground = shares([a, b, None])
-    np.testing.assert_array_equal(ground[:2], shares([a, b]))  # a ground takes nothing from a region
+    np.testing.assert_allclose(blend_weights([a, b])[:, 0], [[1, 0.5, 0, 0, 0.4], [0, 0.5, 1, 0, 0.2]])
+    ground = blend_weights([a, b, None])
+    np.testing.assert_array_equal(ground[:2], blend_weights([a, b]))  # a ground takes nothing from a region
     np.testing.assert_allclose(ground[2, 0], [0, 0, 0, 1, 0.4], atol=1e-6)
-    np.testing.assert_array_equal(shares([None, None]), np.full((2, 1, 1), 0.5, np.float32))
+    np.testing.assert_array_equal(blend_weights([None, None]), np.full((2, 1, 1), 0.5, np.float32))
 
 
 def test_which_region_a_unit_asks_for_and_what_it_lacks():

@@ -51,8 +51,8 @@ class Host:
     def __init__(self) -> None:
         self.attached: Any = ()
 
-    def attach(self, p: Any, guidances: Any) -> None:
-        self.attached = guidances
+    def attach(self, p: Any, conditionings: Any) -> None:
+        self.attached = conditionings
 
     def detach(self, p: Any = None) -> None:
         self.attached = ()

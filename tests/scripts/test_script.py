@@ -139,9 +139,9 @@ def test_a_job_is_guided_and_let_go_again(host, astronaut):
     p = job()
     values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "weight": 0.7}
     run(host, p, values)
-    ((guidance,),) = attached(host)
-    assert guidance.weight == 0.7
-    assert guidance.landmarks.width == 512
+    ((conditioning,),) = attached(host)
+    assert conditioning.weight == 0.7
+    assert conditioning.landmarks.width == 512
     assert host.calls[0] == "detach"  # what an earlier job left
     assert host.calls[-2:] == ["detach", "detach"]
     assert p.extra_generation_params["FaceSnap weight"] == 0.7
@@ -219,10 +219,10 @@ def test_a_mistake_while_the_guidance_gets_in_stops_the_job_too(host, astronaut,
     """The host swallows it and would make a picture of a stranger."""
     attach = host.module.host.attach
 
-    def fail(p, guidances):
-        if not isinstance(guidances, FaceSnapError):
+    def fail(p, conditionings):
+        if not isinstance(conditionings, FaceSnapError):
             raise AttributeError("no such thing")
-        attach(p, guidances)
+        attach(p, conditionings)
 
     monkeypatch.setattr(host.module.host, "attach", fail)
     run(host, Processing(), {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
@@ -278,7 +278,7 @@ def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypa
         measured.append(image)
         return 0.5
 
-    def draw(p, i, guidances):
+    def draw(p, i, conditionings):
         return Image.new("RGB", (p.width, p.height), "red" if hasattr(p, "init_images") else "blue")
 
     host.draw = draw
@@ -286,7 +286,7 @@ def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypa
     p = Processing(world=host, script_args=[values], scripts=Runner(host.script))
     engine = webui.the_engine(host.module.model_files)
     unit = Unit(True, references=(from_pil(values["references"][0], ""),), model=values["model"])
-    left, top, right, bottom = engine.prepare(unit, 512, 512).guidance.landmarks.box
+    left, top, right, bottom = engine.prepare(unit, 512, 512).conditioning.landmarks.box
     x, y = (left + right) / 2, (top + bottom) / 2
     (whole,) = engine.encoders.faces(engine.files(), astronaut)
     small = replace(whole, box=np.float32([x - 20, y - 20, x + 20, y + 20]))

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from facesnap_ext.conditioning import Guidance
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
-from facesnap_ext.regions import Drawn
+from facesnap_ext.regions import PaintedRegion
 
 WIDTHS = (32, 64, 96)
 CONTEXT = 48
@@ -60,23 +60,23 @@ def landmarks(seed: int = 0, width: int = 128, height: int = 128) -> Landmarks:
     return Landmarks(points.astype(np.float32), width, height)
 
 
-def side_by_side() -> tuple[Guidance, Guidance]:
+def side_by_side() -> tuple[Conditioning, Conditioning]:
     """Two people of two weight files; the first one on the left, and on the conditional side only."""
-    left = Drawn(np.float32([[1, 0]]))
+    left = PaintedRegion(np.float32([[1, 0]]))
     return (
-        guidance(cond_only=True, weight=0.7, region=left),
-        guidance(3, weight=1.2, region=Drawn(1 - left.white)),
+        conditioning(cond_only=True, weight=0.7, region=left),
+        conditioning(3, weight=1.2, region=PaintedRegion(1 - left.white)),
     )
 
 
 PEOPLE = {
-    "one": lambda: (guidance(weight=0.7),),
-    "one on the conditional side": lambda: (guidance(weight=0.7, cond_only=True),),
+    "one": lambda: (conditioning(weight=0.7),),
+    "one on the conditional side": lambda: (conditioning(weight=0.7, cond_only=True),),
     "two": side_by_side,
 }
 
 
-def guidance(seed: int = 0, network: FFRNet | None = None, **changes) -> Guidance:
+def conditioning(seed: int = 0, network: FFRNet | None = None, **changes) -> Conditioning:
     tokens = torch.randn(1, 16, CONTEXT, generator=torch.Generator().manual_seed(seed))
     values = {"ffrnet": network or ffrnet(seed), "tokens": tokens, "landmarks": landmarks(seed)}
-    return Guidance(**{**values, **changes})
+    return Conditioning(**{**values, **changes})

@@ -74,24 +74,24 @@ def call(unet: nn.Module, x, timesteps, context, y, rows: list[int]) -> Tensor:
     return unet(x[rows], timesteps=timesteps[rows], context=context[rows], y=y[rows])
 
 
-def expected(unet, guidances, x, timesteps, context, y, cond_rows: int) -> Tensor:
+def expected(unet, conditionings, x, timesteps, context, y, cond_rows: int) -> Tensor:
     """Each row by itself through each FFRNet and the written-out walk; people side by side, or one alone."""
     rows = []
     for row in range(len(x)):
         one = [t[row : row + 1] for t in (x, timesteps, context, y)]
         residuals = [torch.zeros(1)] * 10
-        for guidance in guidances:
-            if row >= cond_rows and guidance.cond_only:
+        for conditioning in conditionings:
+            if row >= cond_rows and conditioning.cond_only:
                 continue
-            network = guidance.ffrnet
-            picture = a1111_landmarks(guidance, x)
+            network = conditioning.ffrnet
+            picture = a1111_landmarks(conditioning, x)
             features = network.embed_landmarks(picture)
             own = [
-                guidance.weight * residual
-                for residual in network(one[0], one[1], network.embed_tokens(guidance.tokens), features)
+                conditioning.weight * residual
+                for residual in network(one[0], one[1], network.embed_tokens(conditioning.tokens), features)
             ]
-            if guidance.region is not None:
-                masks = [guidance.region.mask(residual.shape[3], residual.shape[2]) for residual in own]
+            if conditioning.region is not None:
+                masks = [conditioning.region.mask(residual.shape[3], residual.shape[2]) for residual in own]
                 own = [residual * torch.from_numpy(mask) for residual, mask in zip(own, masks)]
             residuals = [a + b for a, b in zip(residuals, own)]
         with torch.no_grad():
@@ -99,10 +99,10 @@ def expected(unet, guidances, x, timesteps, context, y, cond_rows: int) -> Tenso
     return torch.cat(rows)
 
 
-def a1111_landmarks(guidance, x) -> Tensor:
+def a1111_landmarks(conditioning, x) -> Tensor:
     from facesnap_ext.conditioning import landmark_picture
 
-    return landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2])
+    return landmark_picture(conditioning.landmarks, 8 * x.shape[3], 8 * x.shape[2])
 
 
 # how the host groups its rows: conditional rows, unconditional rows, the calls
@@ -123,14 +123,14 @@ GROUPINGS = {
 @pytest.mark.parametrize("grouping", GROUPINGS)
 def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, people):
     cond, uncond, calls = GROUPINGS[grouping]
-    guidances = tiny.PEOPLE[people]()
+    conditionings = tiny.PEOPLE[people]()
     job = Job(unet)
     x, timesteps, context, y = inputs(cond + uncond)
     images = [i % uncond for i in range(cond)] + list(range(uncond))  # rows of one image share latent and timestep
     x, timesteps = x[images], timesteps[images]
-    wanted = expected(unet, guidances, x, timesteps, context, y, cond)
+    wanted = expected(unet, conditionings, x, timesteps, context, y, cond)
 
-    a1111.attach(job, guidances)
+    a1111.attach(job, conditionings)
     for step in range(2):  # the second evaluation starts counting anew, also after skipped rows
         announce(job, x, cond, step)
         for rows in calls:
@@ -138,17 +138,17 @@ def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, groupin
 
 
 def test_ffrnet_runs_once_an_image_and_a_step(unet, monkeypatch):
-    guidance = tiny.guidance()
+    conditioning = tiny.conditioning()
     runs = []
-    forward = type(guidance.ffrnet).forward
+    forward = type(conditioning.ffrnet).forward
     monkeypatch.setattr(
-        type(guidance.ffrnet), "forward", lambda self, x, *rest: runs.append(len(x)) or forward(self, x, *rest)
+        type(conditioning.ffrnet), "forward", lambda self, x, *rest: runs.append(len(x)) or forward(self, x, *rest)
     )
     job = Job(unet)
     x, timesteps, context, y = inputs(2)
     images = [0, 1, 0, 1]
     x, timesteps, context, y = x[images], timesteps[images], context[images], y[images]
-    a1111.attach(job, (guidance,))
+    a1111.attach(job, (conditioning,))
     for step in range(3):
         announce(job, x + step, 2, step)
         for rows in ([0, 1], [2, 3]):
@@ -169,10 +169,10 @@ def test_sizes_that_are_no_multiple_of_the_unets(unet, size, monkeypatch):
     host_torch = SimpleNamespace(**{name: getattr(torch, name) for name in dir(torch)})
     host_torch.cat = cat
     monkeypatch.setattr(openaimodel, "th", host_torch)
-    guidance, job = tiny.guidance(), Job(unet)
+    conditioning, job = tiny.conditioning(), Job(unet)
     args = inputs(1, size)
     plain = call(unet, *args, [0])
-    a1111.attach(job, (guidance,))
+    a1111.attach(job, (conditioning,))
     announce(job, args[0], 1)
     guided = call(unet, *args, [0])
     assert guided.shape == plain.shape
@@ -183,7 +183,7 @@ def test_start_and_end_are_fractions_of_the_steps(unet):
     job = Job(unet)
     args = inputs(1)
     plain = call(unet, *args, [0])
-    a1111.attach(job, (tiny.guidance(start=0.25, end=0.75),))
+    a1111.attach(job, (tiny.conditioning(start=0.25, end=0.75),))
     acted = []
     for step in range(4):
         announce(job, args[0], 1, step, 4)
@@ -194,8 +194,10 @@ def test_start_and_end_are_fractions_of_the_steps(unet):
 def test_each_person_has_a_window_of_their_own(unet):
     job = Job(unet)
     args = inputs(1)
-    first, second = tiny.guidance(1, end=0.5), tiny.guidance(2, start=0.25, end=0.75)
-    halves = [replace(guidance, weight=0.5) for guidance in (first, second)]  # two people everywhere share evenly
+    first, second = tiny.conditioning(1, end=0.5), tiny.conditioning(2, start=0.25, end=0.75)
+    halves = [
+        replace(conditioning, weight=0.5) for conditioning in (first, second)
+    ]  # two people everywhere share evenly
     wanted = [expected(unet, acting, *args, 1) for acting in ([first], halves, [second], [])]
     a1111.attach(job, (first, second))
     for step in range(4):
@@ -207,7 +209,7 @@ def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
     """Hires fix's second pass, when everybody is wanted in the first."""
     job, args = Job(unet), inputs(1)
     before, plain = hooks_of(unet), call(unet, *args, [0])
-    a1111.attach(job, (tiny.guidance(),))
+    a1111.attach(job, (tiny.conditioning(),))
     a1111.attach(job, ())
     announce(job, args[0], 1)
     assert hooks_of(unet) == before
@@ -219,7 +221,7 @@ def test_an_end_of_one_lasts_beyond_the_announced_steps(unet):
     job = Job(unet)
     args = inputs(1)
     plain = call(unet, *args, [0])
-    a1111.attach(job, (tiny.guidance(),))
+    a1111.attach(job, (tiny.conditioning(),))
     announce(job, args[0], 1, step=6, total=4)
     assert not torch.equal(call(unet, *args, [0]), plain)
 
@@ -228,7 +230,7 @@ def test_detached_leaves_no_hook_and_the_very_same_bits(unet):
     job = Job(unet)
     args = inputs(2)
     before, plain = hooks_of(unet), call(unet, *args, [0, 1])
-    a1111.attach(job, (tiny.guidance(),))
+    a1111.attach(job, (tiny.conditioning(),))
     announce(job, args[0], 1)
     assert not torch.equal(call(unet, *args, [0, 1]), plain)
     a1111.detach(job)
@@ -243,17 +245,17 @@ def test_a_zero_network_changes_no_bit(unet):
         nn.init.zeros_(conv.bias)
     job, args = Job(unet), inputs(2)
     plain = call(unet, *args, [0, 1])
-    a1111.attach(job, (tiny.guidance(network=network),))
+    a1111.attach(job, (tiny.conditioning(network=network),))
     announce(job, args[0], 1)
     assert torch.equal(call(unet, *args, [0, 1]), plain)
 
 
 def test_attaching_again_does_not_add_up(unet):
     """Hires fix calls for its second pass while the first one's hooks may still be there."""
-    guidance, job, args = tiny.guidance(), Job(unet), inputs(1)
+    conditioning, job, args = tiny.conditioning(), Job(unet), inputs(1)
     outputs = []
     for _ in range(2):
-        a1111.attach(job, (guidance,))
+        a1111.attach(job, (conditioning,))
         announce(job, args[0], 1)
         outputs.append(call(unet, *args, [0]))
     assert torch.equal(*outputs)
@@ -263,7 +265,7 @@ def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
     args = inputs(2)
     plain = call(unet, *args, [0, 1])
     failed = Job(unet)
-    a1111.attach(failed, (tiny.guidance(),))
+    a1111.attach(failed, (tiny.conditioning(),))
     announce(failed, args[0], 1)  # and then sampling raises: rows were announced and never came
     other = Job(unet)
     announce(other, args[0], 1)
@@ -276,7 +278,7 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
     args, job = inputs(2), Job(unet)
     tile = inputs(2, (16, 8))
     plain, plain_tile = call(unet, *args, [0, 1]), call(unet, *tile, [0, 1])
-    a1111.attach(job, (tiny.guidance(),))
+    a1111.attach(job, (tiny.conditioning(),))
     assert torch.equal(call(unet, *args, [0, 1]), plain)
     assert job.comments == [], "before sampling has begun"
     for step in range(2):
@@ -291,7 +293,7 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
     (told,) = job.comments
     assert "FaceSnap does not act there" in told
 
-    a1111.attach(job, (tiny.guidance(),))
+    a1111.attach(job, (tiny.conditioning(),))
     announce(job, args[0], 1)
     call(unet, *args, [0, 1])
     announce(Job(unet), args[0], 1)
@@ -306,23 +308,23 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
 
 def test_memory_that_runs_out_halfway_does_not_spoil_the_jobs_after(unet, monkeypatch):
     """Modules move one after another: the first ones are there, the last ones are not."""
-    guidance, args = tiny.guidance(), inputs(1)
-    wanted = expected(unet, (guidance,), *args, 1)
-    guidance.ffrnet.double()
+    conditioning, args = tiny.conditioning(), inputs(1)
+    wanted = expected(unet, (conditioning,), *args, 1)
+    conditioning.ffrnet.double()
 
     def run_out(*args):
         raise torch.cuda.OutOfMemoryError("halfway")
 
     with monkeypatch.context() as patched:
-        patched.setattr(guidance.ffrnet.mid_block, "_apply", run_out)
+        patched.setattr(conditioning.ffrnet.mid_block, "_apply", run_out)
         failed = Job(unet)
-        a1111.attach(failed, (guidance,))
+        a1111.attach(failed, (conditioning,))
         announce(failed, args[0], 1)
         with pytest.raises(torch.cuda.OutOfMemoryError):
             call(unet, *args, [0])
-        assert guidance.ffrnet in a1111.placed, "or it would never be moved out"
+        assert conditioning.ffrnet in a1111.placed, "or it would never be moved out"
     job = Job(unet)
-    a1111.attach(job, (guidance,))
+    a1111.attach(job, (conditioning,))
     announce(job, args[0], 1)
     torch.testing.assert_close(call(unet, *args, [0]), wanted, atol=1e-4, rtol=1e-4)
 
@@ -338,10 +340,10 @@ def moves(monkeypatch):
 
 
 def test_ffrnet_stays_in_the_gpus_memory_until_a_picture_without_it(unet, moves):
-    guidance, args = tiny.guidance(), inputs(1)
+    conditioning, args = tiny.conditioning(), inputs(1)
     for _picture in range(2):
         job = Job(unet)
-        a1111.attach(job, (guidance,))
+        a1111.attach(job, (conditioning,))
         announce(job, args[0], 1)
         call(unet, *args, [0])
         a1111.detach(job)
@@ -354,7 +356,7 @@ def test_ffrnet_stays_in_the_gpus_memory_until_a_picture_without_it(unet, moves)
 
 def test_where_the_host_is_short_of_memory_ffrnet_goes_after_each_pass(unet, moves):
     args, job = inputs(1), Job(unet, lowvram=True)
-    a1111.attach(job, (tiny.guidance(), tiny.guidance(3)))
+    a1111.attach(job, (tiny.conditioning(), tiny.conditioning(3)))
     announce(job, args[0], 1)
     call(unet, *args, [0])
     assert moves == []
@@ -365,7 +367,7 @@ def test_where_the_host_is_short_of_memory_ffrnet_goes_after_each_pass(unet, mov
 def test_a_network_that_nobody_has_any_more_is_not_held(unet):
     network, args, job = tiny.ffrnet(), inputs(1), Job(unet)
     gone = weakref.ref(network)
-    a1111.attach(job, (tiny.guidance(network=network),))
+    a1111.attach(job, (tiny.conditioning(network=network),))
     announce(job, args[0], 1)
     call(unet, *args, [0])
     a1111.detach(job)
@@ -377,7 +379,7 @@ def test_a_network_that_nobody_has_any_more_is_not_held(unet):
 def test_hooks_go_when_their_job_does(unet):
     before = hooks_of(unet)
     job = Job(unet)
-    a1111.attach(job, (tiny.guidance(),))
+    a1111.attach(job, (tiny.conditioning(),))
     assert hooks_of(unet) > before
     del job
     gc.collect()
@@ -400,7 +402,7 @@ def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
 def test_the_hook_of_a_refused_job_goes_when_that_does(unet, network):
     before = hooks_of(unet)
     args, job = inputs(1), Job(unet)
-    a1111.attach(job, FaceSnapError("No face.") if network is None else (tiny.guidance(network=network),))
+    a1111.attach(job, FaceSnapError("No face.") if network is None else (tiny.conditioning(network=network),))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError):
         call(unet, *args, [0])
@@ -420,7 +422,7 @@ def test_the_hook_of_a_refused_job_goes_when_that_does(unet, network):
 def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
     job, args = Job(unet), inputs(1)
     change(job, host)
-    a1111.attach(job, (tiny.guidance(),))
+    a1111.attach(job, (tiny.conditioning(),))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match=message):
         call(unet, *args, [0])
@@ -429,7 +431,7 @@ def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
 def test_a_file_of_other_widths_is_named_with_both(unet):
     job, args = Job(unet), inputs(1)
     network = tiny.ffrnet(widths=(32, 64, 64))
-    a1111.attach(job, (tiny.guidance(), tiny.guidance(network=network, name="other.safetensors")))
+    a1111.attach(job, (tiny.conditioning(), tiny.conditioning(network=network, name="other.safetensors")))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match=r"other\.safetensors was made for .* 32/64 .* 32/64/96"):
         call(unet, *args, [0])

@@ -15,7 +15,7 @@ from facesnap_ext.hosts import a1111, forge
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
-from facesnap_ext.regions import Drawn
+from facesnap_ext.regions import PaintedRegion
 from tests.facesnap_ext.hosts import test_a1111, test_diffusers, test_forge
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet
@@ -33,7 +33,7 @@ def person(unet: nn.Module, seed: int = 0, network=SILENT, **changes):
     g = torch.Generator().manual_seed(seed)
     tokens, null = torch.randn(2, 1, 16, tiny.CONTEXT, generator=g)
     values = {"tokens": tokens, "uncond_tokens": null, "adapter": lambda: adapter(tokens, null), "adapter_weight": 0.8}
-    return tiny.guidance(seed, network, **{**values, **changes}), adapter
+    return tiny.conditioning(seed, network, **{**values, **changes}), adapter
 
 
 # --- diffusers, against its own IP-Adapter
@@ -80,12 +80,12 @@ def test_cross_attentions_are_numbered_as_instantids_file_numbers_them(pipe):
 
 @pytest.mark.parametrize("scale", [1.0, 3.0], ids=["CFG 1", "CFG 3"])
 def test_it_equals_diffusers_ip_adapter(pipe, scale):
-    guidance, adapter = person(pipe.unet)
+    conditioning, adapter = person(pipe.unet)
     plain = test_diffusers.run(pipe, guidance_scale=scale)
-    with guided(pipe, guidance):
+    with guided(pipe, conditioning):
         got = test_diffusers.run(pipe, guidance_scale=scale)
     before = pipe.unet.attn_processors
-    both = [guidance.uncond_tokens, guidance.tokens] if scale > 1 else [guidance.tokens]
+    both = [conditioning.uncond_tokens, conditioning.tokens] if scale > 1 else [conditioning.tokens]
     handle = with_ip_adapter(pipe.unet, adapter, torch.cat(both), 0.8)
     try:
         wanted = test_diffusers.run(pipe, guidance_scale=scale)
@@ -98,17 +98,17 @@ def test_it_equals_diffusers_ip_adapter(pipe, scale):
 
 
 def test_a_weight_of_zero_leaves_every_bit(pipe):
-    guidance, _ = person(pipe.unet, adapter_weight=0.0)
-    without = replace(guidance, adapter=None)
-    with guided(pipe, guidance):
+    conditioning, _ = person(pipe.unet, adapter_weight=0.0)
+    without = replace(conditioning, adapter=None)
+    with guided(pipe, conditioning):
         a = test_diffusers.run(pipe)
     with guided(pipe, without):
         assert torch.equal(a, test_diffusers.run(pipe))
 
 
 def test_a_unet_of_other_attentions_is_refused_and_left_alone(pipe):
-    guidance, _ = person(pipe.unet)
-    short = replace(guidance, adapter=lambda: guidance.adapter()[:-1])
+    conditioning, _ = person(pipe.unet)
+    short = replace(conditioning, adapter=lambda: conditioning.adapter()[:-1])
     hooks = test_a1111.hooks_of(pipe.unet)
     with (
         pytest.raises(FaceSnapError, match=r"adapter of FaceSnap was made for \d+ cross-attentions"),
@@ -148,12 +148,12 @@ def written_out(unet, people, one, is_cond: bool, size):
 
             q = layer.to_q(x)
             out = attend(layer.to_k(context), layer.to_v(context))
-            for guidance, adapter, share in people:
-                if guidance.cond_only and not is_cond:
+            for conditioning, adapter, share in people:
+                if conditioning.cond_only and not is_cond:
                     continue
-                tokens = guidance.tokens if is_cond else guidance.uncond_tokens
+                tokens = conditioning.tokens if is_cond else conditioning.uncond_tokens
                 projections = adapter.get_submodule(str(2 * number + 1))
-                extra = guidance.adapter_weight * attend(projections.to_k_ip(tokens), projections.to_v_ip(tokens))
+                extra = conditioning.adapter_weight * attend(projections.to_k_ip(tokens), projections.to_v_ip(tokens))
                 if share is not None:
                     level = round((size[0] * size[1] / x.shape[1]) ** 0.5)
                     mask_of = F.avg_pool2d(torch.from_numpy(share)[None, None], level)
@@ -182,8 +182,8 @@ def people_of(unet, kind: str):
     if kind == "one on the conditional side":
         return [(*person(unet, cond_only=True), None)]
     return [
-        (*person(unet, 1, region=Drawn(left), cond_only=True), left),
-        (*person(unet, 2, region=Drawn(1 - left), adapter_weight=1.3), 1 - left),
+        (*person(unet, 1, region=PaintedRegion(left), cond_only=True), left),
+        (*person(unet, 2, region=PaintedRegion(1 - left), adapter_weight=1.3), 1 - left),
     ]
 
 
@@ -207,7 +207,7 @@ def test_a1111_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping,
     assert not torch.allclose(wanted, plain, atol=1e-3)
     hooks = test_a1111.hooks_of(unet)
     job = test_a1111.Job(unet)
-    a1111.attach(job, tuple(guidance for guidance, *_ in people))
+    a1111.attach(job, tuple(conditioning for conditioning, *_ in people))
     for step in range(2):
         test_a1111.announce(job, x, cond, step)
         for chosen in calls:
@@ -221,11 +221,11 @@ def test_a1111_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping,
 
 
 def test_a1111_windows_failed_jobs_and_wrong_adapters(unet):
-    guidance, _ = person(unet, end=0.5)
+    conditioning, _ = person(unet, end=0.5)
     args = inputs(1)
     plain = test_a1111.call(unet, *args, [0])
     job, other = test_a1111.Job(unet), test_a1111.Job(unet)
-    a1111.attach(job, (guidance,))
+    a1111.attach(job, (conditioning,))
     acted = []
     for step in range(4):
         test_a1111.announce(job, args[0], 1, step, 4)
@@ -235,7 +235,7 @@ def test_a1111_windows_failed_jobs_and_wrong_adapters(unet):
     test_a1111.announce(other, args[0], 1)
     assert torch.equal(test_a1111.call(unet, *args, [0]), plain)
 
-    a1111.attach(job, (replace(guidance, adapter=lambda: guidance.adapter()[1:]),))
+    a1111.attach(job, (replace(conditioning, adapter=lambda: conditioning.adapter()[1:]),))
     test_a1111.announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match="set its weight to 0 or choose another checkpoint"):
         test_a1111.call(unet, *args, [0])
@@ -307,7 +307,7 @@ def test_forge_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping,
     plain_patcher = job.sd_model.forge_objects.unet
     plain = forge_step(job, x, sigmas, context, y, calls)
     assert not torch.allclose(wanted, plain, atol=1e-3)
-    forge.attach(job, tuple(guidance for guidance, *_ in people))
+    forge.attach(job, tuple(conditioning for conditioning, *_ in people))
     torch.testing.assert_close(forge_step(job, x, sigmas, context, y, calls), wanted, atol=1e-4, rtol=1e-4)
     # another job's UNet patcher on the very same UNet, while the hooks are still there
     guided_patcher = job.sd_model.forge_objects.unet
@@ -320,12 +320,12 @@ def test_forge_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping,
 
 
 def test_forges_quantised_projections_which_do_not_say_their_width(unet, monkeypatch):
-    guidance, *_ = person(unet)
+    conditioning, *_ = person(unet)
     for layer in cross_attentions(unet):
         monkeypatch.delattr(layer.to_q, "out_features")
         monkeypatch.setattr(layer, "dim_head", layer.to_q.weight.shape[0] // layer.heads, raising=False)
     job = test_forge.make_job(ForgeUNet(unet))
-    forge.attach(job, (guidance,))
+    forge.attach(job, (conditioning,))
     assert job.sd_model.forge_objects.unet.controlnet_linked_list.refusal is None
     forge.detach(job)
 
@@ -344,9 +344,9 @@ def test_forge_hooks_go_when_their_job_does(unet):
 
 def test_rows_that_something_else_split_are_not_guessed(unet):
     """Rather than give a row another's keys."""
-    guidance, _ = person(unet)
+    conditioning, _ = person(unet)
     job, args = test_a1111.Job(unet), inputs(2)
-    a1111.attach(job, (guidance,))
+    a1111.attach(job, (conditioning,))
     test_a1111.announce(job, args[0], 1)
     layer = cross_attentions(unet)[0]
     kept = layer.forward

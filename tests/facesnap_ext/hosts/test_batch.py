@@ -36,7 +36,7 @@ def digest(image) -> str:
 
 def tokens_of(image, stand_ins, **values):
     unit = Unit(True, references=(photos.from_pil(image, "alone"),), model="random.safetensors", **values)
-    return webui.the_engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512).guidance.tokens
+    return webui.the_engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512).conditioning.tokens
 
 
 @pytest.fixture
@@ -44,9 +44,9 @@ def drawn(host):
     """The tokens that guided each picture."""
     seen = []
 
-    def draw(p, index, guidances):
-        seen.append(guidances[0].tokens if guidances else None)
-        return mock_processing.colour(p, index, guidances)
+    def draw(p, index, conditionings):
+        seen.append(conditionings[0].tokens if conditionings else None)
+        return mock_processing.colour(p, index, conditionings)
 
     host.draw = draw
     return seen
@@ -98,7 +98,7 @@ def test_the_clip_encoder_is_loaded_once_for_all(host, people, drawn, monkeypatc
 
 def test_another_person_is_in_every_picture(host, people, stand_ins):
     seen = []
-    host.draw = lambda p, i, guidances: seen.append(guidances) or mock_processing.colour(p, i, guidances)
+    host.draw = lambda p, i, conditionings: seen.append(conditionings) or mock_processing.colour(p, i, conditionings)
     beside = {"references": people[2:], "model": "random.safetensors", "region": "face"}
     made = process_images(job(host, {**APART, "references": people[:2]}, beside))
     for (first, second), image in zip(seen, people[:2], strict=True):

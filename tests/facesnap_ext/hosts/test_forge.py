@@ -194,7 +194,7 @@ def forge_walk(unet, x, timesteps, context, y, control) -> Tensor:
 
 
 @torch.no_grad()
-def expected(unet, guidances, x, sigmas, context, y, is_cond) -> Tensor:
+def expected(unet, conditionings, x, sigmas, context, y, is_cond) -> Tensor:
     """Each row by itself through each FFRNet and the written-out walk; people side by side, or one alone."""
     rows = []
     scale = Predictor()
@@ -202,17 +202,19 @@ def expected(unet, guidances, x, sigmas, context, y, is_cond) -> Tensor:
         one, sigma = x[row : row + 1], sigmas[row : row + 1]
         latent, timestep = scale.calculate_input(sigma, one), scale.timestep(sigma)
         residuals = [torch.zeros(1)] * 10
-        for guidance in guidances:
-            if not is_cond[row] and guidance.cond_only:
+        for conditioning in conditionings:
+            if not is_cond[row] and conditioning.cond_only:
                 continue
-            picture = landmark_picture(guidance.landmarks, 8 * x.shape[3], 8 * x.shape[2])
-            features = guidance.ffrnet.embed_landmarks(picture)
+            picture = landmark_picture(conditioning.landmarks, 8 * x.shape[3], 8 * x.shape[2])
+            features = conditioning.ffrnet.embed_landmarks(picture)
             own = [
-                guidance.weight * r
-                for r in guidance.ffrnet(latent, timestep, guidance.ffrnet.embed_tokens(guidance.tokens), features)
+                conditioning.weight * r
+                for r in conditioning.ffrnet(
+                    latent, timestep, conditioning.ffrnet.embed_tokens(conditioning.tokens), features
+                )
             ]
-            if guidance.region is not None:
-                masks = [guidance.region.mask(r.shape[3], r.shape[2]) for r in own]
+            if conditioning.region is not None:
+                masks = [conditioning.region.mask(r.shape[3], r.shape[2]) for r in own]
                 own = [r * torch.from_numpy(mask) for r, mask in zip(own, masks)]
             residuals = [a + b for a, b in zip(residuals, own)]
         rows.append(reference_walk(unet, latent, timestep, context[row : row + 1], y[row : row + 1], residuals))
@@ -242,22 +244,22 @@ GROUPINGS = {
 def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, reforge, people):
     images, calls = GROUPINGS[grouping]
     chunks = [chunk for call in calls for chunk in call]
-    guidances = tiny.PEOPLE[people]()
+    conditionings = tiny.PEOPLE[people]()
     x, _, context, y = inputs(images * len(chunks))
     x = torch.cat([x[:images]] * len(chunks))
     sigmas = torch.linspace(2.0, 2.0, images)
     is_cond = [side == 0 for side, _ in sorted(chunks, key=lambda chunk: chunk[1]) for _ in range(images)]
     job = make_job(unet, reforge)
-    forge.attach(job, guidances)
+    forge.attach(job, conditionings)
     got = sample_once(job, x, sigmas, context, y, calls)
-    wanted = expected(unet, guidances, x, torch.cat([sigmas] * len(chunks)), context, y, is_cond)
+    wanted = expected(unet, conditionings, x, torch.cat([sigmas] * len(chunks)), context, y, is_cond)
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
     """Beside a control with gaps and a shorter list."""
-    guidance = tiny.guidance()
+    conditioning = tiny.conditioning()
     x, _, context, y = inputs(1)
     other = {
         "input": [],
@@ -267,24 +269,26 @@ def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
     job = make_job(unet)
     if order == "before":
         job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
-        forge.attach(job, (guidance,))
+        forge.attach(job, (conditioning,))
     else:
-        forge.attach(job, (guidance,))
+        forge.attach(job, (conditioning,))
         job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
     sigmas = torch.tensor([2.0])
     got = sample_once(job, x, sigmas, context, y, [[(0, 0)]])
 
     latent, timestep = Predictor().calculate_input(sigmas, x), Predictor().timestep(sigmas)
     with torch.no_grad():
-        features = guidance.ffrnet.embed_landmarks(landmark_picture(guidance.landmarks, 128, 128))
-        residuals = guidance.ffrnet(latent, timestep, guidance.ffrnet.embed_tokens(guidance.tokens), features)
+        features = conditioning.ffrnet.embed_landmarks(landmark_picture(conditioning.landmarks, 128, 128))
+        residuals = conditioning.ffrnet(
+            latent, timestep, conditioning.ffrnet.embed_tokens(conditioning.tokens), features
+        )
         residuals[1] = residuals[1] + 0.2
         residuals[-1] = residuals[-1] + 0.3
         wanted = reference_walk(unet, latent, timestep, context, y, residuals)
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
     models = job.sd_model.forge_objects.unet.controlnet_linked_list.get_models()
     assert "other" in models
-    assert guidance.ffrnet in [getattr(model, "model", None) for model in models]
+    assert conditioning.ffrnet in [getattr(model, "model", None) for model in models]
     assert job.sd_model.forge_objects.unet.controlnet_linked_list.inference_memory_requirements(None) == 77
 
 
@@ -293,7 +297,7 @@ def test_start_and_end_are_parts_of_the_pass_and_pass_on_what_came_before(unet):
     other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
     job = make_job(unet)
     job.sd_model.forge_objects.unet.add_patched_controlnet(other)
-    forge.attach(job, (tiny.guidance(start=0.25, end=0.75),))
+    forge.attach(job, (tiny.conditioning(start=0.25, end=0.75),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
     control.pre_run(job.sd_model.forge_objects.unet.model, Predictor().percent_to_sigma)
     x, _, _, y = inputs(1)
@@ -310,10 +314,12 @@ def test_start_and_end_are_parts_of_the_pass_and_pass_on_what_came_before(unet):
 
 def test_each_person_has_a_window_of_their_own(unet):
     job = make_job(unet)
-    first, second = tiny.guidance(1, end=0.5), tiny.guidance(2, start=0.3, end=0.75)
+    first, second = tiny.conditioning(1, end=0.5), tiny.conditioning(2, start=0.3, end=0.75)
     forge.attach(job, (first, second))
     x, _, context, y = inputs(1)
-    halves = [replace(guidance, weight=0.5) for guidance in (first, second)]  # two people everywhere share evenly
+    halves = [
+        replace(conditioning, weight=0.5) for conditioning in (first, second)
+    ]  # two people everywhere share evenly
     for progress, acting in ((0.1, [first]), (0.4, halves), (0.7, [second]), (0.9, [])):
         sigma = torch.tensor([14.6 * (1 - progress)])
         got = sample_once(job, x, sigma, context, y, [[(0, 0)]], progress)
@@ -360,10 +366,10 @@ def prepared(monkeypatch):
 
 
 def test_a_refiner_is_followed_and_its_forerunner_let_go(unet, prepared):
-    job, guidance = make_job(unet), tiny.guidance(start=0.3)
+    job, conditioning = make_job(unet), tiny.conditioning(start=0.3)
     x, _, context, y = inputs(1)
     sigma = torch.tensor([2.0])
-    forge.attach(job, (guidance,))
+    forge.attach(job, (conditioning,))
     sample_once(job, x, sigma, context, y, [[(0, 0)]], 0.5)
     base = weakref.ref(job.sd_model)
     job.sd_model = load(unet)
@@ -372,7 +378,7 @@ def test_a_refiner_is_followed_and_its_forerunner_let_go(unet, prepared):
     announce(job, x, 0.6)
     assert prepared == [job.sd_model.forge_objects.unet]
     got = sample_once(job, x, sigma, context, y, [[(0, 0)]], 0.6)
-    wanted = expected(unet, (guidance,), x, sigma, context, y, [True])
+    wanted = expected(unet, (conditioning,), x, sigma, context, y, [True])
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
     assert len(prepared) == 1, "once"
     forge.detach(job)
@@ -384,7 +390,7 @@ def test_a_refiner_is_followed_and_its_forerunner_let_go(unet, prepared):
 @pytest.mark.parametrize("other", ["widths", "kind"])
 def test_a_refiner_of_other_widths_goes_on_alone_and_that_is_said(unet, prepared, other):
     job = make_job(unet)
-    forge.attach(job, (tiny.guidance(),))
+    forge.attach(job, (tiny.conditioning(),))
     narrow = ldm_unet(seed=6)
     narrow.input_blocks = narrow.input_blocks[:-1]
     job.sd_model = load(narrow) if other == "widths" else load(unet, is_sdxl=False)
@@ -408,7 +414,7 @@ def test_a_pass_that_is_over_keeps_nothing_while_its_job_goes_on(unet):
     job, gone = make_job(unet), []
     x, _, context, y = inputs(1)
     for _batch in range(3):
-        forge.attach(job, (tiny.guidance(),))
+        forge.attach(job, (tiny.conditioning(),))
         sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
         gone.append(weakref.ref(job.sd_model.forge_objects.unet.controlnet_linked_list))
         forge.detach(job)
@@ -418,7 +424,7 @@ def test_a_pass_that_is_over_keeps_nothing_while_its_job_goes_on(unet):
 
 def test_multidiffusions_tiles_are_refused_with_a_sentence(unet):
     job = make_job(unet)
-    forge.attach(job, (tiny.guidance(),))
+    forge.attach(job, (tiny.conditioning(),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
     for asked in ("cond_hint", "cond_hint_original"):
         with pytest.raises(FaceSnapError, match="cannot act in MultiDiffusion's tiles; switch one of the two off"):
@@ -428,7 +434,7 @@ def test_multidiffusions_tiles_are_refused_with_a_sentence(unet):
 def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
     """Hires fix's second pass, when everybody is wanted in the first; the host calls on a UNet that is still guided."""
     job = make_job(unet)
-    forge.attach(job, (tiny.guidance(),))
+    forge.attach(job, (tiny.conditioning(),))
     forge.attach(job, ())
     assert job.sd_model.forge_objects.unet.list_controlnets() == []
 
@@ -440,7 +446,7 @@ def test_the_pass_after_is_the_very_same_as_before(unet):
     sigma = torch.tensor([2.0])
     plain = sample_once(job, x, sigma, context, y, calls)
     original = job.sd_model.forge_objects.unet
-    forge.attach(job, (tiny.guidance(),))
+    forge.attach(job, (tiny.conditioning(),))
     assert not torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
     assert original.list_controlnets() == []  # the patched one was a clone
     forge.detach(job)
@@ -452,9 +458,9 @@ def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
     objects = job.sd_model.forge_objects
     first, last = OtherControl({}), OtherControl({})
     objects.unet.add_patched_controlnet(first)
-    forge.attach(job, (tiny.guidance(),))
+    forge.attach(job, (tiny.conditioning(),))
     objects.unet.add_patched_controlnet(last)
-    forge.attach(job, (tiny.guidance(),))
+    forge.attach(job, (tiny.conditioning(),))
     links = objects.unet.list_controlnets()
     assert [link for link in links if not isinstance(link, FaceSnapControl)] == [last, first]
     assert sum(isinstance(link, FaceSnapControl) for link in links) == 1
@@ -465,8 +471,8 @@ def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
 def test_a_job_that_an_exception_ended_takes_its_own_control_along(unet):
     failed = make_job(unet)
     objects = failed.sd_model.forge_objects
-    forge.attach(failed, (tiny.guidance(),))
-    another = FaceSnapControl(failed, (tiny.guidance(),))
+    forge.attach(failed, (tiny.conditioning(),))
+    another = FaceSnapControl(failed, (tiny.conditioning(),))
     objects.unet.add_patched_controlnet(another)
     del failed
     assert objects.unet.list_controlnets() == [another]
@@ -481,17 +487,20 @@ def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():
     ("make", "message"),
     [
         (lambda unet: (make_job(unet), FaceSnapError("No face in reference photo 1; choose another.")), "No face"),
-        (lambda unet: (make_job(unet, is_sdxl=False), (tiny.guidance(),)), "needs an SDXL checkpoint"),
+        (lambda unet: (make_job(unet, is_sdxl=False), (tiny.conditioning(),)), "needs an SDXL checkpoint"),
         (
-            lambda unet: (make_job(unet), (tiny.guidance(), tiny.guidance(network=tiny.ffrnet(widths=(32, 64, 64))))),
+            lambda unet: (
+                make_job(unet),
+                (tiny.conditioning(), tiny.conditioning(network=tiny.ffrnet(widths=(32, 64, 64)))),
+            ),
             r"widths 32/64 .* has 32/64/96",
         ),
     ],
     ids=["preparation failed", "not SDXL", "other widths"],
 )
 def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message):
-    job, guidances = make(unet)
-    forge.attach(job, guidances)
+    job, conditionings = make(unet)
+    forge.attach(job, conditionings)
     x, _, context, y = inputs(1)
     with pytest.raises(FaceSnapError, match=message):
         sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
@@ -504,7 +513,7 @@ def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message
 
 def test_the_host_may_empty_the_lists_it_gets(unet):
     job = make_job(unet)
-    forge.attach(job, (tiny.guidance(),))
+    forge.attach(job, (tiny.conditioning(),))
     x, _, context, y = inputs(2)
     x[1] = x[0]
     sigma = torch.tensor([2.0])

@@ -48,7 +48,7 @@ def person_at(x, y, size=20, width=512, height=512, **changes):
     """Somebody whose landmarks are a square around a place, given in a picture half as large."""
     points = np.linspace((x - size / 2, y - size / 2), (x + size / 2, y + size / 2), 72) / 2
     landmarks = Landmarks(points.astype(np.float32), width // 2, height // 2)
-    return tiny.guidance(network=NETWORK, landmarks=landmarks, **changes)
+    return tiny.conditioning(network=NETWORK, landmarks=landmarks, **changes)
 
 
 def noise(width=512, height=512, seed=0) -> Image.Image:
@@ -162,7 +162,7 @@ def test_small_is_under_a_quarter_of_the_height_with_fewer_pixels_than_are_drawn
     there = face(middle - 40, middle - height / 2, middle + 40, middle + height / 2, side, side)
     found = small_faces([there], [person_at(middle, middle, width=side, height=side)], side, side, AREA)
     assert bool(found) == small
-    without = tiny.guidance(network=NETWORK, landmarks=None)
+    without = tiny.conditioning(network=NETWORK, landmarks=None)
     assert small_faces([there], [without], side, side, AREA) == []
     assert small_faces([], [person_at(1, 1)], side, side, AREA) == []
 
@@ -172,7 +172,8 @@ def world(tmp_path):
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("modules", "gradio")}
     made = mock_webui.install(tmp_path)
     made.adapter = SimpleNamespace(
-        attach=lambda p, guidances: made.calls.append((p, guidances)), detach=lambda p: made.calls.append("detach")
+        attach=lambda p, conditionings: made.calls.append((p, conditionings)),
+        detach=lambda p: made.calls.append("detach"),
     )
     yield made
     for name in [name for name in sys.modules if name.split(".")[0] in ("modules", "gradio")]:
@@ -205,8 +206,8 @@ def test_the_crop_is_a_job_of_its_own_with_the_pictures_settings(world):
     """And with the landmarks where they are in it: 512 / 106 times as far from its corner."""
     jobs = []
 
-    def draw(p, index, guidances):
-        jobs.append((p, guidances))
+    def draw(p, index, conditionings):
+        jobs.append((p, conditionings))
         return Image.new("RGB", (p.width, p.height), "red")
 
     world.draw = draw
@@ -225,12 +226,12 @@ def test_the_crop_is_a_job_of_its_own_with_the_pictures_settings(world):
     crop = picture.crop(CROP).resize((512, 512), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(np.asarray(job.init_images[0]), np.asarray(crop))
 
-    ((attached_to, (guidance,)),) = [call for call in world.calls if isinstance(call, tuple)]
+    ((attached_to, (conditioning,)),) = [call for call in world.calls if isinstance(call, tuple)]
     assert attached_to is job
-    assert (guidance.weight, guidance.start, guidance.end) == (0.7, 0.1, 0.9)
-    assert (guidance.region, guidance.hires) == (None, "both")
+    assert (conditioning.weight, conditioning.start, conditioning.end) == (0.7, 0.1, 0.9)
+    assert (conditioning.region, conditioning.hires) == (None, "both")
     points = (person.landmarks.scaled(512, 512).points - CROP[:2]) * 512 / 106
-    np.testing.assert_allclose(guidance.landmarks.scaled(512, 512).points, points, atol=1e-3)
+    np.testing.assert_allclose(conditioning.landmarks.scaled(512, 512).points, points, atol=1e-3)
 
     np.testing.assert_array_equal(np.asarray(after), np.asarray(paste_back(picture, Crop(27, 31, 106, 106), RED)))
     assert world.calls[-1] == "detach"
@@ -245,7 +246,7 @@ def test_the_crop_is_a_job_of_its_own_with_the_pictures_settings(world):
 
 def test_each_ones_face_is_drawn_with_the_ones_own_strength(world):
     jobs = []
-    world.draw = lambda p, i, guidances: jobs.append((p.denoising_strength, len(guidances))) or p.init_images[0]
+    world.draw = lambda p, i, conditionings: jobs.append((p.denoising_strength, len(conditionings))) or p.init_images[0]
     faces = [face(60, 60, 100, 110), face(400, 60, 440, 110), face(200, 300, 240, 350)]
     people = [person_at(80, 85), person_at(420, 85), person_at(220, 325), person_at(221, 325)]
     redraw(finished(), noise(), people, [0.3, 0, 0, 0.6], lambda photo: faces, world.adapter)
@@ -253,7 +254,7 @@ def test_each_ones_face_is_drawn_with_the_ones_own_strength(world):
 
 
 def test_without_a_face_or_a_small_one_the_picture_stays(world):
-    world.draw = lambda p, i, guidances: pytest.fail("drawn")
+    world.draw = lambda p, i, conditionings: pytest.fail("drawn")
     picture = noise()
     for found, told in (([], "No face was found"), ([face(100, 100, 300, 360)], None)):
         p = finished()
@@ -263,16 +264,16 @@ def test_without_a_face_or_a_small_one_the_picture_stays(world):
         assert [told in comment for comment in p.comments] == ([True] if told else [])
 
 
-def broken(p, i, guidances):
+def broken(p, i, conditionings):
     raise RuntimeError("out of memory")
 
 
-def interrupted(p, i, guidances):
+def interrupted(p, i, conditionings):
     mock_processing._worlds[-1].state.interrupted = True
     return p.init_images[0]
 
 
-def skipped(p, i, guidances):
+def skipped(p, i, conditionings):
     mock_processing._worlds[-1].state.skipped = True
     return p.init_images[0]
 
@@ -292,7 +293,7 @@ def test_an_error_or_an_interrupt_leaves_the_picture_and_is_told(world, draw, to
 
 
 def test_interrupted_before_nothing_is_begun(world):
-    world.draw = lambda p, i, guidances: pytest.fail("drawn")
+    world.draw = lambda p, i, conditionings: pytest.fail("drawn")
     for name in ("interrupted", "skipped"):
         p, picture = finished(), noise()
         world.state.interrupted = world.state.skipped = False
@@ -316,7 +317,7 @@ def test_a_missing_face_pack_is_told(world):
 def test_guidance_that_does_not_get_in_is_an_error(world):
     """The host swallows what a script raises, and would draw somebody else's face."""
 
-    def attach(p, guidances):
+    def attach(p, conditionings):
         raise RuntimeError("no room")
 
     world.adapter.attach = attach
@@ -332,7 +333,7 @@ def test_controlnet_acts_on_the_whole_picture_alone(world, monkeypatch):
     model = SimpleNamespace(applied_token_merged_ratio=0, model=SimpleNamespace(diffusion_model=unet))
     monkeypatch.setattr(Processing, "sd_model", model)
     seen = []
-    for draw in (lambda p, i, guidances: seen.append(unet.forward) or p.init_images[0], broken):
+    for draw in (lambda p, i, conditionings: seen.append(unet.forward) or p.init_images[0], broken):
         world.draw = draw
         redraw(finished(), noise(), [person_at(80, 85)], [0.4], lambda photo: [face(*SMALL_FACE)], world.adapter)
         assert unet.forward == "ControlNet's"
@@ -349,7 +350,7 @@ def test_no_hook_is_left_on_a1111s_unet(world, monkeypatch):
     monkeypatch.setattr(Processing, "sd_model", model)
     seen = []
 
-    def draw(p, i, guidances):
+    def draw(p, i, conditionings):
         seen.append(hooks())
         if len(seen) > 1:
             raise RuntimeError("out of memory")

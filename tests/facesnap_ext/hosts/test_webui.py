@@ -16,7 +16,7 @@ from facesnap_ext.engine import Prepared
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import webui
 from facesnap_ext.hosts.webui import Job, for_pass, hires_window, init_region, init_window
-from facesnap_ext.regions import Drawn, RoundedBox, around
+from facesnap_ext.regions import PaintedRegion, RoundedBox, around
 from facesnap_ext.settings.unit import Unit
 from tests.support import mock_webui, tiny
 
@@ -28,8 +28,8 @@ def job(**values):
 
 
 def prepared(in_init_picture: bool, width=400, height=200, **changes):
-    guidance = tiny.guidance(network=NETWORK, landmarks=tiny.landmarks(width=width, height=height), **changes)
-    return Prepared(guidance, (), None, in_init_picture, ())
+    conditioning = tiny.conditioning(network=NETWORK, landmarks=tiny.landmarks(width=width, height=height), **changes)
+    return Prepared(conditioning, (), None, in_init_picture, ())
 
 
 sides = st.integers(64, 2048)
@@ -54,9 +54,9 @@ def test_cropping_keeps_proportions_inside_and_filling_keeps_them_around(size, o
 
 def test_landmarks_of_a_driving_photo_stay_as_they_were_placed():
     p = prepared(in_init_picture=False)
-    (guidance,) = for_pass(job(resize_mode=1), Job((p,), (400, 200)))
-    assert guidance.landmarks is p.guidance.landmarks
-    assert for_pass(job(), Job((p,))) == (p.guidance,)
+    (conditioning,) = for_pass(job(resize_mode=1), Job((p,), (400, 200)))
+    assert conditioning.landmarks is p.conditioning.landmarks
+    assert for_pass(job(), Job((p,))) == (p.conditioning,)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_landmarks_of_a_driving_photo_stay_as_they_were_placed():
 )
 def test_the_init_pictures_middle_is_where_the_host_puts_it(values, point):
     p = prepared(in_init_picture=True)
-    p.guidance.landmarks.points[:] = (200, 100)
-    (guidance,) = for_pass(job(**values), Job((p,), (400, 200)))
-    landmarks = guidance.landmarks
+    p.conditioning.landmarks.points[:] = (200, 100)
+    (conditioning,) = for_pass(job(**values), Job((p,), (400, 200)))
+    landmarks = conditioning.landmarks
     np.testing.assert_allclose(landmarks.scaled(512, 512).points[0], point, atol=1e-3)
 
 
@@ -81,15 +81,15 @@ def test_the_init_pictures_middle_is_where_the_host_puts_it(values, point):
 def test_only_masked_inpainting_at_the_pictures_edge_fills_up_around_the_crop(x, y, width, height):
     """The host crops, fits the crop into the output and fills up the rest; a dot is followed through that."""
     p = prepared(in_init_picture=True)
-    p.guidance.landmarks.points[:] = (x + 0.3 * width, y + 0.8 * height)
-    (guidance,) = for_pass(job(paste_to=(x, y, width, height), height=768), Job((p,), (400, 200)))
+    p.conditioning.landmarks.points[:] = (x + 0.3 * width, y + 0.8 * height)
+    (conditioning,) = for_pass(job(paste_to=(x, y, width, height), height=768), Job((p,), (400, 200)))
     scale = min(512 / width, 768 / height)  # resize mode 2: inside, in the middle
     left, top = (512 - scale * width) / 2, (768 - scale * height) / 2
     wanted = (left + 0.3 * scale * width, top + 0.8 * scale * height)
-    np.testing.assert_allclose(guidance.landmarks.scaled(512, 768).points[0], wanted, atol=0.05)
+    np.testing.assert_allclose(conditioning.landmarks.scaled(512, 768).points[0], wanted, atol=0.05)
 
 
-HALF = Drawn(np.float32([[1, 0]]))
+HALF = PaintedRegion(np.float32([[1, 0]]))
 
 
 @pytest.mark.parametrize(
@@ -107,16 +107,16 @@ HALF = Drawn(np.float32([[1, 0]]))
 @pytest.mark.parametrize("in_init_picture", [True, False])
 def test_what_is_drawn_lies_in_the_init_picture_wherever_the_pose_is_from(values, seen, in_init_picture):
     p = prepared(in_init_picture, region=HALF)
-    (guidance,) = for_pass(job(**values), Job((p,), (400, 200)))
-    np.testing.assert_allclose(guidance.region.mask(4, 1)[0], seen, atol=1e-6)
+    (conditioning,) = for_pass(job(**values), Job((p,), (400, 200)))
+    np.testing.assert_allclose(conditioning.region.mask(4, 1)[0], seen, atol=1e-6)
 
 
 def test_a_region_around_the_face_goes_where_the_landmarks_do():
     p = prepared(in_init_picture=True)
-    whole = around(p.guidance.landmarks, 1.8)
+    whole = around(p.conditioning.landmarks, 1.8)
     for in_init_picture in (True, False):
-        guidance = replace(p.guidance, region=whole)
-        person = replace(p, guidance=guidance, in_init_picture=in_init_picture)
+        conditioning = replace(p.conditioning, region=whole)
+        person = replace(p, conditioning=conditioning, in_init_picture=in_init_picture)
         (seen,) = for_pass(job(paste_to=(100, 50, 120, 120)), Job((person,), (400, 200)))
         wanted = around(seen.landmarks, 1.8)
         for name in ("x", "y", "half_width", "half_height"):
@@ -131,7 +131,7 @@ def test_each_pass_has_those_who_are_wanted_in_it(hires, first, second):
     assert len(for_pass(job(), people)) == 1 + first  # img2img's jobs have no passes
     assert len(for_pass(job(is_hr_pass=False), people)) == 1 + first
     assert for_pass(job(is_hr_pass=True, **size), people) == tuple(
-        p.guidance for p in people.people if p.guidance.hires in ("both", "second")
+        p.conditioning for p in people.people if p.conditioning.hires in ("both", "second")
     )
     assert len(for_pass(job(is_hr_pass=True, **size), people)) == 1 + second
 
@@ -145,11 +145,11 @@ def test_hires_fix_to_another_shape_cuts_off_on_both_sides_and_all_follows():
         window = hires_window(job(**{**values, "truncate_y": cut}))
         assert window == pytest.approx((0, kept[0] / 128, 1, len(kept) / 128))
     p = prepared(False, 512, 512, region=RoundedBox(0.5, 0.5, 0.1, 0.1))
-    p.guidance.landmarks.points[:] = (256, 160)
-    (guidance,) = for_pass(job(is_hr_pass=True, **values), Job((p,)))
-    np.testing.assert_allclose(guidance.landmarks.scaled(1024, 640).points[0], (512, 320 - 192), atol=1e-3)
-    assert (guidance.region.x, guidance.region.y) == pytest.approx((0.5, 0.5))
-    assert guidance.region.half_height == pytest.approx(0.1 * 1024 / 640)
+    p.conditioning.landmarks.points[:] = (256, 160)
+    (conditioning,) = for_pass(job(is_hr_pass=True, **values), Job((p,)))
+    np.testing.assert_allclose(conditioning.landmarks.scaled(1024, 640).points[0], (512, 320 - 192), atol=1e-3)
+    assert (conditioning.region.x, conditioning.region.y) == pytest.approx((0.5, 0.5))
+    assert conditioning.region.half_height == pytest.approx(0.1 * 1024 / 640)
 
 
 def test_an_init_pictures_window_without_a_crop_is_the_whole():

@@ -89,8 +89,8 @@ def skin_by_hand(flame: Flame, shape: np.ndarray, expression: np.ndarray, pose: 
     skinning = [matrix @ np.linalg.inv(move(np.eye(3), place)) for matrix, place in zip(world, joints)]
 
     result = np.empty_like(bent)
-    for vertex, (position, shares) in enumerate(zip(bent, weights)):
-        blended = sum(share * matrix for share, matrix in zip(shares, skinning))
+    for vertex, (position, blend_weights) in enumerate(zip(bent, weights)):
+        blended = sum(share * matrix for share, matrix in zip(blend_weights, skinning))
         result[vertex] = (blended @ [*position, 1])[:3]
     return result
 

@@ -28,7 +28,7 @@ def network() -> FFRNet:
 
 def residuals(network: FFRNet, **values) -> list[torch.Tensor]:
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return Residuals([tiny.guidance(network=network, **values)]).rows(x, torch.tensor([9.0, 9.0]), [True, True])
+    return Residuals([tiny.conditioning(network=network, **values)]).rows(x, torch.tensor([9.0, 9.0]), [True, True])
 
 
 def equal(a, b) -> bool:

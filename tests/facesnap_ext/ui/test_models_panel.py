@@ -12,7 +12,7 @@ from typing import ClassVar
 import pytest
 
 from facesnap_ext.weights import catalogue, download
-from facesnap_ext.weights.inventory import compute_hashes, take_stock
+from facesnap_ext.weights.inventory import compute_hashes, list_models
 from facesnap_ext.weights.places import ModelFiles, find_models
 from tests.support import mock_webui
 from tests.support.parts_server import serve
@@ -83,7 +83,7 @@ def test_everything_known_is_in_the_panel_and_foreign_text_is_text(module, tmp_p
     write(other / "h.safetensors", KINDS["CLIP_VISION"])
     files = find_models(own, [other])
     compute_hashes(files)
-    roles = take_stock(files)
+    roles = list_models(files)
     html = module.html(roles, files)
     assert "<script>" not in html
     text = " ".join(Balanced(html).text)

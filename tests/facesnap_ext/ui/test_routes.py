@@ -139,7 +139,7 @@ def test_points_are_those_of_the_job_that_follows(client, engine, astronaut, two
     sent = {"reference": encoded(astronaut), "driving": encoded(two), "driving_face": 1, "width": 640, "height": 512}
     answer = client.post("/facesnap/landmarks", json=sent).json()
     unit = Unit(True, (astronaut,), driving=two, driving_face=1, model="random.safetensors")
-    job = engine.prepare(unit, 640, 512).guidance.landmarks
+    job = engine.prepare(unit, 640, 512).conditioning.landmarks
     np.testing.assert_allclose(np.array(answer["points"]) * (640, 512), job.points, atol=1e-3)
     middle = (job.box[:2] + job.box[2:]) / 2
     place = [*(middle / (640, 512)), (job.box[3] - job.box[1]) / 512]
@@ -147,7 +147,7 @@ def test_points_are_those_of_the_job_that_follows(client, engine, astronaut, two
 
     rig = Rig(np.array(answer["rig"]["rest"]), np.array(list(answer["rig"]["directions"].values())))
     sliders = Unit(True, (astronaut,), pose="sliders", yaw=20, x=0.4, y=0.5, size=0.3, model="random.safetensors")
-    job = engine.prepare(sliders, 640, 512).guidance.landmarks
+    job = engine.prepare(sliders, 640, 512).conditioning.landmarks
     np.testing.assert_allclose(pose_points(rig, Pose(yaw=20, x=0.4, y=0.5, size=0.3), 640, 512), job.points, atol=1e-3)
 
 
@@ -156,7 +156,7 @@ def test_without_a_size_points_are_parts_of_the_driving_photo(client, engine, as
     sent = {"reference": encoded(astronaut), "driving": encoded(two)}
     answer = client.post("/facesnap/landmarks", json=sent).json()
     unit = Unit(True, (astronaut,), model="random.safetensors")
-    job = engine.prepare(unit, 512, 512, init_picture=two).guidance.landmarks
+    job = engine.prepare(unit, 512, 512, init_picture=two).conditioning.landmarks
     assert (job.width, job.height) == (1024, 400)
     np.testing.assert_allclose(np.array(answer["points"]) * (1024, 400), job.points, atol=1e-3)
 
@@ -164,7 +164,9 @@ def test_without_a_size_points_are_parts_of_the_driving_photo(client, engine, as
 def test_a_reference_alone_gives_its_own_pose_and_nothing_gives_the_mean_face(client, engine, astronaut):
     alone = client.post("/facesnap/landmarks", json={"reference": encoded(astronaut), "width": 640, "height": 512})
     own = engine.prepare(Unit(True, (astronaut,), pose="own", model="random.safetensors"), 640, 512)
-    np.testing.assert_allclose(np.array(alone.json()["points"]) * (640, 512), own.guidance.landmarks.points, atol=1e-3)
+    np.testing.assert_allclose(
+        np.array(alone.json()["points"]) * (640, 512), own.conditioning.landmarks.points, atol=1e-3
+    )
     nothing = client.post("/facesnap/landmarks", json={}).json()
     assert nothing["points"] is None
     assert nothing["place"] is None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from facesnap_ext.cache import Memory
+from facesnap_ext.cache import Cache
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
@@ -35,7 +35,7 @@ from tests.support.weight_files import KINDS, write
 def models(stand_ins, astronaut, mirrored, tmp_path_factory):
     """A model folder in which Eileen is saved from two photos."""
     folder = shutil.copytree(stand_ins, tmp_path_factory.mktemp("saved") / "facesnap")
-    save_identity(Encoders(Memory()), find_models(folder), (astronaut, mirrored), "Eileen")
+    save_identity(Encoders(Cache()), find_models(folder), (astronaut, mirrored), "Eileen")
     return folder
 
 
@@ -64,20 +64,20 @@ def test_the_saved_person_is_the_photos_person_bit_for_bit(engine, unit, astrona
     unit = replace(unit, driving=grace_hopper, several=several)
     photos = replace(unit, identity="", references=(astronaut, mirrored))
     saved, shown = (engine.prepare(either, 640, 512) for either in (unit, photos))
-    assert torch.equal(saved.guidance.tokens, shown.guidance.tokens)
-    assert np.array_equal(saved.guidance.landmarks.points, shown.guidance.landmarks.points)
+    assert torch.equal(saved.conditioning.tokens, shown.conditioning.tokens)
+    assert np.array_equal(saved.conditioning.landmarks.points, shown.conditioning.landmarks.points)
     assert torch.equal(saved.embeddings, shown.embeddings)
     assert saved.references == ()
     assert not torch.equal(
-        shown.guidance.tokens, engine.prepare(replace(photos, references=(mirrored,)), 640, 512).guidance.tokens
+        shown.conditioning.tokens, engine.prepare(replace(photos, references=(mirrored,)), 640, 512).conditioning.tokens
     )
 
 
 def test_clip_is_not_needed_any_more(copied, engine, unit, grace_hopper):
     unit = replace(unit, driving=grace_hopper)
-    wanted = engine.prepare(unit, 512, 512).guidance.tokens
+    wanted = engine.prepare(unit, 512, 512).conditioning.tokens
     shutil.rmtree(copied / "stand-in-clip")
-    assert torch.equal(Engine(lambda: find_models(copied)).prepare(unit, 512, 512).guidance.tokens, wanted)
+    assert torch.equal(Engine(lambda: find_models(copied)).prepare(unit, 512, 512).conditioning.tokens, wanted)
 
 
 def test_photos_beside_a_saved_person_are_mixed_with_it(copied, unit, astronaut, mirrored):
@@ -85,8 +85,8 @@ def test_photos_beside_a_saved_person_are_mixed_with_it(copied, unit, astronaut,
     save_identity(engine.encoders, engine.files(), (mirrored,), "second")
     both = engine.prepare(replace(unit, identity="second", references=(astronaut,)), 512, 512)
     photos = engine.prepare(replace(unit, identity="", references=(astronaut, mirrored)), 512, 512)
-    assert torch.equal(both.guidance.tokens, photos.guidance.tokens)
-    assert np.array_equal(both.guidance.landmarks.points, photos.guidance.landmarks.points)
+    assert torch.equal(both.conditioning.tokens, photos.conditioning.tokens)
+    assert np.array_equal(both.conditioning.landmarks.points, photos.conditioning.landmarks.points)
     assert len(both.references) == 1
     assert len(both.embeddings) == 2
 
@@ -105,7 +105,7 @@ def test_a_saved_person_has_no_pose_of_its_own(engine, unit, grace_hopper):
 def test_a_person_saved_without_deca_is_told_where_landmarks_are_wanted(copied, unit, mirrored, grace_hopper):
     deca = copied / "stand-in-deca.safetensors"
     deca.rename(copied / "away")
-    save_identity(Encoders(Memory()), find_models(copied), (mirrored,), "shapeless")
+    save_identity(Encoders(Cache()), find_models(copied), (mirrored,), "shapeless")
     (copied / "away").rename(deca)
     assert load(copied / "identities" / "shapeless.safetensors").shapes is None
     with pytest.raises(FaceSnapError, match="saved without the shape of the face"):

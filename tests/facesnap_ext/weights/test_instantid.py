@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from facesnap_ext.cli.main import main
-from facesnap_ext.conditioning import Guidance, Residuals, landmark_picture
+from facesnap_ext.conditioning import Conditioning, Residuals, landmark_picture
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.adapter import AdapterConfig
@@ -331,7 +331,7 @@ def test_the_published_pair_gives_instantids_tokens_residuals_and_null_tokens(fo
     torch.testing.assert_close(torch.cat([null, tokens]), both, atol=1e-5, rtol=1e-5)
 
     points = Landmarks(np.random.default_rng(0).uniform(20, 100, (72, 2)).astype(np.float32), 128, 128)
-    guidance = Guidance(
+    conditioning = Conditioning(
         weights.ffrnet,
         tokens,
         points,
@@ -351,7 +351,7 @@ def test_the_published_pair_gives_instantids_tokens_residuals_and_null_tokens(fo
     assert (expected[-1][0] - expected[-1][1]).abs().max() > 1e-3
     # rows together, each alone, and the other way round
     for calls in ([[0, 1]], [[1], [0]], [[1, 0]], [[0], [1], [0, 1]]):
-        residuals = Residuals((guidance,))
+        residuals = Residuals((conditioning,))
         for rows in calls:
             got = residuals.rows(x[rows], timesteps[rows], [row == 1 for row in rows], y[rows])
             for own, other in zip(got, expected, strict=True):

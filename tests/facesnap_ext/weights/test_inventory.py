@@ -19,7 +19,7 @@ ADAPTER = KINDS["INSTANTID_ADAPTER"]
 
 
 def stock(folder, *elsewhere):
-    return {role.name: role for role in inventory.take_stock(find_models(folder, elsewhere))}
+    return {role.name: role for role in inventory.list_models(find_models(folder, elsewhere))}
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_converted_file_has_the_licence_of_what_it_was_made_of(own, source, li
 
 def test_a_newcomer_is_told_what_to_begin_with_and_a_user_of_instantid_misses_nothing(tmp_path):
     empty = find_models(tmp_path / "none")
-    told = inventory.as_text(inventory.take_stock(empty), empty)
+    told = inventory.as_text(inventory.list_models(empty), empty)
     assert "To begin: InstantID's two files, which FaceSnap downloads" in told
     assert told.count("MISSING") == 3  # and CLIP, which a FaceSnap file would want
     write(tmp_path / "ip-adapter.bin", ADAPTER, "torch")
@@ -78,7 +78,7 @@ def test_a_newcomer_is_told_what_to_begin_with_and_a_user_of_instantid_misses_no
     for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
         (tmp_path / "antelopev2" / name).touch()
     files = find_models(tmp_path)
-    told = inventory.as_text(inventory.take_stock(files), files)
+    told = inventory.as_text(inventory.list_models(files), files)
     assert "To begin" not in told
     assert "MISSING" not in told
 
@@ -96,7 +96,7 @@ def test_instantid_serves_where_there_is_no_facesnap_file(tmp_path):
     write(tmp_path / "ip-adapter.bin", ADAPTER, "torch")
     write(tmp_path / "net.safetensors", KINDS["SDXL_CONTROLNET"])
     files = find_models(tmp_path)
-    roles = {role.name: role for role in inventory.take_stock(files)}
+    roles = {role.name: role for role in inventory.list_models(files)}
     assert [holding.used for holding in roles["instantid"].holdings] == [True, True]
     assert {name for name, role in roles.items() if role.missing} == {"face_pack", "deca", "flame"}
     assert inventory.as_text([roles["facesnap"], roles["clip"]], files).count("MISSING") == 0
@@ -152,7 +152,7 @@ def test_a_part_is_known_to_be_there_by_its_size(own, tmp_path):
 
 def test_text_and_json_say_the_same(own):
     files = find_models(own)
-    roles = inventory.take_stock(files)
+    roles = inventory.list_models(files)
     text = inventory.as_text(roles, files)
     for part in catalogue.PARTS:
         assert f"{part.title}, " in text
@@ -179,12 +179,12 @@ def test_the_catalogue_has_a_hash_and_its_source_for_whatever_is_downloaded_and_
 
 def test_hosts_are_named_in_the_catalogue_alone():
     package = Path(catalogue.__file__).parents[1]
-    naming = {
+    error_prefix = {
         path.name
         for path in package.rglob("*.py")
         if re.search(r"https?://(?!127\.0\.0\.1)[^\s\"']*(huggingface|releases|tue\.mpg)", path.read_text("utf-8"))
     }
-    assert naming == {"catalogue.py"}
+    assert error_prefix == {"catalogue.py"}
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,10 @@ def test_features_are_what_the_engine_prepares(engine, seen):
     sitter, features = seen[0]
     unit = Unit(True, (Photo(sitter.references[0], "a"),), driving=Photo(sitter.driving, "b"))
     prepared = engine[0].prepare(unit, SIDE, SIDE)
-    np.testing.assert_array_equal(features.predicted.points, prepared.guidance.landmarks.points)
+    np.testing.assert_array_equal(features.predicted.points, prepared.conditioning.landmarks.points)
     np.testing.assert_array_equal(features.embeddings[0], prepared.references[0].embedding)
     its_own = engine[0].prepare(Unit(True, (Photo(sitter.driving, "b"),)), SIDE, SIDE)
-    np.testing.assert_array_equal(features.driving.points, its_own.guidance.landmarks.points)
+    np.testing.assert_array_equal(features.driving.points, its_own.conditioning.landmarks.points)
     assert features.embeddings.shape[0] == features.clip_tokens.shape[0] == 2
 
 

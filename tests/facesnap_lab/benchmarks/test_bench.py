@@ -11,7 +11,7 @@ from PIL import Image
 from facesnap_ext.cli.main import main
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_lab.benchmarks import bench as benchmarks
-from facesnap_lab.benchmarks.sampler import BOTH_ROWS, INSTANTID, OWN, PLAIN, Easel, Networks
+from facesnap_lab.benchmarks.sampler import BOTH_ROWS, INSTANTID, OWN, PLAIN, BenchSampler, Networks
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -54,7 +54,7 @@ def test_ffrnet_runs_as_often_as_it_is_said_to(networks, monkeypatch):
     runs = []
     forward = FFRNet.forward
     monkeypatch.setattr(FFRNet, "forward", lambda self, x, *rest: runs.append(len(x)) or forward(self, x, *rest))
-    methods = Easel(networks, 64, pictures=2).methods(steps=4)
+    methods = BenchSampler(networks, 64, pictures=2).methods(steps=4)
     counted = {}
     for name, draw in methods.items():
         runs.clear()
@@ -67,12 +67,12 @@ def test_ffrnet_runs_as_often_as_it_is_said_to(networks, monkeypatch):
         INSTANTID: [],
     }
     runs.clear()
-    Easel(networks, 64).facesnap(2, people=3)
+    BenchSampler(networks, 64).facesnap(2, people=3)
     assert runs == [1] * 6
 
 
 def test_the_adapters_attention_changes_what_the_unet_says_and_goes_again(networks):
-    easel = Easel(networks, 64)
+    easel = BenchSampler(networks, 64)
     said = []
     handle = networks.unet.register_forward_hook(lambda module, args, output: said.append(output.sample))
     easel.both_rows(1)

@@ -29,10 +29,10 @@ PAIRS = 6
 MARGIN = 0.15  # of the judge's cosines, in which two photos of one person are 0.76 above those of two people
 
 
-def beside(guidance, left: int):
+def beside(conditioning, left: int):
     """A portrait's guidance in a picture twice as wide, acting around its face alone."""
-    landmarks = Landmarks(guidance.landmarks.points + np.float32([left, 0]), 2 * SIDE, SIDE)
-    return replace(guidance, landmarks=landmarks, region=around(landmarks, Unit.grow))
+    landmarks = Landmarks(conditioning.landmarks.points + np.float32([left, 0]), 2 * SIDE, SIDE)
+    return replace(conditioning, landmarks=landmarks, region=around(landmarks, Unit.grow))
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,8 @@ def likeness(tmp_path_factory):
     second.set_progress_bar_config(disable=True)
     alike = {"regions": [], "hires": [], "everywhere": []}
 
-    def draw(pipe, pair, guidances, **values):
-        with guided(pipe, *guidances):
+    def draw(pipe, pair, conditionings, **values):
+        with guided(pipe, *conditionings):
             return pipe(
                 random_prompt(np.random.default_rng([5, pair])),
                 num_inference_steps=sampler.steps,
@@ -65,7 +65,7 @@ def likeness(tmp_path_factory):
         for side, reference in enumerate(references):
             driving = Photo(photo("test", 50 + 2 * pair + side, 1)[0], "Driving photo")
             unit = Unit(enabled=True, references=(Photo(reference, "Reference"),), driving=driving)
-            people.append(beside(engine.prepare(unit, SIDE, SIDE).guidance, side * SIDE))
+            people.append(beside(engine.prepare(unit, SIDE, SIDE).conditioning, side * SIDE))
         pictures = {"regions": draw(sampler.pipe, pair, people, width=2 * SIDE, height=SIDE)}
         larger = pictures["regions"].resize((5 * SIDE // 2, 5 * SIDE // 4), Image.Resampling.LANCZOS)
         pictures["hires"] = draw(second, pair, people, image=larger, strength=0.5)

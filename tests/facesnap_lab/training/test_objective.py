@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from facesnap_ext.conditioning import Guidance, landmark_picture
+from facesnap_ext.conditioning import Conditioning, landmark_picture
 from facesnap_ext.hosts.diffusers import guided
 from facesnap_ext.identity.clip import ImageEncoder
 from facesnap_ext.landmarks.points72 import Landmarks
@@ -126,12 +126,12 @@ def test_the_lightning_branch_draws_what_the_pipeline_draws(run, scale):
             batch, draws, Guided(batch, clip_tokens, run.networks, objective), run.frozen, objective, 1
         )
         tokens = run.networks.mixer(batch.embeddings[:1, None], clip_tokens[:1, None])
-    guidance = Guidance(run.networks.ffrnet, tokens, landmarks)
+    conditioning = Conditioning(run.networks.ffrnet, tokens, landmarks)
     pipe = run.frozen.pipe
     scheduler = pipe.scheduler
     pipe.scheduler = EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="trailing")
     try:
-        with guided(pipe, guidance):
+        with guided(pipe, conditioning):
             wanted = pipe(
                 batch.captions[0],
                 width=side,
