@@ -7,9 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from threading import RLock
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from facesnap_ext.files import state_of
+
+if TYPE_CHECKING:
+    from facesnap_ext.identity.faces import Face
 
 T = TypeVar("T")
 REMEMBERED = 128  # results of each kind; the largest of which so many are kept, CLIP's tokens, take 1.3 MB
@@ -66,3 +69,8 @@ def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
         return tuple(map(signature_of, path))
     members = sorted(path.rglob("*")) if path.is_dir() else [path]
     return tuple((str(member), *state_of(member)) for member in members)
+
+
+def face_key(kind: str, networks: tuple[Hashable, ...], face: Face) -> tuple[Hashable, ...]:
+    """The cache key of what networks make of one face: the photo's hash, the face's box, and the networks' files."""
+    return (kind, *networks, face.photo.digest, *face.box)

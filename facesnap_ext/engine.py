@@ -1,4 +1,4 @@
-"""References and a pose go in, guidance comes out: loading, running and remembering the networks before sampling."""
+"""From a unit's settings and photos to `Conditioning`, in four stages: faces, tokens, landmarks, conditioning."""
 
 from __future__ import annotations
 
@@ -19,349 +19,403 @@ from facesnap_ext.identity.likeness import face_at, likeness
 from facesnap_ext.identity.references import ReferenceReport, examine, padded_note
 from facesnap_ext.identity.saved import load_identity
 from facesnap_ext.landmarks.points72 import Landmarks, place
-from facesnap_ext.landmarks.poses import Rig, make_rig, moved, pose_landmarks, pose_of
+from facesnap_ext.landmarks.poses import Rig, moved, pose_landmarks, pose_of
 from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings.unit import Unit
-from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.identity_file import Identity
-from facesnap_ext.weights.instantid import RECOGNITION_SHA256, load_any, load_any_adapter, recognition_of
+from facesnap_ext.weights.instantid import load_any, load_any_adapter, recognition_of
 from facesnap_ext.weights.places import ModelFiles, WeightSource
+
+POSED = ("template", "sliders")  # poses that no photo gives
+ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as the page allows in one image
+
+UNPREDICTED = (
+    "Without DECA and FLAME the landmarks are those detected in {0}. They keep the shape of that face, which may not "
+    "be the reference's; models/README.md says where to get both files."
+)
+
+Progress = Callable[[str], None]
+
+
+def no_progress(message: str) -> None:
+    """Report progress to no one."""
+
+
+@dataclass(frozen=True)
+class Faces:
+    """The faces that one person's conditioning is made from.
+
+    Attributes:
+        references: one face per reference photo.
+        saved: the saved identity that is used instead of photos or with them.
+        driving: the face whose pose is used, in the driving photo, the init image or the first reference; None for
+            templates and sliders.
+        in_init_image: whether `driving` is in the init image. Landmarks are then in that image's pixels, and the host
+            crops them as it crops the image.
+        notes: what was done differently from what was requested, in sentences.
+    """
+
+    references: tuple[Face, ...]
+    saved: Identity | None = None
+    driving: Face | None = None
+    in_init_image: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def embeddings(self) -> Tensor:
+        """ArcFace embeddings [R, E] of the references, followed by those of the saved identity."""
+        return _embeddings(self.references, self.saved)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A person's identity tokens [1, queries, dim], and what else a FaceSnap file makes of them.
+
+    Attributes:
+        uncond: tokens for unconditional rows; None if they are the same.
+        adapter: see `Conditioning.adapter`.
+    """
+
+    cond: Tensor
+    uncond: Tensor | None = None
+    adapter: Callable[[], tuple[KeysValues, ...]] | None = None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Guidance, and what people may want to know of how it came about."""
+    """A person's conditioning, and what the user may want to know about it.
+
+    Attributes:
+        references, driving, in_init_image: see `Faces`.
+        notes: what was done differently from what was requested, in sentences.
+        embeddings: see `Faces.embeddings`.
+        recognition: the recognition model that the embeddings must come from, see `FaceSnapInfo.recognition`.
+    """
 
     conditioning: Conditioning
     references: tuple[Face, ...]
-    driving: Face | None  # whose pose it is: in the driving photo, the init picture or the first reference, or nobody's
-    in_init_picture: bool  # the landmarks are in pixels of the init picture, for the host to crop as it crops that
-    notes: tuple[str, ...]  # what was done otherwise than asked, in sentences
-    embeddings: Tensor | None = None  # ArcFace's [R, E] of all references, those of a saved identity last
-    recognition: str = ""  # the recognition model that they have to be of, see `FaceSnapInfo.recognition`
-
-
-ADAPTERS = 4  # people whose adapter's keys and values are kept, as many as the page can have in one picture
+    driving: Face | None
+    in_init_image: bool
+    notes: tuple[str, ...]
+    embeddings: Tensor | None = None
+    recognition: str = ""
 
 
 class Engine:
-    """Holds what was loaded and what was computed, all keyed by content: files by their place, size and time, photos
-    by their pixels. Only FFRNet ever goes to the GPU, and that is the host's business."""
+    """Keeps loaded networks and computed features between jobs, keyed by content: files by path, size and time, photos
+    by their pixels. Only FFRNet is ever moved to the GPU, and the host does that."""
 
     def __init__(self, find_models: Callable[[], ModelFiles]):
         self._find_models = find_models
         self._cache = Cache()
-        self.encoders = Encoders(self._cache)
+
+    def files(self, progress: Progress = no_progress) -> ModelFiles:
+        """The installed model files. The originals of DECA and FLAME are converted first, once."""
+        files = self._find_models()
+        with self._cache.lock:
+            convert_originals(files, progress)
+        return files
+
+    def encoders(self, files: ModelFiles | None = None) -> Encoders:
+        """Encoders for these model files; by default for those that are installed now, without converting any."""
+        return Encoders(self._cache, files or self._find_models())
 
     def prepare(
         self,
         unit: Unit,
         width: int,
         height: int,
-        init_picture: Photo | None = None,
-        progress: Callable[[str], None] = lambda message: None,
+        init_image: Photo | None = None,
+        progress: Progress = no_progress,
         files_kept: int = 1,
     ) -> Prepared:
         """Prepare one person of a job.
 
         Args:
-            width, height: of the output picture in pixels; the landmarks are placed in it.
-            init_picture: what img2img starts from; the default driving photo, if it has a face.
-            progress: told what is being done, in a few words.
-            files_kept: FaceSnap files that stay loaded, this one and those last used before it; a job whose people
-                have different files wants as many as these are.
+            width, height: size of the output image in pixels, in which the landmarks are placed.
+            init_image: the image that img2img starts from; the default driving photo, if it has a face.
+            progress: receives a short description of each step.
+            files_kept: number of FaceSnap files that stay loaded, this one included. A job whose people use different
+                files needs as many as there are files.
 
         Raises:
-            FaceSnapError: a photo or a model file is missing or unfit.
+            FaceSnapError: a photo or a model file is missing or unusable.
         """
         if not unit.references and not unit.identity:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
-        if unit.several == "apart" and len(unit.references) > 1:
-            raise ValueError("photos of a person each are prepared one by one, see settings.sittings")
-        pose = pose_of(unit, width, height) if unit.pose in ("template", "sliders") else None
+        if unit.reference_mode == "batch" and len(unit.references) > 1:
+            raise ValueError("photos in batch mode are prepared one by one, see batches_by_reference")
+        if unit.pose in POSED:
+            pose_of(unit, width, height)  # report an unknown template before anything is loaded
         files = self.files(progress)
-        facesnap = files.choose_facesnap(unit.model)
-        recognition = recognition_of(facesnap)
+        source = files.choose_facesnap(unit.model)
+        recognition = recognition_of(source)
         files.match_pack(recognition)
-        signatures = self.signatures(files, facesnap)
-        notes = self.check_recognition(files, recognition)
+        encoders = self.encoders(files)
+        signatures = token_signatures(encoders, source)
+        notes = encoders.check_recognition(recognition)
 
-        progress("looking for the face")
-        references = tuple(self.encoders.face(files, photo, unit.face) for photo in unit.references)
-        notes += [padded_note(face) for face in references if face.padded]
-        saved = load_identity(self.encoders, files, unit.identity, progress) if unit.identity else None
-        driving, in_init_picture = references[0] if references else None, False
-        if pose is not None:
-            driving = None
-        elif unit.pose == "photo" and unit.driving is not None:
-            driving = self.encoders.face(files, unit.driving, unit.driving_face)
-        elif unit.pose == "photo" and init_picture is not None:
-            try:
-                driving, in_init_picture = self.encoders.face(files, init_picture, unit.driving_face), True
-            except NoFaceError:
-                if references:
-                    notes.append("The init picture has no face; the pose is the reference's own.")
-        if driving is None and pose is None:
-            raise FaceSnapError(
-                f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or "
-                "choose a template or the sliders."
-            )
-
+        progress("detecting the face")
+        faces = find_faces(encoders, unit, init_image, progress)
         progress("loading the FaceSnap file")
-        weights = self._cache.load_one_of("facesnap", facesnap, load_any, files_kept)
+        weights = self._cache.load_one_of("facesnap", source, load_any, files_kept)
         progress("encoding the face")
-        tokens = self.tokens(files, weights, references, unit.several == "averaged", saved, signatures)
-        uncond_tokens = self.null_tokens(weights, signatures) if weights.info.null_identity else None
-        adapter = None
-        if weights.info.adapter is not None and unit.adapter > 0:
-            adapter = partial(self.adapter, facesnap, tokens, tokens if uncond_tokens is None else uncond_tokens)
+        tokens = self.encode(encoders, source, weights, faces, unit, signatures)
         progress("predicting landmarks")
-        if pose is not None:
-            shape = self.source_shape(files, references, saved)
-            landmarks = pose_landmarks(self.rig(files, shape), pose, width, height)
-        else:
-            if files.predicts:
-                landmarks = self.landmarks(files, self.source_shape(files, references, saved), driving)
-            else:
-                landmarks = self.encoders.detected(files, driving, weights.info.hint)
-                why = [*files.unconverted.get("deca", ()), *files.unconverted.get("flame", ())]
-                notes.append(" ".join((UNPREDICTED.format(driving.photo.name), *why)))
-            if not in_init_picture:
-                landmarks = place(landmarks, width, height, driving.box)
-            landmarks = moved(landmarks, unit.x, unit.y, unit.size)
-        conditioning = Conditioning(
-            ffrnet=weights.ffrnet,
-            tokens=tokens,
-            landmarks=landmarks,
-            weight=unit.weight,
-            start=unit.start,
-            end=unit.end,
-            every=unit.every,
-            cond_only=unit.cond_only,
-            text_free=weights.info.text_free,
-            hint=weights.info.hint,
-            uncond_tokens=uncond_tokens,
-            name=weights.name,
-            blocks=unit.blocks,
-            hires=unit.hires,
-            region=region_of(unit, landmarks),
-            adapter=adapter,
-            adapter_weight=0.0 if adapter is None else unit.adapter,
+        landmarks, landmark_notes = predict_landmarks(encoders, unit, faces, weights.info.hint, width, height)
+        return Prepared(
+            conditioning=condition(unit, weights, tokens, landmarks),
+            references=faces.references,
+            driving=faces.driving,
+            in_init_image=faces.in_init_image,
+            notes=(*notes, *faces.notes, *landmark_notes),
+            embeddings=faces.embeddings,
+            recognition=recognition,
         )
-        embeddings = _embeddings(references, saved)
-        return Prepared(conditioning, references, driving, in_init_picture, tuple(notes), embeddings, recognition)
 
-    def files(self, progress: Callable[[str], None] = lambda message: None) -> ModelFiles:
-        """The model files that are there; DECA's and FLAME's own are converted first, once."""
-        files = self._find_models()
-        with self._cache.lock:
-            convert_originals(files, progress)
-        return files
-
-    def check_recognition(self, files: ModelFiles, wanted: str) -> list[str]:
-        """See that embeddings are of the recognition model that a FaceSnap file is made for; with those of another the
-        picture would show somebody else.
-
-        Args:
-            wanted: from `recognition_of`; empty where any will do.
-
-        Returns:
-            A note where the model has the right name and is another file.
-
-        Raises:
-            FaceSnapError: there is no face pack, or its recognition model is another one.
-        """
-        if not wanted:
-            return []
-        found = self.encoders.recognition(files)
-        if found.name.lower() != wanted:
-            raise FaceSnapError(
-                f"InstantID is made for antelopev2's {wanted}, and the face pack {found.parent} has {found.name}, with "
-                f"which the picture would show somebody else: put antelopev2 into {files.folder}."
-            )
-        if self.encoders.network(files, "face_pack") != RECOGNITION_SHA256:
-            return [f"{found} is not antelopev2's, which InstantID is made for: the face may become somebody else's."]
-        return []
-
-    def examine(self, photos: Sequence[Photo], which: int = 0, apart: bool = False) -> ReferenceReport:
-        """What there is to know of reference photos before a job; `which` is `Unit.face`, `apart` whether they are of
-        a person each.
-
-        Raises:
-            FaceSnapError: there is no face pack. A photo without a face is a warning in the report.
-        """
-        files = self._find_models()
-        return examine([(photo, self.encoders.faces(files, photo)) for photo in photos], which, apart)
-
-    def tokens(
+    def encode(
         self,
-        files: ModelFiles,
-        weights: facesnap_file.FaceSnapWeights,
-        references: Sequence[Face],
-        average: bool,
-        saved: Identity | None,
+        encoders: Encoders,
+        source: WeightSource,
+        weights: FaceSnapWeights,
+        faces: Faces,
+        unit: Unit,
         signatures: Hashable,
-    ) -> Tensor:
-        """Identity tokens [1, queries, dim] of one person's faces, and of what was saved of the same person.
+    ) -> Tokens:
+        """Mix a person's features into identity tokens.
 
         Args:
-            signatures: of the files as they were before the faces were looked at and the weights were loaded.
+            signatures: of the files before any of them was read, see `token_signatures`.
         """
-        needs_clip = weights.info.mixer.clip_dim > 0
+        average = unit.reference_mode == "averaged"
+        people = tuple((face.photo.digest, *face.box) for face in faces.references)
+        key = ("tokens", signatures, people, faces.saved, average)
+        cond = self._cache.remember(key, lambda: mix(encoders, weights, faces, average))
+        uncond = None
+        if weights.info.null_identity:
+            uncond = self._cache.remember(("null tokens", signatures), lambda: null_tokens(weights))
+        adapter = None
+        if weights.info.adapter is not None and unit.strength.adapter_weight > 0:
+            adapter = partial(self._adapter, source, cond, cond if uncond is None else uncond)
+        return Tokens(cond, uncond, adapter)
 
-        def mix() -> Tensor:
-            embeddings, clip_tokens = _embeddings(references, saved)[None], None
-            if needs_clip:
-                if saved is not None and saved.clip_tokens is None:
-                    raise FaceSnapError(
-                        f"The identity {saved.name} was saved without CLIP's features, which {weights.name} wants; put "
-                        "CLIP-ViT-H into the model folder and save it anew from photos."
-                    )
-                found = self.encoders.clip_tokens(files, references)
-                clip_tokens = torch.stack(found + ([] if saved is None else [*saved.clip_tokens]))[None]
-            if average:
-                embeddings, clip_tokens = weights.mixer.average(embeddings, clip_tokens)
-            check_features(embeddings, clip_tokens, weights)
-            with torch.no_grad():
-                return weights.mixer.float()(embeddings, clip_tokens)
+    def _adapter(self, source: WeightSource, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
+        """What a FaceSnap file's adapter makes of a person's tokens, see `Adapter.forward`.
 
-        people = tuple((face.photo.digest, *face.box) for face in references)
-        key = ("tokens", signatures, people, saved, average)
-        return self._cache.remember(key, mix)
+        The result is large (21 MB a person for InstantID, from 1.4 GB of weights). It is made when the person's image
+        begins, from weights that are read for it, and cached for the people of one image.
+        """
+        key = ("adapter", signature_of(source), tokens.numpy().tobytes())
+        return self._cache.remember(key, lambda: load_any_adapter(source)(tokens, uncond_tokens), ADAPTERS)
 
-    def signatures(self, files: ModelFiles, facesnap: WeightSource) -> Hashable:
-        """Of all files that identity tokens are made with. What is remembered of a job is kept under those that were
-        there before it read any: a file that is exchanged meanwhile must not leave its predecessor's results behind."""
-        return tuple(signature_of(path) for path in (facesnap, files.face_pack, files.clip) if path is not None)
+    def examine(self, photos: Sequence[Photo], face_index: int = 0, batch: bool = False) -> ReferenceReport:
+        """Report on reference photos before a job.
 
-    def null_tokens(self, weights: facesnap_file.FaceSnapWeights, signatures: Hashable) -> Tensor:
-        """Identity tokens [1, queries, dim] of nobody: of an embedding of zeros, for weights that were trained so."""
+        Args:
+            face_index: `Unit.face_index`.
+            batch: whether the photos show one person each.
 
-        def mix() -> Tensor:
-            with torch.no_grad():
-                return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
-
-        return self._cache.remember(("null tokens", signatures), mix)
-
-    def adapter(self, facesnap: WeightSource, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
-        """What the adapter of a FaceSnap file that has one makes of a person's tokens, see `Adapter.forward`. It is
-        large (InstantID's 21 MB a person, of 1.4 GB of weights): made when the person's picture begins, of weights that
-        are read for it, and kept for the people of one picture."""
-        key = ("adapter", signature_of(facesnap), tokens.numpy().tobytes())
-        return self._cache.remember(key, lambda: load_any_adapter(facesnap)(tokens, uncond_tokens), ADAPTERS)
-
-    def landmarks(self, files: ModelFiles, shape: Tensor, driving: Face) -> Landmarks:
-        """The 72 points of a face of this shape, [S] from `codes`, in the pose and expression of the driving face, in
-        the driving photo's pixels."""
-
-        def predict() -> Landmarks:
-            predictor = self.encoders.predictor(files)
-            return predictor.predict(predictor.neutral(shape), self.encoders.codes(files, driving))
-
-        networks = (signature_of(files.require("deca")), signature_of(files.require("flame")))
-        key = ("landmarks", *networks, shape.numpy().tobytes(), driving.photo.digest, *driving.box)
-        return self._cache.remember(key, predict)
-
-    def source_shape(self, files: ModelFiles, references: Sequence[Face], saved: Identity | None) -> Tensor:
-        """The shape code [S] that landmarks are predicted of: of the first photo, else of the saved identity."""
-        if references:
-            return self.encoders.codes(files, references[0]).shape
-        if saved is None or saved.shapes is None:
-            raise FaceSnapError(
-                "The identity was saved without the shape of the face, because DECA or FLAME was missing; save it anew "
-                "from photos and with both."
-            )
-        shape, deca = saved.shapes[0], files.require("deca")
-        if len(shape) != (wanted := self.encoders.predictor(files).deca.code_sizes["shape"]):
-            raise FaceSnapError(
-                f"The face's shape in the saved identity has {len(shape)} numbers where {deca.name} gives {wanted}; "
-                "save the identity anew from photos."
-            )
-        return shape
+        Raises:
+            FaceSnapError: there is no face model pack. A photo without a face is a warning in the report.
+        """
+        encoders = self.encoders()
+        return examine([(photo, encoders.faces(photo)) for photo in photos], face_index, batch)
 
     def likeness(
-        self, picture: Photo, embeddings: Tensor, landmarks: Landmarks | None, recognition: str = ""
+        self, image: Photo, embeddings: Tensor, landmarks: Landmarks | None, recognition: str = ""
     ) -> float | None:
-        """`likeness.likeness` of the face in a finished picture that is nearest to the landmarks; None without a face.
+        """`likeness.likeness` of the face in a finished image that is closest to the landmarks; None without a face.
 
         Args:
-            embeddings, recognition: as in `Prepared`. landmarks: for this picture, of any size.
+            embeddings, recognition: as in `Prepared`.
+            landmarks: for this image, at any size.
         """
         files = self._find_models()
         files.match_pack(recognition)
-        found = self.encoders.faces(files, picture)
-        return likeness(face_at(found, landmarks), embeddings) if found else None
-
-    def rig(self, files: ModelFiles, shape: Tensor | None) -> Rig:
-        """What templates and sliders pose: a face of this shape, [S] from `codes`, or with None FLAME's mean face."""
-        networks = (signature_of(files.require("deca")), signature_of(files.require("flame")))
-        key = ("rig", *networks, None if shape is None else shape.numpy().tobytes())
-        return self._cache.remember(key, lambda: make_rig(self.encoders.predictor(files).flame, shape))
+        faces = self.encoders(files).faces(image)
+        return likeness(face_at(faces, landmarks), embeddings) if faces else None
 
     def preview(
         self,
         reference: Photo | None = None,
         driving: Photo | None = None,
         size: tuple[int, int] | None = None,
-        face: int = 0,
-        driving_face: int = 0,
+        face_index: int = 0,
+        driving_face_index: int = 0,
         identity: str = "",
     ) -> tuple[Rig, Landmarks | None]:
         """What a job will pose, before it runs.
 
         Args:
-            reference: whose face; None: that of the saved person named `identity`, and with neither FLAME's mean face,
-                for the landmarks that of the driving photo.
-            driving: whose pose and expression; None: the reference's own.
-            size: width and height of the output picture that the landmarks are placed in; None leaves them in the
-                driving photo's pixels, as where an init picture drives.
-            face, driving_face: which face of either photo.
+            reference: the photo of the person; None for the saved identity named `identity`. Without either, the rig is
+                FLAME's mean face and the landmarks have the driving face's own shape.
+            driving: the photo of the pose and expression; None for the reference's own.
+            size: width and height of the output image in which the landmarks are placed; None leaves them in the
+                driving photo's pixels, as with an init image.
+            face_index, driving_face_index: the face to use in either photo.
 
         Returns:
-            The rig for templates and sliders, and the landmarks for poses "photo" and "own"; None without a photo.
+            The rig for templates and sliders, and the landmarks for the poses "photo" and "own", or None without a
+            photo.
 
         Raises:
-            FaceSnapError: a photo, the saved person or a model file is missing or unfit.
+            FaceSnapError: a photo, the saved identity or a model file is missing or unusable.
         """
-        files = self.files()
-        references = [] if reference is None else [self.encoders.face(files, reference, face)]
-        saved = load_identity(self.encoders, files, identity) if identity and not references else None
-        shape = self.source_shape(files, references, saved) if references or saved else None
-        rig = self.rig(files, shape)
+        encoders = self.encoders(self.files())
+        references = [] if reference is None else [encoders.face(reference, face_index)]
+        saved = load_identity(encoders, identity) if identity and not references else None
+        shape = None
+        if references or saved:
+            shape = encoders.source_shape(references, None if saved is None else saved.shapes)
+        rig = encoders.rig(shape)
         if driving is not None:
-            drives = self.encoders.face(files, driving, driving_face)
+            driving_face = encoders.face(driving, driving_face_index)
         elif references:
-            drives = references[0]
+            driving_face = references[0]
         else:
             return rig, None
-        landmarks = self.landmarks(files, self.encoders.codes(files, drives).shape if shape is None else shape, drives)
-        return rig, landmarks if size is None else place(landmarks, *size, drives.box)
+        landmarks = encoders.landmarks(encoders.codes(driving_face).shape if shape is None else shape, driving_face)
+        return rig, landmarks if size is None else place(landmarks, *size, driving_face.box)
 
 
-UNPREDICTED = (
-    "Without DECA and FLAME the face's points are those of {0} as they are, with the shape of the face there, which "
-    "need not be the reference's; models/README.md says where to get both."
-)
+def find_faces(
+    encoders: Encoders, unit: Unit, init_image: Photo | None = None, progress: Progress = no_progress
+) -> Faces:
+    """Find the faces that a unit uses.
+
+    Raises:
+        FaceSnapError: a photo has no such face, or nothing gives the pose.
+    """
+    references = tuple(encoders.face(photo, unit.face_index) for photo in unit.references)
+    notes = [padded_note(face) for face in references if face.padded]
+    saved = load_identity(encoders, unit.identity, progress) if unit.identity else None
+    if unit.pose in POSED:
+        return Faces(references, saved, notes=tuple(notes))
+    if unit.pose == "photo" and unit.driving is not None:
+        return Faces(references, saved, encoders.face(unit.driving, unit.driving_face_index), notes=tuple(notes))
+    if unit.pose == "photo" and init_image is not None:
+        try:
+            driving = encoders.face(init_image, unit.driving_face_index)
+            return Faces(references, saved, driving, in_init_image=True, notes=tuple(notes))
+        except NoFaceError:
+            notes.append("The init image has no face; the pose is that of the reference photo.")
+    if not references:
+        raise FaceSnapError(
+            f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or choose a "
+            "template or the sliders."
+        )
+    return Faces(references, saved, references[0], notes=tuple(notes))
 
 
-def _embeddings(references: Sequence[Face], saved: Identity | None = None) -> Tensor:
-    """ArcFace's [R, E] of faces, then of what was saved."""
-    found = [torch.from_numpy(face.embedding) for face in references]
-    return torch.stack(found + ([] if saved is None else [*saved.embeddings]))
+def token_signatures(encoders: Encoders, source: WeightSource) -> Hashable:
+    """The state of all files that identity tokens are made from.
+
+    A job caches its results under the state from before it read any file. If a file is exchanged meanwhile, the
+    results are then never found by a later job.
+    """
+    parts = [part for part in ("face_pack", "clip") if getattr(encoders.files, part) is not None]
+    return (signature_of(source), *(encoders.signature(part) for part in parts))
 
 
-def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: facesnap_file.FaceSnapWeights) -> None:
-    """Raise `FaceSnapError` when the features are not as wide as the Mixer wants them; `clip_tokens` is None for one
-    that takes none."""
+def mix(encoders: Encoders, weights: FaceSnapWeights, faces: Faces, average: bool) -> Tensor:
+    """Identity tokens [1, queries, dim] of one person's faces and saved identity.
+
+    Args:
+        average: average the references' features instead of fusing them.
+    """
+    embeddings, clip_tokens = faces.embeddings[None], None
+    if weights.info.mixer.clip_dim > 0:
+        saved_tokens: list[Tensor] = []
+        if faces.saved is not None:
+            if faces.saved.clip_tokens is None:
+                raise FaceSnapError(
+                    f"The identity {faces.saved.name} was saved without CLIP features, which {weights.name} needs; put "
+                    "CLIP-ViT-H into the model folder and save it again from photos."
+                )
+            saved_tokens = [*faces.saved.clip_tokens]
+        clip_tokens = torch.stack([*encoders.clip_tokens(faces.references), *saved_tokens])[None]
+    if average:
+        embeddings, clip_tokens = weights.mixer.average(embeddings, clip_tokens)
+    check_features(embeddings, clip_tokens, weights)
+    with torch.no_grad():
+        return weights.mixer.float()(embeddings, clip_tokens)
+
+
+def null_tokens(weights: FaceSnapWeights) -> Tensor:
+    """Identity tokens [1, queries, dim] of no one: of an embedding of zeros, for weights that were trained with it."""
+    with torch.no_grad():
+        return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
+
+
+def predict_landmarks(
+    encoders: Encoders, unit: Unit, faces: Faces, hint: str, width: int, height: int
+) -> tuple[Landmarks, tuple[str, ...]]:
+    """The landmarks of a person in the output image, or in the init image if that gives the pose, and notes.
+
+    Args:
+        hint: how they are drawn, a key of `HINTS`.
+        width, height: of the output image in pixels.
+
+    Raises:
+        FaceSnapError: a model file that the pose needs is missing.
+    """
+    saved_shapes = None if faces.saved is None else faces.saved.shapes
+    if faces.driving is None:
+        rig = encoders.rig(encoders.source_shape(faces.references, saved_shapes))
+        return pose_landmarks(rig, pose_of(unit, width, height), width, height), ()
+    notes: tuple[str, ...] = ()
+    files = encoders.files
+    if files.predicts:
+        landmarks = encoders.landmarks(encoders.source_shape(faces.references, saved_shapes), faces.driving)
+    else:
+        landmarks = encoders.detected_landmarks(faces.driving, hint)
+        why = [*files.unconverted.get("deca", ()), *files.unconverted.get("flame", ())]
+        notes = (" ".join((UNPREDICTED.format(faces.driving.photo.name), *why)),)
+    if not faces.in_init_image:
+        landmarks = place(landmarks, width, height, faces.driving.box)
+    return moved(landmarks, unit.x, unit.y, unit.size), notes
+
+
+def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: Landmarks) -> Conditioning:
+    """Put a person's conditioning together."""
+    return Conditioning(
+        ffrnet=weights.ffrnet,
+        tokens=tokens.cond,
+        landmarks=landmarks,
+        strength=unit.strength,
+        text_free=weights.info.text_free,
+        hint=weights.info.hint,
+        uncond_tokens=tokens.uncond,
+        name=weights.name,
+        region=region_of(unit, landmarks),
+        adapter=tokens.adapter,
+    )
+
+
+def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: FaceSnapWeights) -> None:
+    """Check that features have the width that the Mixer expects.
+
+    Args:
+        clip_tokens: None for a Mixer that takes none.
+
+    Raises:
+        FaceSnapError: they have another width.
+    """
     mixer = weights.info.mixer
-    for what, features, wanted in (
-        ("face recognition pack", embeddings, mixer.id_dim),
+    for title, features, expected in (
+        ("face model pack", embeddings, mixer.id_dim),
         ("CLIP image encoder", clip_tokens, mixer.clip_dim),
     ):
-        if features is not None and features.shape[-1] != wanted:
+        if features is not None and features.shape[-1] != expected:
             raise FaceSnapError(
-                f"{weights.name} wants features of {wanted} numbers from the {what}, and the one found gives "
-                f"{features.shape[-1]}; use the {what} that models/README.md names for this file."
+                f"{weights.name} expects {expected} numbers per feature from the {title}, but the installed one gives "
+                f"{features.shape[-1]}; use the {title} that models/README.md lists for this file."
             )
+
+
+def _embeddings(references: Sequence[Face], saved: Identity | None) -> Tensor:
+    arcface = [torch.from_numpy(face.embedding) for face in references]
+    return torch.stack(arcface + ([] if saved is None else [*saved.embeddings]))

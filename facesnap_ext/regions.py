@@ -1,8 +1,8 @@
-"""Where in the picture a person is wanted, and how several people share it out.
+"""Where in the image each person acts, and how several people share the image.
 
-Regions are kept as they were meant, around a face or as drawn, and sampled at whatever size a residual has: of either
-pass and each level of the UNet. Coordinates are fractions of the frame in which the region lies, the output picture or
-what it was cropped from.
+A region is kept as it was defined, around a face or as painted, and is sampled at whatever size a residual has, in
+either pass and at each level of the UNet. Coordinates are fractions of the frame that contains the region: the output
+image, or the image it was cropped from.
 """
 
 from __future__ import annotations
@@ -19,45 +19,49 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
 
 Window = tuple[float, float, float, float]
-"""Left, top, width and height of a part of a picture, of the picture's own; it may reach beyond it."""
+"""Left, top, width and height of a part of an image, as fractions of that image; it may extend beyond the image."""
 
-EDGE = 0.3
-"""How far a region around a face fades out beyond its box, of half the box's width and height."""
+FADE = 0.3
+"""Distance over which a region around a face fades out beyond its box, as a fraction of half the box's sides."""
 
 ROUNDNESS = 4
-"""Exponent of the rounded box around a face: 2 is an ellipse, which would cut the ends of brows and jaw."""
+"""Exponent of the rounded box around a face: 2 is an ellipse, which would cut off the ends of brows and jaw."""
 
 SAMPLES = 4
-"""Points along one side of a cell at which a rounded box is looked up; the cell gets their mean."""
+"""Sampling points along one side of a cell of a rounded box; the cell gets their mean."""
 
 
 class Region(Protocol):
-    """Part of a picture, softly bounded."""
+    """A part of an image with a soft edge."""
 
-    def mask(self, width: int, height: int) -> np.ndarray:
-        """[height, width] float32 in 0…1: how much of each cell of a picture of that size is inside."""
+    def sample(self, width: int, height: int) -> np.ndarray:
+        """[height, width] float32 in 0…1: how much of each cell lies inside, for a grid of this size."""
         ...
 
     def crop(self, window: Window) -> Region:
-        """The same region in the part of the picture that the window shows."""
+        """The same region, relative to the part of the image that the window shows."""
         ...
 
 
 @dataclass(frozen=True)
 class RoundedBox:
-    """Whole inside the rounded box, nothing where it is 1 + `EDGE` times as large, a smooth step between."""
+    """1 inside the rounded box, 0 where it is 1 + `FADE` times as large, with a smooth step in between.
 
-    x: float  # of the centre
+    Attributes:
+        x, y: the centre. half_width, half_height: half the sides of the box.
+    """
+
+    x: float
     y: float
     half_width: float
     half_height: float
 
-    def mask(self, width: int, height: int) -> np.ndarray:
+    def sample(self, width: int, height: int) -> np.ndarray:
         x, y = ((np.arange(cells * SAMPLES) + 0.5) / (cells * SAMPLES) for cells in (width, height))
         columns = np.abs((x - self.x) / self.half_width) ** ROUNDNESS
         rows = np.abs((y - self.y) / self.half_height) ** ROUNDNESS
         distance = (rows[:, None] + columns) ** (1 / ROUNDNESS)
-        inside = np.clip((1 + EDGE - distance) / EDGE, 0, 1)
+        inside = np.clip((1 + FADE - distance) / FADE, 0, 1)
         inside = inside * inside * (3 - 2 * inside)
         return inside.reshape(height, SAMPLES, width, SAMPLES).mean((1, 3)).astype(np.float32)
 
@@ -70,22 +74,22 @@ class RoundedBox:
 
 @dataclass(frozen=True, eq=False)
 class PaintedRegion:
-    """As somebody drew it.
+    """A region as the user painted it.
 
     Attributes:
-        white: [H, W] float32 in 0…1, stretched over the frame; its edge goes on outside, as the hosts repeat a
-            picture's edge where they fill up around it.
-        window: the part of the frame that is seen.
+        mask: [H, W] float32 in 0…1, stretched over the frame. Its edge continues outside, as hosts repeat an image's
+            edge where they pad it.
+        window: the part of the frame that is visible.
     """
 
-    white: np.ndarray
+    mask: np.ndarray
     window: Window = (0.0, 0.0, 1.0, 1.0)
 
-    def mask(self, width: int, height: int) -> np.ndarray:
+    def sample(self, width: int, height: int) -> np.ndarray:
         left, top, w, h = self.window
-        rows = _overlaps(top, top + h, height, self.white.shape[0])
-        columns = _overlaps(left, left + w, width, self.white.shape[1])
-        return np.clip(rows @ self.white @ columns.T, 0, 1).astype(np.float32)
+        rows = _overlaps(top, top + h, height, self.mask.shape[0])
+        columns = _overlaps(left, left + w, width, self.mask.shape[1])
+        return np.clip(rows @ self.mask @ columns.T, 0, 1).astype(np.float32)
 
     def crop(self, window: Window) -> PaintedRegion:
         left, top, width, height = self.window
@@ -94,8 +98,8 @@ class PaintedRegion:
 
 
 def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
-    """[cells, pixels] part of each cell between two places (of the pixels' whole length) that lies in each pixel; the
-    first and the last pixel go on outside."""
+    """[cells, pixels]: the fraction of each cell between `low` and `high` (fractions of the pixels' total length) that
+    lies in each pixel. The first and the last pixel extend outwards without end."""
     edges = np.linspace(low, high, cells + 1) * pixels
     starts, ends = np.arange(pixels, dtype=np.float64), np.arange(1, pixels + 1, dtype=np.float64)
     starts[0], ends[-1] = -np.inf, np.inf
@@ -104,63 +108,65 @@ def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
 
 
 def blend_weights(masks: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Share a picture out among people, so that nowhere more than one person is asked for.
+    """Share an image among people so that nowhere the weights add up to more than one person.
 
-    People with a region have their own mask there, and where masks add up to more than 1 they are scaled to add up
-    to 1: two regions overlapping wholly are half and half, and one alone is never weakened by another elsewhere.
-    Outside every region nobody acts, unless somebody has no region. Such a person is the picture's ground and gets
-    what the regions leave: whoever sets one person everywhere and another one to a region expects the second person
-    there alone, not a mixture of both. Several people everywhere part that evenly.
+    People with a region have their mask there. Where masks add up to more than 1 they are scaled to add up to 1: two
+    regions that fully overlap get one half each, and a single region is never weakened by another one elsewhere.
+    Outside all regions no one acts, unless someone has no region. That person is the background and gets what the
+    regions leave, because a user who sets one person everywhere and another one to a region expects the second person
+    alone in that region, not a mixture. Several people without a region share the rest evenly.
 
     Args:
-        masks: for each person [h, w] in 0…1, all of one size, or None for everywhere.
+        masks: for each person [h, w] in 0…1, all of one size, or None for the whole image.
 
     Returns:
-        [people, h, w] float32 in 0…1; [people, 1, 1] where nobody has a region.
+        [people, h, w] float32 in 0…1; [people, 1, 1] if no one has a region.
     """
     given = [mask for mask in masks if mask is not None]
     total = np.sum(given, axis=0) if given else np.zeros((1, 1))
     rest = np.clip(1 - total, 0, 1) / max(1, len(masks) - len(given))
-    crowd = np.maximum(total, 1)
-    return np.stack([rest if mask is None else mask / crowd for mask in masks]).astype(np.float32)
+    scale = np.maximum(total, 1)
+    return np.stack([rest if mask is None else mask / scale for mask in masks]).astype(np.float32)
 
 
 def region_of(unit: Unit, landmarks: Landmarks | None) -> Region | None:
-    """Where a unit acts; None is everywhere.
+    """The region in which a unit acts; None is the whole image.
 
     Args:
-        landmarks: the predicted points. A region around the face lies in their picture; a drawn one is stretched over
-            the output picture, or over the init picture in img2img, on which people draw it.
+        landmarks: the predicted points. A region around the face is relative to their image; a painted region is
+            stretched over the output image, or over the init image in img2img, where the user paints it.
 
     Raises:
-        FaceSnapError: there is nothing drawn, or no face to be around.
+        FaceSnapError: nothing was painted, or there is no face for the region to surround.
     """
-    if unit.region == "everywhere":
+    if unit.region == "image":
         return None
     if unit.region == "face":
         if landmarks is None:
             raise FaceSnapError(
-                "The region is around the face, and no landmarks say where that is; draw it or choose everywhere."
+                "The region is set to the face, but there are no landmarks to locate it; paint a mask or choose the "
+                "whole image."
             )
-        return around(landmarks, unit.grow)
+        return around(landmarks, unit.region_scale)
     if unit.mask is None:
-        raise FaceSnapError("The region is to be drawn and nothing was; draw it or choose another region.")
-    return drawn(unit.mask)
+        raise FaceSnapError("The region is set to a painted mask, but nothing is painted; paint it or choose another.")
+    return painted(unit.mask)
 
 
-def around(landmarks: Landmarks, grow: float) -> RoundedBox:
-    """The points' box, grown about its centre; at 1 it reaches from the brows to the chin."""
+def around(landmarks: Landmarks, scale: float) -> RoundedBox:
+    """The bounding box of the points, scaled about its centre; at 1 it reaches from the brows to the chin."""
     left, top, right, bottom = map(float, landmarks.box / np.tile([landmarks.width, landmarks.height], 2))
-    return RoundedBox((left + right) / 2, (top + bottom) / 2, grow * (right - left) / 2, grow * (bottom - top) / 2)
+    return RoundedBox((left + right) / 2, (top + bottom) / 2, scale * (right - left) / 2, scale * (bottom - top) / 2)
 
 
-def drawn(mask: Photo) -> PaintedRegion:
-    """A picture's luminance (ITU-R 601): white is inside, black outside.
+def painted(mask: Photo) -> PaintedRegion:
+    """A region from a mask image's luminance (ITU-R BT.601): white is inside, black outside.
 
     Raises:
-        FaceSnapError: it is black everywhere.
+        FaceSnapError: the mask is entirely black.
     """
     if not mask.pixels.any():
-        raise FaceSnapError(f"{mask.name} is black everywhere; paint white where the person is to be.")
-    luminance = mask.pixels.astype(np.int32) @ np.array([299, 587, 114], np.int32)  # whole numbers: white is 1 exactly
+        raise FaceSnapError(f"{mask.name} is entirely black; paint the area for this person white.")
+    # integer arithmetic, so that white is exactly 1
+    luminance = mask.pixels.astype(np.int32) @ np.array([299, 587, 114], np.int32)
     return PaintedRegion((luminance / 255_000).astype(np.float32))

@@ -85,7 +85,7 @@ function facesnapWire(root) {
         const photos = [...element("references").querySelectorAll("a[href]")].map(link => link.href);
         const driving = control("driving", "img")?.getAttribute("src")?.slice(-80);
         const question = JSON.stringify([
-            size, init.length, init.slice(-80), chosen("pose"), number("face"), number("driving_face"),
+            size, init.length, init.slice(-80), chosen("pose"), number("face_index"), number("driving_face_index"),
             control("identity", "input")?.value, photos, driving,
         ]);
         if (question === asked) return;
@@ -99,10 +99,10 @@ function facesnapWire(root) {
         if (!root.offsetParent) return;  // the accordion is closed
         const where = chosen("region");
         Object.assign(element("person").dataset, {facesnapPose: chosen("pose"), facesnapRegion: where});
-        region.wanted = where === "drawn" && control("enable", "input[type=checkbox]").checked;
+        region.wanted = where === "mask" && control("enable", "input[type=checkbox]").checked;
         output = facesnapOutput(tab);
         tools.frame(output);
-        tools.element.hidden = where !== "drawn";
+        tools.element.hidden = where !== "mask";
         if (asking) ask();
         const text = control("canvas_rig", "textarea").value;
         if (text && text !== answer) {
@@ -114,7 +114,7 @@ function facesnapWire(root) {
             }
         }
         if (found.rig) facesnapThumbnails(element("template"), found.rig, found.question);
-        if (!found.rig && where !== "drawn") return;
+        if (!found.rig && where !== "mask") return;
         const others = Object.entries(everybody).filter(([, theirs]) => theirs !== region && theirs.wanted);
         notes[0].textContent = output.note || "";
         notes[1].textContent = others.length ? "The other people's regions are shown with their numbers." : "";

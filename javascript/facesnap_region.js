@@ -32,7 +32,7 @@ function facesnapRegion() {
     }
 
     return {
-        wanted: false,  // "drawn" is chosen, and the person is in the picture
+        wanted: false,  // "mask" is chosen, and the person is in the picture
 
         // What follows is one step for `undo`.
         begin() {

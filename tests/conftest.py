@@ -108,7 +108,8 @@ def host(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
     spec.loader.exec_module(module)
     seen.module, seen.script = module, module.Script()
     seen.script.args_from, seen.script.args_to = 0, None
-    monkeypatch.setattr(module.host, "attach", lambda p, conditioning: seen.calls.append(("attach", conditioning)))
+    monkeypatch.setattr(module.host, "attach", lambda p, people: seen.calls.append(("attach", people)))
+    monkeypatch.setattr(module.host, "refuse", lambda p, refusal: seen.calls.append(("refuse", refusal)))
     monkeypatch.setattr(module.host, "detach", lambda p: seen.calls.append("detach"))
     yield seen
     for name in [name for name in sys.modules if name.split(".")[0] in names]:

@@ -58,7 +58,7 @@ def run_prepare(options: argparse.Namespace) -> None:
         options.out,
         model=options.model,
         face=options.face,
-        several=options.several,
+        reference_mode=options.reference_mode,
         width=options.width,
         height=options.height,
         progress=lambda message: print(message, file=sys.stderr),
@@ -103,7 +103,7 @@ def run_models_get(options: argparse.Namespace) -> None:
 
 def _model_files(options: argparse.Namespace) -> Any:
     """The model files of `--models`, or of the WebUI that FaceSnap is an extension of, and what that shares."""
-    from facesnap_ext.hosts.folders import usual_places
+    from facesnap_ext.hosts.model_folders import shared_model_folders
     from facesnap_ext.weights.places import find_models
 
     root = Path(__file__).resolve().parents[2]
@@ -111,7 +111,7 @@ def _model_files(options: argparse.Namespace) -> Any:
         raise FaceSnapError("FaceSnap is in no WebUI here: say with --models where the model folder is.")
     folder = options.models or root.parents[2] / "models" / "facesnap"
     models = folder.resolve().parent
-    shared = usual_places(models, models.parent) if models.name == "models" else ()
+    shared = shared_model_folders(models, models.parent) if models.name == "models" else ()
     return find_models(folder, (*options.also_look_in, *shared))
 
 
@@ -137,12 +137,11 @@ def run_identity(options: argparse.Namespace) -> None:
             file = out.with_name(f"{out.name.removesuffix('.safetensors')}.safetensors")
         result["written"] = str(
             save_identity(
-                engine.encoders,
-                engine.files(tell),
+                engine.encoders(engine.files(tell)),
                 references,
                 file.stem if file else options.out,
                 file,
-                which=options.face,
+                face_index=options.face,
                 overwrite=options.overwrite,
                 progress=tell,
             )

@@ -74,10 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--model", default="", help="name of the FaceSnap file, where there are several")
     prepare.add_argument("--face", type=int, default=0, help="which face of the photo, by size (default: the largest)")
     prepare.add_argument(
-        "--several",
-        choices=("mixed", "averaged"),
-        default="mixed",
-        help="what is done with several photos (default: mixed)",
+        "--reference-mode",
+        choices=("fused", "averaged"),
+        default="fused",
+        help="how several photos are combined (default: fused)",
     )
     prepare.add_argument("--width", type=int, default=1024)
     prepare.add_argument("--height", type=int, default=1024)

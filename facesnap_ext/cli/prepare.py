@@ -27,7 +27,7 @@ def prepare(
     *,
     model: str = "",
     face: int = 0,
-    several: str = "mixed",
+    reference_mode: str = "fused",
     width: int = 1024,
     height: int = 1024,
     progress: Callable[[str], None] = lambda message: None,
@@ -53,7 +53,7 @@ def prepare(
         references=tuple(map(photos.from_path, references)),
         driving=photos.from_path(driving) if driving else None,
         face=face,
-        several=several,
+        reference_mode=reference_mode,
         model=model,
     )
     prepared = Engine(lambda: find_models(models)).prepare(unit, width, height, progress=progress)

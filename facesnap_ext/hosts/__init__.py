@@ -1,6 +1,6 @@
-"""How residuals enter each host's UNet.
+"""How residuals get into each host's UNet.
 
-A WebUI's adapter is a module with `attach(p, guidances)`, `detach(p)` and `on_cfg_denoiser(params)`.
+A WebUI's adapter is a module with `attach(p, people)`, `refuse(p, refusal)`, `detach(p)` and `on_cfg_denoiser(params)`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from types import ModuleType
 
 
 def current() -> ModuleType:
-    """The adapter of the WebUI that this process runs."""
+    """The adapter of the running WebUI."""
     from facesnap_ext.hosts import a1111, forge
 
     return forge if find_spec("modules_forge") else a1111

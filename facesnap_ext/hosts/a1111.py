@@ -1,107 +1,137 @@
-"""AUTOMATIC1111: residuals enter through module hooks on sgm's UNet, for one sampling pass at a time.
+"""AUTOMATIC1111: residuals are added by module hooks on sgm's UNet, for one sampling pass at a time.
 
-Nothing of the host is replaced. `on_cfg_denoiser` fires before each evaluation of the UNet and says which job it is of
-and how many of its rows are conditional; they then pass through the UNet in that order, in one call or in several
-(prompts of different length, `--medvram`'s split batches, skipped unconditional rows). Hooks act on rows announced for
-their own job only, so one that an exception left behind does nothing; it is taken off when its job goes or the next one
-comes.
+Nothing of the host is replaced. `on_cfg_denoiser` fires before each evaluation of the UNet and says which job it is for
+and how many of its rows are conditional. The rows then pass through the UNet in that order, in one call or in several
+(prompts of different lengths, `--medvram`'s split batches, skipped unconditional rows). Hooks act only on rows that
+were announced for their own job, so a hook that an exception left behind does nothing. It is removed when its job goes
+or the next one comes.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import Conditioning, Residuals, networks
+from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
-from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, placed, skip_widths
+from facesnap_ext.hosts.errors import Refusal, refusal_of
+from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, on_gpu, skip_widths
+from facesnap_ext.residuals import Residuals
 
-_attached: Attachment | None = None
+_attached: PassHooks | None = None
 
 
-class Attachment:
-    """FaceSnap on one job's UNet: a guidance for each person, or the reason why the job must stop."""
+class PassHooks:
+    """Hooks on the UNet of one job's sampling pass, and the rows that were announced for it."""
 
-    def __init__(self, p: Any, conditionings: Sequence[Conditioning] | FaceSnapError):
-        # only the sentence: with its traceback an error holds on to the job, and the hooks go when that does
-        self.refusal = str(conditionings) if isinstance(conditionings, FaceSnapError) else None
-        self.residuals = Residuals(conditionings) if self.refusal is None else None
-        self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
+    def __init__(self, p: Any):
         self.job = weakref.ref(p, lambda _: self.remove())
-        self.short_of_memory = bool(getattr(p.sd_model, "lowvram", False))
+        self.low_memory = bool(getattr(p.sd_model, "lowvram", False))
         self.unet: nn.Module | None = None
         self._handles: list[Any] = []
-        self._sides: deque[bool] = deque()  # announced rows that have not yet passed: conditional or not
-        self._acting: list[bool] = []  # for each guidance, in the announced evaluation
-        self._size: tuple[int, ...] | None = None  # of the latents in this job's evaluation under way; None: another's
-        self._told = False  # of UNet calls that nobody announced
-        self._current: list[Tensor] | None = None  # residuals of the UNet call under way
+        self._sides: deque[bool] = deque()  # announced rows that are still to come: conditional or not
+        self._size: tuple[int, ...] | None = None  # latent size of this job's running evaluation; None: another job's
 
-    def hook(self, unet: nn.Module) -> None:
-        """Put the hooks on a UNet, taking them off the one before."""
+    def hook(self, unet: Any) -> None:
+        """Put the hooks on a UNet, and remove them from the one before."""
         self.remove()
         self.unet = unet
-        if self.adapters is not None:
-            try:
-                self.adapters.hook(unet)
-            except FaceSnapError as error:
-                self.refusal, self.residuals, self.adapters = str(error), None, None
         self._handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
-        if self.residuals is not None:
-            self._handles.append(unet.middle_block.register_forward_hook(self._after_middle))
-            for i, block in enumerate(unet.output_blocks):
-                # the decoder takes the skips from deep to shallow; the middle's residual is the last
-                self._handles.append(block.register_forward_pre_hook(self._before_output(-2 - i)))
 
     def remove(self) -> None:
-        """Take all hooks off; may be called again."""
+        """Remove all hooks; may be called again."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._sides.clear()
-        self._current = self.unet = None
-        if self.residuals is not None:
-            self.adapters.remove()
+        self.unet = None
 
     def announce(self, x: Tensor, cond_rows: int, progress: float) -> None:
-        """Rows [R, C, h, w] that pass through the UNet next, the conditional ones first."""
+        """Announce the rows [R, C, h, w] that pass through the UNet next, the conditional ones first.
+
+        Args:
+            progress: how far the pass is, from 0 to 1.
+        """
         self._size = tuple(x.shape[2:])
         self._sides = deque(i < cond_rows for i in range(len(x)))
-        if self.residuals is not None:
-            self._acting = [conditioning.acts_at(progress) for conditioning in self.residuals.conditionings]
 
     def withdraw(self) -> None:
-        """The next evaluation is another job's."""
+        """Note that the next evaluation belongs to another job."""
         self._sides.clear()
         self._size = None
 
-    def _tell_of_calls_that_nobody_announced(self) -> None:
-        if self._size is not None and not self._told and (p := self.job()) is not None:
-            self._told = True
+    def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class RefusedPass(PassHooks):
+    """A pass of a job that must stop: its first UNet call raises."""
+
+    def __init__(self, p: Any, refusal: Refusal):
+        super().__init__(p)
+        self.refusal = refusal
+
+    def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._size is not None:
+            raise self.refusal.error()
+
+
+class ConditionedPass(PassHooks):
+    """A pass that adds the residuals of all people, and their adapters' attention."""
+
+    def __init__(self, p: Any, people: Sequence[Conditioning]):
+        super().__init__(p)
+        self.residuals = Residuals(people)
+        self.adapters = AdapterHooks(self.residuals)
+        self._acting: list[bool] = []  # for each person, in the announced evaluation
+        self._commented = False  # on UNet calls that were not announced
+        self._current: list[Tensor] | None = None  # residuals of the running UNet call
+
+    def hook(self, unet: Any) -> None:
+        """See `PassHooks.hook`.
+
+        Raises:
+            FaceSnapError: see `AdapterHooks.hook`.
+        """
+        super().hook(unet)
+        self.adapters.hook(unet)
+        self._handles.append(unet.middle_block.register_forward_hook(self._after_middle))
+        for i, block in enumerate(unet.output_blocks):
+            # the decoder takes the skips from deep to shallow; the middle block's residual is the last
+            self._handles.append(block.register_forward_pre_hook(self._before_output(-2 - i)))
+
+    def remove(self) -> None:
+        super().remove()
+        self._current = None
+        self.adapters.remove()
+
+    def announce(self, x: Tensor, cond_rows: int, progress: float) -> None:
+        super().announce(x, cond_rows, progress)
+        self._acting = [person.strength.acts_at(progress) for person in self.residuals.people]
+
+    def _comment_on_unannounced_call(self) -> None:
+        if self._size is not None and not self._commented and (p := self.job()) is not None:
+            self._commented = True
             p.comment(
-                "FaceSnap: Another extension runs the UNet beside the WebUI's own calls, or in tiles as MultiDiffusion "
-                "does, and FaceSnap does not act there; switch one of the two off."
+                "FaceSnap: Another extension calls the UNet outside the WebUI's own sampling, or in tiles as "
+                "MultiDiffusion does. FaceSnap does not act in those calls; disable one of the two."
             )
 
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._current = None
-        if self.adapters is not None:
-            self.adapters.call = None
+        self._current = self.adapters.call = None
         x = args[0]
-        if self.refusal is not None and self._size is not None:
-            raise FaceSnapError(self.refusal)
         if len(self._sides) < len(x) or x.shape[2:] != self._size:
-            self._tell_of_calls_that_nobody_announced()
+            self._comment_on_unannounced_call()
             return
         sides = [self._sides.popleft() for _ in range(len(x))]
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
-            placed.update(networks(self.residuals.conditionings))  # before: it may run out of memory halfway
+            on_gpu.update(ffrnets(self.residuals.people))  # first, because moving may run out of memory halfway
             self.residuals.to(x.device, x.dtype)
             self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
             self.adapters.call = call_of(x, sides, self._acting)
@@ -109,7 +139,7 @@ class Attachment:
     def _after_middle(self, block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         return None if self._current is None else output + self._current[-1].to(output.dtype)
 
-    def _before_output(self, index: int) -> Any:
+    def _before_output(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def add_to_skip(block: nn.Module, args: tuple[Any, ...]) -> None:
             if self._current is not None:
                 # the skip is the last part of a tensor that was concatenated for this block alone
@@ -119,38 +149,44 @@ class Attachment:
         return add_to_skip
 
 
-def attach(p: Any, conditionings: Sequence[Conditioning] | FaceSnapError) -> None:
-    """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call.
+def attach(p: Any, people: Sequence[Conditioning]) -> None:
+    """Condition the sampling pass that is about to begin, or refuse the job if its checkpoint does not fit.
 
-    Without any guidance the pass is left alone, and has all of the GPU's memory.
-    A script's exceptions are swallowed by the host; one inside sampling stops the job and reaches the browser.
+    Without people the pass is left alone and has all of the GPU's memory.
     """
     global _attached
     detach()
-    if not conditionings:
+    if not people:
         offload()
         return
     unet = p.sd_model.model.diffusion_model
-    if not isinstance(conditionings, FaceSnapError):
-        try:
-            check_fit(p, conditionings, unet)
-            _check_unet_is_run()
-        except FaceSnapError as error:
-            conditionings = error
-    _attached = Attachment(p, conditionings)
-    _attached.hook(unet)
+    try:
+        check_fit(p, people, unet)
+        _check_unet_is_run()
+        _attached = ConditionedPass(p, people)
+        _attached.hook(unet)
+    except FaceSnapError as error:
+        refuse(p, refusal_of(error))
+
+
+def refuse(p: Any, refusal: Refusal) -> None:
+    """Stop a job at its first UNet call: the host swallows a script's exceptions, but shows those of sampling."""
+    global _attached
+    detach()
+    _attached = RefusedPass(p, refusal)
+    _attached.hook(p.sd_model.model.diffusion_model)
 
 
 def detach(p: Any = None) -> None:
-    """Take FaceSnap off again; with nothing attached it does nothing.
+    """Remove FaceSnap; does nothing if nothing is attached.
 
-    FFRNet stays in the GPU's memory for the next picture, as the host's own networks do, and goes with them where the
-    host moves them out after use (`--medvram`, `--lowvram`).
+    FFRNet stays in GPU memory for the next image, as the host's own networks do, and is moved out with them where the
+    host moves its networks out after use (`--medvram`, `--lowvram`).
     """
     global _attached
     if _attached is not None:
         _attached.remove()
-        if _attached.short_of_memory:
+        if _attached.low_memory:
             offload()
         _attached = None
 
@@ -166,17 +202,21 @@ def on_cfg_denoiser(params: Any) -> None:
     if (unet := p.sd_model.model.diffusion_model) is not attached.unet:
         _follow_refiner(attached, p, unet)
     denoiser = params.denoiser
-    attached.announce(params.x, params.text_cond.shape[0], denoiser.step / denoiser.total_steps)
+    (_attached or attached).announce(params.x, params.text_cond.shape[0], denoiser.step / denoiser.total_steps)
 
 
-def _follow_refiner(attached: Attachment, p: Any, unet: nn.Module) -> None:
-    """The host has switched to another model in mid-sampling, without a word to scripts."""
-    residuals = attached.residuals
-    # all people's files have the first UNet's widths
-    if residuals is not None and skip_widths(unet) != residuals.conditionings[0].ffrnet.config.skip_widths:
-        attached.remove()
-        detach()
-        p.comment(REFINER_DIFFERS)
+def _follow_refiner(attached: PassHooks, p: Any, unet: nn.Module) -> None:
+    """Hook the refiner's UNet: the host switches to another model during sampling without calling scripts."""
+    if isinstance(attached, ConditionedPass):
+        # the files of all people have the first UNet's widths
+        if skip_widths(unet) != attached.residuals.people[0].ffrnet.config.skip_widths:
+            detach()
+            p.comment(REFINER_DIFFERS)
+            return
+        try:
+            attached.hook(unet)
+        except FaceSnapError as error:
+            refuse(p, refusal_of(error))
     else:
         attached.hook(unet)
 
@@ -186,6 +226,6 @@ def _check_unet_is_run() -> None:
 
     if getattr(sd_unet, "current_unet", None) is not None:
         raise FaceSnapError(
-            "An alternative UNet (such as TensorRT's) is active and lets no guidance in; "
-            "set SD Unet to None in the settings."
+            "An alternative UNet such as TensorRT's is active, which FaceSnap cannot condition; set SD Unet to None in "
+            "the settings."
         )

@@ -1,4 +1,4 @@
-"""diffusers: residuals enter as the UNet's own additional residuals."""
+"""diffusers: residuals are passed to the UNet as its own additional residuals."""
 
 from __future__ import annotations
 
@@ -9,40 +9,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import Conditioning, Residuals
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
+from facesnap_ext.residuals import Residuals
 
 
 @contextmanager
-def guided(pipe: Any, *conditionings: Conditioning) -> Iterator[None]:
-    """Guide every call of an SDXL pipeline inside the `with` block.
+def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
+    """Condition every call of an SDXL pipeline inside the `with` block.
 
-    Composes with a ControlNet pipeline: residuals that the UNet already gets are added to.
+    This composes with a ControlNet pipeline: FaceSnap's residuals are added to those that the UNet already gets.
 
     Args:
         pipe: an SDXL pipeline of diffusers (text to image, image to image, inpainting, with or without ControlNet).
-        guidances: one for each person in the picture. Their `hires` is the caller's business, who knows the passes.
+        people: one for each person in the image. Their `strength.hires` is ignored, because only the caller knows the
+            passes.
 
     Raises:
-        FaceSnapError: the pipeline's UNet has other widths than a guidance's FFRNet, or other cross-attentions than
-            its adapter is for.
+        FaceSnapError: the pipeline's UNet has other widths than a person's FFRNet, or other cross-attentions than the
+            adapter was made for.
     """
     unet: nn.Module = pipe.unet
-    widths = tuple(unet.config.block_out_channels)
-    for conditioning in conditionings:
-        if widths != conditioning.ffrnet.config.widths:
+    widths = tuple(pipe.unet.config.block_out_channels)
+    for person in people:
+        if widths != person.ffrnet.config.widths:
             raise FaceSnapError(
-                f"{conditioning.name} was made for a UNet of widths {conditioning.ffrnet.config.widths} and this "
-                f"pipeline's has {widths}; choose a FaceSnap file made for it."
+                f"{person.name} was made for a UNet with channel widths {person.ffrnet.config.widths}, but this "
+                f"pipeline's UNet has {widths}; choose a FaceSnap file made for it."
             )
-    residuals = Residuals(conditionings)
+    residuals = Residuals(people)
     adapters = AdapterHooks(residuals)
 
     def add_residuals(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         adapters.call = None
         progress = _progress(pipe)
-        acting = [conditioning.acts_at(progress) for conditioning in conditionings]
+        acting = [person.strength.acts_at(progress) for person in people]
         if not any(acting):
             return None
         sample = kwargs["sample"] if "sample" in kwargs else args[0]
@@ -50,10 +52,10 @@ def guided(pipe: Any, *conditionings: Conditioning) -> Iterator[None]:
         rows = len(sample)
         uncond = rows // 2 if pipe.do_classifier_free_guidance else 0  # unconditional rows come first
         is_cond = [row >= uncond for row in range(rows)]
+        text_free = all(person.text_free for person in people)
         residuals.to(sample.device, sample.dtype)
-        text_free = all(conditioning.text_free for conditioning in conditionings)
-        y = None if text_free else _pooled_text_and_sizes(module, kwargs["added_cond_kwargs"])
-        *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y, acting)
+        y = None if text_free else _pooled_text_and_sizes(pipe.unet, kwargs["added_cond_kwargs"])
+        *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y, acting) or []
         adapters.call = call_of(sample, is_cond, acting)
 
         others = kwargs.get("down_block_additional_residuals") or [0] * len(skips)
@@ -72,10 +74,11 @@ def guided(pipe: Any, *conditionings: Conditioning) -> Iterator[None]:
 
 
 def _progress(pipe: Any) -> float:
+    """How far the pass is, from 0 to 1."""
     scheduler = pipe.scheduler
     return ((scheduler.step_index or 0) - (scheduler.begin_index or 0)) / max(1, pipe.num_timesteps)
 
 
-def _pooled_text_and_sizes(unet: nn.Module, added: dict[str, Tensor]) -> Tensor:
+def _pooled_text_and_sizes(unet: Any, added: dict[str, Tensor]) -> Tensor:
     text, sizes = added["text_embeds"], added["time_ids"]
     return torch.cat([text, unet.add_time_proj(sizes.flatten()).reshape(len(sizes), -1).to(text.dtype)], dim=-1)

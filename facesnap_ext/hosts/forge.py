@@ -1,10 +1,10 @@
-"""Forge and reForge: residuals enter as one more control in the UNet patcher's chain of ControlNets.
+"""Forge and reForge: residuals are one more link in the UNet patcher's chain of controls.
 
-Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument,
-rows carry no marks but `cond_or_uncond`, `model_sampling` in place of `predictor`), which duck typing covers. How far
-sampling is, `on_cfg_denoiser` says before each evaluation of the UNet, as a part of the pass: sigmas would be parts of
-the whole noise schedule, of which hires fix and img2img see the end alone. An adapter's hooks are on the UNet itself,
-which all jobs share: they act in those calls alone whose options their control has marked.
+Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument, rows
+are marked by `cond_or_uncond` alone, `model_sampling` replaces `predictor`), which duck typing covers. Before each
+evaluation of the UNet `on_cfg_denoiser` says how far the pass is. Sigmas would give the fraction of the whole noise
+schedule, of which hires fix and img2img only run the end. An adapter's hooks are on the UNet itself, which all jobs
+share: they act only in calls whose options were marked by their own control.
 """
 
 from __future__ import annotations
@@ -15,39 +15,38 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import Conditioning, Residuals, networks
+from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import AdapterHooks, call_of
-from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, placed
+from facesnap_ext.hosts.errors import Refusal, refusal_of
+from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, on_gpu
+from facesnap_ext.residuals import Residuals
 
 Control = dict[str, list[Tensor | None]]
-CALL = "facesnap"  # in a UNet call's transformer options: what the adapters are to do in it
-_attached: weakref.ref[FaceSnapControl] | None = None  # the latest; one job samples at a time
+CALL = "facesnap"  # key in a UNet call's transformer options: the control, and what its adapters do in this call
+_attached: weakref.ref[ControlLink] | None = None  # the latest; one job samples at a time
 _hooked: list[FaceSnapControl] = []  # those whose adapters have hooks on a UNet
 
 
-class FaceSnapControl:
-    """A link in the chain of controls: a guidance for each person, or the reason why the job must stop.
+class ControlLink:
+    """A link in the chain of controls.
 
-    Attributes that the hosts read and write: `previous_controlnet`, `transformer_options`.
-
-    progress: part of the pass that lies behind, 0…1.
+    Attributes:
+        previous_controlnet, transformer_options: read and written by the hosts.
+        progress: how far the pass is, from 0 to 1.
+        finalizer: takes the link out of the chain when its job goes.
     """
 
-    def __init__(self, p: Any, conditionings: Sequence[Conditioning] | FaceSnapError, patchers: Sequence[Any] = ()):
+    def __init__(self, p: Any):
         self.job = weakref.ref(p)
-        # only the sentence: with its traceback an error holds on to the job, and this goes when that does
-        self.refusal = str(conditionings) if isinstance(conditionings, FaceSnapError) else None
-        self.patchers = patchers  # of FFRNets, under the host's memory management; the host keeps weak references only
-        self.residuals = Residuals(conditionings) if self.refusal is None else None
-        self.adapters = None if self.residuals is None else AdapterHooks(self.residuals)
+        self.patchers: Sequence[Any] = ()
         self.previous_controlnet: Any = None
         self.transformer_options: dict[str, Any] = {}
         self.progress = 0.0
-        self.finalizer: Any = None  # takes it off when its job goes
+        self.finalizer: Any = None
         self._predictor: Any = None
 
-    def set_previous_controlnet(self, control: Any) -> FaceSnapControl:
+    def set_previous_controlnet(self, control: Any) -> ControlLink:
         self.previous_controlnet = control
         return self
 
@@ -80,40 +79,78 @@ class FaceSnapControl:
         batched_number: int,
         transformer_options: dict[str, Any] | None = None,
     ) -> Control | None:
-        """Residuals for one UNet call, added to those of the links before.
+        """Residuals for one UNet call, added to those of the previous links.
 
         Args:
-            x_noisy: unscaled latents [R, C, h, w]. t: sigmas [R].
+            x_noisy: unscaled latents [R, C, h, w].
+            t: sigmas [R].
             cond: the call's conditions; `y` is the pooled text and sizes.
         """
-        if self.refusal is not None:
-            raise FaceSnapError(self.refusal)
+        raise NotImplementedError
+
+    def unhook(self) -> None:
+        """Remove all hooks from the UNet; may be called again."""
+
+    @property
+    def cond_hint(self) -> Any:
+        """Forge's MultiDiffusion asks each control for an image to cut into tiles; this one has none."""
+        raise FaceSnapError("FaceSnap cannot act in the tiles of MultiDiffusion; disable one of the two.")
+
+    cond_hint_original = cond_hint  # MultiDiffusion's versions differ in which one they read first
+
+
+class RefusalControl(ControlLink):
+    """The control of a job that must stop: its first UNet call raises."""
+
+    def __init__(self, p: Any, refusal: Refusal):
+        super().__init__(p)
+        self.refusal = refusal
+
+    def get_control(self, *args: Any, **kwargs: Any) -> Control | None:
+        raise self.refusal.error()
+
+
+class FaceSnapControl(ControlLink):
+    """The control that adds the residuals of all people, and their adapters' attention.
+
+    Args:
+        patchers: of the FFRNets, for the host's memory management; the host keeps only weak references to them.
+    """
+
+    def __init__(self, p: Any, people: Sequence[Conditioning], patchers: Sequence[Any] = ()):
+        super().__init__(p)
+        self.patchers = patchers
+        self.residuals = Residuals(people)
+        self.adapters = AdapterHooks(self.residuals)
+        self._handle: Any = None
+
+    def get_control(
+        self,
+        x_noisy: Tensor,
+        t: Tensor,
+        cond: dict[str, Any],
+        batched_number: int,
+        transformer_options: dict[str, Any] | None = None,
+    ) -> Control | None:
+        """See `ControlLink.get_control`."""
         previous = None
         if self.previous_controlnet is not None:
             extra = () if transformer_options is None else (transformer_options,)
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, *extra)
-        acting = [conditioning.acts_at(self.progress) for conditioning in self.residuals.conditionings]
+        acting = [person.strength.acts_at(self.progress) for person in self.residuals.people]
+        options = transformer_options or cond.get("transformer_options") or self.transformer_options
         if not any(acting):
             return previous
-
-        options = transformer_options or cond.get("transformer_options") or self.transformer_options
         chunks = options["cond_or_uncond"]  # 0 is conditional
         is_cond = [side == 0 for side in chunks for _ in range(len(x_noisy) // len(chunks))]
         x = self._predictor.calculate_input(t, x_noisy)
-        residuals = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting)
-        options[CALL] = (self, call_of(x, is_cond, acting))  # the dictionary is the call's own
-        *skips, middle = (residual.to(x_noisy.dtype) for residual in residuals)
+        blended = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting) or []
+        options[CALL] = (self, call_of(x, is_cond, acting))  # the dictionary belongs to this call
+        *skips, middle = (residual.to(x_noisy.dtype) for residual in blended)
         return merge({"input": [], "middle": [middle], "output": skips}, previous)
 
-    @property
-    def cond_hint(self) -> Any:
-        """Forge's MultiDiffusion asks each control for a picture to cut into tiles; this one has none."""
-        raise FaceSnapError("FaceSnap cannot act in MultiDiffusion's tiles; switch one of the two off.")
-
-    cond_hint_original = cond_hint  # whichever it asks for first
-
     def hook(self, unet: nn.Module) -> None:
-        """Let the adapters into a UNet.
+        """Put the adapters' hooks on a UNet.
 
         Raises:
             FaceSnapError: see `AdapterHooks.hook`.
@@ -123,7 +160,6 @@ class FaceSnapControl:
         _hooked.append(self)
 
     def unhook(self) -> None:
-        """Take all hooks off; may be called again."""
         if self in _hooked:
             _hooked.remove(self)
             self.adapters.remove()
@@ -134,11 +170,11 @@ class FaceSnapControl:
         self.adapters.call = call if owner is self else None
 
 
-def merge(own: Control, previous: Control | None) -> Control:
-    """Add two controls, either of which may have gaps, as new lists: the UNet empties those that it gets."""
+def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
+    """Add two controls, either of which may have gaps. The lists are new, because the UNet empties those it gets."""
     merged: Control = {}
     for part, residuals in own.items():
-        others = list(previous.get(part, [])) if previous is not None else []
+        others: list[Tensor | None] = list(previous.get(part, [])) if previous is not None else []
         length = max(len(residuals), len(others))
         pairs = zip(
             residuals + [None] * (length - len(residuals)),
@@ -148,53 +184,60 @@ def merge(own: Control, previous: Control | None) -> Control:
     return merged
 
 
-def attach(p: Any, conditionings: Sequence[Conditioning] | FaceSnapError) -> None:
-    """Guide the sampling pass that is about to begin, or stop the job with an error at its first UNet call.
+def attach(p: Any, people: Sequence[Conditioning]) -> None:
+    """Condition the sampling pass that is about to begin, or refuse the job if its checkpoint does not fit.
 
-    Without any guidance the pass is left alone, and has all of the GPU's memory.
+    Without people the pass is left alone and has all of the GPU's memory.
     """
-    global _attached
-    detach(p)  # hires fix calls this once on a UNet that still carries the first pass's control
-    if not conditionings:
-        offload()  # the host forgets about networks of earlier jobs and leaves them there
+    detach(p)  # hires fix first calls this on a UNet that still carries the first pass's control
+    if not people:
+        offload()  # the host forgets the networks of earlier jobs and leaves them in GPU memory
         return
     unet = p.sd_model.forge_objects.unet.clone()
     patchers = []
-    if not isinstance(conditionings, FaceSnapError):
-        try:
-            check_fit(p, conditionings, unet.model.diffusion_model)
-            for network in networks(conditionings):
-                network.to(_compute_dtype(unet))
-                placed.add(network)
-                patchers.append(type_of_model_patcher(unet)(network, unet.load_device, unet.offload_device))
-        except FaceSnapError as error:
-            conditionings = error
-    control = FaceSnapControl(p, conditionings, patchers)
-    if control.adapters is not None and any(conditioning.has_adapter for conditioning in conditionings):
-        try:
+    try:
+        check_fit(p, people, unet.model.diffusion_model)
+        for network in ffrnets(people):
+            network.to(_compute_dtype(unet))
+            on_gpu.add(network)
+            patchers.append(type_of_model_patcher(unet)(network, unet.load_device, unet.offload_device))
+        control = FaceSnapControl(p, people, patchers)
+        if any(person.has_adapter for person in people):
             control.hook(unet.model.diffusion_model)
-        except FaceSnapError as error:
-            control = FaceSnapControl(p, error)
+    except FaceSnapError as error:
+        refuse(p, refusal_of(error))
+    else:
+        _add_control(p, unet, control)
+
+
+def refuse(p: Any, refusal: Refusal) -> None:
+    """Stop a job at its first UNet call: the host swallows a script's exceptions, but shows those of sampling."""
+    detach(p)
+    _add_control(p, p.sd_model.forge_objects.unet.clone(), RefusalControl(p, refusal))
+
+
+def _add_control(p: Any, unet: Any, control: ControlLink) -> None:
+    global _attached
     unet.add_patched_controlnet(control)
     p.sd_model.forge_objects.unet = unet
     _attached = weakref.ref(control)
-    # an exception ends the job unannounced; `detach` calls this off, or each pass's residuals would stay to its end
+    # an exception ends the job without notice; `detach` calls the finalizer off, or residuals would stay until then
     control.finalizer = weakref.finalize(p, _forget, weakref.ref(p.sd_model), control)
 
 
 def detach(p: Any) -> None:
-    """Take every FaceSnap control out of the chain of the current UNet."""
+    """Take every FaceSnap control out of the current UNet's chain."""
     global _attached
     if _attached is not None and (control := _attached()) is not None:
         control.finalizer.detach()
     _attached = None
-    _take_out(p.sd_model, lambda link: isinstance(link, FaceSnapControl))
+    _take_out(p.sd_model, lambda link: isinstance(link, ControlLink))
     while _hooked:
         _hooked[-1].unhook()
 
 
-def _forget(model: weakref.ref[Any], control: FaceSnapControl) -> None:
-    """Take a control off when its job is gone; the model may be, since a refiner takes its place in memory."""
+def _forget(model: weakref.ref[Any], control: ControlLink) -> None:
+    """Take a control out when its job is gone. The model may be gone too, if a refiner replaced it in memory."""
     if model() is not None:
         _take_out(model(), lambda link: link is control)
     control.unhook()
@@ -212,30 +255,30 @@ def _take_out(model: Any, unwanted: Callable[[Any], bool]) -> None:
             link.previous_controlnet = link.previous_controlnet.previous_controlnet
 
 
-def type_of_model_patcher(unet: Any) -> type:
-    """The host's own `ModelPatcher`, the class below its `UnetPatcher`."""
+def type_of_model_patcher(unet: Any) -> type[Any]:
+    """The host's own `ModelPatcher`, the base class of its `UnetPatcher`."""
     return type(unet).__mro__[1]
 
 
 def _compute_dtype(unet: Any) -> Any:
-    """What the UNet computes in; its storage may be a quantised type."""
+    """The type in which the UNet computes; its weights may be stored in a quantised type."""
     dtype = getattr(unet.model, "computation_dtype", None)
     return dtype or unet.model_dtype()
 
 
 def on_cfg_denoiser(params: Any) -> None:
-    """Say how far the pass is; register once with `script_callbacks.on_cfg_denoiser`."""
+    """Note how far the pass is; register once with `script_callbacks.on_cfg_denoiser`."""
     denoiser = params.denoiser
-    if (control := _of_job(denoiser.p)) is None:
+    if (control := _control_of(denoiser.p)) is None:
         return
     if control not in _links(denoiser.p.sd_model.forge_objects.unet):
         _follow_refiner(denoiser.p, control, params.x)
-        if (control := _of_job(denoiser.p)) is None:
+        if (control := _control_of(denoiser.p)) is None:
             return
     control.progress = denoiser.step / denoiser.total_steps
 
 
-def _of_job(p: Any) -> FaceSnapControl | None:
+def _control_of(p: Any) -> ControlLink | None:
     control = None if _attached is None else _attached()
     return control if control is not None and control.job() is p else None
 
@@ -247,19 +290,20 @@ def _links(unet: Any) -> Iterator[Any]:
         link = link.previous_controlnet
 
 
-def _follow_refiner(p: Any, control: FaceSnapControl, x: Tensor) -> None:
-    """The host has switched to another model in mid-sampling, without a word to scripts."""
-    if control.refusal is not None:  # the host may switch before the first UNet call
-        attach(p, FaceSnapError(control.refusal))
+def _follow_refiner(p: Any, control: ControlLink, x: Tensor) -> None:
+    """Attach to the refiner's UNet: the host switches to another model during sampling without calling scripts."""
+    if isinstance(control, RefusalControl):  # the host may switch before the first UNet call
+        refuse(p, control.refusal)
         return
-    conditionings = control.residuals.conditionings
+    assert isinstance(control, FaceSnapControl)
+    people = control.residuals.people
     try:
-        check_fit(p, conditionings, p.sd_model.forge_objects.unet.model.diffusion_model)
+        check_fit(p, people, p.sd_model.forge_objects.unet.model.diffusion_model)
     except FaceSnapError:
         detach(p)
         p.comment(REFINER_DIFFERS)
         return
     from modules.sd_samplers_common import sampling_prepare
 
-    attach(p, conditionings)
+    attach(p, people)
     sampling_prepare(p.sd_model.forge_objects.unet, x)

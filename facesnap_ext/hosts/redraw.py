@@ -1,7 +1,7 @@
-"""Small faces of a finished picture are drawn once more, larger: each by img2img of a square around it, and put back.
+"""Redraw the small faces of a finished image: img2img of an enlarged square around each face, which is pasted back.
 
-The crop's own job has nobody's scripts but the adapter's guidance, saves nothing, and leaves the host as it found it.
-An error or an interrupt leaves the picture as it was and is told.
+The crop's own job runs no scripts except FaceSnap's conditioning, saves nothing, and leaves the host unchanged. After
+an error or an interrupt the image stays as it was, and a comment says why.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from facesnap_ext.identity.likeness import middle
 from facesnap_ext.photos import Photo
 
 SMALL = 0.25
-"""A face of less than this part of the picture's height, brows to chin as detectors box it, is small."""
+"""A face is small if its box, from brows to chin, is lower than this fraction of the image's height."""
 
-GROWN = 2.2
-"""Side of the square that is drawn again, of the longer side of the face's box: with hair and neck."""
+CROP_SCALE = 2.2
+"""Side of the square that is redrawn, relative to the longer side of the face's box: with hair and neck."""
 
 FEATHER = 0.12
-"""Width of the seam at each edge of the square over which the old picture becomes the new one, of that side."""
+"""Width of the blend from the old to the new image at each edge of the square, as a fraction of its side."""
 
 CELL = 64
-"""Pixels that an SDXL UNet halves without a rest; sides of what is drawn again are multiples of it."""
+"""The sides of a redrawn crop are multiples of this number of pixels, which SDXL's UNet can halve exactly."""
 
-SAME = (  # as in the job whose picture it is; some of them Forge's or newer hosts' only
+COPIED = (  # from the image's own job; some exist only in Forge or in newer hosts
     *("outpath_samples", "outpath_grids", "sampler_name", "scheduler", "steps", "cfg_scale", "distilled_cfg_scale"),
     *("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "s_min_uncond", "subseed_strength", "tiling"),
     "disable_extra_networks",
@@ -48,7 +48,7 @@ log = logging.getLogger("facesnap")
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture in whole pixels."""
+    """A part of an image, in whole pixels."""
 
     left: int
     top: int
@@ -61,15 +61,16 @@ class Crop:
 
 
 def crop_around(box: np.ndarray, width: int, height: int) -> Crop:
-    """The square around a face, `GROWN` times as large, with the same middle as far as the picture's edges allow; cut
-    off where the picture is smaller than that.
+    """The square around a face, `CROP_SCALE` times as large as its box.
+
+    It is centred on the face as far as the image's edges allow, and cut off where the image is smaller.
 
     Args:
-        box: [4] left, top, right, bottom in pixels of the picture; what lies outside it is left out.
-        width, height: of the picture.
+        box: [4] left, top, right, bottom in pixels of the image; parts outside the image are ignored.
+        width, height: size of the image.
     """
     box = np.clip(np.asarray(box, np.float64), 0, [width, height, width, height])
-    side = max(2, math.ceil(GROWN * longer_side(box)))
+    side = max(2, math.ceil(CROP_SCALE * longer_side(box)))
     spans = []
     for (low, high), length in zip(box.reshape(2, 2).T, (width, height)):
         size = min(side, length)
@@ -78,26 +79,28 @@ def crop_around(box: np.ndarray, width: int, height: int) -> Crop:
     return Crop(left, top, width, height)
 
 
-def drawn_size(crop: Crop, area: int) -> tuple[int, int]:
-    """Width and height at which a crop is drawn again: of its shape and about this area, in multiples of `CELL`."""
+def redraw_size(crop: Crop, area: int) -> tuple[int, int]:
+    """Width and height at which a crop is redrawn: its own shape at about this area, in multiples of `CELL`."""
     scale = math.sqrt(area / (crop.width * crop.height))
     width, height = (max(CELL, CELL * round(scale * side / CELL)) for side in (crop.width, crop.height))
     return width, height
 
 
-def paste_back(picture: Image.Image, crop: Crop, patch: Image.Image) -> Image.Image:
-    """The picture with a patch, of any size, in place of the crop. The seam is feathered inside the crop, but for its
-    edges that are the picture's; outside no pixel changes."""
-    pixels = np.array(picture.convert("RGB"))
+def paste_back(image: Image.Image, crop: Crop, patch: Image.Image) -> Image.Image:
+    """Paste a patch of any size over the crop.
+
+    The patch fades in inside the crop, except at edges of the image itself. No pixel outside the crop changes.
+    """
+    pixels = np.array(image.convert("RGB"))
     new = np.asarray(patch.convert("RGB").resize((crop.width, crop.height), Image.Resampling.LANCZOS), np.float32)
     left, top, right, bottom = crop.box
     inside = pixels[top:bottom, left:right]
-    across = _ramp(crop.width, left > 0, right < picture.width)
-    down = _ramp(crop.height, top > 0, bottom < picture.height)
+    across = _ramp(crop.width, left > 0, right < image.width)
+    down = _ramp(crop.height, top > 0, bottom < image.height)
     share = (down[:, None] * across)[:, :, None]
     inside[:] = np.rint(inside + share * (new - inside))
     pasted = Image.fromarray(pixels)
-    pasted.info = dict(picture.info)
+    pasted.info = dict(image.info)
     return pasted
 
 
@@ -110,21 +113,24 @@ def _ramp(length: int, at_start: bool, at_end: bool) -> np.ndarray:
 
 
 def small_faces(
-    faces: Sequence[Face], conditionings: Sequence[Conditioning], width: int, height: int, area: int
+    faces: Sequence[Face], people: Sequence[Conditioning], width: int, height: int, area: int
 ) -> list[tuple[Crop, list[int]]]:
-    """The crops around small faces, each with the numbers of those whose face it is.
+    """The crops around small faces, each with the indices of the people it belongs to.
 
-    A face is small if it is `SMALL` and its crop has fewer pixels than are drawn. It is that of the people to whose
-    landmarks no other face is nearer, middle to middle: of those whose landmarks have their middle in its box (several
-    people in one place share a face), else of the nearest one whose have it in the crop.
+    A face is small if it is lower than `SMALL` and its crop has fewer pixels than `area`. It belongs to the people
+    whose landmarks are closer to it than to any other face, centre to centre: to all whose landmarks are centred in its
+    box (several people at one position share a face), or else to the closest one whose landmarks are centred in the
+    crop.
 
     Args:
-        faces: of the picture. guidances: of all people in it, their landmarks for this picture, of any size.
-        width, height: of the picture. area: in pixels, that is drawn.
+        faces: all faces of the image.
+        people: everyone in the image, with landmarks for this image at any size.
+        width, height: size of the image.
+        area: number of pixels at which crops are redrawn.
     """
     places = {
         number: middle(conditioning.landmarks.scaled(width, height).box)
-        for number, conditioning in enumerate(conditionings)
+        for number, conditioning in enumerate(people)
         if conditioning.landmarks is not None
     }
 
@@ -151,59 +157,61 @@ def _inside(place: np.ndarray, box: Sequence[float]) -> bool:
 
 def redraw(
     p: Any,
-    picture: Image.Image,
-    conditionings: Sequence[Conditioning],
+    image: Image.Image,
+    people: Sequence[Conditioning],
     strengths: Sequence[float],
     find: Callable[[Photo], list[Face]],
     host: ModuleType,
 ) -> Image.Image:
-    """A finished picture of a job with the small faces of those who want it drawn again.
+    """Redraw the small faces of a job's finished image.
 
     Args:
-        p: the host's job; the picture is that of its `batch_index`.
-        guidances: of all people in the picture, their landmarks for this picture.
-        strengths: denoising strength for each of them; 0: the face stays as it is.
-        find: all faces of a photo. host: the adapter.
+        p: the host's job; the image is the one of its `batch_index`.
+        people: everyone in the image, with landmarks for this image.
+        strengths: denoising strength for each person; 0 leaves the face as it is.
+        find: returns all faces of a photo.
+        host: the host adapter.
     """
     from modules import shared
 
     area = p.width * p.height
     try:
-        faces = find(photos.from_pil(picture, "Picture"))
+        faces = find(photos.from_pil(image, "Image"))
     except Exception as error:
-        _failed(p, error)
-        return picture
+        _report(p, error)
+        return image
     if not faces:
-        p.comment("FaceSnap: No face was found in the picture, so none was drawn again.")
-    for crop, people in small_faces(faces, conditionings, picture.width, picture.height, area):
-        strength = max(strengths[number] for number in people)
+        p.comment("FaceSnap: No face was found in the image, so none was redrawn.")
+    for crop, owners in small_faces(faces, people, image.width, image.height, area):
+        strength = max(strengths[i] for i in owners)
         if not strength:
             continue
         patch = None
         if not (shared.state.interrupted or shared.state.skipped):
-            guided = tuple(_for_crop(conditionings[number], crop, picture) for number in people)
+            cropped = tuple(_for_crop(people[i], crop, image) for i in owners)
             try:
-                patch = _img2img(p, picture.crop(crop.box), drawn_size(crop, area), strength, guided, host)
+                patch = _img2img(p, image.crop(crop.box), redraw_size(crop, area), strength, cropped, host)
             except Exception as error:
-                _failed(p, error)
+                _report(p, error)
                 continue
         if patch is None:
-            p.comment("FaceSnap: Drawing a small face again was interrupted; it is as it was.")
+            p.comment("FaceSnap: Redrawing a small face was interrupted; that face is unchanged.")
         else:
-            picture = paste_back(picture, crop, patch)
-    return picture
+            image = paste_back(image, crop, patch)
+    return image
 
 
-def _failed(p: Any, error: Exception) -> None:
-    """Tell of an error, the host's own too: the picture that there is is worth more than its face's second drawing."""
-    log.error("FaceSnap: a small face could not be drawn again", exc_info=error)
-    p.comment(f"FaceSnap: A small face could not be drawn again ({error}); it is as it was.")
+def _report(p: Any, error: Exception) -> None:
+    """Report an error, the host's own included, without losing the image."""
+    log.error("FaceSnap: a small face could not be redrawn", exc_info=error)
+    p.comment(f"FaceSnap: A small face could not be redrawn ({error}); it is unchanged.")
 
 
-def _for_crop(conditioning: Conditioning, crop: Crop, picture: Image.Image) -> Conditioning:
-    landmarks = conditioning.landmarks.scaled(picture.width, picture.height)
+def _for_crop(person: Conditioning, crop: Crop, image: Image.Image) -> Conditioning:
+    assert person.landmarks is not None, "small_faces returns only people with landmarks"
+    landmarks = person.landmarks.scaled(image.width, image.height)
     landmarks = landmarks.crop(float(crop.left), float(crop.top), crop.width, crop.height)
-    return replace(conditioning, landmarks=landmarks, region=None, hires="both")
+    return replace(person, landmarks=landmarks, region=None, strength=replace(person.strength, hires="both"))
 
 
 def _img2img(
@@ -211,10 +219,10 @@ def _img2img(
     crop: Image.Image,
     size: tuple[int, int],
     strength: float,
-    conditionings: tuple[Conditioning, ...],
+    people: tuple[Conditioning, ...],
     host: ModuleType,
 ) -> Image.Image | None:
-    """The crop drawn again at this size, or None after an interrupt."""
+    """Redraw a crop at this size; None after an interrupt."""
     from modules import processing, shared
 
     i = p.batch_index
@@ -230,14 +238,14 @@ def _img2img(
         restore_faces=False,
         do_not_save_samples=True,
         do_not_save_grid=True,
-        **{name: getattr(p, name) for name in SAME if hasattr(p, name)},
+        **{name: getattr(p, name) for name in COPIED if hasattr(p, name)},
     )
-    job.cached_c, job.cached_uc = [None, None], [None, None]  # not the class's, which are the user's next job's
-    job.color_corrections = []  # none are made of the crop
+    job.cached_c, job.cached_uc = [None, None], [None, None]  # not the class's own, which the user's next job reads
+    job.color_corrections = []  # make none from the crop
     job.script_args = []
-    job.scripts = _only_guided(p.scripts, conditionings, host)
+    job.scripts = _only_conditioned(p.scripts, people, host)
     try:
-        with _as_it_was(p), _without_controlnet(p):
+        with _restored(p), _without_controlnet(p):
             made = processing.process_images(job)
             interrupted = shared.state.interrupted or shared.state.skipped
     finally:
@@ -245,36 +253,36 @@ def _img2img(
         job.close()
     if interrupted or not made.images:
         return None
-    if not job.scripts.alwayson_scripts[0].guided:  # the host swallows what a script raises
-        raise FaceSnapError("the guidance did not get in; the console says why")
+    if not job.scripts.alwayson_scripts[0].conditioned:  # the host swallows what a script raises
+        raise FaceSnapError("the conditioning could not be attached; the console says why")
     return made.images[0]
 
 
-def _only_guided(runner: Any, conditionings: tuple[Conditioning, ...], host: ModuleType) -> Any:
-    """The host's runner of scripts with one script, which does no more than guide."""
+def _only_conditioned(runner: Any, people: tuple[Conditioning, ...], host: ModuleType) -> Any:
+    """A copy of the host's script runner whose only script attaches FaceSnap's conditioning."""
     from modules import scripts
 
-    class Guide(scripts.Script):
+    class Condition(scripts.Script):
         filename = __file__
         args_from = args_to = 0
-        guided = False
+        conditioned = False
 
         def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
-            host.attach(p, conditionings)
-            self.guided = True
+            host.attach(p, people)
+            self.conditioned = True
 
         def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
             host.detach(p)
 
     own = copy.copy(runner)
-    own.alwayson_scripts, own.callback_map = [Guide()], {}
+    own.alwayson_scripts, own.callback_map = [Condition()], {}
     return own
 
 
 @contextmanager
-def _as_it_was(p: Any) -> Iterator[None]:
-    """Take from a job inside the `with` block what it would change for the job `p` around it: the count of jobs, the
-    page's text, A1111's token merging, and the file of the last parameters."""
+def _restored(p: Any) -> Iterator[None]:
+    """Restore what a job inside the `with` block changes for the job `p` around it: the job count, the page's text,
+    A1111's token merging, and the file with the last parameters."""
     from modules import sd_models, shared
 
     state, options = shared.state, shared.cmd_opts
@@ -282,7 +290,7 @@ def _as_it_was(p: Any) -> Iterator[None]:
     merging = getattr(p.sd_model, "applied_token_merged_ratio", 0)
     no_history, options.no_prompt_history = options.no_prompt_history, True
     state.job_count += 1
-    state.textinfo = "FaceSnap: drawing a small face again"
+    state.textinfo = "FaceSnap: redrawing a small face"
     try:
         yield
     finally:
@@ -295,8 +303,8 @@ def _as_it_was(p: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_controlnet(p: Any) -> Iterator[None]:
-    """Inside the `with` block the UNet is free of what sd-webui-controlnet put in its forward's place for the whole
-    picture (`UnetHook.hook` in https://github.com/Mikubill/sd-webui-controlnet), which would act on the crop too."""
+    """Give the UNet its own forward back inside the `with` block. sd-webui-controlnet replaces it for the whole image
+    (`UnetHook.hook` in https://github.com/Mikubill/sd-webui-controlnet), and its control would act on the crop too."""
     unet = getattr(getattr(p.sd_model, "model", None), "diffusion_model", None)
     hooked = getattr(unet, "forward", None)
     original = getattr(unet, "_original_forward", None)

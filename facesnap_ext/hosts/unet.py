@@ -1,4 +1,4 @@
-"""What the WebUIs' UNets have in common: LDM's blocks, and the GPU's memory that FFRNets share with them."""
+"""What the UNets of all WebUIs share: LDM's block layout, and the GPU memory that FFRNets occupy beside them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.networks.ffrnet import FFRNet
 
 OUTPUT_CONVOLUTIONS = ("0.out_layers.3.weight", "0.op.weight", "0.weight")
-REFINER_DIFFERS = "FaceSnap acted until the refiner took over, whose UNet has other widths."
-placed: WeakSet[FFRNet] = WeakSet()  # networks that may be in the GPU's memory
+REFINER_DIFFERS = "FaceSnap stopped acting when the refiner took over, because its UNet has other channel widths."
+on_gpu: WeakSet[FFRNet] = WeakSet()  # FFRNets that may be in GPU memory
 
 
 def offload() -> None:
-    """Move every FFRNet out of the GPU's memory."""
-    for network in placed:
+    """Move every FFRNet out of GPU memory."""
+    for network in on_gpu:
         network.to("cpu")
-    placed.clear()
+    on_gpu.clear()
 
 
-def skip_widths(unet: nn.Module) -> tuple[int, ...]:
-    """Channels of the skips of an LDM-style UNet from shallow to deep, read from the weights of its input blocks."""
+def skip_widths(unet: Any) -> tuple[int, ...]:
+    """Channels of the skips of an LDM-style UNet from shallow to deep, read from its input blocks' weights."""
     widths = []
     for block in unet.input_blocks:
         shapes = {name: parameter.shape for name, parameter in block.named_parameters()}
@@ -33,18 +33,22 @@ def skip_widths(unet: nn.Module) -> tuple[int, ...]:
     return tuple(widths)
 
 
-def check_fit(p: Any, conditionings: Sequence[Conditioning], unet: nn.Module) -> None:
-    """Raise `FaceSnapError` when a job's checkpoint is not SDXL or its UNet has other widths than a person's file."""
+def check_fit(p: Any, people: Sequence[Conditioning], unet: nn.Module) -> None:
+    """Check that a job's checkpoint is SDXL and that its UNet has the widths that each person's file was made for.
+
+    Raises:
+        FaceSnapError: it is not, or it has other widths.
+    """
     if not getattr(p.sd_model, "is_sdxl", False):
         title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")
-        raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is none; choose an SDXL checkpoint.")
-    wanted = skip_widths(unet)
-    for conditioning in conditionings:
-        own = conditioning.ffrnet.config.skip_widths
-        if own != wanted:
+        raise FaceSnapError(f"FaceSnap needs an SDXL checkpoint and {title} is not one; choose an SDXL checkpoint.")
+    expected = skip_widths(unet)
+    for person in people:
+        actual = person.ffrnet.config.skip_widths
+        if actual != expected:
             raise FaceSnapError(
-                f"{conditioning.name} was made for a UNet of widths {_short(own)} and this checkpoint's UNet has "
-                f"{_short(wanted)}; choose a FaceSnap file made for this kind of checkpoint."
+                f"{person.name} was made for a UNet with channel widths {_short(actual)} and this checkpoint's UNet "
+                f"has {_short(expected)}; choose a FaceSnap file made for this kind of checkpoint."
             )
 
 

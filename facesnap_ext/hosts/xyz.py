@@ -1,72 +1,74 @@
-"""Axes of the host's X/Y/Z plot. A value stays with the cell's own copy of the job, never in settings."""
+"""Axes of the host's X/Y/Z plot. A value stays with the cell's own copy of the job and never reaches the settings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.settings.unit import RANGES, Unit, from_script_args
+from facesnap_ext.settings.script_args import from_script_args
+from facesnap_ext.settings.unit import RANGES, Unit, defaults, with_values
 
 PREFIX = "[FaceSnap] "
-PLOT = ("xyz_grid.py", "xyz_grid")  # ends of its module's name, by host
-NUMBERS = ("weight", "adapter", "start", "end", "every", "yaw", "pitch")
+PLOT = ("xyz_grid.py", "xyz_grid")  # endings of the plot module's name, by host
+NUMBERS = ("weight", "adapter_weight", "start", "end", "ffrnet_interval", "yaw", "pitch")
 
 
 def add_axes(identities: Callable[[], Sequence[str]]) -> None:
     """Add the axes to the plot's script, if the host has it; may be called again.
 
     Args:
-        identities: the names of the saved ones.
+        identities: returns the names of the saved identities.
     """
     for module in _plots():
         for axis in _axes(module.AxisOption, identities):
-            if all(axis.label != there.label for there in module.axis_options):
+            if all(axis.label != other.label for other in module.axis_options):
                 module.axis_options.append(axis)
 
 
 def with_axes(p: Any, units: Mapping[int, Unit]) -> dict[int, Unit]:
-    """The enabled units of a job with the values that the plot gave to its cell, all of them with the same; those who
-    then have nothing to do are left out.
+    """A job's enabled units with the values that the plot gave to its cell, the same for all of them. Units that are
+    then inactive are left out.
 
     Raises:
-        FaceSnapError: there is no reference of that number.
+        FaceSnapError: there is no reference with the plot's number.
     """
     values = getattr(p, "facesnap_axes", {})
-    given = {number: _with_values(unit, values) for number, unit in units.items()}
-    return {number: unit for number, unit in given.items() if unit.active}
+    changed = {number: _with_axis_values(unit, values) for number, unit in units.items()}
+    return {number: unit for number, unit in changed.items() if unit.active}
 
 
-def _with_values(unit: Unit, values: dict[str, Any]) -> Unit:
-    values = dict(values)
+def _with_axis_values(unit: Unit, axis_values: Mapping[str, Any]) -> Unit:
+    values = dict(axis_values)
     if (number := values.pop("reference", None)) is not None:
         if not 1 <= number <= len(unit.references):
             raise FaceSnapError(
-                f"The plot asks for reference {number}, and there are {len(unit.references)}; give numbers from 1."
+                f"The plot uses reference {number}, but the number of references is {len(unit.references)}; use "
+                "numbers from 1 up to that."
             )
         values["references"] = (unit.references[number - 1],)
     if "identity" in values:
-        values.setdefault("references", ())  # this person alone
+        values.setdefault("references", ())  # the saved identity alone
     if {"yaw", "pitch"} & set(values):
         values["pose"] = "sliders"
-    return replace(unit, **values)
+    return with_values(unit, values)
 
 
 def _axes(option: Any, identities: Callable[[], Sequence[str]]) -> list[Any]:
     numbers = [
-        option(PREFIX + name, type(getattr(Unit, name)), _apply(name), confirm=_in_range(name)) for name in NUMBERS
+        option(PREFIX + name.replace("_", " "), type(defaults()[name]), _apply(name), confirm=_in_range(name))
+        for name in NUMBERS
     ]
     return [
         *numbers,
-        option(PREFIX + "reference", int, _apply("reference"), confirm=_are_there),
+        option(PREFIX + "reference", int, _apply("reference"), confirm=_references_exist),
         option(PREFIX + "identity", str, _apply("identity"), choices=lambda: list(identities())),
     ]
 
 
 def _apply(name: str) -> Callable[[Any, Any, Any], None]:
     def apply(p: Any, value: Any, values: Any) -> None:
-        # a new dictionary: the plot's copies of a job share what the job had
+        # a new dictionary, because the plot's copies of a job share their attributes
         p.facesnap_axes = {**getattr(p, "facesnap_axes", {}), name: value}
 
     return apply
@@ -78,19 +80,19 @@ def _in_range(name: str) -> Callable[[Any, Sequence[float]], None]:
     def confirm(p: Any, values: Sequence[float]) -> None:
         for value in values:
             if not low <= value <= high:
-                raise FaceSnapError(f"FaceSnap's {name} is {value:g} in the plot; give numbers from {low} to {high}.")
+                raise FaceSnapError(f"FaceSnap's {name} is {value:g} in the plot; use numbers from {low} to {high}.")
 
     return confirm
 
 
-def _are_there(p: Any, numbers: Sequence[int]) -> None:
-    """Ask before the plot begins: it swallows the errors of its cells and leaves them empty."""
+def _references_exist(p: Any, numbers: Sequence[int]) -> None:
+    """Check before the plot begins, because it swallows the errors of its cells and leaves them empty."""
     for script in p.scripts.alwayson_scripts:
         if script.title() == "FaceSnap":
             units = from_script_args(p.script_args[script.args_from : script.args_to])
             for number in numbers:
                 for unit in units.values():
-                    _with_values(unit, {"reference": number})
+                    _with_axis_values(unit, {"reference": number})
 
 
 def _plots() -> list[Any]:

@@ -1,11 +1,11 @@
-"""What photos show, in numbers: faces and their embeddings, CLIP's tokens, DECA's codes, the face's own points.
+"""What the networks see in photos: faces with ArcFace embeddings, CLIP tokens, DECA codes, and landmarks.
 
-Each network is loaded at its first use and each photo is looked at once.
+`Encoders` belong to the model files of one job. Each network is loaded at its first use and each photo is encoded once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from facesnap_ext.cache import Cache, signature_of
+from facesnap_ext.cache import Cache, face_key, signature_of
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
 from facesnap_ext.identity import faces
@@ -21,128 +21,222 @@ from facesnap_ext.identity.clip import load_image_encoder, weight_file
 from facesnap_ext.identity.faces import Face, NoFaceError
 from facesnap_ext.landmarks.hints import POINTS5
 from facesnap_ext.landmarks.points72 import Landmarks, from_68
+from facesnap_ext.landmarks.poses import Rig, make_rig
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.photos import Photo
+from facesnap_ext.weights.instantid import RECOGNITION_SHA256
 from facesnap_ext.weights.places import ModelFiles
 from facesnap_ext.weights.tensors import fingerprint
 
 
 class Encoders:
-    """Face pack, CLIP and DECA, on the CPU. What they see is remembered by their files and by the photo's pixels."""
+    """Face model pack, CLIP and DECA of one job, on the CPU.
 
-    def __init__(self, cache: Cache):
+    Results are cached by the networks' files and by the photo's pixels. The files' signatures are taken once: if a file
+    is exchanged while the job runs, what the job caches is never found by a later one.
+    """
+
+    def __init__(self, cache: Cache, files: ModelFiles):
         self.cache = cache
+        self.files = files
+        self._signatures: dict[str, Hashable] = {}
 
-    def face(self, files: ModelFiles, photo: Photo, which: int = 0) -> Face:
-        """A face of a photo, by size from the largest.
+    def signature(self, part: str) -> Hashable:
+        """The state of a part's files when this job first asked for it.
 
         Raises:
-            NoFaceError: there is none.
+            FaceSnapError: the part is missing.
         """
-        found = self.faces(files, photo)
-        if not found:
-            raise faces.no_face_in(photo)
-        return faces.choose(found, which)
+        path = self.files.require(part)
+        if part not in self._signatures:
+            self._signatures[part] = signature_of(path)
+        return self._signatures[part]
 
-    def faces(self, files: ModelFiles, photo: Photo) -> list[Face]:
-        """All faces of a photo, by size from the largest; none where there is none."""
-        folder = files.require("face_pack")
+    def face(self, photo: Photo, face_index: int = 0) -> Face:
+        """One face of a photo, by size from the largest.
+
+        Raises:
+            NoFaceError: the photo has no face, or no face with this index.
+        """
+        detected = self.faces(photo)
+        if not detected:
+            raise faces.no_face_in(photo)
+        return faces.choose(detected, face_index)
+
+    def faces(self, photo: Photo) -> list[Face]:
+        """All faces of a photo, by size from the largest; empty if none is found."""
 
         def find() -> list[Face]:
             try:
-                found = faces.find_faces(self.cache.load("face_pack", folder, faces.load_pack), photo)
+                detected = faces.find_faces(self._face_pack(), photo)
             except NoFaceError:
-                found = []
-            return [replace(face, photo=None) for face in found]  # pixels are large: they stay with the job
+                detected = []
+            return [replace(face, photo=None) for face in detected]  # pixels are large: they stay with the job
 
-        found = self.cache.remember(("faces", signature_of(folder), photo.digest), find)
-        return [replace(face, photo=photo) for face in found]
+        cached = self.cache.remember(("faces", self.signature("face_pack"), photo.digest), find)
+        return [replace(face, photo=photo) for face in cached]
 
     def require_faces(
         self,
-        files: ModelFiles,
         photos: Sequence[Photo],
-        which: int = 0,
+        face_index: int = 0,
         progress: Callable[[str], None] = lambda message: None,
     ) -> None:
-        """See that each photo has a face number `which`.
+        """Check that every photo has a face with this index.
 
         Raises:
-            FaceSnapError: there is no face pack, or some photos have no such face; it names all of these.
+            FaceSnapError: there is no face model pack, or some photos have no such face; the message names all of them.
         """
         without = []
         for number, photo in enumerate(photos, 1):
-            progress(f"photo {number} of {len(photos)}: looking for the face")
-            if which >= len(self.faces(files, photo)):
+            progress(f"photo {number} of {len(photos)}: detecting the face")
+            if face_index >= len(self.faces(photo)):
                 without.append(photo.name)
         if without:
-            face = f"face number {which}, counted from 0, the largest" if which else "face that can be found"
+            face = f"face with index {face_index} (0 is the largest)" if face_index else "detectable face"
             *others, last = without
             names = f"{', '.join(others)} and {last} have" if others else f"{last} has"
-            raise FaceSnapError(f"{names} no {face}: leave out what shows nobody, or take other photos.")
+            raise FaceSnapError(f"{names} no {face}; remove or replace these photos.")
 
-    def clip_tokens(self, files: ModelFiles, references: Sequence[Face]) -> list[Tensor]:
+    def clip_tokens(self, references: Sequence[Face]) -> list[Tensor]:
         """CLIP tokens [T, width] of each face's crop.
 
-        The encoder is large and rarely wanted: it is loaded once for those that are not remembered, and not kept.
+        The image encoder is large and rarely needed, so it is loaded once for all faces that are not cached, and is not
+        kept.
         """
         if not references:
             return []
-        path = files.require("clip")
-        networks = (signature_of(path), signature_of(files.require("face_pack")))
+        path = self.files.require("clip")
+        networks = (self.signature("clip"), self.signature("face_pack"))
         encoder = cache(lambda: load_image_encoder(path))
         return [
-            self.cache.remember(
-                ("clip", *networks, face.photo.digest, *face.box), lambda face=face: encoder()([face.crop])[0]
-            )
+            self.cache.remember(face_key("clip", networks, face), lambda face=face: encoder()([face.crop])[0])
             for face in references
         ]
 
-    def codes(self, files: ModelFiles, face: Face) -> FaceCodes:
-        """What DECA sees in a face."""
-        key = ("codes", signature_of(files.require("deca")), face.photo.digest, *face.box)
-        return self.cache.remember(key, lambda: self.predictor(files).encode(face.photo.pixels, face.box))
+    def codes(self, face: Face) -> FaceCodes:
+        """DECA's codes of a face."""
+        key = face_key("codes", (self.signature("deca"),), face)
+        return self.cache.remember(key, lambda: self.predictor().encode(face.photo.pixels, face.box))
 
-    def detected(self, files: ModelFiles, face: Face, hint: str) -> Landmarks:
-        """A face's own points in its photo's pixels, as the face pack finds them: the paper's "drive landmark".
+    def source_shape(self, references: Sequence[Face], saved_shapes: Tensor | None) -> Tensor:
+        """The shape code [S] that landmarks are predicted from: the first photo's, or else the saved identity's.
 
         Args:
-            hint: what they are drawn as, of `HINTS`. Five are the detector's, 72 are made of the pack's 68.
+            saved_shapes: [R, S] of a saved identity; None if it was saved without.
 
         Raises:
-            FaceSnapError: 72 are wanted and the pack has no model of 68, so that DECA and FLAME are missing.
+            FaceSnapError: there is neither, or the saved code does not fit this DECA.
         """
-        folder = files.require("face_pack")
-        key = ("detected", signature_of(folder), face.photo.digest, *face.box)
+        if references:
+            return self.codes(references[0]).shape
+        if saved_shapes is None:
+            raise FaceSnapError(
+                "The identity was saved without the shape of the face, because DECA or FLAME was missing; save it "
+                "again from photos with both installed."
+            )
+        deca, size = self.files.require("deca"), self.predictor().deca.code_sizes["shape"]
+        if len(saved_shapes[0]) != size:
+            raise FaceSnapError(
+                f"The face shape in the saved identity has {len(saved_shapes[0])} numbers but {deca.name} makes "
+                f"{size}; save the identity again from photos."
+            )
+        return saved_shapes[0]
+
+    def landmarks(self, shape: Tensor, driving: Face) -> Landmarks:
+        """The 72 landmarks of a face of this shape in the driving face's pose and expression, in the driving photo's
+        pixels.
+
+        Args:
+            shape: [S], as in `FaceCodes`.
+        """
+
+        def predict() -> Landmarks:
+            predictor = self.predictor()
+            return predictor.predict(predictor.neutral(shape), self.codes(driving))
+
+        networks = (self.signature("deca"), self.signature("flame"), shape.numpy().tobytes())
+        return self.cache.remember(face_key("landmarks", networks, driving), predict)
+
+    def detected_landmarks(self, face: Face, hint: str) -> Landmarks:
+        """A face's own landmarks as the face model pack detects them, in its photo's pixels: the paper's "drive
+        landmark".
+
+        Args:
+            hint: how they are drawn, a key of `HINTS`. Five points are the detector's; 72 are made of the pack's 68.
+
+        Raises:
+            FaceSnapError: 72 landmarks are needed and the pack has no model with 68, so DECA and FLAME are missing.
+        """
+        key = face_key("detected", (self.signature("face_pack"),), face)
         height, width = face.photo.pixels.shape[:2]
         if hint == POINTS5:
             return Landmarks(face.keypoints.astype(np.float32), width, height)
-        model = self.cache.load("landmarks68", folder, faces.load_landmarks68)
+        model = self.cache.load("landmarks68", self.files.require("face_pack"), faces.load_landmarks68)
         if model is None:
-            files.require("deca")
-            files.require("flame")
+            self.files.require("deca")
+            self.files.require("flame")
 
-        def find() -> Landmarks:
-            return Landmarks(from_68(faces.points68(model, face) + 0.5), width, height)  # a pixel's centre is at 0.5
+        def detect() -> Landmarks:
+            return Landmarks(from_68(faces.points68(model, face) + 0.5), width, height)  # pixel centres are at 0.5
 
-        return self.cache.remember(key, find)
+        return self.cache.remember(key, detect)
 
-    def predictor(self, files: ModelFiles) -> LandmarkPredictor:
+    def rig(self, shape: Tensor | None) -> Rig:
+        """The face that templates and sliders pose: of this shape [S], or FLAME's mean face for None."""
+        key = (
+            "rig",
+            self.signature("deca"),
+            self.signature("flame"),
+            None if shape is None else shape.numpy().tobytes(),
+        )
+        return self.cache.remember(key, lambda: make_rig(self.predictor().flame, shape))
+
+    def predictor(self) -> LandmarkPredictor:
         """DECA and FLAME."""
-        paths = (files.require("deca"), files.require("flame"))
+        paths = (self.files.require("deca"), self.files.require("flame"))
         return self.cache.load("predictor", paths, lambda both: load_predictor(*both))
 
-    def recognition(self, files: ModelFiles) -> Path:
-        """The file of the face pack's recognition model."""
-        pack = self.cache.load("face_pack", files.require("face_pack"), faces.load_pack)
-        return Path(pack.recognition.model_file)
+    def recognition(self) -> Path:
+        """The file of the face model pack's recognition model."""
+        return Path(self._face_pack().recognition.model_file)
 
-    def network(self, files: ModelFiles, part: str) -> str:
-        """The content hash of a network that makes features, by its name in `identity_file.NETWORKS`."""
-        path = files.require(part)
+    def check_recognition(self, expected: str) -> list[str]:
+        """Check that embeddings come from the recognition model that a FaceSnap file was made for. Those of another
+        model would show another person.
+
+        Args:
+            expected: from `recognition_of`; empty if any model will do.
+
+        Returns:
+            A note if the model has the right name but is another file.
+
+        Raises:
+            FaceSnapError: there is no face model pack, or its recognition model is another one.
+        """
+        if not expected:
+            return []
+        path = self.recognition()
+        if path.name.lower() != expected:
+            raise FaceSnapError(
+                f"InstantID is made for {expected} of antelopev2, but the face model pack {path.parent} contains "
+                f"{path.name}, which would produce another person's face; put antelopev2 into {self.files.folder}."
+            )
+        if self.network_hash("face_pack") != RECOGNITION_SHA256:
+            return [
+                f"{path} is not the file of antelopev2 that InstantID is made for; the face may not be recognisable."
+            ]
+        return []
+
+    def network_hash(self, part: str) -> str:
+        """The content hash of a network that produces features, by its name in `identity_file.NETWORKS`."""
+        path = self.files.require(part)
         if part == "face_pack":
-            path = self.recognition(files)
+            path = self.recognition()
         elif part == "clip":
             path = weight_file(path)
         compute = sha256 if path.suffix == ".onnx" else fingerprint
         return self.cache.load(f"hash of {part}", path, compute)
+
+    def _face_pack(self) -> faces.FacePack:
+        return self.cache.load("face_pack", self.files.require("face_pack"), faces.load_pack)

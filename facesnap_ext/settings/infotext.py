@@ -1,52 +1,68 @@
-"""Units as generation parameters of a picture, and back."""
+"""Units as generation parameters of an image ("infotext"), and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, fields
 from typing import Any
 
 from facesnap_ext import __version__
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings.unit import Unit
+from facesnap_ext.settings.unit import Unit, defaults, to_values
 
-MARK = "FaceSnap"  # the parameter that says that FaceSnap made the picture, and which version
+MARK = "FaceSnap"  # the parameter that says FaceSnap made the image, with its version
 DIGITS = 10  # of a photo's hash
 PHOTOS = ("references", "driving", "mask")
-FIELDS: dict[str, Field[Any]] = {field.name: field for field in fields(Unit) if field.name != "enabled"}
+DEFAULTS = {name: default for name, default in defaults().items() if name != "enabled"}
+OLD_NAMES = {  # in infotext of development versions
+    "face_index": "face",
+    "driving_face_index": "driving_face",
+    "reference_mode": "several",
+    "adapter_weight": "adapter",
+    "ffrnet_interval": "every",
+    "block_weights": "blocks",
+    "region_scale": "grow",
+    "redraw_strength": "redraw",
+}
+OLD_VALUES = {
+    "reference_mode": {"mixed": "fused", "apart": "batch"},
+    "region": {"everywhere": "image", "drawn": "mask"},
+}
 
 
 def to_infotext(units: Mapping[int, Unit]) -> dict[str, Any]:
-    """The parameters of active units by their numbers: what is not as by default, photos by the first digits of their
-    content's hash."""
+    """The parameters of active units by their numbers: settings that differ from their defaults. Photos are written as
+    the first digits of their content hash."""
     text: dict[str, Any] = {MARK: __version__} if units else {}
     for number, unit in units.items():
-        for name, field in FIELDS.items():
-            value = getattr(unit, name)
-            if name == "weight" or value != field.default:  # the weight marks that the unit is there
-                text[label(name, number)] = _to_text(value)
+        values = to_values(unit)
+        for name, default in DEFAULTS.items():
+            if name == "weight" or values[name] != default:  # the weight marks that the unit is present
+                text[label(name, number)] = _to_text(values[name])
     return text
 
 
 def from_infotext(parameters: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A unit's fields by name, photos left out; those that the text does not name by default.
+    """A unit's settings by name, without photos; settings that the text does not name have their defaults.
 
     Args:
-        parameters: as the host parses them, name and text. number: of the unit, from 1.
+        parameters: as the host parses them, name to text. Names and values of earlier versions are understood.
+        number: the unit's number, from 1.
 
     Raises:
-        ValueError: a value is no value of its field.
+        ValueError: a value does not fit its setting.
     """
     values: dict[str, Any] = {"enabled": MARK in parameters and label("weight", number) in parameters}
-    for name, field in FIELDS.items():
+    for name, default in DEFAULTS.items():
         if name not in PHOTOS:
             text = parameters.get(label(name, number))
-            values[name] = field.default if text is None else _from_text(text, field.default, name)
+            if text is None and name in OLD_NAMES:
+                text = parameters.get(label(OLD_NAMES[name], number))
+            values[name] = default if text is None else _from_text(text, default, name)
     return values
 
 
 def label(name: str, number: int) -> str:
-    """The parameter's name of a unit's field."""
+    """The parameter name of a unit's setting."""
     prefix = MARK if number == 1 else f"{MARK} {number}"
     return f"{prefix} {name.replace('_', ' ')}"
 
@@ -66,6 +82,6 @@ def _from_text(text: Any, default: Any, name: str) -> Any:
         return int(text)
     if isinstance(default, float) or default is None:
         return float(text)
-    if name == "blocks":
+    if name == "block_weights":
         return tuple(float(item) for item in str(text).split())
-    return str(text)
+    return OLD_VALUES.get(name, {}).get(str(text), str(text))

@@ -20,17 +20,8 @@ from facesnap_ext.identity.framing import close_up
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
 from facesnap_ext.settings.infotext import from_infotext
-from facesnap_ext.settings.unit import (
-    PASSES,
-    POSES,
-    PRESETS,
-    RANGES,
-    REGIONS,
-    SEVERAL,
-    UI_ORDER,
-    Unit,
-    reference_photos,
-)
+from facesnap_ext.settings.script_args import UI_ORDER, reference_photos
+from facesnap_ext.settings.unit import PASSES, POSES, PRESETS, RANGES, REFERENCE_MODES, REGIONS, defaults
 from facesnap_ext.weights.places import ModelFiles, find_identities
 
 CLOSE_UP = 96  # pixels of a face that can be chosen
@@ -41,7 +32,8 @@ POSE_WORDS = {
     "sliders": "sliders",
     "own": "the reference's own",
 }
-SEVERAL_WORDS = {"mixed": "mixed together", "averaged": "averaged", "apart": "a person each"}
+REFERENCE_MODE_WORDS = {"fused": "fused", "averaged": "averaged", "batch": "one image per photo (batch)"}
+REGION_WORDS = {"image": "whole image", "face": "face", "mask": "painted mask"}
 PART_WORDS = {"face_pack": "face pack", "clip": "CLIP", "deca": "DECA", "flame": "FLAME"}
 LABELS = {
     "yaw": "Turn (degrees, right is positive)",
@@ -99,7 +91,7 @@ def person_controls(
 
     def slider(name: str, step: float, label: str | None = None, value: float | None = None) -> None:
         low, high = RANGES[name]
-        start = getattr(Unit, name) if value is None else value
+        start = defaults()[name] if value is None else value
         made[name] = gr.Slider(
             low, high, start, step=step, label=label or LABELS.get(name, name.capitalize()), elem_id=ident(name)
         )
@@ -126,17 +118,19 @@ def person_controls(
             )
             report = gr.HTML(elem_id=ident("report"), elem_classes="facesnap-report")
             with gr.Row():
-                made["face"] = gr.Number(0, label="Which face (0: the largest)", precision=0, elem_id=ident("face"))
-                made["several"] = gr.Radio(
-                    [(SEVERAL_WORDS[choice], choice) for choice in SEVERAL],
-                    value="mixed",
-                    label="Several photos are",
-                    elem_id=ident("several"),
+                made["face_index"] = gr.Number(
+                    0, label="Face index (0 = largest)", precision=0, elem_id=ident("face_index")
+                )
+                made["reference_mode"] = gr.Radio(
+                    [(REFERENCE_MODE_WORDS[mode], mode) for mode in REFERENCE_MODES],
+                    value="fused",
+                    label="Several photos",
+                    elem_id=ident("reference_mode"),
                 )
             made["identity"] = gr.Dropdown(
                 ["", *identities],
                 value="",
-                label="Saved person, in place of the photos or beside them",
+                label="Saved person, instead of the photos or together with them",
                 elem_id=ident("identity"),
             )
             with gr.Row():
@@ -156,8 +150,8 @@ def person_controls(
                     elem_id=ident("driving"),
                 )
                 driving_faces = gr.HTML(elem_id=ident("driving_faces"))
-                made["driving_face"] = gr.Number(
-                    0, label="Which face of it (0: the largest)", precision=0, elem_id=ident("driving_face")
+                made["driving_face_index"] = gr.Number(
+                    0, label="Face index in it (0 = largest)", precision=0, elem_id=ident("driving_face_index")
                 )
             with gr.Column(elem_classes="facesnap-when-template"):
                 made["template"] = gr.Radio(
@@ -167,9 +161,14 @@ def person_controls(
                     elem_id=ident("template"),
                     elem_classes="facesnap-templates",
                 )
-            made["region"] = gr.Radio(list(REGIONS), value="everywhere", label="Where it acts", elem_id=ident("region"))
+            made["region"] = gr.Radio(
+                [(REGION_WORDS[region], region) for region in REGIONS],
+                value="image",
+                label="Region",
+                elem_id=ident("region"),
+            )
             with gr.Column(elem_classes="facesnap-when-face"):
-                slider("grow", 0.1, "Size of the region around the face")
+                slider("region_scale", 0.1, "Size of the region around the face")
             gr.HTML(f"<div class='facesnap-canvas' data-ids='{ident('{}')}'></div>", elem_id=ident("canvas"))
     with gr.Column(elem_id=ident("sliders"), elem_classes="facesnap-when-sliders"):
         with gr.Row():
@@ -205,27 +204,27 @@ def person_controls(
         with gr.Row():
             made["cond_only"] = gr.Checkbox(False, label="Conditional side only", elem_id=ident("cond_only"))
             made["hires"] = gr.Radio(list(PASSES), value="both", label="Hires fix: passes", elem_id=ident("hires"))
-        slider("every", 1, "Run FFRNet every so many steps (1: in each; more is faster, for 20 steps and more)")
-        slider("adapter", 0.05, "InstantID's adapter: attention added to the checkpoint (other files have none)")
-        made["blocks"] = gr.Textbox(
+        slider("ffrnet_interval", 1, "Run FFRNet every n-th step (1 = every step; 2 to 4 are faster)")
+        slider("adapter_weight", 0.05, "InstantID adapter weight (other files have no adapter)")
+        made["block_weights"] = gr.Textbox(
             "",
-            label="Weights of the 10 residuals, shallow to deep, middle last (empty: all 1)",
-            elem_id=ident("blocks"),
+            label="Block weights: 10 numbers, shallow to deep, middle block last (empty = all 1)",
+            elem_id=ident("block_weights"),
         )
-        slider("redraw", 0.05, "Draw a small face again, larger: denoising strength (0: do not)")
+        slider("redraw_strength", 0.05, "Redraw small faces (denoising strength, 0 = off)")
         made["model"] = gr.Dropdown(
             model_choices(files),
             value="",
-            label="FaceSnap file (empty: the only one)",
+            label="FaceSnap file (empty = the only one)",
             elem_id=ident("model"),
         )
-    posed = [made[name] for name in ("references", "face", "driving", "driving_face", "pose")]
+    posed = [made[name] for name in ("references", "face_index", "driving", "driving_face_index", "pose")]
     asked = [*posed, size, made["identity"]]
     for changed in asked:
         changed.change(
             lambda *values: preview(engine(), *values), [*asked, init], [rig], show_progress=False, queue=False
         )
-    looked_at = [made[name] for name in ("references", "face", "several")]
+    looked_at = [made[name] for name in ("references", "face_index", "reference_mode")]
     for changed in looked_at:
         changed.change(
             lambda *values: look(engine(), *values),
@@ -233,7 +232,7 @@ def person_controls(
             [seen, report],
             show_progress=False,
         )
-    drives = [made["driving"], made["driving_face"]]
+    drives = [made["driving"], made["driving_face_index"]]
     for changed in drives:
         changed.change(lambda *values: look_at_driving(engine(), *values), drives, [driving_faces], show_progress=False)
     save.click(
@@ -244,15 +243,15 @@ def person_controls(
     return [made[name] for name in UI_ORDER]
 
 
-def look(engine: Engine, files: list[Any] | None, face: float | None, several: str = "mixed") -> tuple[Any, str]:
+def look(engine: Engine, files: list[Any] | None, face: float | None, reference_mode: str = "fused") -> tuple[Any, str]:
     """What the page shows of reference photos: a gallery with the faces framed, and HTML with the warnings."""
     try:
-        found = engine.examine(reference_photos(files), int(face or 0), several == "apart") if files else None
+        found = engine.examine(reference_photos(files), int(face or 0), reference_mode == "batch") if files else None
     except FaceSnapError as error:
         return gr.update(visible=False), problem(str(error))
     if found is None:
         return gr.update(value=[], visible=False), ""
-    choices = (face_choice("face", reference.faces, reference.chosen) for reference in found.references)
+    choices = (face_choice("face_index", reference.faces, reference.chosen) for reference in found.references)
     return (
         gr.update(value=[reference.picture() for reference in found.references], visible=True),
         "<br>".join(map(escape, found.lines())) + "".join(choices),
@@ -264,10 +263,10 @@ def look_at_driving(engine: Engine, driving: Any, driving_face: float | None) ->
     if driving is None:
         return ""
     try:
-        faces = engine.encoders.faces(engine.files(), photos.from_pil(driving, "Driving photo"))
+        faces = engine.encoders().faces(photos.from_pil(driving, "Driving photo"))
     except FaceSnapError as error:
         return problem(str(error))
-    return face_choice("driving_face", faces, int(driving_face or 0))
+    return face_choice("driving_face_index", faces, int(driving_face or 0))
 
 
 def face_choice(control: str, faces: Sequence[Face], chosen: int | None) -> str:
@@ -316,8 +315,8 @@ def preview(
             raise FaceSnapError("The pose cannot be shown here without DECA and FLAME.")
         reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
-        drives = photos.from_base64(init, "Init picture") if init and pose == "photo" and other is None else None
-        in_init = drives is not None and bool(engine.encoders.faces(engine.files(), drives))
+        drives = photos.from_base64(init, "Init image") if init and pose == "photo" and other is None else None
+        in_init = drives is not None and bool(engine.encoders().faces(drives))
         width, height = map(int, size.split("x"))
         frame, driver = (None, drives) if in_init else ((width, height), other)
         which, driving_which = int(face or 0), int(driving_face or 0)
@@ -329,15 +328,17 @@ def preview(
 
 
 def save_person(
-    engine: Engine, files: list[Any] | None, face: float | None, several: str, name: str
+    engine: Engine, files: list[Any] | None, face: float | None, reference_mode: str, name: str
 ) -> tuple[str, Any]:
     """Save the photos' person under a name; HTML that says so, and the choice of saved people with it chosen."""
     try:
         references = reference_photos(files)
-        if several == "apart" and len(references) > 1:
-            raise FaceSnapError("The photos are of a person each; leave one person's photos there to save that person.")
+        if reference_mode == "batch" and len(references) > 1:
+            raise FaceSnapError(
+                "In batch mode the photos show different people; keep the photos of one person to save that person."
+            )
         models = engine.files()
-        path = save_identity(engine.encoders, models, references, name, which=int(face or 0))
+        path = save_identity(engine.encoders(models), references, name, face_index=int(face or 0))
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
     choices = ["", *sorted(find_identities(models.folder))]

@@ -8,7 +8,8 @@
     POST /facesnap/models/stop  likewise
     POST /facesnap/detect     {"photos": ["<base64>", …]}
                               → {"photos": [{"width", "height", "faces": [{"box": [l, t, r, b], "score", "padded"}]}]}
-    POST /facesnap/landmarks  {"reference", "face", "driving", "driving_face", "width", "height"}, each optional
+    POST /facesnap/landmarks  {"reference", "face_index", "driving", "driving_face_index", "width", "height"}, all
+                              optional
                               → {"rig", "points": [72][2] or null, "place": {"x", "y", "size"} or null}
 
 Boxes are pixels of the upright photo, faces by size from the largest. `rig` is what `facesnapPose` of the page's script
@@ -33,7 +34,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.poses import for_browser, placement
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings.schema import PICTURE, unit_schema
+from facesnap_ext.settings.schema import IMAGE, unit_schema
 from facesnap_ext.weights import download
 from facesnap_ext.weights.inventory import list_models, to_json
 from facesnap_ext.weights.places import MISSING_MESSAGES, ModelFiles
@@ -176,11 +177,11 @@ def detect(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:
     given = values.get("photos")
     if not isinstance(given, list) or not 0 < len(given) <= MAX_PHOTOS:
         raise RequestError(400, f"FaceSnap's photos must be a list of 1 to {MAX_PHOTOS} pictures in base64.")
-    files = engine.files()
+    encoders = engine.encoders(engine.files())
     found = []
     for number, text in enumerate(given, 1):
         photo = _photo(text, f"Photo {number}")
-        faces = engine.encoders.faces(files, photo)
+        faces = encoders.faces(photo)
         height, width = photo.pixels.shape[:2]
         described = [{"box": face.box.tolist(), "score": float(face.score), "padded": face.padded} for face in faces]
         found.append({"width": width, "height": height, "faces": described})
@@ -197,7 +198,7 @@ def landmarks(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:
     if ("width" in values) != ("height" in values):
         raise RequestError(400, "FaceSnap's width and height belong together: give both, or none.")
     size = tuple(_number(values, name, 1, MAX_SIDE) for name in ("width", "height")) if "width" in values else None
-    which, driving_which = (_number({name: 0, **values}, name, 0, 999) for name in ("face", "driving_face"))
+    which, driving_which = (_number({name: 0, **values}, name, 0, 999) for name in ("face_index", "driving_face_index"))
     rig, found = engine.preview(reference, driving, size, which, driving_which)
     points = place = None
     if found is not None:
@@ -210,7 +211,7 @@ _SIDE = {"type": "integer", "minimum": 1, "maximum": MAX_SIDE}
 _WHICH = {"type": "integer", "minimum": 0, "default": 0, "description": "which face, by size from the largest"}
 DETECT = {
     "type": "object",
-    "properties": {"photos": {"type": "array", "items": PICTURE, "minItems": 1, "maxItems": MAX_PHOTOS}},
+    "properties": {"photos": {"type": "array", "items": IMAGE, "minItems": 1, "maxItems": MAX_PHOTOS}},
     "required": ["photos"],
 }
 PART = {
@@ -221,10 +222,10 @@ PART = {
 LANDMARKS = {
     "type": "object",
     "properties": {
-        "reference": PICTURE,
-        "face": _WHICH,
-        "driving": PICTURE,
-        "driving_face": _WHICH,
+        "reference": IMAGE,
+        "face_index": _WHICH,
+        "driving": IMAGE,
+        "driving_face_index": _WHICH,
         "width": _SIDE,
         "height": _SIDE,
     },

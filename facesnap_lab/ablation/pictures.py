@@ -119,16 +119,17 @@ def look_at(engine: Engine, files: ModelFiles, sitter: Sitter) -> Features:
     Raises:
         FaceSnapError: a photo has no face.
     """
-    references = [engine.encoders.face(files, Photo(picture, "Reference")) for picture in sitter.references]
-    driving = engine.encoders.face(files, Photo(sitter.driving, "Driving photo"))
+    encoders = engine.encoders(files)
+    references = [encoders.face(Photo(picture, "Reference")) for picture in sitter.references]
+    driving = encoders.face(Photo(sitter.driving, "Driving photo"))
     height, width = sitter.driving.shape[:2]
     predicted, own = (
-        place(engine.landmarks(files, engine.encoders.codes(files, source).shape, driving), width, height, driving.box)
+        place(encoders.landmarks(encoders.codes(source).shape, driving), width, height, driving.box)
         for source in (references[0], driving)
     )
     return Features(
         torch.stack([torch.from_numpy(face.embedding) for face in references]),
-        torch.stack(engine.encoders.clip_tokens(files, references)),
+        torch.stack(encoders.clip_tokens(references)),
         predicted,
         own,
     )

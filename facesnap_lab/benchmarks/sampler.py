@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import Conditioning, Residuals
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.regions import PaintedRegion
+from facesnap_ext.residuals import Residuals
+from facesnap_ext.settings.strength import Strength
 
 TEXT_TOKENS, IDENTITY_TOKENS = 77, 16
 LIGHT_BLOCKS = 2  # of `facesnap compress --blocks`
@@ -106,7 +108,7 @@ class BenchSampler:
     def facesnap(self, steps: int, light: bool = False, every: int = 1, people: int = 1, compile: bool = False) -> None:
         """With so many people side by side, each with tokens, landmarks and a region of their own."""
         network = self.networks.light if light else self.networks.ffrnet
-        one = Conditioning(network, self.tokens, self.landmarks, every=every, compile=compile)
+        one = Conditioning(network, self.tokens, self.landmarks, Strength(ffrnet_interval=every), compile=compile)
         regions = [PaintedRegion(column[None]) for column in np.eye(people, dtype=np.float32)]
         conditionings = [replace(one, region=region, tokens=one.tokens + i) for i, region in enumerate(regions)]
         blended = Residuals([one] if people == 1 else conditionings)

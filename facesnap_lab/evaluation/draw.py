@@ -27,7 +27,7 @@ from facesnap_ext.convert import convert_originals
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write, sha256
-from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.places import ModelFiles, paths_of
 from facesnap_lab.evaluation.protocol import Case
@@ -61,7 +61,7 @@ class Studio:
             driving=photos.from_path(case.pose.photo),
             model=self.model,
         )
-        with guided(self.pipe, self.engine.prepare(unit, self.width, self.height).conditioning):
+        with conditioned(self.pipe, self.engine.prepare(unit, self.width, self.height).conditioning):
             drawn = self.pipe(
                 case.prompt.text,
                 width=self.width,
@@ -142,7 +142,7 @@ def check_faces(studio: Studio, cases: Sequence[Case]) -> None:
         FaceSnapError: a photo cannot be read or has no face.
     """
     for path in dict.fromkeys(path for case in cases for path in (*case.identity.references, case.pose.photo)):
-        studio.engine.encoders.face(studio.files, photos.from_path(path))
+        studio.engine.encoders(studio.files).face(photos.from_path(path))
 
 
 def processes() -> Any:

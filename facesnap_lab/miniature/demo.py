@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from facesnap_ext.cli.prepare import overlay
-from facesnap_ext.conditioning import landmark_picture
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity.framing import framed
 from facesnap_ext.landmarks.points72 import draw as draw_points
 from facesnap_ext.photos import Photo
+from facesnap_ext.residuals import landmark_image
 from facesnap_ext.settings.unit import Unit
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.dataset import SIDE
@@ -60,9 +60,10 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         engine = Engine(lambda: files)
         prepared = engine.prepare(unit, SIDE, SIDE, progress=begin)
         face, drive = prepared.references[0], prepared.driving
-        own_points = engine.landmarks(files, engine.encoders.codes(files, face).shape, face)
-        their_own = engine.landmarks(files, engine.encoders.codes(files, drive).shape, drive)
-        clip_tokens = engine.encoders.clip_tokens(files, [face])[0]
+        encoders = engine.encoders(files)
+        own_points = encoders.landmarks(encoders.codes(face).shape, face)
+        their_own = encoders.landmarks(encoders.codes(drive).shape, drive)
+        clip_tokens = encoders.clip_tokens([face])[0]
     conditioning = prepared.conditioning
 
     begin("sampling without and with FaceSnap")
@@ -81,7 +82,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         ffrnet = conditioning.ffrnet
         x = torch.randn(1, 4, SIDE // 4, SIDE // 4, generator=torch.Generator().manual_seed(0))
         scale = ffrnet.config.picture_scale * SIDE // 4
-        features = ffrnet.embed_landmarks(landmark_picture(conditioning.landmarks, scale, scale))
+        features = ffrnet.embed_landmarks(landmark_image(conditioning.landmarks, scale, scale))
         residuals = ffrnet(x, torch.tensor([500.0]), ffrnet.embed_tokens(conditioning.tokens), features)
     strongest = max(residuals[:3], key=lambda residual: float(residual.abs().mean()))
     rows = [

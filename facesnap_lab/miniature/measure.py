@@ -22,9 +22,10 @@ import torch
 from PIL import Image
 
 from facesnap_ext.engine import Engine, Prepared
-from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.identity import faces
 from facesnap_ext.identity.clip import preprocess
+from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.faces import NoFaceError
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
@@ -112,7 +113,7 @@ def draw(sampler: Sampler, prompt: str, seed: int, prepared: Prepared | None) ->
 
     if prepared is None:
         return run()
-    with guided(sampler.pipe, prepared.conditioning):
+    with conditioned(sampler.pipe, prepared.conditioning):
         return run()
 
 
@@ -136,6 +137,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         files = replace(shipped.write_models(Path(folder)), facesnap={model.name: model})
         engine = Engine(lambda: files)
+        encoders = engine.encoders(files)
         for index in range(first, first + people):
             random = np.random.default_rng([seed, index])
             who = person("test", index)
@@ -165,8 +167,8 @@ def measure(
                     similarity_off=similarity_off,
                     same=same,
                     different=different,
-                    pose_error=pose_error(engine, files, picture, truth),
-                    regressor_error=pose_error(engine, files, driving, truth),
+                    pose_error=pose_error(encoders, picture, truth),
+                    regressor_error=pose_error(encoders, driving, truth),
                 )
             )
             if len(portraits) % 10 == 0:
@@ -174,15 +176,15 @@ def measure(
     return portraits
 
 
-def pose_error(engine: Engine, files: Any, picture: np.ndarray, truth: Scene) -> float:
+def pose_error(encoders: Encoders, picture: np.ndarray, truth: Scene) -> float:
     """Degrees by which the head that DECA sees is turned away from the scene's."""
     from facesnap_ext.landmarks.flame import rotation_matrices
 
     try:
-        face = engine.encoders.face(files, Photo(picture, "Picture"))
+        face = encoders.face(Photo(picture, "Picture"))
     except NoFaceError:
         return float("nan")
-    seen = engine.encoders.predictor(files).encode(picture, face.box).pose[:3]
+    seen = encoders.predictor().encode(picture, face.box).pose[:3]
     a, b = rotation_matrices(torch.stack([seen, torch.tensor(truth.pose[:3], dtype=torch.float32)]))
     return float(torch.rad2deg(torch.acos((((a.T @ b).trace() - 1) / 2).clamp(-1, 1))))
 

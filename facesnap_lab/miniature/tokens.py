@@ -61,9 +61,9 @@ def kept(tokens: Tensor, features: Tensor) -> float:
     values, vectors = np.linalg.eigh(flat @ flat.T)
     best, count = -np.inf, len(flat)
     for ridge in RIDGES * values.sum() / count:
-        blend_weights = values / (values + ridge)
-        residuals = wanted - vectors @ (blend_weights[:, None] * (vectors.T @ wanted))
-        own = vectors**2 @ blend_weights + 1 / count  # of a person's features in the prediction of the same
+        shares = values / (values + ridge)
+        residuals = wanted - vectors @ (shares[:, None] * (vectors.T @ wanted))
+        own = vectors**2 @ shares + 1 / count  # of a person's features in the prediction of the same
         error = ((residuals / (1 - own)[:, None]) ** 2).sum()
         best = max(best, 1 - error / ((wanted * count / (count - 1)) ** 2).sum())
     return float(best)
@@ -72,10 +72,10 @@ def kept(tokens: Tensor, features: Tensor) -> float:
 def people_features(people: int) -> tuple[Tensor, Tensor]:
     """ArcFace's embeddings [N, E], of length 1, and CLIP's tokens [N, T, C] of a photo of each."""
     files = find_models(shipped.MODELS)
-    encoders = Engine(lambda: files).encoders
-    faces = [encoders.face(files, Photo(photo("train", index, 0)[0], f"Person {index}")) for index in range(people)]
+    encoders = Engine(lambda: files).encoders(files)
+    faces = [encoders.face(Photo(photo("train", index, 0)[0], f"Person {index}")) for index in range(people)]
     embeddings = torch.stack([torch.from_numpy(face.embedding) for face in faces])
-    return F.normalize(embeddings, dim=-1), torch.stack(encoders.clip_tokens(files, faces))
+    return F.normalize(embeddings, dim=-1), torch.stack(encoders.clip_tokens(faces))
 
 
 def main() -> None:

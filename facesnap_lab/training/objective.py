@@ -103,14 +103,14 @@ def losses(
     clip_tokens = encode_crops(frozen, batch.clip_pixels)
     latents = encode_pictures(frozen, batch.pictures, draws.posterior)
     captions = [None if u < objective.drop_text else c for u, c in zip(draws.text, batch.captions)]
-    guided = Guided(batch, clip_tokens, networks, objective)
+    conditioned = Guided(batch, clip_tokens, networks, objective)
 
     terminal = draws.terminal < objective.terminal
     timesteps = torch.where(terminal, TRAIN_TIMESTEPS - 1, draws.timesteps)
     alpha_bar = frozen.alpha_bar[timesteps]
     noise = torch.where(terminal[:, None, None, None], terminal_noise(latents, draws.noise, alpha_bar), draws.noise)
     z = add_noise(latents, noise, alpha_bar)
-    prediction = guided.predict(frozen.unet, frozen.text(captions))(z, timesteps)
+    prediction = conditioned.predict(frozen.unet, frozen.text(captions))(z, timesteps)
     target = diffusion_target(latents, noise, alpha_bar, frozen.prediction_type)
     weights = None
     if objective.snr_bounds is not None:
@@ -120,7 +120,7 @@ def losses(
     if not id_rows:
         return Losses(diffusion, diffusion, None)
 
-    faces = draw_portraits(batch, draws, guided, frozen, objective, id_rows)
+    faces = draw_portraits(batch, draws, conditioned, frozen, objective, id_rows)
     faces = gradient_within(faces, batch.masks[:id_rows])
     drawn = frozen.arcface(align(faces, batch.keypoints[:id_rows], frozen.arcface.size))
     identity = id_loss(batch.embeddings[:id_rows], drawn)
@@ -128,14 +128,14 @@ def losses(
 
 
 def draw_portraits(
-    batch: Batch, draws: Draws, guided: Guided, frozen: Frozen, objective: Objective, rows: int
+    batch: Batch, draws: Draws, conditioned: Guided, frozen: Frozen, objective: Objective, rows: int
 ) -> Tensor:
     """L-T2I(x_T, C_id, C_txt) of eq. 4 with the batch's landmarks: pictures [rows,3,H,W] in 0…1."""
     text = frozen.text(batch.captions[:rows])
     null = frozen.text([None] * rows) if objective.lightning_scale != 1 else None
     with frozen.few_step.active() as unet:
         latents = few_step_latents(
-            guided.predict(unet, text, rows, null, objective.lightning_scale),
+            conditioned.predict(unet, text, rows, null, objective.lightning_scale),
             draws.start[:rows],
             frozen.alpha_bar,
             frozen.prediction_type,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_lab.training.data import Batch, collate
@@ -87,5 +87,5 @@ def steered(
     if tokens == "text":
         yield in_text(context, conditioning.tokens), in_text(null, conditioning.tokens)
     else:
-        with guided(pipe, conditioning):
+        with conditioned(pipe, conditioning):
             yield context, null

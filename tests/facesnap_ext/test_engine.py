@@ -24,6 +24,7 @@ from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.places import find_models
 from tests.support.stand_in_pack import stand_in_arcface
+from tests.support.units import changed
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mir
     from facesnap_ext.landmarks.predictor import load_predictor
     from facesnap_ext.weights import facesnap_file
 
-    prepared = engine.prepare(replace(unit, driving=mirrored, weight=0.5, start=0.1, end=0.9), 640, 512)
+    prepared = engine.prepare(changed(unit, driving=mirrored, weight=0.5, start=0.1, end=0.9), 640, 512)
     conditioning = prepared.conditioning
     pack = faces.load_pack(stand_ins / "stand-in-pack")
     face, driving = (faces.choose(faces.find_faces(pack, photo)) for photo in (unit.references[0], mirrored))
@@ -66,7 +67,12 @@ def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mir
     )
     np.testing.assert_allclose(conditioning.landmarks.points, place(points, 640, 512, driving.box).points, atol=1e-3)
     assert (conditioning.landmarks.width, conditioning.landmarks.height) == (640, 512)
-    assert (conditioning.weight, conditioning.start, conditioning.end, conditioning.text_free) == (0.5, 0.1, 0.9, True)
+    assert (
+        conditioning.strength.weight,
+        conditioning.strength.start,
+        conditioning.strength.end,
+        conditioning.text_free,
+    ) == (0.5, 0.1, 0.9, True)
     assert conditioning.name == "random.safetensors"
     for key, tensor in weights.ffrnet.state_dict().items():
         assert torch.equal(conditioning.ffrnet.state_dict()[key], tensor)
@@ -93,10 +99,10 @@ def test_the_second_job_with_the_same_photos_computes_nothing(stand_ins, unit, m
     assert sorted(set(runs)) == ["clip", "faces", "landmarks", "mixer"]
     runs.clear()
     renamed = Photo(unit.references[0].pixels.copy(), "the same pixels.png")
-    second = engine.prepare(replace(unit, references=(renamed,), driving=mirrored, weight=0.3), 512, 768)
+    second = engine.prepare(changed(unit, references=(renamed,), driving=mirrored, weight=0.3), 512, 768)
     assert runs == []
     assert torch.equal(first.conditioning.tokens, second.conditioning.tokens)
-    assert second.conditioning.weight == 0.3
+    assert second.conditioning.strength.weight == 0.3
     assert second.conditioning.landmarks.height == 768
 
 
@@ -108,8 +114,8 @@ def test_never_the_identity_of_the_picture_before(engine, unit, grace_hopper, as
     assert torch.equal(first.tokens, again.tokens)
     one_pixel = astronaut.pixels.copy()
     one_pixel[60, 220] = 0
-    changed = engine.prepare(replace(unit, references=(Photo(one_pixel, astronaut.name),)), 512, 512).conditioning
-    assert not torch.equal(first.tokens, changed.tokens)
+    altered = engine.prepare(replace(unit, references=(Photo(one_pixel, astronaut.name),)), 512, 512).conditioning
+    assert not torch.equal(first.tokens, altered.tokens)
 
 
 @pytest.mark.parametrize("part", ["random.safetensors", "stand-in-pack/glintr100.onnx", "stand-in-deca.safetensors"])
@@ -150,7 +156,7 @@ def test_another_person_of_the_same_size_and_time_under_the_same_name_is_another
     """As zips unpack: their files have the times that they say."""
     engine = Engine(lambda: find_models(copied))
     people = [(unit.references, "Anna"), ((grace_hopper,), "Bert")]
-    paths = [save_identity(engine.encoders, engine.files(), photos, name) for photos, name in people]
+    paths = [save_identity(engine.encoders(engine.files()), photos, name) for photos, name in people]
     for path in paths:
         os.utime(path, ns=(1, 1))
     anna = replace(unit, references=(), identity="Anna", pose="sliders")
@@ -178,17 +184,21 @@ def test_people_of_different_files_have_theirs_loaded_once_and_no_file_more_than
 
 
 def test_a_unit_hands_on_where_and_how_it_acts(engine, unit):
-    asked = replace(unit, region="face", grow=2.0, hires="second", blocks=(0.5,) * 10, cond_only=True)
+    asked = changed(unit, region="face", region_scale=2.0, hires="second", block_weights=(0.5,) * 10, cond_only=True)
     conditioning = engine.prepare(asked, 512, 512).conditioning
     assert conditioning.region == around(conditioning.landmarks, 2.0)
-    assert (conditioning.hires, conditioning.blocks, conditioning.cond_only) == ("second", (0.5,) * 10, True)
+    assert (conditioning.strength.hires, conditioning.strength.block_weights, conditioning.strength.cond_only) == (
+        "second",
+        (0.5,) * 10,
+        True,
+    )
 
 
 def test_several_references_are_mixed_or_averaged(engine, unit, astronaut, mirrored):
     one = engine.prepare(unit, 512, 512).conditioning.tokens
     both = replace(unit, references=(astronaut, mirrored))
     mixed = engine.prepare(both, 512, 512).conditioning.tokens
-    averaged = engine.prepare(replace(both, several="averaged"), 512, 512).conditioning.tokens
+    averaged = engine.prepare(replace(both, reference_mode="averaged"), 512, 512).conditioning.tokens
     assert one.shape == mixed.shape == averaged.shape
     for a, b in ((one, mixed), (one, averaged), (mixed, averaged)):
         assert not torch.allclose(a, b, atol=1e-4)
@@ -196,17 +206,17 @@ def test_several_references_are_mixed_or_averaged(engine, unit, astronaut, mirro
 
 def test_the_init_picture_drives_by_default_in_its_own_pixels(engine, unit, mirrored):
     prepared = engine.prepare(unit, 768, 512, init_picture=mirrored)
-    assert prepared.in_init_picture
+    assert prepared.in_init_image
     assert prepared.driving.photo is mirrored
     assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (512, 512)
     chosen = engine.prepare(replace(unit, driving=unit.references[0]), 768, 512, init_picture=mirrored)
-    assert not chosen.in_init_picture
+    assert not chosen.in_init_image
     assert chosen.driving.photo is unit.references[0]
 
 
 def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_stops_the_job(engine, unit):
     prepared = engine.prepare(unit, 512, 512, init_picture=grey())
-    assert not prepared.in_init_picture
+    assert not prepared.in_init_image
     assert prepared.driving.photo is unit.references[0]
     assert "init picture has no face" in prepared.notes[0]
     with pytest.raises(FaceSnapError, match=r"No face .* drive me\.png"):
@@ -215,12 +225,12 @@ def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_
 
 def test_another_face_of_a_photo_is_another_person(engine, unit, group):
     photos = replace(unit, references=(group,))
-    largest, second = (engine.prepare(replace(photos, face=which), 512, 512) for which in (0, 1))
+    largest, second = (engine.prepare(replace(photos, face_index=which), 512, 512) for which in (0, 1))
     assert largest.references[0].box[0] != second.references[0].box[0]
     assert not torch.allclose(largest.conditioning.tokens, second.conditioning.tokens, atol=1e-4)
     assert not np.allclose(largest.conditioning.landmarks.points, second.conditioning.landmarks.points)
     with pytest.raises(FaceSnapError, match="has no face 6"):
-        engine.prepare(replace(photos, face=6), 512, 512)
+        engine.prepare(replace(photos, face_index=6), 512, 512)
 
 
 @pytest.mark.parametrize("pose", ["template", "sliders"])
@@ -237,7 +247,7 @@ def test_templates_and_sliders_pose_the_references_shape_and_need_no_other_photo
     wanted = pose_landmarks(rig, pose_of(posed, 640, 512), 640, 512)
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, wanted.points, atol=1e-3)
     assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (640, 512)
-    assert not prepared.in_init_picture
+    assert not prepared.in_init_image
     assert prepared.driving is None
     assert placement(wanted)[1] != pytest.approx(TEMPLATES["front"].y, abs=0.05), "the unit's own place"
 
@@ -257,7 +267,7 @@ def test_the_references_own_pose_is_its_even_beside_other_photos(engine, unit, m
     own = engine.prepare(replace(unit, pose="own", driving=mirrored), 640, 512, init_picture=mirrored)
     np.testing.assert_array_equal(own.conditioning.landmarks.points, alone.conditioning.landmarks.points)
     assert own.driving.photo is unit.references[0]
-    assert not own.in_init_picture
+    assert not own.in_init_image
 
 
 def test_a_photos_points_go_where_the_unit_says(engine, unit, mirrored):
@@ -276,13 +286,13 @@ def test_a_photos_points_go_where_the_unit_says(engine, unit, mirrored):
 
 
 def test_each_face_of_a_driving_photo_can_drive(engine, unit, group):
-    drives = [replace(unit, driving=group, driving_face=which) for which in (0, 1)]
+    drives = [replace(unit, driving=group, driving_face_index=which) for which in (0, 1)]
     boxes = [tuple(engine.prepare(one, 640, 512).driving.box) for one in drives]
-    from_init = [replace(unit, driving_face=which) for which in (0, 1)]
+    from_init = [replace(unit, driving_face_index=which) for which in (0, 1)]
     assert boxes == [tuple(engine.prepare(one, 640, 512, init_picture=group).driving.box) for one in from_init]
     assert boxes[0] != boxes[1]
     with pytest.raises(FaceSnapError, match="has no face 6"):
-        engine.prepare(replace(unit, driving=group, driving_face=6), 512, 512)
+        engine.prepare(replace(unit, driving=group, driving_face_index=6), 512, 512)
 
 
 def test_jobs_and_requests_of_several_threads_share_what_is_computed(stand_ins, unit, monkeypatch):
@@ -365,7 +375,7 @@ def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, 
 def test_encoders_that_do_not_fit_the_file_are_named(engine, unit, monkeypatch):
     monkeypatch.setattr(engine.encoders, "clip_tokens", lambda files, faces: [torch.zeros(257, 1024)])
     with pytest.raises(FaceSnapError, match=r"wants features of 64 numbers from the CLIP .* gives 1024"):
-        engine.prepare(replace(unit, several="averaged"), 512, 512)
+        engine.prepare(replace(unit, reference_mode="averaged"), 512, 512)
 
 
 def test_progress_tells_each_stage(stand_ins, unit):

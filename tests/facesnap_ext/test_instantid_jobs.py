@@ -14,17 +14,17 @@ from safetensors.torch import load_file, save_file
 from facesnap_ext import engine as engine_module
 from facesnap_ext.cache import Cache
 from facesnap_ext.cli.main import main
-from facesnap_ext.conditioning import Residuals
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
 from facesnap_ext.hosts import a1111, forge, webui
 from facesnap_ext.hosts.attention import cross_attentions
-from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
+from facesnap_ext.residuals import Residuals
 from facesnap_ext.settings.unit import Unit, sittings
 from facesnap_ext.weights import facesnap_file, identity_file
 from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION, recognition_of
@@ -35,6 +35,7 @@ from tests.support.ldm_unet import inputs, ldm_unet
 from tests.support.mixers import instantid_resampler
 from tests.support.stand_in_pack import stand_in_arcface
 from tests.support.stand_ins import cross_attention_widths, randomise_outputs, write_instantid
+from tests.support.units import changed
 
 host = test_attention.host  # A1111's modules
 
@@ -119,11 +120,15 @@ def test_guidance_is_what_instantids_formulas_make_of_the_face(engine, models, u
         for got, name in ((keys, "to_k_ip"), (values, "to_v_ip")):
             torch.testing.assert_close(got, wanted @ attention[f"{2 * i + 1}.{name}.weight"].T, atol=1e-4, rtol=1e-4)
     assert len(conditioning.adapter()) == len(attention) // 2
-    assert (conditioning.adapter_weight, conditioning.text_free, conditioning.name) == (0.8, False, "InstantID")
+    assert (conditioning.strength.adapter_weight, conditioning.text_free, conditioning.name) == (
+        0.8,
+        False,
+        "InstantID",
+    )
 
     # pose transfer keeps the reference's own shape: the five are of the predicted 72, not of the driving photo
     assert len(conditioning.landmarks.points) == 72
-    detected = engine.encoders.face(find_models(models), mirrored).keypoints
+    detected = engine.encoders(find_models(models)).face(mirrored).keypoints
     assert np.abs(five_points(conditioning.landmarks.points) / (640, 512) - detected / (512, 512)).max() > 0.01
     assert prepared.notes == ()
     y = torch.zeros(1, tiny.ADM)
@@ -141,7 +146,7 @@ def test_guidance_is_what_instantids_formulas_make_of_the_face(engine, models, u
 
 def test_several_references_are_averaged_plainly_or_mixed(engine, models, unit, grace_hopper):
     both = replace(unit, references=(*unit.references, grace_hopper))
-    averaged = engine.prepare(replace(both, several="averaged"), 512, 512)
+    averaged = engine.prepare(replace(both, reference_mode="averaged"), 512, 512)
     embeddings = torch.stack([torch.from_numpy(face.embedding) for face in averaged.references])
     wanted = instantid_resampler(halves(models)[0], embeddings.mean(0)[None, None])
     torch.testing.assert_close(averaged.conditioning.tokens, wanted, atol=1e-4, rtol=1e-4)
@@ -170,7 +175,7 @@ def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit,
     monkeypatch.setattr(webui, "_engine", engine)
     monkeypatch.setattr(webui, "progress", lambda *parts: None)
     each = [unit, replace(unit, references=(grace_hopper,))]
-    apart = replace(unit, several="apart", references=tuple(one.references[0] for one in each))
+    apart = replace(unit, reference_mode="batch", references=tuple(one.references[0] for one in each))
     p = SimpleNamespace(width=512, height=512)
     jobs = webui.prepare(p, sittings({1: apart}), lambda: find_models(models))
     for one, job in zip(each, jobs, strict=True):
@@ -180,7 +185,7 @@ def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit,
 def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, stand_ins, unit, mirrored, tmp_path):
     folder = shutil.copytree(models, tmp_path / "facesnap")
     engine = Engine(lambda: find_models(folder))
-    path = save_identity(engine.encoders, engine.files(), unit.references, "Eileen")
+    path = save_identity(engine.encoders(engine.files()), unit.references, "Eileen")
     saved = identity_file.load(path)
     assert saved.clip_tokens is None
     assert set(saved.networks) == {"face_pack", "deca"}
@@ -195,12 +200,12 @@ def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, st
     files = find_models(packed)
     assert list(files.facesnap) == ["one.safetensors"]
     assert files.missing() == {}
-    save_identity(Encoders(Cache()), files, unit.references, "packed")
+    save_identity(Encoders(Cache(), files), unit.references, "packed")
 
     # a FaceSnap file wants CLIP, when the person is saved and when they are drawn
     shutil.copy(stand_ins / "random.safetensors", folder)
     with pytest.raises(FaceSnapError, match="There is no CLIP"):
-        save_identity(engine.encoders, engine.files(), unit.references, "again")
+        save_identity(engine.encoders(engine.files()), unit.references, "again")
     with pytest.raises(FaceSnapError, match=r"Eileen was saved without CLIP's features, which random.* wants"):
         engine.prepare(replace(eileen, model="random.safetensors"), 512, 512)
 
@@ -329,9 +334,9 @@ def test_in_diffusers_the_pipeline_runs(models, unit, tmp_path):
     write_instantid(folder, tiny.ffrnet(3), [layer.to_q.out_features for layer in cross_attentions(pipe.unet)])
     conditioning = Engine(lambda: find_models(folder)).prepare(unit, 128, 128).conditioning
     plain = test_diffusers.run(pipe)
-    with guided(pipe, conditioning):
+    with conditioned(pipe, conditioning):
         whole = test_diffusers.run(pipe)
-    with guided(pipe, replace(conditioning, adapter_weight=0.0)):
+    with conditioned(pipe, changed(conditioning, adapter_weight=0.0)):
         half = test_diffusers.run(pipe)
     assert not torch.allclose(whole, half, atol=1e-4)
     assert not torch.allclose(half, plain, atol=1e-4)

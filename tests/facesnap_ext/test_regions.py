@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo
-from facesnap_ext.regions import EDGE, PaintedRegion, RoundedBox, around, blend_weights, drawn, region_of
+from facesnap_ext.regions import FADE, PaintedRegion, RoundedBox, around, blend_weights, painted, region_of
 from facesnap_ext.settings.unit import Unit
 from tests.support import tiny
 
 BOX = RoundedBox(0.5, 0.4, 0.2, 0.3)
 
 
-def painted(seed=0, size=(24, 32)):
+def random_region(seed=0, size=(24, 32)):
     return PaintedRegion(np.random.default_rng(seed).uniform(0, 1, size).astype(np.float32))
 
 
@@ -26,30 +26,30 @@ def pooled(mask, by):
     return mask.reshape(height // by, by, width // by, by).mean((1, 3))
 
 
-def test_a_rounded_box_is_whole_inside_nothing_outside_and_halfway_between():
+def test_a_rounded_box_is_1_inside_and_0_outside_with_a_step_between():
     size = 400
-    mask = BOX.mask(size, size)
+    mask = BOX.sample(size, size)
     column, row = mask[:, size // 2], mask[size * 4 // 10]
     for line, centre, half in ((row, 0.5, 0.2), (column, 0.4, 0.3)):
         distance = np.abs((np.arange(size) + 0.5) / size - centre) / half
         assert (line[distance < 0.99] == 1).all()
-        assert (line[distance > 1.01 + EDGE] == 0).all()
-        assert line[np.abs(distance - 1 - EDGE / 2).argmin()] == pytest.approx(0.5, abs=0.05)
+        assert (line[distance > 1.01 + FADE] == 0).all()
+        assert line[np.abs(distance - 1 - FADE / 2).argmin()] == pytest.approx(0.5, abs=0.05)
         order = np.argsort(distance)
         assert (np.diff(line[order]) <= 1e-6).all()
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 99), width=st.integers(64, 1024), height=st.integers(64, 1024), grow=st.floats(1.2, 4))
-def test_a_face_is_whole_inside_its_region(seed, width, height, grow):
-    """Brows reach into the upper corners of the points' box; a region of that size must not cut them."""
+@given(seed=st.integers(0, 99), width=st.integers(64, 1024), height=st.integers(64, 1024), scale=st.floats(1.2, 4))
+def test_a_face_lies_completely_inside_its_region(seed, width, height, scale):
+    """The brows reach into the upper corners of the points' box; the region must not cut them off."""
     landmarks = tiny.landmarks(seed, width, height)
-    mask = around(landmarks, grow).mask(256, 256)
+    mask = around(landmarks, scale).sample(256, 256)
     cells = (landmarks.scaled(256, 256).points).astype(int)
     assert (mask[cells[:, 1], cells[:, 0]] > 0.95).all()
 
 
-def test_the_box_is_grown_about_its_own_centre():
+def test_the_box_is_scaled_about_its_own_centre():
     points = np.full((72, 2), 50.0, np.float32)
     points[0], points[1] = (40, 20), (80, 60)
     region = around(Landmarks(points, 200, 100), 1.5)
@@ -57,50 +57,50 @@ def test_the_box_is_grown_about_its_own_centre():
     assert (region.half_width, region.half_height) == pytest.approx((1.5 * 20 / 200, 1.5 * 20 / 100))
 
 
-@pytest.mark.parametrize(("region", "tolerance"), [(BOX, 0.03), (painted(), 1e-6)], ids=["box", "drawn"])
+@pytest.mark.parametrize(("region", "tolerance"), [(BOX, 0.03), (random_region(), 1e-6)], ids=["box", "painted"])
 def test_it_is_the_same_region_at_every_size(region, tolerance):
-    large = region.mask(128, 64)
+    large = region.sample(128, 64)
     for by in (2, 4, 8, 16):
-        np.testing.assert_allclose(region.mask(128 // by, 64 // by), pooled(large, by), atol=tolerance)
+        np.testing.assert_allclose(region.sample(128 // by, 64 // by), pooled(large, by), atol=tolerance)
 
 
-@pytest.mark.parametrize("region", [BOX, painted()], ids=["box", "drawn"])
+@pytest.mark.parametrize("region", [BOX, random_region()], ids=["box", "painted"])
 def test_a_crop_shows_what_lies_in_its_window(region):
-    whole = region.mask(64, 32)
+    whole = region.sample(64, 32)
     window = (16 / 64, 4 / 32, 32 / 64, 16 / 32)
-    np.testing.assert_allclose(region.crop(window).mask(32, 16), whole[4:20, 16:48], atol=1e-5)
+    np.testing.assert_allclose(region.crop(window).sample(32, 16), whole[4:20, 16:48], atol=1e-5)
     again = region.crop(window).crop((0.5, 0.25, 0.5, 0.5))
-    np.testing.assert_allclose(again.mask(16, 8), whole[8:16, 32:48], atol=1e-5)
+    np.testing.assert_allclose(again.sample(16, 8), whole[8:16, 32:48], atol=1e-5)
     # and a window into a window that reaches beyond, back to the whole
     there = region.crop((-0.5, -1, 2, 4)).crop((0.25, 0.25, 0.5, 0.25))
-    np.testing.assert_allclose(there.mask(64, 32), whole, atol=1e-5)
+    np.testing.assert_allclose(there.sample(64, 32), whole, atol=1e-5)
 
 
 @pytest.mark.parametrize(("width", "height"), [(32, 24), (16, 12), (7, 5), (11, 24), (64, 60)])
 def test_a_cell_gets_the_mean_of_what_is_drawn_in_it(width, height):
-    region = painted()
-    rows, columns = region.white.shape
-    fine = region.white.repeat(height, axis=0).repeat(width, axis=1)  # whole numbers of its pixels fill each cell
+    region = random_region()
+    rows, columns = region.mask.shape
+    fine = region.mask.repeat(height, axis=0).repeat(width, axis=1)  # whole numbers of its pixels fill each cell
     wanted = fine.reshape(height, rows, width, columns).mean((1, 3))
-    np.testing.assert_allclose(region.mask(width, height), wanted, atol=1e-5)
+    np.testing.assert_allclose(region.sample(width, height), wanted, atol=1e-5)
 
 
 def test_beyond_the_picture_its_edge_goes_on():
-    region = painted()
-    seen = region.crop((-0.25, -0.5, 1.5, 2)).mask(48, 48)
-    np.testing.assert_allclose(seen, np.pad(region.white, ((12, 12), (8, 8)), mode="edge"), atol=1e-5)
+    region = random_region()
+    seen = region.crop((-0.25, -0.5, 1.5, 2)).sample(48, 48)
+    np.testing.assert_allclose(seen, np.pad(region.mask, ((12, 12), (8, 8)), mode="edge"), atol=1e-5)
 
 
 def test_a_drawn_regions_strength_is_luminance():
     pixels = np.zeros((1, 5, 3), np.uint8)
     pixels[0, 0], pixels[0, 1], pixels[0, 2], pixels[0, 3] = 255, (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    region = drawn(Photo(pixels, "Region"))
-    np.testing.assert_allclose(region.white[0], [1, 0.299, 0.587, 0.114, 0], atol=1e-6)
-    assert region.white[0, 0] == 1  # exactly, or one person alone would not get the same bits as without a region
+    region = painted(Photo(pixels, "Region"))
+    np.testing.assert_allclose(region.mask[0], [1, 0.299, 0.587, 0.114, 0], atol=1e-6)
+    assert region.mask[0, 0] == 1  # exactly, or one person alone would not get the same bits as without a region
 
 
 masks = st.lists(
-    st.one_of(st.none(), st.integers(0, 9).map(lambda seed: painted(seed, (3, 4)).white)), min_size=1, max_size=5
+    st.one_of(st.none(), st.integers(0, 9).map(lambda seed: random_region(seed, (3, 4)).mask)), min_size=1, max_size=5
 )
 
 
@@ -130,11 +130,11 @@ def test_which_region_a_unit_asks_for_and_what_it_lacks():
     landmarks = tiny.landmarks()
     black, white = (Photo(np.full((4, 4, 3), value, np.uint8), "Region") for value in (0, 255))
     assert region_of(Unit(), landmarks) is None
-    assert region_of(Unit(region="face", grow=2.5), landmarks) == around(landmarks, 2.5)
-    assert (region_of(Unit(region="drawn", mask=white), None).mask(2, 2) == 1).all()
+    assert region_of(Unit(region="face", region_scale=2.5), landmarks) == around(landmarks, 2.5)
+    assert (region_of(Unit(region="mask", mask=white), None).sample(2, 2) == 1).all()
     for unit, message in (
-        (Unit(region="drawn"), "nothing was; draw it"),
-        (Unit(region="drawn", mask=black), "Region is black everywhere"),
+        (Unit(region="mask"), "nothing is painted; paint it"),
+        (Unit(region="mask", mask=black), "Region is entirely black"),
         (Unit(region="face"), "no landmarks"),
     ):
         with pytest.raises(FaceSnapError, match=message):

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facesnap_ext import conditioning as guidance_module
-from facesnap_ext.conditioning import Conditioning, Residuals, landmark_picture, networks
+from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.regions import PaintedRegion
+from facesnap_ext.residuals import Residuals, landmark_image
 from tests.support import tiny
+from tests.support.units import changed
 
 NETWORK = tiny.ffrnet()
 
@@ -22,10 +24,10 @@ NETWORK = tiny.ffrnet()
 @torch.no_grad()
 def alone(conditioning: Conditioning, x, timestep, y=None):
     features = conditioning.ffrnet.embed_landmarks(
-        landmark_picture(conditioning.landmarks, 8 * x.shape[3], 8 * x.shape[2])
+        landmark_image(conditioning.landmarks, 8 * x.shape[3], 8 * x.shape[2])
     )
     return [
-        conditioning.weight * r
+        conditioning.strength.weight * r
         for r in conditioning.ffrnet(x, timestep, conditioning.ffrnet.embed_tokens(conditioning.tokens), features, y)
     ]
 
@@ -112,7 +114,7 @@ def test_it_computes_in_its_own_type_inside_a_hosts_autocast():
 )
 def test_the_window(start, end, acts):
     conditioning = tiny.conditioning(network=NETWORK, start=start, end=end)
-    assert "".join(str(int(conditioning.acts_at(step / 4))) for step in range(4)) == acts
+    assert "".join(str(int(conditioning.strength.acts_at(step / 4))) for step in range(4)) == acts
 
 
 def test_devices_that_know_no_autocast_need_none(monkeypatch):
@@ -135,10 +137,10 @@ def test_rows_that_are_no_numbers_are_run_as_the_host_runs_them():
 
 
 def test_no_landmarks_are_a_black_drawing():
-    black = landmark_picture(None, 64, 48)
+    black = landmark_image(None, 64, 48)
     assert black.shape == (1, 3, 48, 64)
     assert (black == 0).all()
-    drawn = landmark_picture(tiny.landmarks(), 64, 64)
+    drawn = landmark_image(tiny.landmarks(), 64, 64)
     assert 0 < drawn.max() <= 1
 
 
@@ -225,7 +227,7 @@ def test_who_does_not_act_leaves_their_place_to_the_others():
 def test_one_person_may_be_absent_from_the_unconditional_side():
     x, t = inputs()
     a, b = two()
-    a = replace(a, cond_only=True)
+    a = changed(a, cond_only=True)
     both = x[[0, 0]], t[[0, 0]]
     for got, first, second in zip(Residuals((a, b)).rows(*both, [False, True]), of_one(a, x, t), of_one(b, x, t)):
         middle = got.shape[3] // 2
@@ -259,7 +261,7 @@ def test_ffrnet_runs_once_a_person_and_image_however_rows_come(monkeypatch):
         for call in ([0, 1], [1, 0], [0]):
             residuals.rows(x[call] + step, t[call] + step, [True] * len(call))
     assert runs == [(NETWORK, 2), (OTHER, 2), (NETWORK, 2)] * 2
-    assert networks((a, b, c)) == [NETWORK, OTHER]
+    assert ffrnets((a, b, c)) == [NETWORK, OTHER]
 
 
 def test_without_regions_and_blocks_no_bit_differs_from_the_networks_own():
@@ -273,12 +275,12 @@ def test_without_regions_and_blocks_no_bit_differs_from_the_networks_own():
 
 
 @settings(max_examples=10, deadline=None)
-@given(blocks=st.lists(st.floats(0, 2), min_size=10, max_size=10))
+@given(block_weights=st.lists(st.floats(0, 2), min_size=10, max_size=10))
 def test_each_residual_is_scaled_by_its_own_block(blocks):
     x, t = inputs()
     conditioning = tiny.conditioning(network=NETWORK, weight=0.5)
     plain = Residuals((conditioning,)).rows(x, t, [True])
-    got = Residuals((replace(conditioning, blocks=tuple(blocks)),)).rows(x, t, [True])
+    got = Residuals((changed(conditioning, block_weights=tuple(blocks)),)).rows(x, t, [True])
     for residual, block, whole in zip(got, blocks, plain):
         torch.testing.assert_close(residual, block * whole)
         if block == 0:
@@ -287,13 +289,13 @@ def test_each_residual_is_scaled_by_its_own_block(blocks):
 
 def test_as_many_block_weights_as_residuals():
     with pytest.raises(FaceSnapError, match="10 residuals and there are 3 block weights"):
-        tiny.conditioning(network=NETWORK, blocks=(1, 1, 1))
+        tiny.conditioning(network=NETWORK, block_weights=(1, 1, 1))
 
 
 @pytest.mark.parametrize(("hires", "acts"), [("both", "11"), ("first", "10"), ("second", "01")])
 def test_the_pass(hires, acts):
     conditioning = tiny.conditioning(network=NETWORK, hires=hires)
-    assert "".join(str(int(conditioning.acts_in(second))) for second in (False, True)) == acts
+    assert "".join(str(int(conditioning.strength.acts_in(second))) for second in (False, True)) == acts
 
 
 @pytest.fixture
@@ -339,7 +341,7 @@ def test_a_batch_of_any_size_is_run_once_for_both_sides(runs):
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_every_so_many_evaluations_ffrnet_runs_and_between_its_residuals_stay(runs, every):
-    conditioning = tiny.conditioning(network=NETWORK, every=every)
+    conditioning = tiny.conditioning(network=NETWORK, ffrnet_interval=every)
     residuals = Residuals((conditioning,))
     x, t = inputs(2)
     for step in range(7):
@@ -347,7 +349,7 @@ def test_every_so_many_evaluations_ffrnet_runs_and_between_its_residuals_stay(ru
         if step % every == 0:
             assert len(runs) == step // every + 1
             ran = got
-            fresh = Residuals((replace(conditioning, every=1),)).rows(x + step, t - step, [True, True])
+            fresh = Residuals((changed(conditioning, ffrnet_interval=1),)).rows(x + step, t - step, [True, True])
             runs.pop()
             assert all(torch.equal(a, b) for a, b in zip(got, fresh))
         assert all(torch.equal(a, b) for a, b in zip(got, ran))
@@ -358,7 +360,7 @@ def test_every_so_many_evaluations_ffrnet_runs_and_between_its_residuals_stay(ru
 def test_between_runs_each_image_keeps_its_own_residuals_however_rows_come(data, images, sides_differ):
     """Calls may be grouped anew, and unconditional rows left out, in each evaluation: hosts keep the order of images
     within a side. Rows may be run again, and never get another image's or another side's."""
-    conditioning = tiny.conditioning(network=NETWORK, every=2)
+    conditioning = tiny.conditioning(network=NETWORK, ffrnet_interval=2)
     if sides_differ:
         conditioning = replace(conditioning, uncond_tokens=2 * conditioning.tokens)
     residuals = Residuals((conditioning,))

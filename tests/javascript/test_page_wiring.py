@@ -17,7 +17,7 @@ from facesnap_lab.miniature.render import head
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "javascript").glob("*.js"))
 RIG = for_browser(make_rig(head()))
-NUMBERS = ("face", "driving_face", "yaw", "pitch", "roll", "mouth", "brows", "eyes", "x", "y", "size")
+NUMBERS = ("face_index", "driving_face_index", "yaw", "pitch", "roll", "mouth", "brows", "eyes", "x", "y", "size")
 
 
 def radios(name: str, choices: list[str]) -> str:
@@ -44,12 +44,12 @@ def controls() -> str:
         <div class='facesnap-when-photo'>driving<div id='txt2img_driving'></div></div>
         <div class='facesnap-when-template facesnap-templates'>{radios("template", list(TEMPLATES))}</div>
         <div class='facesnap-when-sliders'>sliders</div>
-        {radios("region", ["everywhere", "face", "drawn"])}
-        <div class='facesnap-when-face'>grow</div>
+        {radios("region", ["image", "face", "mask"])}
+        <div class='facesnap-when-face'>region scale</div>
         <div id='txt2img_placed'><input type='checkbox'></div>
         <div class='facesnap-canvas' data-ids='txt2img_{{}}' style='width: 320px'></div>
         {boxes}{numbers}
-        <button data-facesnap-of='face' data-facesnap-face='2'><img alt='Face'> <span>2</span></button>
+        <button data-facesnap-of='face_index' data-facesnap-face='2'><img alt='Face'> <span>2</span></button>
         </div>"""
 
 
@@ -165,7 +165,7 @@ def test_what_does_not_matter_for_the_choice_is_hidden(page) -> None:
     page.choose("region", "face")
     assert page.visible() == {"face"}
     assert not page.page.get_by_role("toolbar").is_visible()
-    page.choose("region", "drawn")
+    page.choose("region", "mask")
     assert page.visible() == set()
     assert page.page.get_by_role("toolbar", name="Region").is_visible()
 
@@ -226,7 +226,7 @@ def test_dropped_pictures_join_the_photos(page) -> None:
 
 
 def test_what_is_painted_goes_into_the_mask_and_a_late_answer_is_passed_over(page) -> None:
-    page.choose("region", "drawn")
+    page.choose("region", "mask")
     canvas = page.page.locator(".facesnap-canvas canvas")
     box = canvas.bounding_box()
     page.page.mouse.move(box["x"] + 60, box["y"] + 60)

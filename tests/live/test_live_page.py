@@ -30,13 +30,13 @@ def test_on_and_off(page: Page) -> None:
     page.upload("references", astronaut())
     page.choose_model(RANDOM)
     page.screenshot("accordion-filled", f"{FACESNAP}enable")
-    guided = page.generate()
+    conditioned = page.generate()
     page.screenshot("page-after")
     page.disable()
     off = page.generate()
 
-    assert plain.shape == guided.shape == (256, 256, 3)
-    assert not np.array_equal(guided, plain)
+    assert plain.shape == conditioned.shape == (256, 256, 3)
+    assert not np.array_equal(conditioned, plain)
     assert np.array_equal(off, plain)
     assert not [error for error in page.errors if "facesnap" in error]
 

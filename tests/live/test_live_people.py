@@ -26,7 +26,7 @@ from tests.live.test_live_pictures import HIRES, HIRES_FORGE
 
 Baseline = Callable[[Job], Pictures]
 
-HALF = {"region": "drawn"}
+HALF = {"region": "mask"}
 ASTRONAUT = {**HALF, "references": [encode(astronaut())]}
 HOPPER = {**HALF, "references": [encode(grace_hopper())]}
 
@@ -95,7 +95,7 @@ def test_the_likeness_stands_in_the_infotext_where_there_is_a_face(host: Host) -
 def test_photos_of_a_person_each_are_jobs_one_after_the_other(host: Host) -> None:
     """With the seeds that the host counts up: each picture is that of a job with this photo and this seed alone."""
     photos = [encode(astronaut()), encode(grace_hopper())]
-    together = host.pictures(with_facesnap({}, references=photos, several="apart"))[-2:]
+    together = host.pictures(with_facesnap({}, references=photos, reference_mode="batch"))[-2:]
     alone = [host.pictures(with_facesnap({"seed": 1 + i}, references=[photo]))[0] for i, photo in enumerate(photos)]
     assert equal(together, alone)
     assert differ(together[:1], together[1:])

@@ -157,10 +157,10 @@ def test_the_same_job_twice_gives_the_same_picture(host: Host, whole: Pictures) 
 
 
 def test_residuals_may_stay_for_a_step(host: Host, baseline: Baseline, whole: Pictures) -> None:
-    every_second = host.pictures(with_facesnap(FOUR_STEPS, every=2))
+    every_second = host.pictures(with_facesnap(FOUR_STEPS, ffrnet_interval=2))
     assert differ(every_second, whole)
     assert differ(every_second, baseline(FOUR_STEPS))
-    assert equal(host.pictures(with_facesnap(FOUR_STEPS, every=1)), whole)
+    assert equal(host.pictures(with_facesnap(FOUR_STEPS, ffrnet_interval=1)), whole)
 
 
 def test_a_picture_without_a_face_is_not_drawn_again(host: Host, whole: Pictures) -> None:
@@ -183,7 +183,7 @@ def test_a_driving_photo_changes_the_picture(host: Host, whole: Pictures) -> Non
 def test_more_photos_are_mixed_or_averaged(host: Host, whole: Pictures) -> None:
     both = {"references": [encode(astronaut()), encode(grace_hopper())]}
     mixed = host.pictures(with_facesnap(FOUR_STEPS, **both))
-    averaged = host.pictures(with_facesnap(FOUR_STEPS, **both, several="averaged"))
+    averaged = host.pictures(with_facesnap(FOUR_STEPS, **both, reference_mode="averaged"))
     assert differ(mixed, whole)
     assert differ(averaged, whole)
     assert differ(averaged, mixed)
@@ -200,7 +200,7 @@ def test_instantids_files_guide_a_picture(host: Host, baseline: Baseline) -> Non
         pytest.skip("the host's models/facesnap has no ControlNetModel and ip-adapter.bin")
     both, net, adapter = (
         host.pictures(with_facesnap({}, model=INSTANTID, **weights))
-        for weights in ({}, {"adapter": 0}, {"blocks": [0] * BLOCKS})
+        for weights in ({}, {"adapter_weight": 0}, {"block_weights": [0] * BLOCKS})
     )
     for one, other in itertools.combinations((both, net, adapter, baseline({})), 2):
         assert differ(one, other)

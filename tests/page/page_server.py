@@ -33,8 +33,8 @@ if not hasattr(huggingface_hub, "HfFolder"):  # gradio imports it, to log in; tr
 import gradio as gr
 from PIL import Image
 
-from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.hosts.diffusers import conditioned
+from facesnap_ext.hosts.errors import Refusal
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.dataset import SIDE
 from tests.support import mock_webui
@@ -51,8 +51,11 @@ class Host:
     def __init__(self) -> None:
         self.attached: Any = ()
 
-    def attach(self, p: Any, conditionings: Any) -> None:
-        self.attached = conditionings
+    def attach(self, p: Any, people: Any) -> None:
+        self.attached = people
+
+    def refuse(self, p: Any, refusal: Refusal) -> None:
+        self.attached = refusal
 
     def detach(self, p: Any = None) -> None:
         self.attached = ()
@@ -60,10 +63,10 @@ class Host:
     def sample(self, p: Any) -> Image.Image:
         import torch
 
-        if isinstance(self.attached, FaceSnapError):
-            raise self.attached
+        if isinstance(self.attached, Refusal):
+            raise self.attached.error()
         drawing = sampler()
-        with guided(drawing.pipe, *self.attached):
+        with conditioned(drawing.pipe, *self.attached):
             return drawing.pipe(
                 PROMPT,
                 width=p.width,

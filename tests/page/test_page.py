@@ -213,9 +213,9 @@ def test_a_saved_person_and_all_settings_are_pasted_into_another_page(posed, url
     posed.open("advanced")
     posed.tick("cond_only")
     posed.choose("hires", "first")
-    posed.text("blocks", "1 1 1 1 1 1 1 1 1 0.5")
+    posed.text("block_weights", "1 1 1 1 1 1 1 1 1 0.5")
     posed.choose("region", "face")
-    posed.number("grow", 2.5)
+    posed.number("region_scale", 2.5)
     picture = posed.generate()
     assert isinstance(picture, np.ndarray), picture
     infotext = posed.infotext()
@@ -226,7 +226,7 @@ def test_a_saved_person_and_all_settings_are_pasted_into_another_page(posed, url
     other = Page(url, browser)
     other.enable()
     other.paste(infotext)
-    other.becomes(["yaw", "x", "weight", "grow"], [20, 0.45, 0.8, 2.5])
+    other.becomes(["yaw", "x", "weight", "region_scale"], [20, 0.45, 0.8, 2.5])
     again = other.generate()
     assert isinstance(again, np.ndarray), again
     assert other.infotext() == infotext

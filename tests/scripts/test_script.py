@@ -1,4 +1,4 @@
-"""The WebUI's entry: light to import, and nothing goes wrong quietly."""
+"""The WebUI's entry script: it is light to import, and no failure is silent."""
 
 from __future__ import annotations
 
@@ -9,21 +9,29 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts import webui
+from facesnap_ext.hosts import job as host_job
+from facesnap_ext.hosts import webui, windows
+from facesnap_ext.hosts.errors import Refusal
+from facesnap_ext.hosts.job import PreparedBatch
+from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.landmarks.poses import Rig
 from facesnap_ext.networks import compiled
 from facesnap_ext.photos import from_pil
 from facesnap_ext.settings.infotext import from_infotext, to_infotext
-from facesnap_ext.settings.unit import UI_ORDER, Unit, from_script_args
+from facesnap_ext.settings.script_args import UI_ORDER, from_script_args
+from facesnap_ext.settings.unit import Unit
 from tests.support import mock_webui
 from tests.support.mock_processing import Processing, Runner, process_images
+from tests.support.units import make_unit
 
 SCRIPT = mock_webui.SCRIPT
 HEAVY = ("insightface", "onnxruntime", "transformers", "diffusers", "cv2", "skimage", "scipy")
@@ -89,15 +97,14 @@ def test_the_page_hands_over_what_settings_read(host):
 def test_every_setting_is_pasted_back(host):
     """What a picture's infotext says is what the page shows, but for photos."""
     components = host.script.ui(is_img2img=False)
-    unit = Unit(
-        True,
+    unit = make_unit(
         weight=0.5,
         pose="sliders",
         yaw=20,
         x=0.25,
         y=0.4,
         size=0.3,
-        blocks=(0.5,) * 10,
+        block_weights=(0.5,) * 10,
         identity="Ada",
         region="face",
     )
@@ -112,7 +119,7 @@ def test_every_setting_is_pasted_back(host):
 
 def test_the_command_line_moves_the_model_folder_and_adds_others(host, tmp_path, monkeypatch):
     """Options as the host reads them from preload.py, and as they are missing until it starts anew."""
-    assert host.module.model_files().folder == host.module.MODELS / "facesnap"
+    assert host.module.model_files().folder == Path(sys.modules["modules.paths"].models_path) / "facesnap"
     spec = importlib.util.spec_from_file_location("facesnap_preload", SCRIPT.parents[1] / "preload.py")
     preload = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preload)
@@ -140,7 +147,7 @@ def test_a_job_is_guided_and_let_go_again(host, astronaut):
     values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "weight": 0.7}
     run(host, p, values)
     ((conditioning,),) = attached(host)
-    assert conditioning.weight == 0.7
+    assert conditioning.strength.weight == 0.7
     assert conditioning.landmarks.width == 512
     assert host.calls[0] == "detach"  # what an earlier job left
     assert host.calls[-2:] == ["detach", "detach"]
@@ -150,7 +157,7 @@ def test_a_job_is_guided_and_let_go_again(host, astronaut):
 
 @pytest.mark.parametrize("args", [[False], [], [{"enabled": False}], [{"weight": 0}], [{"start": 0.5, "end": 0.5}]])
 def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, monkeypatch):
-    monkeypatch.setattr(webui, "prepare", lambda *args: pytest.fail("prepared"))
+    monkeypatch.setattr(host_job, "prepare", lambda *args: pytest.fail("prepared"))
     p = job()
     run(host, p, *args)
     assert attached(host) == [()], "nobody"
@@ -171,10 +178,10 @@ def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, mon
 )
 def test_what_goes_wrong_in_preparing_is_handed_to_the_adapter_to_stop_the_job(host, values, message):
     run(host, job(), values)
-    (error,) = attached(host)
-    assert isinstance(error, FaceSnapError)
+    (refusal,) = attached(host)
+    assert isinstance(refusal, Refusal)
     with pytest.raises(FaceSnapError, match=message):
-        raise error
+        raise refusal.error()
 
 
 def test_each_active_unit_is_somebody_in_the_picture(host, astronaut):
@@ -182,7 +189,7 @@ def test_each_active_unit_is_somebody_in_the_picture(host, astronaut):
     p = job()
     run(host, p, {**values, "weight": 0.7}, {"weight": 0}, {**values, "weight": 0.4, "region": "face"})
     ((first, second),) = attached(host)
-    assert (first.weight, second.weight) == (0.7, 0.4)
+    assert (first.strength.weight, second.strength.weight) == (0.7, 0.4)
     assert first.ffrnet is second.ffrnet
     assert first.region is None
     assert second.region is not None
@@ -193,9 +200,9 @@ def test_a_unit_that_fails_is_named_by_its_place_on_the_page(host, astronaut):
     for bad, message in (({}, r"^Person 3: .*without a reference photo"), ({"odd": 1}, r"^Person 3: .*named 'odd'")):
         host.calls.clear()
         run(host, job(), good, {"enabled": False}, bad)
-        (error,) = attached(host)
+        (refusal,) = attached(host)
         with pytest.raises(FaceSnapError, match=message):
-            raise error
+            raise refusal.error()
 
 
 def test_a_pass_without_anybody_takes_the_last_ones_guidance_off(host, astronaut):
@@ -207,27 +214,24 @@ def test_a_pass_without_anybody_takes_the_last_ones_guidance_off(host, astronaut
 @pytest.mark.parametrize("where", ["prepare", "for_pass"])
 def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch, where):
     """The host swallows a script's exceptions; the picture of somebody else must not follow."""
-    monkeypatch.setattr(webui, "prepare", lambda *args: (webui.Job(()),))
-    monkeypatch.setattr(webui, where, lambda *args: 1 / 0)
+    monkeypatch.setattr(host_job, "prepare", lambda *args: (PreparedBatch(()),))
+    monkeypatch.setattr(windows if where == "for_pass" else host_job, where, lambda *args: 1 / 0)
     run(host, job(), {"references": []})
-    (error,) = attached(host)
-    assert isinstance(error, FaceSnapError)
-    assert "ZeroDivisionError" in str(error)
+    (refusal,) = attached(host)
+    assert isinstance(refusal, Refusal)
+    assert "ZeroDivisionError" in refusal.message
 
 
 def test_a_mistake_while_the_guidance_gets_in_stops_the_job_too(host, astronaut, monkeypatch):
     """The host swallows it and would make a picture of a stranger."""
-    attach = host.module.host.attach
 
-    def fail(p, conditionings):
-        if not isinstance(conditionings, FaceSnapError):
-            raise AttributeError("no such thing")
-        attach(p, conditionings)
+    def fail(p, people):
+        raise AttributeError("no such thing")
 
     monkeypatch.setattr(host.module.host, "attach", fail)
     run(host, Processing(), {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
-    (error,) = attached(host)
-    assert "FaceSnap failed: AttributeError('no such thing')" in str(error)
+    (refusal,) = attached(host)
+    assert "FaceSnap failed: AttributeError('no such thing')" in refusal.message
 
 
 def test_a_webui_that_knows_no_place_for_guidance_is_told_to_be_updated(host, monkeypatch):
@@ -247,7 +251,7 @@ def test_the_next_job_knows_nothing_of_the_last(host):
 def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
     p = job(init_images=[Image.new("RGB", (300, 200), "grey")], resize_mode=0, paste_to=None)
     run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
-    assert "init picture has no face" in p.comments[0]
+    assert "init image has no face" in p.comments[0]
     p = job(init_images=[Image.fromarray(astronaut.pixels)], resize_mode=0, paste_to=(128, 0, 256, 256))
     run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
     assert attached(host)[-1][0].landmarks.width == 256
@@ -282,18 +286,16 @@ def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypa
         return Image.new("RGB", (p.width, p.height), "red" if hasattr(p, "init_images") else "blue")
 
     host.draw = draw
-    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "redraw": 0.4}
+    values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "redraw_strength": 0.4}
     p = Processing(world=host, script_args=[values], scripts=Runner(host.script))
-    engine = webui.the_engine(host.module.model_files)
+    engine = webui.shared_engine(host.module.model_files)
     unit = Unit(True, references=(from_pil(values["references"][0], ""),), model=values["model"])
     left, top, right, bottom = engine.prepare(unit, 512, 512).conditioning.landmarks.box
     x, y = (left + right) / 2, (top + bottom) / 2
-    (whole,) = engine.encoders.faces(engine.files(), astronaut)
+    (whole,) = engine.encoders().faces(astronaut)
     small = replace(whole, box=np.float32([x - 20, y - 20, x + 20, y + 20]))
-    faces = engine.encoders.faces
-    monkeypatch.setattr(
-        engine.encoders, "faces", lambda files, photo: [small] if photo.name == "Picture" else faces(files, photo)
-    )
+    faces = Encoders.faces
+    monkeypatch.setattr(Encoders, "faces", lambda self, photo: [small] if photo.name == "Image" else faces(self, photo))
     monkeypatch.setattr(engine, "likeness", see)
     made = process_images(p)
     pixels = np.asarray(made.images[0])
@@ -301,8 +303,8 @@ def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypa
     assert tuple(pixels[-1, -1]) == (0, 0, 255)
     assert np.array_equal(measured[0].pixels, pixels)
     (text,) = made.infotexts
-    assert (text["FaceSnap redraw"], text["FaceSnap likeness"]) == (0.4, "0.50")
-    assert from_infotext({name: str(value) for name, value in text.items()}, 1)["redraw"] == 0.4
+    assert (text["FaceSnap redraw strength"], text["FaceSnap likeness"]) == (0.4, "0.50")
+    assert from_infotext({name: str(value) for name, value in text.items()}, 1)["redraw_strength"] == 0.4
     assert host.calls[-1] == "detach"
 
 
@@ -310,7 +312,7 @@ def test_without_a_wish_nothing_is_looked_for_in_the_picture(host, astronaut, mo
     monkeypatch.setattr("facesnap_ext.hosts.redraw.redraw", lambda *args: pytest.fail("looked"))
     values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
     made = process_images(Processing(world=host, script_args=[values], scripts=Runner(host.script)))
-    assert "FaceSnap redraw" not in made.infotexts[0]
+    assert "FaceSnap redraw strength" not in made.infotexts[0]
 
 
 @pytest.mark.parametrize("where", ["status", "person_controls"])
@@ -325,7 +327,7 @@ def test_an_accordion_that_cannot_be_drawn_says_so_and_stops_only_jobs_with_face
     def fail(*args, **values):
         raise error
 
-    monkeypatch.setattr(host.module.page, where, fail)
+    monkeypatch.setattr(host.module.accordion, where, fail)
     monkeypatch.setattr(host.module.gr, "HTML", lambda text="", **values: shown.append(text))
     assert len(host.script.ui(is_img2img=False)) == 1  # the API's arguments need a place
     assert host.script.infotext_fields == []
@@ -350,7 +352,7 @@ def test_choosing_a_saved_person_shows_that_persons_rig(host, monkeypatch):
     components = dict(zip(UI_ORDER, host.script.ui(is_img2img=False)))
     asked = []
     rig = Rig(np.zeros((72, 3), np.float32), np.zeros((4, 72, 3), np.float32))
-    monkeypatch.setattr(webui.Engine, "preview", lambda self, *args: asked.append(args) or (rig, None))
+    monkeypatch.setattr(Engine, "preview", lambda self, *args: asked.append(args) or (rig, None))
     shown = {"identity": "Ada", "pose": "own", "canvas_size": "640x512"}
     answers = []
     for function, inputs, outputs in components["identity"].listeners:

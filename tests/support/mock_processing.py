@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from facesnap_ext.hosts.errors import Refusal
+
 
 class Runner:
     """The host's `ScriptRunner`, which swallows what scripts raise."""
@@ -109,10 +111,10 @@ def process_images(p: Processing) -> SimpleNamespace:
         if n == 0 and not world.cmd_opts.no_prompt_history:
             world.history.append(p.prompts[0])
         p.scripts.call("process_before_every_sampling", p, x=None, noise=None, c=None, uc=None)
-        conditionings = world.in_force()
-        if isinstance(conditionings, Exception):
-            raise conditionings
-        drawn = [world.draw(p, i, conditionings) for i in range(len(p.prompts))]
+        people = world.in_force()
+        if isinstance(people, Refusal):
+            raise people.error()
+        drawn = [world.draw(p, i, people) for i in range(len(p.prompts))]
         p.scripts.call("post_sample", p, None)
         state.job_no += 1
         for i, image in enumerate(drawn):
@@ -127,7 +129,7 @@ def process_images(p: Processing) -> SimpleNamespace:
     return processed
 
 
-def colour(p: Processing, index: int, conditionings: Any) -> Image.Image:
+def colour(p: Processing, index: int, people: Any) -> Image.Image:
     """A picture that is different for each seed."""
     shade = np.random.default_rng(p.seeds[index]).integers(0, 256, 3, np.uint8)
     return Image.fromarray(np.broadcast_to(shade, (p.height, p.width, 3)).copy())

@@ -10,6 +10,8 @@ from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.regions import PaintedRegion
+from facesnap_ext.settings.strength import Strength
+from facesnap_ext.settings.unit import STRENGTH_NAMES
 
 WIDTHS = (32, 64, 96)
 CONTEXT = 48
@@ -65,7 +67,7 @@ def side_by_side() -> tuple[Conditioning, Conditioning]:
     left = PaintedRegion(np.float32([[1, 0]]))
     return (
         conditioning(cond_only=True, weight=0.7, region=left),
-        conditioning(3, weight=1.2, region=PaintedRegion(1 - left.white)),
+        conditioning(3, weight=1.2, region=PaintedRegion(1 - left.mask)),
     )
 
 
@@ -79,4 +81,5 @@ PEOPLE = {
 def conditioning(seed: int = 0, network: FFRNet | None = None, **changes) -> Conditioning:
     tokens = torch.randn(1, 16, CONTEXT, generator=torch.Generator().manual_seed(seed))
     values = {"ffrnet": network or ffrnet(seed), "tokens": tokens, "landmarks": landmarks(seed)}
-    return Conditioning(**{**values, **changes})
+    strength = {name: changes.pop(name) for name in STRENGTH_NAMES if name in changes}
+    return Conditioning(**{**values, **changes}, strength=Strength(**strength))

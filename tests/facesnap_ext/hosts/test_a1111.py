@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -17,6 +17,7 @@ from facesnap_ext.hosts import a1111
 from facesnap_ext.networks.ffrnet import FFRNet
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet, reference_walk
+from tests.support.units import changed
 
 
 @dataclass(eq=True)  # as StableDiffusionProcessing, which therefore has no hash
@@ -81,13 +82,13 @@ def expected(unet, conditionings, x, timesteps, context, y, cond_rows: int) -> T
         one = [t[row : row + 1] for t in (x, timesteps, context, y)]
         residuals = [torch.zeros(1)] * 10
         for conditioning in conditionings:
-            if row >= cond_rows and conditioning.cond_only:
+            if row >= cond_rows and conditioning.strength.cond_only:
                 continue
             network = conditioning.ffrnet
             picture = a1111_landmarks(conditioning, x)
             features = network.embed_landmarks(picture)
             own = [
-                conditioning.weight * residual
+                conditioning.strength.weight * residual
                 for residual in network(one[0], one[1], network.embed_tokens(conditioning.tokens), features)
             ]
             if conditioning.region is not None:
@@ -100,9 +101,9 @@ def expected(unet, conditionings, x, timesteps, context, y, cond_rows: int) -> T
 
 
 def a1111_landmarks(conditioning, x) -> Tensor:
-    from facesnap_ext.conditioning import landmark_picture
+    from facesnap_ext.residuals import landmark_image
 
-    return landmark_picture(conditioning.landmarks, 8 * x.shape[3], 8 * x.shape[2])
+    return landmark_image(conditioning.landmarks, 8 * x.shape[3], 8 * x.shape[2])
 
 
 # how the host groups its rows: conditional rows, unconditional rows, the calls
@@ -174,9 +175,9 @@ def test_sizes_that_are_no_multiple_of_the_unets(unet, size, monkeypatch):
     plain = call(unet, *args, [0])
     a1111.attach(job, (conditioning,))
     announce(job, args[0], 1)
-    guided = call(unet, *args, [0])
-    assert guided.shape == plain.shape
-    assert not torch.allclose(guided, plain, atol=1e-3)
+    conditioned = call(unet, *args, [0])
+    assert conditioned.shape == plain.shape
+    assert not torch.allclose(conditioned, plain, atol=1e-3)
 
 
 def test_start_and_end_are_fractions_of_the_steps(unet):
@@ -196,7 +197,7 @@ def test_each_person_has_a_window_of_their_own(unet):
     args = inputs(1)
     first, second = tiny.conditioning(1, end=0.5), tiny.conditioning(2, start=0.25, end=0.75)
     halves = [
-        replace(conditioning, weight=0.5) for conditioning in (first, second)
+        changed(conditioning, weight=0.5) for conditioning in (first, second)
     ]  # two people everywhere share evenly
     wanted = [expected(unet, acting, *args, 1) for acting in ([first], halves, [second], [])]
     a1111.attach(job, (first, second))

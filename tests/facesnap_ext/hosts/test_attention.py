@@ -13,7 +13,7 @@ from torch import nn
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import a1111, forge
 from facesnap_ext.hosts.attention import cross_attentions
-from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
 from facesnap_ext.regions import PaintedRegion
 from tests.facesnap_ext.hosts import test_a1111, test_diffusers, test_forge
@@ -82,7 +82,7 @@ def test_cross_attentions_are_numbered_as_instantids_file_numbers_them(pipe):
 def test_it_equals_diffusers_ip_adapter(pipe, scale):
     conditioning, adapter = person(pipe.unet)
     plain = test_diffusers.run(pipe, guidance_scale=scale)
-    with guided(pipe, conditioning):
+    with conditioned(pipe, conditioning):
         got = test_diffusers.run(pipe, guidance_scale=scale)
     before = pipe.unet.attn_processors
     both = [conditioning.uncond_tokens, conditioning.tokens] if scale > 1 else [conditioning.tokens]
@@ -100,9 +100,9 @@ def test_it_equals_diffusers_ip_adapter(pipe, scale):
 def test_a_weight_of_zero_leaves_every_bit(pipe):
     conditioning, _ = person(pipe.unet, adapter_weight=0.0)
     without = replace(conditioning, adapter=None)
-    with guided(pipe, conditioning):
+    with conditioned(pipe, conditioning):
         a = test_diffusers.run(pipe)
-    with guided(pipe, without):
+    with conditioned(pipe, without):
         assert torch.equal(a, test_diffusers.run(pipe))
 
 
@@ -112,7 +112,7 @@ def test_a_unet_of_other_attentions_is_refused_and_left_alone(pipe):
     hooks = test_a1111.hooks_of(pipe.unet)
     with (
         pytest.raises(FaceSnapError, match=r"adapter of FaceSnap was made for \d+ cross-attentions"),
-        guided(pipe, short),
+        conditioned(pipe, short),
     ):
         pass
     assert test_a1111.hooks_of(pipe.unet) == hooks
@@ -149,11 +149,13 @@ def written_out(unet, people, one, is_cond: bool, size):
             q = layer.to_q(x)
             out = attend(layer.to_k(context), layer.to_v(context))
             for conditioning, adapter, share in people:
-                if conditioning.cond_only and not is_cond:
+                if conditioning.strength.cond_only and not is_cond:
                     continue
                 tokens = conditioning.tokens if is_cond else conditioning.uncond_tokens
                 projections = adapter.get_submodule(str(2 * number + 1))
-                extra = conditioning.adapter_weight * attend(projections.to_k_ip(tokens), projections.to_v_ip(tokens))
+                extra = conditioning.strength.adapter_weight * attend(
+                    projections.to_k_ip(tokens), projections.to_v_ip(tokens)
+                )
                 if share is not None:
                     level = round((size[0] * size[1] / x.shape[1]) ** 0.5)
                     mask_of = F.avg_pool2d(torch.from_numpy(share)[None, None], level)

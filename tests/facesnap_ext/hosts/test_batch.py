@@ -9,15 +9,18 @@ import pytest
 from PIL import Image
 
 from facesnap_ext import photos
+from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import job as host_job
 from facesnap_ext.hosts import webui
 from facesnap_ext.settings.infotext import DIGITS
-from facesnap_ext.settings.unit import Unit, sittings
+from facesnap_ext.settings.script_args import batches_by_reference
+from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.places import find_models
 from tests.support import mock_processing
 from tests.support.mock_processing import Processing, Runner, process_images
 
-APART = {"several": "apart", "model": "random.safetensors"}
+BATCH = {"reference_mode": "batch", "model": "random.safetensors"}
 GREY = Image.new("RGB", (64, 64), "grey")
 
 
@@ -36,7 +39,7 @@ def digest(image) -> str:
 
 def tokens_of(image, stand_ins, **values):
     unit = Unit(True, references=(photos.from_pil(image, "alone"),), model="random.safetensors", **values)
-    return webui.the_engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512).conditioning.tokens
+    return webui.shared_engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512).conditioning.tokens
 
 
 @pytest.fixture
@@ -54,13 +57,13 @@ def drawn(host):
 
 @pytest.mark.parametrize(("n_iter", "batch_size"), [(1, 1), (2, 1), (1, 2), (2, 3)])
 def test_each_photo_has_the_jobs_pictures_one_after_the_other(host, people, drawn, stand_ins, n_iter, batch_size):
-    p = job(host, {**APART, "references": people}, n_iter=n_iter, batch_size=batch_size)
+    p = job(host, {**BATCH, "references": people}, n_iter=n_iter, batch_size=batch_size)
     made = process_images(p)
     each = n_iter * batch_size
     wanted = [image for image in people for _ in range(each)]
     assert [text["FaceSnap references"] for text in made.infotexts] == [digest(image) for image in wanted]
     assert [text["Seed"] for text in made.infotexts] == list(range(1, 1 + 3 * each))
-    assert all(text["FaceSnap several"] == "apart" for text in made.infotexts)
+    assert all(text["FaceSnap reference mode"] == "batch" for text in made.infotexts)
     for tokens, image in zip(drawn, wanted, strict=True):
         assert tokens.equal(tokens_of(image, stand_ins))
     assert p.n_iter == n_iter
@@ -70,18 +73,18 @@ def test_each_photo_has_the_jobs_pictures_one_after_the_other(host, people, draw
 
 def test_one_finished_picture_is_not_made_larger_for_everybody(host, people, drawn):
     """The button under the gallery, which makes the chosen picture's job anew with its hires pass alone."""
-    p = job(host, {**APART, "references": people})
+    p = job(host, {**BATCH, "references": people})
     p.txt2img_upscale = True
-    with pytest.raises(FaceSnapError, match="remove all photos but that of the person in it"):
+    with pytest.raises(FaceSnapError, match="remove all reference photos except that of the person in it"):
         process_images(p)
     assert drawn == []
-    alone = job(host, {**APART, "references": people[:1]})
+    alone = job(host, {**BATCH, "references": people[:1]})
     alone.txt2img_upscale = True
     assert len(process_images(alone).images) == 1
 
 
 def test_one_photo_is_as_ever(host, people, drawn):
-    made = process_images(job(host, {**APART, "references": people[:1]}, n_iter=2))
+    made = process_images(job(host, {**BATCH, "references": people[:1]}, n_iter=2))
     assert len(made.images) == len(drawn) == 2
 
 
@@ -91,7 +94,7 @@ def test_the_clip_encoder_is_loaded_once_for_all(host, people, drawn, monkeypatc
     loaded = []
     load = encoders.load_image_encoder
     monkeypatch.setattr(encoders, "load_image_encoder", lambda path: loaded.append(path) or load(path))
-    process_images(job(host, {**APART, "references": people}))
+    process_images(job(host, {**BATCH, "references": people}))
     assert len(drawn) == 3
     assert len(loaded) == 1
 
@@ -100,7 +103,7 @@ def test_another_person_is_in_every_picture(host, people, stand_ins):
     seen = []
     host.draw = lambda p, i, conditionings: seen.append(conditionings) or mock_processing.colour(p, i, conditionings)
     beside = {"references": people[2:], "model": "random.safetensors", "region": "face"}
-    made = process_images(job(host, {**APART, "references": people[:2]}, beside))
+    made = process_images(job(host, {**BATCH, "references": people[:2]}, beside))
     for (first, second), image in zip(seen, people[:2], strict=True):
         assert first.tokens.equal(tokens_of(image, stand_ins))
         assert second.tokens.equal(tokens_of(people[2], stand_ins))
@@ -110,14 +113,17 @@ def test_another_person_is_in_every_picture(host, people, stand_ins):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([{**APART, "references": [0, None, 1, None]}], r"^Reference photo 2 and Reference photo 4 have no face"),
         (
-            [{**APART, "references": [0, 1], "face": 1}],
-            r"^Reference photo 1 and Reference photo 2 have no face number 1",
+            [{**BATCH, "references": [0, None, 1, None]}],
+            r"^Reference photo 2 and Reference photo 4 have no detectable face",
         ),
-        ([{"references": [0], "model": APART["model"]}, {**APART, "references": [0, 1]}], "^Person 2: Only the first"),
-        ([{**APART, "references": [0, 1], "identity": "Ada"}], "the saved person Ada is somebody else"),
-        ([{**APART, "references": ["bm90", "bm90"]}], r"Reference photo 1 .* Reference photo 2"),
+        (
+            [{**BATCH, "references": [0, 1], "face_index": 1}],
+            r"^Reference photo 1 and Reference photo 2 have no face with index 1 ",
+        ),
+        ([{"references": [0], "model": BATCH["model"]}, {**BATCH, "references": [0, 1]}], "^Person 2: Only the first"),
+        ([{**BATCH, "references": [0, 1], "identity": "Ada"}], "cannot be combined with the saved identity Ada"),
+        ([{**BATCH, "references": ["bm90", "bm90"]}], r"Reference photo 1 .* Reference photo 2"),
     ],
 )
 def test_what_does_not_go_is_told_at_the_start_and_the_job_is_left_alone(host, people, args, message):
@@ -131,8 +137,8 @@ def test_what_does_not_go_is_told_at_the_start_and_the_job_is_left_alone(host, p
 
 
 def test_an_error_in_preparing_gives_the_job_back_what_was_its_own(host, people, monkeypatch):
-    monkeypatch.setattr(webui, "prepare", lambda *args: 1 / 0)
-    p = job(host, {**APART, "references": people})
+    monkeypatch.setattr(host_job, "prepare", lambda *args: 1 / 0)
+    p = job(host, {**BATCH, "references": people})
     with pytest.raises(FaceSnapError, match="ZeroDivisionError"):
         process_images(p)
     assert p.n_iter == 1
@@ -140,7 +146,7 @@ def test_an_error_in_preparing_gives_the_job_back_what_was_its_own(host, people,
 
 def test_off_nothing_is_multiplied(host, people, drawn):
     for values in ({"enabled": False}, {"weight": 0}):
-        p = job(host, {**APART, "references": people, **values}, n_iter=2)
+        p = job(host, {**BATCH, "references": people, **values}, n_iter=2)
         assert len(process_images(p).images) == 2
         assert p.n_iter == 2
     assert drawn == [None] * 4
@@ -148,7 +154,7 @@ def test_off_nothing_is_multiplied(host, people, drawn):
 
 def test_the_same_job_can_run_again(host, people):
     """As a batch of init pictures does."""
-    p = job(host, {**APART, "references": people}, n_iter=2)
+    p = job(host, {**BATCH, "references": people}, n_iter=2)
     assert [len(process_images(p).images) for _ in range(2)] == [6, 6]
     p.script_args = [{"enabled": False}]
     assert len(process_images(p).images) == 2
@@ -156,7 +162,7 @@ def test_the_same_job_can_run_again(host, people):
 
 def test_each_cell_of_a_plot_is_its_own(host, people):
     """A cell is a shallow copy of the job, and shares its parameters; the plot has counted its batches already."""
-    p = job(host, {**APART, "references": people}, n_iter=2)
+    p = job(host, {**BATCH, "references": people}, n_iter=2)
     host.state.job_count = 2 * p.n_iter
     texts = []
     for values in ({"weight": 0.5, "yaw": 20.0}, {"reference": 2}):
@@ -172,12 +178,12 @@ def test_each_cell_of_a_plot_is_its_own(host, people):
 
 
 def test_lists_of_other_scripts_are_repeated_where_they_fill_batches(host, people):
-    p = job(host, {**APART, "references": people[:2]}, prompt=["a", "b"], seed=[5, 9], n_iter=2)
+    p = job(host, {**BATCH, "references": people[:2]}, prompt=["a", "b"], seed=[5, 9], n_iter=2)
     made = process_images(p)
     assert [text["Seed"] for text in made.infotexts] == [5, 9, 5, 9]
     assert (p.prompt, p.seed, p.n_iter) == (["a", "b"], [5, 9], 2)
-    p = job(host, {**APART, "references": people[:2]}, prompt=["a", "b", "c"], n_iter=2, batch_size=2)
-    with pytest.raises(FaceSnapError, match="fill no whole batches"):
+    p = job(host, {**BATCH, "references": people[:2]}, prompt=["a", "b", "c"], n_iter=2, batch_size=2)
+    with pytest.raises(FaceSnapError, match="not a multiple of the batch size"):
         process_images(p)
 
 
@@ -196,7 +202,7 @@ def test_adetailers_pass_has_the_person_of_its_picture_alone(host, people, drawn
             p.scripts.call("before_process", again)
             p.scripts.call("process", again)
 
-    p = job(host, {**APART, "references": people}, n_iter=2)
+    p = job(host, {**BATCH, "references": people}, n_iter=2)
     p.scripts = Runner(host.script, ADetailer())
     made = process_images(p)
     assert host.state.job_count == 6
@@ -207,17 +213,17 @@ def test_adetailers_pass_has_the_person_of_its_picture_alone(host, people, drawn
     assert p.n_iter == 2
 
 
-def test_sittings_of_units():
+def test_batches_by_reference_of_units():
     photo = photos.from_pil(GREY, "grey")
-    two = Unit(True, references=(photo, photo), several="apart")
-    assert sittings({}) == []
-    assert [set(units) for units in sittings({1: two, 2: Unit(True)})] == [{1, 2}] * 2
-    for alone in (Unit(True, references=(photo, photo)), Unit(True, several="apart", identity="Ada")):
-        assert sittings({3: alone}) == [{3: alone}]
-    assert len(sittings({1: Unit(True), 2: Unit(True, references=(photo,), several="apart")})) == 1
+    two = Unit(True, references=(photo, photo), reference_mode="batch")
+    assert batches_by_reference({}) == []
+    assert [set(units) for units in batches_by_reference({1: two, 2: Unit(True)})] == [{1, 2}] * 2
+    for alone in (Unit(True, references=(photo, photo)), Unit(True, reference_mode="batch", identity="Ada")):
+        assert batches_by_reference({3: alone}) == [{3: alone}]
+    assert len(batches_by_reference({1: Unit(True), 2: Unit(True, references=(photo,), reference_mode="batch")})) == 1
 
 
 def test_the_engine_prepares_one_person_at_a_time(stand_ins, astronaut):
-    unit = Unit(True, references=(astronaut, astronaut), several="apart")
+    unit = Unit(True, references=(astronaut, astronaut), reference_mode="batch")
     with pytest.raises(ValueError, match="one by one"):
-        webui.Engine(lambda: SimpleNamespace()).prepare(unit, 64, 64)
+        Engine(lambda: SimpleNamespace()).prepare(unit, 64, 64)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from facesnap_ext.conditioning import landmark_picture
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.regions import PaintedRegion
+from facesnap_ext.residuals import landmark_image
 from tests.support import tiny
+from tests.support.units import changed
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -82,7 +83,7 @@ def test_text_free_weights_equal_a_controlnet_pipeline_with_tokens_for_text_and_
 ):
     """diffusers' own ControlNet, run on every row, with what it conditions on replaced as the paper replaces it."""
     conditioning = tiny.conditioning(network=as_ffrnet(controlnet))
-    with guided(pipe, conditioning):
+    with conditioned(pipe, conditioning):
         got = run(pipe, guidance_scale=scale)
 
     forward = diffusers.ControlNetModel.forward
@@ -96,14 +97,14 @@ def test_text_free_weights_equal_a_controlnet_pipeline_with_tokens_for_text_and_
     reference = diffusers.StableDiffusionXLControlNetPipeline(
         **pipe.components, controlnet=controlnet, add_watermarker=False
     )
-    wanted = run(reference, guidance_scale=scale, image=landmark_picture(conditioning.landmarks, 128, 128))
+    wanted = run(reference, guidance_scale=scale, image=landmark_image(conditioning.landmarks, 128, 128))
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(got, run(pipe, guidance_scale=scale), atol=1e-2)
 
 
 def test_weights_trained_with_text_get_each_rows_own_pooled_text(pipe, controlnet, monkeypatch):
     conditioning = tiny.conditioning(network=as_ffrnet(controlnet), text_free=False)
-    with guided(pipe, conditioning):
+    with conditioned(pipe, conditioning):
         got = run(pipe)
     forward = diffusers.ControlNetModel.forward
 
@@ -114,7 +115,7 @@ def test_weights_trained_with_text_get_each_rows_own_pooled_text(pipe, controlne
     reference = diffusers.StableDiffusionXLControlNetPipeline(
         **pipe.components, controlnet=controlnet, add_watermarker=False
     )
-    wanted = run(reference, image=landmark_picture(conditioning.landmarks, 128, 128))
+    wanted = run(reference, image=landmark_image(conditioning.landmarks, 128, 128))
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -125,9 +126,9 @@ def test_it_adds_to_a_controlnet_pipeline(pipe, controlnet):
     )
     picture = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(3))
     plain = run(reference, image=picture, controlnet_conditioning_scale=0.5)
-    with guided(reference, tiny.conditioning()):
+    with conditioned(reference, tiny.conditioning()):
         both = run(reference, image=picture, controlnet_conditioning_scale=0.5)
-    with guided(pipe, tiny.conditioning()):
+    with conditioned(pipe, tiny.conditioning()):
         alone = run(pipe)
     assert not torch.allclose(both, plain, atol=1e-2)
     assert not torch.allclose(both, alone, atol=1e-2)
@@ -135,19 +136,19 @@ def test_it_adds_to_a_controlnet_pipeline(pipe, controlnet):
 
 def test_after_the_with_block_every_bit_is_as_before(pipe):
     plain = run(pipe)
-    with guided(pipe, tiny.conditioning()):
+    with conditioned(pipe, tiny.conditioning()):
         assert not torch.equal(run(pipe), plain)
     assert torch.equal(run(pipe), plain)
-    with pytest.raises(RuntimeError, match="half-way"), guided(pipe, tiny.conditioning()):
+    with pytest.raises(RuntimeError, match="half-way"), conditioned(pipe, tiny.conditioning()):
         raise RuntimeError("half-way")
     assert torch.equal(run(pipe), plain)
 
 
 @pytest.mark.parametrize("window", [(0.0, 0.3), (0.4, 1.0)])
 def test_start_and_end_are_fractions_of_the_steps(pipe, window):
-    with guided(pipe, tiny.conditioning(start=window[0], end=window[1])):
+    with conditioned(pipe, tiny.conditioning(start=window[0], end=window[1])):
         part = run(pipe)
-    with guided(pipe, tiny.conditioning()):
+    with conditioned(pipe, tiny.conditioning()):
         whole = run(pipe)
     assert not torch.equal(part, whole)
     assert not torch.equal(part, run(pipe))
@@ -157,17 +158,19 @@ def test_two_people_have_windows_and_places_of_their_own(pipe):
     """Two equal people make the same picture as one: side by side, in one place, or one after the other."""
     one = tiny.conditioning()
     left = PaintedRegion(np.float32([[1, 0]]))
-    with guided(pipe, one):
+    with conditioned(pipe, one):
         wanted = run(pipe)
     for pair in (
-        (replace(one, region=left), replace(one, region=PaintedRegion(1 - left.white))),
+        (replace(one, region=left), replace(one, region=PaintedRegion(1 - left.mask))),
         (replace(one, region=left), one),
         (one, one),
-        (replace(one, end=0.5), replace(one, start=0.5)),
+        (changed(one, end=0.5), changed(one, start=0.5)),
     ):
-        with guided(pipe, *pair):
+        with conditioned(pipe, *pair):
             torch.testing.assert_close(run(pipe), wanted, atol=1e-4, rtol=1e-4)
-    with guided(pipe, replace(one, region=left), replace(tiny.conditioning(3), region=PaintedRegion(1 - left.white))):
+    with conditioned(
+        pipe, replace(one, region=left), replace(tiny.conditioning(3), region=PaintedRegion(1 - left.mask))
+    ):
         assert not torch.allclose(run(pipe), wanted, atol=1e-2)
 
 
@@ -175,6 +178,6 @@ def test_other_widths_are_refused(pipe):
     network = tiny.ffrnet(widths=(32, 64, 64))
     with (
         pytest.raises(FaceSnapError, match=r"other widths|was made for"),
-        guided(pipe, tiny.conditioning(network=network)),
+        conditioned(pipe, tiny.conditioning(network=network)),
     ):
         pass

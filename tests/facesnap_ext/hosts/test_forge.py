@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from facesnap_ext.conditioning import landmark_picture
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import forge
 from facesnap_ext.hosts.forge import FaceSnapControl
 from facesnap_ext.networks.ffrnet import FFRNet
+from facesnap_ext.residuals import landmark_image
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet, reference_walk
+from tests.support.units import changed
 
 
 class Predictor:
@@ -203,12 +204,12 @@ def expected(unet, conditionings, x, sigmas, context, y, is_cond) -> Tensor:
         latent, timestep = scale.calculate_input(sigma, one), scale.timestep(sigma)
         residuals = [torch.zeros(1)] * 10
         for conditioning in conditionings:
-            if not is_cond[row] and conditioning.cond_only:
+            if not is_cond[row] and conditioning.strength.cond_only:
                 continue
-            picture = landmark_picture(conditioning.landmarks, 8 * x.shape[3], 8 * x.shape[2])
+            picture = landmark_image(conditioning.landmarks, 8 * x.shape[3], 8 * x.shape[2])
             features = conditioning.ffrnet.embed_landmarks(picture)
             own = [
-                conditioning.weight * r
+                conditioning.strength.weight * r
                 for r in conditioning.ffrnet(
                     latent, timestep, conditioning.ffrnet.embed_tokens(conditioning.tokens), features
                 )
@@ -278,7 +279,7 @@ def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
 
     latent, timestep = Predictor().calculate_input(sigmas, x), Predictor().timestep(sigmas)
     with torch.no_grad():
-        features = conditioning.ffrnet.embed_landmarks(landmark_picture(conditioning.landmarks, 128, 128))
+        features = conditioning.ffrnet.embed_landmarks(landmark_image(conditioning.landmarks, 128, 128))
         residuals = conditioning.ffrnet(
             latent, timestep, conditioning.ffrnet.embed_tokens(conditioning.tokens), features
         )
@@ -318,7 +319,7 @@ def test_each_person_has_a_window_of_their_own(unet):
     forge.attach(job, (first, second))
     x, _, context, y = inputs(1)
     halves = [
-        replace(conditioning, weight=0.5) for conditioning in (first, second)
+        changed(conditioning, weight=0.5) for conditioning in (first, second)
     ]  # two people everywhere share evenly
     for progress, acting in ((0.1, [first]), (0.4, halves), (0.7, [second]), (0.9, [])):
         sigma = torch.tensor([14.6 * (1 - progress)])

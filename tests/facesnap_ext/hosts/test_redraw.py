@@ -16,13 +16,13 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import a1111
 from facesnap_ext.hosts.redraw import (
     CELL,
+    CROP_SCALE,
     FEATHER,
-    GROWN,
     Crop,
     crop_around,
-    drawn_size,
     paste_back,
     redraw,
+    redraw_size,
     small_faces,
 )
 from facesnap_ext.identity.faces import Face
@@ -77,7 +77,7 @@ def test_the_crop_is_a_square_around_the_face_inside_the_picture(given_face):
     assert top <= seen[1]
     assert right >= seen[2]
     assert bottom >= seen[3]
-    side = max(2, math.ceil(GROWN * max(seen[2] - seen[0], seen[3] - seen[1])))
+    side = max(2, math.ceil(CROP_SCALE * max(seen[2] - seen[0], seen[3] - seen[1])))
     assert (crop.width, crop.height) == (min(side, width), min(side, height))
     for start, end, low, high, length in (
         (left, right, seen[0], seen[2], width),
@@ -89,7 +89,7 @@ def test_the_crop_is_a_square_around_the_face_inside_the_picture(given_face):
 
 @given(st.integers(2, 1500), st.integers(2, 1500), st.sampled_from([AREA, 832 * 1216, 1024 * 1024]))
 def test_a_crop_is_drawn_with_its_own_shape_and_the_jobs_area_as_far_as_cells_allow(width, height, area):
-    w, h = drawn_size(Crop(0, 0, width, height), area)
+    w, h = redraw_size(Crop(0, 0, width, height), area)
     assert w % CELL == h % CELL == 0
     scale = math.sqrt(area / (width * height))
     for drawn, exact in ((w, scale * width), (h, scale * height)):
@@ -228,8 +228,8 @@ def test_the_crop_is_a_job_of_its_own_with_the_pictures_settings(world):
 
     ((attached_to, (conditioning,)),) = [call for call in world.calls if isinstance(call, tuple)]
     assert attached_to is job
-    assert (conditioning.weight, conditioning.start, conditioning.end) == (0.7, 0.1, 0.9)
-    assert (conditioning.region, conditioning.hires) == (None, "both")
+    assert (conditioning.strength.weight, conditioning.strength.start, conditioning.strength.end) == (0.7, 0.1, 0.9)
+    assert (conditioning.region, conditioning.strength.hires) == (None, "both")
     points = (person.landmarks.scaled(512, 512).points - CROP[:2]) * 512 / 106
     np.testing.assert_allclose(conditioning.landmarks.scaled(512, 512).points, points, atol=1e-3)
 

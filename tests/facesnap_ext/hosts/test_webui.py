@@ -14,11 +14,13 @@ from PIL import Image
 
 from facesnap_ext.engine import Prepared
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts import webui
-from facesnap_ext.hosts.webui import Job, for_pass, hires_window, init_region, init_window
+from facesnap_ext.hosts.job import PreparedBatch, prepare
+from facesnap_ext.hosts.webui import progress
+from facesnap_ext.hosts.windows import for_pass, hires_window, init_region, init_window
 from facesnap_ext.regions import PaintedRegion, RoundedBox, around
 from facesnap_ext.settings.unit import Unit
 from tests.support import mock_webui, tiny
+from tests.support.units import make_unit
 
 NETWORK = tiny.ffrnet()
 
@@ -27,9 +29,9 @@ def job(**values):
     return SimpleNamespace(**{"paste_to": None, "resize_mode": 0, "width": 512, "height": 512, **values})
 
 
-def prepared(in_init_picture: bool, width=400, height=200, **changes):
+def prepared(in_init_image: bool, width=400, height=200, **changes):
     conditioning = tiny.conditioning(network=NETWORK, landmarks=tiny.landmarks(width=width, height=height), **changes)
-    return Prepared(conditioning, (), None, in_init_picture, ())
+    return Prepared(conditioning, (), None, in_init_image, ())
 
 
 sides = st.integers(64, 2048)
@@ -53,10 +55,10 @@ def test_cropping_keeps_proportions_inside_and_filling_keeps_them_around(size, o
 
 
 def test_landmarks_of_a_driving_photo_stay_as_they_were_placed():
-    p = prepared(in_init_picture=False)
-    (conditioning,) = for_pass(job(resize_mode=1), Job((p,), (400, 200)))
+    p = prepared(in_init_image=False)
+    (conditioning,) = for_pass(job(resize_mode=1), PreparedBatch((p,), (400, 200)))
     assert conditioning.landmarks is p.conditioning.landmarks
-    assert for_pass(job(), Job((p,))) == (p.conditioning,)
+    assert for_pass(job(), PreparedBatch((p,))) == (p.conditioning,)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +71,9 @@ def test_landmarks_of_a_driving_photo_stay_as_they_were_placed():
     ],
 )
 def test_the_init_pictures_middle_is_where_the_host_puts_it(values, point):
-    p = prepared(in_init_picture=True)
+    p = prepared(in_init_image=True)
     p.conditioning.landmarks.points[:] = (200, 100)
-    (conditioning,) = for_pass(job(**values), Job((p,), (400, 200)))
+    (conditioning,) = for_pass(job(**values), PreparedBatch((p,), (400, 200)))
     landmarks = conditioning.landmarks
     np.testing.assert_allclose(landmarks.scaled(512, 512).points[0], point, atol=1e-3)
 
@@ -80,9 +82,9 @@ def test_the_init_pictures_middle_is_where_the_host_puts_it(values, point):
 @given(x=st.integers(0, 300), y=st.integers(0, 100), width=st.integers(40, 100), height=st.integers(40, 100))
 def test_only_masked_inpainting_at_the_pictures_edge_fills_up_around_the_crop(x, y, width, height):
     """The host crops, fits the crop into the output and fills up the rest; a dot is followed through that."""
-    p = prepared(in_init_picture=True)
+    p = prepared(in_init_image=True)
     p.conditioning.landmarks.points[:] = (x + 0.3 * width, y + 0.8 * height)
-    (conditioning,) = for_pass(job(paste_to=(x, y, width, height), height=768), Job((p,), (400, 200)))
+    (conditioning,) = for_pass(job(paste_to=(x, y, width, height), height=768), PreparedBatch((p,), (400, 200)))
     scale = min(512 / width, 768 / height)  # resize mode 2: inside, in the middle
     left, top = (512 - scale * width) / 2, (768 - scale * height) / 2
     wanted = (left + 0.3 * scale * width, top + 0.8 * scale * height)
@@ -104,34 +106,34 @@ HALF = PaintedRegion(np.float32([[1, 0]]))
         ({"paste_to": (150, 100, 80, 80)}, [1, 1, 0.5, 0]),
     ],
 )
-@pytest.mark.parametrize("in_init_picture", [True, False])
-def test_what_is_drawn_lies_in_the_init_picture_wherever_the_pose_is_from(values, seen, in_init_picture):
-    p = prepared(in_init_picture, region=HALF)
-    (conditioning,) = for_pass(job(**values), Job((p,), (400, 200)))
-    np.testing.assert_allclose(conditioning.region.mask(4, 1)[0], seen, atol=1e-6)
+@pytest.mark.parametrize("in_init_image", [True, False])
+def test_what_is_drawn_lies_in_the_init_picture_wherever_the_pose_is_from(values, seen, in_init_image):
+    p = prepared(in_init_image, region=HALF)
+    (conditioning,) = for_pass(job(**values), PreparedBatch((p,), (400, 200)))
+    np.testing.assert_allclose(conditioning.region.sample(4, 1)[0], seen, atol=1e-6)
 
 
 def test_a_region_around_the_face_goes_where_the_landmarks_do():
-    p = prepared(in_init_picture=True)
+    p = prepared(in_init_image=True)
     whole = around(p.conditioning.landmarks, 1.8)
-    for in_init_picture in (True, False):
+    for in_init_image in (True, False):
         conditioning = replace(p.conditioning, region=whole)
-        person = replace(p, conditioning=conditioning, in_init_picture=in_init_picture)
-        (seen,) = for_pass(job(paste_to=(100, 50, 120, 120)), Job((person,), (400, 200)))
+        person = replace(p, conditioning=conditioning, in_init_image=in_init_image)
+        (seen,) = for_pass(job(paste_to=(100, 50, 120, 120)), PreparedBatch((person,), (400, 200)))
         wanted = around(seen.landmarks, 1.8)
         for name in ("x", "y", "half_width", "half_height"):
             assert getattr(seen.region, name) == pytest.approx(getattr(wanted, name), abs=1e-5)
-        assert (seen.region == whole) != in_init_picture
+        assert (seen.region == whole) != in_init_image
 
 
 @pytest.mark.parametrize(("hires", "first", "second"), [("both", 1, 1), ("first", 1, 0), ("second", 0, 1)])
 def test_each_pass_has_those_who_are_wanted_in_it(hires, first, second):
-    people = Job((prepared(False), prepared(False, hires=hires)))
+    people = PreparedBatch((prepared(False), prepared(False, hires=hires)))
     size = {"hr_upscale_to_x": 1024, "hr_upscale_to_y": 1024, "truncate_x": 0, "truncate_y": 0}
     assert len(for_pass(job(), people)) == 1 + first  # img2img's jobs have no passes
     assert len(for_pass(job(is_hr_pass=False), people)) == 1 + first
     assert for_pass(job(is_hr_pass=True, **size), people) == tuple(
-        p.conditioning for p in people.people if p.conditioning.hires in ("both", "second")
+        p.conditioning for p in people.people if p.conditioning.strength.hires in ("both", "second")
     )
     assert len(for_pass(job(is_hr_pass=True, **size), people)) == 1 + second
 
@@ -146,7 +148,7 @@ def test_hires_fix_to_another_shape_cuts_off_on_both_sides_and_all_follows():
         assert window == pytest.approx((0, kept[0] / 128, 1, len(kept) / 128))
     p = prepared(False, 512, 512, region=RoundedBox(0.5, 0.5, 0.1, 0.1))
     p.conditioning.landmarks.points[:] = (256, 160)
-    (conditioning,) = for_pass(job(is_hr_pass=True, **values), Job((p,)))
+    (conditioning,) = for_pass(job(is_hr_pass=True, **values), PreparedBatch((p,)))
     np.testing.assert_allclose(conditioning.landmarks.scaled(1024, 640).points[0], (512, 320 - 192), atol=1e-3)
     assert (conditioning.region.x, conditioning.region.y) == pytest.approx((0.5, 0.5))
     assert conditioning.region.half_height == pytest.approx(0.1 * 1024 / 640)
@@ -157,17 +159,16 @@ def test_an_init_pictures_window_without_a_crop_is_the_whole():
 
 
 class StubEngine:
-    def prepare(self, unit, width, height, init_picture, progress, files_kept):
+    def prepare(self, unit, width, height, init_image, progress, files_kept):
         progress("looking")
-        if unit.weight == 2:
+        if unit.strength.weight == 2:
             raise FaceSnapError("No face was found.")
-        return replace(prepared(init_picture is not None, hires=unit.hires), notes=("Padded.",))
+        return replace(prepared(init_image is not None, hires=unit.strength.hires), notes=("Padded.",))
 
 
 @pytest.fixture
-def page(monkeypatch, tmp_path):
+def page(tmp_path):
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("modules", "gradio")}
-    monkeypatch.setattr(webui, "_engine", StubEngine())
     yield mock_webui.install(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] in ("modules", "gradio")]:
         del sys.modules[name]
@@ -181,26 +182,26 @@ def asked(**values):
 
 def test_notes_and_errors_name_the_person_only_where_there_are_several(page):
     p = asked()
-    (made,) = webui.prepare(p, [{1: Unit(), 3: Unit()}], None)
+    (made,) = prepare(p, [{1: Unit(), 3: Unit()}], StubEngine(), progress)
     assert len(made.people) == 2
     assert made.init_size is None
     assert p.comments == ["FaceSnap: Person 1: Padded.", "FaceSnap: Person 3: Padded."]
     p = asked()
-    webui.prepare(p, [{3: Unit()}], None)
+    prepare(p, [{3: Unit()}], StubEngine(), progress)
     assert p.comments == ["FaceSnap: Padded."]
     with pytest.raises(FaceSnapError, match=r"^Person 3: No face was found\.$"):
-        webui.prepare(asked(), [{1: Unit(), 3: Unit(weight=2)}], None)
+        prepare(asked(), [{1: Unit(), 3: make_unit(weight=2)}], StubEngine(), progress)
     with pytest.raises(FaceSnapError, match=r"^No face was found\.$"):
-        webui.prepare(asked(), [{3: Unit(weight=2)}], None)
+        prepare(asked(), [{3: make_unit(weight=2)}], StubEngine(), progress)
 
 
 def test_a_person_of_a_second_pass_that_does_not_come_is_told(page):
     for values, told in (({}, True), ({"enable_hr": False}, True), ({"enable_hr": True}, False)):
         p = asked(**values)
-        webui.prepare(p, [{1: Unit(hires="second")}], None)
-        assert any("Hires fix is off" in comment for comment in p.comments) == told
+        prepare(p, [{1: make_unit(hires="second")}], StubEngine(), progress)
+        assert any("second pass of hires fix, which is off" in comment for comment in p.comments) == told
 
 
 def test_img2imgs_picture_gives_the_frame_of_what_is_drawn(page):
     p = asked(init_images=[Image.new("RGB", (300, 200))])
-    assert webui.prepare(p, [{1: Unit()}], None)[0].init_size == (300, 200)
+    assert prepare(p, [{1: Unit()}], StubEngine(), progress)[0].init_size == (300, 200)

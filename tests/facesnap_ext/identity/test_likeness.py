@@ -63,7 +63,7 @@ def test_the_engine_measures_the_face_that_was_asked_for_or_none(stand_ins, grou
         raise NoFaceError(photo.name)
 
     engine = Engine(lambda: find_models(stand_ins))
-    found = engine.encoders.faces(find_models(stand_ins), group)
+    found = engine.encoders(find_models(stand_ins)).faces(group)
     references = torch.from_numpy(found[4].embedding)[None]
     for i in (4, 1):
         box = found[i].box.reshape(2, 2)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from facesnap_ext.conditioning import landmark_picture
 from facesnap_ext.landmarks.hints import POINTS5
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import Landmarks, five_points
+from facesnap_ext.residuals import landmark_image
 from tests.support import tiny
 
 RED, GREEN, BLUE, YELLOW, PURPLE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255)
@@ -63,7 +63,7 @@ def test_of_72_points_the_five_are_drawn_at_the_passs_own_size():
     np.testing.assert_array_equal(draw_five(landmarks, 256, 192), draw_five(five, 256, 192))
     stretched = five.scaled(256, 192)
     np.testing.assert_array_equal(draw_five(five, 256, 192), draw_five(stretched, 256, 192))
-    picture = landmark_picture(landmarks, 256, 192, POINTS5)
+    picture = landmark_image(landmarks, 256, 192, POINTS5)
     assert picture.shape == (1, 3, 192, 256)
     assert torch.equal(picture[0].permute(1, 2, 0) * 255, torch.from_numpy(draw_five(landmarks, 256, 192)).float())
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from facesnap_ext.conditioning import Residuals
 from facesnap_ext.networks import compiled
 from facesnap_ext.networks.ffrnet import FFRNet, TransformerBlock
+from facesnap_ext.residuals import Residuals
 from tests.support import tiny
 
 

@@ -1,8 +1,6 @@
-"""What a picture's infotext says of FaceSnap, and that it leads back to the same settings."""
+"""FaceSnap's part of infotext, and the way back from it to the same settings."""
 
 from __future__ import annotations
-
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,10 +10,10 @@ from hypothesis import strategies as st
 from facesnap_ext import __version__
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings.infotext import FIELDS, PHOTOS, from_infotext, to_infotext
-from facesnap_ext.settings.unit import BLOCKS, CHOICES, RANGES, Unit
+from facesnap_ext.settings.infotext import DEFAULTS, OLD_NAMES, PHOTOS, from_infotext, label, to_infotext
+from facesnap_ext.settings.unit import BLOCKS, CHOICES, OPTIONAL, RANGES, Unit, defaults, from_values
+from tests.support.units import make_unit
 
-OPTIONAL = ("x", "y", "size")
 NAMES = st.text(
     st.characters(whitelist_categories=("L", "N"), whitelist_characters=" ._-"), min_size=1, max_size=20
 ).filter(lambda name: name == name.strip())
@@ -29,7 +27,7 @@ def a_field(name: str, default) -> st.SearchStrategy:
         return st.sampled_from(CHOICES[name])
     if name == "template":
         return st.sampled_from(sorted(TEMPLATES))
-    if name == "blocks":
+    if name == "block_weights":
         return st.just(()) | st.lists(st.floats(0, 2), min_size=BLOCKS, max_size=BLOCKS).map(tuple)
     if isinstance(default, bool):
         return st.booleans()
@@ -38,26 +36,45 @@ def a_field(name: str, default) -> st.SearchStrategy:
     return st.just("") | NAMES
 
 
-UNITS = st.builds(
-    Unit, enabled=st.just(True), **{n: a_field(n, f.default) for n, f in FIELDS.items() if n not in PHOTOS}
-)
+UNITS = st.builds(make_unit, **{name: a_field(name, one) for name, one in DEFAULTS.items() if name not in PHOTOS})
 
 
 @given(st.dictionaries(st.integers(1, 4), UNITS, max_size=3))
-def test_it_leads_back_to_the_same_settings(units):
-    """Through text, as the host reads it from the picture."""
+def test_pasting_infotext_restores_the_same_settings(units):
+    """By way of text, as the host reads it from the image."""
     text = {name: str(value) for name, value in to_infotext(units).items()}
     for number in range(1, 6):
-        found = from_infotext(text, number)
-        assert Unit(**found) == units[number] if number in units else not found["enabled"]
+        pasted = from_infotext(text, number)
+        assert from_values(pasted) == units[number] if number in units else not pasted["enabled"]
 
 
-def test_every_field_is_written():
-    """A field that is added is added here too, by its default's type."""
-    assert set(FIELDS) == {field.name for field in fields(Unit)} - {"enabled"}
+def test_a_unit_at_its_defaults_is_pasted_as_enabled():
+    """Only the weight marks that the unit took part: without it the paste would switch FaceSnap off."""
+    text = to_infotext({1: Unit(True)})
+    assert text["FaceSnap weight"] == 1.0
+    assert from_infotext(text, 1) == {name: one for name, one in defaults().items() if name not in PHOTOS} | {
+        "enabled": True
+    }
 
 
-def test_photos_are_named_by_their_content_and_nothing_else_is_known_of_them():
+def test_every_setting_is_written():
+    assert set(DEFAULTS) == set(defaults()) - {"enabled"}
+
+
+@given(UNITS)
+def test_infotext_of_development_versions_still_pastes(unit):
+    text = {name: str(value) for name, value in to_infotext({2: unit}).items()}
+    old = {"fused": "mixed", "batch": "apart", "image": "everywhere", "mask": "drawn"}
+    for name in ("reference_mode", "region"):
+        if label(name, 2) in text:
+            text[label(name, 2)] = old.get(text[label(name, 2)], text[label(name, 2)])
+    for new, name in OLD_NAMES.items():
+        if label(new, 2) in text:
+            text[label(name, 2)] = text.pop(label(new, 2))
+    assert from_values(from_infotext(text, 2)) == unit
+
+
+def test_photos_are_written_as_hashes_and_never_by_name():
     photo = Photo(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), "secret name.png")
     text = to_infotext({1: Unit(True, references=(photo, photo), driving=photo, mask=photo)})
     digest = photo.digest[:10]
@@ -66,13 +83,13 @@ def test_photos_are_named_by_their_content_and_nothing_else_is_known_of_them():
     assert "secret" not in repr(text)
 
 
-def test_a_picture_says_that_facesnap_made_it_and_others_say_nothing():
+def test_only_images_made_with_facesnap_carry_its_mark():
     assert to_infotext({1: Unit(True)})["FaceSnap"] == __version__
     assert to_infotext({}) == {}
     assert not from_infotext({"Steps": "20"}, 1)["enabled"]
 
 
 @pytest.mark.parametrize("value", ["much", ""])
-def test_what_is_no_value_is_refused(value):
+def test_invalid_values_are_refused(value):
     with pytest.raises(ValueError, match=value):
         from_infotext({"FaceSnap": "1", "FaceSnap weight": value}, 1)

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from PIL import Image
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.settings.schema import unit_schema
-from facesnap_ext.settings.unit import BLOCKS, CHOICES, RANGES, Unit, from_script_args
+from facesnap_ext.settings.script_args import from_script_args
+from facesnap_ext.settings.unit import BLOCKS, CHOICES, RANGES, Unit, defaults, to_values
 
 DOCS = Path(__file__).parents[3] / "docs" / "api.md"
 SCHEMA = unit_schema()["properties"]
@@ -37,7 +37,7 @@ def picture() -> str:
 
 
 def test_the_schema_names_every_field_and_no_other():
-    assert list(SCHEMA) == [field.name for field in fields(Unit)]
+    assert list(SCHEMA) == list(defaults())
     assert not unit_schema()["additionalProperties"]
 
 
@@ -51,7 +51,7 @@ def test_each_number_has_the_range_in_which_it_is_taken():
     for name, schema in SCHEMA.items():
         if schema["type"] == "integer":
             ends = [schema["minimum"], schema.get("maximum", 99)]
-            assert [getattr(taken({name: end}), name) for end in ends] == ends
+            assert [to_values(taken({name: end}))[name] for end in ends] == ends
             for wrong in (ends[0] - 1, *([ends[1] + 1] if "maximum" in schema else [])):
                 with pytest.raises(FaceSnapError, match=name):
                     taken({name: wrong})
@@ -60,30 +60,30 @@ def test_each_number_has_the_range_in_which_it_is_taken():
 def test_each_choice_is_one_that_is_taken():
     for name, choices in {**CHOICES, "template": TEMPLATES}.items():
         assert SCHEMA[name]["enum"] == list(choices), name
-        assert [getattr(taken({name: choice}), name) for choice in SCHEMA[name]["enum"]] == list(choices)
+        assert [to_values(taken({name: choice}))[name] for choice in SCHEMA[name]["enum"]] == list(choices)
 
 
 @given(st.lists(st.floats(0, 2), max_size=2 * BLOCKS))
 def test_block_weights_are_taken_in_the_numbers_that_it_allows(weights):
-    lengths = SCHEMA["blocks"]["anyOf"]
+    lengths = SCHEMA["block_weights"]["anyOf"]
     allowed = any(size.get("minItems", 0) <= len(weights) <= size["maxItems"] for size in lengths)
     if allowed:
-        assert taken({"blocks": weights}).blocks == tuple(weights)
+        assert taken({"block_weights": weights}).strength.block_weights == tuple(weights)
     else:
-        with pytest.raises(FaceSnapError, match="blocks"):
-            taken({"blocks": weights})
-    low, high = SCHEMA["blocks"]["items"]["minimum"], SCHEMA["blocks"]["items"]["maximum"]
+        with pytest.raises(FaceSnapError, match="block_weights"):
+            taken({"block_weights": weights})
+    low, high = SCHEMA["block_weights"]["items"]["minimum"], SCHEMA["block_weights"]["items"]["maximum"]
     for beyond in (low - 0.1, high + 0.1):
-        with pytest.raises(FaceSnapError, match="blocks"):
-            taken({"blocks": [beyond] * BLOCKS})
+        with pytest.raises(FaceSnapError, match="block_weights"):
+            taken({"block_weights": [beyond] * BLOCKS})
 
 
 def test_pictures_are_text_or_none(picture):
     for name, schema in SCHEMA.items():
-        if "picture" in str(schema):
+        if "image file" in str(schema):
             many = schema["type"] == "array"
-            assert getattr(taken({name: [picture] if many else picture}), name), name
-            assert not getattr(taken({name: schema["default"]}), name), name
+            assert to_values(taken({name: [picture] if many else picture}))[name], name
+            assert not to_values(taken({name: schema["default"]}))[name], name
 
 
 def table() -> dict[str, list[str]]:
@@ -97,9 +97,9 @@ def described(schema: dict) -> tuple[str, str, str]:
     kinds = [
         kind for kind in ([schema["type"]] if isinstance(schema["type"], str) else schema["type"]) if kind != "null"
     ]
-    kind = "picture" if "picture" in str(schema) else kinds[0]
+    kind = "image" if "image file" in str(schema) else kinds[0]
     if schema["type"] == "array":
-        kind = f"list of {'pictures' if kind == 'picture' else 'numbers'}"
+        kind = f"list of {'images' if kind == 'image' else 'numbers'}"
     values = ""
     if "enum" in schema:
         values = ", ".join(f"`{choice}`" for choice in schema["enum"])
@@ -128,4 +128,4 @@ def test_the_documents_examples_name_fields_that_there_are():
     assert people
     for person in people:
         assert set(person) <= set(SCHEMA)
-        assert taken({name: value for name, value in person.items() if "picture" not in str(SCHEMA[name])})
+        assert taken({name: value for name, value in person.items() if "image file" not in str(SCHEMA[name])})

@@ -1,10 +1,10 @@
-"""Unit from the page and from the API."""
+"""Units from the page and from the API."""
 
 from __future__ import annotations
 
 import base64
 import io
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,9 @@ from PIL import Image
 
 from facesnap_ext import photos
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.settings.unit import UI_ORDER, Unit, from_script_args
+from facesnap_ext.settings.script_args import UI_ORDER, from_script_args
+from facesnap_ext.settings.unit import Unit, defaults
+from tests.support.units import make_unit
 
 
 def picture(seed=0):
@@ -32,9 +34,9 @@ def b64(image):
 
 
 def page(**values) -> list:
-    """A unit's components as the page shows them at first, but for `values`."""
-    shown = {field.name: field.default for field in fields(Unit)} | {"enabled": True, "references": None}
-    shown |= {"placed": False, "x": 0.5, "y": 0.45, "size": 0.45, "blocks": ""}
+    """A unit's components as the page first shows them, except for `values`."""
+    shown = defaults() | {"enabled": True, "references": None}
+    shown |= {"placed": False, "x": 0.5, "y": 0.45, "size": 0.45, "block_weights": ""}
     return [{**shown, **values}[name] for name in UI_ORDER]
 
 
@@ -43,7 +45,7 @@ def digests(unit: Unit) -> list:
     return [picture and picture.digest for picture in pictures]
 
 
-def test_the_pages_values_and_the_apis_mean_the_same():
+def test_the_page_and_the_api_give_the_same_unit():
     a, b, c, d = map(picture, range(4))
     shown = from_script_args(
         page(
@@ -52,7 +54,7 @@ def test_the_pages_values_and_the_apis_mean_the_same():
             mask=d,
             placed=True,
             x=0.25,
-            blocks="0, 0.5 " + "1 " * 8,
+            block_weights="0, 0.5 " + "1 " * 8,
             weight=0.8,
             hires="first",
         )
@@ -66,21 +68,21 @@ def test_the_pages_values_and_the_apis_mean_the_same():
                 "x": 0.25,
                 "y": 0.45,
                 "size": 0.45,
-                "blocks": [0, 0.5, *[1] * 8],
+                "block_weights": [0, 0.5, *[1] * 8],
                 "weight": 0.8,
                 "hires": "first",
             },
-            *page()[1:],  # what the host fills up with
+            *page()[1:],  # with which the host pads the list
         ]
     )
     (shown,), (named,) = shown.values(), named.values()
     assert digests(shown) == digests(named) == [photos.from_pil(image, "").digest for image in (a, b, c, d)]
     without = {"references": (), "driving": None, "mask": None}
     assert replace(shown, **without) == replace(named, **without)
-    assert named.blocks == (0, 0.5, *[1] * 8)
+    assert named.strength.block_weights == (0, 0.5, *[1] * 8)
 
 
-def test_the_page_as_it_opens_is_the_defaults():
+def test_an_untouched_page_gives_the_defaults():
     assert from_script_args(page()) == {1: Unit(True)}
 
 
@@ -92,7 +94,7 @@ def test_several_people():
     named = from_script_args(two)
     assert list(shown) == [1, 3]
     assert [digests(unit) for unit in named.values()] == [digests(unit) for unit in shown.values()]
-    assert {number: unit.weight for number, unit in named.items()} == {1: 0.5, 2: 1.5}
+    assert {number: unit.strength.weight for number, unit in named.items()} == {1: 0.5, 2: 1.5}
     assert from_script_args([*page(enabled=False), *page()]) == {}
 
 
@@ -101,19 +103,22 @@ def test_disabled_means_nothing_is_read(args):
     assert from_script_args(args) == {}
 
 
-def test_a_list_from_before_the_last_components_means_the_same():
+def test_a_shorter_argument_list_of_an_older_page_means_the_same():
     assert from_script_args(page(weight=0.5)[:-1]) == from_script_args(page(weight=0.5))
 
 
-def test_an_unknown_name_is_told_with_the_known_ones():
-    with pytest.raises(FaceSnapError, match=r"no setting named 'wieght'; it has adapter, blocks, .*several, .*weight"):
+def test_an_unknown_name_is_reported_with_the_known_ones():
+    with pytest.raises(
+        FaceSnapError,
+        match=r"no setting named 'wieght'; its settings are adapter_weight, .*reference_mode, .*weight",
+    ):
         from_script_args([{"wieght": 1}])
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("weight", 2.5), ("start", -0.1), ("end", 1.01), ("weight", "much"), ("yaw", 90), ("size", 0)]
 )
-def test_values_out_of_range_are_told(name, value):
+def test_values_out_of_range_are_reported(name, value):
     with pytest.raises(FaceSnapError, match=f"{name} is {value!r}"):
         from_script_args([{"references": [b64(picture())], name: value}])
 
@@ -126,7 +131,7 @@ def test_a_string_is_never_a_path_or_an_address(text):
 
 @given(weight=st.floats(0, 2), start=st.floats(0, 1), end=st.floats(0, 1))
 def test_it_acts_only_with_a_weight_and_a_window(weight, start, end):
-    settings = Unit(enabled=True, weight=weight, start=start, end=end)
+    settings = make_unit(weight=weight, start=start, end=end)
     assert settings.active == (weight > 0 and start < end)
     assert not replace(settings, enabled=False).active
 
@@ -134,16 +139,16 @@ def test_it_acts_only_with_a_weight_and_a_window(weight, start, end):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"pose": "lying"}, "pose is 'lying'; give one of photo, template"),
-        ({"blocks": [1, 2]}, "blocks are .* give 10 numbers"),
-        ({"face": -1}, "face is -1"),
+        ({"pose": "lying"}, "pose is 'lying'; use one of photo, template"),
+        ({"block_weights": [1, 2]}, "block_weights are .* use 10 numbers"),
+        ({"face_index": -1}, "face_index is -1"),
     ],
 )
-def test_what_is_no_choice_is_told(values, message):
+def test_invalid_choices_are_reported(values, message):
     with pytest.raises(FaceSnapError, match=message):
         from_script_args([{"references": [b64(picture())], **values}])
 
 
-def test_blocks_that_are_no_numbers_are_told():
-    with pytest.raises(FaceSnapError, match="blocks are 'strong'"):
-        from_script_args(page(blocks="strong"))
+def test_block_weights_that_are_not_numbers_are_reported():
+    with pytest.raises(FaceSnapError, match="block_weights are 'strong'"):
+        from_script_args(page(block_weights="strong"))

@@ -86,7 +86,7 @@ def test_faces_are_chosen_by_pictures_of_them(page) -> None:
 def test_the_faces_of_a_group_are_offered_for_references_and_driving_photo(page, engine, group, astronaut) -> None:
     _, report = page.look(engine, [png(astronaut.pixels), png(group.pixels)], 2)
     offered = buttons(report)
-    count = len(engine.encoders.faces(engine.files(), group))
+    count = len(engine.encoders().faces(group))
     assert count > 2
     assert [button["data-facesnap-face"] for button in offered] == [str(i) for i in range(count)]
     assert [i for i, button in enumerate(offered) if button["aria-pressed"] == "true"] == [2]

@@ -127,7 +127,7 @@ def test_faces_are_those_that_the_engine_finds(client, engine, two):
     answer = client.post("/facesnap/detect", json={"photos": [encoded(two), encoded(GREY)]})
     assert answer.status_code == 200
     crowd, nobody = answer.json()["photos"]
-    wanted = engine.encoders.faces(engine.files(), two)
+    wanted = engine.encoders().faces(two)
     assert len(wanted) == 2
     np.testing.assert_allclose([face["box"] for face in crowd["faces"]], [face.box for face in wanted])
     assert [face["score"] for face in crowd["faces"]] == pytest.approx([face.score for face in wanted])
@@ -138,7 +138,7 @@ def test_faces_are_those_that_the_engine_finds(client, engine, two):
 def test_points_are_those_of_the_job_that_follows(client, engine, astronaut, two):
     sent = {"reference": encoded(astronaut), "driving": encoded(two), "driving_face": 1, "width": 640, "height": 512}
     answer = client.post("/facesnap/landmarks", json=sent).json()
-    unit = Unit(True, (astronaut,), driving=two, driving_face=1, model="random.safetensors")
+    unit = Unit(True, (astronaut,), driving=two, driving_face_index=1, model="random.safetensors")
     job = engine.prepare(unit, 640, 512).conditioning.landmarks
     np.testing.assert_allclose(np.array(answer["points"]) * (640, 512), job.points, atol=1e-3)
     middle = (job.box[:2] + job.box[2:]) / 2

@@ -35,7 +35,7 @@ from tests.support.weight_files import KINDS, write
 def models(stand_ins, astronaut, mirrored, tmp_path_factory):
     """A model folder in which Eileen is saved from two photos."""
     folder = shutil.copytree(stand_ins, tmp_path_factory.mktemp("saved") / "facesnap")
-    save_identity(Encoders(Cache()), find_models(folder), (astronaut, mirrored), "Eileen")
+    save_identity(Encoders(Cache(), find_models(folder)), (astronaut, mirrored), "Eileen")
     return folder
 
 
@@ -59,9 +59,9 @@ def eileen(models):
     return models / "identities" / "Eileen.safetensors"
 
 
-@pytest.mark.parametrize("several", ["mixed", "averaged"])
-def test_the_saved_person_is_the_photos_person_bit_for_bit(engine, unit, astronaut, mirrored, grace_hopper, several):
-    unit = replace(unit, driving=grace_hopper, several=several)
+@pytest.mark.parametrize("mode", ["fused", "averaged"])
+def test_the_saved_person_is_the_photos_person_bit_for_bit(engine, unit, astronaut, mirrored, grace_hopper, mode):
+    unit = replace(unit, driving=grace_hopper, reference_mode=mode)
     photos = replace(unit, identity="", references=(astronaut, mirrored))
     saved, shown = (engine.prepare(either, 640, 512) for either in (unit, photos))
     assert torch.equal(saved.conditioning.tokens, shown.conditioning.tokens)
@@ -82,7 +82,7 @@ def test_clip_is_not_needed_any_more(copied, engine, unit, grace_hopper):
 
 def test_photos_beside_a_saved_person_are_mixed_with_it(copied, unit, astronaut, mirrored):
     engine = Engine(lambda: find_models(copied))
-    save_identity(engine.encoders, engine.files(), (mirrored,), "second")
+    save_identity(engine.encoders(engine.files()), (mirrored,), "second")
     both = engine.prepare(replace(unit, identity="second", references=(astronaut,)), 512, 512)
     photos = engine.prepare(replace(unit, identity="", references=(astronaut, mirrored)), 512, 512)
     assert torch.equal(both.conditioning.tokens, photos.conditioning.tokens)
@@ -97,7 +97,7 @@ def test_a_saved_person_has_no_pose_of_its_own(engine, unit, grace_hopper):
         with pytest.raises(FaceSnapError, match="Eileen has no pose of its own; add a driving photo"):
             engine.prepare(unit, 512, 512, init_picture=init_picture)
     prepared = engine.prepare(unit, 512, 512, init_picture=grace_hopper)
-    assert prepared.in_init_picture
+    assert prepared.in_init_image
     driven = engine.prepare(replace(unit, driving=grace_hopper), 512, 600)
     assert prepared.driving.photo is driven.driving.photo is grace_hopper
 
@@ -105,7 +105,7 @@ def test_a_saved_person_has_no_pose_of_its_own(engine, unit, grace_hopper):
 def test_a_person_saved_without_deca_is_told_where_landmarks_are_wanted(copied, unit, mirrored, grace_hopper):
     deca = copied / "stand-in-deca.safetensors"
     deca.rename(copied / "away")
-    save_identity(Encoders(Cache()), find_models(copied), (mirrored,), "shapeless")
+    save_identity(Encoders(Cache(), find_models(copied)), (mirrored,), "shapeless")
     (copied / "away").rename(deca)
     assert load(copied / "identities" / "shapeless.safetensors").shapes is None
     with pytest.raises(FaceSnapError, match="saved without the shape of the face"):

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from facesnap_ext.cli.main import main
-from facesnap_ext.conditioning import Conditioning, Residuals, landmark_picture
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.adapter import AdapterConfig
 from facesnap_ext.networks.ffrnet import sinusoid
 from facesnap_ext.networks.mixer import MixerConfig
 from facesnap_ext.networks.resampler import ResamplerConfig, ResamplerMixer
+from facesnap_ext.residuals import Residuals, landmark_image
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, from_instantid, load, load_any
 from facesnap_ext.weights.places import find_models
@@ -341,7 +342,7 @@ def test_the_published_pair_gives_instantids_tokens_residuals_and_null_tokens(fo
     )
     x, timesteps = torch.randn(1, 4, 16, 16, generator=g).repeat(2, 1, 1, 1), torch.tensor([871.0, 871.0])
     text, sizes = torch.randn(2, tiny.ADM - 48, generator=g), torch.tensor([[128.0, 128, 0, 0, 128, 128]] * 2)
-    picture = landmark_picture(points, 128, 128, "5 points").repeat(2, 1, 1, 1)
+    picture = landmark_image(points, 128, 128, "5 points").repeat(2, 1, 1, 1)
     with torch.no_grad():
         down, middle = controlnet(
             x, timesteps, both, picture, added_cond_kwargs={"text_embeds": text, "time_ids": sizes}, return_dict=False

@@ -15,7 +15,7 @@ import torch
 
 from facesnap_ext import convert
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts.folders import usual_places
+from facesnap_ext.hosts.model_folders import shared_model_folders
 from facesnap_ext.landmarks.flame import SHAPE_COLUMNS, load_flame
 from facesnap_ext.weights import places
 from facesnap_ext.weights.places import find_models
@@ -108,7 +108,7 @@ def test_nothing_is_stored_twice(tmp_path):
     faces = pack(models / "insightface" / "models" / "buffalo_l")
 
     def find(*named):
-        return find_models(models / "facesnap", usual_places(models, data, named=named))
+        return find_models(models / "facesnap", shared_model_folders(models, data, named=named))
 
     files = find()
     assert (files.clip, files.face_pack, files.deca) == (clip, faces, None)
@@ -379,7 +379,7 @@ def test_a_comfyui_beside_the_webui_is_looked_through(tmp_path):
     data = tmp_path / "stable-diffusion-webui"
     for comfyui in ("ComfyUI", "ComfyUI_windows_portable/ComfyUI"):
         clip = put(tmp_path / comfyui / "models/clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", VIT_H)
-        assert find_models(data / "models/facesnap", usual_places(data / "models", data)).clip == clip
+        assert find_models(data / "models/facesnap", shared_model_folders(data / "models", data)).clip == clip
         clip.unlink()
 
 

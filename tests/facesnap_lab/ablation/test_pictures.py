@@ -15,10 +15,10 @@ from tests.support.training_world import drawn_with_tokens_in_text, sdxl
 for package in ("cv2", "diffusers", "insightface", "scipy", "transformers"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
-from facesnap_ext.conditioning import landmark_picture
 from facesnap_ext.engine import Engine
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.photos import Photo
+from facesnap_ext.residuals import landmark_image
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo, FaceSnapWeights
 from facesnap_lab.ablation.pictures import (
@@ -107,7 +107,7 @@ def test_predicted_landmarks_have_the_references_shape_and_the_driving_ones_the_
 def test_without_landmarks_the_picture_is_black_whoever_drives(seen):
     for row in (NO_LANDMARKS, NO_FFRNET):
         for _, features in seen:
-            assert not landmark_picture(features.landmarks(row), 256, 256).any()
+            assert not landmark_image(features.landmarks(row), 256, 256).any()
     _, features = seen[0]
     assert features.landmarks(DRIVING) is features.driving
     assert features.landmarks(MIXER) is features.predicted

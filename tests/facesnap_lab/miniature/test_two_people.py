@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime", reason="the miniature's faces are found with 
 pytest.importorskip("insightface", reason="the miniature's faces are found with insightface")
 
 from facesnap_ext.engine import Engine
-from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.identity import faces
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo
@@ -49,7 +49,7 @@ def likeness(tmp_path_factory):
     alike = {"regions": [], "hires": [], "everywhere": []}
 
     def draw(pipe, pair, conditionings, **values):
-        with guided(pipe, *conditionings):
+        with conditioned(pipe, *conditionings):
             return pipe(
                 random_prompt(np.random.default_rng([5, pair])),
                 num_inference_steps=sampler.steps,

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from facesnap_ext.conditioning import Conditioning, landmark_picture
-from facesnap_ext.hosts.diffusers import guided
+from facesnap_ext.conditioning import Conditioning
+from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.identity.clip import ImageEncoder
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.residuals import landmark_image
 from facesnap_lab.training import trainer
 from facesnap_lab.training.arcface import ArcFace
 from facesnap_lab.training.data import Batch
@@ -118,7 +119,7 @@ def test_the_lightning_branch_draws_what_the_pipeline_draws(run, scale):
     batch, draws = first_batch(run)
     side = batch.pictures.shape[-1]
     landmarks = Landmarks(batch.points[0].numpy(), side, side)
-    batch = replace(batch, drawings=landmark_picture(landmarks, *batch.drawings.shape[:1:-1]))  # without jitter
+    batch = replace(batch, drawings=landmark_image(landmarks, *batch.drawings.shape[:1:-1]))  # without jitter
     objective = replace(run.objective, lightning_steps=3, lightning_scale=scale)
     clip_tokens = encode_crops(run.frozen, batch.clip_pixels)
     with torch.no_grad():
@@ -131,7 +132,7 @@ def test_the_lightning_branch_draws_what_the_pipeline_draws(run, scale):
     scheduler = pipe.scheduler
     pipe.scheduler = EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="trailing")
     try:
-        with guided(pipe, conditioning):
+        with conditioned(pipe, conditioning):
             wanted = pipe(
                 batch.captions[0],
                 width=side,

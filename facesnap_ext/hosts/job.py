@@ -1,0 +1,207 @@
+"""A WebUI's job (`p`, `StableDiffusionProcessing`) and FaceSnap's state in it, from before_process to postprocess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from facesnap_ext import photos
+from facesnap_ext.engine import Engine, Prepared
+from facesnap_ext.errors import FaceSnapError, error_prefix
+from facesnap_ext.hosts.errors import Refusal
+from facesnap_ext.photos import Photo
+from facesnap_ext.settings.infotext import to_infotext
+from facesnap_ext.settings.script_args import person_prefix
+from facesnap_ext.settings.unit import Unit
+from facesnap_ext.weights.instantid import takes_clip
+
+ENCODED_TOGETHER = 16
+"""Photos of a batch that CLIP encodes at a time: the encoder is slow to load, and the cache does not hold every
+result."""
+
+PER_IMAGE = ("prompt", "negative_prompt", "seed", "subseed")
+"""Settings of a job for which other scripts give lists with one entry per image."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedBatch:
+    """What was prepared for a job, or for its images of one reference photo.
+
+    Attributes:
+        people: one for each unit, in the order of the page.
+        init_size: width and height of img2img's init image, which painted regions are relative to; None in txt2img.
+        infotext: the units as generation parameters.
+        redraw_strengths: `Unit.redraw_strength` of each person.
+    """
+
+    people: tuple[Prepared, ...]
+    init_size: tuple[int, int] | None = None
+    infotext: Mapping[str, Any] = field(default_factory=dict)
+    redraw_strengths: tuple[float, ...] = ()
+
+
+@dataclass
+class JobState:
+    """FaceSnap's state in a job, kept as `p.facesnap`.
+
+    Attributes:
+        requested: the active units of each batch by their numbers, see `script_args.batches_by_reference`; empty if no
+            one acts.
+        prepared: what was prepared for each of them; empty before `process`.
+        refusal: why the job must stop.
+    """
+
+    requested: list[dict[int, Unit]] = field(default_factory=list)
+    prepared: tuple[PreparedBatch, ...] = ()
+    refusal: Refusal | None = None
+
+
+def state_of(p: Any) -> JobState:
+    """FaceSnap's state in a job; an empty one for jobs that it has not seen."""
+    state = getattr(p, "facesnap", None)
+    return state if isinstance(state, JobState) else JobState()
+
+
+def current_batch(p: Any) -> PreparedBatch | None:
+    """What was prepared for the iteration under way; None if no one acts or the job is refused."""
+    prepared = state_of(p).prepared
+    return prepared[_batch_index(p)] if prepared else None
+
+
+def _batch_index(p: Any) -> int:
+    count = len(state_of(p).prepared)
+    return min(p.iteration * count // p.n_iter, count - 1) if count > 1 else 0
+
+
+def expand_iterations(
+    p: Any, batches: list[dict[int, Unit]], engine: Engine, progress: Callable[..., None]
+) -> list[dict[int, Unit]]:
+    """Multiply a job's iterations by the number of batches, before the host makes its seeds and prompts.
+
+    The job then makes its images once for each batch, one after the other. `restore_job` undoes this.
+
+    Args:
+        batches: see `script_args.batches_by_reference`.
+
+    Returns:
+        The batches of this job. ADetailer's own pass over a finished image has the single batch of that image.
+
+    Raises:
+        FaceSnapError: some photos have no face, which is reported for all of them before any image is made; another
+            script requests images that fill no complete batches; or the job upscales one finished image.
+    """
+    from modules import shared
+
+    counted = "facesnap_before" in vars(p)  # ADetailer starts again with a copy of a running job
+    restore_job(p)
+    if len(batches) < 2:
+        return batches
+    if getattr(p, "_ad_inner", False):
+        return [next(units for units in batches if to_infotext(units).items() <= p.extra_generation_params.items())]
+    if getattr(p, "txt2img_upscale", False):
+        raise FaceSnapError(
+            "A single finished image cannot be upscaled in reference mode batch; remove all reference photos except "
+            "that of the person in it."
+        )
+    first = min(batches[0])
+    references = [units[first].references[0] for units in batches]
+    with error_prefix(person_prefix(first, batches[0])):
+        engine.encoders(engine.files(progress)).require_faces(references, batches[0][first].face_index, progress)
+    lists = {name: value for name in PER_IMAGE if isinstance(value := getattr(p, name, None), list)}
+    if any(len(value) != p.n_iter * p.batch_size for value in lists.values()):
+        raise FaceSnapError(
+            "Another script requests a number of images that is not a multiple of the batch size, so they cannot be "
+            "repeated for each reference photo; set the batch size to 1."
+        )
+    p.facesnap_before = {"n_iter": p.n_iter, **lists}
+    for name, value in lists.items():
+        setattr(p, name, value * len(batches))
+    if shared.state.job_count > 0 and not counted:  # set by a script, as for a single photo
+        shared.state.job_count += p.n_iter * (len(batches) - 1)
+    p.n_iter *= len(batches)
+    return batches
+
+
+def restore_job(p: Any) -> None:
+    """Undo `expand_iterations`."""
+    for name, value in vars(p).pop("facesnap_before", {}).items():
+        setattr(p, name, value)
+
+
+def begin_batch(p: Any, progress: Callable[..., None]) -> None:
+    """Make infotext and page name the batch whose images come next."""
+    batch = current_batch(p)
+    if batch is not None:
+        p.extra_generation_params.update(batch.infotext)
+        progress(_photo_prefix(_batch_index(p), len(state_of(p).prepared)), "sampling")
+
+
+def _photo_prefix(index: int, count: int) -> str:
+    return f"photo {index + 1} of {count}: " if count > 1 else ""
+
+
+def prepare(
+    p: Any,
+    batches: Sequence[Mapping[int, Unit]],
+    engine: Engine,
+    progress: Callable[..., None],
+    compile: bool = False,
+) -> tuple[PreparedBatch, ...]:
+    """Prepare a job's conditioning, one batch after the other.
+
+    Args:
+        batches: as `expand_iterations` returns them.
+        progress: receives parts of a description of each step.
+        compile: see `Conditioning.compile`.
+
+    Raises:
+        FaceSnapError: a photo or a model file is missing or unusable. With several people the message names the person.
+    """
+    init_images = getattr(p, "init_images", None)
+    init_image = photos.from_pil(init_images[0], "Init image") if init_images else None
+    init_size = None if init_image is None else (init_image.pixels.shape[1], init_image.pixels.shape[0])
+    prepared = []
+    for i, units in enumerate(batches):
+        if len(batches) > 1 and i % ENCODED_TOGETHER == 0:
+            progress("encoding the faces")
+            _encode_together(engine, batches[i : i + ENCODED_TOGETHER])
+        report = partial(progress, _photo_prefix(i, len(batches)))
+        people = _prepare_people(p, units, engine, init_image, report, compile)
+        strengths = tuple(unit.redraw_strength for unit in units.values())
+        prepared.append(PreparedBatch(people, init_size, to_infotext(units), strengths))
+    return tuple(prepared)
+
+
+def _encode_together(engine: Engine, batches: Sequence[Mapping[int, Unit]]) -> None:
+    """Put the CLIP tokens of several photos into the cache with one load of the encoder."""
+    files, first = engine.files(), min(batches[0])
+    units = [units[first] for units in batches]
+    if takes_clip(files.choose_facesnap(units[0].model)):
+        encoders = engine.encoders(files)
+        encoders.clip_tokens([encoders.face(unit.references[0], unit.face_index) for unit in units])
+
+
+def _prepare_people(
+    p: Any,
+    units: Mapping[int, Unit],
+    engine: Engine,
+    init_image: Photo | None,
+    progress: Callable[..., None],
+    compile: bool,
+) -> tuple[Prepared, ...]:
+    people = []
+    files = len({unit.model for unit in units.values()})
+    for number, unit in units.items():
+        prefix = person_prefix(number, units)
+        with error_prefix(prefix):
+            prepared = engine.prepare(unit, p.width, p.height, init_image, partial(progress, prefix), files)
+        notes = list(prepared.notes)
+        if unit.strength.hires == "second" and not getattr(p, "enable_hr", False):
+            notes.append("This person acts only in the second pass of hires fix, which is off.")
+        for note in notes:
+            p.comment(f"FaceSnap: {prefix}{note}")
+        conditioning = replace(prepared.conditioning, compile=compile)
+        people.append(replace(prepared, conditioning=conditioning, references=(), driving=None))  # photos are large
+    return tuple(people)

@@ -1,0 +1,277 @@
+"""FFRNet's residuals for each UNet call of one sampling pass.
+
+Several people in one image share it by their regions, see `regions.blend_weights`. At every position the weights add
+up to one person at most, so that no part of the UNet receives more than it was trained with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from facesnap_ext.conditioning import Conditioning, ffrnets
+from facesnap_ext.landmarks.hints import HINTS, POINTS72
+from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.networks import compiled
+from facesnap_ext.networks.ffrnet import FFRNet, KeysValues
+from facesnap_ext.regions import blend_weights
+
+MAX_ROWS = 8  # kept of one evaluation that arrives in many calls; each takes 60 MB at 1024²
+
+Label = tuple[bool, int]
+"""A row's side (True: unconditional, where the sides differ) and its number among the rows of that side."""
+
+
+class Residuals:
+    """The residuals of all people in an image during one sampling pass, blended."""
+
+    def __init__(self, people: Sequence[Conditioning]):
+        self.people = tuple(people)
+        self._runners = [_OnePerson(person) for person in self.people]
+        self._weights: dict[tuple[tuple[int, ...], int, int], Tensor] = {}  # by who acts and a residual's size
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
+        """Move every FFRNet that is not there yet, or that was moved only in part because memory ran out."""
+        for network in ffrnets(self.people):
+            ends = (network.conv_in.weight, network.controlnet_mid_block.weight)  # the first and last to be moved
+            if any(end.device != torch.device(device) or end.dtype != (dtype or end.dtype) for end in ends):
+                network.to(device, dtype)
+
+    def rows(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        is_cond: Sequence[bool],
+        y: Tensor | None = None,
+        acting: Sequence[bool] | None = None,
+    ) -> list[Tensor] | None:
+        """Weighted and blended residuals for the rows of one UNet call.
+
+        Only the people who act at this time share the image. The sides do not change the weights: a `cond_only` person
+        is missing from unconditional rows and no one else takes their place there, so that classifier-free guidance
+        pushes towards that person alone.
+
+        Args:
+            x: scaled latents [R, C, h, w].
+            timesteps: discrete timesteps [R].
+            is_cond: whether each row belongs to the conditional side.
+            y: the rows' pooled text and sizes [R, adm_dim]; only used by weights that were trained with text.
+            acting: whether each person acts now; by default all do.
+
+        Returns:
+            One residual per block from shallow to deep, the middle block's last: each [R, …], or [1, …] where one
+            image fills all rows. None if no one acts.
+        """
+        who = tuple(i for i in range(len(self._runners)) if acting is None or acting[i])
+        if not who:
+            return None
+        each = [self._runners[i].rows(x, timesteps, is_cond, y) for i in who]
+        if len(who) == 1 and self.people[who[0]].region is None:
+            return each[0]
+        return [self._blend(who, parts) for parts in zip(*each)]
+
+    def blend_weights(self, who: tuple[int, ...], height: int, width: int) -> Tensor:
+        """The weights of the people who act: [people, h, w], or [people, 1, 1] if no one has a region."""
+        key = (who, height, width)
+        if key not in self._weights:
+            regions = [self.people[i].region for i in who]
+            masks = [None if region is None else region.sample(width, height) for region in regions]
+            self._weights[key] = torch.from_numpy(blend_weights(masks))
+        return self._weights[key]
+
+    def _blend(self, who: tuple[int, ...], parts: Sequence[Tensor]) -> Tensor:
+        """The weighted sum of one residual of each person, [R or 1, C, h, w]."""
+        height, width = parts[0].shape[2:]
+        weights = self.blend_weights(who, height, width).to(parts[0])
+        first, *others = (part * weight for part, weight in zip(parts, weights))
+        return sum(others, start=first)
+
+
+class _OnePerson:
+    """FFRNet's residuals for one person.
+
+    Without text, a row's residuals depend on nothing but its latent and timestep. All rows of one image therefore
+    share one run of FFRNet, whatever the order, grouping or number of calls in which the host sends them. Rows are
+    compared by everything they depend on, which includes the pooled text, and the side where the sides have tokens of
+    their own.
+
+    With an `ffrnet_interval` above 1 most evaluations reuse the residuals of the evaluation before. Each image reuses
+    its own, identified by its position among the images of its side.
+    """
+
+    def __init__(self, person: Conditioning):
+        self.person = person
+        self._landmark_features: dict[tuple[int, int], Tensor] = {}  # by latent size
+        self._identity: list[KeysValues] = []  # embedded tokens: the conditional side's and, if any, the other's
+        self._evaluations = 0
+        self._current = self._previous = _Evaluation(math.nan)
+
+    @torch.no_grad()
+    def rows(self, x: Tensor, timesteps: Tensor, is_cond: Sequence[bool], y: Tensor | None = None) -> list[Tensor]:
+        """Weighted residuals; see `Residuals.rows`."""
+        x = x[:, : self.person.ffrnet.config.in_channels]
+        if self.person.text_free:
+            y = None
+        elif y is None:
+            raise ValueError("these weights were trained with text and need the UNet's y")
+        sides_differ = self.person.uncond_tokens is not None or y is not None
+        sides = [sides_differ and not cond for cond in is_cond]
+        self._begin_evaluation(float(timesteps[0]))
+        places = self._find_or_run(x, timesteps, sides, y)
+        outputs = self._current.outputs
+        if self.person.strength.cond_only and not all(is_cond):
+            mask = torch.tensor(is_cond, dtype=x.dtype, device=x.device)[:, None, None, None]
+            return [residual[places] * mask.to(residual.dtype) for residual in outputs]
+        if len(self._current.labels) == 1:
+            return outputs  # one image: its residuals broadcast over the rows
+        return [residual[places] for residual in outputs]
+
+    def _begin_evaluation(self, timestep: float) -> None:
+        if self._current.timestep == timestep:
+            return
+        if self.person.strength.ffrnet_interval > 1:
+            self._previous = self._current
+        self._current = _Evaluation(timestep)
+        self._evaluations += 1
+
+    def _find_or_run(self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> list[int]:
+        """The place of each row in the current evaluation; FFRNet runs for the rows that it does not hold yet."""
+        inputs = _comparable(x, timesteps, sides, y)
+        places = self._current.find(inputs)
+        if None in places and not self._current.has_room(inputs):
+            self._current.forget()
+            places = self._current.find(inputs)
+        if None not in places:
+            return [place for place in places if place is not None]
+        # a row that contains NaN equals no row, not even itself
+        first = [row if place is None else place for row, place in enumerate(_find(inputs, inputs))]
+        new = [row for row, place in enumerate(places) if place is None and first[row] == row]
+        labels = self._current.labels_for([sides[row] for row in new])
+        outputs = self._reused(labels, x.shape[2:])
+        if outputs is None:
+            outputs = self._run(x[new], timesteps[new], [sides[row] for row in new], None if y is None else y[new])
+        offset = len(self._current.labels)
+        self._current.add(labels, inputs[new], outputs)
+        return [offset + new.index(first[row]) if place is None else place for row, place in enumerate(places)]
+
+    def _reused(self, labels: list[Label], size: torch.Size) -> list[Tensor] | None:
+        """The previous evaluation's residuals, unless FFRNet is due in this one."""
+        if (self._evaluations - 1) % self.person.strength.ffrnet_interval == 0:
+            return None
+        return self._previous.outputs_of(labels, size)
+
+    def _run(self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> list[Tensor]:
+        """Weighted residuals; `sides` is True for rows that get the unconditional side's own tokens."""
+        with _without_autocast(x.device.type):
+            identity = self._embedded_tokens(x.device)
+            if self.person.uncond_tokens is not None:
+                rows = [int(side) for side in sides]
+                identity = [(keys[rows], values[rows]) for keys, values in identity]
+            run = compiled.run if self.person.compile else FFRNet.__call__
+            residuals = run(self.person.ffrnet, x, timesteps, identity, self._embedded_landmarks(x), y)
+        strength = self.person.strength
+        weights = [strength.weight * weight for weight in strength.block_weights or [1.0] * len(residuals)]
+        return [residual if weight == 1 else residual * weight for residual, weight in zip(residuals, weights)]
+
+    def _embedded_tokens(self, device: torch.device) -> list[KeysValues]:
+        if not self._identity:
+            both = [tokens for tokens in (self.person.tokens, self.person.uncond_tokens) if tokens is not None]
+            self._identity = self.person.ffrnet.embed_tokens(torch.cat(both).to(device))
+        return self._identity
+
+    def _embedded_landmarks(self, x: Tensor) -> Tensor:
+        size = (x.shape[2], x.shape[3])
+        if size not in self._landmark_features:
+            scale = self.person.ffrnet.config.picture_scale
+            image = landmark_image(self.person.landmarks, scale * size[1], scale * size[0], self.person.hint, x.device)
+            self._landmark_features[size] = self.person.ffrnet.embed_landmarks(image)
+        return self._landmark_features[size]
+
+
+class _Evaluation:
+    """The distinct rows of one UNet evaluation, which a host may send in several calls, and their residuals."""
+
+    def __init__(self, timestep: float):
+        self.timestep = timestep
+        self.labels: list[Label] = []
+        self.outputs: list[Tensor] = []  # [K, …] each
+        self._inputs: Tensor | None = None  # [K, F]
+        self._seen = Counter[bool]()  # number of rows of each side
+
+    def find(self, inputs: Tensor) -> list[int | None]:
+        """The index of each row of a call among the rows held."""
+        return [None] * len(inputs) if self._inputs is None else _find(inputs, self._inputs)
+
+    def labels_for(self, sides: Sequence[bool]) -> list[Label]:
+        """Labels for rows that follow those held."""
+        seen = self._seen.copy()
+        labels = []
+        for side in sides:
+            labels.append((side, seen[side]))
+            seen[side] += 1
+        return labels
+
+    def outputs_of(self, labels: list[Label], size: torch.Size) -> list[Tensor] | None:
+        """The residuals of rows by their labels; None if some are not held or the latents had another size."""
+        if not set(labels) <= set(self.labels) or self.outputs[0].shape[2:] != size:
+            return None
+        if labels == self.labels:
+            return self.outputs
+        rows = [self.labels.index(label) for label in labels]
+        return [output[rows] for output in self.outputs]
+
+    def add(self, labels: list[Label], inputs: Tensor, outputs: list[Tensor]) -> None:
+        if self._inputs is None:
+            self.labels, self._inputs, self.outputs = labels, inputs, outputs
+        else:
+            self.labels = self.labels + labels
+            self._inputs = torch.cat([self._inputs, inputs])
+            self.outputs = [torch.cat(pair) for pair in zip(self.outputs, outputs)]
+        self._seen.update(side for side, _ in labels)
+
+    def has_room(self, inputs: Tensor) -> bool:
+        """Whether rows can be added: not rows of another size, and not many rows in many calls, as tiles come."""
+        return self._inputs is None or (inputs.shape[1] == self._inputs.shape[1] and len(self.labels) < MAX_ROWS)
+
+    def forget(self) -> None:
+        """Drop the rows but keep their count, so that later rows get other labels."""
+        self.labels, self._inputs, self.outputs = [], None, []
+
+
+def landmark_image(
+    landmarks: Landmarks | None,
+    width: int,
+    height: int,
+    hint: str = POINTS72,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw FFRNet's control image: [1, 3, height, width] float32 in 0…1 on black, all black without landmarks."""
+    if landmarks is None:
+        return torch.zeros(1, 3, height, width, device=device)
+    image = torch.from_numpy(HINTS[hint](landmarks, width, height)).to(device)  # 8 bits: a quarter of the transfer
+    return image.permute(2, 0, 1)[None].float() / 255
+
+
+def _comparable(x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> Tensor:
+    """Everything that a row's residuals depend on, [R, F]."""
+    side = x.new_tensor(sides, dtype=torch.float32)[:, None]
+    parts = [x.flatten(1).float(), timesteps.float()[:, None], side]
+    return torch.cat([*parts, *([] if y is None else [y.float()])], 1)
+
+
+def _find(rows: Tensor, known: Tensor) -> list[int | None]:
+    """For each row [R, F] the index of the first equal row in `known` [K, F], or None."""
+    if rows.shape[1] != known.shape[1] or rows.device != known.device:
+        return [None] * len(rows)
+    equal = torch.stack([(known == row).all(dim=1) for row in rows]).tolist()
+    return [row.index(True) if True in row else None for row in equal]
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Let the network's own type decide even inside a host's autocast; some devices do not know autocast at all."""
+    return torch.autocast(device_type, enabled=False) if device_type in ("cuda", "cpu", "xpu") else nullcontext()

@@ -1,0 +1,142 @@
+"""The arguments of the script, from the page or the API, as units: one `Unit` for each enabled person."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+from PIL.Image import Image
+
+from facesnap_ext import photos
+from facesnap_ext.errors import FaceSnapError, error_prefix
+from facesnap_ext.photos import Photo
+from facesnap_ext.settings.unit import BLOCKS, Unit, defaults, from_values, short_repr
+
+# the page's components of one person, in the order in which the script returns them
+UI_ORDER = (
+    *("enabled", "references", "face_index", "reference_mode", "identity", "pose", "driving", "driving_face_index"),
+    *("template", "yaw", "pitch", "roll", "mouth", "brows", "eyes", "placed", "x", "y", "size", "weight", "start"),
+    *("end", "cond_only", "hires", "block_weights", "region", "region_scale", "mask", "redraw_strength", "model"),
+    *("adapter_weight", "ffrnet_interval"),
+)
+
+
+def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
+    """The enabled units by their number on the page, from 1, as read from the script's arguments.
+
+    Args:
+        args: from the page the components of all people in the order of `UI_ORDER`; from the API one dictionary per
+            person, `{"references": ["<base64>", …], "driving": "<base64>", "weight": 1.0, …}`.
+
+    Raises:
+        FaceSnapError: a name is unknown, a value is out of range, or a photo cannot be read. With several enabled
+            units the message names the person.
+    """
+    by_name = bool(args) and isinstance(args[0], dict)
+    if by_name:
+        # the host pads what the request leaves out with the components' own values
+        given = [{"enabled": True, **values} for values in takewhile(lambda value: isinstance(value, dict), args)]
+    else:
+        size = len(UI_ORDER)
+        given = [dict(zip(UI_ORDER, args[i : i + size])) for i in range(0, len(args), size)]
+        if not (given and given[0]["enabled"]):
+            return {}  # the accordion's own checkbox is the first person's
+    enabled = {number: values for number, values in enumerate(given, 1) if values.get("enabled")}
+    units = {}
+    for number, values in enabled.items():
+        with error_prefix(person_prefix(number, enabled)):
+            units[number] = _unit(values if by_name else _from_page(values))
+    return units
+
+
+def batches_by_reference(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
+    """The units of each batch of a job, by number: one batch per reference photo in reference mode "batch", else one.
+
+    Raises:
+        FaceSnapError: another person than the first is in batch mode, or a saved identity is combined with it.
+    """
+    first = min(units, default=0)
+    for number, unit in units.items():
+        if unit.reference_mode != "batch" or len(unit.references) < 2:
+            continue
+        if number != first:
+            raise FaceSnapError(
+                f"{person_prefix(number, units)}Only the first person's photos can be used one image per photo; fuse "
+                "or average these."
+            )
+        if unit.identity:
+            raise FaceSnapError(
+                f"{person_prefix(number, units)}One image per photo cannot be combined with the saved identity "
+                f"{unit.identity}; remove the photos or the saved identity."
+            )
+        return [{**units, number: replace(unit, references=(photo,))} for photo in unit.references]
+    return [dict(units)] if units else []
+
+
+def person_prefix(number: int, people: Collection[int]) -> str:
+    """The start of a message about one person: "Person 2: ", or empty where there is only one."""
+    return f"Person {number}: " if len(people) > 1 else ""
+
+
+def reference_photos(values: Sequence[Any] | None) -> tuple[Photo, ...]:
+    """Read the reference photos that the page or the API sent; empty entries are skipped.
+
+    Raises:
+        FaceSnapError: some photos cannot be read; the message names each of them.
+    """
+    results = [_photo_or_error(value, f"Reference photo {i}") for i, value in enumerate(filter(None, values or ()), 1)]
+    if errors := [str(result) for result in results if isinstance(result, FaceSnapError)]:
+        raise FaceSnapError(" ".join(errors))
+    return tuple(result for result in results if isinstance(result, Photo))
+
+
+def _from_page(values: dict[str, Any]) -> dict[str, Any]:
+    """A unit's values under their API names; an emptied component counts as untouched."""
+    values = {name: value for name, value in values.items() if value is not None}
+    if not values.pop("placed", False):
+        values |= {"x": None, "y": None, "size": None}
+    if isinstance(weights := values.get("block_weights"), str):
+        try:
+            values["block_weights"] = tuple(float(number) for number in weights.replace(",", " ").split())
+        except ValueError:
+            raise FaceSnapError(
+                f"FaceSnap's block_weights are '{weights}'; use {BLOCKS} numbers from 0 to 2, or none."
+            ) from None
+    return values
+
+
+def _unit(values: dict[str, Any]) -> Unit:
+    known = defaults()
+    if unknown := sorted(set(values) - set(known)):
+        raise FaceSnapError(
+            f"FaceSnap has no setting named {short_repr(unknown[0])}; its settings are {', '.join(sorted(known))}."
+        )
+    references, weights = values.get("references") or [], values.get("block_weights") or ()
+    parsed = {
+        "references": reference_photos(references if isinstance(references, (list, tuple)) else [references]),
+        "block_weights": tuple(weights) if isinstance(weights, (list, tuple)) else (weights,),
+    }
+    images = {
+        name: _photo(values[name], title) if values.get(name) else None
+        for name, title in (("driving", "Driving photo"), ("mask", "Region mask"))
+    }
+    return from_values({**values, **parsed, **images})
+
+
+def _photo_or_error(value: Any, name: str) -> Photo | FaceSnapError:
+    try:
+        return _photo(value, name)
+    except FaceSnapError as error:
+        return error
+
+
+def _photo(value: Any, name: str) -> Photo:
+    if isinstance(value, str):  # base64 from the API; never a path or a URL
+        return photos.from_base64(value, name)
+    if isinstance(value, bytes):
+        return photos.from_bytes(value, name)
+    if isinstance(value, Image):
+        return photos.from_pil(value, name)
+    raise FaceSnapError(f"{name} is {short_repr(value)}, which is not an image; send an image file encoded in base64.")
