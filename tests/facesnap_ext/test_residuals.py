@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facesnap_ext import conditioning as guidance_module
+from facesnap_ext import residuals as residuals_module
 from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.regions import PaintedRegion
@@ -125,7 +125,7 @@ def test_devices_that_know_no_autocast_need_none(monkeypatch):
 
     monkeypatch.setattr(torch, "autocast", refuse)
     for device_type in ("mps", "privateuseone"):
-        with guidance_module._own_type(device_type):
+        with residuals_module._without_autocast(device_type):
             pass
 
 
@@ -269,26 +269,26 @@ def test_without_regions_and_blocks_no_bit_differs_from_the_networks_own():
     conditioning = tiny.conditioning(network=NETWORK, weight=1.0)
     with torch.no_grad():
         wanted = alone(conditioning, x, t)
-    for changes in ({}, {"blocks": (1,) * 10}, {"region": PaintedRegion(np.ones((1, 1), np.float32))}):
-        got = Residuals((replace(conditioning, **changes),)).rows(x, t, [True])
+    for changes in ({}, {"block_weights": (1,) * 10}, {"region": PaintedRegion(np.ones((1, 1), np.float32))}):
+        got = Residuals((changed(conditioning, **changes),)).rows(x, t, [True])
         assert all(torch.equal(a, b) for a, b in zip(got, wanted))
 
 
 @settings(max_examples=10, deadline=None)
 @given(block_weights=st.lists(st.floats(0, 2), min_size=10, max_size=10))
-def test_each_residual_is_scaled_by_its_own_block(blocks):
+def test_each_residual_is_scaled_by_its_own_block(block_weights):
     x, t = inputs()
     conditioning = tiny.conditioning(network=NETWORK, weight=0.5)
     plain = Residuals((conditioning,)).rows(x, t, [True])
-    got = Residuals((changed(conditioning, block_weights=tuple(blocks)),)).rows(x, t, [True])
-    for residual, block, whole in zip(got, blocks, plain):
+    got = Residuals((changed(conditioning, block_weights=tuple(block_weights)),)).rows(x, t, [True])
+    for residual, block, whole in zip(got, block_weights, plain):
         torch.testing.assert_close(residual, block * whole)
         if block == 0:
             assert (residual == 0).all()
 
 
 def test_as_many_block_weights_as_residuals():
-    with pytest.raises(FaceSnapError, match="10 residuals and there are 3 block weights"):
+    with pytest.raises(FaceSnapError, match="10 residuals but 3 block weights were given"):
         tiny.conditioning(network=NETWORK, block_weights=(1, 1, 1))
 
 
@@ -318,14 +318,14 @@ def test_rows_that_come_one_by_one_are_run_once_each(runs):
 
 def test_tiles_of_a_picture_are_not_kept_without_end(runs):
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
-    x, t = inputs(guidance_module.ROWS_KEPT + 1)
+    x, t = inputs(residuals_module.MAX_ROWS + 1)
     for row in range(len(x)):
         residuals.rows(x[[row]], t[:1], [True])
-    kept = residuals._people[0]._now
+    kept = residuals._runners[0]._current
     assert len(kept.labels) == len(kept.outputs[0]) == 1
     got = residuals.rows(x[[-1, 0]], t[:2], [True, True])
     for row, i in enumerate((-1, 0)):
-        wanted = alone(residuals.conditionings[0], x[[i]], t[:1])
+        wanted = alone(residuals.people[0], x[[i]], t[:1])
         for residual, other in zip(got, wanted):
             torch.testing.assert_close(residual[row : row + 1], other, atol=1e-4, rtol=1e-4)
 
@@ -333,7 +333,7 @@ def test_tiles_of_a_picture_are_not_kept_without_end(runs):
 def test_a_batch_of_any_size_is_run_once_for_both_sides(runs):
     """Also where a host sends the sides one after the other."""
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
-    x, t = inputs(guidance_module.ROWS_KEPT + 4)
+    x, t = inputs(residuals_module.MAX_ROWS + 4)
     for side in (True, False):
         residuals.rows(x, t, [side] * len(x))
     assert runs == [len(x)]
