@@ -205,20 +205,20 @@ def test_several_references_are_mixed_or_averaged(engine, unit, astronaut, mirro
 
 
 def test_the_init_picture_drives_by_default_in_its_own_pixels(engine, unit, mirrored):
-    prepared = engine.prepare(unit, 768, 512, init_picture=mirrored)
+    prepared = engine.prepare(unit, 768, 512, init_image=mirrored)
     assert prepared.in_init_image
     assert prepared.driving.photo is mirrored
     assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (512, 512)
-    chosen = engine.prepare(replace(unit, driving=unit.references[0]), 768, 512, init_picture=mirrored)
+    chosen = engine.prepare(replace(unit, driving=unit.references[0]), 768, 512, init_image=mirrored)
     assert not chosen.in_init_image
     assert chosen.driving.photo is unit.references[0]
 
 
 def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_stops_the_job(engine, unit):
-    prepared = engine.prepare(unit, 512, 512, init_picture=grey())
+    prepared = engine.prepare(unit, 512, 512, init_image=grey())
     assert not prepared.in_init_image
     assert prepared.driving.photo is unit.references[0]
-    assert "init picture has no face" in prepared.notes[0]
+    assert "init image has no face" in prepared.notes[0]
     with pytest.raises(FaceSnapError, match=r"No face .* drive me\.png"):
         engine.prepare(replace(unit, driving=grey("drive me.png")), 512, 512)
 
@@ -240,7 +240,7 @@ def test_templates_and_sliders_pose_the_references_shape_and_need_no_other_photo
     from facesnap_ext.landmarks.predictor import load_predictor
 
     posed = replace(unit, pose=pose, template="three quarters right", yaw=20, mouth=0.5, y=0.6)
-    prepared = engine.prepare(replace(posed, driving=grey()), 640, 512, init_picture=mirrored)
+    prepared = engine.prepare(replace(posed, driving=grey()), 640, 512, init_image=mirrored)
     predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
     face = prepared.references[0]
     rig = make_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
@@ -264,7 +264,7 @@ def test_moving_a_slider_runs_no_network(stand_ins, unit, monkeypatch):
 
 def test_the_references_own_pose_is_its_even_beside_other_photos(engine, unit, mirrored):
     alone = engine.prepare(unit, 640, 512)
-    own = engine.prepare(replace(unit, pose="own", driving=mirrored), 640, 512, init_picture=mirrored)
+    own = engine.prepare(replace(unit, pose="own", driving=mirrored), 640, 512, init_image=mirrored)
     np.testing.assert_array_equal(own.conditioning.landmarks.points, alone.conditioning.landmarks.points)
     assert own.driving.photo is unit.references[0]
     assert not own.in_init_image
@@ -277,7 +277,7 @@ def test_a_photos_points_go_where_the_unit_says(engine, unit, mirrored):
         ({"pose": "own"}, None, (640, 768)),
     ):
         there, here = (
-            engine.prepare(replace(unit, **changes, **place), 640, 768, init_picture=init).conditioning.landmarks
+            engine.prepare(replace(unit, **changes, **place), 640, 768, init_image=init).conditioning.landmarks
             for place in ({"x": 0.3, "size": 0.2}, {})
         )
         assert (there.width, there.height) == size
@@ -289,7 +289,7 @@ def test_each_face_of_a_driving_photo_can_drive(engine, unit, group):
     drives = [replace(unit, driving=group, driving_face_index=which) for which in (0, 1)]
     boxes = [tuple(engine.prepare(one, 640, 512).driving.box) for one in drives]
     from_init = [replace(unit, driving_face_index=which) for which in (0, 1)]
-    assert boxes == [tuple(engine.prepare(one, 640, 512, init_picture=group).driving.box) for one in from_init]
+    assert boxes == [tuple(engine.prepare(one, 640, 512, init_image=group).driving.box) for one in from_init]
     assert boxes[0] != boxes[1]
     with pytest.raises(FaceSnapError, match="has no face 6"):
         engine.prepare(replace(unit, driving=group, driving_face_index=6), 512, 512)
@@ -373,16 +373,16 @@ def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, 
 
 
 def test_encoders_that_do_not_fit_the_file_are_named(engine, unit, monkeypatch):
-    monkeypatch.setattr(engine.encoders, "clip_tokens", lambda files, faces: [torch.zeros(257, 1024)])
-    with pytest.raises(FaceSnapError, match=r"wants features of 64 numbers from the CLIP .* gives 1024"):
+    monkeypatch.setattr(encoders.Encoders, "clip_tokens", lambda self, faces: [torch.zeros(257, 1024)])
+    with pytest.raises(FaceSnapError, match=r"expects 64 numbers per feature from the CLIP .* gives 1024"):
         engine.prepare(replace(unit, reference_mode="averaged"), 512, 512)
 
 
-def test_progress_tells_each_stage(stand_ins, unit):
+def test_progress_names_each_stage(stand_ins, unit):
     told = []
     Engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512, progress=told.append)
     assert told == [
-        "looking for the face",
+        "detecting the face",
         "loading the FaceSnap file",
         "encoding the face",
         "predicting landmarks",
@@ -409,4 +409,4 @@ def test_without_deca_the_packs_own_68_points_of_the_driving_photo_are_taken_and
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(wanted), atol=1.0)
     assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)
     [note] = prepared.notes
-    assert "Without DECA and FLAME the face's points are those of mirrored.png as they are" in note
+    assert "Without DECA and FLAME the landmarks are those detected in mirrored.png" in note

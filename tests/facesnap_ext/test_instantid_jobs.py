@@ -17,15 +17,17 @@ from facesnap_ext.cli.main import main
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
-from facesnap_ext.hosts import a1111, forge, webui
+from facesnap_ext.hosts import a1111, forge
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.hosts.diffusers import conditioned
+from facesnap_ext.hosts.job import prepare as prepare_job
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.residuals import Residuals
-from facesnap_ext.settings.unit import Unit, sittings
+from facesnap_ext.settings.script_args import batches_by_reference
+from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file, identity_file
 from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION, recognition_of
 from facesnap_ext.weights.places import find_models
@@ -92,11 +94,11 @@ def test_another_recognition_model_is_refused_and_another_file_of_its_name_told(
     (folder / "antelopev2" / "glintr100.onnx").rename(folder / "antelopev2" / "w600k_r50.onnx")
     (folder / "antelopev2").rename(folder / "buffalo_l")
     with pytest.raises(
-        FaceSnapError, match=r"antelopev2's glintr100\.onnx, and the face pack .*buffalo_l has w600k_r50"
+        FaceSnapError, match=r"glintr100\.onnx of antelopev2, but the face model pack .*buffalo_l contains w600k_r50"
     ):
         engine.prepare(unit, 512, 512)
     shutil.copy(stand_ins / "random.safetensors", folder)  # other files take any pack
-    assert engine.check_recognition(engine.files(), recognition_of(folder / "random.safetensors")) == []
+    assert engine.encoders(engine.files()).check_recognition(recognition_of(folder / "random.safetensors")) == []
     shutil.copytree(models / "antelopev2", folder / "zebra")
     assert engine.prepare(replace(unit, model="InstantID"), 512, 512).notes == ()
 
@@ -166,18 +168,16 @@ def test_without_deca_and_flame_the_points_are_the_driving_photos_own_and_that_i
         prepared = bare.prepare(replace(unit, driving=mirrored), 512, 512)
         np.testing.assert_allclose(prepared.conditioning.landmarks.points, prepared.driving.keypoints, atol=1e-3)
         [note] = prepared.notes
-        assert "those of mirrored.png as they are" in note
+        assert "those detected in mirrored.png" in note
         with pytest.raises(FaceSnapError, match=f"There is no .*{missing.upper()}"):
             bare.prepare(replace(unit, pose="sliders"), 512, 512)
 
 
-def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit, grace_hopper, monkeypatch):
-    monkeypatch.setattr(webui, "_engine", engine)
-    monkeypatch.setattr(webui, "progress", lambda *parts: None)
+def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit, grace_hopper):
     each = [unit, replace(unit, references=(grace_hopper,))]
     apart = replace(unit, reference_mode="batch", references=tuple(one.references[0] for one in each))
     p = SimpleNamespace(width=512, height=512)
-    jobs = webui.prepare(p, sittings({1: apart}), lambda: find_models(models))
+    jobs = prepare_job(p, batches_by_reference({1: apart}), engine, lambda *parts: None)
     for one, job in zip(each, jobs, strict=True):
         assert torch.equal(job.people[0].conditioning.tokens, engine.prepare(one, 512, 512).conditioning.tokens)
 
@@ -206,7 +206,7 @@ def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, st
     shutil.copy(stand_ins / "random.safetensors", folder)
     with pytest.raises(FaceSnapError, match="There is no CLIP"):
         save_identity(engine.encoders(engine.files()), unit.references, "again")
-    with pytest.raises(FaceSnapError, match=r"Eileen was saved without CLIP's features, which random.* wants"):
+    with pytest.raises(FaceSnapError, match=r"Eileen was saved without CLIP features, which random.* needs"):
         engine.prepare(replace(eileen, model="random.safetensors"), 512, 512)
 
 
@@ -231,7 +231,7 @@ def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, m
     ]
     assert all(torch.equal(*pair) for pair in zip(*residuals, strict=True))
     assert (
-        packed.check_recognition(packed.files(), recognition_of(out)),
+        packed.encoders(packed.files()).check_recognition(recognition_of(out)),
         facesnap_file.read_info(out).recognition,
     ) == (
         [],
@@ -269,8 +269,8 @@ def test_an_adapters_keys_and_values_are_made_when_the_picture_begins(engine, mo
     monkeypatch.setattr(
         engine_module, "load_any_adapter", lambda source: lambda *tokens: made.append(tokens) or object()
     )
-    cache = Engine(lambda: find_models(models))
-    conditionings = [cache.prepare(unit, 512, 512).conditioning for _ in range(2)]
+    engine = Engine(lambda: find_models(models))
+    conditionings = [engine.prepare(unit, 512, 512).conditioning for _ in range(2)]
     assert made == []
     assert conditionings[0].has_adapter
     assert conditionings[0].adapter() is conditionings[1].adapter()

@@ -131,7 +131,7 @@ def test_the_init_picture_drives_in_its_own_frame_where_it_would_in_a_job(
 def test_without_deca_or_flame_the_status_says_whose_points_there_are_and_the_canvas_that_it_has_none(
     page, stand_ins, astronaut, tmp_path
 ) -> None:
-    said = "the face's points are those of the driving photo as they are"
+    said = "the landmarks are those detected in the driving photo"
     assert said not in page.status(find_models(stand_ins))
     for part in ("deca", "flame"):
         models = shutil.copytree(stand_ins, tmp_path / part)

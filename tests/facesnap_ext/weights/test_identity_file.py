@@ -93,10 +93,10 @@ def test_photos_beside_a_saved_person_are_mixed_with_it(copied, unit, astronaut,
 
 def test_a_saved_person_has_no_pose_of_its_own(engine, unit, grace_hopper):
     grey = Photo(np.full((128, 128, 3), 128, np.uint8), "grey.png")
-    for init_picture in (None, grey):
+    for init_image in (None, grey):
         with pytest.raises(FaceSnapError, match="Eileen has no pose of its own; add a driving photo"):
-            engine.prepare(unit, 512, 512, init_picture=init_picture)
-    prepared = engine.prepare(unit, 512, 512, init_picture=grace_hopper)
+            engine.prepare(unit, 512, 512, init_image=init_image)
+    prepared = engine.prepare(unit, 512, 512, init_image=grace_hopper)
     assert prepared.in_init_image
     driven = engine.prepare(replace(unit, driving=grace_hopper), 512, 600)
     assert prepared.driving.photo is driven.driving.photo is grace_hopper
