@@ -93,7 +93,7 @@ def expected(unet, conditionings, x, timesteps, context, y, cond_rows: int) -> T
                 for residual in network(one[0], one[1], network.embed_tokens(conditioning.tokens), features)
             ]
             if conditioning.region is not None:
-                masks = [conditioning.region.mask(residual.shape[3], residual.shape[2]) for residual in own]
+                masks = [conditioning.region.sample(residual.shape[3], residual.shape[2]) for residual in own]
                 own = [residual * torch.from_numpy(mask) for residual, mask in zip(own, masks)]
             residuals = [a + b for a, b in zip(residuals, own)]
         with torch.no_grad():
@@ -293,7 +293,7 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
         call(unet, *args, [0, 1])
     assert torch.equal(call(unet, *args, [0, 1]), plain)
     (told,) = job.comments
-    assert "FaceSnap does not act there" in told
+    assert "FaceSnap does not act in those calls" in told
 
     a1111.attach(job, (tiny.conditioning(),))
     announce(job, args[0], 1)

@@ -217,7 +217,7 @@ def expected(unet, conditionings, x, sigmas, context, y, is_cond) -> Tensor:
                 )
             ]
             if conditioning.region is not None:
-                masks = [conditioning.region.mask(r.shape[3], r.shape[2]) for r in own]
+                masks = [conditioning.region.sample(r.shape[3], r.shape[2]) for r in own]
                 own = [r * torch.from_numpy(mask) for r, mask in zip(own, masks)]
             residuals = [a + b for a, b in zip(residuals, own)]
         rows.append(reference_walk(unet, latent, timestep, context[row : row + 1], y[row : row + 1], residuals))
