@@ -18,8 +18,8 @@ from facesnap_ext.identity.faces import Face, NoFaceError
 from facesnap_ext.identity.likeness import face_at, likeness
 from facesnap_ext.identity.references import ReferenceReport, examine, padded_note
 from facesnap_ext.identity.saved import load_identity
-from facesnap_ext.landmarks.points72 import Landmarks, place
-from facesnap_ext.landmarks.poses import Rig, moved, pose_landmarks, pose_of
+from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
+from facesnap_ext.landmarks.poses import Rig, pose_from_unit, pose_landmarks, reposition
 from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
@@ -149,7 +149,7 @@ class Engine:
         if unit.reference_mode == "batch" and len(unit.references) > 1:
             raise ValueError("photos in batch mode are prepared one by one, see batches_by_reference")
         if unit.pose in POSED:
-            pose_of(unit, width, height)  # report an unknown template before anything is loaded
+            pose_from_unit(unit, width, height)  # report an unknown template before anything is loaded
         files = self.files(progress)
         source = files.choose_facesnap(unit.model)
         recognition = recognition_of(source)
@@ -278,7 +278,7 @@ class Engine:
         else:
             return rig, None
         landmarks = encoders.landmarks(encoders.codes(driving_face).shape if shape is None else shape, driving_face)
-        return rig, landmarks if size is None else place(landmarks, *size, driving_face.box)
+        return rig, landmarks if size is None else crop_and_resize(landmarks, *size, driving_face.box)
 
 
 def find_faces(
@@ -365,7 +365,7 @@ def predict_landmarks(
     saved_shapes = None if faces.saved is None else faces.saved.shapes
     if faces.driving is None:
         rig = encoders.rig(encoders.source_shape(faces.references, saved_shapes))
-        return pose_landmarks(rig, pose_of(unit, width, height), width, height), ()
+        return pose_landmarks(rig, pose_from_unit(unit, width, height), width, height), ()
     notes: tuple[str, ...] = ()
     files = encoders.files
     if files.predicts:
@@ -375,8 +375,8 @@ def predict_landmarks(
         why = [*files.unconverted.get("deca", ()), *files.unconverted.get("flame", ())]
         notes = (" ".join((UNPREDICTED.format(faces.driving.photo.name), *why)),)
     if not faces.in_init_image:
-        landmarks = place(landmarks, width, height, faces.driving.box)
-    return moved(landmarks, unit.x, unit.y, unit.size), notes
+        landmarks = crop_and_resize(landmarks, width, height, faces.driving.box)
+    return reposition(landmarks, unit.x, unit.y, unit.size), notes
 
 
 def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: Landmarks) -> Conditioning:

@@ -12,7 +12,7 @@ from PIL import Image
 from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity.faces import Face
-from facesnap_ext.identity.framing import framed
+from facesnap_ext.identity.framing import annotate_faces
 from facesnap_ext.landmarks.hints import HINTS
 from facesnap_ext.landmarks.points72 import Landmarks, draw
 from facesnap_ext.settings.unit import Unit
@@ -67,10 +67,10 @@ def prepare(
     Image.fromarray(HINTS[conditioning.hint](landmarks, width, height)).save(out / "landmarks.png")
     written = ["tokens.safetensors", "landmarks.json", "landmarks.png"]
     for i, face in enumerate(prepared.references, 1):
-        framed(face.photo, [face]).save(out / f"reference-{i}.png")
+        annotate_faces(face.photo, [face]).save(out / f"reference-{i}.png")
         written.append(f"reference-{i}.png")
     if unit.driving is not None:
-        framed(prepared.driving.photo, [prepared.driving]).save(out / "driving.png")
+        annotate_faces(prepared.driving.photo, [prepared.driving]).save(out / "driving.png")
         written.append("driving.png")
     return {
         "faces": [_describe(face) for face in prepared.references],

@@ -60,8 +60,8 @@ class Encoders:
         """
         detected = self.faces(photo)
         if not detected:
-            raise faces.no_face_in(photo)
-        return faces.choose(detected, face_index)
+            raise faces.no_face_error(photo)
+        return faces.select_face(detected, face_index)
 
     def faces(self, photo: Photo) -> list[Face]:
         """All faces of a photo, by size from the largest; empty if none is found."""
@@ -178,7 +178,8 @@ class Encoders:
             self.files.require("flame")
 
         def detect() -> Landmarks:
-            return Landmarks(from_68(faces.points68(model, face) + 0.5), width, height)  # pixel centres are at 0.5
+            points = faces.detect_landmarks68(model, face) + 0.5  # pixel centres are at 0.5
+            return Landmarks(from_68(points), width, height)
 
         return self.cache.remember(key, detect)
 

@@ -16,7 +16,7 @@ from facesnap_ext import photos
 from facesnap_ext.engine import UNPREDICTED, Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.faces import Face
-from facesnap_ext.identity.framing import close_up
+from facesnap_ext.identity.framing import face_thumbnail
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
 from facesnap_ext.settings.infotext import from_infotext
@@ -251,9 +251,9 @@ def look(engine: Engine, files: list[Any] | None, face: float | None, reference_
         return gr.update(visible=False), problem(str(error))
     if found is None:
         return gr.update(value=[], visible=False), ""
-    choices = (face_choice("face_index", reference.faces, reference.chosen) for reference in found.references)
+    choices = (face_choice("face_index", reference.faces, reference.face_index) for reference in found.references)
     return (
-        gr.update(value=[reference.picture() for reference in found.references], visible=True),
+        gr.update(value=[reference.preview() for reference in found.references], visible=True),
         "<br>".join(map(escape, found.lines())) + "".join(choices),
     )
 
@@ -277,7 +277,7 @@ def face_choice(control: str, faces: Sequence[Face], chosen: int | None) -> str:
     buttons = []
     for i, face in enumerate(faces):
         buffer = io.BytesIO()
-        close_up(face, CLOSE_UP).save(buffer, "JPEG", quality=85)
+        face_thumbnail(face, CLOSE_UP).save(buffer, "JPEG", quality=85)
         picture = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         pressed = str(i == chosen).lower()
         buttons.append(

@@ -18,7 +18,7 @@ from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.landmarks.hints import POINTS5
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
-from facesnap_ext.networks.resampler import ADDED, ResamplerConfig, ResamplerMixer
+from facesnap_ext.networks.resampler import CLIP_PREFIXES, ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo, FaceSnapWeights
 from facesnap_ext.weights.initialise import controlnet_config
@@ -172,7 +172,7 @@ def _resampler(path: Path, clip_dim: int = 0, seed: int = 0, dtype: torch.dtype 
     with _whole(path), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mixer = ResamplerMixer(ResamplerConfig.from_shapes(shapes_of(tensors), clip_dim)).to(tensors["latents"].dtype)
-        added = {key: tensor for key, tensor in mixer.state_dict().items() if key.startswith(ADDED)}
+        added = {key: tensor for key, tensor in mixer.state_dict().items() if key.startswith(CLIP_PREFIXES)}
         mixer.load_state_dict(tensors | added)
     return mixer.eval().requires_grad_(False)
 

@@ -14,8 +14,8 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import encoders, faces
 from facesnap_ext.identity.saved import save_identity
-from facesnap_ext.landmarks.points72 import place
-from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, moved, placement, pose_landmarks, pose_of
+from facesnap_ext.landmarks.points72 import crop_and_resize
+from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, placement, pose_from_unit, pose_landmarks, reposition
 from facesnap_ext.landmarks.predictor import LandmarkPredictor
 from facesnap_ext.networks.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
@@ -54,7 +54,7 @@ def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mir
     prepared = engine.prepare(changed(unit, driving=mirrored, weight=0.5, start=0.1, end=0.9), 640, 512)
     conditioning = prepared.conditioning
     pack = faces.load_pack(stand_ins / "stand-in-pack")
-    face, driving = (faces.choose(faces.find_faces(pack, photo)) for photo in (unit.references[0], mirrored))
+    face, driving = (faces.select_face(faces.find_faces(pack, photo)) for photo in (unit.references[0], mirrored))
     weights = facesnap_file.load(stand_ins / "random.safetensors")
     tokens = weights.mixer(
         torch.from_numpy(face.embedding)[None, None],
@@ -65,7 +65,8 @@ def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mir
     points = predictor.predict(
         predictor.encode(face.photo.pixels, face.box), predictor.encode(mirrored.pixels, driving.box)
     )
-    np.testing.assert_allclose(conditioning.landmarks.points, place(points, 640, 512, driving.box).points, atol=1e-3)
+    expected = crop_and_resize(points, 640, 512, driving.box).points
+    np.testing.assert_allclose(conditioning.landmarks.points, expected, atol=1e-3)
     assert (conditioning.landmarks.width, conditioning.landmarks.height) == (640, 512)
     assert (
         conditioning.strength.weight,
@@ -244,7 +245,7 @@ def test_templates_and_sliders_pose_the_references_shape_and_need_no_other_photo
     predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
     face = prepared.references[0]
     rig = make_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
-    wanted = pose_landmarks(rig, pose_of(posed, 640, 512), 640, 512)
+    wanted = pose_landmarks(rig, pose_from_unit(posed, 640, 512), 640, 512)
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, wanted.points, atol=1e-3)
     assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (640, 512)
     assert not prepared.in_init_image
@@ -281,7 +282,7 @@ def test_a_photos_points_go_where_the_unit_says(engine, unit, mirrored):
             for place in ({"x": 0.3, "size": 0.2}, {})
         )
         assert (there.width, there.height) == size
-        np.testing.assert_array_equal(there.points, moved(here, x=0.3, size=0.2).points)
+        np.testing.assert_array_equal(there.points, reposition(here, x=0.3, size=0.2).points)
         np.testing.assert_allclose(placement(there), (0.3, placement(here)[1], 0.2), atol=1e-5)
 
 
@@ -310,7 +311,7 @@ def test_a_padded_close_up_is_said(engine, unit, astronaut):
     close_up = Photo(np.ascontiguousarray(astronaut.pixels[70:165, 178:273]), "close-up.png")
     prepared = engine.prepare(replace(unit, references=(close_up,)), 512, 512)
     assert prepared.references[0].padded
-    assert "close-up.png fills the picture" in prepared.notes[0]
+    assert "close-up.png fills the photo" in prepared.notes[0]
 
 
 @pytest.mark.parametrize(

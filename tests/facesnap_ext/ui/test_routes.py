@@ -189,7 +189,7 @@ def test_a_reference_alone_gives_its_own_pose_and_nothing_gives_the_mean_face(cl
         ("detect", {"photos": ["/etc/passwd"]}, 422, "Photo 1 is not"),
         ("detect", {"photos": ["https://example.com/a.png"]}, 422, "Photo 1 is not base64"),
         ("detect", {"photos": ["file:///etc/passwd"]}, 422, "Photo 1 is not base64"),
-        ("landmarks", {"reference": "aGVsbG8="}, 422, "Reference photo is not a picture"),
+        ("landmarks", {"reference": "aGVsbG8="}, 422, "Reference photo is not a readable image"),
         ("landmarks", {"driving": encoded(GREY)}, 422, "No face was found in Driving photo"),
         ("landmarks", {"width": 512}, 400, "width and height belong together"),
         ("landmarks", {"width": 512, "height": True}, 400, "height is True"),

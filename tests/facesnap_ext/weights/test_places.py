@@ -229,7 +229,7 @@ def test_what_cannot_be_converted_is_passed_over_and_stops_only_what_needs_it(tm
     convert.convert_originals(files, lambda message: None)
     assert (files.flame, files.face_pack) == (None, faces)
     with pytest.raises(
-        FaceSnapError, match=r"no FLAME head model.*Passed over: .*generic_model\.pkl.*notes\.pkl is no FLAME"
+        FaceSnapError, match=r"no FLAME head model.*Passed over: .*generic_model\.pkl.*notes\.pkl is not a FLAME"
     ):
         files.require("flame")
 
