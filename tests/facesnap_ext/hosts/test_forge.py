@@ -16,7 +16,6 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import forge
 from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.hosts.forge import FaceSnapControl
-from facesnap_ext.hosts.unet import REFINER_DIFFERS
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.residuals import landmark_image
 from tests.support import tiny
