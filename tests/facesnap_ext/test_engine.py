@@ -22,7 +22,7 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.regions import around
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from tests.support.stand_in_pack import stand_in_arcface
 from tests.support.units import changed
 

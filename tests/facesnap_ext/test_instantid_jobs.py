@@ -27,8 +27,9 @@ from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.residuals import Residuals
 from facesnap_ext.settings.unit import Unit, sittings
 from facesnap_ext.weights import facesnap_file, identity_file
-from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION, recognition_of
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION
+from facesnap_ext.weights.search import find_models
+from facesnap_ext.weights.source import recognition_of
 from tests.facesnap_ext.hosts import test_a1111, test_attention, test_diffusers, test_forge
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet

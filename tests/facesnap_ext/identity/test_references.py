@@ -16,7 +16,7 @@ from facesnap_ext.identity.faces import Face, find_faces, longer_side
 from facesnap_ext.identity.framing import framed
 from facesnap_ext.identity.references import BLURRED, blur, cosines, examine, misfit
 from facesnap_ext.photos import Photo
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 
 cv2 = pytest.importorskip("cv2")
 

@@ -12,8 +12,9 @@ from typing import ClassVar
 import pytest
 
 from facesnap_ext.weights import catalogue, download
-from facesnap_ext.weights.inventory import compute_hashes, list_models
-from facesnap_ext.weights.places import ModelFiles, find_models
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.model_list import compute_hashes, list_models
+from facesnap_ext.weights.search import find_models
 from tests.support import mock_webui
 from tests.support.parts_server import serve
 from tests.support.weight_files import KINDS, write

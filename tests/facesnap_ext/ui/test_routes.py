@@ -21,7 +21,8 @@ from facesnap_ext.settings.schema import unit_schema
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.ui import routes
 from facesnap_ext.weights import catalogue, download
-from facesnap_ext.weights.places import ModelFiles, find_models
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.search import find_models
 from tests.support.parts_server import serve
 
 fastapi = pytest.importorskip("fastapi")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import catalogue, download
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
 from tests.support.parts_server import serve
 
 pytest.importorskip("requests")

@@ -25,8 +25,9 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_file import load, safe_name, save
-from facesnap_ext.weights.places import choose_identity, find_identities, find_models
+from facesnap_ext.weights.identity_folder import choose_identity, find_identities
 from facesnap_ext.weights.recognise import Kind, recognise
+from facesnap_ext.weights.search import find_models
 from facesnap_ext.weights.tensors import fingerprint
 from tests.support.weight_files import KINDS, write
 

@@ -20,9 +20,10 @@ from facesnap_ext.networks.mixer import MixerConfig
 from facesnap_ext.networks.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.residuals import Residuals, landmark_image
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, from_instantid, load, load_any
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, from_instantid, load
 from facesnap_ext.weights.recognise import Kind, recognise
+from facesnap_ext.weights.search import find_models
+from facesnap_ext.weights.source import load_any
 from tests.support import tiny
 from tests.support.mixers import instantid_resampler
 from tests.support.weight_files import KINDS, write

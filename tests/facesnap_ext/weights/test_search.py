@@ -18,8 +18,8 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.model_folders import shared_model_folders
 from facesnap_ext.landmarks.flame import SHAPE_COLUMNS, load_flame
 from facesnap_ext.weights import places
-from facesnap_ext.weights.places import find_models
 from facesnap_ext.weights.recognise import recognise
+from facesnap_ext.weights.search import find_models
 from facesnap_lab.miniature.head import stand_in_flame
 from tests.support.weight_files import KINDS, write
 

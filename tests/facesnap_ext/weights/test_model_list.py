@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.weights import catalogue, inventory
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights import catalogue, model_list
+from facesnap_ext.weights.search import find_models
 from tests.support.weight_files import KINDS, write
 
 ADAPTER = KINDS["INSTANTID_ADAPTER"]
 
 
 def stock(folder, *elsewhere):
-    return {role.name: role for role in inventory.list_models(find_models(folder, elsewhere))}
+    return {role.name: role for role in model_list.list_models(find_models(folder, elsewhere))}
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_converted_file_has_the_licence_of_what_it_was_made_of(own, source, li
 
 def test_a_newcomer_is_told_what_to_begin_with_and_a_user_of_instantid_misses_nothing(tmp_path):
     empty = find_models(tmp_path / "none")
-    told = inventory.as_text(inventory.list_models(empty), empty)
+    told = model_list.as_text(model_list.list_models(empty), empty)
     assert "To begin: InstantID's two files, which FaceSnap downloads" in told
     assert told.count("MISSING") == 3  # and CLIP, which a FaceSnap file would want
     write(tmp_path / "ip-adapter.bin", ADAPTER, "torch")
@@ -78,7 +78,7 @@ def test_a_newcomer_is_told_what_to_begin_with_and_a_user_of_instantid_misses_no
     for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
         (tmp_path / "antelopev2" / name).touch()
     files = find_models(tmp_path)
-    told = inventory.as_text(inventory.list_models(files), files)
+    told = model_list.as_text(model_list.list_models(files), files)
     assert "To begin" not in told
     assert "MISSING" not in told
 
@@ -96,15 +96,15 @@ def test_instantid_serves_where_there_is_no_facesnap_file(tmp_path):
     write(tmp_path / "ip-adapter.bin", ADAPTER, "torch")
     write(tmp_path / "net.safetensors", KINDS["SDXL_CONTROLNET"])
     files = find_models(tmp_path)
-    roles = {role.name: role for role in inventory.list_models(files)}
+    roles = {role.name: role for role in model_list.list_models(files)}
     assert [holding.used for holding in roles["instantid"].holdings] == [True, True]
     assert {name for name, role in roles.items() if role.missing} == {"face_pack", "deca", "flame"}
-    assert inventory.as_text([roles["facesnap"], roles["clip"]], files).count("MISSING") == 0
+    assert model_list.as_text([roles["facesnap"], roles["clip"]], files).count("MISSING") == 0
 
 
 def test_hashes_are_remembered_until_a_file_changes(own, monkeypatch):
     told = []
-    inventory.compute_hashes(find_models(own), told.append)
+    model_list.compute_hashes(find_models(own), told.append)
     assert told == ["hashing a.safetensors", "hashing glintr100.onnx", "hashing scrfd_10g_bnkps.onnx"]
     files = stock(own)["face_pack"].holdings[0].files
     assert [file.sha256 for file in files] == [
@@ -114,16 +114,16 @@ def test_hashes_are_remembered_until_a_file_changes(own, monkeypatch):
     (own / "auraface" / "glintr100.onnx").write_bytes(b"RECOGNITION")
     assert [bool(file.sha256) for file in stock(own)["face_pack"].holdings[0].files] == [False, True]
     told.clear()
-    inventory.compute_hashes(find_models(own), told.append)
+    model_list.compute_hashes(find_models(own), told.append)
     assert told == ["hashing glintr100.onnx"]
     for damaged in ("{", "[]", '{"a": 1}', '{"a": [1]}', "null"):
-        (own / inventory.HASHES).write_text(damaged)
+        (own / model_list.HASHES).write_text(damaged)
         assert stock(own)["face_pack"].holdings[0].files[1].sha256 == ""
 
 
 def test_a_known_hash_is_told_from_an_unknown_one(own, monkeypatch):
     path = write(own / "ip-adapter.bin", ADAPTER, "torch")
-    inventory.compute_hashes(find_models(own))
+    model_list.compute_hashes(find_models(own))
     assert stock(own)["instantid"].holdings[0].files[0].verdict == "not a file that FaceSnap knows"
     known = replace(catalogue.PARTS[-1], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(catalogue, "PARTS", (known,))
@@ -137,7 +137,7 @@ def test_hashes_that_cannot_be_written_are_an_error_of_one_sentence(own, monkeyp
     files = find_models(own)
     monkeypatch.setattr(inventory, "_write_hashes", refuse)
     with pytest.raises(FaceSnapError, match=r"a\.safetensors cannot be computed, or written .*Permission denied"):
-        inventory.compute_hashes(files)
+        model_list.compute_hashes(files)
 
 
 def test_a_part_is_known_to_be_there_by_its_size(own, tmp_path):
@@ -146,23 +146,25 @@ def test_a_part_is_known_to_be_there_by_its_size(own, tmp_path):
     path = write(other / "ip-adapter_instant_id_sdxl.bin", ADAPTER, "torch")
     files = find_models(own, [other])
     part = replace(catalogue.PARTS[-1], size=path.stat().st_size)
-    assert inventory.is_there(part, files) == path
-    assert inventory.is_there(catalogue.PARTS[-1], files) is None
+    assert model_list.is_there(part, files) == path
+    assert model_list.is_there(catalogue.PARTS[-1], files) is None
 
 
 def test_text_and_json_say_the_same(own):
     files = find_models(own)
-    roles = inventory.list_models(files)
-    text = inventory.as_text(roles, files)
+    roles = model_list.list_models(files)
+    text = model_list.as_text(roles, files)
     for part in catalogue.PARTS:
         assert f"{part.title}, " in text
         assert part.licence in text
         assert part.into in text
     assert (
-        text.count("MISSING") == sum(role["needed"] and bool(role["missing"]) for role in inventory.to_json(roles)) == 1
+        text.count("MISSING")
+        == sum(role["needed"] and bool(role["missing"]) for role in model_list.to_json(roles))
+        == 1
     )
     assert all(gap in text for gap in catalogue.COMMERCIAL_GAPS)
-    assert json.loads(json.dumps(inventory.to_json(roles)))[0]["holdings"][0]["path"] == "a.safetensors"
+    assert json.loads(json.dumps(model_list.to_json(roles)))[0]["holdings"][0]["path"] == "a.safetensors"
 
 
 def test_the_catalogue_has_a_hash_and_its_source_for_whatever_is_downloaded_and_goes_into_the_folder():
@@ -191,4 +193,4 @@ def test_hosts_are_named_in_the_catalogue_alone():
     ("count", "words"), [(0, "0 bytes"), (999, "999 bytes"), (300_000, "300 kB"), (2_502_139_136, "2.50 GB")]
 )
 def test_sizes_are_told_in_words(count, words):
-    assert inventory.readable(count) == words
+    assert model_list.readable(count) == words
