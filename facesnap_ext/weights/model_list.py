@@ -100,8 +100,8 @@ def compute_hashes(files: ModelFiles, progress: Callable[[str], None] = lambda m
                 _write_hashes(files.folder, hashes)
     except OSError as error:
         raise FaceSnapError(
-            f"The hash of {path} cannot be computed or stored in {files.folder} ({error.strerror or error}); check your "
-            "permissions."
+            f"The hash of {path} cannot be computed or stored in {files.folder} ({error.strerror or error}); check "
+            "your permissions."
         ) from error
 
 

@@ -159,7 +159,7 @@ def _has_one_directory(path: Path) -> bool:
 
 
 class _Inert:
-    """An object of a pickle, reduced to its state. Each load creates its own subclasses, which the pickle may modify."""
+    """An object of a pickle, reduced to its state. Each load creates its own subclasses, which a pickle may modify."""
 
 
 class _Array(_Inert):

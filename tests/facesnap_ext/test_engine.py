@@ -354,7 +354,7 @@ def test_decas_and_flames_own_files_are_converted_once(copied, unit, monkeypatch
     told = []
     got = Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append).conditioning.landmarks
     np.testing.assert_allclose(got.points, wanted.points, atol=1e-3)
-    assert told[:2] == ["converting deca_model.tar, once", "converting generic_model.pkl, once"]
+    assert told[:2] == ["converting deca_model.tar (only once)", "converting generic_model.pkl (only once)"]
     told.clear()
     Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append)
     assert not any("converting" in line for line in told)

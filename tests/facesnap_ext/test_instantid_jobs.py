@@ -260,7 +260,7 @@ def test_convert_says_what_it_wants(models, tmp_path, capsys):
         before = out.read_bytes() if out.is_file() else None
         assert main(["convert", "instantid", str(controlnet), str(adapter), str(out)]) == 1
         told = capsys.readouterr().err
-        assert ("is a folder: give the name" if before is None else "is there already and no FaceSnap file") in told
+        assert ("is a folder: give the name" if before is None else "already exists and is not a FaceSnap file") in told
         assert before is None or out.read_bytes() == before
 
 

@@ -101,7 +101,7 @@ def test_a_part_is_downloaded_by_its_name_and_nothing_else_is(tmp_path, monkeypa
             assert client.post("/facesnap/models/get", json=body).status_code == 400, body
         form = {"content": b'{"part": "thing"}', "headers": {"Content-Type": "text/plain"}}
         assert client.post("/facesnap/models/get", **form).status_code == 400, "what a foreign page can send"
-        assert server.asked == []
+        assert server.requested == []
         assert client.post("/facesnap/models/stop", json={"part": "thing"}).status_code == 400
 
         server.hold = threading.Event()
@@ -121,7 +121,7 @@ def test_every_part_is_described(empty):
     parts = empty.get("/facesnap/models").json()["parts"]
     assert [part["name"] for part in parts] == list(catalogue.ROLES)
     pack = next(part for part in parts if part["name"] == "face_pack")
-    assert pack["ways"][0]["licence"] == "non-commercial research"
+    assert pack["options"][0]["licence"] == "non-commercial research"
 
 
 def test_faces_are_those_that_the_engine_finds(client, engine, two):

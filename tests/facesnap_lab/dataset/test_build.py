@@ -257,7 +257,7 @@ def test_what_is_missing_is_said_before_anything_is_done(people, models, tmp_pat
     with pytest.raises(FaceSnapError, match=r"There is no BLIP-2 in .*nowhere"):
         build_here(bare, blip2=tmp_path / "nowhere")
     (tmp_path / "none").mkdir()
-    with pytest.raises(FaceSnapError, match="no face recognition pack"):
+    with pytest.raises(FaceSnapError, match="no face model pack"):
         builder.build([people], tmp_path / "out", tmp_path / "none", SETTINGS)
     used = tmp_path / "used"
     used.mkdir()
