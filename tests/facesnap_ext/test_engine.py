@@ -316,7 +316,7 @@ def test_a_padded_close_up_is_said(engine, unit, astronaut):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("stand-in-pack", "no face recognition pack"),
+        ("stand-in-pack", "no face model pack"),
         ("stand-in-clip", "no CLIP-ViT-H image encoder"),
         ("stand-in-deca.safetensors", "no DECA encoder"),
         ("stand-in-flame.safetensors", "no FLAME head model"),

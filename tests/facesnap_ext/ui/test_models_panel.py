@@ -129,7 +129,7 @@ def test_what_goes_wrong_with_a_download_stands_in_the_panel(module, tmp_path, m
         monkeypatch.setattr(module, "PARTS", catalogue.PARTS)
         module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
         *_, (progress, *_) = Clicks.made["models_get_thing"].function()
-        assert "not the expected one" in progress
+        assert "not the expected file" in progress
         assert "facesnap-problem" in progress
         monkeypatch.setattr(catalogue, "PARTS", ())
         ((progress, *_),) = Clicks.made["models_get_thing"].function()
