@@ -109,7 +109,7 @@ def _exclusive(part: Part, lock: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # already deleted, as on Windows
+        with suppress(OSError):  # on Windows, `release` deletes it
             lock.unlink()
         guard.release()
 
