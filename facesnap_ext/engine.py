@@ -26,9 +26,8 @@ from facesnap_ext.regions import region_of
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.identity_file import Identity
-from facesnap_ext.weights.source import load_any, load_any_adapter, recognition_of
 from facesnap_ext.weights.model_files import ModelFiles
-from facesnap_ext.weights.source import WeightSource
+from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter, recognition_of
 
 POSED = ("template", "sliders")  # poses that no photo gives
 ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as the page allows in one image

@@ -95,10 +95,10 @@ def test_photos_are_fused_with_a_saved_identity(copied, unit, astronaut, mirrore
 
 def test_saved_identity_has_no_pose(engine, unit, grace_hopper):
     grey = Photo(np.full((128, 128, 3), 128, np.uint8), "grey.png")
-    for init_picture in (None, grey):
+    for init_image in (None, grey):
         with pytest.raises(FaceSnapError, match="Eileen has no pose of its own; add a driving photo"):
-            engine.prepare(unit, 512, 512, init_picture=init_picture)
-    prepared = engine.prepare(unit, 512, 512, init_picture=grace_hopper)
+            engine.prepare(unit, 512, 512, init_image=init_image)
+    prepared = engine.prepare(unit, 512, 512, init_image=grace_hopper)
     assert prepared.in_init_image
     driven = engine.prepare(replace(unit, driving=grace_hopper), 512, 600)
     assert prepared.driving.photo is driven.driving.photo is grace_hopper
@@ -230,9 +230,9 @@ def test_invalid_file_is_rejected_in_one_sentence(eileen, tmp_path, case):
 
 def test_sizes_that_do_not_match_the_named_networks_are_rejected(copied, eileen, unit, grace_hopper):
     cases = {
-        "embeddings": (torch.ones(2, 256), "wants features of 512 numbers from the face recognition pack"),
-        "clip_tokens": (torch.ones(2, 257, 32), "wants features of 64 numbers from the CLIP image encoder"),
-        "shapes": (torch.ones(2, 7), "face's shape in the saved identity has 7 numbers"),
+        "embeddings": (torch.ones(2, 256), "expects 512 numbers per feature from the face model pack"),
+        "clip_tokens": (torch.ones(2, 257, 32), "expects 64 numbers per feature from the CLIP image encoder"),
+        "shapes": (torch.ones(2, 7), "face shape in the saved identity has 7 numbers"),
     }
     engine = Engine(lambda: find_models(copied))
     for key, (tensor, message) in cases.items():
