@@ -26,8 +26,8 @@ from facesnap_ext.regions import region_of
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.identity_file import Identity
-from facesnap_ext.weights.instantid import load_any, load_any_adapter, recognition_of
-from facesnap_ext.weights.places import ModelFiles, WeightSource
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter, recognition_of
 
 POSED = ("template", "sliders")  # poses that no photo gives
 ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as the page allows in one image
@@ -161,7 +161,7 @@ class Engine:
         progress("detecting the face")
         faces = find_faces(encoders, unit, init_image, progress)
         progress("loading the FaceSnap file")
-        weights = self._cache.load_one_of("facesnap", source, load_any, files_kept)
+        weights = self._cache.load_variant("facesnap", source, load_any, files_kept)
         progress("encoding the face")
         tokens = self.encode(encoders, source, weights, faces, unit, signatures)
         progress("predicting landmarks")
@@ -193,10 +193,10 @@ class Engine:
         average = unit.reference_mode == "averaged"
         people = tuple((face.photo.digest, *face.box) for face in faces.references)
         key = ("tokens", signatures, people, faces.saved, average)
-        cond = self._cache.remember(key, lambda: mix(encoders, weights, faces, average))
+        cond = self._cache.get_or_compute(key, lambda: mix(encoders, weights, faces, average))
         uncond = None
         if weights.info.null_identity:
-            uncond = self._cache.remember(("null tokens", signatures), lambda: null_tokens(weights))
+            uncond = self._cache.get_or_compute(("null tokens", signatures), lambda: null_tokens(weights))
         adapter = None
         if weights.info.adapter is not None and unit.strength.adapter_weight > 0:
             adapter = partial(self._adapter, source, cond, cond if uncond is None else uncond)
@@ -209,7 +209,7 @@ class Engine:
         begins, from weights that are read for it, and cached for the people of one image.
         """
         key = ("adapter", signature_of(source), tokens.numpy().tobytes())
-        return self._cache.remember(key, lambda: load_any_adapter(source)(tokens, uncond_tokens), ADAPTERS)
+        return self._cache.get_or_compute(key, lambda: load_any_adapter(source)(tokens, uncond_tokens), ADAPTERS)
 
     def examine(self, photos: Sequence[Photo], face_index: int = 0, batch: bool = False) -> ReferenceReport:
         """Report on reference photos before a job.
@@ -368,7 +368,7 @@ def predict_landmarks(
         return pose_landmarks(rig, pose_from_unit(unit, width, height), width, height), ()
     notes: tuple[str, ...] = ()
     files = encoders.files
-    if files.predicts:
+    if files.can_predict_landmarks:
         landmarks = encoders.landmarks(encoders.source_shape(faces.references, saved_shapes), faces.driving)
     else:
         landmarks = encoders.detected_landmarks(faces.driving, hint)

@@ -67,7 +67,7 @@ def run_prepare(options: argparse.Namespace) -> None:
 
 
 def run_models(options: argparse.Namespace) -> None:
-    from facesnap_ext.weights.inventory import as_text, compute_hashes, list_models, to_json
+    from facesnap_ext.weights.model_list import as_text, compute_hashes, list_models, to_json
 
     files = _model_files(options)
     if options.hash:
@@ -75,16 +75,16 @@ def run_models(options: argparse.Namespace) -> None:
     roles = list_models(files)
     if options.json:
         places = {"folder": str(files.folder), "elsewhere": [str(place) for place in files.elsewhere]}
-        _print({**places, "passed_over": files.unreadable, "parts": to_json(roles)}, as_json=True)
+        _print({**places, "passed_over": files.passed_over, "parts": to_json(roles)}, as_json=True)
     else:
         print(as_text(roles, files))
 
 
 def run_models_get(options: argparse.Namespace) -> None:
-    from facesnap_ext.weights.download import download, needed
+    from facesnap_ext.weights.download import download, part_to_download
 
     files = _model_files(options)
-    part = needed(options.part, files)
+    part = part_to_download(options.part, files)
     told = -1
 
     def progress(done: int) -> None:
@@ -104,7 +104,7 @@ def run_models_get(options: argparse.Namespace) -> None:
 def _model_files(options: argparse.Namespace) -> Any:
     """The model files of `--models`, or of the WebUI that FaceSnap is an extension of, and what that shares."""
     from facesnap_ext.hosts.model_folders import shared_model_folders
-    from facesnap_ext.weights.places import find_models
+    from facesnap_ext.weights.search import find_models
 
     root = Path(__file__).resolve().parents[2]
     if options.models is None and root.parent.name != "extensions":
@@ -119,7 +119,7 @@ def run_identity(options: argparse.Namespace) -> None:
     from facesnap_ext import photos
     from facesnap_ext.engine import Engine
     from facesnap_ext.identity.saved import save_identity
-    from facesnap_ext.weights.places import find_models
+    from facesnap_ext.weights.search import find_models
 
     def tell(message: str) -> None:
         print(message, file=sys.stderr)

@@ -16,7 +16,7 @@ from facesnap_ext.identity.framing import annotate_faces
 from facesnap_ext.landmarks.hints import HINTS
 from facesnap_ext.landmarks.points72 import Landmarks, draw
 from facesnap_ext.settings.unit import Unit
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 
 
 def prepare(

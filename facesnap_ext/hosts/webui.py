@@ -14,7 +14,7 @@ from facesnap_ext.hosts.windows import through_window
 from facesnap_ext.identity import likeness
 from facesnap_ext.networks import compiled
 from facesnap_ext.settings.infotext import MARK
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
 
 _engine: Engine | None = None
 

@@ -22,7 +22,8 @@ from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
 from facesnap_ext.settings.infotext import from_infotext
 from facesnap_ext.settings.script_args import UI_ORDER, reference_photos
 from facesnap_ext.settings.unit import PASSES, POSES, PRESETS, RANGES, REFERENCE_MODES, REGIONS, defaults
-from facesnap_ext.weights.places import ModelFiles, find_identities
+from facesnap_ext.weights.identity_folder import find_identities
+from facesnap_ext.weights.model_files import ModelFiles
 
 CLOSE_UP = 96  # pixels of a face that can be chosen
 PLACE = {name: getattr(TEMPLATES["front"], name) for name in ("x", "y", "size")}  # of sliders that nobody has moved
@@ -56,7 +57,7 @@ def status(files: ModelFiles) -> str:
     lines = [f"Model files: {escape(there or 'none')}"]
     if missing := [{"facesnap": "FaceSnap", **PART_WORDS}[part] for part in files.missing()]:
         lines.append(problem(f"Missing: {', '.join(missing)}. The panel Model files below says where to get what."))
-    if not files.predicts:
+    if not files.can_predict_landmarks:
         lines.append(problem(f"{UNPREDICTED.format('the driving photo')} Templates and sliders need both."))
     return "<br>".join(lines)
 
@@ -311,7 +312,7 @@ def preview(
         return ""
     size, _, question = size.partition(" ")
     try:
-        if not engine.files().predicts:
+        if not engine.files().can_predict_landmarks:
             raise FaceSnapError("The pose cannot be shown here without DECA and FLAME.")
         reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None

@@ -20,7 +20,7 @@ from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize, points_o
 from facesnap_ext.networks.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_lab.ablation.rows import Row
 from facesnap_lab.evaluation import metrics
 from facesnap_lab.evaluation.judges import Judges, find_face, load_face_judge

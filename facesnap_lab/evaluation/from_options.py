@@ -10,7 +10,7 @@ import torch
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import faces
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from facesnap_lab.evaluation.draw import Studio, load_studio, processes
 from facesnap_lab.evaluation.evaluate import evaluate, named_folders
 from facesnap_lab.evaluation.judges import Judges, load_clip, load_face_judge, load_inception

@@ -22,7 +22,7 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.regions import around
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from tests.support.stand_in_pack import stand_in_arcface
 from tests.support.units import changed
 
@@ -317,7 +317,7 @@ def test_a_padded_close_up_is_said(engine, unit, astronaut):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("stand-in-pack", "no face recognition pack"),
+        ("stand-in-pack", "no face model pack"),
         ("stand-in-clip", "no CLIP-ViT-H image encoder"),
         ("stand-in-deca.safetensors", "no DECA encoder"),
         ("stand-in-flame.safetensors", "no FLAME head model"),
@@ -355,7 +355,7 @@ def test_decas_and_flames_own_files_are_converted_once(copied, unit, monkeypatch
     told = []
     got = Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append).conditioning.landmarks
     np.testing.assert_allclose(got.points, wanted.points, atol=1e-3)
-    assert told[:2] == ["converting deca_model.tar, once", "converting generic_model.pkl, once"]
+    assert told[:2] == ["converting deca_model.tar (only once)", "converting generic_model.pkl (only once)"]
     told.clear()
     Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append)
     assert not any("converting" in line for line in told)

@@ -29,8 +29,9 @@ from facesnap_ext.residuals import Residuals
 from facesnap_ext.settings.script_args import batches_by_reference
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file, identity_file
-from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION, recognition_of
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION
+from facesnap_ext.weights.search import find_models
+from facesnap_ext.weights.source import recognition_of
 from tests.facesnap_ext.hosts import test_a1111, test_attention, test_diffusers, test_forge
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet
@@ -259,7 +260,7 @@ def test_convert_says_what_it_wants(models, tmp_path, capsys):
         before = out.read_bytes() if out.is_file() else None
         assert main(["convert", "instantid", str(controlnet), str(adapter), str(out)]) == 1
         told = capsys.readouterr().err
-        assert ("is a folder: give the name" if before is None else "is there already and no FaceSnap file") in told
+        assert ("is a folder: give the name" if before is None else "already exists and is not a FaceSnap file") in told
         assert before is None or out.read_bytes() == before
 
 

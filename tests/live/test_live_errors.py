@@ -89,7 +89,7 @@ def test_a_driving_init_picture_without_a_face_is_no_error(host: Host) -> None:
 
 def test_no_model_files(empty_host: Host) -> None:
     message = refusal(empty_host, with_facesnap({}, model=""))
-    assert_one_sentence(message, r"no FaceSnap file in", r"put one there, models/README\.md")
+    assert_one_sentence(message, r"no FaceSnap file in", r"put one there, see models/README\.md")
 
 
 def refusal(host: Host, job: Job) -> Refused:

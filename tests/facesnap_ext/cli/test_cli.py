@@ -138,7 +138,7 @@ def test_models_lists_every_part_and_hashes_on_demand(tmp_path, capsys):
     assert (listed["folder"], listed["elsewhere"]) == (str(folder), [str(other)])
     parts = {part["name"]: part for part in listed["parts"]}
     assert [part for part, described in parts.items() if described["missing"]] == ["face_pack", "deca", "flame"]
-    assert parts["clip"]["holdings"][0]["files"][0]["sha256"] == sha256(clip)
+    assert parts["clip"]["found"][0]["files"][0]["sha256"] == sha256(clip)
     assert main(["models", "--models", str(folder), "--also-look-in", str(other)]) == 0
     table = capsys.readouterr().out
     assert sha256(clip) in table
@@ -153,11 +153,11 @@ def test_models_get_downloads_and_says_where_something_is_already(tmp_path, caps
             assert main(["models", *arguments]) == 0
             told = capsys.readouterr()
             assert told.out.strip() == str(tmp_path / "things" / "thing.bin")
-        assert len(server.asked) == 1
+        assert len(server.requested) == 1
         assert "the thing: 100 %" in told.err or not told.err.strip()
         assert (tmp_path / "things" / "thing.bin").read_bytes() == b"content"
         assert main(["models", "--models", str(tmp_path), "get", "another"]) == 1
-        assert "There is no part 'another'; there is thing." in capsys.readouterr().err
+        assert "There is no part 'another'; choose one of thing." in capsys.readouterr().err
 
 
 def test_models_outside_a_webui_asks_for_the_folder(capsys):

@@ -13,7 +13,7 @@ from facesnap_ext.identity.faces import Face, NoFaceError, find_faces
 from facesnap_ext.identity.likeness import face_at, infotext, likeness
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 
 
 def face(embedding, box=(0, 0, 10, 10), width=100, height=80):

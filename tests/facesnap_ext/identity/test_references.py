@@ -15,7 +15,7 @@ from facesnap_ext.identity.faces import Face, find_faces, longer_side
 from facesnap_ext.identity.framing import ACCENT, annotate_faces
 from facesnap_ext.identity.references import BLUR_THRESHOLD, blur, cosines, examine, find_outlier
 from facesnap_ext.photos import Photo
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 
 cv2 = pytest.importorskip("cv2")
 

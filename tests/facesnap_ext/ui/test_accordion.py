@@ -18,7 +18,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo, from_base64
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from tests.support import mock_webui
 
 

@@ -21,7 +21,8 @@ from facesnap_ext.settings.schema import unit_schema
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.ui import routes
 from facesnap_ext.weights import catalogue, download
-from facesnap_ext.weights.places import ModelFiles, find_models
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.search import find_models
 from tests.support.parts_server import serve
 
 fastapi = pytest.importorskip("fastapi")
@@ -100,7 +101,7 @@ def test_a_part_is_downloaded_by_its_name_and_nothing_else_is(tmp_path, monkeypa
             assert client.post("/facesnap/models/get", json=body).status_code == 400, body
         form = {"content": b'{"part": "thing"}', "headers": {"Content-Type": "text/plain"}}
         assert client.post("/facesnap/models/get", **form).status_code == 400, "what a foreign page can send"
-        assert server.asked == []
+        assert server.requested == []
         assert client.post("/facesnap/models/stop", json={"part": "thing"}).status_code == 400
 
         server.hold = threading.Event()
@@ -120,7 +121,7 @@ def test_every_part_is_described(empty):
     parts = empty.get("/facesnap/models").json()["parts"]
     assert [part["name"] for part in parts] == list(catalogue.ROLES)
     pack = next(part for part in parts if part["name"] == "face_pack")
-    assert pack["ways"][0]["licence"] == "non-commercial research"
+    assert pack["options"][0]["licence"] == "non-commercial research"
 
 
 def test_faces_are_those_that_the_engine_finds(client, engine, two):
