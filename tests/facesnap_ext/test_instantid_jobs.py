@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from facesnap_ext import engine as engine_module
 from facesnap_ext.cache import Cache
 from facesnap_ext.cli.main import main
 from facesnap_ext.engine import Engine
@@ -21,6 +20,7 @@ from facesnap_ext.hosts import a1111, forge
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.hosts.job import prepare as prepare_job
+from facesnap_ext.identity import encoders as encoders_module
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.points5 import draw_five
@@ -77,7 +77,7 @@ def engine(models):
 
 @pytest.fixture(autouse=True)
 def the_pack_is_antelopev2s(models, monkeypatch):
-    monkeypatch.setattr(engine_module, "RECOGNITION_SHA256", sha256(models / "antelopev2" / "glintr100.onnx"))
+    monkeypatch.setattr(encoders_module, "RECOGNITION_SHA256", sha256(models / "antelopev2" / "glintr100.onnx"))
 
 
 @pytest.fixture
