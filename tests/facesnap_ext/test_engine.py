@@ -365,7 +365,7 @@ def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, 
     cases = [
         (replace(unit, references=()), "without a reference photo"),
         (replace(unit, references=(grey("sky.jpg"),)), "No face .* sky.jpg"),
-        (replace(unit, model="none.safetensors"), "no FaceSnap file none.safetensors .* there is init"),
+        (replace(unit, model="none.safetensors"), "no FaceSnap file none.safetensors .* choose one of init"),
         (replace(unit, model=""), "several FaceSnap files .* choose one"),
     ]
     for wrong, message in cases:

@@ -20,6 +20,7 @@ from facesnap_ext.hosts import a1111, forge
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.hosts.job import prepare as prepare_job
+from facesnap_ext import engine as engine_module
 from facesnap_ext.identity import encoders as encoders_module
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.saved import save_identity
@@ -91,7 +92,7 @@ def test_another_recognition_model_is_refused_and_another_file_of_its_name_told(
     engine = Engine(lambda: find_models(folder))
     stand_in_arcface(folder / "antelopev2" / "glintr100.onnx", seed=9)
     [note] = engine.prepare(unit, 512, 512).notes
-    assert "is not antelopev2's, which InstantID is made for" in note
+    assert "is not the file of antelopev2 that InstantID is made for" in note
     (folder / "antelopev2" / "glintr100.onnx").rename(folder / "antelopev2" / "w600k_r50.onnx")
     (folder / "antelopev2").rename(folder / "buffalo_l")
     with pytest.raises(
@@ -238,7 +239,7 @@ def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, m
         [],
         RECOGNITION,
     )
-    assert (one.text_free, one.hint, one.adapter_weight) == (other.text_free, other.hint, other.adapter_weight)
+    assert (one.text_free, one.hint, one.strength) == (other.text_free, other.hint, other.strength)
     published = {f"ffrnet.{key}": tensor for key, tensor in load_file(models / IDENTITYNET).items()}
     stored = load_file(out)
     assert all(torch.equal(stored[key], tensor) for key, tensor in published.items())
@@ -260,7 +261,7 @@ def test_convert_says_what_it_wants(models, tmp_path, capsys):
         before = out.read_bytes() if out.is_file() else None
         assert main(["convert", "instantid", str(controlnet), str(adapter), str(out)]) == 1
         told = capsys.readouterr().err
-        assert ("is a folder: give the name" if before is None else "already exists and is not a FaceSnap file") in told
+        assert ("is a folder; give the name" if before is None else "already exists and is not a FaceSnap file") in told
         assert before is None or out.read_bytes() == before
 
 
@@ -293,8 +294,8 @@ def test_in_a1111_the_job_runs_and_every_weight_has_its_say(engine, unit):
     unet = ldm_unet()
     x, timesteps, context, y = inputs(2)
     pictures = []
-    for changes in ({}, {"adapter": 0.0}, {"adapter": 1.5}, {"weight": 0.5}):
-        conditioning = engine.prepare(replace(unit, **changes), 128, 128).conditioning
+    for changes in ({}, {"adapter_weight": 0.0}, {"adapter_weight": 1.5}, {"weight": 0.5}):
+        conditioning = engine.prepare(changed(unit, **changes), 128, 128).conditioning
         job = test_a1111.Job(unet)
         a1111.attach(job, (conditioning,))
         test_a1111.announce(job, x, 1)
