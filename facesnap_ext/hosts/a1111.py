@@ -193,7 +193,8 @@ def detach(p: Any = None) -> None:
 
 def on_cfg_denoiser(params: Any) -> None:
     """Announce the rows of the next evaluation; register once with `script_callbacks.on_cfg_denoiser`."""
-    attached, p = _attached, params.denoiser.p
+    attached = _attached
+    p: Any = params.denoiser.p
     if attached is None or attached.job() is None:
         return
     if attached.job() is not p:
