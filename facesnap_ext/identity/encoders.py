@@ -116,12 +116,13 @@ class Encoders:
             return encoder()([face.crop])[0]
 
         return [
-            self.cache.get_or_compute(face_key("clip", networks, face), partial(encode, face)) for face in references
+            self.cache.get_or_compute(face_key("clip", networks, face.photo, face.box), partial(encode, face))
+            for face in references
         ]
 
     def codes(self, face: Face) -> FaceCodes:
         """DECA's codes of a face."""
-        key = face_key("codes", (self.signature("deca"),), face)
+        key = face_key("codes", (self.signature("deca"),), face.photo, face.box)
         return self.cache.get_or_compute(key, lambda: self.predictor().encode(face.photo.pixels, face.box))
 
     def source_shape(self, references: Sequence[Face], saved_shapes: Tensor | None) -> Tensor:
@@ -161,7 +162,7 @@ class Encoders:
             return predictor.predict(predictor.neutral(shape), self.codes(driving))
 
         networks = (self.signature("deca"), self.signature("flame"), shape.numpy().tobytes())
-        return self.cache.get_or_compute(face_key("landmarks", networks, driving), predict)
+        return self.cache.get_or_compute(face_key("landmarks", networks, driving.photo, driving.box), predict)
 
     def detected_landmarks(self, face: Face, hint: str) -> Landmarks:
         """A face's own landmarks as the face model pack detects them, in its photo's pixels: the paper's "drive
@@ -173,7 +174,7 @@ class Encoders:
         Raises:
             FaceSnapError: 72 landmarks are needed and the pack has no model with 68, so DECA and FLAME are missing.
         """
-        key = face_key("detected", (self.signature("face_pack"),), face)
+        key = face_key("detected", (self.signature("face_pack"),), face.photo, face.box)
         height, width = face.photo.pixels.shape[:2]
         if hint == POINTS5:
             return Landmarks(face.keypoints.astype(np.float32), width, height)
