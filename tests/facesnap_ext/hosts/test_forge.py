@@ -426,6 +426,18 @@ def test_a_pass_that_is_over_keeps_nothing_while_its_job_goes_on(unet):
     assert [reference() for reference in gone] == [None] * 3
 
 
+def test_progress_is_the_number_of_finished_evaluations(unet):
+    """An evaluation that has just begun is not done: with 4 of them the third one begins halfway."""
+    job = make_job(unet)
+    forge.attach(job, (tiny.conditioning(),))
+    control = job.sd_model.forge_objects.unet.controlnet_linked_list
+    for step in range(4):
+        denoiser = SimpleNamespace(p=job, step=step, total_steps=4)
+        forge.on_cfg_denoiser(SimpleNamespace(x=inputs(1)[0], denoiser=denoiser))
+        assert control.progress == step / 4
+    forge.detach(job)
+
+
 def test_multidiffusions_tiles_are_refused_with_a_sentence(unet):
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))

@@ -363,6 +363,16 @@ def test_instantid_uses_its_own_pack_wherever_another_one_is(tmp_path, right, wr
     )
 
 
+def test_a_recognition_model_without_a_detector_is_not_a_pack_to_match(tmp_path):
+    """As after an interrupted download: the recognition model alone lies in the folder of the right name."""
+    pack(tmp_path / "own/antelopev2", "glintr100.onnx")
+    complete = pack(tmp_path / "own/zebra", *ANTELOPEV2)
+    files = find_models(tmp_path / "own")
+    assert files.face_pack == complete
+    files.match_pack("glintr100.onnx")
+    assert files.face_pack == complete
+
+
 def test_auraface_is_not_mistaken_for_antelopev2(tmp_path):
     pack(tmp_path / "own/AuraFace", *ANTELOPEV2)
     pack(tmp_path / "own/antelopev1", "scrfd_10g_bnkps.onnx", "genderage.onnx")  # incomplete
