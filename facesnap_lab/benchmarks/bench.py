@@ -22,7 +22,7 @@ from torch import nn
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights.search import find_models
-from facesnap_lab.benchmarks.sampler import BOTH_ROWS, COMPILED, INSTANTID, OWN, PLAIN, BenchSampler, Networks
+from facesnap_lab.benchmarks.sampler import CONTROLNET, COMPILED, INSTANTID, FACESNAP_VARIANTS, PLAIN, BenchSampler, Networks
 from facesnap_lab.markdown import markdown_table
 
 STEPS = 8  # of a picture, the paper's
@@ -153,26 +153,26 @@ def _peak(draw: Callable[[], None]) -> int:
 def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
     """For each way at SDXL's size and 1024² the ratio of its FLOPs a picture to plain SDXL's, and the GB of weights in
     half precision that it adds."""
-    easel = _at_full_size()
-    networks = easel.networks
+    sampler = _at_full_size()
+    networks = sampler.networks
 
     def runs(network: FFRNet, times: int) -> int:
-        x, timestep = easel.latents, torch.empty(1, device="meta")
-        features, identity = network.embed_landmarks(easel.drawing), network.embed_tokens(easel.tokens)
-        once = count(lambda: (network.embed_landmarks(easel.drawing), network.embed_tokens(easel.tokens)))
+        x, timestep = sampler.latents, torch.empty(1, device="meta")
+        features, identity = network.embed_landmarks(sampler.drawing), network.embed_tokens(sampler.tokens)
+        once = count(lambda: (network.embed_landmarks(sampler.drawing), network.embed_tokens(sampler.tokens)))
         return once + times * count(lambda: network(x, timestep, identity, features))
 
     plain = steps * _plain_step()
     flops = {PLAIN: plain}
-    for name, (light, every) in OWN.items():
+    for name, (light, every) in FACESNAP_VARIANTS.items():
         flops[name] = plain + runs(networks.light if light else networks.ffrnet, -(-steps // every))
-    flops[BOTH_ROWS] = steps * count(lambda: easel.both_rows(1))
-    flops[INSTANTID] = steps * count(lambda: easel.instantid(1))
+    flops[CONTROLNET] = steps * count(lambda: sampler.both_rows(1))
+    flops[INSTANTID] = steps * count(lambda: sampler.instantid(1))
     controlnet, light = (_gigabytes(network) for network in (networks.controlnet, networks.light))
-    adapter = [processor for processor in easel.adapter.values() if isinstance(processor, nn.Module)]
+    adapter = [processor for processor in sampler.adapter.values() if isinstance(processor, nn.Module)]
     projections = sum(parameter.numel() for processor in adapter for parameter in processor.parameters())
-    weights = {PLAIN: 0.0, BOTH_ROWS: controlnet, INSTANTID: controlnet + 2 * projections / 1e9}
-    weights |= {name: light if is_light else controlnet for name, (is_light, _) in OWN.items()}
+    weights = {PLAIN: 0.0, CONTROLNET: controlnet, INSTANTID: controlnet + 2 * projections / 1e9}
+    weights |= {name: light if is_light else controlnet for name, (is_light, _) in FACESNAP_VARIANTS.items()}
     return {
         name: {"flop_ratio": round(flops[name] / plain, 4), "added_weights_GB": round(weights[name], 3)}
         for name in flops
@@ -189,10 +189,10 @@ def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.
         found[axis] = {}
         for value in values:
             side = int(pixels * value) // 64 * 64 if axis == "side" else pixels
-            easel = BenchSampler(networks, side, value if axis == "pictures" else 1)
+            sampler = BenchSampler(networks, side, value if axis == "pictures" else 1)
             people = value if axis == "people" else 1
-            turns = {PLAIN: lambda easel=easel: easel.plain(GROWTH_STEPS)}
-            turns["FaceSnap"] = lambda easel=easel, people=people: easel.facesnap(GROWTH_STEPS, people=people)
+            turns = {PLAIN: lambda sampler=sampler: sampler.plain(GROWTH_STEPS)}
+            turns["FaceSnap"] = lambda sampler=sampler, people=people: sampler.facesnap(GROWTH_STEPS, people=people)
             shown = str(side if axis == "side" else value)
             row = take_turns(turns, repeats, device, f"{axis} {shown}")["FaceSnap"]
             found[axis][shown] = row.get("gpu_ratio", row["ratio"])

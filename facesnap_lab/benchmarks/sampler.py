@@ -24,7 +24,7 @@ from facesnap_ext.settings.strength import Strength
 
 TEXT_TOKENS, IDENTITY_TOKENS = 77, 16
 LIGHT_BLOCKS = 2  # of `facesnap compress --blocks`
-EVERY = 2
+INTERVAL = 2
 SHAPE: dict[str, Any] = {
     "transformer_layers_per_block": (1, 2, 10),
     "cross_attention_dim": 2048,
@@ -37,13 +37,13 @@ SHAPE: dict[str, Any] = {
 UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
 PLAIN = "plain SDXL"
-BOTH_ROWS = "ControlNet on both rows"
+CONTROLNET = "ControlNet on both rows"
 INSTANTID = "InstantID's shape"
-OWN = {  # FaceSnap's ways: whether FFRNet is the light one, and `Guidance.every`
+FACESNAP_VARIANTS = {  # FaceSnap's ways: whether FFRNet is the light one, and `Guidance.every`
     "FaceSnap": (False, 1),
     "FaceSnap, light": (True, 1),
-    f"FaceSnap, every {EVERY} steps": (False, EVERY),
-    f"FaceSnap, light, every {EVERY} steps": (True, EVERY),
+    f"FaceSnap, every {INTERVAL} steps": (False, INTERVAL),
+    f"FaceSnap, light, every {INTERVAL} steps": (True, INTERVAL),
 }
 COMPILED = ", compiled"  # behind the names of the first two, where there is a GPU
 
@@ -148,23 +148,23 @@ class BenchSampler:
         """All ways to draw a picture, as functions without arguments."""
         own = {
             name: lambda light=light, every=every: self.facesnap(steps, light, every)
-            for name, (light, every) in OWN.items()
+            for name, (light, every) in FACESNAP_VARIANTS.items()
         }
         if self.device.type == "cuda":
             for name in ("FaceSnap", "FaceSnap, light"):
-                light, every = OWN[name]
+                light, every = FACESNAP_VARIANTS[name]
                 own[name + COMPILED] = lambda light=light, every=every: self.facesnap(steps, light, every, compile=True)
         return {
             PLAIN: lambda: self.plain(steps),
             **own,
-            BOTH_ROWS: lambda: self.both_rows(steps),
+            CONTROLNET: lambda: self.both_rows(steps),
             INSTANTID: lambda: self.instantid(steps),
         }
 
 
 def front_face(pixels: int) -> Landmarks:
     """The landmarks of somebody's face in the middle of a square picture, half as high as that."""
-    from facesnap_lab.ablation.pictures import face_shapes
+    from facesnap_lab.miniature.render import face_shapes
 
     shape = face_shapes(1)[0] * (1, -1)  # y upwards there
     shape = (shape - shape.mean(0)) / np.ptp(shape[:, 1])

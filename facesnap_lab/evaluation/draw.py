@@ -37,7 +37,7 @@ NOTE = "facesnap evaluate"  # the PNG text under which a picture says what it is
 
 
 @dataclass(frozen=True, eq=False)
-class Studio:
+class EvaluationPipeline:
     """FaceSnap and a base model, ready to draw. scale: of classifier-free guidance."""
 
     pipe: Any
@@ -105,18 +105,18 @@ class Cost:
     device: str
 
 
-def load_studio(
+def load_pipeline(
     base: Path,
     base_config: Path | None,
     find_models: Callable[[], ModelFiles],
     device: torch.device,
     dtype: torch.dtype,
     **settings: Any,
-) -> Studio:
+) -> EvaluationPipeline:
     """Load an SDXL model with the paper's sampler, DPM++ SDE.
 
     Args:
-        base, base_config: as `training.frozen.load_base` takes them. settings: further fields of `Studio`.
+        base, base_config: as `training.frozen.load_base` takes them. settings: further fields of `EvaluationPipeline`.
 
     Raises:
         FaceSnapError: the base is missing or not SDXL, or there is no FaceSnap file.
@@ -133,17 +133,17 @@ def load_studio(
         pipe.scheduler.config, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True, lower_order_final=True
     )
     pipe.set_progress_bar_config(disable=True)
-    return Studio(pipe.to(device), Engine(find_models), find_models(), base.name, **settings)
+    return EvaluationPipeline(pipe.to(device), Engine(find_models), find_models(), base.name, **settings)
 
 
-def check_faces(studio: Studio, cases: Sequence[Case]) -> None:
+def check_faces(pipeline: EvaluationPipeline, cases: Sequence[Case]) -> None:
     """Look for the faces of all references and driving photos, so that none is found missing hours later.
 
     Raises:
         FaceSnapError: a photo cannot be read or has no face.
     """
     for path in dict.fromkeys(path for case in cases for path in (*case.identity.references, case.pose.photo)):
-        studio.engine.encoders(studio.files).face(photos.from_path(path))
+        pipeline.engine.encoders(pipeline.files).face(photos.from_path(path))
 
 
 def processes() -> Any:
@@ -158,11 +158,11 @@ def processes() -> Any:
     )
 
 
-def draw_cases(studio: Studio, cases: Sequence[Case], out: Path) -> Cost:
+def draw_cases(pipeline: EvaluationPipeline, cases: Sequence[Case], out: Path) -> Cost:
     """Draw the cases that `out` does not have yet, each in one of accelerate's processes.
 
     Args:
-        studio: with `draw` and `recipe`.
+        pipeline: with `draw` and `recipe`.
 
     Raises:
         FaceSnapError: `out` has pictures that were drawn otherwise, a photo has no face, or the disk is full.
@@ -170,14 +170,14 @@ def draw_cases(studio: Studio, cases: Sequence[Case], out: Path) -> Cost:
     from tqdm import tqdm
 
     state = processes()
-    left = [case for case in cases if not _is_drawn(out / case.file, studio.recipe(case))]
+    left = [case for case in cases if not _is_drawn(out / case.file, pipeline.recipe(case))]
     state.wait_for_everyone()  # else one could take for drawn before what another has begun to draw
     done = len(cases) - len(left)
     with state.split_between_processes(left) as own:
         share = max(1, state.num_processes)
         with tqdm(total=len(cases), initial=done, desc="drawing", disable=not state.is_main_process) as bar:
             for case in own:
-                _draw_case(studio, case, out / case.file, state.device)
+                _draw_case(pipeline, case, out / case.file, state.device)
                 bar.update(min(share, len(cases) - bar.n))
     state.wait_for_everyone()
     return cost(cases, out)
@@ -196,14 +196,14 @@ def cost(cases: Sequence[Case], out: Path) -> Cost:
     )
 
 
-def _draw_case(studio: Studio, case: Case, path: Path, device: torch.device) -> None:
+def _draw_case(pipeline: EvaluationPipeline, case: Case, path: Path, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    picture = studio.draw(case)
+    picture = pipeline.draw(case)
     seconds = time.perf_counter() - began  # the picture is on the CPU: the GPU is done
-    note = studio.recipe(case) | {
+    note = pipeline.recipe(case) | {
         "seconds": round(seconds, 4),
         "memory": torch.cuda.max_memory_allocated(device) if on_gpu else _peak_of_process(),
         "memory_kind": "GPU" if on_gpu else "process",

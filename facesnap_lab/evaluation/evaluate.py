@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_lab.evaluation.draw import Studio, check_faces, draw_cases, processes
+from facesnap_lab.evaluation.draw import EvaluationPipeline, check_faces, draw_cases, processes
 from facesnap_lab.evaluation.judges import Judges
-from facesnap_lab.evaluation.measure import look_at_real_photos, measure
-from facesnap_lab.evaluation.protocol import Protocol, find_pictures
+from facesnap_lab.evaluation.measure import embed_real_photos, measure
+from facesnap_lab.evaluation.protocol import Protocol, find_images
 from facesnap_lab.evaluation.report import write_report
 
-OWN = "FaceSnap"
+FACESNAP = "FaceSnap"
 
 
 def evaluate(
-    protocol: Protocol, judges: Judges, others: dict[str, Path], out: Path, studio: Studio | None = None
+    protocol: Protocol, judges: Judges, others: dict[str, Path], out: Path, pipeline: EvaluationPipeline | None = None
 ) -> dict[str, Any] | None:
     """Draw, measure, and write results.json, table.md, sheet.png and plot.png into `out`.
 
     Args:
         others: folders of other methods' pictures by the methods' names.
-        studio: draws FaceSnap's pictures into `out`/FaceSnap; None measures the others alone.
+        pipeline: draws FaceSnap's pictures into `out`/FaceSnap; None measures the others alone.
 
     Returns:
         The results; None in processes other than accelerate's first.
@@ -35,24 +35,24 @@ def evaluate(
 
     if judges.clip is None and judges.embed is None and judges.extractor is None:
         raise FaceSnapError("There is no network to measure with; give --clip, --facenet or --inception.")
-    if studio is None and not others:
+    if pipeline is None and not others:
         raise FaceSnapError("There are no pictures to measure; give --base to draw FaceSnap's, or --pictures.")
-    if OWN in others and studio is not None:
-        raise FaceSnapError(f"--pictures has a method {OWN}, which is drawn here; give it another name.")
+    if FACESNAP in others and pipeline is not None:
+        raise FaceSnapError(f"--pictures has a method {FACESNAP}, which is drawn here; give it another name.")
     cases = protocol.cases()
     for folder in others.values():
-        find_pictures(cases, folder)  # what is missing is said before hours of drawing
+        find_images(cases, folder)  # what is missing is said before hours of drawing
     state = processes()
     real = None
     if state.is_main_process:
         with tqdm(total=len(protocol.identities), desc="real photos") as bar:
-            real = look_at_real_photos(protocol, judges, bar.update)
+            real = embed_real_photos(protocol, judges, bar.update)
     costs = {}
     folders = dict(others)
-    if studio is not None:
-        check_faces(studio, cases)
-        costs[OWN] = draw_cases(studio, cases, out / OWN)
-        folders = {OWN: out / OWN} | folders
+    if pipeline is not None:
+        check_faces(pipeline, cases)
+        costs[FACESNAP] = draw_cases(pipeline, cases, out / FACESNAP)
+        folders = {FACESNAP: out / FACESNAP} | folders
     if not state.is_main_process:
         return None
     methods = []

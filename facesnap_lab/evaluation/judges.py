@@ -31,7 +31,7 @@ class Clip:
     name: str
 
     @torch.no_grad()
-    def of_pictures(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    def embed_images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Embeddings [N,D] float32, not normalised, of the middle squares of pictures [H,W,3] uint8 RGB."""
         pixels = preprocess(
             [_middle_square(picture) for picture in pictures], self.model.config.vision_config.image_size
@@ -40,7 +40,7 @@ class Clip:
         return self.model.visual_projection(seen).float().cpu().numpy()
 
     @torch.no_grad()
-    def of_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings [N,D] float32, not normalised; what exceeds CLIP's length is cut off."""
         tokens, mask = self.tokens(texts)
         mask = None if mask is None else mask.to(self.model.device)
@@ -181,7 +181,7 @@ def load_inception(file: Path, device: torch.device | str = "cpu") -> Extractor:
 
 def clip_extractor(clip: Clip) -> Extractor:
     """CLIP's embeddings as features, where there is no Inception."""
-    return Extractor(clip.of_pictures, f"CLIP {clip.name}")
+    return Extractor(clip.embed_images, f"CLIP {clip.name}")
 
 
 def resize_float(picture: np.ndarray, side: int) -> np.ndarray:

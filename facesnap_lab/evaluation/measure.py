@@ -15,7 +15,7 @@ from facesnap_ext.photos import Photo
 from facesnap_lab import statistics
 from facesnap_lab.evaluation import metrics
 from facesnap_lab.evaluation.judges import Judges, find_face
-from facesnap_lab.evaluation.protocol import PICTURE_SUFFIXES, Protocol, find_pictures
+from facesnap_lab.evaluation.protocol import IMAGE_SUFFIXES, Protocol, find_images
 from facesnap_lab.statistics import Interval
 
 T = TypeVar("T")
@@ -49,11 +49,11 @@ class Scores:
     by_person: dict[str, np.ndarray]
     fid: float | None
     without_face: tuple[str, ...] | None
-    further_pictures: int  # in the folder and not of the list
+    extra_images: int  # in the folder and not of the list
     intervals: dict[str, Interval] = field(default_factory=dict)
 
 
-def look_at_real_photos(protocol: Protocol, judges: Judges, progress: Callable[[], None] = lambda: None) -> RealPhotos:
+def embed_real_photos(protocol: Protocol, judges: Judges, progress: Callable[[], None] = lambda: None) -> RealPhotos:
     """Find the faces of all real photos and compute what they are compared by; `progress` is called after each person.
 
     Raises:
@@ -62,7 +62,7 @@ def look_at_real_photos(protocol: Protocol, judges: Judges, progress: Callable[[
     clip_faces, embeddings, features = [], [], []
     for identity in protocol.identities:
         seen = [photos.from_path(path) for path in identity.real]
-        found = [_Seen.of(judges, photo) for photo in seen]
+        found = [_FaceFeatures.of(judges, photo) for photo in seen]
         if judges.pack and (bad := [photo.name for photo, one in zip(seen, found) if one.box is None]):
             raise NoFaceError(f"No face was found in {bad[0]} of '{identity.name}'; take another photo for the list.")
         clip_faces.append([one.clip_face for one in found if one.clip_face is not None])
@@ -87,10 +87,10 @@ def measure(
         FaceSnapError: a picture is missing or cannot be read.
     """
     cases = protocol.cases()
-    pictures = find_pictures(cases, folder)
+    pictures = find_images(cases, folder)
     place = {identity.name: i for i, identity in enumerate(protocol.identities)}
     people = np.array([place[case.identity.name] for case in cases])
-    texts = judges.clip.of_texts([prompt.text for prompt in protocol.prompts]) if judges.clip else None
+    texts = judges.clip.embed_texts([prompt.text for prompt in protocol.prompts]) if judges.clip else None
     text_of = {prompt.name: i for i, prompt in enumerate(protocol.prompts)}
 
     values: dict[str, list[float]] = {metric: [] for metric in METRICS}
@@ -100,11 +100,11 @@ def measure(
         seen = [_read(pictures[case.file], case.file) for case in batch]
         if judges.clip:
             own = texts[[text_of[case.prompt.name] for case in batch]]
-            values["clip_t"] += list(metrics.clip_t(judges.clip.of_pictures([photo.pixels for photo in seen]), own))
+            values["clip_t"] += list(metrics.clip_t(judges.clip.embed_images([photo.pixels for photo in seen]), own))
         if judges.extractor:
             features += _extract(judges, seen)
         for case, photo in zip(batch, seen):
-            who, found = place[case.identity.name], _Seen.of(judges, photo)
+            who, found = place[case.identity.name], _FaceFeatures.of(judges, photo)
             if judges.pack and found.box is None:
                 without_face.append(case.file)
             if judges.pack and judges.clip:
@@ -123,13 +123,13 @@ def measure(
         by_person,
         metrics.fid(real.features, np.stack(features)) if enough else None,
         tuple(without_face) if judges.pack else None,
-        _further_pictures(folder, set(pictures.values())),
+        _extra_images(folder, set(pictures.values())),
         {metric: statistics.bootstrap(column) for metric, column in by_person.items()},
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class _FaceFeatures:
     """What judges see in the largest face of a photo; None where there is no face or no judge."""
 
     box: np.ndarray | None = None
@@ -137,7 +137,7 @@ class _Seen:
     embedding: np.ndarray | None = None
 
     @classmethod
-    def of(cls, judges: Judges, photo: Photo) -> _Seen:
+    def of(cls, judges: Judges, photo: Photo) -> _FaceFeatures:
         if judges.pack is None:
             return cls()
         face = find_face(judges.pack, photo)
@@ -145,7 +145,7 @@ class _Seen:
             return cls()
         return cls(
             face.box,
-            judges.clip.of_pictures([face.crop])[0] if judges.clip else None,
+            judges.clip.embed_images([face.crop])[0] if judges.clip else None,
             judges.embed(face) if judges.embed else None,
         )
 
@@ -159,8 +159,8 @@ def _read(path: Path, name: str) -> Photo:
     return photos.from_bytes(path.read_bytes(), name)
 
 
-def _further_pictures(folder: Path, known: set[Path]) -> int:
-    return sum(path.suffix.lower() in PICTURE_SUFFIXES and path not in known for path in folder.glob("*/*"))
+def _extra_images(folder: Path, known: set[Path]) -> int:
+    return sum(path.suffix.lower() in IMAGE_SUFFIXES and path not in known for path in folder.glob("*/*"))
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -12,7 +12,7 @@ from PIL import Image
 from facesnap_ext.engine import Engine
 from facesnap_ext.files import atomic_write
 from facesnap_ext.identity import faces
-from facesnap_lab.evaluation.draw import Studio
+from facesnap_lab.evaluation.draw import EvaluationPipeline
 from facesnap_lab.evaluation.judges import Clip, Judges, clip_extractor, load_face_judge
 from facesnap_lab.evaluation.protocol import Identity, Pose, Prompt, Protocol
 from facesnap_lab.miniature import shipped
@@ -75,9 +75,9 @@ def miniature_judges() -> Judges:
     return Judges(clip, pack, embed, "the miniature's judge", clip_extractor(clip))
 
 
-def miniature_studio(
+def miniature_pipeline(
     models: Path, device: torch.device | str = "cpu", steps: int = STEPS, scale: float = SCALE
-) -> Studio:
+) -> EvaluationPipeline:
     """The miniature's SDXL and FaceSnap.
 
     Args:
@@ -86,7 +86,7 @@ def miniature_studio(
     files = shipped.write_models(models)
     pipe = shipped.base_sampler().pipe.to(device)
     sizes = {"width": SIDE, "height": SIDE, "steps": steps, "scale": scale}
-    return Studio(pipe, Engine(lambda: files), files, "the miniature's SDXL", **sizes)
+    return EvaluationPipeline(pipe, Engine(lambda: files), files, "the miniature's SDXL", **sizes)
 
 
 def _save(path: Path, picture: np.ndarray) -> Path:

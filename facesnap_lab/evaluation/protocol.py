@@ -27,7 +27,7 @@ from typing import Any
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.files import atomic_write
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _NAME = re.compile(r"\w[\w .-]*")
 
 
@@ -130,7 +130,7 @@ def plan(identities: Path, poses: Path, prompts: Path, out: Path, seed: int = 0)
         if member.is_dir():
             first, *others = map(str, _pictures(member))
             _add(people, member.name, {"references": [first], "photos": others} if others else first, identities)
-        elif member.suffix.lower() in PICTURE_SUFFIXES:
+        elif member.suffix.lower() in IMAGE_SUFFIXES:
             _add(people, member.stem, str(member.resolve()), identities)
     if not people:
         raise FaceSnapError(f"There are no photos in {identities}; put one for each person there.")
@@ -150,7 +150,7 @@ def plan(identities: Path, poses: Path, prompts: Path, out: Path, seed: int = 0)
         return read_protocol(part)
 
 
-def find_pictures(cases: Sequence[Case], folder: Path) -> dict[str, Path]:
+def find_images(cases: Sequence[Case], folder: Path) -> dict[str, Path]:
     """The pictures of a list in a method's folder, by their names in the list; other suffixes than .png will do.
 
     Raises:
@@ -161,7 +161,7 @@ def find_pictures(cases: Sequence[Case], folder: Path) -> dict[str, Path]:
     found, missing = {}, []
     for case in cases:
         stem = case.file.removesuffix(".png")
-        for suffix in PICTURE_SUFFIXES:
+        for suffix in IMAGE_SUFFIXES:
             if (path := folder / f"{stem}{suffix}").is_file():
                 found[case.file] = path
                 break
@@ -263,7 +263,7 @@ def _members(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    pictures = sorted(path.resolve() for path in _members(folder) if path.suffix.lower() in PICTURE_SUFFIXES)
+    pictures = sorted(path.resolve() for path in _members(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
     if not pictures:
         raise FaceSnapError(f"There are no photos in {folder}; put some there, as PNG, JPEG or WebP.")
     return pictures

@@ -15,7 +15,7 @@ from facesnap_ext import photos
 from facesnap_ext.files import atomic_write
 from facesnap_lab.evaluation.draw import Cost
 from facesnap_lab.evaluation.measure import METRICS, Scores
-from facesnap_lab.evaluation.protocol import Protocol, find_pictures
+from facesnap_lab.evaluation.protocol import Protocol, find_images
 from facesnap_lab.markdown import markdown_table
 from facesnap_lab.sheet import Panel, sheet
 from facesnap_lab.statistics import bootstrap
@@ -39,7 +39,7 @@ def results(
         row |= {metric: asdict(interval) for metric, interval in scores.intervals.items()}
         row |= {"fid": scores.fid, "cost": asdict(costs[scores.name]) if scores.name in costs else None}
         row |= {"without_face": scores.without_face and list(scores.without_face)}
-        row |= {"pictures_not_of_the_list": scores.further_pictures}
+        row |= {"extra_images": scores.extra_images}
         names = [identity.name for identity in protocol.identities]
         row["by_person"] = {metric: dict(zip(names, column)) for metric, column in scores.by_person.items()}
         rows.append(row)
@@ -95,7 +95,7 @@ def write_report(
 def people_sheet(protocol: Protocol, methods: Sequence[Scores]) -> Image.Image:
     """For the first people: reference, driving photo, and each method's picture, in one pose after the other."""
     cases = protocol.cases()
-    found = [find_pictures(cases, scores.folder) for scores in methods]
+    found = [find_images(cases, scores.folder) for scores in methods]
     of_person = len(protocol.poses) * len(protocol.prompts)
     rows = []
     for person, identity in enumerate(protocol.identities[:SHEET_PEOPLE]):
@@ -171,8 +171,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
     for row in found["methods"]:
         if row["without_face"]:
             notes.append(f"{row['name']}: {len(row['without_face'])} pictures without a face, which count as 0.")
-        if row["pictures_not_of_the_list"]:
-            notes.append(f"{row['name']}: {row['pictures_not_of_the_list']} pictures are not of the list; passed over.")
+        if row["extra_images"]:
+            notes.append(f"{row['name']}: {row['extra_images']} pictures are not of the list; passed over.")
         if cost := row["cost"]:
             notes.append(
                 f"{row['name']}: seconds are the median of a picture with its preparation, on {cost['device']}; "

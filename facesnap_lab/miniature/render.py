@@ -21,7 +21,7 @@ from facesnap_ext.landmarks.flame import Flame, full_pose, posed_vertices
 from facesnap_ext.landmarks.points72 import points_on
 from facesnap_lab.miniature.captions import COLOURS
 from facesnap_lab.miniature.head import MOUTH, stand_in_flame
-from facesnap_lab.miniature.world import EXPRESSION_CODES, SHAPE_CODES, Person, Scene
+from facesnap_lab.miniature.world import EXPRESSION_CODES, SHAPE_CODES, SPLITS, Person, Scene, person, scene
 
 OVERSAMPLED = 2
 OUTER_LIPS = [52, 54, 53, 62, 58, 59, 57, 65, 66, 71, 69, 68]
@@ -59,6 +59,18 @@ def render(people: Sequence[Person], scenes: Sequence[Scene], side: int = 64) ->
         picture, mask = _draw(vertices[i].numpy(), points[i], who, scene, side)
         renderings.append(Rendering(picture, mask, points[i].astype(np.float32), face_box(points[i])))
     return renderings
+
+
+def face_shapes(people: int) -> np.ndarray:
+    """Return the 72 points [P,72,2] of the test split's first people at rest, seen from the front, in metres.
+
+    These are the world's ground truth, which no network is given.
+    """
+    shape = torch.tensor(np.stack([person("test", index).shape for index in range(people)]), dtype=torch.float32)
+    flame = head()
+    rest = full_pose(flame, torch.zeros(people, 6))
+    vertices = posed_vertices(flame, shape, torch.zeros(people, EXPRESSION_CODES), rest)
+    return points_on(vertices, flame.faces)[..., :2].numpy()
 
 
 def face_box(points: np.ndarray) -> np.ndarray:
@@ -276,8 +288,6 @@ def _rasterise(screen: np.ndarray, depth: np.ndarray, faces: np.ndarray, side: i
 if __name__ == "__main__":
     import argparse
     from pathlib import Path
-
-    from facesnap_lab.miniature.world import SPLITS, person, scene
 
     parser = argparse.ArgumentParser(description="Draw a sheet of people of the miniature world, a row for each.")
     parser.add_argument("out", type=Path)

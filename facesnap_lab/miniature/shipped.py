@@ -43,7 +43,7 @@ class Sampler:
 
 def base_sampler() -> Sampler:
     """The miniature's SDXL itself."""
-    return many_steps(load_sdxl())
+    return with_base_scheduler(load_sdxl())
 
 
 def few_step_sampler() -> Sampler:
@@ -53,7 +53,7 @@ def few_step_sampler() -> Sampler:
     pipe.unet.load_lora_adapter(str(LIGHTNING.parent), **lora)
     pipe.unet.fuse_lora()
     pipe.unet.unload_lora()
-    return few_steps(pipe)
+    return with_few_step_scheduler(pipe)
 
 
 def load_sdxl() -> Any:
@@ -64,7 +64,7 @@ def load_sdxl() -> Any:
     return StableDiffusionXLPipeline.from_pretrained(SDXL, torch_dtype=torch.float32, local_files_only=True)
 
 
-def many_steps(pipe: Any) -> Sampler:
+def with_base_scheduler(pipe: Any) -> Sampler:
     """The pipeline with the sampler for the miniature's SDXL or one trained like it."""
     from diffusers import DPMSolverMultistepScheduler
 
@@ -73,7 +73,7 @@ def many_steps(pipe: Any) -> Sampler:
     )
 
 
-def few_steps(pipe: Any) -> Sampler:
+def with_few_step_scheduler(pipe: Any) -> Sampler:
     """The pipeline, whose UNet is distilled, with the sampler for that."""
     from diffusers import EulerDiscreteScheduler
 

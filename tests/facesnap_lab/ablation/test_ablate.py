@@ -25,7 +25,7 @@ from facesnap_ext.weights import facesnap_file
 from facesnap_lab import statistics
 from facesnap_lab.ablation import ablate as ablation
 from facesnap_lab.ablation.ablate import AblationConfig, ablate, read_ablation, training_folder
-from facesnap_lab.ablation.pictures import Features, Known, Seen, Sitter
+from facesnap_lab.ablation.pictures import Features, RealPhotoFeatures, JudgeFeatures, Subject
 from facesnap_lab.ablation.rows import MIXER, TABLE_2, TABLE_3, reference_rows, trainings
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.training import trainer
@@ -41,30 +41,30 @@ class Killed(BaseException):
     """As KeyboardInterrupt: nothing catches it."""
 
 
-class TinyStudio:
-    """Sitters of noise, and a jury to which a picture's colours are its face."""
+class TinySetup:
+    """Sitters of noise, and a judges to which a picture's colours are its face."""
 
     def __init__(self, pipe):
         self.sampler = Sampler(pipe, steps=1, scale=2.0)
-        self.jury = self
-        self.distances = {"shape distance": 2.0, "any distance": 1.0}
+        self.judges = self
+        self.distances = {"pair_distance_mm": 2.0, "mean_distance_mm": 1.0}
 
-    def sitter(self, index: int) -> Sitter:
+    def subject(self, index: int) -> Subject:
         pictures = np.random.default_rng(index).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
-        return Sitter(tuple(pictures[:2]), pictures[2], tuple(pictures[3:]), "a photo of a person", index)
+        return Subject(tuple(pictures[:2]), pictures[2], tuple(pictures[3:]), "a photo of a person", index)
 
-    def features(self, index: int, sitter: Sitter) -> Features:
+    def features(self, index: int, subject: Subject) -> Features:
         g = torch.Generator().manual_seed(index)
         predicted, driving = (tiny.landmarks(2 * index + i, 32, 32) for i in range(2))
         return Features(torch.randn(2, 512, generator=g), torch.randn(2, 5, 32, generator=g), predicted, driving)
 
-    def look(self, picture: np.ndarray) -> Seen:
+    def features_of(self, picture: np.ndarray) -> JudgeFeatures:
         colours = picture.reshape(4, 8, 4, 8, 3).mean((1, 3)).ravel() - 127
-        return Seen(colours, colours[::2], colours[1::2], colours[:3])
+        return JudgeFeatures(colours, colours[::2], colours[1::2], colours[:3])
 
-    def known(self, index: int) -> Known:
-        sitter = self.sitter(index)
-        return Known(self.look(sitter.references[0]), self.look(sitter.driving), tuple(map(self.look, sitter.unseen)))
+    def real_photos(self, index: int) -> RealPhotoFeatures:
+        subject = self.subject(index)
+        return RealPhotoFeatures(self.features_of(subject.references[0]), self.features_of(subject.driving), tuple(map(self.features_of, subject.unseen)))
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def frozen(config):
 
 
 @pytest.fixture(scope="module")
-def studio(frozen) -> TinyStudio:
-    return TinyStudio(frozen.pipe)
+def setup(frozen) -> TinySetup:
+    return TinySetup(frozen.pipe)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,10 +98,10 @@ def quick(frozen):
 
 
 @pytest.fixture(scope="module")
-def done(config, studio, tmp_path_factory) -> Path:
+def done(config, setup, tmp_path_factory) -> Path:
     """A whole ablation."""
     out = tmp_path_factory.mktemp("ablation")
-    ablate(config, out, studio)
+    ablate(config, out, setup)
     return out
 
 
@@ -137,7 +137,7 @@ def test_it_leaves_tables_pictures_and_a_sheet(config, done):
     found = json.loads((done / "results.json").read_text())
     assert set(found["rows"]) == {row.name for row in config.rows}
     assert found["about"]["steps"] == 2
-    assert found["about"]["pictures a step"] == 2
+    assert found["about"]["images_per_step"] == 2
     text = (done / "ablation.md").read_text()
     for row in (*TABLE_2, *TABLE_3):
         line = next(line for line in text.splitlines() if line.startswith(f"| {row.title} |"))
@@ -148,16 +148,16 @@ def test_it_leaves_tables_pictures_and_a_sheet(config, done):
         assert len(list((done / "seed-3" / "pictures" / row.name).iterdir())) == PEOPLE
 
 
-def test_a_rerun_trains_draws_and_judges_nothing(config, studio, done, monkeypatch):
+def test_a_rerun_trains_draws_and_judges_nothing(config, setup, done, monkeypatch):
     before = content(done)
     monkeypatch.setattr(trainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     monkeypatch.setattr(ablation, "draw", lambda *args: pytest.fail("drawn again"))
-    monkeypatch.setattr(studio, "look", lambda picture: pytest.fail("judged again"), raising=False)
-    ablate(config, done, studio)
+    monkeypatch.setattr(setup, "features_of", lambda picture: pytest.fail("judged again"), raising=False)
+    ablate(config, done, setup)
     assert content(done) == before
 
 
-def test_a_run_killed_in_training_and_in_drawing_ends_as_one_that_was_not(config, studio, done, tmp_path, monkeypatch):
+def test_a_run_killed_in_training_and_in_drawing_ends_as_one_that_was_not(config, setup, done, tmp_path, monkeypatch):
     """As if the first run had come as far as to the second training."""
     out = shutil.copytree(done, tmp_path / "out")
     second = trainings(config.rows)[1]
@@ -181,14 +181,14 @@ def test_a_run_killed_in_training_and_in_drawing_ends_as_one_that_was_not(config
 
     monkeypatch.setattr(trainer, "_log", train_until_killed)
     with pytest.raises(Killed):
-        ablate(config, out, studio)
+        ablate(config, out, setup)
     monkeypatch.setattr(trainer, "_log", lambda board, step, bar: steps.append(step.number))
     monkeypatch.setattr(ablation, "draw", draw_until_killed)
     with pytest.raises(Killed):
-        ablate(config, out, studio)
+        ablate(config, out, setup)
     assert steps == [1, 2, 2]  # from the checkpoint on, and no other training
     monkeypatch.setattr(ablation, "draw", lambda *arguments: drawn.append(1) or paint(*arguments))
-    ablate(config, out, studio)
+    ablate(config, out, setup)
     assert len(drawn) == PEOPLE * len(config.rows) + 1  # the one that was lost
 
     ours, wanted = content(out), content(done)
@@ -201,15 +201,15 @@ def test_a_run_killed_in_training_and_in_drawing_ends_as_one_that_was_not(config
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
-def test_settings_do_not_mix(config, studio, done):
+def test_settings_do_not_mix(config, setup, done):
     with pytest.raises(FaceSnapError, match="'steps' is 2 and not 3"):
-        ablate(replace(config, train=replace(config.train, steps=3)), done, studio)
+        ablate(replace(config, train=replace(config.train, steps=3)), done, setup)
     with pytest.raises(FaceSnapError, match="'people' is 2 and not 3"):
-        ablate(replace(config, people=3), done, studio)
+        ablate(replace(config, people=3), done, setup)
 
 
 def write(path: Path, train: TrainConfig, **changes) -> Path:
-    own = (*ablation.OWN, "shards")
+    own = (*ablation.RESERVED_FIELDS, "shards")
     values = {n: str(v) if isinstance(v, Path) else v for n, v in vars(train).items() if n not in own}
     path.write_text(yaml.safe_dump({**values, "shards": list(map(str, train.shards)), **changes}))
     return path

@@ -23,16 +23,16 @@ from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo, FaceSnapWeights
 from facesnap_lab.ablation.pictures import (
     Features,
-    Known,
-    Seen,
-    Sitter,
-    Studio,
+    RealPhotoFeatures,
+    JudgeFeatures,
+    Subject,
+    AblationSetup,
     compare,
     draw,
     face_shapes,
     limits,
-    look_at,
-    other_shapes,
+    extract_features,
+    assign_drivers,
     shape_distances,
     tokens_of,
 )
@@ -53,7 +53,7 @@ def test_everybody_is_driven_once_by_somebody_as_different_as_can_be():
     distances = shape_distances(shapes)
     assert distances[1, 3] == pytest.approx(np.mean([np.hypot(*(a - b)) for a, b in zip(shapes[1], shapes[3])]))
     others = [order for order in itertools.permutations(range(5)) if all(i != j for i, j in enumerate(order))]
-    found = other_shapes(shapes)
+    found = assign_drivers(shapes)
     assert tuple(found) in others
     assert distances[range(5), found].sum() == pytest.approx(max(distances[range(5), list(o)].sum() for o in others))
 
@@ -64,7 +64,7 @@ def engine(tmp_path_factory):
     return Engine(lambda: files), files
 
 
-PAIRS = list(enumerate(other_shapes(face_shapes(12))))[:4]
+PAIRS = list(enumerate(assign_drivers(face_shapes(12))))[:4]
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +72,20 @@ def seen(engine):
     """Sitters of the miniature world with what the networks see in them."""
     found = []
     for index, driver in PAIRS:
-        sitter = Sitter(
+        subject = Subject(
             (photo("test", index, 0)[0], photo("test", index, 2)[0]), photo("test", driver, 1)[0], (), "", 0
         )
-        found.append((sitter, look_at(*engine, sitter)))
+        found.append((subject, extract_features(*engine, subject)))
     return found
 
 
 def test_features_are_what_the_engine_prepares(engine, seen):
-    sitter, features = seen[0]
-    unit = Unit(True, (Photo(sitter.references[0], "a"),), driving=Photo(sitter.driving, "b"))
+    subject, features = seen[0]
+    unit = Unit(True, (Photo(subject.references[0], "a"),), driving=Photo(subject.driving, "b"))
     prepared = engine[0].prepare(unit, SIDE, SIDE)
     np.testing.assert_array_equal(features.predicted.points, prepared.conditioning.landmarks.points)
     np.testing.assert_array_equal(features.embeddings[0], prepared.references[0].embedding)
-    its_own = engine[0].prepare(Unit(True, (Photo(sitter.driving, "b"),)), SIDE, SIDE)
+    its_own = engine[0].prepare(Unit(True, (Photo(subject.driving, "b"),)), SIDE, SIDE)
     np.testing.assert_array_equal(features.driving.points, its_own.conditioning.landmarks.points)
     assert features.embeddings.shape[0] == features.clip_tokens.shape[0] == 2
 
@@ -150,18 +150,18 @@ def sampler():
     return Sampler(pipe, steps=2, scale=2.0)
 
 
-SITTER = Sitter((), np.zeros((32, 32, 3), np.uint8), (), "a photo of a red person", 5)
+SUBJECT = Subject((), np.zeros((32, 32, 3), np.uint8), (), "a photo of a red person", 5)
 
 
 @pytest.mark.parametrize(
     ("row", "reads"), [(MIXER, {"predicted"}), (DRIVING, {"driving"}), (NO_LANDMARKS, set()), (NO_FFRNET, set())]
 )
 def test_a_picture_depends_on_the_landmarks_of_its_row_alone(sampler, weights, features, row, reads):
-    picture = draw(sampler, row, weights, SITTER, features)
+    picture = draw(sampler, row, weights, SUBJECT, features)
     for which in ("predicted", "driving"):
-        other = draw(sampler, row, weights, SITTER, replace(features, **{which: tiny.landmarks(9, 32, 32)}))
+        other = draw(sampler, row, weights, SUBJECT, replace(features, **{which: tiny.landmarks(9, 32, 32)}))
         assert np.array_equal(picture, other) == (which not in reads)
-    other = draw(sampler, row, weights, SITTER, replace(features, embeddings=-features.embeddings))
+    other = draw(sampler, row, weights, SUBJECT, replace(features, embeddings=-features.embeddings))
     assert not np.array_equal(picture, other)
 
 
@@ -169,14 +169,14 @@ def test_without_ffrnet_diffusers_alone_draws_from_text_with_the_tokens_behind_i
     tokens = weights.mixer(features.embeddings[None, :1], features.clip_tokens[None, :1])
     wanted = drawn_with_tokens_in_text(
         sampler.pipe,
-        SITTER.prompt,
+        SUBJECT.prompt,
         tokens,
         32,
         num_inference_steps=2,
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(5),
     )
-    np.testing.assert_array_equal(draw(sampler, NO_FFRNET, weights, SITTER, features), np.asarray(wanted))
+    np.testing.assert_array_equal(draw(sampler, NO_FFRNET, weights, SUBJECT, features), np.asarray(wanted))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_without_ffrnet_diffusers_alone_draws_from_text_with_the_tokens_behind_i
 def test_pictures_are_drawn_by_the_model_that_was_trained_with(tmp_path, lightning, wanted):
     """The few-step one where there was one: its LoRA beside the weights, against diffusers' merged into them."""
     train = TrainConfig(base=shipped.SDXL, start=tmp_path, clip=tmp_path, shards=(), out=tmp_path, lightning=lightning)
-    found, wanted = Studio(train, 2, 1, tmp_path, "cpu").sampler, wanted()
+    found, wanted = AblationSetup(train, 2, 1, tmp_path, "cpu").sampler, wanted()
     assert (found.steps, found.scale) == (wanted.steps, wanted.scale)
     np.testing.assert_allclose(*(pixels_of(sampler) for sampler in (found, wanted)), atol=1e-3)
 
@@ -207,9 +207,9 @@ def test_pictures_are_compared_with_the_reference_and_with_photos_that_nothing_w
     def at(degrees, without_face=False):
         turn = np.radians(degrees)
         face = None if without_face else np.array([np.cos(turn), np.sin(turn)])
-        return Seen(face, face, face, np.zeros(2))
+        return JudgeFeatures(face, face, face, np.zeros(2))
 
-    known = Known(at(0), at(90), (at(30), at(-30)))
+    known = RealPhotoFeatures(at(0), at(90), (at(30), at(-30)))
     found = compare(at(60), known)
     assert (found["face_sim"], found["inner"], found["clip_face"]) == pytest.approx((0.5, 0.5, 0.5))
     assert (found["face_sim_unseen"], found["inner_unseen"]) == pytest.approx([np.cos(np.pi / 6) / 2] * 2)

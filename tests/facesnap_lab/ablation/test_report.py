@@ -18,9 +18,9 @@ COUNTS = (1, 2, 4)
 ROWS = distinct((*TABLE_2, *TABLE_3, *reference_rows(COUNTS)))
 SEEDS, PEOPLE = 3, 200
 LEVELS = {row.name: 0.1 + 0.05 * i for i, row in enumerate(ROWS)}
-ABOUT = {"seeds": [0, 1, 2], "people": PEOPLE, "steps": 9, "pictures a step": 12} | {
-    "shape distance": 3.0,
-    "any distance": 2.0,
+ABOUT = {"seeds": [0, 1, 2], "people": PEOPLE, "steps": 9, "images_per_step": 12} | {
+    "pair_distance_mm": 3.0,
+    "mean_distance_mm": 2.0,
 }
 
 

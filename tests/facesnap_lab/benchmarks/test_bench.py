@@ -11,7 +11,7 @@ from PIL import Image
 from facesnap_ext.cli.main import main
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_lab.benchmarks import bench as benchmarks
-from facesnap_lab.benchmarks.sampler import BOTH_ROWS, INSTANTID, OWN, PLAIN, BenchSampler, Networks
+from facesnap_lab.benchmarks.sampler import CONTROLNET, INSTANTID, FACESNAP_VARIANTS, PLAIN, BenchSampler, Networks
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -31,10 +31,10 @@ def test_flops_at_sdxls_size(full):
     ratios = {name: row["flop_ratio"] for name, row in full.items()}
     assert ratios[PLAIN] == 1
     assert ratios["FaceSnap"] == pytest.approx(1.217, abs=0.002)
-    assert ratios[BOTH_ROWS] - 1 == pytest.approx(2 * (ratios["FaceSnap"] - 1), rel=0.03)  # its landmarks each step
-    assert ratios[INSTANTID] > ratios[BOTH_ROWS]
+    assert ratios[CONTROLNET] - 1 == pytest.approx(2 * (ratios["FaceSnap"] - 1), rel=0.03)  # its landmarks each step
+    assert ratios[INSTANTID] > ratios[CONTROLNET]
     assert ratios["FaceSnap, light"] < 1.11
-    for name, (light, every) in OWN.items():
+    for name, (light, every) in FACESNAP_VARIANTS.items():
         if every == 2:
             whole = ratios["FaceSnap, light" if light else "FaceSnap"]
             assert ratios[name] - 1 == pytest.approx((whole - 1) / 2, rel=0.02)
@@ -44,9 +44,9 @@ def test_weights_at_sdxls_size(full):
     """Parameters of SDXL's ControlNet and of IP-Adapter's projections, in half precision."""
     weights = {name: row["added_weights_GB"] for name, row in full.items()}
     assert weights[PLAIN] == 0
-    assert weights["FaceSnap"] == weights[BOTH_ROWS] == pytest.approx(2 * 1.251014160, abs=1e-3)
+    assert weights["FaceSnap"] == weights[CONTROLNET] == pytest.approx(2 * 1.251014160, abs=1e-3)
     widths = 640 * 10 + 1280 * 60  # of SDXL's cross-attentions
-    assert weights[INSTANTID] - weights[BOTH_ROWS] == pytest.approx(2 * 2 * 2048 * widths / 1e9, abs=1e-3)
+    assert weights[INSTANTID] - weights[CONTROLNET] == pytest.approx(2 * 2 * 2048 * widths / 1e9, abs=1e-3)
     assert weights["FaceSnap, light"] < 1.0
 
 
@@ -62,8 +62,8 @@ def test_ffrnet_runs_as_often_as_it_is_said_to(networks, monkeypatch):
         counted[name] = runs[:]
     assert counted == {
         PLAIN: [],
-        **{name: [2] * (4 // every) for name, (_, every) in OWN.items()},
-        BOTH_ROWS: [],
+        **{name: [2] * (4 // every) for name, (_, every) in FACESNAP_VARIANTS.items()},
+        CONTROLNET: [],
         INSTANTID: [],
     }
     runs.clear()
@@ -72,12 +72,12 @@ def test_ffrnet_runs_as_often_as_it_is_said_to(networks, monkeypatch):
 
 
 def test_the_adapters_attention_changes_what_the_unet_says_and_goes_again(networks):
-    easel = BenchSampler(networks, 64)
+    sampler = BenchSampler(networks, 64)
     said = []
     handle = networks.unet.register_forward_hook(lambda module, args, output: said.append(output.sample))
-    easel.both_rows(1)
-    easel.instantid(1)
-    easel.both_rows(1)
+    sampler.both_rows(1)
+    sampler.instantid(1)
+    sampler.both_rows(1)
     handle.remove()
     assert not torch.allclose(said[0], said[1], atol=1e-5)
     assert torch.equal(said[0], said[2])
@@ -99,7 +99,7 @@ def test_the_command_prints_a_table_or_json_and_draws_how_cost_grows(full, monke
     picture = tmp_path / "deep" / "growth.png"
     assert main(["bench", "--repeats", "1", "--steps", "2", "--json", "--growth", str(picture)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found["methods"]) == list(found["at_full_size"]) == [PLAIN, *OWN, BOTH_ROWS, INSTANTID]
+    assert list(found["methods"]) == list(found["at_full_size"]) == [PLAIN, *FACESNAP_VARIANTS, CONTROLNET, INSTANTID]
     assert all(row["seconds"] > 0 for row in found["methods"].values())
     assert found["methods"][PLAIN]["ratio"] == 1
     assert 0 < found["preparation"]["again"] < found["preparation"]["first"]

@@ -12,12 +12,12 @@ pytest.importorskip("diffusers", reason="pictures are drawn with diffusers")
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_lab.evaluation.draw import Cost, cost, draw_cases
-from facesnap_lab.evaluation.miniature import miniature_studio
+from facesnap_lab.evaluation.miniature import miniature_pipeline
 
 
 @dataclass
 class Painter:
-    """In the place of a studio: noise by the case's seed."""
+    """In the place of a pipeline: noise by the case's seed."""
 
     colour: str = "grey"
     fails_at: str = ""
@@ -110,12 +110,12 @@ def test_the_miniatures_facesnap_draws_by_reference_pose_prompt_and_seed(world, 
     """The same case twice is one picture; the recipe differs wherever the picture does."""
     pytest.importorskip("insightface")
     torch.manual_seed(0)
-    studio = miniature_studio(tmp_path, steps=2)
+    pipeline = miniature_pipeline(tmp_path, steps=2)
     first, other_pose, other_person = world.cases()[0], world.cases()[1], world.cases()[2]
-    drawn = studio.draw(first)
+    drawn = pipeline.draw(first)
     torch.manual_seed(1)  # nothing but the case decides
-    np.testing.assert_array_equal(studio.draw(first), drawn)
-    assert studio.recipe(first) == studio.recipe(first)
+    np.testing.assert_array_equal(pipeline.draw(first), drawn)
+    assert pipeline.recipe(first) == pipeline.recipe(first)
     for other in (other_pose, other_person):
-        assert studio.recipe(other) != studio.recipe(first)
-        assert (studio.draw(other) != drawn).mean() > 0.1
+        assert pipeline.recipe(other) != pipeline.recipe(first)
+        assert (pipeline.draw(other) != drawn).mean() > 0.1

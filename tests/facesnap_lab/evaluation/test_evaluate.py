@@ -19,8 +19,8 @@ from facesnap_ext.photos import from_path
 from facesnap_lab.evaluation.draw import NOTE
 from facesnap_lab.evaluation.evaluate import evaluate, named_folders
 from facesnap_lab.evaluation.judges import Judges
-from facesnap_lab.evaluation.measure import METRICS, look_at_real_photos, measure
-from facesnap_lab.evaluation.miniature import miniature_studio
+from facesnap_lab.evaluation.measure import METRICS, embed_real_photos, measure
+from facesnap_lab.evaluation.miniature import miniature_pipeline
 from facesnap_lab.evaluation.protocol import Protocol, read_protocol
 from facesnap_lab.evaluation.report import table
 from facesnap_lab.miniature.measure import Judge
@@ -43,7 +43,7 @@ def references_alone(world):
 
 
 def measured(protocol, judges, folder, name="copies"):
-    return measure(name, folder, protocol, judges, look_at_real_photos(protocol, judges))
+    return measure(name, folder, protocol, judges, embed_real_photos(protocol, judges))
 
 
 def test_copies_of_the_real_photos_are_perfect_but_for_the_prompt(references_alone, judges, tmp_path):
@@ -103,8 +103,8 @@ def test_facesnap_beside_a_peer(world, judges, tmp_path):
     perfect = copies(small, tmp_path / "perfect", lambda case: case.identity.photos[0])
     Image.new("RGB", (8, 8)).save(perfect / small.identities[0].name / "more.png")
     out = tmp_path / "out"
-    studio = miniature_studio(tmp_path / "models", steps=2)
-    found = evaluate(small, judges, {"Perfect": perfect}, out, studio)
+    pipeline = miniature_pipeline(tmp_path / "models", steps=2)
+    found = evaluate(small, judges, {"Perfect": perfect}, out, pipeline)
 
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(found))
     facesnap, peer = found["methods"]
@@ -117,7 +117,7 @@ def test_facesnap_beside_a_peer(world, judges, tmp_path):
     assert facesnap["cost"]["seconds"] > 0
     assert facesnap["cost"]["memory"] > 10**8
     assert peer["cost"] is None
-    assert peer["pictures_not_of_the_list"] == 1
+    assert peer["extra_images"] == 1
 
     lines = (out / "table.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "| | CLIP-T↑ | CLIP-face↑ | FaceSim↑ | FID↓ | Time↓ | VRAM↓ |"
@@ -131,7 +131,7 @@ def test_facesnap_beside_a_peer(world, judges, tmp_path):
 
     drawn = {path: path.stat().st_mtime_ns for path in (out / "FaceSnap").rglob("*.png")}
     assert len(drawn) == 4
-    again = evaluate(small, judges, {"Perfect": perfect}, out, studio)
+    again = evaluate(small, judges, {"Perfect": perfect}, out, pipeline)
     assert {path: path.stat().st_mtime_ns for path in (out / "FaceSnap").rglob("*.png")} == drawn
     assert again == found
 
@@ -167,7 +167,7 @@ def test_what_cannot_be_measured(world, judges, tmp_path):
     Image.new("RGB", (64, 64), "grey").save(grey)
     faceless = replace(world, identities=(replace(world.identities[0], photos=(grey,)), *world.identities[1:]))
     with pytest.raises(FaceSnapError, match=rf"grey.png of '{world.identities[0].name}'"):
-        look_at_real_photos(faceless, judges)
+        embed_real_photos(faceless, judges)
 
 
 def test_folders_by_their_names(tmp_path):

@@ -47,7 +47,7 @@ def test_clip_t_is_torchmetrics_clip_score(clip_folder, rendered):
 
     pictures, captions = rendered
     clip = load_clip(clip_folder)
-    found = clip_t(clip.of_pictures(pictures), clip.of_texts(captions))
+    found = clip_t(clip.embed_images(pictures), clip.embed_texts(captions))
 
     class FeaturesAsTensors(CLIPModel):
         """transformers 5 gives whole outputs, which torchmetrics 1.9 does not expect."""
@@ -78,13 +78,13 @@ def test_clip_t_is_torchmetrics_clip_score(clip_folder, rendered):
 def test_both_ways_to_load_the_miniatures_clip_agree(judges, clip_folder, rendered):
     pictures, captions = rendered
     folder = load_clip(clip_folder)
-    np.testing.assert_allclose(folder.of_texts(captions), judges.clip.of_texts(captions), atol=1e-4)
-    np.testing.assert_allclose(folder.of_pictures(pictures), judges.clip.of_pictures(pictures), atol=1e-4)
+    np.testing.assert_allclose(folder.embed_texts(captions), judges.clip.embed_texts(captions), atol=1e-4)
+    np.testing.assert_allclose(folder.embed_images(pictures), judges.clip.embed_images(pictures), atol=1e-4)
 
 
 def test_clip_t_falls_when_prompts_are_shuffled(judges, rendered):
     pictures, captions = rendered
-    seen, read = judges.clip.of_pictures(pictures), judges.clip.of_texts(captions)
+    seen, read = judges.clip.embed_images(pictures), judges.clip.embed_texts(captions)
     own, others = clip_t(seen, read), clip_t(seen, np.roll(read, 1, axis=0))
     assert own.mean() - others.mean() > 0.2
     assert (own > others).mean() > 0.9

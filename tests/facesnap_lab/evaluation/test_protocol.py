@@ -8,7 +8,7 @@ from PIL import Image
 pytest.importorskip("yaml", reason="lists are read with PyYAML")
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_lab.evaluation.protocol import find_pictures, plan, read_protocol
+from facesnap_lab.evaluation.protocol import find_images, plan, read_protocol
 
 LIST = {
     "seed": 3,
@@ -141,7 +141,7 @@ def test_pictures_of_other_suffixes_are_found_and_missing_ones_named(folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(path.with_suffix(".jpg") if case is cases[0] else path)
     with pytest.raises(FaceSnapError, match=r"lacks 2 of .* 8 pictures: bob/up-beach\.png, bob/up-oil\.png"):
-        find_pictures(cases, pictures)
-    assert find_pictures(cases[:-2], pictures)[cases[0].file].suffix == ".jpg"
+        find_images(cases, pictures)
+    assert find_images(cases[:-2], pictures)[cases[0].file].suffix == ".jpg"
     with pytest.raises(FaceSnapError, match="no folder"):
-        find_pictures(cases, folder / "none")
+        find_images(cases, folder / "none")
