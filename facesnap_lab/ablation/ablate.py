@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import facesnap_lab.ablated_mixers  # noqa: F401 (registers the Mixers that the rows train)
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write
 from facesnap_ext.weights import facesnap_file
@@ -249,7 +250,7 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         with atomic_write(path) as part:
             write(part)
     except OSError as error:
-        raise FaceSnapError(f"{path} could not be written ({error}); free some disk space and run this again.") from error
+        raise FaceSnapError(f"{path} could not be written ({error}); free some disk space and try again.") from error
 
 
 def _progress_bar(state: Any, items: Sequence[Any], title: str) -> Any:

@@ -168,8 +168,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
         ),
         f"Each training: {budget}. Rows that differ only at inference share a training.",
         (
-            "Cosines × 100 to the reference; an image without a face counts as 0. Brackets hold bootstrap 95 % intervals "
-            "over people; ± is the standard deviation between seeds."
+            "Cosines × 100 to the reference; an image without a face counts as 0. Brackets hold bootstrap 95 % "
+            "intervals over people; ± is the standard deviation between seeds."
         ),
         (
             "The judges are never used for conditioning. CLIP-face and FID use the CLIP that also conditions: compare "
@@ -180,6 +180,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
             f"points of the two is {distances}."
         ),
     ]
+    if seeds < ENOUGH_SEEDS or people < ENOUGH_PEOPLE:
         notes.insert(0, f"Too little data for conclusions: use {ENOUGH_SEEDS} seeds and {ENOUGH_PEOPLE} people.")
     for name, row in found["rows"].items():
         if sum(row["without_face"]):

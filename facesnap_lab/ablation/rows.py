@@ -29,7 +29,6 @@ class Row:
     (a black image). references: how many photos of the person are given. average: average the references instead of
     fusing them. paper: the paper's CLIP-face, FaceSim and FID.
     """
-    """
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""From a folder of pictures to its row of the table."""
+"""Measure a method: from a folder of images to its row of the table."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from facesnap_lab.statistics import Interval
 
 T = TypeVar("T")
 BATCH = 16
-METRICS = ("clip_t", "clip_face", "face_sim")  # those with one value for each picture
+METRICS = ("clip_t", "clip_face", "face_sim")  # the metrics with one value per image
 
 
 @dataclass(frozen=True, eq=False)
 class RealPhotos:
-    """What was computed of the people's real photos, once for all methods.
+    """Features of the people's real photos, computed once for all methods.
 
-    clip_faces, embeddings: for each person, those of the real photos. features: of all of them [M,D], for FID.
+    clip_faces, embeddings: one list per person. features: of all photos [M,D], for FID.
     """
 
     clip_faces: list[list[np.ndarray]]
@@ -37,10 +37,10 @@ class RealPhotos:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a method's pictures are worth.
+    """A method's scores.
 
-    values: for each measured metric of `METRICS` [N], a value for each case, −1…1. by_person: the same [P], means.
-    fid: None where it is not measured. without_face: cases in which no face was found; None where nobody looked.
+    values: [N] by metric of `METRICS`, one value per case, −1…1. by_person: [P] by metric, means.
+    fid: None if it is not measured. without_face: files in which no face was found; None if faces were not detected.
     """
 
     name: str
@@ -49,26 +49,26 @@ class Scores:
     by_person: dict[str, np.ndarray]
     fid: float | None
     without_face: tuple[str, ...] | None
-    extra_images: int  # in the folder and not of the list
+    extra_images: int  # images in the folder that are not in the list
     intervals: dict[str, Interval] = field(default_factory=dict)
 
 
 def embed_real_photos(protocol: Protocol, judges: Judges, progress: Callable[[], None] = lambda: None) -> RealPhotos:
-    """Find the faces of all real photos and compute what they are compared by; `progress` is called after each person.
+    """Embed the faces of all real photos; `progress` is called after each person.
 
     Raises:
         FaceSnapError: a photo cannot be read or has no face.
     """
     clip_faces, embeddings, features = [], [], []
     for identity in protocol.identities:
-        seen = [photos.from_path(path) for path in identity.real]
-        found = [_FaceFeatures.of(judges, photo) for photo in seen]
-        if judges.pack and (bad := [photo.name for photo, one in zip(seen, found) if one.box is None]):
-            raise NoFaceError(f"No face was found in {bad[0]} of '{identity.name}'; take another photo for the list.")
+        loaded = [photos.from_path(path) for path in identity.real]
+        found = [_FaceFeatures.of(judges, photo) for photo in loaded]
+        if judges.pack and (bad := [photo.name for photo, one in zip(loaded, found) if one.box is None]):
+            raise NoFaceError(f"No face was found in {bad[0]} of '{identity.name}'; replace this photo in the list.")
         clip_faces.append([one.clip_face for one in found if one.clip_face is not None])
         embeddings.append([one.embedding for one in found if one.embedding is not None])
         if judges.extractor:
-            features += _extract(judges, seen)
+            features += _extract(judges, loaded)
         progress()
     return RealPhotos(clip_faces, embeddings, np.stack(features) if features else None)
 
@@ -81,13 +81,13 @@ def measure(
     real: RealPhotos,
     progress: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Measure a method's pictures; `progress` is called after each.
+    """Measure a method's images; `progress` is called after each.
 
     Raises:
-        FaceSnapError: a picture is missing or cannot be read.
+        FaceSnapError: an image is missing or cannot be read.
     """
     cases = protocol.cases()
-    pictures = find_images(cases, folder)
+    images = find_images(cases, folder)
     place = {identity.name: i for i, identity in enumerate(protocol.identities)}
     people = np.array([place[case.identity.name] for case in cases])
     texts = judges.clip.embed_texts([prompt.text for prompt in protocol.prompts]) if judges.clip else None
@@ -97,13 +97,13 @@ def measure(
     features: list[np.ndarray] = []
     without_face = []
     for batch in _batches(cases):
-        seen = [_read(pictures[case.file], case.file) for case in batch]
+        loaded = [_read(images[case.file], case.file) for case in batch]
         if judges.clip:
             own = texts[[text_of[case.prompt.name] for case in batch]]
-            values["clip_t"] += list(metrics.clip_t(judges.clip.embed_images([photo.pixels for photo in seen]), own))
+            values["clip_t"] += list(metrics.clip_t(judges.clip.embed_images([photo.pixels for photo in loaded]), own))
         if judges.extractor:
-            features += _extract(judges, seen)
-        for case, photo in zip(batch, seen):
+            features += _extract(judges, loaded)
+        for case, photo in zip(batch, loaded):
             who, found = place[case.identity.name], _FaceFeatures.of(judges, photo)
             if judges.pack and found.box is None:
                 without_face.append(case.file)
@@ -123,14 +123,14 @@ def measure(
         by_person,
         metrics.fid(real.features, np.stack(features)) if enough else None,
         tuple(without_face) if judges.pack else None,
-        _extra_images(folder, set(pictures.values())),
+        _extra_images(folder, set(images.values())),
         {metric: statistics.bootstrap(column) for metric, column in by_person.items()},
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _FaceFeatures:
-    """What judges see in the largest face of a photo; None where there is no face or no judge."""
+    """The judges' features of the largest face in a photo; None without a face or a judge."""
 
     box: np.ndarray | None = None
     clip_face: np.ndarray | None = None
@@ -150,12 +150,12 @@ class _FaceFeatures:
         )
 
 
-def _extract(judges: Judges, seen: Sequence[Photo]) -> list[np.ndarray]:
-    return list(judges.extractor.features([photo.pixels for photo in seen]))
+def _extract(judges: Judges, loaded: Sequence[Photo]) -> list[np.ndarray]:
+    return list(judges.extractor.features([photo.pixels for photo in loaded]))
 
 
 def _read(path: Path, name: str) -> Photo:
-    """A photo named as people find it: a method has a picture of the same name for each person."""
+    """Read an image under its path in the list, since its file name alone is the same for all people."""
     return photos.from_bytes(path.read_bytes(), name)
 
 
