@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -35,6 +35,7 @@ def test_low_rank_differences_are_recovered():
     assert approximated.keys() == {key for key, tensor in unet.items() if tensor.ndim > 1}
 
 
+@settings(deadline=None)
 @given(share=st.floats(0, 1), seed=st.integers(0, 5))
 def test_approximation_fits_its_size_and_improves_with_it(share, seed):
     state, unet = network(seed), network(seed + 10)
