@@ -85,6 +85,7 @@ def measure_preparation(repeats: int) -> dict[str, float]:
     """
     from facesnap_ext.engine import Engine
     from facesnap_ext.photos import Photo
+    from facesnap_ext.settings.strength import Strength
     from facesnap_ext.settings.unit import Unit
     from facesnap_lab.miniature import shipped
     from facesnap_lab.miniature.measure import photo
@@ -97,7 +98,8 @@ def measure_preparation(repeats: int) -> dict[str, float]:
         engine = Engine(lambda: find_models(Path(folder)))
         for turn in range(repeats + 1):
             began = time.perf_counter()
-            engine.prepare(replace(unit, weight=1 - turn / 100, x=0.5 + turn / 100), 1024, 1024 + 64 * turn)
+            strength = Strength(weight=1 - turn / 100)
+            engine.prepare(replace(unit, strength=strength, x=0.5 + turn / 100), 1024, 1024 + 64 * turn)
             seconds.append(time.perf_counter() - began)
     return {"first": round(seconds[0], 3), "again": round(statistics.median(seconds[1:]), 4)}
 

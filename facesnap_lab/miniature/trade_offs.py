@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from facesnap_ext.settings.strength import Strength
 from facesnap_ext.settings.unit import PRESETS, RANGES
 from facesnap_ext.weights.compress import compress
 from facesnap_lab.markdown import interval_cell, markdown_table
@@ -27,8 +28,11 @@ from facesnap_lab.sheet import Panel, sheet
 from facesnap_lab.statistics import bootstrap
 
 ROWS: dict[str, dict[str, Any]] = {
-    **{name: dict(zip(("weight", "start", "end"), values)) for name, values in PRESETS.items()},
-    **{f"FFRNet every {every} steps": {"every": every} for every in range(2, RANGES["every"][1] + 1)},
+    **{name: {"strength": Strength(weight, start=start, end=end)} for name, (weight, start, end) in PRESETS.items()},
+    **{
+        f"FFRNet every {interval} steps": {"strength": Strength(ffrnet_interval=interval)}
+        for interval in range(2, int(RANGES["ffrnet_interval"][1]) + 1)
+    },
 }
 SHEET_PEOPLE = 8
 

@@ -35,7 +35,7 @@ MARGIN = 0.15  # cosine of the judge; two photos of one person are 0.76 above ph
 def beside(conditioning, left: int):
     """Move a portrait's conditioning into an image twice as wide, with a region around its face."""
     landmarks = Landmarks(conditioning.landmarks.points + np.float32([left, 0]), 2 * SIDE, SIDE)
-    return replace(conditioning, landmarks=landmarks, region=around(landmarks, Unit.grow))
+    return replace(conditioning, landmarks=landmarks, region=around(landmarks, Unit.region_scale))
 
 
 @pytest.fixture(scope="module")
