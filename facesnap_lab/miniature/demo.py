@@ -95,7 +95,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
                 heatmap(conditioning.tokens[0].numpy()),
                 " x ".join(map(str, conditioning.tokens[0].shape)),
             ),
-            Panel("One FFRNet residual", heatmap(strongest[0].abs().mean(0).numpy()), f"of {len(residuals)}"),
+            Panel("FFRNet residual", heatmap(strongest[0].abs().mean(0).numpy()), f"one of {len(residuals)}"),
         ],
         [
             Panel("Driving photo", annotate_faces(drive.photo, [drive]), "another person: pose and expression"),
@@ -118,9 +118,9 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     ]
     same = likeness(own, judge.embedding(photo("test", PERSON, 2)[0]))
     different = likeness(own, judge.embedding(driving))
-    title = f"FaceSnap in the miniature. Similarity by an independent judge; two photos of this person: {same:.2f}"
+    title = f"FaceSnap in the miniature. Similarity by an independent judge; two photos of this person score {same:.2f}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(f"{title}, these two people: {different:.2f}", rows).save(out)
+    sheet(f"{title}, these two people {different:.2f}", rows).save(out)
 
 
 def _square(values: np.ndarray) -> np.ndarray:
