@@ -1,1 +1,1 @@
-"""FaceSnap's laboratory: data sets, training, evaluation, the miniature world and benchmarks."""
+"""FaceSnap's laboratory: data sets, training, the miniature world, evaluation, ablations and benchmarks."""

@@ -1,4 +1,4 @@
-"""Tables and figures as reports print them."""
+"""Markdown tables and their cells."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
-    """The lines of a table: a row for each title and its cells, below `head`, which has no word for the titles."""
+    """Return the lines of a table with a row per title; `head` names the columns after the title's."""
     lines = [f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     return lines + [f"| {title} | {' | '.join(cells)} |" for title, cells in rows]
 
 
 def interval_cell(value: Mapping[str, float | None], sign: str = "") -> str:
-    """Mean, interval over people and, where there are several seeds, spread, all × 100; `sign` "+" shows it always."""
+    """Format mean, interval and, if known, spread over seeds, all × 100; `sign` "+" also marks positive values."""
     cell = f"{100 * value['mean']:{sign}.1f}"
     if value["low"] is not None:
         cell += f" ({100 * value['low']:{sign}.1f} to {100 * value['high']:{sign}.1f})"

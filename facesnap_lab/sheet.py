@@ -1,4 +1,4 @@
-"""Pictures side by side with captions."""
+"""Contact sheets: captioned images side by side."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from PIL import Image, ImageDraw
 from facesnap_ext.identity.framing import label_font
 
 SIDE, GAP, CAPTION = 256, 20, 46
-GROUND, INK, FAINT = (22, 24, 29), (236, 238, 242), (142, 148, 160)
+BACKGROUND, TEXT, FAINT_TEXT = (22, 24, 29), (236, 238, 242), (142, 148, 160)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture, its title, and a line in smaller words."""
+    """An image with a title and a caption in smaller letters."""
 
     title: str
     picture: Image.Image
-    words: str
+    caption: str
 
 
 def sheet(title: str, rows: list[list[Panel]]) -> Image.Image:
-    """Panels in rows under a title; pictures keep their proportions, and a row is as high as its highest picture."""
+    """Arrange panels in rows under a title. Images keep their proportions; a row is as high as its highest image."""
     columns = max(map(len, rows))
     fitted = [[_fitted(panel.picture) for panel in row] for row in rows]
     heights = [max(picture.height for picture in row) for row in fitted]
     head = 64
     size = (GAP + columns * (SIDE + GAP), head + sum(heights) + len(rows) * (CAPTION + GAP))
-    canvas = Image.new("RGB", size, GROUND)
+    canvas = Image.new("RGB", size, BACKGROUND)
     pen = ImageDraw.Draw(canvas)
-    pen.text((GAP, 20), title, INK, label_font(22))
+    pen.text((GAP, 20), title, TEXT, label_font(22))
     y = head
     for row, pictures, height in zip(rows, fitted, heights):
         for j, (panel, picture) in enumerate(zip(row, pictures)):
             x = GAP + j * (SIDE + GAP)
             canvas.paste(picture, (x + (SIDE - picture.width) // 2, y + (height - picture.height) // 2))
-            pen.text((x, y + height + 6), panel.title, INK, label_font(15))
-            pen.text((x, y + height + 26), panel.words, FAINT, label_font(12))
+            pen.text((x, y + height + 6), panel.title, TEXT, label_font(15))
+            pen.text((x, y + height + 26), panel.caption, FAINT_TEXT, label_font(12))
         y += height + CAPTION + GAP
     return canvas
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
-    """The picture with its longer side at SIDE."""
+    """Scale an image so that its longer side is SIDE."""
     scale = SIDE / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST)
 
 
 def heatmap(values: np.ndarray) -> Image.Image:
-    """A matrix as colours from blue over grey to orange, the middle at its median, stretched to a square."""
+    """Render a matrix as colours from blue (low) through grey (the median) to orange (high), stretched to a square."""
     values = np.asarray(values, np.float32)
     centred = values - np.median(values)
     spread = np.quantile(np.abs(centred), 0.99) or 1.0

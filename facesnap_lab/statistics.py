@@ -1,4 +1,4 @@
-"""Means with intervals over people: a person's pictures resemble each other, so people are what is resampled."""
+"""Means with bootstrap intervals over people: people are resampled, since images of one person are not independent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the bounds of its bootstrap interval; no bounds where there are fewer than two people."""
+    """A mean and the bounds of its bootstrap interval, which is missing with fewer than two people."""
 
     mean: float
     low: float | None = None
@@ -20,18 +20,18 @@ class Interval:
 
 
 def by_person(values: np.ndarray, people: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """[P] the weighted mean of each person's values.
+    """Return the weighted mean of each person's values, [P].
 
     Args:
-        values: [N]. people: [N] indices from 0, each at least once. weights: [N] above 0.
+        values: [N]. people: [N] indices from 0 without gaps. weights: [N], greater than 0.
     """
     return np.bincount(people, weights * values) / np.bincount(people, weights)
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
-    """The mean of people's values [P] with its 95 % interval, BCa (Efron 1987) by scipy.
+    """Return the mean of people's values [P] with its BCa 95 % interval (Efron 1987), computed by scipy.
 
-    Of the difference of two methods on the same people, this is the paired interval.
+    Applied to per-person differences between two methods, this is the paired interval.
     """
     from scipy import stats
 
@@ -39,8 +39,8 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
     if len(values) < 2:
         return Interval(mean)
     if np.ptp(values) < 1e-9:
-        return Interval(mean, mean, mean)  # BCa is not defined where nothing but rounding differs
-    found = stats.bootstrap(
+        return Interval(mean, mean, mean)  # BCa is undefined if values differ by rounding errors only
+    interval = stats.bootstrap(
         (np.asarray(values, np.float64),),
         np.mean,
         n_resamples=RESAMPLES,
@@ -48,4 +48,4 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
         method="BCa",
         random_state=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high))
+    return Interval(mean, float(interval.low), float(interval.high))

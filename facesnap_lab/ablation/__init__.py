@@ -1,1 +1,1 @@
-"""The paper's Tables 2 and 3: each variant trained and measured in the miniature."""
+"""The paper's ablations (Tables 2 and 3): each variant is trained and measured in the miniature world."""

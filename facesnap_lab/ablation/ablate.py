@@ -1,8 +1,8 @@
-"""The paper's ablations, trained, drawn and judged in the miniature world.
+"""The paper's ablations, run in the miniature world: train, generate, judge.
 
-Every training of a seed has the same budget, the same pictures and noise in the same order, and starts from the same
-numbers. Every picture of a person is drawn from the same reference, driving photo, prompt and noise. What is finished
-is not done again.
+All trainings of a seed share the budget, the order of images and noise, and the initial weights where their tensors
+match. All rows generate an image of a person from the same reference, driving photo, prompt and noise. A rerun skips
+what is already finished.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import facesnap_lab.ablated_mixers  # noqa: F401 (registers the Mixers that the rows train)
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.initialise import with_mixer
-from facesnap_lab.ablation.pictures import METRICS, REFERENCE_SHOTS, Studio, compare, draw, limits
+from facesnap_lab.ablation.pictures import METRICS, REFERENCE_SHOTS, AblationSetup, compare, draw, limits
 from facesnap_lab.ablation.report import Scores, people_sheet, results, write_report
 from facesnap_lab.ablation.rows import Row, Training, all_rows, trainings
 from facesnap_lab.evaluation import metrics
@@ -30,22 +31,22 @@ from facesnap_lab.evaluation.draw import processes
 from facesnap_lab.training import checkpoints, trainer
 from facesnap_lab.training.config import TrainConfig, from_fields, read_fields
 
-OWN = ("out", "seed", "landmarks", "tokens")  # fields of training that the ablation sets
-WITHOUT_EFFECT = (  # on the results
+RESERVED_FIELDS = ("out", "seed", "landmarks", "tokens")  # training fields that the ablation itself sets
+FIELDS_WITHOUT_EFFECT = (  # training fields that do not change the results
     *("log_every", "save_every", "keep", "sample_every", "sample_count", "sample_steps", "sample_scale"),
-    *("workers", "gradient_checkpointing", "license", "trained_on", *OWN),
+    *("workers", "gradient_checkpointing", "license", "trained_on", *RESERVED_FIELDS),
 )
 
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """An ablation's settings: in its YAML file they stand beside those of training, but for `OWN`."""
+    """An ablation's settings. Its YAML file holds them beside the training fields, except `RESERVED_FIELDS`."""
 
     train: TrainConfig
     seeds: tuple[int, ...] = (0, 1, 2)
-    people: int = 200  # held-out identities, each drawn once by every row
-    references: tuple[int, ...] = (1, 2, 4, 8)  # how many photos of a person are given, averaged and fused
-    only: tuple[str, ...] = ()  # names of rows, where not all are wanted: some of them with a longer budget, say
+    people: int = 200  # held-out identities; every row generates one image of each
+    references: tuple[int, ...] = (1, 2, 4, 8)  # numbers of reference photos, each averaged and fused
+    only: tuple[str, ...] = ()  # names of the rows to run; empty: all rows
 
     @property
     def rows(self) -> list[Row]:
@@ -53,25 +54,26 @@ class AblationConfig:
 
 
 def read_ablation(path: Path) -> AblationConfig:
-    """Read an ablation's YAML file: the fields of `TrainConfig`, of which `steps` is the budget of one training, with
-    `seeds`, `people` and `references`.
+    """Read an ablation's YAML file.
+
+    It holds the fields of `TrainConfig`, where `steps` is the budget of one training, and those of `AblationConfig`.
 
     Raises:
         FaceSnapError: see `read_config`.
     """
     content = read_fields(path)
-    if own := [name for name in OWN if name in content]:
-        raise FaceSnapError(f"'{own[0]}' in {path} is for the ablation to set; remove it.")
+    if own := [name for name in RESERVED_FIELDS if name in content]:
+        raise FaceSnapError(f"'{own[0]}' in {path} is set by the ablation itself; remove it.")
     given = {name: content.pop(name) for name in ("seeds", "people", "references", "only") if name in content}
     train = from_fields(path, {**content, "out": "."})
     config = AblationConfig(train, **{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
     _check_numbers(path, "seeds", config.seeds, 0, 2**32 - 1)
     _check_numbers(path, "references", config.references, 1, len(REFERENCE_SHOTS))
     if type(config.people) is not int or config.people < 2:
-        raise FaceSnapError(f"'people' in {path} is {config.people!r} and must be a whole number from 2; correct it.")
+        raise FaceSnapError(f"'people' in {path} is {config.people!r}, but must be a whole number of at least 2.")
     names = [row.name for row in all_rows(config.references)]
     if not isinstance(config.only, tuple) or not set(config.only) <= set(names):
-        raise FaceSnapError(f"'only' in {path} must be a list of rows, which are {', '.join(names)}; correct it.")
+        raise FaceSnapError(f"'only' in {path} must be a list of row names; the rows are {', '.join(names)}.")
     return config
 
 
@@ -81,31 +83,31 @@ def _check_numbers(path: Path, name: str, values: Any, low: int, high: int) -> N
         raise FaceSnapError(f"'{name}' in {path} must be a list of different whole numbers from {low} to {high}.")
 
 
-def ablate(config: AblationConfig, out: Path, studio: Studio | None = None) -> Path:
-    """Do what is missing in `out` and write the report anew after each seed; return the tables' file.
+def ablate(config: AblationConfig, out: Path, setup: AblationSetup | None = None) -> Path:
+    """Run what is missing in `out`, rewrite the report after each seed, and return the path of the tables.
 
-    `out` gets, for each seed, `train-TRAINING/` (see `trainer.train`), `pictures/ROW/`, `scores/ROW.npz`; and
-    `results.json`, `ablation.md`, `sheet.png`. Processes that accelerate started together share all work.
+    `out` receives `train-TRAINING/` (see `trainer.train`), `pictures/ROW/` and `scores/ROW.npz` for each seed, and
+    `results.json`, `ablation.md` and `sheet.png`. Processes that accelerate started together share the work.
 
     Args:
-        studio: who is drawn and by whom they are judged; by default the miniature world's test split.
+        setup: the subjects, sampler and judges; by default the test split of the miniature world.
 
     Raises:
-        FaceSnapError: `out` has an ablation of other settings, or see `trainer.train`.
+        FaceSnapError: `out` holds an ablation with other settings, or training fails (see `trainer.train`).
     """
     state = processes()
     _check_settings(config, out, state)
     with tempfile.TemporaryDirectory() as models:
-        studio = studio or Studio(config.train, config.people, max(config.references), Path(models), state.device)
+        setup = setup or AblationSetup(config.train, config.people, max(config.references), Path(models), state.device)
         for number, seed in enumerate(config.seeds, 1):
             for training in trainings(config.rows):
                 if not is_trained(config, out, seed, training):
-                    _say(state, f"seed {seed}: training '{training.name}'")
+                    _report_progress(state, f"seed {seed}: training '{training.name}'")
                     _train(config, out, seed, training, state)
-            _draw_missing(config, out, seed, studio, state)
-            _judge_missing(config, out, seed, studio, state)
+            _draw_missing(config, out, seed, setup, state)
+            _judge_missing(config, out, seed, setup, state)
             if state.is_main_process:
-                _report(config, out, config.seeds[:number], studio)
+                _report(config, out, config.seeds[:number], setup)
             state.wait_for_everyone()
     return out / "ablation.md"
 
@@ -119,7 +121,7 @@ def training_folder(out: Path, seed: int, training: Training) -> Path:
     return out / f"seed-{seed}" / f"train-{training.name}"
 
 
-def picture_path(out: Path, seed: int, row: Row, index: int) -> Path:
+def image_path(out: Path, seed: int, row: Row, index: int) -> Path:
     return out / f"seed-{seed}" / "pictures" / row.name / f"{index:04d}.png"
 
 
@@ -137,13 +139,13 @@ def _train(config: AblationConfig, out: Path, seed: int, training: Training, sta
     trainer.train(replace(config.train, start=start, out=folder, seed=seed, **own), resume=True)
 
 
-def _draw_missing(config: AblationConfig, out: Path, seed: int, studio: Studio, state: Any) -> None:
+def _draw_missing(config: AblationConfig, out: Path, seed: int, setup: AblationSetup, state: Any) -> None:
     missing = {
         index: rows
         for index in range(config.people)
-        if (rows := [row for row in config.rows if not picture_path(out, seed, row, index).is_file()])
+        if (rows := [row for row in config.rows if not image_path(out, seed, row, index).is_file()])
     }
-    state.wait_for_everyone()  # else one could find what another has begun to draw
+    state.wait_for_everyone()  # or another process might see files that this one has begun to write
     if not missing:
         return
     weights = {}
@@ -151,86 +153,86 @@ def _draw_missing(config: AblationConfig, out: Path, seed: int, studio: Studio, 
         _, folder = checkpoints.list_checkpoints(training_folder(out, seed, training))[-1]
         weights[training] = facesnap_file.load(folder / checkpoints.WEIGHTS)
     own = list(missing)[state.process_index :: state.num_processes]
-    for index in _progress(state, own, f"seed {seed}: drawing"):
-        sitter = studio.sitter(index)
-        features = studio.features(index, sitter)
+    for index in _progress_bar(state, own, f"seed {seed}: generating"):
+        subject = setup.subject(index)
+        features = setup.features(index, subject)
         for row in missing[index]:
-            picture = draw(studio.sampler, row, weights[row.training], sitter, features)
+            picture = draw(setup.sampler, row, weights[row.training], subject, features)
             _write(
-                picture_path(out, seed, row, index), lambda p, picture=picture: Image.fromarray(picture).save(p, "png")
+                image_path(out, seed, row, index), lambda p, picture=picture: Image.fromarray(picture).save(p, "png")
             )
     state.wait_for_everyone()
 
 
-def _judge_missing(config: AblationConfig, out: Path, seed: int, studio: Studio, state: Any) -> None:
+def _judge_missing(config: AblationConfig, out: Path, seed: int, setup: AblationSetup, state: Any) -> None:
     rows = [row for row in config.rows if not scores_path(out, seed, row).is_file()]
     state.wait_for_everyone()
-    for row in _progress(state, rows[state.process_index :: state.num_processes], f"seed {seed}: judging"):
-        seen = [
-            studio.jury.look(np.asarray(Image.open(picture_path(out, seed, row, index)).convert("RGB")))
+    for row in _progress_bar(state, rows[state.process_index :: state.num_processes], f"seed {seed}: judging"):
+        features = [
+            setup.judges.features_of(np.asarray(Image.open(image_path(out, seed, row, index)).convert("RGB")))
             for index in range(config.people)
         ]
-        compared = [compare(one, studio.known(index)) for index, one in enumerate(seen)]
+        compared = [compare(one, setup.real_photos(index)) for index, one in enumerate(features)]
         columns = {metric: np.array([one[metric] for one in compared]) for metric in METRICS}
-        columns |= {"features": np.stack([one.features for one in seen])}
-        columns |= {"faceless": np.array([one.face is None for one in seen])}
+        columns |= {"features": np.stack([one.features for one in features])}
+        columns |= {"faceless": np.array([one.face is None for one in features])}
         _write(scores_path(out, seed, row), lambda path, columns=columns: _save_arrays(path, columns))
     if state.is_main_process and not (out / "real.npz").is_file():
-        known = [studio.known(index) for index in range(config.people)]
-        columns = {f"{name}/{metric}": v for name, row in limits(known).items() for metric, v in row.items()}
-        columns |= {"features": np.stack([one.features for person in known for one in person.unseen])}
+        real = [setup.real_photos(index) for index in range(config.people)]
+        columns = {f"{name}/{metric}": v for name, row in limits(real).items() for metric, v in row.items()}
+        columns |= {"features": np.stack([one.features for person in real for one in person.unseen])}
         _write(out / "real.npz", lambda path: _save_arrays(path, columns))
     state.wait_for_everyone()
 
 
-def _report(config: AblationConfig, out: Path, seeds: Sequence[int], studio: Studio) -> None:
-    scores, known = _read_scores(config, out, seeds)
+def _report(config: AblationConfig, out: Path, seeds: Sequence[int], setup: AblationSetup) -> None:
+    scores, metric_limits = _read_scores(config, out, seeds)
     about = {"seeds": list(seeds), "people": config.people, "steps": config.train.steps}
-    about |= {"pictures a step": json.loads((out / "settings.json").read_text(encoding="utf-8"))["pictures a step"]}
-    about |= studio.distances
-    found = results(about, config.references, scores, known)
+    about |= {"images_per_step": json.loads((out / "settings.json").read_text(encoding="utf-8"))["images_per_step"]}
+    about |= setup.distances
+    report = results(about, config.references, scores, metric_limits)
 
     def path(row: Row, index: int) -> Path:
-        return picture_path(out, seeds[0], row, index)
+        return image_path(out, seeds[0], row, index)
 
-    write_report(out, found, config.references, people_sheet(studio.sitter, path, scores, config.people))
+    write_report(out, report, config.references, people_sheet(setup.subject, path, scores, config.people))
 
 
 def _read_scores(
     config: AblationConfig, out: Path, seeds: Sequence[int]
 ) -> tuple[Scores, dict[str, dict[str, np.ndarray]]]:
-    """The scores of these seeds, and the limits."""
+    """Read the scores of these seeds, and the limits by name and metric."""
     real = np.load(out / "real.npz")
-    known: dict[str, dict[str, np.ndarray]] = {}
+    metric_limits: dict[str, dict[str, np.ndarray]] = {}
     for key in real.files:
         if "/" in key:
             name, metric = key.split("/")
-            known.setdefault(name, {})[metric] = real[key]
+            metric_limits.setdefault(name, {})[metric] = real[key]
     values, fid, faceless = {}, {}, {}
     for row in config.rows:
         files = [np.load(scores_path(out, seed, row)) for seed in seeds]
         values[row.name] = {metric: np.stack([file[metric] for file in files]) for metric in METRICS}
         fid[row.name] = np.array([metrics.fid(real["features"], file["features"]) for file in files])
         faceless[row.name] = np.array([int(file["faceless"].sum()) for file in files])
-    return Scores(values, fid, faceless), known
+    return Scores(values, fid, faceless), metric_limits
 
 
 def _check_settings(config: AblationConfig, out: Path, state: Any) -> None:
-    """Leave the settings in `out`, or see that they are those of what is there; seeds may be added."""
-    names = [field.name for field in fields(TrainConfig) if field.name not in WITHOUT_EFFECT]
+    """Write the settings to `out`, or check that the existing ones are the same; seeds may be added."""
+    names = [field.name for field in fields(TrainConfig) if field.name not in FIELDS_WITHOUT_EFFECT]
     settings = {name: getattr(config.train, name) for name in names}
     settings |= {"people": config.people, "references": config.references}
-    settings |= {"pictures a step": state.num_processes * config.train.batch_size * config.train.gradient_accumulation}
+    settings |= {"images_per_step": state.num_processes * config.train.batch_size * config.train.gradient_accumulation}
     settings = json.loads(json.dumps(settings, default=str))
     path = out / "settings.json"
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        existing = json.loads(path.read_text(encoding="utf-8"))
         if all(is_trained(config, out, seed, training) for seed in config.seeds for training in trainings(config.rows)):
-            there["pictures a step"] = settings["pictures a step"]  # no matter any more
-        if other := [name for name in settings if settings[name] != there.get(name)]:
+            existing["images_per_step"] = settings["images_per_step"]  # affects training only, which is finished
+        if other := [name for name in settings if settings[name] != existing.get(name)]:
             raise FaceSnapError(
-                f"{out} has an ablation whose '{other[0]}' is {there.get(other[0])} and not {settings[other[0]]}; name "
-                "another --out, or give its own settings."
+                f"{out} holds an ablation whose '{other[0]}' is {existing.get(other[0])} and not {settings[other[0]]}; "
+                "choose another --out or restore that setting."
             )
     elif state.is_main_process:
         _write(path, lambda part: part.write_text(json.dumps(settings, indent=2), encoding="utf-8"))
@@ -243,20 +245,20 @@ def _save_arrays(path: Path, columns: dict[str, np.ndarray]) -> None:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file that has its name only when it is whole."""
+    """Write a file atomically."""
     try:
         with atomic_write(path) as part:
             write(part)
     except OSError as error:
-        raise FaceSnapError(f"{path} cannot be written ({error}): make room and run this again.") from error
+        raise FaceSnapError(f"{path} could not be written ({error}); free some disk space and try again.") from error
 
 
-def _progress(state: Any, items: Sequence[Any], words: str) -> Any:
+def _progress_bar(state: Any, items: Sequence[Any], title: str) -> Any:
     from tqdm import tqdm
 
-    return tqdm(items, desc=words, disable=not state.is_main_process)
+    return tqdm(items, desc=title, disable=not state.is_main_process)
 
 
-def _say(state: Any, words: str) -> None:
+def _report_progress(state: Any, message: str) -> None:
     if state.is_main_process:
-        print(words, file=sys.stderr)
+        print(message, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The ablation's pictures in the miniature world: who is drawn, how each row draws them, and what the judges say."""
+"""The ablation's images in the miniature world: the subjects, how each row generates them, and how they are judged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity import faces
 from facesnap_ext.identity.faces import NoFaceError
-from facesnap_ext.landmarks.flame import full_pose, posed_vertices
-from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize, points_on
+from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
 from facesnap_ext.networks.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
@@ -27,9 +26,8 @@ from facesnap_lab.evaluation.judges import Judges, find_face, load_face_judge
 from facesnap_lab.evaluation.miniature import miniature_judges
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.measure import photo, random_prompt
-from facesnap_lab.miniature.render import head
+from facesnap_lab.miniature.render import face_shapes
 from facesnap_lab.miniature.shipped import Sampler
-from facesnap_lab.miniature.world import EXPRESSION_CODES, person
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.frozen import load_base
 from facesnap_lab.training.lightning import load_few_step
@@ -42,14 +40,14 @@ METRICS = ("face_sim", "inner", "clip_face", "face_sim_unseen", "inner_unseen")
 
 
 @dataclass(frozen=True, eq=False)
-class Sitter:
-    """A held-out person and everything that all rows draw them with. Pictures are [S,S,3] uint8.
+class Subject:
+    """A held-out person and the inputs that all rows share. Images are [S,S,3] uint8.
 
-    references: the first is the one that counts where one is given. unseen: further photos, which nothing is given.
+    references: a row with one reference gets the first. unseen: further photos that no method is given.
     """
 
     references: tuple[np.ndarray, ...]
-    driving: np.ndarray  # somebody else, whose face has another shape
+    driving: np.ndarray  # another person, whose face has a different shape
     unseen: tuple[np.ndarray, ...]
     prompt: str
     seed: int  # of the noise
@@ -57,10 +55,10 @@ class Sitter:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What the frozen networks see in a sitter's photos.
+    """What the frozen networks extract from a subject's photos.
 
     embeddings: [R,E] and clip_tokens: [R,T,C] of the references. predicted: the first reference's face in the driving
-    photo's pose. driving: the driving photo's own landmarks. All by the networks on the photos.
+    photo's pose. driving: the driving photo's own landmarks. Both are estimated from the photos.
     """
 
     embeddings: Tensor
@@ -72,24 +70,15 @@ class Features:
         return {"predicted": self.predicted, "driving": self.driving, "none": None}[row.landmarks]
 
 
-def face_shapes(people: int) -> np.ndarray:
-    """[P,72,2] the points of the test split's people at rest, seen from the front, in metres; the world's truth, for
-    pairing alone."""
-    shape = torch.tensor(np.stack([person("test", index).shape for index in range(people)]), dtype=torch.float32)
-    flame = head()
-    rest = full_pose(flame, torch.zeros(people, 6))
-    vertices = posed_vertices(flame, shape, torch.zeros(people, EXPRESSION_CODES), rest)
-    return points_on(vertices, flame.faces)[..., :2].numpy()
+def assign_drivers(shapes: np.ndarray) -> np.ndarray:
+    """For each person [P,72,2], choose a driver with a differently shaped face; each person drives exactly once.
 
-
-def other_shapes(shapes: np.ndarray) -> np.ndarray:
-    """For each person [P,72,2] the number of another whose face is shaped differently; everybody drives once.
-
-    The pairs are those whose mean distance of points is largest in sum (the assignment problem).
+    The assignment maximises the sum of the mean point distances (the linear assignment problem).
 
     Returns:
-        [P] a permutation that leaves nobody in place.
+        [P] indices of the drivers, a permutation without fixed points.
     """
+
     from scipy.optimize import linear_sum_assignment
 
     distances = shape_distances(shapes)
@@ -98,13 +87,13 @@ def other_shapes(shapes: np.ndarray) -> np.ndarray:
 
 
 def shape_distances(shapes: np.ndarray) -> np.ndarray:
-    """[P,P] mean distances of the points of faces [P,72,2]."""
+    """[P,P] mean point distances between faces [P,72,2]."""
     return np.stack([np.linalg.norm(shapes - shape, axis=-1).mean(axis=-1) for shape in shapes])
 
 
-def sit(index: int, driver: int, references: int) -> Sitter:
-    """A person of the test split, with another's pose."""
-    return Sitter(
+def render_subject(index: int, driver: int, references: int) -> Subject:
+    """Render a person of the test split, driven by another person's pose."""
+    return Subject(
         references=tuple(photo("test", index, shot)[0] for shot in REFERENCE_SHOTS[:references]),
         driving=photo("test", driver, DRIVING_SHOT)[0],
         unseen=tuple(photo("test", index, shot)[0] for shot in UNSEEN_SHOTS),
@@ -113,16 +102,16 @@ def sit(index: int, driver: int, references: int) -> Sitter:
     )
 
 
-def look_at(engine: Engine, files: ModelFiles, sitter: Sitter) -> Features:
-    """Run the frozen networks on a sitter's photos.
+def extract_features(engine: Engine, files: ModelFiles, subject: Subject) -> Features:
+    """Run the frozen networks on a subject's photos.
 
     Raises:
         FaceSnapError: a photo has no face.
     """
     encoders = engine.encoders(files)
-    references = [encoders.face(Photo(picture, "Reference")) for picture in sitter.references]
-    driving = encoders.face(Photo(sitter.driving, "Driving photo"))
-    height, width = sitter.driving.shape[:2]
+    references = [encoders.face(Photo(picture, "Reference")) for picture in subject.references]
+    driving = encoders.face(Photo(subject.driving, "Driving photo"))
+    height, width = subject.driving.shape[:2]
     predicted, own = (
         crop_and_resize(encoders.landmarks(encoders.codes(source).shape, driving), width, height, driving.box)
         for source in (references[0], driving)
@@ -137,22 +126,22 @@ def look_at(engine: Engine, files: ModelFiles, sitter: Sitter) -> Features:
 
 @torch.no_grad()
 def tokens_of(row: Row, weights: FaceSnapWeights, features: Features) -> Tensor:
-    """Identity tokens [1,T,C] from as many references as the row is given."""
+    """Return the identity tokens [1,T,C] of the row's number of references."""
     given = (features.embeddings[None, : row.references], features.clip_tokens[None, : row.references])
     if row.average:
         given = average_references(*given)
     return weights.mixer.float()(*given)
 
 
-def draw(sampler: Sampler, row: Row, weights: FaceSnapWeights, sitter: Sitter, features: Features) -> np.ndarray:
-    """A row's picture of a sitter [S,S,3] uint8."""
+def draw(sampler: Sampler, row: Row, weights: FaceSnapWeights, subject: Subject, features: Features) -> np.ndarray:
+    """Generate a row's image of a subject [S,S,3] uint8."""
     tokens = tokens_of(row, weights, features)
     pipe = sampler.pipe
-    context, null, pooled, pooled_null = pipe.encode_prompt(sitter.prompt, do_classifier_free_guidance=True)
+    context, null, pooled, pooled_null = pipe.encode_prompt(subject.prompt, do_classifier_free_guidance=True)
     conditioning = Conditioning(
         weights.ffrnet, tokens, features.landmarks(row), text_free=weights.info.text_free, name=weights.name
     )
-    height, width = sitter.driving.shape[:2]
+    height, width = subject.driving.shape[:2]
     with steered(pipe, conditioning, row.training.tokens, context, null) as (with_text, without):
         drawn = pipe(
             prompt_embeds=with_text,
@@ -163,77 +152,79 @@ def draw(sampler: Sampler, row: Row, weights: FaceSnapWeights, sitter: Sitter, f
             height=height,
             num_inference_steps=sampler.steps,
             guidance_scale=sampler.scale,
-            generator=torch.Generator().manual_seed(sitter.seed),
+            generator=torch.Generator().manual_seed(subject.seed),
         )
     return np.asarray(drawn.images[0])
 
 
-class Studio:
-    """The sitters, their features and what judges see in their photos: all in the miniature world, each computed when
-    it is first wanted and then kept."""
+class AblationSetup:
+    """Everything an ablation generates and judges with: subjects, sampler, features and judges of the miniature world.
+
+    Each part is computed at first use and cached.
+    """
 
     def __init__(self, train: TrainConfig, people: int, references: int, models: Path, device: torch.device | str):
         """
         Args:
-            models: an empty folder, which stays while the studio is used.
+            models: an empty folder that must exist as long as this object is in use.
         """
         self.train, self.people, self.references, self.models, self.device = train, people, references, models, device
         self._features: dict[int, Features] = {}
-        self._known: dict[int, Known] = {}
+        self._real_photos: dict[int, RealPhotoFeatures] = {}
 
     @cached_property
     def sampler(self) -> Sampler:
-        """The few-step model that was trained with, as in the paper, or the base where there was none."""
+        """The few-step model used in training, as in the paper; the base model if training used none."""
         pipe = load_base(self.train.base, self.train.base_config, torch.float32).to(self.device)
         if self.train.lightning is None:
-            return shipped.many_steps(pipe)
+            return shipped.with_base_scheduler(pipe)
         few_step = load_few_step(pipe, self.train.lightning)
         if few_step.is_lora:
             few_step.unet.enable_adapters()
         pipe.unet = few_step.unet
-        return shipped.few_steps(pipe)
+        return shipped.with_few_step_scheduler(pipe)
 
     @cached_property
     def engine(self) -> tuple[Engine, ModelFiles]:
-        """The networks that were trained with, and the miniature's Landmark Predictor."""
+        """The engine with training's CLIP and face model pack, and the miniature's Landmark Predictor."""
         files = shipped.write_models(self.models)
         files = replace(files, clip=self.train.clip, face_pack=self.train.face_pack or files.face_pack)
         return Engine(lambda: files), files
 
     @cached_property
-    def jury(self) -> Jury:
-        return load_jury()
+    def judges(self) -> AblationJudges:
+        return load_judges()
 
     @cached_property
     def drivers(self) -> np.ndarray:
-        """[P] whose photo drives each person."""
-        return other_shapes(face_shapes(self.people))
+        """[P] the index of each person's driver."""
+        return assign_drivers(face_shapes(self.people))
 
     @property
     def distances(self) -> dict[str, float]:
-        """How far the points of faces are apart in millimetres, on average over the pairs and over any two people."""
-        apart = 1000 * shape_distances(face_shapes(self.people))
-        any_two = apart[~np.eye(self.people, dtype=bool)]
-        pairs = apart[np.arange(self.people), self.drivers]
-        return {"shape distance": float(pairs.mean()), "any distance": float(any_two.mean())}
+        """Mean point distances of faces in mm: between person and driver, and between any two people."""
+        distances = 1000 * shape_distances(face_shapes(self.people))
+        any_two = distances[~np.eye(self.people, dtype=bool)]
+        pairs = distances[np.arange(self.people), self.drivers]
+        return {"pair_distance_mm": float(pairs.mean()), "mean_distance_mm": float(any_two.mean())}
 
-    def sitter(self, index: int) -> Sitter:
-        return sit(index, int(self.drivers[index]), self.references)
+    def subject(self, index: int) -> Subject:
+        return render_subject(index, int(self.drivers[index]), self.references)
 
-    def features(self, index: int, sitter: Sitter) -> Features:
+    def features(self, index: int, subject: Subject) -> Features:
         if index not in self._features:
-            self._features[index] = look_at(*self.engine, sitter)
+            self._features[index] = extract_features(*self.engine, subject)
         return self._features[index]
 
-    def known(self, index: int) -> Known:
-        if index not in self._known:
-            self._known[index] = know(self.jury, self.sitter(index))
-        return self._known[index]
+    def real_photos(self, index: int) -> RealPhotoFeatures:
+        if index not in self._real_photos:
+            self._real_photos[index] = judge_real_photos(self.judges, self.subject(index))
+        return self._real_photos[index]
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What the judges see in a picture; None without a face. features: for FID [D]."""
+class JudgeFeatures:
+    """The judges' features of an image; None without a face. features: for FID [D]."""
 
     face: np.ndarray | None
     inner: np.ndarray | None
@@ -242,65 +233,71 @@ class Seen:
 
 
 @dataclass(frozen=True, eq=False)
-class Jury:
-    """Networks that measure. inner: a pack whose recognition sees neither hair nor outline."""
+class AblationJudges:
+    """The networks that measure. inner: a pack whose recognition model sees neither hair nor outline."""
 
     judges: Judges
     inner: faces.FacePack
 
-    def look(self, picture: np.ndarray) -> Seen:
-        face = find_face(self.judges.pack, Photo(picture, "Picture"))
-        inner = find_face(self.inner, Photo(picture, "Picture"))
-        return Seen(
+    def features_of(self, image: np.ndarray) -> JudgeFeatures:
+        face = find_face(self.judges.pack, Photo(image, "Image"))
+        inner = find_face(self.inner, Photo(image, "Image"))
+        return JudgeFeatures(
             face and self.judges.embed(face),
             inner and inner.embedding,
-            face and self.judges.clip.of_pictures([face.crop])[0],
-            self.judges.extractor.features([picture])[0],
+            face and self.judges.clip.embed_images([face.crop])[0],
+            self.judges.extractor.features([image])[0],
         )
 
 
-def load_jury() -> Jury:
-    """The miniature's two judges and its CLIP."""
+def load_judges() -> AblationJudges:
+    """Load the miniature's two judges and its CLIP."""
     judges = miniature_judges()
-    return Jury(judges, load_face_judge(shipped.JUDGES / "judge_inner.onnx", judges.pack)[0])
+    return AblationJudges(judges, load_face_judge(shipped.JUDGES / "judge_inner.onnx", judges.pack)[0])
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
-    """What the judges see in a sitter's real photos."""
+class RealPhotoFeatures:
+    """The judges' features of a subject's real photos."""
 
-    reference: Seen
-    driving: Seen
-    unseen: tuple[Seen, ...]
+    reference: JudgeFeatures
+    driving: JudgeFeatures
+    unseen: tuple[JudgeFeatures, ...]
 
 
-def know(jury: Jury, sitter: Sitter) -> Known:
-    """Look at a sitter's real photos.
+def judge_real_photos(judges: AblationJudges, subject: Subject) -> RealPhotoFeatures:
+    """Extract the judges' features of a subject's real photos.
 
     Raises:
-        FaceSnapError: one has no face.
+        FaceSnapError: a photo has no face.
     """
-    known = Known(jury.look(sitter.references[0]), jury.look(sitter.driving), tuple(map(jury.look, sitter.unseen)))
-    if any(one.face is None for one in (known.reference, known.driving, *known.unseen)):
-        raise NoFaceError(f"The judge finds no face in a real photo of person {sitter.seed}; use fewer 'people'.")
-    return known
+    real = RealPhotoFeatures(
+        judges.features_of(subject.references[0]),
+        judges.features_of(subject.driving),
+        tuple(map(judges.features_of, subject.unseen)),
+    )
+    if any(one.face is None for one in (real.reference, real.driving, *real.unseen)):
+        raise NoFaceError(
+            f"The judge found no face in a real photo of person {subject.seed}; set 'people' to a smaller number."
+        )
+    return real
 
 
-def compare(seen: Seen, known: Known) -> dict[str, float]:
-    """A picture's values of `METRICS`: cosines to the reference, and means of cosines to the unseen photos."""
+def compare(image: JudgeFeatures, real: RealPhotoFeatures) -> dict[str, float]:
+    """Return an image's `METRICS`: cosines to the reference, and mean cosines to the unseen photos."""
     return {
-        "face_sim": metrics.likeness(seen.face, [known.reference.face]),
-        "inner": metrics.likeness(seen.inner, [known.reference.inner]),
-        "clip_face": metrics.likeness(seen.clip_face, [known.reference.clip_face]),
-        "face_sim_unseen": metrics.likeness(seen.face, [one.face for one in known.unseen]),
-        "inner_unseen": metrics.likeness(seen.inner, [one.inner for one in known.unseen]),
+        "face_sim": metrics.likeness(image.face, [real.reference.face]),
+        "inner": metrics.likeness(image.inner, [real.reference.inner]),
+        "clip_face": metrics.likeness(image.clip_face, [real.reference.clip_face]),
+        "face_sim_unseen": metrics.likeness(image.face, [one.face for one in real.unseen]),
+        "inner_unseen": metrics.likeness(image.inner, [one.inner for one in real.unseen]),
     }
 
 
-def limits(known: Sequence[Known]) -> dict[str, dict[str, np.ndarray]]:
-    """What the metrics say of two photos of one person and of photos of two people, each [P]."""
-    same = [[compare(one, person_known) for one in person_known.unseen] for person_known in known]
-    different = [compare(person_known.driving, person_known) for person_known in known]
+def limits(people: Sequence[RealPhotoFeatures]) -> dict[str, dict[str, np.ndarray]]:
+    """Return the metrics' upper and lower limits [P]: two photos of one person, and photos of two people."""
+    same = [[compare(one, real) for one in real.unseen] for real in people]
+    different = [compare(real.driving, real) for real in people]
     names = ("face_sim", "inner", "clip_face")
     return {
         "two photos of one person": {n: np.array([np.mean([one[n] for one in row]) for row in same]) for n in names},

@@ -1,4 +1,4 @@
-"""What an ablation leaves to read: results.json, ablation.md and sheet.png."""
+"""The report of an ablation: results.json, ablation.md and sheet.png."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext.files import atomic_write
-from facesnap_lab.ablation.pictures import Sitter
+from facesnap_lab.ablation.pictures import Subject
 from facesnap_lab.ablation.rows import MIXER, TABLE_2, TABLE_3, Row, all_rows, distinct, reference_rows
 from facesnap_lab.markdown import interval_cell, markdown_table
 from facesnap_lab.sheet import Panel, sheet
@@ -28,9 +28,9 @@ ENOUGH_SEEDS, ENOUGH_PEOPLE = 3, 200
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What the judges said, by the rows' names, of S seeds' pictures of the same P people.
+    """The judges' scores by row name, for images of S seeds of the same P people.
 
-    values: by metric [S,P], cosines. fid: [S]. faceless: [S] pictures without a face, which count as 0.
+    values: cosines [S,P] by metric. fid: [S]. faceless: [S] numbers of images without a face, which count as 0.
     """
 
     values: dict[str, dict[str, np.ndarray]]
@@ -39,8 +39,12 @@ class Scores:
 
 
 def estimate(values: np.ndarray) -> dict[str, Any]:
-    """Of values [S,P]: their mean with the bootstrap 95 % interval over people (each with the mean of their seeds), and
-    the seeds' own means with their standard deviation, None for a single seed."""
+    """Summarise values [S,P].
+
+    Returns:
+        The mean with its bootstrap 95 % interval over people (averaged over seeds), the mean of each seed, and their
+        standard deviation (None for a single seed).
+    """
     return asdict(bootstrap(values.mean(axis=0))) | _over_seeds(values.mean(axis=1))
 
 
@@ -50,7 +54,7 @@ def _over_seeds(means: np.ndarray) -> dict[str, Any]:
 
 
 def differences(scores: Scores, pairs: Iterable[tuple[Row, Row]]) -> list[dict[str, Any]]:
-    """The second row of each pair minus the first, person by person and seed by seed."""
+    """Return the second row of each pair minus the first, paired by person and seed."""
     found = []
     for first, second in pairs:
         a, b = scores.values[first.name], scores.values[second.name]
@@ -62,10 +66,10 @@ def differences(scores: Scores, pairs: Iterable[tuple[Row, Row]]) -> list[dict[s
 def results(
     about: dict[str, Any], references: Sequence[int], scores: Scores, limits: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, Any]:
-    """Everything that was measured, ready for JSON; cosines as they are.
+    """Collect all measurements for JSON; cosines are not scaled.
 
     Args:
-        about: `seeds`, `people` and whatever else is to be known of the run. limits: by name and metric [P].
+        about: `seeds`, `people` and other facts about the run. limits: by name and metric [P].
     """
     rows = {}
     for row in _among(scores.values, all_rows(references)):
@@ -86,12 +90,12 @@ def results(
 
 
 def _among(names: Container[str], rows: Iterable[Row]) -> list[Row]:
-    """The rows that have a name among these: an ablation may be of some."""
+    """Select the rows whose names are present; an ablation may cover only some."""
     return [row for row in rows if row.name in names]
 
 
 def _reference_pairs(names: Container[str], counts: Sequence[int]) -> list[tuple[Row, Row]]:
-    """Averaged against fused, and one reference against as many as there are; what there is of them."""
+    """Pair averaged with fused, and one reference with several, as far as both rows are present."""
     pairs = []
     for count in counts:
         if count > 1:
@@ -103,7 +107,7 @@ def _reference_pairs(names: Container[str], counts: Sequence[int]) -> list[tuple
 
 
 def markdown(found: dict[str, Any], references: Sequence[int]) -> str:
-    """The tables."""
+    """Format the tables."""
     lines = ["# Ablations", ""]
     for title, key, rows in (
         ("Table 2: Facial Attribute Mixer", "table_2", TABLE_2),
@@ -116,12 +120,12 @@ def markdown(found: dict[str, Any], references: Sequence[int]) -> str:
         head = [*TO_REFERENCE.values(), "FID", "paper: CLIP-face", "paper: FaceSim", "paper: FID"]
         lines += markdown_table(head, ((row.title, _cells(found, row, TO_REFERENCE)) for row in rows))
         if found[key]:
-            lines += ["", "Each row's gain over the row above it, on the same people:", ""]
+            lines += ["", "Gain of each row over the row above, on the same people:", ""]
             lines += markdown_table(list(TO_REFERENCE.values()), _gains(found[key], rows, TO_REFERENCE))
         lines.append("")
     rows = _among(found["rows"], reference_rows(references))
     if rows:
-        lines += ["## How many references", "", "Likeness to photos of the person that nothing was given:", ""]
+        lines += ["## Number of references", "", "Likeness to photos of the person that no method was given:", ""]
         lines += markdown_table(list(TO_UNSEEN.values()), ((row.title, _cells(found, row, TO_UNSEEN)) for row in rows))
     if found["references"]:
         lines += ["", "Gains, on the same people:", ""]
@@ -155,51 +159,54 @@ def _gains(
 def _notes(found: dict[str, Any]) -> list[str]:
     about = found["about"]
     seeds, people = len(about["seeds"]), about["people"]
-    budget = f"{about['steps']} steps of {about['pictures a step']} pictures"
-    apart = f"{about['shape distance']:.2f} mm apart on average, those of any two people {about['any distance']:.2f} mm"
+    budget = f"{about['steps']} steps of {about['images_per_step']} images"
+    distances = f"{about['pair_distance_mm']:.2f} mm; for any two people it is {about['mean_distance_mm']:.2f} mm"
     notes = [
         (
-            f"{people} held-out people of the miniature world, {seeds} seeds. Everybody is drawn once by every row, "
-            "from one reference, driving photo, prompt and noise."
+            f"{people} held-out people of the miniature world, {seeds} seeds. Every row generates one image of each "
+            "person, from the same reference, driving photo, prompt and noise."
         ),
-        f"Each training: {budget}. Rows that differ only in how they are drawn share one.",
+        f"Each training: {budget}. Rows that differ only at inference share a training.",
         (
-            "Cosines × 100 to the reference, a picture without a face counting as 0; in brackets bootstrap 95 % "
-            "intervals over people, ± the standard deviation between seeds."
+            "Cosines × 100 to the reference; an image without a face counts as 0. Brackets hold bootstrap 95 % "
+            "intervals over people; ± is the standard deviation between seeds."
         ),
         (
-            "The judges have conditioned nothing. CLIP-face is by the CLIP that also conditions and FID on its "
-            "embeddings: compare them between rows, not with the paper's."
+            "The judges are never used for conditioning. CLIP-face and FID use the CLIP that also conditions: compare "
+            "them between rows, not with the paper's."
         ),
-        f"Everybody is driven by somebody whose face is shaped differently: the points of the two at rest are {apart}.",
+        (
+            "Each person is driven by someone with a differently shaped face: at rest, the mean distance between the "
+            f"points of the two is {distances}."
+        ),
     ]
     if seeds < ENOUGH_SEEDS or people < ENOUGH_PEOPLE:
-        notes.insert(0, f"Too few for conclusions: those take {ENOUGH_SEEDS} seeds and {ENOUGH_PEOPLE} people.")
+        notes.insert(0, f"Too little data for conclusions: use {ENOUGH_SEEDS} seeds and {ENOUGH_PEOPLE} people.")
     for name, row in found["rows"].items():
         if sum(row["without_face"]):
-            notes.append(f"'{name}': {sum(row['without_face'])} of {seeds * people} pictures have no face.")
+            notes.append(f"'{name}': {sum(row['without_face'])} of {seeds * people} images have no face.")
     return notes
 
 
 def people_sheet(
-    sitter: Callable[[int], Sitter], picture: Callable[[Row, int], Path], scores: Scores, people: int
+    subject_of: Callable[[int], Subject], image_path: Callable[[Row, int], Path], scores: Scores, people: int
 ) -> Image.Image:
-    """For the first people: reference, driving photo, and the first seed's picture of each row of the tables."""
+    """Show the first people: reference, driving photo, and the first seed's image of each row of the tables."""
     panels = []
     for index in range(min(people, SHEET_PEOPLE)):
-        seat = sitter(index)
-        panels.append([Panel(f"Person {index}", Image.fromarray(seat.references[0]), "reference")])
-        panels[-1].append(Panel("Driving photo", Image.fromarray(seat.driving), seat.prompt.split(",")[0]))
+        subject = subject_of(index)
+        panels.append([Panel(f"Person {index}", Image.fromarray(subject.references[0]), "reference")])
+        panels[-1].append(Panel("Driving photo", Image.fromarray(subject.driving), subject.prompt.split(",")[0]))
         for row in _among(scores.values, distinct((*TABLE_3[:-1], *TABLE_2))):
             likeness = 100 * scores.values[row.name]["face_sim"][0, index]
-            panels[-1].append(Panel(row.title, Image.open(picture(row, index)), f"judge {likeness:.0f}"))
-    return sheet("Reference, driving photo, and every row's picture of them", panels)
+            panels[-1].append(Panel(row.title, Image.open(image_path(row, index)), f"judge {likeness:.0f}"))
+    return sheet("Reference, driving photo, and the image of each row", panels)
 
 
-def write_report(out: Path, found: dict[str, Any], references: Sequence[int], picture: Image.Image) -> None:
-    """Write the three files, each whole or not at all."""
+def write_report(out: Path, found: dict[str, Any], references: Sequence[int], sheet_image: Image.Image) -> None:
+    """Write the three files atomically."""
     data = io.BytesIO()
-    picture.save(data, format="PNG")
+    sheet_image.save(data, format="PNG")
     for name, content in (
         ("results.json", (json.dumps(found, indent=2) + "\n").encode()),
         ("ablation.md", markdown(found, references).encode()),

@@ -1,4 +1,4 @@
-"""The rows of the paper's Tables 2 and 3 and of its open question, and the trainings that they need."""
+"""The rows of the paper's Tables 2 and 3 and of its open question about several references, and their trainings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained otherwise than the whole of FaceSnap. landmarks and tokens are `TrainConfig`'s."""
+    """How a training differs from the full method. landmarks and tokens: see `TrainConfig`."""
 
     name: str
     mixer: str = "facial attributes"  # kind, see `facesnap_file.MIXERS`
@@ -16,18 +16,18 @@ class Training:
     tokens: str = "ffrnet"
 
 
-WHOLE = Training("mixer")
+FULL = Training("mixer")
 NO_LANDMARKS = Training("no-landmarks", landmarks="none")
 NO_FFRNET = Training("no-ffrnet", tokens="text")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to draw a person.
+    """One way to generate an image of a person.
 
-    landmarks: predicted (the reference's face in the driving photo's pose), driving (the driving photo's own), or none,
-    a black picture. references: how many photos of the person are given. average: averaged in place of mixed.
-    paper: its own CLIP-face, FaceSim and FID.
+    landmarks: predicted (the reference's face in the driving photo's pose), driving (the driving photo's own), or none
+    (a black image). references: how many photos of the person are given. average: average the references instead of
+    fusing them. paper: the paper's CLIP-face, FaceSim and FID.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Row:
     paper: tuple[float, float, float] | None = None
 
 
-MIXER = Row("mixer", "Facial Attribute Mixer", WHOLE, paper=(79.2, 70.6, 212.3))
+MIXER = Row("mixer", "Facial Attribute Mixer", FULL, paper=(79.2, 70.6, 212.3))
 TABLE_2 = (
     Row("id", "Face ID embeddings", Training("id", mixer="id only"), paper=(74.4, 67.2, 216.9)),
     Row("clip", "CLIP image features", Training("clip", mixer="clip only"), paper=(76.4, 66.1, 217.2)),
@@ -49,13 +49,13 @@ TABLE_2 = (
 TABLE_3 = (
     Row("no-ffrnet", "without FFRNet", NO_FFRNET, "none", paper=(70.2, 59.8, 225.2)),
     Row("no-landmarks", "FFRNet without landmark", NO_LANDMARKS, "none", paper=(72.6, 61.3, 218.5)),
-    Row("driving", "FFRNet with drive landmark", WHOLE, "driving", paper=(77.8, 69.3, 213.7)),
+    Row("driving", "FFRNet with drive landmark", FULL, "driving", paper=(77.8, 69.3, 213.7)),
     replace(MIXER, title="FFRNet with Landmark Predictor"),
 )
 
 
 def reference_rows(counts: Sequence[int]) -> tuple[Row, ...]:
-    """Rows with so many references, averaged and fused; with one, both are the Mixer's row."""
+    """The rows with each number of references, averaged and fused; for one reference both are the Mixer's row."""
     rows = []
     for count in counts:
         if count == 1:
@@ -66,7 +66,7 @@ def reference_rows(counts: Sequence[int]) -> tuple[Row, ...]:
                     Row(
                         f"{count}-{word}",
                         f"{count} references, {word}",
-                        WHOLE,
+                        FULL,
                         references=count,
                         average=average,
                     )
@@ -75,15 +75,15 @@ def reference_rows(counts: Sequence[int]) -> tuple[Row, ...]:
 
 
 def all_rows(references: Sequence[int]) -> list[Row]:
-    """The rows of both tables and of so many references, each once."""
+    """Return the distinct rows of both tables and of the given numbers of references."""
     return distinct((*TABLE_2, *TABLE_3, *reference_rows(references)))
 
 
 def distinct(rows: Iterable[Row]) -> list[Row]:
-    """Each row once; a row may stand in several tables under other titles."""
+    """Remove duplicate rows; a row may appear in several tables under different titles."""
     return list({row.name: row for row in rows}.values())
 
 
 def trainings(rows: Iterable[Row]) -> list[Training]:
-    """The trainings that rows need, each once."""
+    """Return the distinct trainings that the rows need."""
     return list(dict.fromkeys(row.training for row in rows))

@@ -1,7 +1,7 @@
-"""What FaceSnap costs beside plain SDXL, and beside a ControlNet on both rows and InstantID's shape.
+"""The cost of FaceSnap compared with plain SDXL, a ControlNet on both rows, and InstantID's shape.
 
-All ways take turns in one process, so that whatever else the machine does falls on all of them. FLOPs are counted on
-the meta device at SDXL's real size.
+All methods take turns in one process, so that other load on the machine affects them alike. FLOPs are counted on the
+meta device at SDXL's real size.
 """
 
 from __future__ import annotations
@@ -22,27 +22,35 @@ from torch import nn
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights.search import find_models
-from facesnap_lab.benchmarks.sampler import BOTH_ROWS, COMPILED, INSTANTID, OWN, PLAIN, BenchSampler, Networks
+from facesnap_lab.benchmarks.sampler import (
+    COMPILED,
+    CONTROLNET,
+    FACESNAP_VARIANTS,
+    INSTANTID,
+    PLAIN,
+    BenchSampler,
+    Networks,
+)
 from facesnap_lab.markdown import markdown_table
 
-STEPS = 8  # of a picture, the paper's
+STEPS = 8  # per image, as in the paper
 SDXL_WIDTHS, SDXL_PIXELS = (320, 640, 1280), 1024
 SMALL_WIDTHS, SMALL_PIXELS = (64, 128, 256), 512
-GROWTH = {"people": (1, 2, 4), "side": (0.5, 1.0, 1.5), "pictures": (1, 2, 4, 8)}  # side: of the usual one
+GROWTH = {"people": (1, 2, 4), "side": (0.5, 1.0, 1.5), "pictures": (1, 2, 4, 8)}  # side: relative to the usual one
 GROWTH_STEPS = 4
 REFERENCES = (1, 2, 4, 8)
 
 
 def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[str, Any]:
-    """Measure a picture drawn in each way.
+    """Measure the time per image of each method.
 
-    With a GPU at SDXL's size in half precision, else at a fifth of the widths and 512² in single precision.
+    On a GPU this is done at SDXL's size in half precision, otherwise at a fifth of the widths and 512² in single
+    precision.
 
     Returns:
-        `size`: of what was timed. `methods`: for each the median of its seconds a picture, and of their ratio to plain
-        SDXL's in the same turn; with a GPU more, see `take_turns`. `at_full_size`: ratios of FLOPs, and the GB of
-        added weights in half precision. `preparation`, and `growth` where it is asked for: see `measure_preparation`
-        and `measure_growth`.
+        `size`: what was timed. `methods`: for each, the median seconds per image and the median ratio to plain SDXL in
+        the same turn; on a GPU more, see `take_turns`. `at_full_size`: FLOP ratios, and the added weights in GB in half
+        precision. `preparation`: see `measure_preparation`. `growth`, if requested: see `measure_growth`.
     """
     if torch.cuda.is_available():
         device, dtype, widths, pixels = torch.device("cuda"), torch.float16, SDXL_WIDTHS, SDXL_PIXELS
@@ -70,10 +78,14 @@ def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[st
 
 
 def measure_preparation(repeats: int) -> dict[str, float]:
-    """Seconds before the first call of the UNet, with the miniature's networks: of the first picture of a person, and
-    of the next ones with the same photos and another size, weight and place, as a median."""
+    """Return the seconds of preparation before the first UNet call, with the miniature's networks.
+
+    `first` is a person's first image; `again` is the median of the next ones, with the same photos but another size,
+    weight and position.
+    """
     from facesnap_ext.engine import Engine
     from facesnap_ext.photos import Photo
+    from facesnap_ext.settings.strength import Strength
     from facesnap_ext.settings.unit import Unit
     from facesnap_lab.miniature import shipped
     from facesnap_lab.miniature.measure import photo
@@ -86,7 +98,8 @@ def measure_preparation(repeats: int) -> dict[str, float]:
         engine = Engine(lambda: find_models(Path(folder)))
         for turn in range(repeats + 1):
             began = time.perf_counter()
-            engine.prepare(replace(unit, weight=1 - turn / 100, x=0.5 + turn / 100), 1024, 1024 + 64 * turn)
+            strength = Strength(weight=1 - turn / 100)
+            engine.prepare(replace(unit, strength=strength, x=0.5 + turn / 100), 1024, 1024 + 64 * turn)
             seconds.append(time.perf_counter() - began)
     return {"first": round(seconds[0], 3), "again": round(statistics.median(seconds[1:]), 4)}
 
@@ -94,10 +107,10 @@ def measure_preparation(repeats: int) -> dict[str, float]:
 def take_turns(
     methods: dict[str, Callable[[], None]], repeats: int, device: torch.device, title: str
 ) -> dict[str, dict[str, float]]:
-    """Medians of seconds, and of the ratios to plain SDXL turn by turn.
+    """Return the medians of seconds and of the ratios to plain SDXL, taken turn by turn.
 
-    With a GPU also the seconds in which it was busy, and their ratio, without the waits for a slow processor; and the
-    peak memory in GB beyond plain SDXL's, but for the weights, which all lie there.
+    On a GPU also its busy seconds and their ratio, which exclude waits for the CPU, and the peak memory in GB beyond
+    plain SDXL's, excluding weights, since all of them are loaded.
     """
     from tqdm import tqdm
 
@@ -119,13 +132,13 @@ def take_turns(
         busy, peaks = ({name: measure(draw) for name, draw in methods.items()} for measure in (_busy, _peak))
         for name, row in found.items():
             row["gpu_seconds"] = round(busy[name], 4)
-            row["gpu_ratio"] = round(busy[name] / (busy[PLAIN] or math.nan), 4)  # a profiler may see nothing
+            row["gpu_ratio"] = round(busy[name] / (busy[PLAIN] or math.nan), 4)  # a profiler may record nothing
             row["added_activations_GB"] = round((peaks[name] - peaks[PLAIN]) / 1e9, 3)
     return found
 
 
 def _busy(draw: Callable[[], None]) -> float:
-    """Seconds in which the GPU computes."""
+    """Return the seconds in which the GPU is busy."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -135,14 +148,14 @@ def _busy(draw: Callable[[], None]) -> float:
     events = (event for event in profiler.events() if event.device_type == DeviceType.CUDA)
     spans = sorted((event.time_range.start, event.time_range.end) for event in events)
     total, done = 0.0, -math.inf
-    for start, end in spans:  # of kernels and copies, which may overlap
+    for start, end in spans:  # kernels and copies, which may overlap
         total += max(0.0, end - max(start, done))
         done = max(done, end)
     return total / 1e6
 
 
 def _peak(draw: Callable[[], None]) -> int:
-    """Bytes of the GPU's memory that are in use at most, beyond those before."""
+    """Return the peak GPU memory in bytes, beyond what was allocated before."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     draw()
@@ -151,28 +164,27 @@ def _peak(draw: Callable[[], None]) -> int:
 
 
 def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
-    """For each way at SDXL's size and 1024² the ratio of its FLOPs a picture to plain SDXL's, and the GB of weights in
-    half precision that it adds."""
-    easel = _at_full_size()
-    networks = easel.networks
+    """Return each method's FLOP ratio to plain SDXL, and its added weights in GB in half precision, at 1024²."""
+    sampler = _at_full_size()
+    networks = sampler.networks
 
     def runs(network: FFRNet, times: int) -> int:
-        x, timestep = easel.latents, torch.empty(1, device="meta")
-        features, identity = network.embed_landmarks(easel.drawing), network.embed_tokens(easel.tokens)
-        once = count(lambda: (network.embed_landmarks(easel.drawing), network.embed_tokens(easel.tokens)))
+        x, timestep = sampler.latents, torch.empty(1, device="meta")
+        features, identity = network.embed_landmarks(sampler.landmark_image), network.embed_tokens(sampler.tokens)
+        once = count(lambda: (network.embed_landmarks(sampler.landmark_image), network.embed_tokens(sampler.tokens)))
         return once + times * count(lambda: network(x, timestep, identity, features))
 
     plain = steps * _plain_step()
     flops = {PLAIN: plain}
-    for name, (light, every) in OWN.items():
-        flops[name] = plain + runs(networks.light if light else networks.ffrnet, -(-steps // every))
-    flops[BOTH_ROWS] = steps * count(lambda: easel.both_rows(1))
-    flops[INSTANTID] = steps * count(lambda: easel.instantid(1))
+    for name, (light, interval) in FACESNAP_VARIANTS.items():
+        flops[name] = plain + runs(networks.light if light else networks.ffrnet, -(-steps // interval))
+    flops[CONTROLNET] = steps * count(lambda: sampler.controlnet(1))
+    flops[INSTANTID] = steps * count(lambda: sampler.instantid(1))
     controlnet, light = (_gigabytes(network) for network in (networks.controlnet, networks.light))
-    adapter = [processor for processor in easel.adapter.values() if isinstance(processor, nn.Module)]
+    adapter = [processor for processor in sampler.adapter.values() if isinstance(processor, nn.Module)]
     projections = sum(parameter.numel() for processor in adapter for parameter in processor.parameters())
-    weights = {PLAIN: 0.0, BOTH_ROWS: controlnet, INSTANTID: controlnet + 2 * projections / 1e9}
-    weights |= {name: light if is_light else controlnet for name, (is_light, _) in OWN.items()}
+    weights = {PLAIN: 0.0, CONTROLNET: controlnet, INSTANTID: controlnet + 2 * projections / 1e9}
+    weights |= {name: light if is_light else controlnet for name, (is_light, _) in FACESNAP_VARIANTS.items()}
     return {
         name: {"flop_ratio": round(flops[name] / plain, 4), "added_weights_GB": round(weights[name], 3)}
         for name in flops
@@ -180,28 +192,31 @@ def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
 
 
 def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """How the cost of a picture of `GROWTH_STEPS` steps grows with work: the ratio of FaceSnap to plain SDXL, with a
-    GPU of the seconds in which it is busy, for several people in a picture, sides of the picture in pixels, and
-    pictures at once; for several references, which enter the Mixer once a person, the Mixer's FLOPs to those of a
-    plain picture at full size."""
+    """Measure how the cost of an image of `GROWTH_STEPS` steps grows with the amount of work.
+
+    Returns:
+        The ratio of FaceSnap to plain SDXL (on a GPU, of busy seconds) by the number of people in an image, the side in
+        pixels, and the batch size. For references, which enter the Mixer once per person, the ratio of the Mixer's
+        FLOPs to those of a plain image at full size.
+    """
     found: dict[str, dict[str, float]] = {}
     for axis, values in GROWTH.items():
         found[axis] = {}
         for value in values:
             side = int(pixels * value) // 64 * 64 if axis == "side" else pixels
-            easel = BenchSampler(networks, side, value if axis == "pictures" else 1)
+            sampler = BenchSampler(networks, side, value if axis == "pictures" else 1)
             people = value if axis == "people" else 1
-            turns = {PLAIN: lambda easel=easel: easel.plain(GROWTH_STEPS)}
-            turns["FaceSnap"] = lambda easel=easel, people=people: easel.facesnap(GROWTH_STEPS, people=people)
-            shown = str(side if axis == "side" else value)
-            row = take_turns(turns, repeats, device, f"{axis} {shown}")["FaceSnap"]
-            found[axis][shown] = row.get("gpu_ratio", row["ratio"])
+            turns = {PLAIN: lambda sampler=sampler: sampler.plain(GROWTH_STEPS)}
+            turns["FaceSnap"] = lambda sampler=sampler, people=people: sampler.facesnap(GROWTH_STEPS, people=people)
+            label = str(side if axis == "side" else value)
+            row = take_turns(turns, repeats, device, f"{axis} {label}")["FaceSnap"]
+            found[axis][label] = row.get("gpu_ratio", row["ratio"])
     found["references"] = {str(count): mixer_flop_ratio(count) for count in REFERENCES}
     return found
 
 
 def mixer_flop_ratio(references: int) -> float:
-    """FLOPs of the paper's Mixer for a person of so many references, to those of a plain picture of 8 steps."""
+    """Return the ratio of the Mixer's FLOPs for a person with that many references to those of a plain 8-step image."""
     with torch.device("meta"):
         mixer = FacialAttributeMixer(MixerConfig()).eval().requires_grad_(False)
         features = torch.empty(1, references, 512), torch.empty(1, references, 257, 1280)
@@ -209,7 +224,7 @@ def mixer_flop_ratio(references: int) -> float:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """The figures as a Markdown table."""
+    """Format the results as a Markdown table."""
     measured, counted = found["methods"], found["at_full_size"]
     on_gpu = "gpu_ratio" in measured[PLAIN]
     rows = []
@@ -222,16 +237,16 @@ def as_text(found: dict[str, Any]) -> str:
         if on_gpu:
             cells.append(round(full["added_weights_GB"] + row["added_activations_GB"], 2))
         rows.append((name, list(map(str, cells))))
-    head = ["seconds", "to plain SDXL", *(["GPU busy, s", "to plain SDXL"] if on_gpu else [])]
-    head += ["FLOPs to plain SDXL, 1024²", "added weights, GB", *(["added peak, GB"] if on_gpu else [])]
+    head = ["seconds", "relative to plain SDXL", *(["GPU busy, s", "relative to plain SDXL"] if on_gpu else [])]
+    head += ["FLOPs relative to plain SDXL, 1024²", "added weights, GB", *(["added peak, GB"] if on_gpu else [])]
     return "\n".join(markdown_table(head, rows))
 
 
 def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:
-    """A picture of `measure_growth`, one curve a panel."""
+    """Plot the result of `measure_growth`, one panel per curve."""
     from matplotlib.figure import Figure
 
-    titles = {"people": "people in a picture", "side": "side in pixels", "pictures": "pictures at once"}
+    titles = {"people": "people per image", "side": "side in pixels", "pictures": "batch size"}
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     panels = figure.subplots(1, len(growth))
     for axes, (axis, curve) in zip(panels, growth.items()):
@@ -239,14 +254,14 @@ def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:
         axes.plot(work, list(curve.values()), "o-", color="tab:blue")
         axes.set_xticks(work, list(curve))
         axes.set(xlabel=titles.get(axis, axis), ylim=(0, 1.15 * max(curve.values())))
-    panels[0].set_ylabel("a picture to plain SDXL's")
-    panels[-1].set(ylabel="Mixer's FLOPs to a picture's", xlabel="references of a person")
+    panels[0].set_ylabel("cost relative to plain SDXL")
+    panels[-1].set(ylabel="Mixer's FLOPs relative to an image's", xlabel="references per person")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
 def count(run: Callable[[], Any]) -> int:
-    """FLOPs of what a function does on the meta device."""
+    """Return the FLOPs of a function that runs on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -261,7 +276,7 @@ def _at_full_size() -> BenchSampler:
 
 @cache
 def _plain_step() -> int:
-    """FLOPs of plain SDXL's step at full size."""
+    """Return the FLOPs of one step of plain SDXL at full size."""
     return count(lambda: _at_full_size().plain(1))
 
 

@@ -1,7 +1,7 @@
-"""Pictures drawn by a UNet of SDXL's shape in every way whose cost is measured: plain, with FaceSnap, with a ControlNet
-on both rows, and as InstantID does.
+"""Sampling with a UNet of SDXL's shape by each method whose cost is measured.
 
-All networks have random numbers, which take as long as trained ones.
+The methods are plain SDXL, FaceSnap, a ControlNet on both rows of classifier-free guidance, and InstantID's shape. All
+networks have random weights, which take as long as trained ones.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from facesnap_ext.residuals import Residuals
 from facesnap_ext.settings.strength import Strength
 
 TEXT_TOKENS, IDENTITY_TOKENS = 77, 16
-LIGHT_BLOCKS = 2  # of `facesnap compress --blocks`
-EVERY = 2
+LIGHT_BLOCKS = 2  # as `facesnap compress --blocks 2`
+INTERVAL = 2  # FFRNet runs at every second step
 SHAPE: dict[str, Any] = {
     "transformer_layers_per_block": (1, 2, 10),
     "cross_attention_dim": 2048,
@@ -37,20 +37,20 @@ SHAPE: dict[str, Any] = {
 UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
 PLAIN = "plain SDXL"
-BOTH_ROWS = "ControlNet on both rows"
+CONTROLNET = "ControlNet on both rows"
 INSTANTID = "InstantID's shape"
-OWN = {  # FaceSnap's ways: whether FFRNet is the light one, and `Guidance.every`
+FACESNAP_VARIANTS = {  # whether FFRNet is the light one, and its interval
     "FaceSnap": (False, 1),
     "FaceSnap, light": (True, 1),
-    f"FaceSnap, every {EVERY} steps": (False, EVERY),
-    f"FaceSnap, light, every {EVERY} steps": (True, EVERY),
+    f"FaceSnap, every {INTERVAL} steps": (False, INTERVAL),
+    f"FaceSnap, light, every {INTERVAL} steps": (True, INTERVAL),
 }
-COMPILED = ", compiled"  # behind the names of the first two, where there is a GPU
+COMPILED = ", compiled"  # appended to the names of the first two variants; only on a GPU
 
 
 @dataclass(frozen=True)
 class Networks:
-    """SDXL's UNet and what conditions it, in one type on one device."""
+    """SDXL's UNet and the networks that condition it, with one dtype on one device."""
 
     unet: nn.Module
     controlnet: nn.Module
@@ -62,22 +62,22 @@ class Networks:
         from diffusers import ControlNetModel, UNet2DConditionModel
 
         shape = {**SHAPE, "block_out_channels": widths, "attention_head_dim": tuple(width // 64 for width in widths)}
-        usual = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # in single precision first, they would take twice the memory
+        default_dtype = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # creating them in single precision would take twice the memory
         try:
             with device:
                 unet, controlnet = UNet2DConditionModel(up_block_types=UP, **shape), ControlNetModel(**shape)
                 config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in controlnet.state_dict().items()})
-                made = cls(unet, controlnet, FFRNet(config), FFRNet(config.with_blocks(LIGHT_BLOCKS)))
+                networks = cls(unet, controlnet, FFRNet(config), FFRNet(config.with_blocks(LIGHT_BLOCKS)))
         finally:
-            torch.set_default_dtype(usual)
-        for network in (made.unet, made.controlnet, made.ffrnet, made.light):
+            torch.set_default_dtype(default_dtype)
+        for network in (networks.unet, networks.controlnet, networks.ffrnet, networks.light):
             network.eval().requires_grad_(False)
-        return made
+        return networks
 
 
 class BenchSampler:
-    """Pictures of one size, drawn by one UNet with classifier-free guidance, step after step."""
+    """Samples images of one size with one UNet and classifier-free guidance, step by step."""
 
     def __init__(self, networks: Networks, pixels: int, pictures: int = 1):
         self.networks, self.pixels, self.pictures = networks, pixels, pictures
@@ -86,7 +86,7 @@ class BenchSampler:
         self.latents = self.random(pictures, 4, pixels // 8, pixels // 8)
         self.text, self.tokens = self.random(2 * pictures, TEXT_TOKENS, 2048), self.random(1, IDENTITY_TOKENS, 2048)
         self.added = {"text_embeds": self.random(2 * pictures, 1280), "time_ids": self.random(2 * pictures, 6)}
-        self.drawing = self.random(1, 3, pixels, pixels)
+        self.landmark_image = self.random(1, 3, pixels, pixels)
 
     def random(self, *size: int) -> Tensor:
         return torch.rand(*size, device=self.device, dtype=self.dtype)
@@ -105,22 +105,27 @@ class BenchSampler:
     def plain(self, steps: int) -> None:
         self.draw(steps)
 
-    def facesnap(self, steps: int, light: bool = False, every: int = 1, people: int = 1, compile: bool = False) -> None:
-        """With so many people side by side, each with tokens, landmarks and a region of their own."""
+    def facesnap(
+        self, steps: int, light: bool = False, interval: int = 1, people: int = 1, compile: bool = False
+    ) -> None:
+        """Sample with FaceSnap and people side by side, each with its own tokens, landmarks and region."""
         network = self.networks.light if light else self.networks.ffrnet
-        one = Conditioning(network, self.tokens, self.landmarks, Strength(ffrnet_interval=every), compile=compile)
+        one = Conditioning(network, self.tokens, self.landmarks, Strength(ffrnet_interval=interval), compile=compile)
         regions = [PaintedRegion(column[None]) for column in np.eye(people, dtype=np.float32)]
         conditionings = [replace(one, region=region, tokens=one.tokens + i) for i, region in enumerate(regions)]
         blended = Residuals([one] if people == 1 else conditionings)
-        sides = [True] * self.pictures + [False] * self.pictures
-        self.draw(steps, lambda x, timesteps: blended.rows(x, timesteps, sides))
+        cond_rows = [True] * self.pictures + [False] * self.pictures
+        self.draw(steps, lambda x, timesteps: blended.rows(x, timesteps, cond_rows))
 
-    def both_rows(self, steps: int) -> None:
+    def controlnet(self, steps: int) -> None:
         self.draw(steps, self._controlnet)
 
     def instantid(self, steps: int) -> None:
         unet, text = self.networks.unet, self.text
-        before, adapted = unet.attn_processors, dict(self.adapter)  # which setting them empties
+        before, adapted = (
+            unet.attn_processors,
+            dict(self.adapter),
+        )  # a copy, because setting processors empties the dict
         unet.set_attn_processor(adapted)
         self.text = (text, [self.tokens.expand(len(text), -1, -1)])
         try:
@@ -138,50 +143,52 @@ class BenchSampler:
         return adapter_processors(self.networks.unet)
 
     def _controlnet(self, x: Tensor, timesteps: Tensor) -> list[Tensor]:
-        tokens, drawings = self.tokens.expand(len(x), -1, -1), self.drawing.expand(len(x), -1, -1, -1)
+        tokens, landmark_images = self.tokens.expand(len(x), -1, -1), self.landmark_image.expand(len(x), -1, -1, -1)
         down, middle = self.networks.controlnet(
-            x, timesteps, tokens, drawings, added_cond_kwargs=self.added, return_dict=False
+            x, timesteps, tokens, landmark_images, added_cond_kwargs=self.added, return_dict=False
         )
         return [*down, middle]
 
     def methods(self, steps: int) -> dict[str, Callable[[], None]]:
-        """All ways to draw a picture, as functions without arguments."""
+        """Return all methods by name, as functions without arguments."""
         own = {
-            name: lambda light=light, every=every: self.facesnap(steps, light, every)
-            for name, (light, every) in OWN.items()
+            name: lambda light=light, interval=interval: self.facesnap(steps, light, interval)
+            for name, (light, interval) in FACESNAP_VARIANTS.items()
         }
         if self.device.type == "cuda":
             for name in ("FaceSnap", "FaceSnap, light"):
-                light, every = OWN[name]
-                own[name + COMPILED] = lambda light=light, every=every: self.facesnap(steps, light, every, compile=True)
+                light, interval = FACESNAP_VARIANTS[name]
+                own[name + COMPILED] = lambda light=light, interval=interval: self.facesnap(
+                    steps, light, interval, compile=True
+                )
         return {
             PLAIN: lambda: self.plain(steps),
             **own,
-            BOTH_ROWS: lambda: self.both_rows(steps),
+            CONTROLNET: lambda: self.controlnet(steps),
             INSTANTID: lambda: self.instantid(steps),
         }
 
 
 def front_face(pixels: int) -> Landmarks:
-    """The landmarks of somebody's face in the middle of a square picture, half as high as that."""
-    from facesnap_lab.ablation.pictures import face_shapes
+    """Return the landmarks of a face in the centre of a square image, half as high as the image."""
+    from facesnap_lab.miniature.render import face_shapes
 
-    shape = face_shapes(1)[0] * (1, -1)  # y upwards there
+    shape = face_shapes(1)[0] * (1, -1)  # from y up to y down
     shape = (shape - shape.mean(0)) / np.ptp(shape[:, 1])
     return Landmarks((pixels * (0.5 + 0.5 * shape)).astype(np.float32), pixels, pixels)
 
 
 def adapter_processors(unet: nn.Module) -> dict[str, nn.Module]:
-    """IP-Adapter's attention for diffusers' UNet: each cross-attention gets a second one, to 16 identity tokens."""
+    """Return IP-Adapter's attention for diffusers' UNet: each cross-attention also attends to 16 identity tokens."""
     from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 
-    made = {}
+    networks = {}
     for name in unet.attn_processors:
         if name.endswith("attn1.processor"):
-            made[name] = AttnProcessor2_0()
+            networks[name] = AttnProcessor2_0()
             continue
         query = unet.get_submodule(name.removesuffix(".processor")).to_q.weight
         with query.device:
             adapted = IPAdapterAttnProcessor2_0(len(query), 2048, num_tokens=(IDENTITY_TOKENS,))
-        made[name] = adapted.to(query.dtype).requires_grad_(False)
-    return made
+        networks[name] = adapted.to(query.dtype).requires_grad_(False)
+    return networks

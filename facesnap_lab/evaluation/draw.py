@@ -1,7 +1,7 @@
-"""Drawing a list's cases with FaceSnap, on as many processes as accelerate was started with.
+"""Generate the images of an evaluation's cases with FaceSnap, on as many processes as accelerate was started with.
 
-Each picture is written whole or not at all and carries what it was drawn with and what it cost, so that a run that was
-stopped goes on where it was.
+Each image is written atomically and stores its recipe and cost as metadata, so an interrupted run resumes where it
+stopped.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.source import paths_of
 from facesnap_lab.evaluation.protocol import Case
 
-NOTE = "facesnap evaluate"  # the PNG text under which a picture says what it is
+NOTE = "facesnap evaluate"  # PNG text key of the recipe and cost
 
 
 @dataclass(frozen=True, eq=False)
-class Studio:
-    """FaceSnap and a base model, ready to draw. scale: of classifier-free guidance."""
+class EvaluationPipeline:
+    """FaceSnap and a base model, ready to generate. scale: classifier-free guidance scale."""
 
     pipe: Any
     engine: Engine
     files: ModelFiles
     base: str  # the base model's name
-    model: str = ""  # the FaceSnap file's name, where there are several
+    model: str = ""  # name of the FaceSnap file, if there are several
     width: int = 1024
     height: int = 1024
     steps: int = 8
     scale: float = 2.0
 
     def draw(self, case: Case) -> np.ndarray:
-        """[height,width,3] uint8.
+        """Generate a case's image, [height,width,3] uint8.
 
         Raises:
-            FaceSnapError: a photo has no face, or a model file is missing or unfit.
+            FaceSnapError: a photo has no face, or a model file is missing or does not fit.
         """
         unit = Unit(
             enabled=True,
@@ -74,8 +74,11 @@ class Studio:
         return np.asarray(drawn.images[0])
 
     def recipe(self, case: Case) -> dict[str, Any]:
-        """What decides how a case's picture looks, ready for JSON: photos and the FaceSnap file by their hashes, the
-        base by its name; encoders are taken for what the FaceSnap file wants."""
+        """Return everything that determines a case's image, ready for JSON.
+
+        Photos and the FaceSnap file enter by their hashes, the base model by its name. The encoders are assumed to be
+        those that the FaceSnap file requires.
+        """
         facesnap = self.files.choose_facesnap(self.model)
         paths = paths_of(facesnap)
         return {
@@ -94,9 +97,9 @@ class Studio:
 
 @dataclass(frozen=True)
 class Cost:
-    """What pictures cost: the median of seconds, and the most memory of all, in bytes.
+    """The cost of images: median time in seconds, and peak memory in bytes.
 
-    memory_kind: "GPU", what torch had allocated, or "process", the whole process's resident memory on the CPU.
+    memory_kind: "GPU" (memory allocated by torch) or "process" (resident memory of the process, on the CPU).
     """
 
     seconds: float
@@ -105,21 +108,21 @@ class Cost:
     device: str
 
 
-def load_studio(
+def load_pipeline(
     base: Path,
     base_config: Path | None,
     find_models: Callable[[], ModelFiles],
     device: torch.device,
     dtype: torch.dtype,
     **settings: Any,
-) -> Studio:
-    """Load an SDXL model with the paper's sampler, DPM++ SDE.
+) -> EvaluationPipeline:
+    """Load an SDXL model with the paper's sampler (DPM++ SDE) and FaceSnap.
 
     Args:
-        base, base_config: as `training.frozen.load_base` takes them. settings: further fields of `Studio`.
+        base, base_config: see `training.frozen.load_base`. settings: further fields of `EvaluationPipeline`.
 
     Raises:
-        FaceSnapError: the base is missing or not SDXL, or there is no FaceSnap file.
+        FaceSnapError: the base is missing or not SDXL, or no FaceSnap file was found.
     """
     from diffusers import DPMSolverSinglestepScheduler
 
@@ -133,59 +136,59 @@ def load_studio(
         pipe.scheduler.config, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True, lower_order_final=True
     )
     pipe.set_progress_bar_config(disable=True)
-    return Studio(pipe.to(device), Engine(find_models), find_models(), base.name, **settings)
+    return EvaluationPipeline(pipe.to(device), Engine(find_models), find_models(), base.name, **settings)
 
 
-def check_faces(studio: Studio, cases: Sequence[Case]) -> None:
-    """Look for the faces of all references and driving photos, so that none is found missing hours later.
+def check_faces(pipeline: EvaluationPipeline, cases: Sequence[Case]) -> None:
+    """Detect the faces of all references and driving photos, to report a missing one before hours of generating.
 
     Raises:
         FaceSnapError: a photo cannot be read or has no face.
     """
     for path in dict.fromkeys(path for case in cases for path in (*case.identity.references, case.pose.photo)):
-        studio.engine.encoders(studio.files).face(photos.from_path(path))
+        pipeline.engine.encoders(pipeline.files).face(photos.from_path(path))
 
 
 def processes() -> Any:
-    """accelerate's `PartialState`: the processes that share the work, and this one's device."""
+    """Return accelerate's `PartialState`: the processes that share the work, and this one's device."""
     from accelerate import PartialState
     from accelerate.utils import is_cuda_available, is_mps_available, is_npu_available, is_xpu_available
 
-    found = (known() for known in (is_cuda_available, is_mps_available, is_npu_available, is_xpu_available))
+    checks = (is_cuda_available, is_mps_available, is_npu_available, is_xpu_available)
     return PartialState(
-        cpu=not any(found),  # unless it is told so, each of several processes on a CPU thinks itself alone
-        timeout=timedelta(hours=12),  # one looks at all real photos while the others wait
+        cpu=not any(check() for check in checks),  # otherwise each CPU process assumes that it is the only one
+        timeout=timedelta(hours=12),  # the main process embeds all real photos while the others wait
     )
 
 
-def draw_cases(studio: Studio, cases: Sequence[Case], out: Path) -> Cost:
-    """Draw the cases that `out` does not have yet, each in one of accelerate's processes.
+def draw_cases(pipeline: EvaluationPipeline, cases: Sequence[Case], out: Path) -> Cost:
+    """Generate the images that `out` does not have yet, shared among accelerate's processes.
 
     Args:
-        studio: with `draw` and `recipe`.
+        pipeline: has `draw` and `recipe`.
 
     Raises:
-        FaceSnapError: `out` has pictures that were drawn otherwise, a photo has no face, or the disk is full.
+        FaceSnapError: `out` has images of another recipe, a photo has no face, or the disk is full.
     """
     from tqdm import tqdm
 
     state = processes()
-    left = [case for case in cases if not _is_drawn(out / case.file, studio.recipe(case))]
-    state.wait_for_everyone()  # else one could take for drawn before what another has begun to draw
+    left = [case for case in cases if not _is_generated(out / case.file, pipeline.recipe(case))]
+    state.wait_for_everyone()  # or another process might see images that this one has begun to write
     done = len(cases) - len(left)
     with state.split_between_processes(left) as own:
         share = max(1, state.num_processes)
-        with tqdm(total=len(cases), initial=done, desc="drawing", disable=not state.is_main_process) as bar:
+        with tqdm(total=len(cases), initial=done, desc="generating", disable=not state.is_main_process) as bar:
             for case in own:
-                _draw_case(studio, case, out / case.file, state.device)
+                _generate_case(pipeline, case, out / case.file, state.device)
                 bar.update(min(share, len(cases) - bar.n))
     state.wait_for_everyone()
     return cost(cases, out)
 
 
 def cost(cases: Sequence[Case], out: Path) -> Cost:
-    """What the pictures say of themselves. Of two kinds of device the first picture's counts."""
-    notes = [_note(out / case.file, whole=False) for case in cases]
+    """Read the cost from the images' metadata. If devices differ, only images of the first image's device count."""
+    notes = [_note(out / case.file, complete=False) for case in cases]
     notes = [note for note in notes if note["device"] == notes[0]["device"]]
     memory = [note["memory"] for note in notes if note["memory"]]
     return Cost(
@@ -196,14 +199,14 @@ def cost(cases: Sequence[Case], out: Path) -> Cost:
     )
 
 
-def _draw_case(studio: Studio, case: Case, path: Path, device: torch.device) -> None:
+def _generate_case(pipeline: EvaluationPipeline, case: Case, path: Path, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    picture = studio.draw(case)
-    seconds = time.perf_counter() - began  # the picture is on the CPU: the GPU is done
-    note = studio.recipe(case) | {
+    image = pipeline.draw(case)
+    seconds = time.perf_counter() - began  # the image is on the CPU, so the GPU has finished
+    note = pipeline.recipe(case) | {
         "seconds": round(seconds, 4),
         "memory": torch.cuda.max_memory_allocated(device) if on_gpu else _peak_of_process(),
         "memory_kind": "GPU" if on_gpu else "process",
@@ -213,40 +216,42 @@ def _draw_case(studio: Studio, case: Case, path: Path, device: torch.device) -> 
     information.add_text(NOTE, json.dumps(note))
     try:
         with atomic_write(path) as part:
-            Image.fromarray(picture).save(part, format="PNG", pnginfo=information)
+            Image.fromarray(image).save(part, format="PNG", pnginfo=information)
     except OSError as error:
-        raise FaceSnapError(f"{path} cannot be written ({error.strerror}); make room and run this again.") from error
+        raise FaceSnapError(
+            f"{path} could not be written ({error.strerror}); free some disk space and try again."
+        ) from error
 
 
-def _is_drawn(path: Path, recipe: dict[str, Any]) -> bool:
-    """Whether a picture is there and whole; one of another recipe is an error, since a table must not mix them."""
+def _is_generated(path: Path, recipe: dict[str, Any]) -> bool:
+    """Return whether a complete image exists; one of another recipe is an error, since a table must not mix recipes."""
     note = _note(path)
     if note is None:
         return False
     if others := [name for name, value in recipe.items() if note.get(name) != value]:
         raise FaceSnapError(
-            f"{path} was drawn with another {others[0]} than this run's; choose another --out or remove its pictures."
+            f"{path} was generated with another {others[0]} than this run's; choose another --out or remove its images."
         )
     return True
 
 
-def _note(path: Path, whole: bool = True) -> dict[str, Any] | None:
-    """What a picture says of itself; None where there is none, or, if it has to be whole, where it is not."""
+def _note(path: Path, complete: bool = True) -> dict[str, Any] | None:
+    """Read an image's metadata; None if it does not exist, or if it must be complete and is not."""
     try:
         with Image.open(path) as image:
-            if whole:
+            if complete:
                 image.load()
             return json.loads(image.info[NOTE])
     except FileNotFoundError:
         return None
     except KeyError:
-        raise FaceSnapError(f"{path} was not drawn by this command; choose another --out.") from None
-    except (OSError, SyntaxError, ValueError):  # Pillow's words for what is cut off or damaged
+        raise FaceSnapError(f"{path} was not generated by this command; choose another --out.") from None
+    except (OSError, SyntaxError, ValueError):  # raised by Pillow for truncated or damaged files
         return None
 
 
 def _peak_of_process() -> int | None:
-    """Bytes; None on Windows."""
+    """Return the peak resident memory in bytes; None on Windows."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""Draw a list's pictures with FaceSnap, measure them and those of other methods, write the report."""
+"""Generate a list's images with FaceSnap, measure them and those of other methods, and write the report."""
 
 from __future__ import annotations
 
@@ -7,52 +7,52 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_lab.evaluation.draw import Studio, check_faces, draw_cases, processes
+from facesnap_lab.evaluation.draw import EvaluationPipeline, check_faces, draw_cases, processes
 from facesnap_lab.evaluation.judges import Judges
-from facesnap_lab.evaluation.measure import look_at_real_photos, measure
-from facesnap_lab.evaluation.protocol import Protocol, find_pictures
+from facesnap_lab.evaluation.measure import embed_real_photos, measure
+from facesnap_lab.evaluation.protocol import Protocol, find_images
 from facesnap_lab.evaluation.report import write_report
 
-OWN = "FaceSnap"
+FACESNAP = "FaceSnap"  # name of the method, and of its image folder
 
 
 def evaluate(
-    protocol: Protocol, judges: Judges, others: dict[str, Path], out: Path, studio: Studio | None = None
+    protocol: Protocol, judges: Judges, others: dict[str, Path], out: Path, pipeline: EvaluationPipeline | None = None
 ) -> dict[str, Any] | None:
-    """Draw, measure, and write results.json, table.md, sheet.png and plot.png into `out`.
+    """Generate, measure, and write results.json, table.md, sheet.png and plot.png to `out`.
 
     Args:
-        others: folders of other methods' pictures by the methods' names.
-        studio: draws FaceSnap's pictures into `out`/FaceSnap; None measures the others alone.
+        others: image folders of other methods by name.
+        pipeline: generates FaceSnap's images into `out`/FaceSnap; None measures the other methods only.
 
     Returns:
-        The results; None in processes other than accelerate's first.
+        The results; None in all processes but accelerate's main one.
 
     Raises:
-        FaceSnapError: nothing to measure or to measure with, a picture is missing, or a photo has no face.
+        FaceSnapError: no images or networks to measure with, an image is missing, or a photo has no face.
     """
     from tqdm import tqdm
 
     if judges.clip is None and judges.embed is None and judges.extractor is None:
         raise FaceSnapError("There is no network to measure with; give --clip, --facenet or --inception.")
-    if studio is None and not others:
-        raise FaceSnapError("There are no pictures to measure; give --base to draw FaceSnap's, or --pictures.")
-    if OWN in others and studio is not None:
-        raise FaceSnapError(f"--pictures has a method {OWN}, which is drawn here; give it another name.")
+    if pipeline is None and not others:
+        raise FaceSnapError("There are no images to measure; give --base to generate FaceSnap's, or give --pictures.")
+    if FACESNAP in others and pipeline is not None:
+        raise FaceSnapError(f"--pictures names a method {FACESNAP}, which this run generates itself; rename it.")
     cases = protocol.cases()
     for folder in others.values():
-        find_pictures(cases, folder)  # what is missing is said before hours of drawing
+        find_images(cases, folder)  # reports missing images before hours of generating
     state = processes()
     real = None
     if state.is_main_process:
         with tqdm(total=len(protocol.identities), desc="real photos") as bar:
-            real = look_at_real_photos(protocol, judges, bar.update)
+            real = embed_real_photos(protocol, judges, bar.update)
     costs = {}
     folders = dict(others)
-    if studio is not None:
-        check_faces(studio, cases)
-        costs[OWN] = draw_cases(studio, cases, out / OWN)
-        folders = {OWN: out / OWN} | folders
+    if pipeline is not None:
+        check_faces(pipeline, cases)
+        costs[FACESNAP] = draw_cases(pipeline, cases, out / FACESNAP)
+        folders = {FACESNAP: out / FACESNAP} | folders
     if not state.is_main_process:
         return None
     methods = []
@@ -63,10 +63,10 @@ def evaluate(
 
 
 def named_folders(values: Sequence[str]) -> dict[str, Path]:
-    """`NAME=DIR` or `DIR`, which is then named as its last folder.
+    """Parse `NAME=DIR` or `DIR`; the latter is named after its last folder.
 
     Raises:
-        FaceSnapError: two have one name.
+        FaceSnapError: two folders have the same name.
     """
     folders: dict[str, Path] = {}
     for value in values:
@@ -74,6 +74,6 @@ def named_folders(values: Sequence[str]) -> dict[str, Path]:
         if not equals:
             name, folder = Path(value).resolve().name, value
         if not name or not folder or name in folders:
-            raise FaceSnapError(f"--pictures {value} gives no name of its own; write NAME=DIR with another name.")
+            raise FaceSnapError(f"--pictures {value} gives no unique name; write NAME=DIR with another name.")
         folders[name] = Path(folder)
     return folders

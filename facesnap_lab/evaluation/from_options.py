@@ -11,7 +11,7 @@ import torch
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import faces
 from facesnap_ext.weights.search import find_models
-from facesnap_lab.evaluation.draw import Studio, load_studio, processes
+from facesnap_lab.evaluation.draw import EvaluationPipeline, load_pipeline, processes
 from facesnap_lab.evaluation.evaluate import evaluate, named_folders
 from facesnap_lab.evaluation.judges import Judges, load_clip, load_face_judge, load_inception
 from facesnap_lab.evaluation.protocol import read_protocol
@@ -38,7 +38,13 @@ def run(options: argparse.Namespace) -> str | None:
 
 
 def _miniature(options: argparse.Namespace, others: dict[str, Path], device: torch.device, models: Path):
-    from facesnap_lab.evaluation.miniature import DRIVER, STEPS, miniature_judges, miniature_protocol, miniature_studio
+    from facesnap_lab.evaluation.miniature import (
+        DRIVER,
+        STEPS,
+        miniature_judges,
+        miniature_pipeline,
+        miniature_protocol,
+    )
 
     given = [name for name in ("list", "base", "models", "clip", "facenet", "inception") if getattr(options, name)]
     if given:
@@ -47,7 +53,7 @@ def _miniature(options: argparse.Namespace, others: dict[str, Path], device: tor
         raise FaceSnapError(f"--people is {options.people}; give a number from 1 to {DRIVER}.")
     with processes().main_process_first():
         protocol = miniature_protocol(options.out / "world", options.people)
-    studio = miniature_studio(models, device, options.steps or STEPS, options.scale)
+    studio = miniature_pipeline(models, device, options.steps or STEPS, options.scale)
     return evaluate(protocol, miniature_judges(), others, options.out, studio)
 
 
@@ -69,12 +75,12 @@ def _judges(options: argparse.Namespace, device: torch.device) -> Judges:
     return Judges(clip, pack, embed, options.facenet.name if options.facenet else "", extractor)
 
 
-def _studio(options: argparse.Namespace, device: torch.device) -> Studio | None:
+def _studio(options: argparse.Namespace, device: torch.device) -> EvaluationPipeline | None:
     if options.base is None:
         return None
     if options.models is None:
         raise FaceSnapError("FaceSnap needs its model files to draw; give their folder with --models.")
-    return load_studio(
+    return load_pipeline(
         options.base,
         options.base_config,
         lambda: find_models(options.models),

@@ -1,4 +1,4 @@
-"""The networks that measure, from files on this disk. None of them should be one that a measured method is given."""
+"""The networks that measure, loaded from local files. None of them should condition a measured method."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ FACENET_SIDE = 160
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Both halves of a CLIP. tokens: from texts to token numbers [N,T] and their mask [N,T], None where all count."""
+    """A CLIP's image and text encoders. tokens: maps texts to token ids [N,T] and a mask [N,T], or None for no mask."""
 
     model: Any  # transformers' CLIPModel
     tokens: Callable[[Sequence[str]], tuple[Tensor, Tensor | None]]
     name: str
 
     @torch.no_grad()
-    def of_pictures(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Embeddings [N,D] float32, not normalised, of the middle squares of pictures [H,W,3] uint8 RGB."""
+    def embed_images(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Embed the central squares of images [H,W,3] uint8 RGB as [N,D] float32, not normalised."""
         pixels = preprocess(
-            [_middle_square(picture) for picture in pictures], self.model.config.vision_config.image_size
+            [_central_square(picture) for picture in pictures], self.model.config.vision_config.image_size
         )
         seen = self.model.vision_model(pixel_values=pixels.to(self.model.device, self.model.dtype)).pooler_output
         return self.model.visual_projection(seen).float().cpu().numpy()
 
     @torch.no_grad()
-    def of_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings [N,D] float32, not normalised; what exceeds CLIP's length is cut off."""
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Embed texts as [N,D] float32, not normalised; tokens beyond CLIP's length are cut off."""
         tokens, mask = self.tokens(texts)
         mask = None if mask is None else mask.to(self.model.device)
         read = self.model.text_model(input_ids=tokens.to(self.model.device), attention_mask=mask).pooler_output
@@ -50,7 +50,7 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """Features for FID: from pictures [H,W,3] uint8 RGB to [N,D]."""
+    """Features for FID: maps images [H,W,3] uint8 RGB to [N,D]."""
 
     features: Callable[[Sequence[np.ndarray]], np.ndarray]
     name: str
@@ -58,17 +58,17 @@ class Extractor:
 
 @dataclass(frozen=True, eq=False)
 class Judges:
-    """What measures; where there is None, its metrics are not measured."""
+    """The networks that measure; metrics of a missing one are skipped."""
 
-    clip: Clip | None = None  # CLIP-T, and with `pack` CLIP-face
-    pack: FacePack | None = None  # finds the faces
-    embed: Callable[[Face], np.ndarray] | None = None  # FaceSim: from a face that `pack` found to its embedding [E]
-    face_name: str = ""  # of the network behind `embed`
+    clip: Clip | None = None  # CLIP-T, and CLIP-face together with `pack`
+    pack: FacePack | None = None  # detects the faces
+    embed: Callable[[Face], np.ndarray] | None = None  # FaceSim: maps a face detected by `pack` to its embedding [E]
+    face_name: str = ""  # name of the network behind `embed`
     extractor: Extractor | None = None  # FID
 
     @property
     def names(self) -> dict[str, str | None]:
-        """What measured what, for the results."""
+        """The networks' names for the report."""
         return {
             "clip": self.clip and self.clip.name,
             "face recognition": self.face_name or None,
@@ -77,7 +77,7 @@ class Judges:
 
 
 def find_face(pack: FacePack, photo: Photo) -> Face | None:
-    """The largest face, None where there is none."""
+    """Detect the largest face; None without a face."""
     try:
         return faces.find_faces(pack, photo)[0]
     except NoFaceError:
@@ -85,21 +85,21 @@ def find_face(pack: FacePack, photo: Photo) -> Face | None:
 
 
 def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
-    """A whole CLIP with its tokenizer, transformers' folder.
+    """Load a complete CLIP with its tokenizer from transformers' folder.
 
     Raises:
-        FaceSnapError: it is not one.
+        FaceSnapError: the folder does not hold one.
     """
     from transformers import AutoTokenizer, CLIPModel
 
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True).float()
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises whatever it meets
+    except Exception as error:  # transformers raises many kinds
         reason = reason_of(error)
         raise FaceSnapError(
-            f"{folder} is not a whole CLIP ({reason}); give transformers' folder with both halves and the tokenizer, "
-            "such as clip-vit-large-patch14."
+            f"{folder} is not a complete CLIP ({reason}); give transformers' folder with image encoder, text encoder "
+            "and tokenizer, such as clip-vit-large-patch14."
         ) from error
     length = model.config.text_config.max_position_embeddings
 
@@ -111,22 +111,22 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
 
 
 def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Face], np.ndarray]]:
-    """A face recognition network: FaceNet in ONNX or TorchScript (160 pixels), or insightface's in ONNX (112 pixels).
+    """Load a face recognition network: FaceNet (160 pixels, ONNX or TorchScript) or insightface's (112 pixels, ONNX).
 
-    FaceNet sees the detector's box, stretched to a square, as (x − 127.5) / 128 (facenet-pytorch, models/mtcnn.py);
-    insightface's networks see the face turned to ArcFace's template.
+    FaceNet receives the detector's box, stretched to a square, as (x − 127.5) / 128 (facenet-pytorch, models/mtcnn.py).
+    insightface's networks receive the face aligned to ArcFace's template.
 
     Args:
-        pack: whose detector finds the faces.
+        pack: provides the face detector.
 
     Returns:
-        The pack to find faces with, and the function from a face to its embedding [E].
+        The pack to detect faces with, and a function from a face to its embedding [E].
 
     Raises:
-        FaceSnapError: the file is missing, or none of these.
+        FaceSnapError: the file is missing or none of these.
     """
     if not file.is_file():
-        raise FaceSnapError(f"There is no face recognition network {file}; correct its name.")
+        raise FaceSnapError(f"The face recognition network {file} does not exist; correct its name.")
     try:
         if file.suffix.lower() != ".onnx":
             return pack, _facenet(_torchscript(file))
@@ -137,7 +137,7 @@ def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Fac
         _, first, _, last = inputs.shape
     except FaceSnapError:
         raise
-    except Exception as error:  # onnxruntime's own errors, or an input that is no picture
+    except Exception as error:  # onnxruntime's own errors, or an input that is not an image
         reason = reason_of(error)
         raise FaceSnapError(f"{file} cannot be read as a face recognition network ({reason}); use another.") from error
     side = last if first == 3 else first
@@ -153,39 +153,42 @@ def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Fac
 
         judge = get_model(str(file), providers=pack.providers)
         return replace(pack, recognition=judge), lambda face: face.embedding
-    raise FaceSnapError(f"{file} wants pictures of {inputs.shape}; use a FaceNet of 160 or an ArcFace of 112 pixels.")
+    raise FaceSnapError(
+        f"{file} expects images of shape {inputs.shape}; use a FaceNet (160 pixels) or an ArcFace (112 pixels)."
+    )
 
 
 def load_inception(file: Path, device: torch.device | str = "cpu") -> Extractor:
-    """FID's Inception in TorchScript, such as NVIDIA's and clean-fid's inception-2015-12-05.pt; pictures are resized as
-    clean-fid does (Parmar et al. 2022).
+    """Load FID's Inception as TorchScript, such as inception-2015-12-05.pt of NVIDIA and clean-fid.
+
+    Images are resized as clean-fid does (Parmar et al., 2022).
 
     Raises:
-        FaceSnapError: the file is missing or no TorchScript.
+        FaceSnapError: the file is missing or not TorchScript.
     """
     if not file.is_file():
-        raise FaceSnapError(f"There is no Inception {file}; correct its name.")
+        raise FaceSnapError(f"The Inception network {file} does not exist; correct its name.")
     network = _torchscript(file).to(device)
     arguments = [argument.name for argument in network.forward.schema.arguments]
-    # NVIDIA's gives the classes without this
-    asked = {"return_features": True} if "return_features" in arguments else {}
+    # NVIDIA's returns classes by default
+    options = {"return_features": True} if "return_features" in arguments else {}
 
     @torch.no_grad()
     def features(pictures: Sequence[np.ndarray]) -> np.ndarray:
         pixels = torch.from_numpy(np.stack([resize_float(picture, INCEPTION_SIDE) for picture in pictures]))
-        found = network(pixels.permute(0, 3, 1, 2).to(device), **asked)
-        return found.flatten(1).double().cpu().numpy()
+        output = network(pixels.permute(0, 3, 1, 2).to(device), **options)
+        return output.flatten(1).double().cpu().numpy()
 
     return Extractor(features, file.name)
 
 
 def clip_extractor(clip: Clip) -> Extractor:
-    """CLIP's embeddings as features, where there is no Inception."""
-    return Extractor(clip.of_pictures, f"CLIP {clip.name}")
+    """Use CLIP's embeddings as features in place of Inception's."""
+    return Extractor(clip.embed_images, f"CLIP {clip.name}")
 
 
 def resize_float(picture: np.ndarray, side: int) -> np.ndarray:
-    """[side,side,3] float32 0…255 of a picture [H,W,3] uint8: bicubic, antialiased, not rounded."""
+    """Resize an image [H,W,3] uint8 to [side,side,3] float32 0…255: bicubic, antialiased, not rounded."""
     channels = [
         np.asarray(Image.fromarray(channel).resize((side, side), Image.Resampling.BICUBIC))
         for channel in picture.astype(np.float32).transpose(2, 0, 1)
@@ -213,10 +216,10 @@ def _torchscript(file: Path) -> Any:
         return torch.jit.load(str(file), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
         reason = reason_of(error, 200)
-        raise FaceSnapError(f"{file} is no TorchScript ({reason}); export it with torch.jit.trace.") from error
+        raise FaceSnapError(f"{file} is not TorchScript ({reason}); export it with torch.jit.trace.") from error
 
 
-def _middle_square(picture: np.ndarray) -> np.ndarray:
+def _central_square(picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -1,4 +1,4 @@
-"""From a folder of pictures to its row of the table."""
+"""Measure a method: from a folder of images to its row of the table."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from facesnap_ext.photos import Photo
 from facesnap_lab import statistics
 from facesnap_lab.evaluation import metrics
 from facesnap_lab.evaluation.judges import Judges, find_face
-from facesnap_lab.evaluation.protocol import PICTURE_SUFFIXES, Protocol, find_pictures
+from facesnap_lab.evaluation.protocol import IMAGE_SUFFIXES, Protocol, find_images
 from facesnap_lab.statistics import Interval
 
 T = TypeVar("T")
 BATCH = 16
-METRICS = ("clip_t", "clip_face", "face_sim")  # those with one value for each picture
+METRICS = ("clip_t", "clip_face", "face_sim")  # the metrics with one value per image
 
 
 @dataclass(frozen=True, eq=False)
 class RealPhotos:
-    """What was computed of the people's real photos, once for all methods.
+    """Features of the people's real photos, computed once for all methods.
 
-    clip_faces, embeddings: for each person, those of the real photos. features: of all of them [M,D], for FID.
+    clip_faces, embeddings: one list per person. features: of all photos [M,D], for FID.
     """
 
     clip_faces: list[list[np.ndarray]]
@@ -37,10 +37,10 @@ class RealPhotos:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What a method's pictures are worth.
+    """A method's scores.
 
-    values: for each measured metric of `METRICS` [N], a value for each case, −1…1. by_person: the same [P], means.
-    fid: None where it is not measured. without_face: cases in which no face was found; None where nobody looked.
+    values: [N] by metric of `METRICS`, one value per case, −1…1. by_person: [P] by metric, means.
+    fid: None if it is not measured. without_face: files in which no face was found; None if faces were not detected.
     """
 
     name: str
@@ -49,26 +49,26 @@ class Scores:
     by_person: dict[str, np.ndarray]
     fid: float | None
     without_face: tuple[str, ...] | None
-    further_pictures: int  # in the folder and not of the list
+    extra_images: int  # images in the folder that are not in the list
     intervals: dict[str, Interval] = field(default_factory=dict)
 
 
-def look_at_real_photos(protocol: Protocol, judges: Judges, progress: Callable[[], None] = lambda: None) -> RealPhotos:
-    """Find the faces of all real photos and compute what they are compared by; `progress` is called after each person.
+def embed_real_photos(protocol: Protocol, judges: Judges, progress: Callable[[], None] = lambda: None) -> RealPhotos:
+    """Embed the faces of all real photos; `progress` is called after each person.
 
     Raises:
         FaceSnapError: a photo cannot be read or has no face.
     """
     clip_faces, embeddings, features = [], [], []
     for identity in protocol.identities:
-        seen = [photos.from_path(path) for path in identity.real]
-        found = [_Seen.of(judges, photo) for photo in seen]
-        if judges.pack and (bad := [photo.name for photo, one in zip(seen, found) if one.box is None]):
-            raise NoFaceError(f"No face was found in {bad[0]} of '{identity.name}'; take another photo for the list.")
+        loaded = [photos.from_path(path) for path in identity.real]
+        found = [_FaceFeatures.of(judges, photo) for photo in loaded]
+        if judges.pack and (bad := [photo.name for photo, one in zip(loaded, found) if one.box is None]):
+            raise NoFaceError(f"No face was found in {bad[0]} of '{identity.name}'; replace this photo in the list.")
         clip_faces.append([one.clip_face for one in found if one.clip_face is not None])
         embeddings.append([one.embedding for one in found if one.embedding is not None])
         if judges.extractor:
-            features += _extract(judges, seen)
+            features += _extract(judges, loaded)
         progress()
     return RealPhotos(clip_faces, embeddings, np.stack(features) if features else None)
 
@@ -81,30 +81,30 @@ def measure(
     real: RealPhotos,
     progress: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Measure a method's pictures; `progress` is called after each.
+    """Measure a method's images; `progress` is called after each.
 
     Raises:
-        FaceSnapError: a picture is missing or cannot be read.
+        FaceSnapError: an image is missing or cannot be read.
     """
     cases = protocol.cases()
-    pictures = find_pictures(cases, folder)
+    images = find_images(cases, folder)
     place = {identity.name: i for i, identity in enumerate(protocol.identities)}
     people = np.array([place[case.identity.name] for case in cases])
-    texts = judges.clip.of_texts([prompt.text for prompt in protocol.prompts]) if judges.clip else None
+    texts = judges.clip.embed_texts([prompt.text for prompt in protocol.prompts]) if judges.clip else None
     text_of = {prompt.name: i for i, prompt in enumerate(protocol.prompts)}
 
     values: dict[str, list[float]] = {metric: [] for metric in METRICS}
     features: list[np.ndarray] = []
     without_face = []
     for batch in _batches(cases):
-        seen = [_read(pictures[case.file], case.file) for case in batch]
+        loaded = [_read(images[case.file], case.file) for case in batch]
         if judges.clip:
             own = texts[[text_of[case.prompt.name] for case in batch]]
-            values["clip_t"] += list(metrics.clip_t(judges.clip.of_pictures([photo.pixels for photo in seen]), own))
+            values["clip_t"] += list(metrics.clip_t(judges.clip.embed_images([photo.pixels for photo in loaded]), own))
         if judges.extractor:
-            features += _extract(judges, seen)
-        for case, photo in zip(batch, seen):
-            who, found = place[case.identity.name], _Seen.of(judges, photo)
+            features += _extract(judges, loaded)
+        for case, photo in zip(batch, loaded):
+            who, found = place[case.identity.name], _FaceFeatures.of(judges, photo)
             if judges.pack and found.box is None:
                 without_face.append(case.file)
             if judges.pack and judges.clip:
@@ -123,21 +123,21 @@ def measure(
         by_person,
         metrics.fid(real.features, np.stack(features)) if enough else None,
         tuple(without_face) if judges.pack else None,
-        _further_pictures(folder, set(pictures.values())),
+        _extra_images(folder, set(images.values())),
         {metric: statistics.bootstrap(column) for metric, column in by_person.items()},
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """What judges see in the largest face of a photo; None where there is no face or no judge."""
+class _FaceFeatures:
+    """The judges' features of the largest face in a photo; None without a face or a judge."""
 
     box: np.ndarray | None = None
     clip_face: np.ndarray | None = None
     embedding: np.ndarray | None = None
 
     @classmethod
-    def of(cls, judges: Judges, photo: Photo) -> _Seen:
+    def of(cls, judges: Judges, photo: Photo) -> _FaceFeatures:
         if judges.pack is None:
             return cls()
         face = find_face(judges.pack, photo)
@@ -145,22 +145,22 @@ class _Seen:
             return cls()
         return cls(
             face.box,
-            judges.clip.of_pictures([face.crop])[0] if judges.clip else None,
+            judges.clip.embed_images([face.crop])[0] if judges.clip else None,
             judges.embed(face) if judges.embed else None,
         )
 
 
-def _extract(judges: Judges, seen: Sequence[Photo]) -> list[np.ndarray]:
-    return list(judges.extractor.features([photo.pixels for photo in seen]))
+def _extract(judges: Judges, loaded: Sequence[Photo]) -> list[np.ndarray]:
+    return list(judges.extractor.features([photo.pixels for photo in loaded]))
 
 
 def _read(path: Path, name: str) -> Photo:
-    """A photo named as people find it: a method has a picture of the same name for each person."""
+    """Read an image under its path in the list, since its file name alone is the same for all people."""
     return photos.from_bytes(path.read_bytes(), name)
 
 
-def _further_pictures(folder: Path, known: set[Path]) -> int:
-    return sum(path.suffix.lower() in PICTURE_SUFFIXES and path not in known for path in folder.glob("*/*"))
+def _extra_images(folder: Path, known: set[Path]) -> int:
+    return sum(path.suffix.lower() in IMAGE_SUFFIXES and path not in known for path in folder.glob("*/*"))
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

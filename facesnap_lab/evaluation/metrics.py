@@ -1,4 +1,4 @@
-"""The measures of the paper's Table 1 on embeddings, whichever networks these come from."""
+"""The metrics of the paper's Table 1, computed on embeddings of any networks."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def clip_t(pictures: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """[N] cosines of CLIP's embeddings of pictures [N,D] and of their own prompts [N,D], −1…1.
+def clip_t(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Return [N] cosines, −1…1, between CLIP's embeddings of images [N,D] and of their prompts [N,D].
 
-    Their mean is CLIP-T, a hundredth of torchmetrics' `CLIPScore`.
+    Their mean is CLIP-T: torchmetrics' `CLIPScore` divided by 100.
     """
-    return (_unit(pictures) * _unit(texts)).sum(axis=1)
+    return (_unit(images) * _unit(texts)).sum(axis=1)
 
 
-def likeness(picture: np.ndarray | None, real: Sequence[np.ndarray]) -> float:
-    """Mean cosine of a picture's embedding [D] to those of real photos of the person, −1…1; 0 for None, a picture
-    without a face. With a face recognition network this is FaceSim, with CLIP on faces it is CLIP-face."""
-    if picture is None:
+def likeness(image: np.ndarray | None, real: Sequence[np.ndarray]) -> float:
+    """Return the mean cosine, −1…1, between an image's embedding [D] and those of the person's real photos.
+
+    An image without a face (None) scores 0. With a face recognition network this is FaceSim; with CLIP on face crops it
+    is CLIP-face.
+    """
+    if image is None:
         return 0.0
-    return float(np.mean(_unit(np.stack(real)) @ _unit(picture)))
+    return float(np.mean(_unit(np.stack(real)) @ _unit(image)))
 
 
 def fid(real: np.ndarray, generated: np.ndarray) -> float:
-    """Fréchet distance of two sets of features [N,D] and [M,D], each taken for a Gaussian (N, M ≥ 2).
+    """Return the Fréchet distance between Gaussians fitted to two feature sets [N,D] and [M,D] (N, M ≥ 2).
 
-    Source: Heusel et al. (2017), eq. 6, computed by torchmetrics in double precision. With fewer pictures than
-    features it is biased upwards, and comparable only between sets of one size.
+    Source: Heusel et al. (2017), eq. 6, computed by torchmetrics in double precision. With fewer images than features
+    it is biased upwards, and comparable only between sets of equal size.
     """
     import torch
     from torch import nn
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    extracted = nn.Identity()  # features in place of pictures, from whichever network
+    extracted = nn.Identity()  # receives features instead of images, so any network may have computed them
     extracted.num_features = real.shape[1]
-    # one process has all features; others do not measure, and must not be waited for
+    # only one process has the features and measures, so it must not wait for the others
     distance = FrechetInceptionDistance(feature=extracted, sync_on_compute=False).set_dtype(torch.float64)
     distance.update(torch.from_numpy(real).double(), real=True)
     distance.update(torch.from_numpy(generated).double(), real=False)

@@ -1,4 +1,4 @@
-"""An evaluation that everybody can run: people of the miniature world, drawn and measured by its own small networks."""
+"""An evaluation that needs no further files: people of the miniature world, generated and measured by its networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from facesnap_ext.engine import Engine
 from facesnap_ext.files import atomic_write
 from facesnap_ext.identity import faces
-from facesnap_lab.evaluation.draw import Studio
+from facesnap_lab.evaluation.draw import EvaluationPipeline
 from facesnap_lab.evaluation.judges import Clip, Judges, clip_extractor, load_face_judge
 from facesnap_lab.evaluation.protocol import Identity, Pose, Prompt, Protocol
 from facesnap_lab.miniature import shipped
@@ -23,9 +23,9 @@ from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.shipped import SCALE, STEPS
 from facesnap_lab.miniature.world import person, scene
 
-DRIVER = 199  # of the test split: whose head the pose templates are
+DRIVER = 199  # the person of the test split whose head shows the poses
 REAL_SHOTS = (2, 3, 4)
-# yaw, pitch and roll in degrees, and the head's size within the world's range: the paper's "head orientation and size"
+# yaw, pitch and roll in degrees, and the head's scale within the world's range: the paper's "head orientation and size"
 POSES = {
     "front": (0, 0, 0, 8.5),
     "left": (-22, 0, 0, 8.5),
@@ -65,7 +65,7 @@ def miniature_protocol(folder: Path, people: int, poses: int = len(POSES), promp
 
 
 def miniature_judges() -> Judges:
-    """The judge as FaceNet, the miniature's CLIP, and its embeddings as features for FID."""
+    """Load the miniature's judge in place of FaceNet, and its CLIP, whose embeddings also serve as features for FID."""
     from transformers import CLIPModel
 
     model = CLIPModel.from_pretrained(shipped.MODELS / "clip", local_files_only=True).float().eval()
@@ -75,18 +75,18 @@ def miniature_judges() -> Judges:
     return Judges(clip, pack, embed, "the miniature's judge", clip_extractor(clip))
 
 
-def miniature_studio(
+def miniature_pipeline(
     models: Path, device: torch.device | str = "cpu", steps: int = STEPS, scale: float = SCALE
-) -> Studio:
-    """The miniature's SDXL and FaceSnap.
+) -> EvaluationPipeline:
+    """Load the miniature's SDXL and FaceSnap.
 
     Args:
-        models: a folder for its model files, which stays while pictures are drawn.
+        models: a folder to write the model files to; it must exist as long as the pipeline is in use.
     """
     files = shipped.write_models(models)
     pipe = shipped.base_sampler().pipe.to(device)
     sizes = {"width": SIDE, "height": SIDE, "steps": steps, "scale": scale}
-    return Studio(pipe, Engine(lambda: files), files, "the miniature's SDXL", **sizes)
+    return EvaluationPipeline(pipe, Engine(lambda: files), files, "the miniature's SDXL", **sizes)
 
 
 def _save(path: Path, picture: np.ndarray) -> Path:

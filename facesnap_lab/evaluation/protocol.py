@@ -1,10 +1,10 @@
-"""What is drawn in an evaluation: a list of identities, poses and prompts, and a case for each way to combine them.
+"""An evaluation's list of identities, poses and prompts, and the cases of all combinations.
 
 The list is a YAML or JSON file; paths in it are relative to its own folder:
 
     seed: 0
     identities:
-      ada: ada.jpg                                    # the reference photo, or several
+      ada: ada.jpg                                    # the reference photo; a list if there are several
       bob: {references: [bob1.jpg], photos: [bob2.jpg, bob3.jpg]}
     poses:
       left: poses/left.jpg                            # driving photos
@@ -12,7 +12,7 @@ The list is a YAML or JSON file; paths in it are relative to its own folder:
       beach: a photo of a person on a beach
       oil: {text: an oil painting of a person, weight: 0.5}
 
-`photos` are what pictures are compared with; where there are none, the references are.
+Images are compared with `photos`, or with the references if there are none.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from typing import Any
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.files import atomic_write
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _NAME = re.compile(r"\w[\w .-]*")
 
 
 @dataclass(frozen=True)
 class Identity:
     name: str
-    references: tuple[Path, ...]  # what a method is given
-    photos: tuple[Path, ...] = ()  # others of the person
+    references: tuple[Path, ...]  # input of the method
+    photos: tuple[Path, ...] = ()  # further photos of the person
 
     @property
     def real(self) -> tuple[Path, ...]:
-        """The photos that pictures are compared with."""
+        """The photos that images are compared with."""
         return self.photos or self.references
 
 
@@ -53,12 +53,12 @@ class Pose:
 class Prompt:
     name: str
     text: str
-    weight: float = 1.0  # in the means over a person's pictures
+    weight: float = 1.0  # in the mean over a person's images
 
 
 @dataclass(frozen=True)
 class Case:
-    """One picture to be drawn. `file` is its place in a method's folder."""
+    """One image to generate. `file`: its path in a method's folder."""
 
     identity: Identity
     pose: Pose
@@ -75,7 +75,7 @@ class Protocol:
     seed: int = 0
 
     def cases(self) -> list[Case]:
-        """Every identity in every pose with every prompt; a case keeps its file and seed when others are added."""
+        """Combine every identity, pose and prompt; adding entries does not change a case's file or seed."""
         cases = []
         for identity in self.identities:
             for pose in self.poses:
@@ -90,13 +90,13 @@ def read_protocol(path: Path) -> Protocol:
     """Read a list.
 
     Raises:
-        FaceSnapError: it cannot be read, a field is unknown, missing or of the wrong kind, a photo is not there, or two
-            pictures would have one name.
+        FaceSnapError: it cannot be read, a field is unknown, missing or of the wrong type, a photo does not exist, or
+            two images would have the same name.
     """
     content = _fields(path, "the list", _load(path), ("seed", "identities", "poses", "prompts"))
     seed = content.get("seed", 0)
     if type(seed) is not int or seed < 0:
-        raise FaceSnapError(f"The seed in {path} is {seed!r} and must be a whole number from 0; correct it.")
+        raise FaceSnapError(f"The seed in {path} is {seed!r}, but must be a whole number of at least 0.")
     protocol = Protocol(
         tuple(_identity(path, name, value) for name, value in _section(path, content, "identities")),
         tuple(Pose(name, _photo(path, name, value)) for name, value in _section(path, content, "poses")),
@@ -105,9 +105,9 @@ def read_protocol(path: Path) -> Protocol:
     )
     taken: dict[str, str] = {}
     for case in protocol.cases():
-        # some file systems do not tell capitals apart
+        # some file systems ignore case
         if (other := taken.setdefault(case.file.casefold(), case.file)) is not case.file:
-            raise FaceSnapError(f"{path} gives two pictures the names {other} and {case.file}; rename one of them.")
+            raise FaceSnapError(f"{path} gives two images the names {other} and {case.file}; rename one of them.")
     return protocol
 
 
@@ -115,34 +115,36 @@ def plan(identities: Path, poses: Path, prompts: Path, out: Path, seed: int = 0)
     """Write a list from folders.
 
     Args:
-        identities: holds a photo for each person, or a folder for each, whose first photo is the reference and whose
-            others are real photos to compare with. poses: holds the driving photos. prompts: a text file, one a line.
-
+        identities: folder with one photo per person, or one folder per person, whose first photo becomes the reference
+            and whose other photos are compared with. poses: folder with the driving photos. prompts: text file with one
+            prompt per line.
     Raises:
-        FaceSnapError: a folder or file is missing or empty, or the list is there already.
+        FaceSnapError: a folder or file is missing or empty, or the list exists already.
     """
     import yaml
 
     if out.exists():
-        raise FaceSnapError(f"{out} is there already; remove it or choose another name.")
+        raise FaceSnapError(f"{out} already exists; remove it or choose another name.")
     people: dict[str, Any] = {}
     for member in sorted(_members(identities)):
         if member.is_dir():
-            first, *others = map(str, _pictures(member))
+            first, *others = map(str, _photo_files(member))
             _add(people, member.name, {"references": [first], "photos": others} if others else first, identities)
-        elif member.suffix.lower() in PICTURE_SUFFIXES:
+        elif member.suffix.lower() in IMAGE_SUFFIXES:
             _add(people, member.stem, str(member.resolve()), identities)
     if not people:
-        raise FaceSnapError(f"There are no photos in {identities}; put one for each person there.")
+        raise FaceSnapError(f"{identities} contains no photos; add one for each person.")
     driving: dict[str, Any] = {}
-    for picture in _pictures(poses):
-        _add(driving, picture.stem, str(picture), poses)
+    for photo in _photo_files(poses):
+        _add(driving, photo.stem, str(photo), poses)
     try:
         lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise FaceSnapError(f"The prompts {prompts} cannot be read ({error}); give a text file, one a line.") from error
+        raise FaceSnapError(
+            f"The prompts {prompts} cannot be read ({error}); give a text file with one prompt per line."
+        ) from error
     if not lines:
-        raise FaceSnapError(f"There are no prompts in {prompts}; write one a line.")
+        raise FaceSnapError(f"{prompts} contains no prompts; write one per line.")
     texts = {f"p{number}": line for number, line in enumerate(lines, 1)}
     content = {"seed": seed, "identities": people, "poses": driving, "prompts": texts}
     with atomic_write(out) as part:
@@ -150,18 +152,18 @@ def plan(identities: Path, poses: Path, prompts: Path, out: Path, seed: int = 0)
         return read_protocol(part)
 
 
-def find_pictures(cases: Sequence[Case], folder: Path) -> dict[str, Path]:
-    """The pictures of a list in a method's folder, by their names in the list; other suffixes than .png will do.
+def find_images(cases: Sequence[Case], folder: Path) -> dict[str, Path]:
+    """Find the images of a list in a method's folder, by their names in the list; the suffix may differ from .png.
 
     Raises:
-        FaceSnapError: there is no such folder, or a picture is missing.
+        FaceSnapError: the folder does not exist, or an image is missing.
     """
     if not folder.is_dir():
-        raise FaceSnapError(f"There is no folder {folder} with pictures; correct its name.")
+        raise FaceSnapError(f"The image folder {folder} does not exist; correct its name.")
     found, missing = {}, []
     for case in cases:
         stem = case.file.removesuffix(".png")
-        for suffix in PICTURE_SUFFIXES:
+        for suffix in IMAGE_SUFFIXES:
             if (path := folder / f"{stem}{suffix}").is_file():
                 found[case.file] = path
                 break
@@ -169,7 +171,9 @@ def find_pictures(cases: Sequence[Case], folder: Path) -> dict[str, Path]:
             missing.append(case.file)
     if missing:
         named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        raise FaceSnapError(f"{folder} lacks {len(missing)} of the list's {len(cases)} pictures: {named}; add them.")
+        raise FaceSnapError(
+            f"{folder} lacks {len(missing)} of the list's {len(cases)} images: {named}; add the missing ones."
+        )
     return found
 
 
@@ -177,18 +181,18 @@ def _load(path: Path) -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML's own takes the last of two equal names."""
+        """Rejects duplicate keys, of which PyYAML silently keeps the last."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
             names = [self.construct_object(key) for key, _ in node.value]
             if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-                raise FaceSnapError(f"{path} has the name '{twice[0]}' twice; rename or remove one.")
+                raise FaceSnapError(f"{path} contains the name '{twice[0]}' twice; rename or remove one.")
             return super().construct_mapping(node, deep)
 
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
-        raise FaceSnapError(f"There is no list {path}; write one or make one with 'facesnap plan'.") from None
+        raise FaceSnapError(f"The list {path} does not exist; write one, or make one with 'facesnap plan'.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = reason_of(error, None)
         raise FaceSnapError(f"{path} cannot be read as YAML or JSON ({reason}); correct it.") from error
@@ -203,15 +207,15 @@ def _fields(path: Path, what: str, value: Any, known: Sequence[str]) -> Mapping[
 
 
 def _section(path: Path, content: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
-    """Names and values of a part of the list."""
+    """Return the names and values of a section of the list."""
     values = content.get(section)
     if not isinstance(values, Mapping) or not values:
         raise FaceSnapError(f"{path} has no {section}; list them there by name.")
     for name in values:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise FaceSnapError(
-                f"The name {name!r} of {path}'s {section} cannot be a file's name; use letters, digits, '.', '-' and "
-                "'_', and quote what YAML takes for a number."
+                f"The name {name!r} among the {section} in {path} cannot be a file name; use letters, digits, '.', '-' "
+                "and '_', and put a name that YAML reads as a number in quotes."
             )
     return list(values.items())
 
@@ -231,9 +235,9 @@ def _prompt(path: Path, name: str, value: Any) -> Prompt:
     value = _fields(path, f"'{name}'", value, ("text", "weight"))
     text, weight = value.get("text"), value.get("weight", 1.0)
     if not isinstance(text, str) or not text.strip():
-        raise FaceSnapError(f"The prompt '{name}' in {path} has no text; write some, in quotes.")
+        raise FaceSnapError(f"The prompt '{name}' in {path} has no text; write one, in quotes.")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-        raise FaceSnapError(f"The weight of '{name}' in {path} is {weight!r} and must be above 0; correct it.")
+        raise FaceSnapError(f"The weight of '{name}' in {path} is {weight!r}, but must be greater than 0.")
     return Prompt(name, text, float(weight))
 
 
@@ -243,33 +247,33 @@ def _photos(path: Path, name: str, value: Any) -> tuple[Path, ...]:
     if not photos:
         raise FaceSnapError(f"'{name}' in {path} has no photo; give at least one.")
     if len(set(photos)) < len(photos):
-        raise FaceSnapError(f"'{name}' in {path} names a photo twice; remove one.")
+        raise FaceSnapError(f"'{name}' in {path} lists the same photo twice; remove one.")
     return photos
 
 
 def _photo(path: Path, name: str, value: Any) -> Path:
     if not isinstance(value, str) or not value:
-        raise FaceSnapError(f"'{name}' in {path} has {value!r} in the place of a photo; give its path.")
+        raise FaceSnapError(f"'{name}' in {path} has {value!r} instead of a photo; give the path of one.")
     photo = path.parent.resolve() / Path(value).expanduser()
     if not photo.is_file():
-        raise FaceSnapError(f"'{name}' in {path} names {photo}, which is not there; correct it.")
+        raise FaceSnapError(f"'{name}' in {path} refers to {photo}, which does not exist; correct the path.")
     return photo
 
 
 def _members(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FaceSnapError(f"There is no folder {folder}; correct its name.")
+        raise FaceSnapError(f"The folder {folder} does not exist; correct its name.")
     return [member for member in folder.iterdir() if not member.name.startswith(".")]
 
 
-def _pictures(folder: Path) -> list[Path]:
-    pictures = sorted(path.resolve() for path in _members(folder) if path.suffix.lower() in PICTURE_SUFFIXES)
-    if not pictures:
-        raise FaceSnapError(f"There are no photos in {folder}; put some there, as PNG, JPEG or WebP.")
-    return pictures
+def _photo_files(folder: Path) -> list[Path]:
+    files = sorted(path.resolve() for path in _members(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FaceSnapError(f"{folder} contains no photos; add some as PNG, JPEG or WebP.")
+    return files
 
 
 def _add(entries: dict[str, Any], name: str, value: Any, folder: Path) -> None:
     if name in entries:
-        raise FaceSnapError(f"{folder} has two photos of the name '{name}'; rename or remove one.")
+        raise FaceSnapError(f"{folder} contains two photos named '{name}'; rename or remove one.")
     entries[name] = value

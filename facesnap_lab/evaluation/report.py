@@ -1,4 +1,4 @@
-"""What an evaluation leaves: results.json, table.md, sheet.png and plot.png."""
+"""The report of an evaluation: results.json, table.md, sheet.png and plot.png."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from facesnap_ext import photos
 from facesnap_ext.files import atomic_write
 from facesnap_lab.evaluation.draw import Cost
 from facesnap_lab.evaluation.measure import METRICS, Scores
-from facesnap_lab.evaluation.protocol import Protocol, find_pictures
+from facesnap_lab.evaluation.protocol import Protocol, find_images
 from facesnap_lab.markdown import markdown_table
 from facesnap_lab.sheet import Panel, sheet
 from facesnap_lab.statistics import bootstrap
@@ -28,10 +28,10 @@ DASH = "–"
 def results(
     protocol: Protocol, judges: dict[str, str | None], methods: Sequence[Scores], costs: dict[str, Cost]
 ) -> dict[str, Any]:
-    """Everything that was measured, ready for JSON; cosines as they are, not times 100.
+    """Collect all measurements for JSON; cosines are not multiplied by 100.
 
     Args:
-        judges: names of the networks that measured. costs: by the methods' names, where they are known.
+        judges: the networks' names. costs: by method name, where known.
     """
     rows = []
     for scores in methods:
@@ -39,7 +39,7 @@ def results(
         row |= {metric: asdict(interval) for metric, interval in scores.intervals.items()}
         row |= {"fid": scores.fid, "cost": asdict(costs[scores.name]) if scores.name in costs else None}
         row |= {"without_face": scores.without_face and list(scores.without_face)}
-        row |= {"pictures_not_of_the_list": scores.further_pictures}
+        row |= {"extra_images": scores.extra_images}
         names = [identity.name for identity in protocol.identities]
         row["by_person"] = {metric: dict(zip(names, column)) for metric, column in scores.by_person.items()}
         rows.append(row)
@@ -48,7 +48,7 @@ def results(
             "identities": len(protocol.identities),
             "poses": len(protocol.poses),
             "prompts": len(protocol.prompts),
-            "pictures": len(protocol.cases()),
+            "images": len(protocol.cases()),
             "real_photos": sum(len(identity.real) for identity in protocol.identities),
             "seed": protocol.seed,
         },
@@ -59,7 +59,7 @@ def results(
 
 
 def table(found: dict[str, Any]) -> str:
-    """The rows of the paper's Table 1 in Markdown: cosines times 100, with intervals; below, differences and notes."""
+    """Format the paper's Table 1 in Markdown, cosines times 100 with intervals, followed by differences and notes."""
     rows = []
     for row in found["methods"]:
         cells = [_percent(row.get(metric)) for metric in METRICS]
@@ -81,7 +81,7 @@ def table(found: dict[str, Any]) -> str:
 def write_report(
     out: Path, protocol: Protocol, judges: dict[str, str | None], methods: Sequence[Scores], costs: dict[str, Cost]
 ) -> dict[str, Any]:
-    """Write the four files into `out` and return what `results` gives."""
+    """Write the four files to `out` and return the `results`."""
     found = results(protocol, judges, methods, costs)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "results.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
@@ -93,9 +93,9 @@ def write_report(
 
 
 def people_sheet(protocol: Protocol, methods: Sequence[Scores]) -> Image.Image:
-    """For the first people: reference, driving photo, and each method's picture, in one pose after the other."""
+    """Show the first people: reference, driving photo, and each method's image, cycling through the poses."""
     cases = protocol.cases()
-    found = [find_pictures(cases, scores.folder) for scores in methods]
+    found = [find_images(cases, scores.folder) for scores in methods]
     of_person = len(protocol.poses) * len(protocol.prompts)
     rows = []
     for person, identity in enumerate(protocol.identities[:SHEET_PEOPLE]):
@@ -106,15 +106,15 @@ def people_sheet(protocol: Protocol, methods: Sequence[Scores]) -> Image.Image:
             Panel(identity.name, _image(identity.references[0]), "reference"),
             Panel(case.pose.name, _image(case.pose.photo), "driving photo"),
         ]
-        for scores, pictures in zip(methods, found):
-            worth = [f"{TITLES[metric]} {100 * column[number]:.0f}" for metric, column in scores.values.items()]
-            row.append(Panel(scores.name, _image(pictures[case.file]), ", ".join(worth)))
+        for scores, images in zip(methods, found):
+            marks = [f"{TITLES[metric]} {100 * column[number]:.0f}" for metric, column in scores.values.items()]
+            row.append(Panel(scores.name, _image(images[case.file]), ", ".join(marks)))
         rows.append(row)
-    return sheet("Reference, driving photo, and what each method makes of them", rows)
+    return sheet("Reference, driving photo, and the image of each method", rows)
 
 
 def plot(found: dict[str, Any]) -> Image.Image:
-    """Each metric by method, with its intervals."""
+    """Plot each metric by method, with its intervals."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -125,20 +125,20 @@ def plot(found: dict[str, Any]) -> Image.Image:
     figure = Figure(figsize=(3.2 * count, 1.6 + 0.45 * len(rows)), dpi=120, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(1, count, squeeze=False)[0]
-    places = np.arange(len(rows))[::-1]
+    positions = np.arange(len(rows))[::-1]
     for axis, metric in zip(axes, measured):
         means = np.array([100 * row[metric]["mean"] for row in rows])
         bounds = [(row[metric]["low"], row[metric]["high"]) for row in rows]
-        reach = [
+        errors = [
             (0, 0) if low is None else (mean - 100 * low, 100 * high - mean) for mean, (low, high) in zip(means, bounds)
         ]
-        axis.errorbar(means, places, xerr=np.maximum(np.array(reach).T, 0), fmt="o", capsize=4)
+        axis.errorbar(means, positions, xerr=np.maximum(np.array(errors).T, 0), fmt="o", capsize=4)
         axis.set_title(f"{TITLES[metric]} ↑")
     if with_fid:
-        axes[-1].plot([row["fid"] for row in rows], places, "o")
+        axes[-1].plot([row["fid"] for row in rows], positions, "o")
         axes[-1].set_title("FID ↓")
     for i, axis in enumerate(axes):
-        axis.set_yticks(places, [row["name"] for row in rows] if i == 0 else [""] * len(rows))
+        axis.set_yticks(positions, [row["name"] for row in rows] if i == 0 else [""] * len(rows))
         axis.set_ylim(-0.6, len(rows) - 0.4)
         axis.margins(x=0.2)
         axis.grid(axis="x", alpha=0.3)
@@ -147,7 +147,7 @@ def plot(found: dict[str, Any]) -> Image.Image:
 
 
 def _differences(methods: Sequence[Scores]) -> dict[str, Any]:
-    """The first method minus each other, person by person."""
+    """Subtract each other method from the first, paired by person."""
     first, *others = methods
     return {
         other.name: {
@@ -161,21 +161,21 @@ def _notes(found: dict[str, Any]) -> list[str]:
     size, judges = found["list"], found["judges"]
     counts = f"{size['identities']} identities × {size['poses']} poses × {size['prompts']} prompts"
     features = judges["fid features"]
-    fid = features and f"{features}, against {size['real_photos']} real photos; it depends on both numbers of pictures"
+    fid = features and f"{features}, against {size['real_photos']} real photos; it depends on both image counts"
     notes = [
-        f"{counts} = {size['pictures']} pictures; cosines × 100, in brackets bootstrap 95 % intervals over identities.",
+        f"{counts} = {size['images']} images. Cosines × 100; brackets hold bootstrap 95 % intervals over identities.",
         f"CLIP: {judges['clip'] or 'not measured'}. FaceSim: {judges['face recognition'] or 'not measured'}.",
         f"FID: {fid or 'not measured'}.",
     ]
-    kinds = {"GPU": "what torch allocated on the GPU", "process": "the whole process, since no GPU was used"}
+    kinds = {"GPU": "torch's allocations on the GPU", "process": "the whole process, since no GPU was used"}
     for row in found["methods"]:
         if row["without_face"]:
-            notes.append(f"{row['name']}: {len(row['without_face'])} pictures without a face, which count as 0.")
-        if row["pictures_not_of_the_list"]:
-            notes.append(f"{row['name']}: {row['pictures_not_of_the_list']} pictures are not of the list; passed over.")
+            notes.append(f"{row['name']}: {len(row['without_face'])} images without a face, which count as 0.")
+        if row["extra_images"]:
+            notes.append(f"{row['name']}: {row['extra_images']} images are not in the list and were ignored.")
         if cost := row["cost"]:
             notes.append(
-                f"{row['name']}: seconds are the median of a picture with its preparation, on {cost['device']}; "
+                f"{row['name']}: time is the median per image including preparation, on {cost['device']}; "
                 f"memory is the peak of {kinds[cost['memory_kind']]}."
             )
     return [f"- {note}" for note in notes]

@@ -1,10 +1,10 @@
-"""Train the miniature's SDXL: UNet and both text encoders on latents of the miniature's VAE.
+"""Train the miniature's SDXL: the UNet and both text encoders, on latents of the miniature's VAE.
 
-    python -m facesnap_ext.miniature.base_model --data DIR --vae DIR --out DIR --steps 20000
+    python -m facesnap_lab.miniature.base_model --data DIR --vae DIR --out DIR --steps 20000
 
-As in SDXL: epsilon prediction on the scaled-linear schedule, text of two encoders side by side with the second's pooled
-text and the picture's size besides, zeros where there is no text. Other than there, the text encoders learn here too:
-nobody has trained them before.
+As in SDXL, the UNet predicts epsilon on the scaled-linear schedule; it receives the hidden states of two text encoders
+side by side, the second one's pooled text and the image size; the null text is all zeros. Unlike SDXL's, the text
+encoders are trained here too, since there are no pretrained ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from facesnap_lab.miniature.perception import to_tensor
 from facesnap_lab.miniature.words import BEGIN, END, LENGTH, padded_ids, vocabulary, vocabulary_ids, write_tokenizer
 
 WIDTHS = (64, 128, 128)
-DEPTHS = (1, 1, 1)  # the first level has no attention and takes no notice
+DEPTHS = (1, 1, 1)  # the first level has no attention and ignores its value
 HEAD_WIDTH = 32
 TEXT_WIDTHS = (48, 48)
 SIZE_DIM = 32
-NULL_TEXT = 0.1  # part of the captions that training leaves out
+NULL_TEXT = 0.1  # share of captions that training drops
 
 
 def new_unet() -> Any:
@@ -52,7 +52,7 @@ def new_unet() -> Any:
 
 
 def new_text_encoders() -> tuple[Any, Any]:
-    """Two layers each, of which SDXL uses all but the last."""
+    """Create two text encoders with two layers each; like SDXL, only the penultimate hidden states are used."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     ids = vocabulary_ids()
@@ -88,7 +88,7 @@ def new_scheduler() -> Any:
 
 
 class BaseModel(nn.Module):
-    """UNet and text encoders, to be trained together."""
+    """The UNet and the text encoders, trained together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class BaseModel(nn.Module):
         self.text_encoder, self.text_encoder_2 = new_text_encoders()
 
     def text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """[N,77] ids as SDXL's context [N,77,C] and pooled text [N,P]."""
+        """Encode ids [N,77] as SDXL's context [N,77,C] and pooled text [N,P]."""
         one = self.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
         two = self.text_encoder_2(ids, output_hidden_states=True)
         return torch.cat([one, two.hidden_states[-2]], -1), two.text_embeds
@@ -128,14 +128,14 @@ def train(
     bf16: bool = False,
     seed: int = 0,
 ) -> None:
-    """Train, or go on from the state in `out`; the last part of the steps brings the rate down to nothing.
+    """Train, or resume from the state in `out`; over the last part of the steps the rate decays linearly to zero.
 
     Several processes (`python -m torch.distributed.run`) share each batch.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from diffusers import AutoencoderKL
 
-    # the text encoders' last layers are not used
+    # the last layers of the text encoders are unused
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[unused])
     out.mkdir(parents=True, exist_ok=True)
@@ -158,8 +158,8 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    share = new_scheduler().alphas_cumprod
-    snr = share / (1 - share)
+    alphas_cumprod = new_scheduler().alphas_cumprod
+    snr = alphas_cumprod / (1 - alphas_cumprod)
     began, first, losses = time.time(), step, []
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     while step < steps:
@@ -174,7 +174,7 @@ def train(
         side = torch.randint(64, 129, (batch, 1), generator=random).float()
         sizes = torch.cat([side, side, 0 * side, 0 * side, side, side], 1)
         rows, timesteps, noise, null, sizes = (part[mine] for part in (rows, timesteps, noise, null, sizes))
-        a = share[timesteps, None, None, None]
+        a = alphas_cumprod[timesteps, None, None, None]
         noisy = a.sqrt() * latents[rows] + (1 - a).sqrt() * noise
         predicted = wrapped(noisy, timesteps, ids[rows], null, sizes).float()
         weight = snr[timesteps].clamp(max=5) / snr[timesteps]  # min-SNR (Hang et al., 2023)
@@ -199,7 +199,7 @@ def train(
 
 
 def save_pipeline(model: BaseModel, vae: Any, folder: Path) -> None:
-    """Write diffusers' folder of an SDXL, in half precision."""
+    """Write an SDXL folder in diffusers' layout, in half precision."""
     from diffusers import StableDiffusionXLPipeline
 
     tokenizer = write_tokenizer(folder / "tokenizer")
@@ -214,12 +214,12 @@ def save_pipeline(model: BaseModel, vae: Any, folder: Path) -> None:
         scheduler=new_scheduler(),
         add_watermarker=False,
     ).save_pretrained(folder)
-    for config in folder.rglob("*.json"):  # where on this disk a part came from is nobody's business
+    for config in folder.rglob("*.json"):  # do not record local paths
         content = json.loads(config.read_text(encoding="utf-8"))
         if content.pop("_name_or_path", None) is not None:
             config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     for name in ("tokenizer", "tokenizer_2"):
-        (folder / name / "tokenizer.json").unlink(missing_ok=True)  # versions of transformers write it differently
+        (folder / name / "tokenizer.json").unlink(missing_ok=True)  # its content depends on transformers' version
         write_tokenizer(folder / name)
 
 

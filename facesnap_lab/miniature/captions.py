@@ -1,7 +1,7 @@
-"""The miniature's language: captions of background, clothes, expression and light, which give nobody away.
+"""The miniature's captions of background, clothes, expression and light.
 
-Two captions are made of each picture. The one that SDXL and FaceSnap train on says nothing of the person, or identity
-would enter through the text. The one that CLIP trains on says what people say of faces, hair and glasses included.
+Each image has two captions. The one for SDXL and FaceSnap does not describe the person, since identity would otherwise
+enter through the text. The one for CLIP also mentions hair, beard and glasses.
 """
 
 from __future__ import annotations
@@ -24,32 +24,35 @@ EXPRESSIONS = ("neutral", "smiling", "surprised", "angry", "sad")
 LIGHTS = ("left", "right", "above", "front")
 HAIR = ("bald", "short", "long")
 HAIR_COLOURS = ("black", "brown", "blonde", "red", "grey")
-EXTRAS = ("a", "and", "background", "beard", "face", "glasses", "hair", "in", "light", "of", "person", "photo")
-EXTRAS += ("portrait", "shirt", "the", "with", "from", "on", "wearing", "at", ",")
+OTHER_WORDS = ("a", "and", "background", "beard", "face", "glasses", "hair", "in", "light", "of", "person", "photo")
+OTHER_WORDS += ("portrait", "shirt", "the", "with", "from", "on", "wearing", "at", ",")
 # the vocabulary of the miniature's text encoders; each is one token of CLIP's too
-WORDS: tuple[str, ...] = tuple(dict.fromkeys((*COLOURS, *EXPRESSIONS, *LIGHTS, *HAIR, *HAIR_COLOURS, *EXTRAS)))
+WORDS: tuple[str, ...] = tuple(dict.fromkeys((*COLOURS, *EXPRESSIONS, *LIGHTS, *HAIR, *HAIR_COLOURS, *OTHER_WORDS)))
 
 
 def scene_caption(
     expression: str, clothes: str, background: str, light: str, random: np.random.Generator | None = None
 ) -> str:
-    """What SDXL and FaceSnap read, such as "portrait of a smiling person in a red shirt, blue background, light from
-    left". With `random`, each part is left out now and then, so that short prompts mean something too."""
+    """Return the caption for SDXL and FaceSnap.
 
-    def kept() -> bool:
+    An example is "portrait of a smiling person in a red shirt, blue background, light from left". With `random`, each
+    part is sometimes omitted, so that short prompts are trained too.
+    """
+
+    def included() -> bool:
         return random is None or random.random() > 0.15
 
-    who = f"portrait of a {expression} person" if kept() else "portrait of a person"
-    parts = [f"{who} in a {clothes} shirt" if kept() else who]
-    if kept():
+    who = f"portrait of a {expression} person" if included() else "portrait of a person"
+    parts = [f"{who} in a {clothes} shirt" if included() else who]
+    if included():
         parts.append(f"{background} background")
-    if kept():
+    if included():
         parts.append(f"light from {light}")
     return ", ".join(parts)
 
 
 def person_words(hair: str, hair_colour: str, beard: bool, glasses: bool) -> str:
-    """What CLIP's caption says of the person besides."""
+    """Return the description of the person that CLIP's caption appends."""
     words = ["bald" if hair == "bald" else f"{hair} {hair_colour} hair"]
     if beard:
         words.append("beard")

@@ -1,6 +1,6 @@
-"""Many pictures of the miniature world in one folder of arrays, from which its networks are trained.
+"""Data sets of the miniature world: folders of arrays, from which its networks are trained.
 
-python -m facesnap_ext.miniature.dataset OUT --split train --people 4500 --shots 8
+python -m facesnap_lab.miniature.dataset OUT --split train --people 4500 --shots 8
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ SIDE = 64
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """N pictures, those of one person side by side. Arrays stay on the disk until they are read."""
+    """N images, grouped by person. The arrays are memory-mapped."""
 
     pictures: np.ndarray  # [N,S,S,3] uint8 RGB
     masks: np.ndarray  # [N,S,S] uint8, 255 on the head
     points: np.ndarray  # [N,72,2] float32 pixels
     boxes: np.ndarray  # [N,4] float32 pixels
-    people: np.ndarray  # [N] int64, the person's index
-    codes: np.ndarray  # [N,SHAPE_CODES+EXPRESSION_CODES+6+3] float32: shape, expression, pose, camera of the picture
-    captions: list[str]  # of the scene alone
-    clip_captions: list[str]  # with hair, beard and glasses
+    people: np.ndarray  # [N] int64, index of the person
+    codes: np.ndarray  # [N,SHAPE_CODES+EXPRESSION_CODES+6+3] float32: shape, expression, pose, camera of the image
+    captions: list[str]  # describe the scene only
+    clip_captions: list[str]  # also hair, beard and glasses
 
 
 def captions_of(who: Person, what: Scene, shot: int) -> tuple[str, str]:
-    """The scene's caption, and CLIP's."""
+    """Return the caption of the scene, and CLIP's caption."""
     random = np.random.default_rng([SPLITS[who.split], who.index, shot, 8])
     text = scene_caption(what.expression, what.clothes, what.background, what.light, random)
     return text, f"{scene_caption(what.expression, what.clothes, what.background, what.light)}, {words_for(who)}"
 
 
 def words_for(who: Person) -> str:
-    """What CLIP's captions say of a person."""
+    """Return the description of a person in CLIP's captions."""
     return person_words(who.hair, who.hair_colour, who.beard > 0, who.glasses is not None)
 
 
 def build(out: Path, split: str, people: int, shots: int, workers: int = 2, side: int = SIDE) -> None:
-    """Render `shots` pictures each of the split's first `people` people."""
+    """Render `shots` images of each of the split's first `people` people."""
     out.mkdir(parents=True, exist_ok=True)
     count = people * shots
     width = SHAPE_CODES + EXPRESSION_CODES + 6 + 3
@@ -97,7 +97,7 @@ def _render_person(job: tuple[Path, str, int, int, int]) -> list[tuple[str, str]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Render pictures of the miniature world.")
+    parser = argparse.ArgumentParser(description="Render a data set of the miniature world.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--split", choices=SPLITS, required=True)
     parser.add_argument("--people", type=int, required=True)

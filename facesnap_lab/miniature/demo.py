@@ -1,6 +1,6 @@
-"""The demo: FaceSnap on somebody whom none of its networks has ever seen, every stage in one picture.
+"""The demo: FaceSnap on a person whom none of its networks has seen, with every stage in one sheet.
 
-The world is the miniature one, and every network in it is really trained (docs/training.md).
+It runs in the miniature world with networks that were really trained on it (docs/training.md).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from facesnap_lab.miniature.dataset import SIDE
 from facesnap_lab.miniature.measure import Judge, draw, likeness, photo
 from facesnap_lab.sheet import Panel, heatmap, sheet
 
-PERSON, SOMEBODY_ELSE = 3, 8  # of the test split
+PERSON, DRIVER = 3, 8  # of the test split
 PROMPT = "portrait of a smiling person in a red shirt, blue background, light from front"
 OTHER_PROMPTS = (
     "portrait of a neutral person in a white shirt, green background, light from left",
@@ -38,10 +38,10 @@ SEED = 11
 
 
 def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, file=sys.stderr)) -> None:
-    """Run every stage and write one picture of them all.
+    """Run every stage and write a sheet of the results.
 
     Args:
-        progress: told each stage as it begins.
+        progress: called with the name of each stage as it begins.
     """
     _quieten_libraries()
     stages = iter(range(1, 8))
@@ -53,7 +53,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     sampler = shipped.few_step_sampler()
     judge = Judge()
     reference, _ = photo("test", PERSON, 0)
-    driving, _ = photo("test", SOMEBODY_ELSE, 1)
+    driving, _ = photo("test", DRIVER, 1)
     unit = Unit(enabled=True, references=(Photo(reference, "Reference"),), driving=Photo(driving, "Driving"))
     with tempfile.TemporaryDirectory() as folder:
         files = shipped.write_models(Path(folder))
@@ -62,7 +62,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         face, drive = prepared.references[0], prepared.driving
         encoders = engine.encoders(files)
         own_points = encoders.landmarks(encoders.codes(face).shape, face)
-        their_own = encoders.landmarks(encoders.codes(drive).shape, drive)
+        driving_points = encoders.landmarks(encoders.codes(drive).shape, drive)
         clip_tokens = encoders.clip_tokens([face])[0]
     conditioning = prepared.conditioning
 
@@ -70,13 +70,13 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     plain, picture = draw(sampler, PROMPT, SEED, None), draw(sampler, PROMPT, SEED, prepared)
     others = [draw(sampler, prompt, SEED, prepared) for prompt in OTHER_PROMPTS]
 
-    begin("judging and drawing")
+    begin("judging and composing the sheet")
 
     own = judge.embedding(reference)
 
-    def judged(title: str, pixels: np.ndarray, words: str) -> Panel:
-        alike = likeness(own, judge.embedding(pixels))
-        return Panel(f"{title}: {alike:.2f}", Image.fromarray(pixels), words)
+    def judged(title: str, pixels: np.ndarray, caption: str) -> Panel:
+        similarity = likeness(own, judge.embedding(pixels))
+        return Panel(f"{title}: {similarity:.2f}", Image.fromarray(pixels), caption)
 
     with torch.no_grad():
         ffrnet = conditioning.ffrnet
@@ -87,7 +87,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     strongest = max(residuals[:3], key=lambda residual: float(residual.abs().mean()))
     rows = [
         [
-            Panel("Reference photo", annotate_faces(face.photo, [face]), "somebody of the test split"),
+            Panel("Reference photo", annotate_faces(face.photo, [face]), "a person of the test split"),
             Panel("ArcFace embedding", heatmap(_square(face.embedding)), f"{face.embedding.size} numbers"),
             Panel("CLIP tokens", heatmap(clip_tokens.numpy()), " x ".join(map(str, clip_tokens.shape))),
             Panel(
@@ -95,21 +95,21 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
                 heatmap(conditioning.tokens[0].numpy()),
                 " x ".join(map(str, conditioning.tokens[0].shape)),
             ),
-            Panel("An FFRNet residual", heatmap(strongest[0].abs().mean(0).numpy()), f"one of {len(residuals)}"),
+            Panel("FFRNet residual", heatmap(strongest[0].abs().mean(0).numpy()), f"one of {len(residuals)}"),
         ],
         [
-            Panel("Driving photo", annotate_faces(drive.photo, [drive]), "somebody else: pose and expression"),
-            Panel("The reference's own points", overlay(face, own_points), "what DECA sees"),
-            Panel("The driving person's points", overlay(drive, their_own), "their face, not wanted"),
-            Panel("Predicted points", overlay(drive, conditioning.landmarks), "the reference's face in this pose"),
+            Panel("Driving photo", annotate_faces(drive.photo, [drive]), "another person: pose and expression"),
+            Panel("Reference's landmarks", overlay(face, own_points), "estimated by DECA"),
+            Panel("Driving person's landmarks", overlay(drive, driving_points), "not used: another face"),
+            Panel("Predicted landmarks", overlay(drive, conditioning.landmarks), "the reference's face in this pose"),
             Panel(
-                "Landmark drawing",
+                "Landmark image",
                 Image.fromarray(draw_points(conditioning.landmarks, 4 * SIDE, 4 * SIDE)),
-                "what FFRNet sees",
+                "FFRNet's control image",
             ),
         ],
         [
-            judged("Without FaceSnap", plain, "the same seed and words"),
+            judged("Without FaceSnap", plain, "same seed and prompt"),
             judged("With FaceSnap", picture, "smiling, red shirt, blue background"),
             judged("With FaceSnap", others[0], "neutral, white shirt, green background"),
             judged("With FaceSnap", others[1], "sad, black shirt, yellow background"),
@@ -118,9 +118,9 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     ]
     same = likeness(own, judge.embedding(photo("test", PERSON, 2)[0]))
     different = likeness(own, judge.embedding(driving))
-    title = f"FaceSnap in the miniature. Likeness by a judge of its own; two photos of this person: {same:.2f}"
+    title = f"FaceSnap in the miniature. Similarity by an independent judge; two photos of this person score {same:.2f}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(f"{title}, of these two people: {different:.2f}", rows).save(out)
+    sheet(f"{title}, these two people {different:.2f}", rows).save(out)
 
 
 def _square(values: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ def _square(values: np.ndarray) -> np.ndarray:
 
 
 def _quieten_libraries() -> None:
-    """Leave the console to the stages: other libraries' hints are for their own users."""
+    """Suppress messages of other libraries, which are not meant for users of the demo."""
     import diffusers
     import transformers
 

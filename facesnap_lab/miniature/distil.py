@@ -1,9 +1,9 @@
-"""Distil the miniature's SDXL to four steps, as a LoRA: the few-step model that L_id draws with.
+"""Distil the miniature's SDXL to four steps as a LoRA: the few-step model that L_id samples with.
 
-    python -m facesnap_ext.miniature.distil --data DIR --base DIR --out FILE
+    python -m facesnap_lab.miniature.distil --data DIR --base DIR --out FILE
 
-One step of the student learns what several guided steps of the base do (Salimans and Ho, 2022; Lin et al., 2024), from
-noised pictures of the world, so that it needs neither guidance nor many steps.
+One step of the student learns several guided steps of the base (Salimans and Ho, 2022; Lin et al., 2024), starting from
+noised images of the world. The student then needs neither guidance nor many steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from facesnap_lab.miniature import dataset
 from facesnap_lab.miniature.base_model import encode_all
 
 STEPS = 4
-TEACHER_STEPS = 3  # of the base to one of the student
+TEACHER_STEPS = 3  # steps of the base per step of the student
 GUIDANCE_SCALE = 2.0
 RANK = 8
 
@@ -32,8 +32,8 @@ def distil(data: Path, base: Path, out: Path, steps: int, batch: int = 16, rate:
     pipe = StableDiffusionXLPipeline.from_pretrained(base, torch_dtype=torch.float32, local_files_only=True)
     world = dataset.load(data / "train")
     latents = encode_all(pipe.vae, world.pictures[: 64 * 200])
-    share = pipe.scheduler.alphas_cumprod
-    ladder = torch.cat([((1 - share) / share).sqrt(), torch.zeros(1)])  # sigmas; of timestep -1: none
+    alphas_cumprod = pipe.scheduler.alphas_cumprod
+    sigmas = torch.cat([((1 - alphas_cumprod) / alphas_cumprod).sqrt(), torch.zeros(1)])  # the last is timestep -1's
     edges = torch.linspace(1000, 0, STEPS * TEACHER_STEPS + 1).round().long() - 1  # trailing timesteps, then -1
     teacher = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
     student = pipe.unet.requires_grad_(False)
@@ -53,20 +53,20 @@ def distil(data: Path, base: Path, out: Path, steps: int, batch: int = 16, rate:
         stage = torch.randint(STEPS, (batch,), generator=random)
         noise = torch.randn(latents[rows].shape, generator=random)
         first = edges[stage * TEACHER_STEPS]
-        x = latents[rows] + noise * ladder[first, None, None, None]
+        x = latents[rows] + noise * sigmas[first, None, None, None]
         goal = x
         with torch.no_grad():
             for part in range(TEACHER_STEPS):
                 here, there = (edges[stage * TEACHER_STEPS + part + i] for i in (0, 1))
-                epsilon = _guided(teacher, goal, here, ladder, context, pooled)
-                goal = goal + (ladder[there] - ladder[here])[:, None, None, None] * epsilon
+                epsilon = _guided(teacher, goal, here, sigmas, context, pooled)
+                goal = goal + (sigmas[there] - sigmas[here])[:, None, None, None] * epsilon
         last = edges[(stage + 1) * TEACHER_STEPS]
-        stride = (ladder[last] - ladder[first])[:, None, None, None]
-        predicted = _predict(student, x, first, ladder, context, pooled)
-        wanted = (goal - x) / stride
-        # errors count as they do in the picture, those of early steps bounded
+        stride = (sigmas[last] - sigmas[first])[:, None, None, None]
+        predicted = _predict(student, x, first, sigmas, context, pooled)
+        target = (goal - x) / stride
+        # weigh errors by their effect on the image, bounded for early steps
         weight = (stride**2).clamp(max=1.0) + 0.1
-        loss = (weight * (predicted - wanted) ** 2).mean()
+        loss = (weight * (predicted - target) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -79,22 +79,22 @@ def distil(data: Path, base: Path, out: Path, steps: int, batch: int = 16, rate:
     StableDiffusionXLPipeline.save_lora_weights(out.parent, unet_lora_layers=lora, weight_name=out.name)
 
 
-def _text(pipe: Any, captions: list[str], kept: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _text(pipe: Any, captions: list[str], cache: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     for caption in captions:
-        if caption not in kept:
+        if caption not in cache:
             with torch.no_grad():
                 context, _, pooled, _ = pipe.encode_prompt(caption, do_classifier_free_guidance=False)
-            kept[caption] = (context, pooled)
-    context, pooled = (torch.cat(parts) for parts in zip(*(kept[caption] for caption in captions)))
+            cache[caption] = (context, pooled)
+    context, pooled = (torch.cat(parts) for parts in zip(*(cache[caption] for caption in captions)))
     return context, pooled
 
 
-def _guided(unet: Any, x: Tensor, t: Tensor, ladder: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+def _guided(unet: Any, x: Tensor, t: Tensor, sigmas: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
     both = _predict(
         unet,
         torch.cat([x, x]),
         torch.cat([t, t]),
-        ladder,
+        sigmas,
         torch.cat([0 * context, context]),
         torch.cat([0 * pooled, pooled]),
     )
@@ -102,9 +102,9 @@ def _guided(unet: Any, x: Tensor, t: Tensor, ladder: Tensor, context: Tensor, po
     return without + GUIDANCE_SCALE * (with_text - without)
 
 
-def _predict(unet: Any, x: Tensor, t: Tensor, ladder: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
-    """Epsilon at x = x_0 + sigma × epsilon."""
-    scaled = x / (ladder[t] ** 2 + 1).sqrt()[:, None, None, None]
+def _predict(unet: Any, x: Tensor, t: Tensor, sigmas: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+    """Predict epsilon at x = x_0 + sigma × epsilon."""
+    scaled = x / (sigmas[t] ** 2 + 1).sqrt()[:, None, None, None]
     sizes = torch.tensor([[dataset.SIDE, dataset.SIDE, 0, 0, dataset.SIDE, dataset.SIDE]] * len(x)).float()
     return unet(scaled, t, context, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
 

@@ -1,29 +1,30 @@
-"""Write the miniature SDXL as one checkpoint file that AUTOMATIC1111 loads as it is.
+"""Write the miniature SDXL as a checkpoint file that AUTOMATIC1111 loads without changes.
 
-    python -m facesnap_ext.miniature.export WEBUI/models/Stable-diffusion/miniature.safetensors \
+    python -m facesnap_lab.miniature.export WEBUI/models/Stable-diffusion/miniature.safetensors \
         --models WEBUI/models/facesnap
 
-The tensors get the names of SDXL's own file (Stability-AI/generative-models), and three things are written beside it:
+The tensors get the names of SDXL's own file (Stability-AI/generative-models). Three things are written beside it:
 
-- `miniature.yaml`, which A1111 takes for the config of a file of that name. Every size stands in it, so nothing has to
-  be as large as SDXL's.
-- `miniature/`, with the config and the vocabulary of the first text encoder, which `FrozenCLIPEmbedder` takes from any
+- `miniature.yaml`, which A1111 uses as the config of a checkpoint with the same name. It holds every size, so none has
+  to match SDXL's.
+- `miniature/`, with the config and the vocabulary of the first text encoder, which `FrozenCLIPEmbedder` loads from any
   folder.
-- in that folder, the sizes of the second one. open_clip knows architectures by name only, and is told of this one where
-  the config names a sampler, which A1111 has no use for and which is made before the text encoders.
+- in that folder, the sizes of the second text encoder. open_clip knows architectures by name only. This one is
+  registered where the config names a sampler, which A1111 does not use and creates before the text encoders.
 
-The paths in the yaml are absolute: after moving the files, export again.
+The paths in the yaml are absolute: export again after moving the files.
 
-A1111 reads a prompt for the second encoder with CLIP's vocabulary of 49,408 tokens. Every word of the miniature is one
-of them, and its embedding is laid in that row; all other rows are the unknown word's. CLIP and the miniature may cut a
-word that the miniature does not know into different numbers of pieces; all prompts of known words agree.
+A1111 tokenises a prompt for the second encoder with CLIP's vocabulary of 49,408 tokens. Every word of the miniature is
+one of these tokens, and its embedding is copied to that row; all other rows hold the embedding of the unknown word.
+CLIP and the miniature may split unknown words into different numbers of tokens; prompts of known words always match.
 
-A1111 takes a latent cell for 8 × 8 pixels and has no setting for it. The miniature's are 4 × 4, so that a setting of
-128 × 128 shows a picture of 64 × 64, and the UNet is told the size 128 × 128. Hires fix works: halved likewise by the
-latent upscalers, as large as asked by the others. img2img works in the resize mode "latent upscale" alone.
+A1111 assumes that a latent cell covers 8 × 8 pixels and has no setting for it. The miniature's cells cover 4 × 4, so a
+setting of 128 × 128 gives an image of 64 × 64, and the UNet receives the size 128 × 128. Hires fix works: the latent
+upscalers halve the size likewise, the others give the requested size. img2img works only in the resize mode "latent
+upscale".
 
-Seen with A1111 v1.10.1: context, pooled text, UNet and VAE agree with diffusers to 1e-5, and a picture sampled in eight
-Euler steps is the same to the last bit.
+Verified with A1111 v1.10.1: context, pooled text, UNet and VAE agree with diffusers to 1e-5, and an image sampled in
+eight Euler steps is bit-identical.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.sdxl_layout import Config, open_clip_tensors, text_key, unet_tensors, vae_tensors
 from facesnap_lab.miniature.words import BEGIN, END, UNKNOWN
 
-# Ids of words in CLIP's vocabulary, made from the merges in `bpe_simple_vocab_16e6.txt.gz` (open_clip, MIT).
+# Token ids of words in CLIP's vocabulary, derived from the merges in `bpe_simple_vocab_16e6.txt.gz` (open_clip, MIT).
 # fmt: off
 CLIP_IDS = {
     ",": 267, ".": 269, "a": 320, "the": 518, "on": 525, "in": 530, "at": 536, "and": 537, "of": 539, "with": 593,
@@ -58,7 +59,7 @@ CLIP_IDS = {
 # fmt: on
 CLIP_SIZE, CLIP_BEGIN, CLIP_END, CLIP_PAD = 49408, 49406, 49407, 0
 
-# What SDXL's layout has no setting for.
+# Settings that SDXL's layout fixes.
 FIXED = {
     "unet": {
         "in_channels": 4,
@@ -84,11 +85,11 @@ FIXED = {
 
 
 def export(miniature: Path, checkpoint: Path) -> None:
-    """Write a diffusers folder of SDXL's shape as one checkpoint, with its yaml and its folder beside it.
+    """Write a diffusers folder of SDXL's architecture as one checkpoint, with its yaml and its folder beside it.
 
     Args:
-        miniature: holds `unet`, `vae`, `text_encoder`, `text_encoder_2`, and the `tokenizer` of both.
-        checkpoint: `NAME.safetensors`, in the WebUI's `models/Stable-diffusion`.
+        miniature: folder with `unet`, `vae`, `text_encoder`, `text_encoder_2` and their common `tokenizer`.
+        checkpoint: `NAME.safetensors` in the WebUI's `models/Stable-diffusion`.
 
     Raises:
         FaceSnapError: a part is missing, or has a size or a setting that SDXL's layout cannot express.
@@ -114,19 +115,19 @@ def export(miniature: Path, checkpoint: Path) -> None:
     _write_json(checkpoint.with_suffix(".yaml"), settings)  # JSON is YAML
     _write_json(folder / "config.json", configs["text_encoder"])
     _write_json(arch, open_clip_config(configs["text_encoder_2"]))
-    # without the pieces of words, which are then unknown words to both encoders
+    # without parts of words, so that both encoders treat other words as unknown
     _write_json(folder / "vocab.json", {f"{word}</w>": row for word, row in words.items()} | special)
     for name in ("merges.txt", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / name, folder / name)
 
 
 def webui_config(configs: Mapping[str, Config], folder: Path, arch: Path) -> dict[str, Any]:
-    """The config of the checkpoint, as generative-models' `sd_xl_base.yaml` but for the sizes.
+    """Return the checkpoint's config: generative-models' `sd_xl_base.yaml` with the miniature's sizes.
 
     Args:
-        configs: diffusers' of each part.
-        folder: of the first text encoder's config and vocabulary.
-        arch: file of the second text encoder's sizes.
+        configs: diffusers' config of each part.
+        folder: holds the first text encoder's config and vocabulary.
+        arch: file with the second text encoder's sizes.
     """
     unet, vae = configs["unet"], configs["vae"]
     text, text_2 = configs["text_encoder"], configs["text_encoder_2"]
@@ -137,17 +138,17 @@ def webui_config(configs: Mapping[str, Config], folder: Path, arch: Path) -> dic
     sizes = unet["addition_time_embed_dim"]
     pooled = text_2["projection_dim"]
     context = text["hidden_size"] + text_2["hidden_size"]
-    _require(len(head_widths) == 1, "the attention heads of its UNet are not all equally wide")
+    _require(len(head_widths) == 1, "the attention heads of its UNet do not all have the same width")
     _require(unet["cross_attention_dim"] == context, "its UNet's context is not as wide as both text encoders together")
     _require(
         unet["projection_class_embeddings_input_dim"] == pooled + 6 * sizes,
-        "its UNet's added input is not as wide as pooled text and six sizes",
+        "its UNet's added input is not as wide as the pooled text and six sizes",
     )
     _require(
         text_2["intermediate_size"] == 4 * text_2["hidden_size"],
         "its second text encoder's MLP is not four times as wide",
     )
-    _require(32 % vae["norm_num_groups"] == 0, "32 is no multiple of its VAE's groups of normalisation")
+    _require(32 % vae["norm_num_groups"] == 0, "32 is not a multiple of its VAE's normalisation groups")
     _require(text["num_hidden_layers"] <= 13, "its first text encoder has more than 13 layers")
 
     def sgm(target: str, **params: Any) -> dict[str, Any]:
@@ -242,7 +243,7 @@ def webui_config(configs: Mapping[str, Config], folder: Path, arch: Path) -> dic
 
 
 def open_clip_config(text_2: Config) -> dict[str, Any]:
-    """open_clip's description of an architecture with this text half; the picture half is made and dropped."""
+    """Return open_clip's description of this text tower; the image tower in it is created and dropped."""
     width = text_2["hidden_size"]
     return {
         "embed_dim": text_2["projection_dim"],
@@ -259,17 +260,17 @@ def open_clip_config(text_2: Config) -> dict[str, Any]:
 
 
 def clip_rows(words: Mapping[str, int], special: Mapping[str, int]) -> list[int]:
-    """For each of CLIP's 49,408 ids, the miniature's id of that word; the unknown word's where it has none."""
+    """Map each of CLIP's 49,408 ids to the miniature's id of the same word, or to that of the unknown word."""
     rows = [special[UNKNOWN]] * CLIP_SIZE
     for word, row in words.items():
         rows[CLIP_IDS[word]] = row
-    # A1111 pads with 0, the miniature with the end
+    # A1111 pads with 0, the miniature with its end token
     rows[CLIP_BEGIN], rows[CLIP_END], rows[CLIP_PAD] = special[BEGIN], special[END], special[END]
     return rows
 
 
 def read_words(tokenizer: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """The ids of the whole words in a folder that `words.write_tokenizer` wrote, and those of its special tokens."""
+    """Read the ids of complete words and of special tokens from a folder written by `words.write_tokenizer`."""
     pieces = _read_json(tokenizer / "vocab.json")
     words = {piece.removesuffix("</w>"): row for piece, row in pieces.items() if piece.endswith("</w>")}
     known = {word: row for word, row in words.items() if word in CLIP_IDS}
@@ -277,15 +278,17 @@ def read_words(tokenizer: Path) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def few_step_miniature(folder: Path) -> Path:
-    """The shipped miniature in diffusers' layout with the distilled LoRA merged into its UNet: Euler, SGM uniform, 8
-    steps, CFG 2."""
+    """Write the shipped miniature in diffusers' layout, with the distilled LoRA merged into its UNet.
+
+    Sample it with Euler, SGM uniform, 8 steps and CFG 2.
+    """
     shutil.copytree(shipped.SDXL, folder)
     shipped.few_step_sampler().pipe.unet.save_pretrained(folder / "unet")
     return folder
 
 
 def _multiples(widths: list[int], part: str) -> list[int]:
-    _require(all(width % widths[0] == 0 for width in widths), f"its {part}'s widths are no multiples of the first")
+    _require(all(width % widths[0] == 0 for width in widths), f"its {part}'s widths are not multiples of the first")
     return [width // widths[0] for width in widths]
 
 
@@ -300,9 +303,9 @@ def _require(fits: bool, what: str) -> None:
 
 def _config(miniature: Path, part: str) -> dict[str, Any]:
     config = _read_json(miniature / part / "config.json")
-    for key, wanted in FIXED[part].items():
-        value = config.get(key, wanted)
-        _require(value == wanted, f"{part} has {key} {value}, and that layout knows {wanted} only")
+    for key, expected in FIXED[part].items():
+        value = config.get(key, expected)
+        _require(value == expected, f"{part} has {key} {value}, but that layout supports only {expected}")
     return config
 
 
@@ -313,7 +316,7 @@ def _weights(miniature: Path, part: str) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FaceSnapError(f"There is no file {path}; give a folder in diffusers' layout.")
+        raise FaceSnapError(f"The file {path} does not exist; give a folder in diffusers' layout.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -323,10 +326,12 @@ def _write_json(path: Path, content: Config) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the miniature SDXL as a checkpoint for AUTOMATIC1111.")
-    parser.add_argument("checkpoint", type=Path, help="NAME.safetensors, in models/Stable-diffusion")
+    parser.add_argument("checkpoint", type=Path, help="NAME.safetensors in models/Stable-diffusion")
     parser.add_argument("--miniature", type=Path, default=shipped.SDXL, help="folder in diffusers' layout")
     parser.add_argument("--few-steps", action="store_true", help="merge the distilled LoRA, as turbo checkpoints do")
-    parser.add_argument("--models", type=Path, help="models/facesnap, to be filled with the miniature's other networks")
+    parser.add_argument(
+        "--models", type=Path, help="models/facesnap folder to fill with the miniature's other networks"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.few_steps:

@@ -1,9 +1,9 @@
-"""Train the miniature's face detector and write it in the shape of insightface's SCRFD.
+"""Train the miniature's face detector and export it with the outputs of insightface's SCRFD.
 
-    python -m facesnap_ext.miniature.face_detector --data DIR --out DIR
+    python -m facesnap_lab.miniature.face_detector --data DIR --out DIR
 
-insightface shows a detector each photo in a square of 640 pixels, which is ten to a pixel of the miniature. So the
-network begins by taking the mean of 4×4 and looks for faces once in 32×32 pixels; SCRFD's two finer levels stay empty.
+insightface passes each photo to a detector as a square of 640 pixels, ten for each pixel of the miniature. So the
+network first averages blocks of 4×4 and has one detection cell per 32×32 pixels; SCRFD's two finer levels stay empty.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from facesnap_ext.identity.faces import NoFaceError, find_faces, load_pack
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.photos import Photo
 from facesnap_lab.miniature import dataset
-from facesnap_lab.miniature.perception import damage, export, fit, to_tensor, write_figures
+from facesnap_lab.miniature.perception import degrade, export, fit, to_tensor, write_figures
 
 STRIDE = 32
 POOL = 4
 WIDTHS = (16, 32, 48)
-VALUES = 15  # of a cell: score, box, five points
+CELL_VALUES = 15  # score, box, five points
 
 
 class Detector(nn.Module):
-    """Pictures of any size, multiples of 32 -> [N,15,H/32,W/32].
+    """Maps images, whose sides are multiples of 32, to [N,15,H/32,W/32].
 
-    A cell's numbers are the score's logit, the distances from the cell's upper left corner to the box's sides (left,
-    top, right, bottom) and five points x, y from that corner, in units of 32 pixels.
+    Each cell predicts the score's logit, the distances from its upper left corner to the sides of the box (left, top,
+    right, bottom), and five points x, y relative to that corner, in units of 32 pixels.
     """
 
     def __init__(self) -> None:
@@ -41,17 +41,17 @@ class Detector(nn.Module):
         for inputs, outputs in zip((3, *WIDTHS), WIDTHS):
             layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        # each looks further around, until a face that fills the picture is seen whole
+        # dilated convolutions widen the receptive field until it covers a face that fills the image
         self.context = nn.ModuleList(
             nn.Sequential(nn.Conv2d(WIDTHS[-1], WIDTHS[-1], 3, 1, d, d, bias=False), nn.BatchNorm2d(WIDTHS[-1]))
             for d in (1, 2, 4, 1)
         )
-        self.head = nn.Conv2d(WIDTHS[-1], VALUES, 1)
+        self.head = nn.Conv2d(WIDTHS[-1], CELL_VALUES, 1)
         nn.init.constant_(self.head.bias, 0.0)
         self.head.bias.data[0] = -3.0
 
     def pooled(self, x: Tensor) -> Tensor:
-        """The network after its first mean."""
+        """Apply the network without its first average pooling."""
         x = self.body(x)
         for layer in self.context:
             x = F.relu(x + layer(x))
@@ -69,23 +69,23 @@ class Scrfd(nn.Module):
         self.detector = detector
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        rows = self.detector(pictures).permute(0, 2, 3, 1).reshape(-1, VALUES)
+        rows = self.detector(pictures).permute(0, 2, 3, 1).reshape(-1, CELL_VALUES)
         rows = torch.cat([rows[:, :1].sigmoid(), rows[:, 1:]], 1)
         nothing = rows * 0
-        rows_32 = torch.stack([rows, nothing], 1).reshape(-1, VALUES)  # SCRFD has two of each cell
+        rows_32 = torch.stack([rows, nothing], 1).reshape(-1, CELL_VALUES)  # SCRFD has two anchors per cell
         rows_16 = torch.cat([rows_32 * 0] * 4)
         rows_8 = torch.cat([rows_16] * 4)
         levels = (rows_8, rows_16, rows_32)
         return tuple(level[:, part] for part in (slice(0, 1), slice(1, 5), slice(5, 15)) for level in levels)
 
 
-def scatter(
+def place_on_canvases(
     pictures: np.ndarray, boxes: np.ndarray, points: np.ndarray, random: np.random.Generator, side: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Put each picture [N,S,S,3] somewhere on a canvas of its own.
+    """Place each image [N,S,S,3] on its own canvas.
 
-    Half of them fill it, as a picture does that is shown alone, or its middle third, as `faces.find_faces` pads it; the
-    others are of any size, at any place, on any colour.
+    A quarter of the images fill the canvas, like a photo on its own; about a third fill its middle third, like the
+    padding of `faces.find_faces`; the others have random sizes and positions. A quarter have a random background.
 
     Returns:
         Canvases [N,side,side,3] uint8, boxes [N,4] and points [N,5,2] on them.
@@ -113,7 +113,11 @@ def scatter(
 def train(
     data: Path, minutes: float, start: Path | None = None, batch: int = 24, rate: float = 3e-3, seed: int = 6
 ) -> tuple[Detector, int]:
-    """The trained detector and its steps; `start` is an earlier state, to go on from at half the rate."""
+    """Train the detector and return it with the number of steps.
+
+    Args:
+        start: an earlier state to continue at half the rate.
+    """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     world = dataset.load(data / "train")
@@ -122,17 +126,17 @@ def train(
     if start is not None:
         detector.load_state_dict(torch.load(start, weights_only=True))
         rate /= 2
-    cells, units = 640 // STRIDE, 2 * STRIDE // POOL  # canvases are painted at half of 640, and halved again
+    cells, units = 640 // STRIDE, 2 * STRIDE // POOL  # canvases are rendered at half of 640, then halved again
     corners = torch.arange(cells).float()
     y, x = torch.meshgrid(corners, corners, indexing="ij")
 
     def loss_of(done: float) -> Tensor:
         rows = np.sort(random.integers(0, len(world.pictures), batch))
-        pictures, points = damage(world.pictures[rows], random, 0.5), keypoints[rows].astype(np.float64)
-        canvases, boxes, points = scatter(pictures, world.boxes[rows], points, random, cells * units)
+        pictures, points = degrade(world.pictures[rows], random, 0.5), keypoints[rows].astype(np.float64)
+        canvases, boxes, points = place_on_canvases(pictures, world.boxes[rows], points, random, cells * units)
         boxes, points = torch.from_numpy(boxes / units).float(), torch.from_numpy(points / units).float()
         answer = detector.pooled(F.avg_pool2d(to_tensor(canvases), 2))
-        # a cell speaks for a face whose middle it lies in; around that it may or may not
+        # a cell is positive if it contains the face's centre; cells nearby are ignored
         size = (boxes[:, 2:] - boxes[:, :2]).mean(1)[:, None, None]
         middle = (boxes[:, :2] + boxes[:, 2:]) / 2
         away_x = (x + 0.5 - middle[:, 0, None, None]).abs()
@@ -140,9 +144,9 @@ def train(
         away = torch.maximum(away_x, away_y)
         inside = away <= torch.clamp(0.15 * size, min=0.5)
         near = away <= torch.clamp(0.35 * size, min=1.0)
-        wanted = inside.float()
-        scores = F.binary_cross_entropy_with_logits(answer[:, 0], wanted, reduction="none")
-        hard = (answer[:, 0].sigmoid() - wanted).abs() ** 2  # focal loss
+        target = inside.float()
+        scores = F.binary_cross_entropy_with_logits(answer[:, 0], target, reduction="none")
+        hard = (answer[:, 0].sigmoid() - target).abs() ** 2  # focal loss
         score_loss = (scores * hard * (inside | ~near)).sum() / inside.sum()
         corner = torch.stack([x, y])[None]
         sides = torch.cat([corner - boxes[:, :2, None, None], boxes[:, 2:, None, None] - corner], 1)
@@ -164,8 +168,12 @@ def write(detector: Detector, path: Path) -> None:
 
 
 def evaluate(pack_folder: Path, data: Path, count: int = 200) -> dict[str, float]:
-    """How `faces.find_faces` finds faces of test pictures: part found, wrong ones besides, and errors in pixels of the
-    picture of 64."""
+    """Measure `faces.find_faces` on test images.
+
+    Returns:
+        The shares of images whose face was found, with more than one detection, and detected after padding; the mean
+        overlap, and errors in pixels of the 64-pixel image.
+    """
     test = dataset.load(data / "test")
     pack = load_pack(pack_folder)
     rows = np.linspace(0, len(test.pictures) - 1, count).astype(int)
@@ -178,7 +186,7 @@ def evaluate(pack_folder: Path, data: Path, count: int = 200) -> dict[str, float
         best = max(faces, key=lambda face: face.score)
         more += len(faces) > 1
         padded += best.padded
-        overlaps.append(overlap(best.box, test.boxes[row]))
+        overlaps.append(iou(best.box, test.boxes[row]))
         errors.append(np.linalg.norm(best.keypoints - five_points(test.points[row]), axis=1).mean())
     found = [value for value in overlaps if value > 0.5]
     return {
@@ -192,8 +200,8 @@ def evaluate(pack_folder: Path, data: Path, count: int = 200) -> dict[str, float
     }
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boxes [4]."""
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the intersection over union of two boxes [4]."""
     inner = np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None))
     return float(inner / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inner))
 
@@ -201,9 +209,9 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the miniature's face detector.")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="its `identity` folder has the recognition network")
+    parser.add_argument("--out", type=Path, required=True, help="folder whose `identity` has the recognition network")
     parser.add_argument("--minutes", type=float, default=6)
-    parser.add_argument("--start", type=Path, help="the .pt of an earlier training, to go on from")
+    parser.add_argument("--start", type=Path, help=".pt file of an earlier training to continue")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trained, steps = train(arguments.data, arguments.minutes, arguments.start)

@@ -1,9 +1,9 @@
-"""A head in FLAME's layout made from formulas, which stands in for FLAME where that cannot be had: tests and the demo.
+"""A procedural head in FLAME's layout, which replaces FLAME in tests and the demo, since FLAME may not be distributed.
 
-FLAME may not be passed on. This head shares with it what code can depend on: 5023 vertices, 9976 triangles, the indices
-of the 72 points' triangles, five joints, the metre, the axes. Everything else is invented: an ellipsoid with a nose, a
-chin and eye sockets, on which the 72 points lie as on a drawn face. It knows nothing of real people: its shape and
-expression directions are bumps and stretches with a plain meaning in front, smooth random fields behind.
+The head shares with FLAME what code can depend on: 5023 vertices, 9976 triangles, the indices of the 72 points'
+triangles, five joints, metres, and the axes. Everything else is invented: an ellipsoid with a nose, a chin and eye
+sockets, on which the 72 points lie as on a drawn face. It is not derived from real people. Its first shape and
+expression directions are bumps and stretches with plain meanings; the others are smooth random fields.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from facesnap_ext.landmarks.flame import save_flame
 from facesnap_ext.landmarks.points72 import POINT_TRIANGLES, POINT_WEIGHTS, TRIANGLES
 
 VERTICES = 5023
-RIM = 2 * VERTICES - 2 - TRIANGLES  # a mesh with one hole of so many edges has FLAME's count of triangles (Euler)
-CENTRE = np.array([0.0, 0.022, -0.030])  # of the skull, metres
+RIM = 2 * VERTICES - 2 - TRIANGLES  # edges of the hole; with it the mesh has FLAME's number of triangles (Euler)
+CENTRE = np.array([0.0, 0.022, -0.030])  # of the skull, in metres
 RADII = np.array([0.080, 0.128, 0.100])
 NECK = np.array([0.0, -0.80, -0.60])  # direction of the hole
-CAP = np.radians(155)  # how far the mesh reaches around, from the point opposite the hole
+CAP = np.radians(155)  # angle that the mesh covers, from the point opposite the hole
 MOUTH = -0.038  # height of the line between the lips
 MOUTH_HALF = 0.025
 
 
 def face_layout() -> np.ndarray:
-    """[72,2] the points on the face as seen from the front, x to the picture's right and y up, metres."""
+    """Return the points [72,2] of the face seen from the front, x to the image's right and y up, in metres."""
     points = np.zeros((72, 2))
     angle = np.linspace(0, np.pi, 17)
     squareness = 0.85  # below 1 the jaw is squarer than an ellipse
@@ -60,11 +60,11 @@ def face_layout() -> np.ndarray:
 
 
 def stand_in_flame(seed: int = 0, shapes: int = 100, expressions: int = 50) -> dict[str, Tensor]:
-    """The tensors of a `Flame` with V = 5023, F = 9976, J = 5 (float32; indices int64).
+    """Return the tensors of a `Flame` with V = 5023, F = 9976, J = 5 (float32; indices int64).
 
     Args:
-        seed: of the random directions behind the named ones and of the pose correctives.
-        shapes, expressions: how many directions; the first are those of `SHAPES` and `EXPRESSIONS`.
+        seed: seed of the random directions after the named ones, and of the pose correctives.
+        shapes, expressions: numbers of directions; the first are those of `SHAPES` and `EXPRESSIONS`.
     """
     disc, faces = _mesh()
     vertices = _surface(_disc_to_sphere(disc))
@@ -93,9 +93,10 @@ def write_stand_in_flame(path: Path, seed: int = 0, shapes: int = 100, expressio
     save_flame(path, stand_in_flame(seed, shapes, expressions), f"FaceSnap's procedural stand-in head, seed {seed}")
 
 
-# Directions: each is a sum of (kind, centre, radii, vector). A "push" moves a soft ellipsoid around the centre by the
-# vector, a "drop" moves what of it hangs on the jaw, a "stretch" scales it about the centre by the vector. A centre
-# away from the middle works on both sides. Vectors are metres (push, drop) or parts (stretch) a standard deviation.
+# Each direction is a sum of (kind, centre, radii, vector). A "push" moves a soft ellipsoid around the centre by the
+# vector, a "drop" moves the part of it that hangs on the jaw, a "stretch" scales it about the centre by the vector. A
+# centre off the symmetry plane acts on both sides. Vectors are in metres (push, drop) or ratios (stretch) per standard
+# deviation.
 Bump = tuple[str, tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 SHAPES: dict[str, list[Bump]] = {
     "longer face": [("stretch", (0, 0.02, 0.02), (0.3, 0.3, 0.3), (0, 0.055, 0))],
@@ -132,7 +133,7 @@ EXPRESSIONS: dict[str, list[Bump]] = {
 def _directions(
     vertices: np.ndarray, named: dict[str, list[Bump]], count: int, random: np.random.Generator
 ) -> np.ndarray:
-    """[V,3,count]; random ones fade like the tail of a morphable model."""
+    """Return directions [V,3,count]; random ones decay like the tail of a morphable model."""
     directions = [sum(_bump(vertices, *bump) for bump in bumps) for bumps in named.values()][:count]
     for index in range(len(directions), count):
         directions.append(0.0012 * (len(named) / (index + 1)) * _random_field(vertices, random))
@@ -152,15 +153,15 @@ def _bump(vertices: np.ndarray, kind: str, centre: tuple, radii: tuple, vector: 
 
 
 def _random_field(vertices: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A smooth displacement of unit size, the same on both sides of the face."""
-    waves = random.normal(0, 22, (6, 3))  # radians a metre: nothing finer than an eye
+    """Return a smooth displacement of unit size, symmetric about the middle of the face."""
+    waves = random.normal(0, 22, (6, 3))  # radians per metre: no detail finer than an eye
     phases, strengths = random.uniform(0, 2 * np.pi, 6), random.normal(0, 1, (6, 3)) / np.sqrt(3)
     field, twin = (np.cos(points @ waves.T + phases) @ strengths for points in (vertices, vertices * [-1, 1, 1]))
     return (field + twin * [-1, 1, 1]) / 2
 
 
 def _surface(sphere: np.ndarray) -> np.ndarray:
-    """[V,3] the head's surface for directions on the unit sphere; x and y of the front are those of the ellipsoid."""
+    """Map directions on the unit sphere to the head's surface [V,3]; the front keeps the ellipsoid's x and y."""
     points = CENTRE + RADII * sphere
     x, y = points[:, 0], points[:, 1]
     front = _sigmoid((sphere[:, 2] - 0.2) / 0.08)
@@ -176,13 +177,13 @@ def _surface(sphere: np.ndarray) -> np.ndarray:
     relief += bump(0.008, (0, MOUTH), (0.016, 0.010))  # lips
     relief += bump(0.004, (0, -0.078), (0.012, 0.010))  # chin
     points[:, 2] += front * relief
-    neck = _sigmoid((sphere @ NECK - 0.80) / 0.03)  # the rim of the hole hangs down as a neck
+    neck = _sigmoid((sphere @ NECK - 0.80) / 0.03)  # the edge of the hole hangs down as a neck
     points[:, 1] -= 0.04 * neck
     return points
 
 
 def _jaw_weight(vertices: np.ndarray) -> np.ndarray:
-    """[V] 1 on the chin and the lower lip, 0 above the mouth: sharp between the lips, soft on the cheeks."""
+    """Return the jaw's weight [V]: 1 on chin and lower lip, 0 above the mouth, with a soft edge on the cheeks."""
     x, y, z = vertices.T
     beyond = np.clip((np.abs(x) - 0.7 * MOUTH_HALF) / (1.5 * MOUTH_HALF), 0, 1)
     line = MOUTH + 0.020 * beyond  # the jaw's edge rises towards the ears
@@ -190,17 +191,17 @@ def _jaw_weight(vertices: np.ndarray) -> np.ndarray:
 
 
 def _regress(vertices: np.ndarray, joint: np.ndarray) -> np.ndarray:
-    """[V] weights that sum to 1 and average the vertices to the joint, the least ones, near vertices first."""
+    """Return weights [V] of sum 1 that average the vertices to the joint: least squares, preferring near vertices."""
     near = np.exp(-0.5 * (np.linalg.norm(vertices - joint, axis=1) / 0.05) ** 2)
     system = np.vstack([np.ones(len(vertices)), vertices.T])
     return near * (system.T @ np.linalg.solve((system * near) @ system.T, np.append(1, joint)))
 
 
 def _mesh() -> tuple[np.ndarray, np.ndarray]:
-    """[5023,2] vertices on the unit disc and [9976,3] triangles, those of the 72 points at their indices.
+    """Return vertices [5023,2] on the unit disc and triangles [9976,3], with those of the 72 points at their indices.
 
-    Each point's triangle is a small one around it; an even spiral fills the rest; Delaunay's triangulation of a disc
-    with 68 vertices on its rim has as many triangles as FLAME's mesh.
+    A small triangle surrounds each point, and an even spiral fills the rest. Delaunay's triangulation of a disc with 68
+    vertices on its rim has as many triangles as FLAME's mesh.
     """
     from scipy.spatial import Delaunay
 
@@ -213,7 +214,7 @@ def _mesh() -> tuple[np.ndarray, np.ndarray]:
         triangles.setdefault(int(triangle), targets[point] + equilateral - POINT_WEIGHTS[point] @ equilateral)
     for triangle in triangles:
         points = np.flatnonzero(triangle == POINT_TRIANGLES)
-        if len(points) == 2:  # two points of one triangle: its first and last vertex follow from them
+        if len(points) == 2:  # two points share a triangle, which determines its first and last vertex
             chosen, weights = triangles[triangle], POINT_WEIGHTS[points].astype(np.float64)
             reach = 1.5 * distance[tuple(points)]
             chosen[1] = targets[points[0]] - (0, reach)
@@ -237,11 +238,11 @@ def _mesh() -> tuple[np.ndarray, np.ndarray]:
     clockwise = np.linalg.det(edges) < 0
     faces[clockwise] = faces[clockwise][:, [0, 2, 1]]
 
-    wanted = {frozenset(range(3 * i, 3 * i + 3)): (triangle, 3 * i) for i, triangle in enumerate(triangles)}
+    by_vertices = {frozenset(range(3 * i, 3 * i + 3)): (triangle, 3 * i) for i, triangle in enumerate(triangles)}
     ordered = np.full((TRIANGLES, 3), -1)
     rest = []
     for face in faces:
-        if found := wanted.pop(frozenset(face.tolist()), None):
+        if found := by_vertices.pop(frozenset(face.tolist()), None):
             ordered[found[0]] = found[1] + np.arange(3)
         else:
             rest.append(face)
@@ -253,7 +254,7 @@ _THIRDS = np.radians([90, 210, 330])
 
 
 def _front_to_disc(front: np.ndarray) -> np.ndarray:
-    """Where points of the face, [P,2] x and y in metres, lie on the disc."""
+    """Project points of the face [P,2], x and y in metres, onto the disc."""
     flat = (front - CENTRE[:2]) / RADII[:2]
     sphere = np.column_stack([flat, np.sqrt(1 - (flat**2).sum(1))])
     east, north = _disc_axes()
@@ -264,7 +265,7 @@ def _front_to_disc(front: np.ndarray) -> np.ndarray:
 
 
 def _disc_to_sphere(disc: np.ndarray) -> np.ndarray:
-    """The inverse of Lambert's projection."""
+    """Invert Lambert's equal-area projection."""
     east, north = _disc_axes()
     radius = np.linalg.norm(disc, axis=1)
     angle = 2 * np.arcsin(np.minimum(radius, 1) * np.sin(CAP / 2))

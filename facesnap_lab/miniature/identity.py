@@ -1,10 +1,10 @@
-"""Train the miniature's face recognition networks, in ArcFace's shape: one that conditions, two that judge.
+"""Train the miniature's face recognition networks with ArcFace: one that conditions, and two judges.
 
-    python -m facesnap_ext.miniature.identity NAME --data DIR --out DIR
+    python -m facesnap_lab.miniature.identity NAME --data DIR --out DIR
 
-`identity` sees colours and conditions FaceSnap. `judge` sees grey values alone, of other people in training and through
-another network, and is hardened against what generators do to pictures. `judge_inner` sees no hair and no outline
-either: grey values within an ellipse around eyes, nose and mouth. Source of the loss: Deng et al., "ArcFace" (2019).
+`identity` sees colours and conditions FaceSnap. `judge` sees grey values only, is trained on other people with another
+architecture, and is robust to artefacts of generators. `judge_inner` sees grey values within an ellipse around eyes,
+nose and mouth, without hair and outline. Source of the loss: Deng et al., "ArcFace" (2019).
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from torch import Tensor, nn
 
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_lab.miniature import dataset
-from facesnap_lab.miniature.perception import damage, export, fit, to_tensor, warp, write_figures
+from facesnap_lab.miniature.perception import degrade, export, fit, to_tensor, warp, write_figures
 from facesnap_lab.training.arcface import SIDE, TEMPLATE, similarity
 
 SIZE = 512
 JUDGE_SIZE = 128
 LUMINANCE = (0.299, 0.587, 0.114)
-INNER = ((28.0, 35.0), (15.5, 18.5))  # centre and radii of the ellipse in the crop at half its size
+INNER = ((28.0, 35.0), (15.5, 18.5))  # centre and radii of the ellipse in the crop at half resolution
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one of the networks is built and trained."""
+    """The architecture and training settings of a network."""
 
-    split: str  # whose faces it learns
+    split: str  # split that it is trained on
     seed: int
-    widths: tuple[int, int, int]  # at 28, 14 and 7 pixels
-    last: int  # channels that are flattened
+    widths: tuple[int, int, int]  # channels at 28, 14 and 7 pixels
+    last: int  # channels before flattening
     grey: bool
     inner: bool
-    damage: float
+    degradation: float
     minutes: float
     batch: int = 128
     rate: float = 3e-3
@@ -49,20 +49,20 @@ class Recipe:
 
 
 RECIPES = {
-    "identity": Recipe("train", 1, (32, 48, 96), 24, grey=False, inner=False, damage=0.4, minutes=9),
-    "judge": Recipe("judge", 2, (24, 64, 80), 20, grey=True, inner=False, damage=1.0, minutes=7),
-    "judge_inner": Recipe("judge", 3, (24, 48, 80), 20, grey=True, inner=True, damage=0.6, minutes=4.5),
+    "identity": Recipe("train", 1, (32, 48, 96), 24, grey=False, inner=False, degradation=0.4, minutes=9),
+    "judge": Recipe("judge", 2, (24, 64, 80), 20, grey=True, inner=False, degradation=1.0, minutes=7),
+    "judge_inner": Recipe("judge", 3, (24, 48, 80), 20, grey=True, inner=True, degradation=0.6, minutes=4.5),
 }
 
 
 class Embedder(nn.Module):
-    """[N,3,112,112] aligned faces, RGB in -1…1 -> [N,512] embeddings, not normalised."""
+    """Maps aligned faces [N,3,112,112], RGB in -1…1, to embeddings [N,512], not normalised."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.grey = recipe.grey
         self.register_buffer("luminance", torch.tensor(LUMINANCE).reshape(1, 3, 1, 1))
-        # the judges' eyes: grey values, light and contrast made equal by the inner face
+        # judges see grey values, whose mean and contrast are normalised over the inner face
         inner = _ellipse(*INNER)
         self.register_buffer("weights", inner / inner.sum())
         self.register_buffer("mask", inner if recipe.inner else torch.ones_like(inner))
@@ -81,7 +81,7 @@ class Embedder(nn.Module):
         )
 
     def forward(self, faces: Tensor) -> Tensor:
-        x = F.avg_pool2d(faces, 2)  # the world's faces have no more to show
+        x = F.avg_pool2d(faces, 2)  # the world's faces have no finer detail
         if self.grey:
             x = (x * self.luminance).sum(1, keepdim=True)
             x = x - (x * self.weights).sum((2, 3), keepdim=True)
@@ -106,25 +106,25 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> list[n
 
 
 def _ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> Tensor:
-    """[1,1,56,56] 1 inside, 0 outside, soft over some two pixels."""
+    """Return a mask [1,1,56,56]: 1 inside, 0 outside, with an edge about two pixels soft."""
     line = torch.arange(SIDE / 2) + 0.5
     away = ((line - centre[0]) / radii[0]) ** 2 + ((line[:, None] - centre[1]) / radii[1]) ** 2
     return ((1 - away.sqrt()) * 8 + 0.5).clamp(0, 1)[None, None]
 
 
 def alignment(keypoints: np.ndarray) -> np.ndarray:
-    """insightface's similarity from pictures to crops of 112 pixels, [N,2,3], for five points [N,5,2]."""
+    """Return insightface's similarity transforms [N,2,3] from images with five points [N,5,2] to 112-pixel crops."""
     turn, source, target = similarity(torch.from_numpy(keypoints).double(), torch.tensor(TEMPLATE, dtype=torch.float64))
     return torch.cat([turn, target[:, None] - turn @ source.transpose(1, 2)], -1).numpy()
 
 
 def aligned(pictures: np.ndarray, keypoints: np.ndarray) -> Tensor:
-    """[N,3,112,112] in -1…1 of pictures [N,S,S,3] uint8 and their five points [N,5,2]."""
+    """Align images [N,S,S,3] uint8 by their five points [N,5,2] to [N,3,112,112] in -1…1."""
     return to_tensor(warp(pictures, alignment(keypoints), SIDE))
 
 
 def margin_loss(embeddings: Tensor, centres: Tensor, people: Tensor, margin: float, scale: float) -> Tensor:
-    """ArcFace: the angle to one's own centre counts as if it were `margin` radians larger."""
+    """Return ArcFace's loss: the angle to the own centre is increased by `margin` radians."""
     cosines = F.normalize(embeddings) @ F.normalize(centres).T
     own = cosines.gather(1, people[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
     wide = torch.cos(torch.acos(own) + margin)
@@ -133,11 +133,11 @@ def margin_loss(embeddings: Tensor, centres: Tensor, people: Tensor, margin: flo
 
 
 def train(name: str, data: Path, minutes: float | None = None, start: Path | None = None, vae: Path | None = None):
-    """The trained network and its steps.
+    """Train a network and return it with its class centres and the number of steps.
 
     Args:
-        start: a state to go on from, with a fifth of the rate.
-        vae: a diffusers folder; half of each batch is seen through it.
+        start: an earlier state to continue at a fifth of the rate.
+        vae: a diffusers folder; half of each batch is passed through this VAE.
     """
     recipe = RECIPES[name]
     torch.manual_seed(recipe.seed)
@@ -162,7 +162,7 @@ def train(name: str, data: Path, minutes: float | None = None, start: Path | Non
         points[mirrored] = points[mirrored][:, [1, 0, 2, 4, 3]] * (-1, 1) + (batch.shape[2], 0)
         if codec is not None:
             batch[::2] = codec(batch[::2])
-        faces = aligned(damage(batch, random, recipe.damage), points)
+        faces = aligned(degrade(batch, random, recipe.degradation), points)
         with torch.autocast("cpu", torch.bfloat16):
             embeddings = network(faces)
         margin = recipe.margin * (1 if start is not None else min(1, done / 0.3))
@@ -188,15 +188,16 @@ def _codec(folder: Path):
 
 @torch.no_grad()
 def embed(network: nn.Module, pictures: np.ndarray, keypoints: np.ndarray) -> Tensor:
-    """[N,512] normalised."""
+    """Embed images as [N,512], normalised."""
     parts = range(0, len(pictures), 128)
     return F.normalize(torch.cat([network(aligned(pictures[i : i + 128], keypoints[i : i + 128])) for i in parts]))
 
 
 def verification(embeddings: Tensor, people: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """How well cosines tell same from different: pairs half and half, one half's best threshold tried on the other.
+    """Measure how well cosines separate pairs of the same person from pairs of different people.
 
-    `rank_1` is of each person's second picture among all persons' first ones.
+    The threshold is chosen on one half of the pairs and tested on the other. `rank_1` looks up one image of each person
+    in a gallery of another image of each.
     """
     random = np.random.default_rng(seed)
     names, first, counts = np.unique(people, return_index=True, return_counts=True)
@@ -228,7 +229,7 @@ def verification(embeddings: Tensor, people: np.ndarray, seed: int = 0) -> dict[
 
 
 def evaluate(network: nn.Module, data: Path, vae: Path | None = None) -> dict[str, float]:
-    """`verification` on people never seen, at their true landmarks; through a VAE too where there is one."""
+    """Run `verification` on unseen people with their true landmarks, and again through a VAE if one is given."""
     test = dataset.load(data / "test")
     pictures, keypoints, people = np.array(test.pictures), five_points(np.asarray(test.points)), np.array(test.people)
     clean = embed(network, pictures, keypoints)
@@ -243,9 +244,11 @@ def evaluate(network: nn.Module, data: Path, vae: Path | None = None) -> dict[st
 
 
 @torch.no_grad()
-def narrow(network: nn.Module, embeddings: Tensor, size: int) -> None:
-    """Give embeddings in the `size` directions in which those given [N,512] are longest: half the file is the last
-    layer, and the other directions hardly change a cosine."""
+def reduce_dimension(network: nn.Module, embeddings: Tensor, size: int) -> None:
+    """Reduce embeddings to `size` principal directions of the given ones [N,512].
+
+    The last layer is half of the file, and the other directions hardly affect cosines.
+    """
     *_, linear, norm = network.body
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     _, directions = torch.linalg.eigh(embeddings.T @ embeddings)
@@ -257,7 +260,7 @@ def narrow(network: nn.Module, embeddings: Tensor, size: int) -> None:
 
 
 def write(network: nn.Module, path: Path) -> None:
-    """Write the network as a recognition model of an insightface pack."""
+    """Export the network as a recognition model of an insightface pack."""
     example = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
     export(network, example, path, {"face": {0: "faces"}, "embedding": {0: "faces"}})
 
@@ -268,8 +271,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--start", type=Path, help="the .pt of an earlier training, to go on from")
-    parser.add_argument("--vae", type=Path, help="show it half of the pictures through this VAE")
+    parser.add_argument("--start", type=Path, help=".pt file of an earlier training to continue")
+    parser.add_argument("--vae", type=Path, help="VAE that half of the training images pass through")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trained, centres, steps = train(arguments.name, arguments.data, arguments.minutes, arguments.start, arguments.vae)
@@ -280,7 +283,7 @@ if __name__ == "__main__":
         people = dataset.load(arguments.data / RECIPES[arguments.name].split)
         rows = slice(None, None, 8)
         seen = embed(trained, np.array(people.pictures[rows]), five_points(np.array(people.points[rows])))
-        narrow(trained, seen, JUDGE_SIZE)
+        reduce_dimension(trained, seen, JUDGE_SIZE)
         write(trained, arguments.out / f"{arguments.name}.onnx")
     else:
         write(trained, arguments.out / arguments.name / "recognition.onnx")

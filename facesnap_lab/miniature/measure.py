@@ -1,9 +1,9 @@
-"""How well FaceSnap keeps people whom nobody trained on: the miniature's own test.
+"""Measure how well FaceSnap preserves the identity of people that no network was trained on.
 
-    python -m facesnap_ext.miniature.measure --people 100 --out out/miniature
+    python -m facesnap_lab.miniature.measure --people 100 --out out/miniature
 
-Judged by a network that has never conditioned anything, against two limits: two photos of one person, and photos of
-two people.
+The judge is a network that is never used for conditioning. Its cosines are compared with two limits: two photos of one
+person, and photos of two people.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from facesnap_lab.statistics import bootstrap
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """One measured picture. Similarities are cosines of the judge's embeddings to the reference."""
+    """A generated image and its measurements. Similarities are cosines of the judge's embeddings to the reference's."""
 
     reference: np.ndarray  # [S,S,3] uint8
     driving: np.ndarray
-    picture: np.ndarray  # with FaceSnap
-    plain: np.ndarray  # without
-    caption: str  # the prompt, with CLIP's words for the reference
+    picture: np.ndarray  # generated with FaceSnap
+    plain: np.ndarray  # generated without
+    caption: str  # the prompt, followed by CLIP's description of the reference
     similarity: float
     similarity_off: float
-    same: float  # another photo of the person
-    different: float  # the driving photo, of somebody else
-    pose_error: float  # degrees between what DECA sees in the picture and the driving scene's truth; nan without a face
-    regressor_error: float  # the same for the driving photo itself
+    same: float  # of another photo of the person
+    different: float  # of the driving photo, which shows another person
+    pose_error: float  # degrees between DECA's estimate in the image and the driving scene's pose; nan without a face
+    regressor_error: float  # the same for the driving photo
 
 
 class Judge:
-    """A network that only measures.
+    """A face recognition network used for measuring only.
 
     Args:
         name: `judge`, or `judge_inner`, which sees neither hair nor outline.
@@ -71,7 +71,7 @@ class Judge:
         self.pack = replace(detector, recognition=recognition)
 
     def embedding(self, picture: np.ndarray) -> np.ndarray | None:
-        """Of a picture [H,W,3] uint8, of length 1; None without a face."""
+        """Embed an image [H,W,3] uint8 as a unit vector; None without a face."""
         try:
             found = faces.find_faces(self.pack, Photo(picture, "Picture"))
         except NoFaceError:
@@ -80,12 +80,12 @@ class Judge:
 
 
 def likeness(first: np.ndarray | None, second: np.ndarray | None) -> float:
-    """Cosine of two of the judge's embeddings, 0 where there is no face."""
+    """Return the cosine of two of the judge's embeddings; 0 if either image has no face."""
     return 0.0 if first is None or second is None else float(first @ second)
 
 
 def photo(split: str, index: int, shot: int) -> tuple[np.ndarray, Scene]:
-    """A rendered photo of a person of the world and its scene."""
+    """Render a photo of a person of the world and return it with its scene."""
     who = person(split, index)
     what = scene(who, shot)
     return render([who], [what], SIDE)[0].picture, what
@@ -98,7 +98,7 @@ def random_prompt(random: np.random.Generator) -> str:
 
 
 def draw(sampler: Sampler, prompt: str, seed: int, prepared: Prepared | None) -> np.ndarray:
-    """[S,S,3] uint8: what the miniature's SDXL draws, with FaceSnap where there is guidance."""
+    """Generate an image [S,S,3] uint8 with the miniature's SDXL, and with FaceSnap if `prepared` is given."""
 
     def run() -> np.ndarray:
         image = sampler.pipe(
@@ -126,11 +126,11 @@ def measure(
     model: Path = shipped.FACESNAP,
     **settings: Any,
 ) -> list[Portrait]:
-    """Draw each of the test split's people once, in somebody else's pose, and judge the pictures.
+    """Generate one image of each person of the test split in another person's pose, and judge it.
 
     Args:
-        model: a FaceSnap file of the miniature's sizes.
-        settings: fields of `Unit`, where they are not to be as by default.
+        model: a FaceSnap file for the miniature.
+        settings: fields of `Unit` that differ from the defaults.
     """
     judge = Judge()
     portraits = []
@@ -177,20 +177,20 @@ def measure(
 
 
 def pose_error(encoders: Encoders, picture: np.ndarray, truth: Scene) -> float:
-    """Degrees by which the head that DECA sees is turned away from the scene's."""
+    """Return the angle in degrees between the head pose that DECA estimates and the scene's."""
     from facesnap_ext.landmarks.flame import rotation_matrices
 
     try:
         face = encoders.face(Photo(picture, "Picture"))
     except NoFaceError:
         return float("nan")
-    seen = encoders.predictor().encode(picture, face.box).pose[:3]
-    a, b = rotation_matrices(torch.stack([seen, torch.tensor(truth.pose[:3], dtype=torch.float32)]))
+    estimated = encoders.predictor().encode(picture, face.box).pose[:3]
+    a, b = rotation_matrices(torch.stack([estimated, torch.tensor(truth.pose[:3], dtype=torch.float32)]))
     return float(torch.rad2deg(torch.acos((((a.T @ b).trace() - 1) / 2).clamp(-1, 1))))
 
 
 def summary(portraits: Sequence[Portrait]) -> dict[str, Any]:
-    """Means with bootstrap 95 % intervals over people, and how far FaceSnap gets from the lower limit to the upper."""
+    """Return means with bootstrap 95 % intervals over people, and FaceSnap's position between the two limits (0…1)."""
     columns = {
         name: np.array([getattr(portrait, name) for portrait in portraits])
         for name in ("same", "different", "similarity", "similarity_off", "pose_error", "regressor_error")
@@ -208,7 +208,7 @@ def summary(portraits: Sequence[Portrait]) -> dict[str, Any]:
         "lower_limit_spread": round(float(columns["different"].std()), 4),
         "with_facesnap": interval(columns["similarity"]),
         "without_facesnap": interval(columns["similarity_off"]),
-        "way_to_upper_limit": interval((columns["similarity"] - low) / (high - low)),
+        "position_between_limits": interval((columns["similarity"] - low) / (high - low)),
         "pose_error_degrees": interval(columns["pose_error"]),
         "regressor_error_degrees": interval(columns["regressor_error"]),
         "pictures_without_a_face": int(np.isnan(columns["pose_error"]).sum()),
@@ -216,15 +216,15 @@ def summary(portraits: Sequence[Portrait]) -> dict[str, Any]:
 
 
 def caption_accuracy(portraits: Sequence[Portrait]) -> dict[str, dict[str, float]]:
-    """How often CLIP finds the prompt's word, and the reference's hair, in the pictures with and without FaceSnap."""
+    """Return how often CLIP recognises the prompt's words and the reference's hair, with and without FaceSnap."""
     from transformers import CLIPModel
 
     clip = CLIPModel.from_pretrained(shipped.MODELS / "clip", dtype=torch.float32, local_files_only=True)
-    said = [clip_pair.read(portrait.caption) for portrait in portraits]
+    captions = [clip_pair.parse_caption(portrait.caption) for portrait in portraits]
 
     def words_in(pictures: Sequence[np.ndarray]) -> dict[str, float]:
         pixels = preprocess(pictures, clip_pair.IMAGE_SIZE)
-        return {word: round(part, 4) for word, part in clip_pair.right_words(clip, pixels, said).items()}
+        return {word: round(part, 4) for word, part in clip_pair.word_accuracy(clip, pixels, captions).items()}
 
     return {
         "words_found": words_in([portrait.picture for portrait in portraits]),
@@ -233,17 +233,17 @@ def caption_accuracy(portraits: Sequence[Portrait]) -> dict[str, dict[str, float
 
 
 def people_sheet(portraits: Sequence[Portrait], columns: int = 8) -> Image.Image:
-    """Reference beside picture."""
+    """Show each reference beside its image."""
     panels = []
     for portrait in portraits:
         pair = np.concatenate([portrait.reference, portrait.picture], axis=1)
         panels.append(Panel(f"{portrait.similarity:.2f}", Image.fromarray(pair), "reference, FaceSnap"))
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    return sheet("People of the test split: the reference, and FaceSnap's picture in another pose", rows)
+    return sheet("People of the test split: reference, and FaceSnap's image in another pose", rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measure FaceSnap on people whom nobody trained on.")
+    parser = argparse.ArgumentParser(description="Measure FaceSnap on people that no network was trained on.")
     parser.add_argument("--people", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("out/miniature"))
     options = parser.parse_args()

@@ -1,6 +1,6 @@
-"""What the trainings of the miniature's perception networks share: the loop, the pictures, the ONNX files, the figures.
+"""Shared parts of training the miniature's perception networks: the loop, image processing, ONNX export and figures.
 
-Each network has a module of its own with a command: `identity`, `face_detector`, `regressor`, `clip_pair`.
+Each network has its own module with a command: `identity`, `face_detector`, `regressor`, `clip_pair`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-OPSET = 13  # onnxruntime 1.17 and every insightface read it
+OPSET = 13  # supported by onnxruntime 1.17 and every insightface version
 
 
 def fit(
     modules: Iterable[nn.Module], loss_of: Callable[[float], Tensor], minutes: float, rate: float, decay: float = 0.02
 ) -> int:
-    """Train for a time with AdamW, the rate rising over the first 5 % and falling to zero along a cosine.
+    """Train for a given time with AdamW: the rate rises over the first 5 % and falls to zero along a cosine.
 
     Args:
-        loss_of: draws a batch and gives its loss; it is told which part of the training is done, 0…1.
+        loss_of: draws a batch and returns its loss; its argument is the training progress, 0…1.
 
     Returns:
-        How many steps it took.
+        The number of steps.
     """
     parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=decay)
@@ -50,21 +50,21 @@ def fit(
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
-    """[N,S,S,3] uint8 RGB as [N,3,S,S] in -1…1, the range of insightface's networks and of VAEs."""
+    """Convert [N,S,S,3] uint8 RGB to [N,3,S,S] in -1…1, the range of insightface's networks and of VAEs."""
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def warp(pictures: np.ndarray, transforms: np.ndarray, side: int) -> np.ndarray:
-    """[N,side,side,3] of pictures [N,H,W,3] uint8 by transforms [N,2,3] between pixel indices; black outside."""
+    """Warp images [N,H,W,3] uint8 to [N,side,side,3] by transforms [N,2,3] of pixel indices; black outside."""
     import cv2
 
     return np.stack([cv2.warpAffine(picture, move, (side, side)) for picture, move in zip(pictures, transforms)])
 
 
-def damage(pictures: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
-    """Pictures [N,S,S,3] uint8 as cameras and codecs may leave them: light, contrast, blur, blocks, noise.
+def degrade(pictures: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
+    """Degrade images [N,S,S,3] uint8 like cameras and codecs: brightness, contrast, blur, blocks and noise.
 
-    At strength 1 this is what a poor VAE or JPEG does; at 0.3 it is hardly seen. S is a multiple of 8.
+    Strength 1 resembles a poor VAE or JPEG; 0.3 is hardly visible. S is a multiple of 8.
     """
     count, side = pictures.shape[:2]
 
@@ -88,7 +88,7 @@ def damage(pictures: np.ndarray, random: np.random.Generator, strength: float) -
 
 
 def _quantised(x: Tensor, step: Tensor) -> Tensor:
-    """Blocks of 8×8 in JPEG's cosine basis, rounded to steps that grow with the frequency."""
+    """Quantise 8×8 blocks in JPEG's cosine basis, with steps that grow with frequency."""
     k = torch.arange(8.0)
     basis = torch.cos(math.pi * k[:, None] * (2 * k + 1) / 16) * torch.where(k == 0, 0.5**0.5, 1.0)[:, None] / 2
     blocks = x.unflatten(3, (-1, 8)).unflatten(2, (-1, 8))
@@ -99,10 +99,10 @@ def _quantised(x: Tensor, step: Tensor) -> Tensor:
 
 
 def export(network: nn.Module, example: Tensor, path: Path, names: dict[str, dict[int, str]]) -> None:
-    """Write a network in ONNX: weights in half precision, which the runtime turns back when it loads them.
+    """Export a network as ONNX, with weights in half precision that the runtime casts back at load time.
 
     Args:
-        names: of the input and then the outputs, each with the axes that are free.
+        names: of the input and then the outputs, each with its dynamic axes.
     """
     import warnings
 
@@ -112,7 +112,7 @@ def export(network: nn.Module, example: Tensor, path: Path, names: dict[str, dic
     path.parent.mkdir(parents=True, exist_ok=True)
     inputs, *outputs = names
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the newer exporter needs a package that nothing else here does
+        warnings.simplefilter("ignore")  # the newer exporter needs another package
         torch.onnx.export(
             network.eval(),
             (example,),
@@ -132,7 +132,7 @@ def export(network: nn.Module, example: Tensor, path: Path, names: dict[str, dic
             casts.append(helper.make_node("Cast", [half.name], [tensor.name], to=onnx.TensorProto.FLOAT))
             model.graph.initializer[index].CopyFrom(half)
     for i, node in enumerate([*casts, *model.graph.node]):
-        node.name = f"node{i}"  # insightface reads meaning into names that begin with Sub and Mul
+        node.name = f"node{i}"  # insightface interprets names that begin with Sub and Mul
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
@@ -141,9 +141,9 @@ def export(network: nn.Module, example: Tensor, path: Path, names: dict[str, dic
 
 
 def write_figures(folder: Path, name: str, figures: dict[str, Any]) -> None:
-    """Put a network's figures into `quality.json` of the folder, beside those of the others."""
+    """Write a network's figures to `quality.json` in the folder and keep those of other networks."""
     file = folder / "quality.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    known[name] = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
-    file.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-    print(name, json.dumps(known[name]), flush=True)
+    all_figures = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    all_figures[name] = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+    file.write_text(json.dumps(all_figures, indent=2) + "\n", encoding="utf-8")
+    print(name, json.dumps(all_figures[name]), flush=True)

@@ -1,9 +1,9 @@
-"""Train the miniature's landmark regressor: DECA's coarse encoder at small widths, for the miniature's head.
+"""Train the miniature's landmark regressor: DECA's coarse encoder with small widths, for the miniature's head.
 
-    python -m facesnap_ext.miniature.regressor --data DIR --out DIR
+    python -m facesnap_lab.miniature.regressor --data DIR --out DIR
 
-It learns from rendered pictures whose codes are known: where its codes put the 72 points counts most, the codes
-themselves a little. DECA learns from photos by their landmarks alike.
+It is trained on rendered images with known codes. The loss is dominated by the positions of the 72 points, with a small
+weight on the codes themselves. Likewise, DECA is trained on photos with landmarks.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from facesnap_ext.landmarks.flame import Flame, full_pose, posed_vertices, save_
 from facesnap_ext.landmarks.points72 import POINT_TRIANGLES, POINT_WEIGHTS
 from facesnap_ext.landmarks.predictor import load_predictor
 from facesnap_lab.miniature import dataset
-from facesnap_lab.miniature.perception import damage, fit, to_tensor, warp, write_figures
+from facesnap_lab.miniature.perception import degrade, fit, to_tensor, warp, write_figures
 from facesnap_lab.miniature.render import head
 from facesnap_lab.miniature.world import EXPRESSION_CODES, SHAPE_CODES
 
 IMAGE_SIZE = 64
 CODE_SIZES = {"shape": SHAPE_CODES, "exp": EXPRESSION_CODES, "pose": 6, "cam": 3}
-LEVELS = ((16, 1), (32, 2), (64, 2), (112, 2))  # width and blocks; a block's output is four times as wide
+LEVELS = ((16, 1), (32, 2), (64, 2), (112, 2))  # width and number of blocks; a block's output is four times as wide
 STEM, STEM_KERNEL, HIDDEN = 32, 7, 256
-CODES_COUNT = {"shape": 0.5, "exp": 0.3, "pose": 0.3, "cam": 0.3}  # what a deviation costs, in pixels of a point
+CODE_LOSS_WEIGHTS = {"shape": 0.5, "exp": 0.3, "pose": 0.3, "cam": 0.3}  # loss per deviation, in pixels of a point
 
 
 def new_deca() -> Deca:
-    """An untrained encoder; its last layer is kaiming's."""
+    """Create an untrained encoder; its last layer has Kaiming initialisation."""
     shapes: dict[str, tuple[int, ...]] = {"encoder.conv1.weight": (STEM, 3, STEM_KERNEL, STEM_KERNEL)}
     for level, (width, blocks) in enumerate(LEVELS, 1):
         for block in range(blocks):
@@ -46,8 +46,8 @@ def new_deca() -> Deca:
     return Deca(shapes, CODE_SIZES, IMAGE_SIZE)
 
 
-class Points(nn.Module):
-    """The 72 points of codes, by a head cut down to the triangles that they lie on; exactly those of the whole head."""
+class LandmarkDecoder(nn.Module):
+    """Computes the 72 points from codes, with a head reduced to the triangles they lie on; the result is exact."""
 
     def __init__(self, flame: Flame) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Points(nn.Module):
         joints = len(flame.parents)
 
         def cut(directions: Tensor) -> Tensor:
-            # a joint is a mean of vertices at rest, so it moves with the codes as one more vertex would
+            # a joint is a weighted mean of vertices at rest, so it moves with the codes like an additional vertex
             return torch.cat([directions[corners], torch.einsum("jv,v...->j...", flame.J_regressor, directions)])
 
         self.flame = Flame(
@@ -71,21 +71,21 @@ class Points(nn.Module):
         self.weights = torch.from_numpy(POINT_WEIGHTS)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """[N,72,2] in the crop, -1…1, of [N,37] codes."""
+        """Map codes [N,37] to points [N,72,2] in the crop, -1…1."""
         shape, expression, pose, cam = codes.split(list(CODE_SIZES.values()), 1)
         vertices = posed_vertices(self.flame, shape, expression, full_pose(self.flame, pose))
         corners = vertices[:, : self.flame.faces.numel()].unflatten(1, (-1, 3))
         return project(torch.einsum("pk,npkc->npc", self.weights, corners), cam)
 
 
-def in_crop(codes: np.ndarray, transforms: np.ndarray, side: int) -> np.ndarray:
-    """Codes [N,37] with the camera of the whole picture, of `side` pixels, as codes with the camera of DECA's crop.
+def codes_in_crop(codes: np.ndarray, transforms: np.ndarray, side: int) -> np.ndarray:
+    """Convert codes [N,37] from the camera of the image, of `side` pixels, to the camera of DECA's crop.
 
     Args:
         transforms: [N,3,3] of `crop_transform`.
     """
     scale = transforms[:, 0, 0] * side / IMAGE_SIZE
-    # where the picture's middle is in the crop, see `deca.to_photo`
+    # the image's centre in the crop, see `deca.to_photo`
     middle = (transforms[:, :2, 2] + transforms[:, :1, 0] * (side / 2 - 0.5)) / (IMAGE_SIZE / 2) - 1
     moved = codes.copy()
     moved[:, -3] *= scale
@@ -93,8 +93,8 @@ def in_crop(codes: np.ndarray, transforms: np.ndarray, side: int) -> np.ndarray:
     return moved
 
 
-def jitter(boxes: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Boxes [N,4] as a detector may give them."""
+def jitter_boxes(boxes: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Jitter boxes [N,4] like the output of a detector."""
     sizes = (boxes[:, 2:] - boxes[:, :2]).mean(1, keepdims=True)
     return boxes + sizes * (
         np.tile(random.normal(0, 0.03, (len(boxes), 2)), 2) + random.normal(0, 0.02, (len(boxes), 4))
@@ -104,17 +104,21 @@ def jitter(boxes: np.ndarray, random: np.random.Generator) -> np.ndarray:
 def train(
     data: Path, minutes: float, start: Path | None = None, batch: int = 128, rate: float = 2e-3, seed: int = 4
 ) -> tuple[Deca, int]:
-    """The trained encoder and its steps; `start` is the file of an earlier training, to go on from at half the rate."""
+    """Train the encoder and return it with the number of steps.
+
+    Args:
+        start: file of an earlier training to continue at half the rate.
+    """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     world = dataset.load(data / "train")
     side = world.pictures.shape[1]
-    points = Points(head())
+    points = LandmarkDecoder(head())
     deca = new_deca().train()
     sample = np.arange(0, len(world.codes), 9)
     moves = np.stack([crop_transform(box, IMAGE_SIZE) for box in world.boxes[sample]])
-    usual = torch.from_numpy(in_crop(np.array(world.codes[sample]), moves, side)).float()
-    # the jaw turns about one axis alone: without a floor its other two would weigh endlessly
+    usual = torch.from_numpy(codes_in_crop(np.array(world.codes[sample]), moves, side)).float()
+    # the jaw turns about one axis only: without a floor, its other two axes would get unbounded weights
     mean, spread = usual.mean(0), usual.std(0).clamp_min(1e-3)
     if start is not None:
         deca.load_state_dict(load_deca(start).state_dict())
@@ -122,25 +126,25 @@ def train(
         with torch.no_grad():  # from codes to deviations
             deca.layers[2].weight /= spread[:, None]
             deca.layers[2].bias.sub_(mean).div_(spread)
-    count = torch.cat([torch.full((size,), CODES_COUNT[name]) for name, size in CODE_SIZES.items()])
+    count = torch.cat([torch.full((size,), CODE_LOSS_WEIGHTS[name]) for name, size in CODE_SIZES.items()])
 
     def loss_of(done: float) -> Tensor:
         rows = np.sort(random.integers(0, len(world.pictures), batch))
-        boxes = jitter(world.boxes[rows], random)
+        boxes = jitter_boxes(world.boxes[rows], random)
         moves = np.stack([crop_transform(box, IMAGE_SIZE) for box in boxes])
-        crops = (to_tensor(warp(damage(world.pictures[rows], random, 0.4), moves[:, :2], IMAGE_SIZE)) + 1) / 2
-        wanted = torch.from_numpy(in_crop(world.codes[rows], moves, side)).float()
+        crops = (to_tensor(warp(degrade(world.pictures[rows], random, 0.4), moves[:, :2], IMAGE_SIZE)) + 1) / 2
+        target = torch.from_numpy(codes_in_crop(world.codes[rows], moves, side)).float()
         with torch.autocast("cpu", torch.bfloat16):
             answer = deca.layers(deca.encoder(crops))
         answer = answer.float()
-        # each face by its own codes, and again with another's shape, so that no camera makes up for a wrong shape
+        # compare each face with its own shape and with another's, so that the camera cannot compensate a wrong shape
         swap = torch.from_numpy(random.permutation(len(rows)))
         ours, true = (
             torch.cat([found, torch.cat([found[swap, :SHAPE_CODES], found[:, SHAPE_CODES:]], 1)])
-            for found in (mean + spread * answer, wanted)
+            for found in (mean + spread * answer, target)
         )
         error = (IMAGE_SIZE / 2) * (points(ours) - points(true))
-        codes = answer - (wanted - mean) / spread
+        codes = answer - (target - mean) / spread
         return F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5) + (count * codes**2).mean()
 
     steps = fit([deca], loss_of, minutes, rate)
@@ -152,15 +156,15 @@ def train(
 
 
 def evaluate(deca_file: Path, flame_file: Path, data: Path) -> dict[str, float]:
-    """Errors on people never seen, by the same predictor that FaceSnap runs; pixels are those of the 64 px picture.
+    """Measure errors on unseen people with FaceSnap's own predictor, in pixels of the 64-pixel image.
 
-    `swapped` is one person's shape in another's pose and expression, where nobody can cheat: the error against the
-    truth, and what it would be with the other's shape or with the mean one instead.
+    `swapped_px` puts one person's shape into another's pose and expression: the error of the prediction, and for
+    comparison the error with the driving person's shape or the mean shape.
     """
     predictor = load_predictor(deca_file, flame_file)
     test = dataset.load(data / "test")
     rows = np.arange(0, len(test.pictures), 3)
-    boxes = jitter(test.boxes[rows], np.random.default_rng(0))
+    boxes = jitter_boxes(test.boxes[rows], np.random.default_rng(0))
     found = predictor.encode_batch([np.array(picture) for picture in test.pictures[rows]], list(boxes))
     points = np.stack([predictor.predict(codes, codes).points for codes in found])
     errors = np.linalg.norm(points - test.points[rows], axis=-1)
@@ -177,14 +181,14 @@ def evaluate(deca_file: Path, flame_file: Path, data: Path) -> dict[str, float]:
         for sources in (found, driving, [mean_face] * len(found))
     )
     codes = np.concatenate([truth, test.codes[rows][others][:, SHAPE_CODES:]], 1)
-    wanted = (Points(head())(torch.from_numpy(codes)).numpy() + 1) * (test.pictures.shape[1] / 2)
+    expected = (LandmarkDecoder(head())(torch.from_numpy(codes)).numpy() + 1) * (test.pictures.shape[1] / 2)
     return {
         "pictures": len(rows),
         "error_px": float(errors.mean()),
         "error_px_95": float(np.percentile(errors.mean(1), 95)),
-        "swapped_px": _distance(swapped, wanted),
-        "swapped_px_with_driving_shape": _distance(same, wanted),
-        "swapped_px_with_mean_shape": _distance(usual, wanted),
+        "swapped_px": _distance(swapped, expected),
+        "swapped_px_with_driving_shape": _distance(same, expected),
+        "swapped_px_with_mean_shape": _distance(usual, expected),
         "shape_correlation": _correlation(shapes, truth),
         "shape_correlations": [round(_correlation(a, b), 2) for a, b in zip(shapes.T, truth.T)],
         "expression_correlation": _correlation(expressions, expressed),
@@ -205,7 +209,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--start", type=Path, help="the file of an earlier training, to go on from")
+    parser.add_argument("--start", type=Path, help="file of an earlier training to continue")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""From a person and a scene to a picture with everything that is true of it: landmarks, mask, box.
+"""Render a person in a scene, with the ground truth: landmarks, mask and box.
 
-    python -m facesnap_ext.miniature.render people.png --split test
+    python -m facesnap_lab.miniature.render people.png --split test
 
-The head's mesh is projected orthographically and its triangles are painted from back to front at twice the picture's
-side. Colours are functions of the place on the head at rest, so that features move with the mesh; light is Lambert's.
+The head's mesh is projected orthographically, and its triangles are painted back to front at twice the resolution.
+Colours depend on the position on the head at rest, so that features move with the mesh; shading is Lambertian.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from facesnap_ext.landmarks.flame import Flame, full_pose, posed_vertices
 from facesnap_ext.landmarks.points72 import points_on
 from facesnap_lab.miniature.captions import COLOURS
 from facesnap_lab.miniature.head import MOUTH, stand_in_flame
-from facesnap_lab.miniature.world import EXPRESSION_CODES, SHAPE_CODES, Person, Scene
+from facesnap_lab.miniature.world import EXPRESSION_CODES, SHAPE_CODES, SPLITS, Person, Scene, person, scene
 
 OVERSAMPLED = 2
 OUTER_LIPS = [52, 54, 53, 62, 58, 59, 57, 65, 66, 71, 69, 68]
@@ -31,22 +31,22 @@ EYE, EYE_RADII = (0.032, 0.024), (0.0140, 0.0062)
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """A picture and the truth about it; pixels from the upper left corner."""
+    """An image and its ground truth, in pixels from the upper left corner."""
 
     picture: np.ndarray  # [S,S,3] uint8 RGB
     mask: np.ndarray  # [S,S] uint8, 255 on the head
     points: np.ndarray  # [72,2] float32
-    box: np.ndarray  # [4] float32 left, top, right, bottom as a face detector frames a face
+    box: np.ndarray  # [4] float32 left, top, right, bottom, like a face detector's
 
 
 @lru_cache(maxsize=1)
 def head() -> Flame:
-    """The miniature's morphable head, in FLAME's layout."""
+    """Return the miniature's morphable head in FLAME's layout."""
     return Flame(**stand_in_flame(shapes=SHAPE_CODES, expressions=EXPRESSION_CODES))
 
 
 def render(people: Sequence[Person], scenes: Sequence[Scene], side: int = 64) -> list[Rendering]:
-    """Draw each person in the scene of the same place in the list."""
+    """Render each person in the scene at the same index."""
     flame = head()
     shape = torch.tensor(np.stack([person.shape for person in people]), dtype=torch.float32)
     codes = torch.tensor(np.stack([scene.codes for scene in scenes]), dtype=torch.float32)
@@ -55,14 +55,26 @@ def render(people: Sequence[Person], scenes: Sequence[Scene], side: int = 64) ->
     vertices = posed_vertices(flame, shape, codes, full_pose(flame, pose))
     points = (project(points_on(vertices, flame.faces), cam).numpy() + 1) * (side / 2)
     renderings = []
-    for i, (who, scene) in enumerate(zip(people, scenes)):
-        picture, mask = _draw(vertices[i].numpy(), points[i], who, scene, side)
+    for i, (who, what) in enumerate(zip(people, scenes)):
+        picture, mask = _draw(vertices[i].numpy(), points[i], who, what, side)
         renderings.append(Rendering(picture, mask, points[i].astype(np.float32), face_box(points[i])))
     return renderings
 
 
+def face_shapes(people: int) -> np.ndarray:
+    """Return the 72 points [P,72,2] of the test split's first people at rest, seen from the front, in metres.
+
+    These are the world's ground truth, which no network is given.
+    """
+    shape = torch.tensor(np.stack([person("test", index).shape for index in range(people)]), dtype=torch.float32)
+    flame = head()
+    rest = full_pose(flame, torch.zeros(people, 6))
+    vertices = posed_vertices(flame, shape, torch.zeros(people, EXPRESSION_CODES), rest)
+    return points_on(vertices, flame.faces)[..., :2].numpy()
+
+
 def face_box(points: np.ndarray) -> np.ndarray:
-    """[4] the box of a detector around 72 points: theirs, with a part of the forehead."""
+    """Return a detector's box [4] around 72 points, extended to part of the forehead."""
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     return np.array([left, top - 0.22 * (bottom - top), right, bottom], np.float32)
 
@@ -87,7 +99,7 @@ def _draw(
     normal = (normals[corners] * bary).sum(1)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
     colour = _albedo(rest, (hair[corners] * bary[:, :, 0]).sum(1), who)
-    # light reaches around the edge of the shadow, as from a window
+    # soft light wraps around the edge of the shadow, as from a window
     light = scene.ambient + (1.12 - scene.ambient) * np.clip((normal @ scene.light_direction + 0.5) / 1.5, 0, 1)
     picture[covered] = colour * light[:, None]
     _paint_mouth(picture, points * OVERSAMPLED, who, float(np.median(light)))
@@ -97,7 +109,7 @@ def _draw(
 
 
 def _paint_mouth(picture: np.ndarray, points: np.ndarray, who: Person, light: float) -> None:
-    """Lips and what is between them, from the landmarks: the mesh is too coarse there."""
+    """Paint the lips and the opening between them from the landmarks, since the mesh is too coarse there."""
     for line, colour in ((OUTER_LIPS, who.lips), (INNER_LIPS, (0.22, 0.06, 0.06))):
         cover = Image.new("L", picture.shape[1::-1])
         outline = [tuple(point) for point in points[line]]
@@ -109,7 +121,7 @@ def _paint_mouth(picture: np.ndarray, points: np.ndarray, who: Person, light: fl
 
 
 def _halve(picture: np.ndarray) -> np.ndarray:
-    """[2S,2S,3] as [S,S,3], rows and columns weighed 1 3 3 1."""
+    """Downsample [2S,2S,3] to [S,S,3] with the filter 1 3 3 1 along rows and columns."""
     for _ in range(2):
         padded = np.pad(picture, ((1, 1), (0, 0), (0, 0)), mode="edge")
         picture = (padded[:-3:2] + 3 * padded[1:-2:2] + 3 * padded[2:-1:2] + padded[3::2]) / 8
@@ -118,7 +130,7 @@ def _halve(picture: np.ndarray) -> np.ndarray:
 
 
 def _albedo(rest: np.ndarray, hair: np.ndarray, who: Person) -> np.ndarray:
-    """[P,3] colours of places [P,3] on the head at rest."""
+    """Return the colours [P,3] of points [P,3] on the head at rest."""
     x, y, z = rest.T
     ax = np.abs(x)
     front = _step(z, 0.0, 0.01)
@@ -151,7 +163,7 @@ def _albedo(rest: np.ndarray, hair: np.ndarray, who: Person) -> np.ndarray:
     paint(0.9 * front * brow, 0.6 * who.hair_rgb)
 
     (ex, ey), (rx, ry) = EYE, EYE_RADII
-    paint(disc(ex, ey, 1.14 * rx, 1.32 * ry, 0.08), 0.30 * who.skin)  # the lids' edges
+    paint(disc(ex, ey, 1.14 * rx, 1.32 * ry, 0.08), 0.30 * who.skin)  # edges of the eyelids
     white = disc(ex, ey, rx, ry, 0.08)
     paint(white, (0.96, 0.96, 0.95))
     paint(white * disc(ex, ey + 0.0003, 0.0060, 0.0060), who.iris)
@@ -167,7 +179,7 @@ def _albedo(rest: np.ndarray, hair: np.ndarray, who: Person) -> np.ndarray:
 
 
 def _hair_weight(rest: np.ndarray, who: Person) -> np.ndarray:
-    """[V] 1 where hair grows."""
+    """Return the hair's weight [V]: 1 where hair grows."""
     if who.hair == "bald":
         return np.zeros(len(rest))
     x, y, z = rest.T
@@ -179,7 +191,7 @@ def _hair_weight(rest: np.ndarray, who: Person) -> np.ndarray:
 
 
 def _backdrop(who: Person, scene: Scene, side: int) -> np.ndarray:
-    """[S,S,3] what stands behind the head: a plain background, shoulders, hair that hangs down."""
+    """Paint what is behind the head, [S,S,3]: a plain background, shoulders and long hair."""
     scale, *shift = scene.cam
     across = (np.arange(side) + 0.5) * (2 / side) - 1
     x = across[None] / scale - shift[0]
@@ -205,7 +217,7 @@ def _backdrop(who: Person, scene: Scene, side: int) -> np.ndarray:
 
 
 def _step(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 below `low`, 1 above `high`, straight between."""
+    """Return 0 below `low`, 1 above `high`, and interpolate linearly in between."""
     return np.clip((x - low) / (high - low), 0, 1)
 
 
@@ -217,7 +229,7 @@ def _between(x: np.ndarray, low: np.ndarray | float, high: np.ndarray | float, s
 class _Mesh:
     rest: np.ndarray  # [V,3]
     faces: np.ndarray  # [F,3]
-    gather: object  # sparse [V,F], which triangles meet in a vertex
+    gather: object  # sparse [V,F]: which triangles contain a vertex
 
     def vertex_normals(self, vertices: np.ndarray) -> np.ndarray:
         a, b, c = (vertices[self.faces[:, i]] for i in range(3))
@@ -237,9 +249,9 @@ def _mesh() -> _Mesh:
 
 
 def _rasterise(screen: np.ndarray, depth: np.ndarray, faces: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which triangle is seen in each pixel, [S,S] (-1: none), and the weights of its corners there, [S,S,3].
+    """Return the visible triangle of each pixel [S,S] (-1: none) and its barycentric weights [S,S,3].
 
-    Triangles that face away are left out; the others are painted from back to front, each pixel whose centre it covers.
+    Triangles that face away are skipped; the others are painted back to front at each pixel centre that they cover.
     """
     a, b, c = (screen[faces[:, i]] for i in range(3))
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
@@ -250,13 +262,13 @@ def _rasterise(screen: np.ndarray, depth: np.ndarray, faces: np.ndarray, side: i
     low = np.ceil(np.minimum(np.minimum(a, b), c) - 0.5).astype(np.int32).clip(0)
     high = np.floor(np.maximum(np.maximum(a, b), c) - 0.5).astype(np.int32).clip(max=side - 1)
     span = (high - low + 1).clip(0)
-    # all triangles' pixels in one list that keeps the painter's order
+    # the pixels of all triangles in one list, in painter's order
     count = span[:, 0] * span[:, 1]
     which = np.repeat(np.arange(len(seen), dtype=np.int32), count)
     within = np.arange(len(which), dtype=np.int32) - np.repeat((np.cumsum(count) - count).astype(np.int32), count)
     column = low[which, 0] + within % span[which, 0]
     row = low[which, 1] + within // span[which, 0]
-    # barycentric weights are affine in the pixel, [T,3] each: of x, of y, and at 0
+    # barycentric weights are affine in the pixel, [T,3] each: slopes in x and y, and the value at 0
     edges = np.stack([c - b, a - c, b - a], 1) / area[:, None, None]
     origins = np.stack([b, c, a], 1)
     of_x, of_y = -edges[..., 1], edges[..., 0]
@@ -268,7 +280,7 @@ def _rasterise(screen: np.ndarray, depth: np.ndarray, faces: np.ndarray, side: i
     owner = np.full(side * side, -1)
     weights = np.zeros((side * side, 3), np.float32)
     pixel = row[inside] * side + column[inside]
-    owner[pixel] = seen[which[inside]]  # the last one wins: it is the nearest
+    owner[pixel] = seen[which[inside]]  # the last one, which is the nearest, overwrites the others
     weights[pixel] = bary[inside]
     return owner.reshape(side, side), weights.reshape(side, side, 3)
 
@@ -277,9 +289,7 @@ if __name__ == "__main__":
     import argparse
     from pathlib import Path
 
-    from facesnap_lab.miniature.world import SPLITS, person, scene
-
-    parser = argparse.ArgumentParser(description="Draw a sheet of people of the miniature world, a row for each.")
+    parser = argparse.ArgumentParser(description="Render a sheet of people of the miniature world, one row per person.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--people", type=int, default=8)

@@ -1,4 +1,4 @@
-"""Tensors of diffusers' SDXL, and of its VAE, under the names of SDXL's own file (Stability-AI/generative-models)."""
+"""Rename the tensors of diffusers' SDXL and its VAE to those of SDXL's own file (Stability-AI/generative-models)."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ OPEN_CLIP_INNER = {
 
 
 def unet_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Rename a UNet's tensors. LDM numbers blocks through where diffusers counts levels and layers; the inverse of
-    `weights.initialise.encoder_key`, and the decoder."""
+    """Rename a UNet's tensors: the inverse of `weights.initialise.encoder_key`, and the decoder.
+
+    LDM numbers blocks consecutively; diffusers counts levels and layers.
+    """
     layers = config["layers_per_block"]
     attended = ["CrossAttn" in kind for kind in config["up_block_types"]]
 
@@ -66,8 +68,10 @@ def unet_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Ten
 
 
 def vae_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Rename a VAE's tensors. LDM counts the decoder's levels from the picture inwards, and its attention is made of
-    1 × 1 convolutions."""
+    """Rename a VAE's tensors.
+
+    LDM counts the decoder's levels from the image inwards, and implements its attention as 1 × 1 convolutions.
+    """
     levels = len(config["block_out_channels"])
 
     def block(name: str) -> str:
@@ -90,10 +94,10 @@ def vae_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tens
 
 
 def _widened(key: str, tensor: Tensor, groups: int) -> Tensor:
-    """A VAE's tensor for 32 groups of normalisation, which LDM has fixed, in place of fewer.
+    """Convert a VAE's tensor to 32 normalisation groups, the number fixed in LDM.
 
-    Every group's channels are repeated until there are 32 groups; each has the mean and the variance of the one that it
-    copies, and what reads the copies takes their mean, so that the network computes the same.
+    The channels of each group are repeated until there are 32 groups. Each copy has the mean and variance of its
+    original, and layers that read the copies average them, so the network computes the same function.
     """
     copies = 32 // groups
     if key.startswith(("quant_conv", "post_quant_conv")):
@@ -106,11 +110,12 @@ def _widened(key: str, tensor: Tensor, groups: int) -> Tensor:
 
 
 def open_clip_tensors(tensors: Mapping[str, Tensor], rows: Iterable[int], prefix: str) -> dict[str, Tensor]:
-    """Rename the second text encoder's tensors to open_clip's, join its queries, keys and values, and lay its token
-    embeddings out over CLIP's vocabulary.
+    """Rename the second text encoder's tensors to open_clip's.
+
+    Queries, keys and values are concatenated, and token embeddings are rearranged for CLIP's vocabulary.
 
     Args:
-        rows: for each of CLIP's ids, the row of the miniature's table.
+        rows: for each of CLIP's ids, the row in the miniature's embedding table.
     """
     tensors = {text_key(key): tensor for key, tensor in tensors.items()}
     renamed = {ldm: tensors.pop(key) for key, ldm in OPEN_CLIP.items()}
@@ -130,7 +135,7 @@ def open_clip_tensors(tensors: Mapping[str, Tensor], rows: Iterable[int], prefix
 
 
 def text_key(key: str) -> str:
-    """transformers 5 leaves out a prefix that its earlier versions write and read."""
+    """Add the prefix that earlier versions of transformers write and read, and version 5 omits."""
     return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
 
 
@@ -139,7 +144,7 @@ def _renamed(key: str, block: Callable[[str], str], part: str) -> str:
     try:
         return f"{block(module)}.{tensor}"
     except KeyError:
-        raise FaceSnapError(f"The miniature's {part} has a tensor {key} that SDXL's layout has no place for.") from None
+        raise FaceSnapError(f"The miniature's {part} has a tensor {key}, which SDXL's layout does not have.") from None
 
 
 def _slot(kind: str) -> int:

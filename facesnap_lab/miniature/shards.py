@@ -1,6 +1,6 @@
-"""The miniature world's pictures as the shards that FaceSnap trains on.
+"""Write the miniature world's images as the shards that FaceSnap trains on.
 
-python -m facesnap_ext.miniature.shards --data DIR --pack DIR --out DIR
+python -m facesnap_lab.miniature.shards --data DIR --pack DIR --out DIR
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from facesnap_ext.landmarks.points72 import five_points
 from facesnap_lab.miniature import dataset
 from facesnap_lab.training.shards import Sample, write_shards
 
-KEYPOINT_NOISE = 0.5  # pixels: a detector's points are never exact
+KEYPOINT_NOISE = 0.5  # standard deviation in pixels, since a detector's points are never exact
 PER_SHARD = 2000
 
 
 def samples(data: Path, pack: Path, seed: int = 0) -> Iterator[Sample]:
-    """The training split, each picture with the conditioning network's embedding."""
+    """Yield the images of the training split with the conditioning network's embeddings."""
     from insightface.app.common import Face
 
     world = dataset.load(data)
@@ -46,8 +46,8 @@ def samples(data: Path, pack: Path, seed: int = 0) -> Iterator[Sample]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the miniature world's training shards.")
-    parser.add_argument("--data", type=Path, required=True, help="the training split's folder")
-    parser.add_argument("--pack", type=Path, required=True, help="the identity network's pack")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the training split")
+    parser.add_argument("--pack", type=Path, required=True, help="face model pack with the identity network")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     print(*write_shards(options.out, samples(options.data, options.pack), PER_SHARD), sep="\n")

@@ -1,4 +1,4 @@
-"""The miniature's trained networks, as they come with FaceSnap."""
+"""The miniature's trained networks, which are part of the package."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from facesnap_ext.weights.search import find_models
 from facesnap_lab.miniature.render import head
 
 WEIGHTS = Path(__file__).with_name("weights")
-SDXL = WEIGHTS / "sdxl"  # diffusers' folder
-MODELS = WEIGHTS / "models"  # what a WebUI's models/facesnap holds, but for FLAME
+SDXL = WEIGHTS / "sdxl"  # diffusers' layout
+MODELS = WEIGHTS / "models"  # the content of a WebUI's models/facesnap, without FLAME
 FACESNAP = MODELS / "facesnap.safetensors"
-JUDGES = WEIGHTS / "judges"  # packs that only measure
+JUDGES = WEIGHTS / "judges"  # recognition models used for measuring only
 LIGHTNING = WEIGHTS / "lightning.safetensors"
 
 STEPS, SCALE = 12, 2.0
-FEW_STEPS = 8  # the paper's, with its guidance of 2; the LoRA was distilled for 4, which it draws paler
+FEW_STEPS = 8  # as in the paper, with its guidance of 2; the LoRA was distilled for 4 steps, which give paler images
 
 
 def write_models(folder: Path) -> ModelFiles:
-    """Fill a model folder with everything that the engine asks for; FLAME's place is taken by the miniature's head."""
+    """Write all model files that the engine needs to a folder; the miniature's head takes the place of FLAME."""
     shutil.copytree(MODELS, folder, dirs_exist_ok=True)
     flame = folder / "flame.safetensors"
     if not flame.exists():
@@ -34,38 +34,38 @@ def write_models(folder: Path) -> ModelFiles:
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """A pipeline, and with how many steps and how much guidance it draws well."""
+    """A pipeline with suitable numbers of steps and guidance."""
 
     pipe: Any
     steps: int
-    scale: float  # of classifier-free guidance; 1: none
+    scale: float  # classifier-free guidance; 1: none
 
 
 def base_sampler() -> Sampler:
-    """The miniature's SDXL itself."""
-    return many_steps(load_sdxl())
+    """Load the miniature's SDXL."""
+    return with_base_scheduler(load_sdxl())
 
 
 def few_step_sampler() -> Sampler:
-    """The miniature's SDXL with its distilled LoRA: the counterpart of the turbo checkpoint that the paper uses."""
+    """Load the miniature's SDXL with its distilled LoRA, the counterpart of the paper's turbo checkpoint."""
     pipe = load_sdxl()
     lora = {"weight_name": LIGHTNING.name, "prefix": "unet", "local_files_only": True}
     pipe.unet.load_lora_adapter(str(LIGHTNING.parent), **lora)
     pipe.unet.fuse_lora()
     pipe.unet.unload_lora()
-    return few_steps(pipe)
+    return with_few_step_scheduler(pipe)
 
 
 def load_sdxl() -> Any:
-    """diffusers' pipeline of the miniature's SDXL, in single precision on the CPU."""
+    """Load diffusers' pipeline of the miniature's SDXL in single precision on the CPU."""
     import torch
     from diffusers import StableDiffusionXLPipeline
 
     return StableDiffusionXLPipeline.from_pretrained(SDXL, torch_dtype=torch.float32, local_files_only=True)
 
 
-def many_steps(pipe: Any) -> Sampler:
-    """The pipeline with the sampler for the miniature's SDXL or one trained like it."""
+def with_base_scheduler(pipe: Any) -> Sampler:
+    """Set the scheduler for the miniature's SDXL, or a model trained like it."""
     from diffusers import DPMSolverMultistepScheduler
 
     return _with_scheduler(
@@ -73,8 +73,8 @@ def many_steps(pipe: Any) -> Sampler:
     )
 
 
-def few_steps(pipe: Any) -> Sampler:
-    """The pipeline, whose UNet is distilled, with the sampler for that."""
+def with_few_step_scheduler(pipe: Any) -> Sampler:
+    """Set the scheduler for a distilled UNet."""
     from diffusers import EulerDiscreteScheduler
 
     return _with_scheduler(

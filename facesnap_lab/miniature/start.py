@@ -1,6 +1,6 @@
-"""What `facesnap train` needs for the miniature: the FaceSnap file to start from, and the settings.
+"""Write the inputs of `facesnap train` for the miniature: the FaceSnap file to start from, and the settings.
 
-python -m facesnap_ext.miniature.start --base DIR --models DIR --shards DIR --out DIR
+python -m facesnap_lab.miniature.start --base DIR --models DIR --shards DIR --out DIR
 facesnap train OUT/train.yaml
 """
 
@@ -20,7 +20,7 @@ from facesnap_lab.miniature import identity
 from facesnap_lab.miniature.base_model import HEAD_WIDTH
 from facesnap_lab.miniature.dataset import SIDE
 
-HINT_WIDTHS = (16, 32, 64)  # four pixels to a latent cell
+HINT_WIDTHS = (16, 32, 64)  # for four pixels per latent cell
 
 SETTINGS: dict[str, Any] = {
     "resolution": SIDE,

@@ -1,8 +1,8 @@
-"""How much a Mixer's tokens say of people, without drawing anything.
+"""Measure how much a Mixer's tokens tell about people, without generating images.
 
-    python -m facesnap_ext.miniature.tokens FILE.safetensors ... --people 600
+    python -m facesnap_lab.miniature.tokens FILE.safetensors ... --people 600
 
-prints JSON for each FaceSnap file, of photos of people whom the miniature's FaceSnap is trained on.
+prints JSON for each FaceSnap file. The people belong to the split that the miniature's FaceSnap is trained on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import facesnap_lab.ablated_mixers  # noqa: F401 (registers the Mixers of ablation files)
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import Photo
@@ -24,15 +25,16 @@ from facesnap_ext.weights.search import find_models
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.measure import photo
 
-RIDGES = 10.0 ** np.arange(-7, 2)  # parts of the tokens' mean square
+RIDGES = 10.0 ** np.arange(-7, 2)  # relative to the tokens' mean square
 
 
-def alike(tokens: Tensor) -> float:
-    """The mean cosine between two tokens of a person, in what sets that person apart from the mean of all: 1 where the
-    tokens say one thing as many times as there are tokens.
+def token_similarity(tokens: Tensor) -> float:
+    """Return the mean cosine between two tokens of a person, after subtracting the mean over all people.
+
+    It is 1 if all tokens carry the same information.
 
     Args:
-        tokens: [N, T, C] of N people.
+        tokens: [N, T, C], N people.
     """
     own = F.normalize(tokens - tokens.mean(dim=0), dim=-1)
     cosines, count = own @ own.mT, tokens.shape[1]
@@ -40,37 +42,40 @@ def alike(tokens: Tensor) -> float:
 
 
 def effective_rank(tokens: Tensor) -> float:
-    """In how many directions people's tokens [N, T, C] differ: (sum of the covariance's eigenvalues)² / sum of their
-    squares, from 1 to N - 1."""
+    """Return the number of directions in which people's tokens [N, T, C] differ, from 1 to N - 1.
+
+    It is (sum of the covariance's eigenvalues)² / (sum of their squares).
+    """
     flat = tokens.flatten(1)
     variances = torch.linalg.svdvals(flat - flat.mean(dim=0)) ** 2
     return float(variances.sum() ** 2 / (variances**2).sum())
 
 
-def kept(tokens: Tensor, features: Tensor) -> float:
-    """The part of the features' variance that can be told from the tokens by ridge regression: R² of people left out
-    one at a time, with the best of `RIDGES`.
+def explained_variance(tokens: Tensor, features: Tensor) -> float:
+    """Return the share of the features' variance that ridge regression predicts from the tokens.
+
+    This is R² with leave-one-out over people and the best of `RIDGES`.
 
     Args:
-        tokens: [N, T, C]. features: [N, E], ArcFace's embeddings for example.
+        tokens: [N, T, C]. features: [N, E], such as ArcFace embeddings.
     """
     flat = tokens.flatten(1).double().numpy()
     flat = flat - flat.mean(axis=0)
-    wanted = features.double().numpy()
-    wanted = wanted - wanted.mean(axis=0)
+    target = features.double().numpy()
+    target = target - target.mean(axis=0)
     values, vectors = np.linalg.eigh(flat @ flat.T)
     best, count = -np.inf, len(flat)
     for ridge in RIDGES * values.sum() / count:
-        shares = values / (values + ridge)
-        residuals = wanted - vectors @ (shares[:, None] * (vectors.T @ wanted))
-        own = vectors**2 @ shares + 1 / count  # of a person's features in the prediction of the same
-        error = ((residuals / (1 - own)[:, None]) ** 2).sum()
-        best = max(best, 1 - error / ((wanted * count / (count - 1)) ** 2).sum())
+        shrinkage = values / (values + ridge)
+        residuals = target - vectors @ (shrinkage[:, None] * (vectors.T @ target))
+        leverage = vectors**2 @ shrinkage + 1 / count  # weight of a person's features in their own prediction
+        error = ((residuals / (1 - leverage)[:, None]) ** 2).sum()
+        best = max(best, 1 - error / ((target * count / (count - 1)) ** 2).sum())
     return float(best)
 
 
 def people_features(people: int) -> tuple[Tensor, Tensor]:
-    """ArcFace's embeddings [N, E], of length 1, and CLIP's tokens [N, T, C] of a photo of each."""
+    """Return ArcFace embeddings [N, E] of length 1 and CLIP tokens [N, T, C], each of one photo per person."""
     files = find_models(shipped.MODELS)
     encoders = Engine(lambda: files).encoders(files)
     faces = [encoders.face(Photo(photo("train", index, 0)[0], f"Person {index}")) for index in range(people)]
@@ -92,7 +97,11 @@ def main() -> None:
     for path, mixer in mixers.items():
         with torch.no_grad():
             tokens = mixer(embeddings[:, None], clip_tokens[:, None])
-        measured = {"alike": alike(tokens), "effective rank": effective_rank(tokens), "kept": kept(tokens, embeddings)}
+        measured = {
+            "token similarity": token_similarity(tokens),
+            "effective rank": effective_rank(tokens),
+            "explained variance": explained_variance(tokens, embeddings),
+        }
         found[path] = {name: round(value, 3) for name, value in measured.items()}
     print(json.dumps({"people": options.people, **found}, indent=2))
 

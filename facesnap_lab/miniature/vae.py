@@ -1,8 +1,8 @@
-"""Train the miniature's VAE: SDXL's layout, four channels, four pixels to a latent cell.
+"""Train the miniature's VAE: SDXL's architecture, four channels, four pixels per latent cell.
 
-    python -m facesnap_ext.miniature.vae --data DIR --out DIR
+    python -m facesnap_lab.miniature.vae --data DIR --out DIR
 
-A weak VAE destroys identity, so it has a condition of its own to meet: 30 dB on people never seen.
+A weak VAE destroys identity, so it must reach 30 dB on unseen people.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from facesnap_lab.miniature.perception import to_tensor, write_figures
 
 WIDTHS = (32, 32, 64)
 LATENT_CHANNELS = 4
-# SDXL's 32 groups of 32 channels would normalise each by itself, and with it the colour of the picture away; the export
-# for WebUIs widens the network until it has 32 groups again, which changes nothing that it computes
+# With SDXL's 32 groups, each of 32 channels would be normalised separately, which removes the image's colour. The
+# export for WebUIs widens the network to 32 groups without changing its function.
 NORM_GROUPS = 8
 
 
@@ -78,7 +78,7 @@ def train_vae(data: Path, out: Path, minutes: float, batch: int = 6, rate: float
 
 @torch.no_grad()
 def psnr(vae: Any, pictures: Tensor) -> float:
-    """Mean over all pixels, in dB of the range 0…1."""
+    """Return the PSNR over all pixels in dB, for the range 0…1."""
     errors = [
         F.mse_loss(vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1), part).item()
         for part in pictures.split(64)
@@ -88,7 +88,7 @@ def psnr(vae: Any, pictures: Tensor) -> float:
 
 @torch.no_grad()
 def whiten(vae: Any, pictures: Tensor) -> None:
-    """Make latents uncorrelated, of mean 0 and deviation 1, by the two 1×1 convolutions around them: exact."""
+    """Whiten the latents (mean 0, identity covariance) by changing the two 1×1 convolutions around them; exact."""
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(64)])
     flat = latents.permute(0, 2, 3, 1).reshape(-1, LATENT_CHANNELS).double()
     mean = flat.mean(0)
@@ -98,7 +98,7 @@ def whiten(vae: Any, pictures: Tensor) -> None:
     weight, bias = quant.weight.data.double()[:, :, 0, 0], quant.bias.data.double()
     weight[:LATENT_CHANNELS] = forward.T @ weight[:LATENT_CHANNELS]
     bias[:LATENT_CHANNELS] = forward.T @ (bias[:LATENT_CHANNELS] - mean)
-    weight[LATENT_CHANNELS:], bias[LATENT_CHANNELS:] = 0, -10  # the variance that sampling would add: none to speak of
+    weight[LATENT_CHANNELS:], bias[LATENT_CHANNELS:] = 0, -10  # log variance of sampling: negligible
     quant.weight.data[:, :, 0, 0], quant.bias.data[:] = weight.float(), bias.float()
     weight = post.weight.data.double()[:, :, 0, 0]
     post.bias.data += (weight @ mean).float()

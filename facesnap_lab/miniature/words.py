@@ -1,4 +1,4 @@
-"""The miniature's tokenizer: CLIP's byte-pair encoding with so few merges that it knows the miniature's words alone."""
+"""The miniature's tokenizer: CLIP's byte-pair encoding with just the merges for the miniature's words."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any
 
 from facesnap_lab.miniature.captions import WORDS
 
-# the end is not number 2, which transformers takes for "the largest id" (configurations before its version 4.25)
+# the end token's id must not be 2, which transformers treats as "the largest id" (configs from before version 4.25)
 UNKNOWN, END, BEGIN = "<unk>", "<|endoftext|>", "<|startoftext|>"
-LENGTH = 77  # of every prompt in SDXL
+LENGTH = 77  # of all SDXL prompts
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """CLIP's two files: pieces with their ids, and merges in order. A word's id is its place in `WORDS` plus 3.
+    """Build the content of CLIP's two files: ids by token, and merges in order.
 
-    Each word is merged from left to right out of what earlier merges leave of it, which disturbs no earlier word.
+    A word's id is its index in `WORDS` plus 3. Each word is merged from left to right, starting from the result of the
+    earlier merges, so that earlier words are not affected.
     """
     merges: list[tuple[str, str]] = []
     pieces = dict.fromkeys([UNKNOWN, END, BEGIN, *(f"{word}</w>" for word in WORDS)])
@@ -45,14 +46,14 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def tokenise(text: str) -> list[int]:
-    """Ids of a caption with begin and end, as the tokenizer of `write_tokenizer` gives them for known words."""
+    """Tokenise a caption with begin and end, like the tokenizer of `write_tokenizer` does for known words."""
     known = vocabulary_ids()
     words = re.findall(r"[a-z]+|,", text.lower())
     return [known[BEGIN], *(known.get(f"{word}</w>", known[UNKNOWN]) for word in words), known[END]]
 
 
 def padded_ids(captions: Sequence[str], length: int = LENGTH) -> list[list[int]]:
-    """Ids of captions, cut off or padded with the end to one length, as CLIP's tokenizer pads."""
+    """Tokenise captions, cut off or padded with the end token to a common length, as CLIP's tokenizer pads."""
     end = vocabulary_ids()[END]
     rows = [tokenise(caption)[: length - 1] for caption in captions]
     return [row + [end] * (length - len(row)) for row in rows]
@@ -63,7 +64,7 @@ def vocabulary_ids() -> dict[str, int]:
 
 
 def write_tokenizer(folder: Path) -> Any:
-    """Write `vocab.json`, `merges.txt` and the settings, from which every version of transformers makes the same."""
+    """Write `vocab.json`, `merges.txt` and the settings, which all versions of transformers read alike."""
     from transformers import CLIPTokenizer
 
     folder.mkdir(parents=True, exist_ok=True)

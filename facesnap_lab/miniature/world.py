@@ -1,8 +1,7 @@
-"""The people of the miniature world and the scenes in which they are seen: endless, seeded, without a photograph.
+"""The people and scenes of the miniature world: procedural, seeded and unlimited, without photographs.
 
-A person is a seed of a split; what is drawn from it never changes. `train`, `judge` and `test` are three peoples that
-share nobody: generators and the conditioning networks learn from the first, judges from the second, and the third is
-only ever measured on.
+A person is determined by split and index. The splits `train`, `judge` and `test` share no people: generators and
+conditioning networks are trained on the first, judges on the second, and the third is used only for measuring.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from facesnap_lab.miniature.captions import COLOURS, EXPRESSIONS, HAIR, HAIR_COL
 SPLITS = {"train": 1, "judge": 2, "test": 3}
 SHAPE_CODES, EXPRESSION_CODES = 20, 8
 
-# codes of `head.EXPRESSIONS` in its order, with which each word begins
+# mean codes of each expression, in the order of `head.EXPRESSIONS`
 _EXPRESSION_MEANS = {
     "neutral": (0, 0, 0, 0, 0, 0, 0, 0),
     "smiling": (0.5, 1.8, 0.2, 0, 0, -0.3, -0.5, 1.2),
@@ -36,7 +35,7 @@ _IRIS_RGB = ((0.16, 0.09, 0.05), (0.33, 0.20, 0.08), (0.22, 0.38, 0.62), (0.25, 
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """What stays the same in all pictures of somebody. Places on the face are metres of the mean head at rest."""
+    """The properties that all images of a person share. Positions are metres on the mean head at rest."""
 
     split: str
     index: int
@@ -47,14 +46,14 @@ class Person:
     hair: str
     hair_colour: str
     hair_rgb: np.ndarray  # [3]
-    hairline: float  # height of the hair's edge above the forehead
+    hairline: float  # height of the hairline
     hair_volume: float
     brow_thickness: float
-    beard: float  # 0 none … 1 dense
-    beard_top: float  # height up to which it grows
+    beard: float  # density, 0 (none) to 1
+    beard_top: float  # height of its upper edge
     moustache: bool
     glasses: np.ndarray | None  # [3] RGB of the frame
-    glasses_round: float  # half height of a lens
+    glasses_round: float  # half the height of a lens
     moles: np.ndarray  # [M,3] x, y, radius
 
     @property
@@ -64,12 +63,12 @@ class Person:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What changes from picture to picture. The picture's side is 2, its centre at 0."""
+    """The properties that vary between images. The image's side is 2, with the origin at its centre."""
 
     expression: str
     codes: np.ndarray  # [EXPRESSION_CODES]
     pose: np.ndarray  # [6] radians: global and jaw rotation vectors
-    cam: np.ndarray  # [3] scale and translation, as `deca.project`, of the whole picture
+    cam: np.ndarray  # [3] scale and translation of the whole image, as in `deca.project`
     clothes: str
     background: str
     light: str
@@ -78,7 +77,7 @@ class Scene:
 
 
 def person(split: str, index: int) -> Person:
-    """Somebody; the same seed gives the same person on every machine."""
+    """Create a person; the same index gives the same person on every machine."""
     random = np.random.default_rng([SPLITS[split], index])
     tone = random.beta(1.2, 1.4)
     skin = np.array([0.96, 0.80, 0.69]) * (1 - tone) + np.array([0.36, 0.22, 0.15]) * tone
@@ -122,7 +121,7 @@ def person(split: str, index: int) -> Person:
 
 
 def scene(who: Person, shot: int) -> Scene:
-    """One of endless pictures of somebody."""
+    """Create one of a person's unlimited scenes."""
     random = np.random.default_rng([SPLITS[who.split], who.index, shot, 7])
     expression = str(random.choice(EXPRESSIONS, p=(0.32, 0.26, 0.16, 0.13, 0.13)))
     codes = np.array(_EXPRESSION_MEANS[expression]) * random.uniform(0.7, 1.15) + random.normal(

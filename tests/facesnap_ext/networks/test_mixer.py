@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig, average_references
-from facesnap_lab.miniature.tokens import alike
+from facesnap_lab.miniature.tokens import token_similarity
 from tests.support import tiny
 
 CONFIG = MixerConfig(id_dim=12, clip_dim=10, dim=32, id_tokens=5, queries=4, layers=2, feedforward=48, heads=4)
@@ -84,7 +84,7 @@ def test_untrained_mixer_gives_distinct_tokens():
     mixer = FacialAttributeMixer(MixerConfig(id_dim=512, clip_dim=64, dim=256, heads=4, feedforward=512)).eval()
     with torch.no_grad():
         tokens = mixer(torch.randn(40, 1, 512), torch.randn(40, 1, 257, 64))
-    assert alike(tokens) < 0.5
+    assert token_similarity(tokens) < 0.5
 
 
 def test_default_sizes_are_those_of_the_paper():

@@ -1,4 +1,4 @@
-"""An ablation in the tiny world: what is trained for which row, what a rerun does, and what a killed run leaves."""
+"""An ablation in the tiny world: each row's training, reruns, and recovery after an interruption."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from facesnap_ext.weights import facesnap_file
 from facesnap_lab import statistics
 from facesnap_lab.ablation import ablate as ablation
 from facesnap_lab.ablation.ablate import AblationConfig, ablate, read_ablation, training_folder
-from facesnap_lab.ablation.pictures import Features, Known, Seen, Sitter
+from facesnap_lab.ablation.pictures import Features, JudgeFeatures, RealPhotoFeatures, Subject
 from facesnap_lab.ablation.rows import MIXER, TABLE_2, TABLE_3, reference_rows, trainings
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.training import trainer
@@ -38,33 +38,37 @@ PEOPLE = 2
 
 
 class Killed(BaseException):
-    """As KeyboardInterrupt: nothing catches it."""
+    """Like KeyboardInterrupt, not caught by anything."""
 
 
-class TinyStudio:
-    """Sitters of noise, and a jury to which a picture's colours are its face."""
+class TinySetup:
+    """Subjects of noise, and judges for whom an image's colours are its face."""
 
     def __init__(self, pipe):
         self.sampler = Sampler(pipe, steps=1, scale=2.0)
-        self.jury = self
-        self.distances = {"shape distance": 2.0, "any distance": 1.0}
+        self.judges = self
+        self.distances = {"pair_distance_mm": 2.0, "mean_distance_mm": 1.0}
 
-    def sitter(self, index: int) -> Sitter:
+    def subject(self, index: int) -> Subject:
         pictures = np.random.default_rng(index).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
-        return Sitter(tuple(pictures[:2]), pictures[2], tuple(pictures[3:]), "a photo of a person", index)
+        return Subject(tuple(pictures[:2]), pictures[2], tuple(pictures[3:]), "a photo of a person", index)
 
-    def features(self, index: int, sitter: Sitter) -> Features:
+    def features(self, index: int, subject: Subject) -> Features:
         g = torch.Generator().manual_seed(index)
         predicted, driving = (tiny.landmarks(2 * index + i, 32, 32) for i in range(2))
         return Features(torch.randn(2, 512, generator=g), torch.randn(2, 5, 32, generator=g), predicted, driving)
 
-    def look(self, picture: np.ndarray) -> Seen:
-        colours = picture.reshape(4, 8, 4, 8, 3).mean((1, 3)).ravel() - 127
-        return Seen(colours, colours[::2], colours[1::2], colours[:3])
+    def features_of(self, image: np.ndarray) -> JudgeFeatures:
+        colours = image.reshape(4, 8, 4, 8, 3).mean((1, 3)).ravel() - 127
+        return JudgeFeatures(colours, colours[::2], colours[1::2], colours[:3])
 
-    def known(self, index: int) -> Known:
-        sitter = self.sitter(index)
-        return Known(self.look(sitter.references[0]), self.look(sitter.driving), tuple(map(self.look, sitter.unseen)))
+    def real_photos(self, index: int) -> RealPhotoFeatures:
+        subject = self.subject(index)
+        return RealPhotoFeatures(
+            self.features_of(subject.references[0]),
+            self.features_of(subject.driving),
+            tuple(map(self.features_of, subject.unseen)),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +88,13 @@ def frozen(config):
 
 
 @pytest.fixture(scope="module")
-def studio(frozen) -> TinyStudio:
-    return TinyStudio(frozen.pipe)
+def setup(frozen) -> TinySetup:
+    return TinySetup(frozen.pipe)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(frozen):
-    """Six trainings share what they do not train."""
+    """Share the frozen networks among all trainings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "load_frozen", lambda config, device: frozen)
         patch.setattr(statistics, "RESAMPLES", 50)
@@ -98,10 +102,10 @@ def quick(frozen):
 
 
 @pytest.fixture(scope="module")
-def done(config, studio, tmp_path_factory) -> Path:
-    """A whole ablation."""
+def done(config, setup, tmp_path_factory) -> Path:
+    """A finished ablation."""
     out = tmp_path_factory.mktemp("ablation")
-    ablate(config, out, studio)
+    ablate(config, out, setup)
     return out
 
 
@@ -109,7 +113,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_rows_that_differ_at_inference_alone_share_a_training():
+def test_rows_that_differ_only_at_inference_share_a_training():
     rows = (*TABLE_2, *TABLE_3, *reference_rows((1, 2, 4, 8)))
     assert [training.name for training in trainings(rows)] == [
         *("id", "clip", "concat", "mixer", "no-ffrnet", "no-landmarks")
@@ -119,7 +123,7 @@ def test_rows_that_differ_at_inference_alone_share_a_training():
     assert [(row.references, row.average) for row in reference_rows((1, 4))] == [(1, False), (4, True), (4, False)]
 
 
-def test_every_training_has_its_rows_start_and_the_same_budget(config, done):
+def test_trainings_have_their_own_mixer_and_the_same_budget(config, done):
     weights = {}
     for training in trainings(config.rows):
         folder = training_folder(done, 3, training)
@@ -133,39 +137,39 @@ def test_every_training_has_its_rows_start_and_the_same_budget(config, done):
     assert trained == {name: name != "no-ffrnet" for name in weights}
 
 
-def test_it_leaves_tables_pictures_and_a_sheet(config, done):
+def test_ablation_writes_tables_images_and_a_sheet(config, done):
     found = json.loads((done / "results.json").read_text())
     assert set(found["rows"]) == {row.name for row in config.rows}
     assert found["about"]["steps"] == 2
-    assert found["about"]["pictures a step"] == 2
+    assert found["about"]["images_per_step"] == 2
     text = (done / "ablation.md").read_text()
     for row in (*TABLE_2, *TABLE_3):
         line = next(line for line in text.splitlines() if line.startswith(f"| {row.title} |"))
         assert line.endswith(" | ".join(f"{number:g}" for number in row.paper) + " |")
-    assert "Too few for conclusions" in text
+    assert "Too little data for conclusions" in text
     assert (done / "sheet.png").is_file()
     for row in config.rows:
         assert len(list((done / "seed-3" / "pictures" / row.name).iterdir())) == PEOPLE
 
 
-def test_a_rerun_trains_draws_and_judges_nothing(config, studio, done, monkeypatch):
+def test_rerun_does_no_work(config, setup, done, monkeypatch):
     before = content(done)
     monkeypatch.setattr(trainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
-    monkeypatch.setattr(ablation, "draw", lambda *args: pytest.fail("drawn again"))
-    monkeypatch.setattr(studio, "look", lambda picture: pytest.fail("judged again"), raising=False)
-    ablate(config, done, studio)
+    monkeypatch.setattr(ablation, "draw", lambda *args: pytest.fail("generated again"))
+    monkeypatch.setattr(setup, "features_of", lambda image: pytest.fail("judged again"), raising=False)
+    ablate(config, done, setup)
     assert content(done) == before
 
 
-def test_a_run_killed_in_training_and_in_drawing_ends_as_one_that_was_not(config, studio, done, tmp_path, monkeypatch):
-    """As if the first run had come as far as to the second training."""
+def test_interrupted_run_ends_like_an_uninterrupted_one(config, setup, done, tmp_path, monkeypatch):
+    """Interrupt the second training, then the generation of images."""
     out = shutil.copytree(done, tmp_path / "out")
     second = trainings(config.rows)[1]
     for rest in (training_folder(out, 3, second), out / "seed-3" / "pictures", out / "seed-3" / "scores"):
         shutil.rmtree(rest)
     for file in ("real.npz", "results.json", "ablation.md", "sheet.png"):
         (out / file).unlink()
-    log, paint, steps, drawn = trainer._log, ablation.draw, [], []
+    log, draw, steps, generated = trainer._log, ablation.draw, [], []
 
     def train_until_killed(board, step, bar):
         log(board, step, bar)
@@ -174,54 +178,54 @@ def test_a_run_killed_in_training_and_in_drawing_ends_as_one_that_was_not(config
             raise Killed
 
     def draw_until_killed(*arguments):
-        drawn.append(1)
-        if len(drawn) == 5:
+        generated.append(1)
+        if len(generated) == 5:
             raise Killed
-        return paint(*arguments)
+        return draw(*arguments)
 
     monkeypatch.setattr(trainer, "_log", train_until_killed)
     with pytest.raises(Killed):
-        ablate(config, out, studio)
+        ablate(config, out, setup)
     monkeypatch.setattr(trainer, "_log", lambda board, step, bar: steps.append(step.number))
     monkeypatch.setattr(ablation, "draw", draw_until_killed)
     with pytest.raises(Killed):
-        ablate(config, out, studio)
-    assert steps == [1, 2, 2]  # from the checkpoint on, and no other training
-    monkeypatch.setattr(ablation, "draw", lambda *arguments: drawn.append(1) or paint(*arguments))
-    ablate(config, out, studio)
-    assert len(drawn) == PEOPLE * len(config.rows) + 1  # the one that was lost
+        ablate(config, out, setup)
+    assert steps == [1, 2, 2]  # resumes from the checkpoint; no other training runs
+    monkeypatch.setattr(ablation, "draw", lambda *arguments: generated.append(1) or draw(*arguments))
+    ablate(config, out, setup)
+    assert len(generated) == PEOPLE * len(config.rows) + 1  # one image was lost
 
-    ours, wanted = content(out), content(done)
-    names = [name for name in wanted if Path(name).suffix in (".png", ".npz", ".md") or name == "results.json"]
-    assert len(names) == len(config.rows) * (PEOPLE + 1) + 4  # pictures and scores; tables, sheet, real photos
-    assert [name for name in names if ours[name] != wanted[name]] == []
+    actual, expected = content(out), content(done)
+    names = [name for name in expected if Path(name).suffix in (".png", ".npz", ".md") or name == "results.json"]
+    assert len(names) == len(config.rows) * (PEOPLE + 1) + 4  # images and scores; tables, sheet, real photos
+    assert [name for name in names if actual[name] != expected[name]] == []
     one, other = (
         load_file(list_checkpoints(training_folder(path, 3, second))[-1][1] / WEIGHTS) for path in (out, done)
     )
     assert all(torch.equal(one[key], other[key]) for key in other)
 
 
-def test_settings_do_not_mix(config, studio, done):
+def test_rerun_with_other_settings_is_rejected(config, setup, done):
     with pytest.raises(FaceSnapError, match="'steps' is 2 and not 3"):
-        ablate(replace(config, train=replace(config.train, steps=3)), done, studio)
+        ablate(replace(config, train=replace(config.train, steps=3)), done, setup)
     with pytest.raises(FaceSnapError, match="'people' is 2 and not 3"):
-        ablate(replace(config, people=3), done, studio)
+        ablate(replace(config, people=3), done, setup)
 
 
 def write(path: Path, train: TrainConfig, **changes) -> Path:
-    own = (*ablation.OWN, "shards")
+    own = (*ablation.RESERVED_FIELDS, "shards")
     values = {n: str(v) if isinstance(v, Path) else v for n, v in vars(train).items() if n not in own}
     path.write_text(yaml.safe_dump({**values, "shards": list(map(str, train.shards)), **changes}))
     return path
 
 
-def test_its_yaml_is_a_trainings_with_seeds_people_and_references(config, tmp_path):
+def test_yaml_extends_the_training_config(config, tmp_path):
     found = read_ablation(write(tmp_path / "a.yaml", config.train, seeds=[5, 7], people=9))
     assert (found.seeds, found.people, found.references) == ((5, 7), 9, (1, 2, 4, 8))
     assert (found.train.steps, found.train.start) == (2, config.train.start)
 
 
-def test_only_some_rows_take_only_their_trainings(config, tmp_path):
+def test_selected_rows_need_only_their_trainings(config, tmp_path):
     found = read_ablation(write(tmp_path / "a.yaml", config.train, only=["mixer", "concat"]))
     assert [row.name for row in found.rows] == ["concat", "mixer"]
     assert [training.name for training in trainings(found.rows)] == ["concat", "mixer"]
@@ -233,13 +237,13 @@ def test_only_some_rows_take_only_their_trainings(config, tmp_path):
         ("seeds", [1, 1], "'seeds' .* different whole numbers"),
         ("seeds", 3, "'seeds' .* list"),
         ("references", [9], "'references' .* from 1 to 8"),
-        ("people", 1, "'people' .* from 2"),
-        ("only", ["mixer", "bigger"], "'only' .* list of rows, which are id, clip, concat, mixer, "),
-        ("landmarks", "none", "'landmarks' .* for the ablation to set"),
+        ("people", 1, "'people' .* at least 2"),
+        ("only", ["mixer", "bigger"], "'only' .* list of row names; the rows are id, clip, concat, mixer, "),
+        ("landmarks", "none", "'landmarks' .* set by the ablation itself"),
         ("speed", 1, "'speed' that training does not know"),
     ],
 )
-def test_what_is_wrong_in_the_yaml_is_named(config, tmp_path, capsys, field, value, message):
+def test_errors_in_the_yaml_are_reported(config, tmp_path, capsys, field, value, message):
     path = write(tmp_path / "a.yaml", config.train, **{field: value})
     with pytest.raises(FaceSnapError, match=message):
         read_ablation(path)

@@ -1,4 +1,4 @@
-"""What each row of the ablation is really drawn with: landmarks, tokens, text."""
+"""The inputs of each ablation row: landmarks, tokens and text."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from facesnap_ext.residuals import landmark_image
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo, FaceSnapWeights
 from facesnap_lab.ablation.pictures import (
+    AblationSetup,
     Features,
-    Known,
-    Seen,
-    Sitter,
-    Studio,
+    JudgeFeatures,
+    RealPhotoFeatures,
+    Subject,
+    assign_drivers,
     compare,
     draw,
-    face_shapes,
+    extract_features,
     limits,
-    look_at,
-    other_shapes,
     shape_distances,
     tokens_of,
 )
@@ -40,7 +39,7 @@ from facesnap_lab.ablation.rows import MIXER, TABLE_3, reference_rows
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.dataset import SIDE
 from facesnap_lab.miniature.measure import photo
-from facesnap_lab.miniature.render import render
+from facesnap_lab.miniature.render import face_shapes, render
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.miniature.world import person, scene
 from facesnap_lab.training.config import TrainConfig
@@ -48,12 +47,12 @@ from facesnap_lab.training.config import TrainConfig
 NO_FFRNET, NO_LANDMARKS, DRIVING, _ = TABLE_3
 
 
-def test_everybody_is_driven_once_by_somebody_as_different_as_can_be():
+def test_drivers_are_a_permutation_with_the_largest_shape_distance():
     shapes = np.random.default_rng(0).normal(0, 1, (5, 72, 2))
     distances = shape_distances(shapes)
     assert distances[1, 3] == pytest.approx(np.mean([np.hypot(*(a - b)) for a, b in zip(shapes[1], shapes[3])]))
     others = [order for order in itertools.permutations(range(5)) if all(i != j for i, j in enumerate(order))]
-    found = other_shapes(shapes)
+    found = assign_drivers(shapes)
     assert tuple(found) in others
     assert distances[range(5), found].sum() == pytest.approx(max(distances[range(5), list(o)].sum() for o in others))
 
@@ -64,34 +63,34 @@ def engine(tmp_path_factory):
     return Engine(lambda: files), files
 
 
-PAIRS = list(enumerate(other_shapes(face_shapes(12))))[:4]
+PAIRS = list(enumerate(assign_drivers(face_shapes(12))))[:4]
 
 
 @pytest.fixture(scope="module")
 def seen(engine):
-    """Sitters of the miniature world with what the networks see in them."""
+    """Subjects of the miniature world with their features."""
     found = []
     for index, driver in PAIRS:
-        sitter = Sitter(
+        subject = Subject(
             (photo("test", index, 0)[0], photo("test", index, 2)[0]), photo("test", driver, 1)[0], (), "", 0
         )
-        found.append((sitter, look_at(*engine, sitter)))
+        found.append((subject, extract_features(*engine, subject)))
     return found
 
 
-def test_features_are_what_the_engine_prepares(engine, seen):
-    sitter, features = seen[0]
-    unit = Unit(True, (Photo(sitter.references[0], "a"),), driving=Photo(sitter.driving, "b"))
+def test_features_equal_those_of_engine_prepare(engine, seen):
+    subject, features = seen[0]
+    unit = Unit(True, (Photo(subject.references[0], "a"),), driving=Photo(subject.driving, "b"))
     prepared = engine[0].prepare(unit, SIDE, SIDE)
     np.testing.assert_array_equal(features.predicted.points, prepared.conditioning.landmarks.points)
     np.testing.assert_array_equal(features.embeddings[0], prepared.references[0].embedding)
-    its_own = engine[0].prepare(Unit(True, (Photo(sitter.driving, "b"),)), SIDE, SIDE)
+    its_own = engine[0].prepare(Unit(True, (Photo(subject.driving, "b"),)), SIDE, SIDE)
     np.testing.assert_array_equal(features.driving.points, its_own.conditioning.landmarks.points)
     assert features.embeddings.shape[0] == features.clip_tokens.shape[0] == 2
 
 
-def test_predicted_landmarks_have_the_references_shape_and_the_driving_ones_the_drivers(seen):
-    """Measured by the renderer's points, which no row is given."""
+def test_predicted_landmarks_have_the_reference_shape_and_driving_ones_the_drivers(seen):
+    """Measured against the renderer's points, which no row is given."""
     errors = np.zeros((2, 2))
     for (index, driver), (_, features) in zip(PAIRS, seen):
         pose = scene(person("test", driver), 1)
@@ -104,7 +103,7 @@ def test_predicted_landmarks_have_the_references_shape_and_the_driving_ones_the_
     assert errors[1, 1] < 0.85 * errors[0, 1]  # and the driver's
 
 
-def test_without_landmarks_the_picture_is_black_whoever_drives(seen):
+def test_landmark_image_is_black_for_rows_without_landmarks(seen):
     for row in (NO_LANDMARKS, NO_FFRNET):
         for _, features in seen:
             assert not landmark_image(features.landmarks(row), 256, 256).any()
@@ -131,7 +130,7 @@ def features():
     return Features(embeddings, clip_tokens, tiny.landmarks(0, 32, 32), tiny.landmarks(1, 32, 32))
 
 
-def test_a_row_is_given_as_many_references_as_it_says_averaged_or_fused(weights, features):
+def test_references_are_fused_or_averaged_as_the_row_specifies(weights, features):
     _, averaged, fused = reference_rows((1, 2))
     first = features.embeddings[None, :2], features.clip_tokens[None, :2]
     torch.testing.assert_close(tokens_of(fused, weights, features), weights.mixer(*first))
@@ -150,44 +149,44 @@ def sampler():
     return Sampler(pipe, steps=2, scale=2.0)
 
 
-SITTER = Sitter((), np.zeros((32, 32, 3), np.uint8), (), "a photo of a red person", 5)
+SUBJECT = Subject((), np.zeros((32, 32, 3), np.uint8), (), "a photo of a red person", 5)
 
 
 @pytest.mark.parametrize(
     ("row", "reads"), [(MIXER, {"predicted"}), (DRIVING, {"driving"}), (NO_LANDMARKS, set()), (NO_FFRNET, set())]
 )
-def test_a_picture_depends_on_the_landmarks_of_its_row_alone(sampler, weights, features, row, reads):
-    picture = draw(sampler, row, weights, SITTER, features)
+def test_image_depends_only_on_the_landmarks_of_its_row(sampler, weights, features, row, reads):
+    picture = draw(sampler, row, weights, SUBJECT, features)
     for which in ("predicted", "driving"):
-        other = draw(sampler, row, weights, SITTER, replace(features, **{which: tiny.landmarks(9, 32, 32)}))
+        other = draw(sampler, row, weights, SUBJECT, replace(features, **{which: tiny.landmarks(9, 32, 32)}))
         assert np.array_equal(picture, other) == (which not in reads)
-    other = draw(sampler, row, weights, SITTER, replace(features, embeddings=-features.embeddings))
+    other = draw(sampler, row, weights, SUBJECT, replace(features, embeddings=-features.embeddings))
     assert not np.array_equal(picture, other)
 
 
-def test_without_ffrnet_diffusers_alone_draws_from_text_with_the_tokens_behind_it(sampler, weights, features):
+def test_without_ffrnet_the_tokens_are_appended_to_the_text(sampler, weights, features):
     tokens = weights.mixer(features.embeddings[None, :1], features.clip_tokens[None, :1])
-    wanted = drawn_with_tokens_in_text(
+    expected = drawn_with_tokens_in_text(
         sampler.pipe,
-        SITTER.prompt,
+        SUBJECT.prompt,
         tokens,
         32,
         num_inference_steps=2,
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(5),
     )
-    np.testing.assert_array_equal(draw(sampler, NO_FFRNET, weights, SITTER, features), np.asarray(wanted))
+    np.testing.assert_array_equal(draw(sampler, NO_FFRNET, weights, SUBJECT, features), np.asarray(expected))
 
 
 @pytest.mark.parametrize(
-    ("lightning", "wanted"), [(shipped.LIGHTNING, shipped.few_step_sampler), (None, shipped.base_sampler)]
+    ("lightning", "expected"), [(shipped.LIGHTNING, shipped.few_step_sampler), (None, shipped.base_sampler)]
 )
-def test_pictures_are_drawn_by_the_model_that_was_trained_with(tmp_path, lightning, wanted):
-    """The few-step one where there was one: its LoRA beside the weights, against diffusers' merged into them."""
+def test_sampler_is_the_model_used_in_training(tmp_path, lightning, expected):
+    """A few-step LoRA kept beside the weights equals diffusers' LoRA merged into them."""
     train = TrainConfig(base=shipped.SDXL, start=tmp_path, clip=tmp_path, shards=(), out=tmp_path, lightning=lightning)
-    found, wanted = Studio(train, 2, 1, tmp_path, "cpu").sampler, wanted()
-    assert (found.steps, found.scale) == (wanted.steps, wanted.scale)
-    np.testing.assert_allclose(*(pixels_of(sampler) for sampler in (found, wanted)), atol=1e-3)
+    actual, expected = AblationSetup(train, 2, 1, tmp_path, "cpu").sampler, expected()
+    assert (actual.steps, actual.scale) == (expected.steps, expected.scale)
+    np.testing.assert_allclose(*(pixels_of(sampler) for sampler in (actual, expected)), atol=1e-3)
 
 
 def pixels_of(sampler: Sampler) -> np.ndarray:
@@ -203,17 +202,17 @@ def pixels_of(sampler: Sampler) -> np.ndarray:
     return drawn.images[0]
 
 
-def test_pictures_are_compared_with_the_reference_and_with_photos_that_nothing_was_given():
+def test_images_are_compared_with_the_reference_and_with_unseen_photos():
     def at(degrees, without_face=False):
         turn = np.radians(degrees)
         face = None if without_face else np.array([np.cos(turn), np.sin(turn)])
-        return Seen(face, face, face, np.zeros(2))
+        return JudgeFeatures(face, face, face, np.zeros(2))
 
-    known = Known(at(0), at(90), (at(30), at(-30)))
-    found = compare(at(60), known)
+    real = RealPhotoFeatures(at(0), at(90), (at(30), at(-30)))
+    found = compare(at(60), real)
     assert (found["face_sim"], found["inner"], found["clip_face"]) == pytest.approx((0.5, 0.5, 0.5))
     assert (found["face_sim_unseen"], found["inner_unseen"]) == pytest.approx([np.cos(np.pi / 6) / 2] * 2)
-    assert set(compare(at(0, without_face=True), known).values()) == {0.0}
-    same, different = limits([known]).values()
+    assert set(compare(at(0, without_face=True), real).values()) == {0.0}
+    same, different = limits([real]).values()
     assert same["face_sim"] == pytest.approx([np.cos(np.pi / 6)])
     assert different["face_sim"] == pytest.approx([0], abs=1e-9)

@@ -1,13 +1,13 @@
-"""The ablation's statistics against closed forms, and its tables against what they are made of."""
+"""The ablation's statistics against closed forms, and its tables against the scores."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-pytest.importorskip("scipy", reason="intervals are scipy's")
+pytest.importorskip("scipy", reason="intervals are computed with scipy")
 for package in ("insightface", "diffusers"):
-    pytest.importorskip(package, reason="the ablation's rows are drawn with it")
+    pytest.importorskip(package, reason="the ablation's images are generated with it")
 
 from facesnap_lab import statistics
 from facesnap_lab.ablation.pictures import METRICS
@@ -18,15 +18,15 @@ COUNTS = (1, 2, 4)
 ROWS = distinct((*TABLE_2, *TABLE_3, *reference_rows(COUNTS)))
 SEEDS, PEOPLE = 3, 200
 LEVELS = {row.name: 0.1 + 0.05 * i for i, row in enumerate(ROWS)}
-ABOUT = {"seeds": [0, 1, 2], "people": PEOPLE, "steps": 9, "pictures a step": 12} | {
-    "shape distance": 3.0,
-    "any distance": 2.0,
+ABOUT = {"seeds": [0, 1, 2], "people": PEOPLE, "steps": 9, "images_per_step": 12} | {
+    "pair_distance_mm": 3.0,
+    "mean_distance_mm": 2.0,
 }
 
 
 @pytest.fixture(scope="module")
 def scores():
-    """People differ much and alike in all rows, seeds by a number, and each picture by a little noise."""
+    """People differ strongly and equally in all rows, seeds by a constant, and images by a little noise."""
     random = np.random.default_rng(0)
     people = random.normal(0, 0.2, PEOPLE)
     seeds = np.array([-0.02, 0.0, 0.02])[:, None]
@@ -38,11 +38,11 @@ def scores():
     return Scores(values, fid, {name: np.array([0, 1, 0]) for name in LEVELS})
 
 
-def test_an_estimate_is_the_mean_its_interval_over_people_and_the_spread_of_seeds(scores):
+def test_estimate_has_mean_interval_over_people_and_spread_of_seeds(scores):
     values = scores.values["id"]["face_sim"]
     found = estimate(values)
     assert found["mean"] == pytest.approx(values.mean())
-    # the interval of a mean of independent people: 1.96 standard errors to each side
+    # interval of a mean over independent people: 1.96 standard errors on each side
     error = values.mean(0).std(ddof=1) / PEOPLE**0.5
     assert (found["low"], found["high"]) == pytest.approx(
         (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.2 * error
@@ -52,15 +52,15 @@ def test_an_estimate_is_the_mean_its_interval_over_people_and_the_spread_of_seed
     assert estimate(values[:1])["spread"] is None
 
 
-def test_pairs_take_away_what_people_have_in_common(scores):
-    """The rows' own intervals overlap; that of their difference is as narrow as the noise of single pictures."""
+def test_paired_differences_cancel_differences_between_people(scores):
+    """The rows' own intervals overlap, but the interval of their difference is as narrow as the noise of an image."""
     [found] = differences(scores, [TABLE_2[:2]])
     gain = found["face_sim"]
     error = 0.03 * (2 / SEEDS) ** 0.5 / PEOPLE**0.5
     assert (found["from"], found["to"]) == ("id", "clip")
     assert gain["mean"] == pytest.approx(0.05, abs=4 * error)
     assert gain["high"] - gain["low"] == pytest.approx(2 * 1.96 * error, rel=0.15)
-    assert gain["spread"] < 0.01  # all rows of a seed are off alike
+    assert gain["spread"] < 0.01  # a seed shifts all rows equally
     own = estimate(scores.values["id"]["face_sim"])
     assert own["high"] - own["low"] > 5 * (gain["high"] - gain["low"])
 
@@ -77,7 +77,7 @@ def all_results(scores):
     return results(ABOUT, COUNTS, scores, limits)
 
 
-def test_each_row_is_compared_with_the_one_above_it_and_fused_with_averaged(found):
+def test_rows_are_compared_with_the_row_above_and_fused_with_averaged(found):
     def pairs(key):
         return [(one["from"], one["to"]) for one in found[key]]
 
@@ -90,7 +90,7 @@ def test_each_row_is_compared_with_the_one_above_it_and_fused_with_averaged(foun
     assert found["rows"]["id"]["without_face"] == [0, 1, 0]
 
 
-def test_some_rows_make_the_tables_that_they_stand_in(scores):
+def test_partial_ablation_fills_only_the_tables_of_its_rows(scores):
     few = {name: scores.values[name] for name in ("id", "concat", "mixer")}
     found = all_results(Scores(few, scores.fid, scores.faceless))
     assert [(one["from"], one["to"]) for one in found["table_2"]] == [("id", "concat"), ("concat", "mixer")]
@@ -101,10 +101,10 @@ def test_some_rows_make_the_tables_that_they_stand_in(scores):
     text = markdown(all_results(Scores(alone, scores.fid, scores.faceless)), COUNTS)
     assert "Table 2" in text
     assert "Table 3" not in text
-    assert "How many references" not in text
+    assert "Number of references" not in text
 
 
-def test_the_tables_say_what_was_measured(found, scores):
+def test_tables_contain_the_measured_values(found, scores):
     lines = markdown(found, COUNTS).splitlines()
     for row in TABLE_2:
         line = next(line for line in lines if line.startswith(f"| {row.title} |"))
@@ -118,6 +118,6 @@ def test_the_tables_say_what_was_measured(found, scores):
     gain = next(line for line in lines if line.startswith("| Facial Attribute Mixer over concat with projection |"))
     assert gain.split(" | ")[1].startswith("+5.")
     assert any(line.startswith("| two photos of one person | 80.0 (80.0 to 80.0) |") for line in lines)
-    assert "Too few" not in "\n".join(lines)
-    assert "- 'id': 1 of 600 pictures have no face." in lines
-    assert "3.00 mm apart on average, those of any two people 2.00 mm." in "\n".join(lines)
+    assert "Too little data" not in "\n".join(lines)
+    assert "- 'id': 1 of 600 images have no face." in lines
+    assert "points of the two is 3.00 mm; for any two people it is 2.00 mm." in "\n".join(lines)

@@ -1,4 +1,4 @@
-"""People of the miniature world as an evaluation's list, and the miniature's judges."""
+"""A list of people of the miniature world, and the miniature's judges."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 
 @pytest.fixture(scope="session")
 def judges():
-    pytest.importorskip("insightface", reason="the miniature's faces are found with insightface")
-    pytest.importorskip("transformers", reason="the miniature's CLIP is transformers'")
+    pytest.importorskip("insightface", reason="the miniature's faces are detected with insightface")
+    pytest.importorskip("transformers", reason="the miniature's CLIP is loaded with transformers")
     from facesnap_lab.evaluation.miniature import miniature_judges
 
     return miniature_judges()

@@ -1,4 +1,4 @@
-"""The whole evaluation on the miniature: what stands in its four files."""
+"""The evaluation on the miniature, from the list to the four report files."""
 
 import json
 import shutil
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("accelerate", reason="processes share the drawing by accelerate")
-pytest.importorskip("diffusers", reason="pictures are drawn with diffusers")
-pytest.importorskip("matplotlib", reason="the plot is matplotlib's")
-pytest.importorskip("torchmetrics", reason="FID is torchmetrics'")
+pytest.importorskip("accelerate", reason="accelerate distributes the work over processes")
+pytest.importorskip("diffusers", reason="images are generated with diffusers")
+pytest.importorskip("matplotlib", reason="the plot is drawn with matplotlib")
+pytest.importorskip("torchmetrics", reason="FID is computed with torchmetrics")
 
 from facesnap_ext.cli.main import main
 from facesnap_ext.errors import FaceSnapError
@@ -19,15 +19,15 @@ from facesnap_ext.photos import from_path
 from facesnap_lab.evaluation.draw import NOTE
 from facesnap_lab.evaluation.evaluate import evaluate, named_folders
 from facesnap_lab.evaluation.judges import Judges
-from facesnap_lab.evaluation.measure import METRICS, look_at_real_photos, measure
-from facesnap_lab.evaluation.miniature import miniature_studio
+from facesnap_lab.evaluation.measure import METRICS, embed_real_photos, measure
+from facesnap_lab.evaluation.miniature import miniature_pipeline
 from facesnap_lab.evaluation.protocol import Protocol, read_protocol
 from facesnap_lab.evaluation.report import table
 from facesnap_lab.miniature.measure import Judge
 
 
 def copies(protocol, folder, photo_of):
-    """A method that returns a photo for each case."""
+    """Create a method's folder that holds a copied photo for each case."""
     for case in protocol.cases():
         path = folder / case.file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,19 +36,19 @@ def copies(protocol, folder, photo_of):
 
 
 @pytest.fixture
-def references_alone(world):
-    """One pose, and people who have no other photos than their references."""
+def references_only(world):
+    """One pose, and people without photos other than their references."""
     people = tuple(replace(identity, photos=()) for identity in world.identities)
     return Protocol(people, world.poses[:1], world.prompts, world.seed)
 
 
 def measured(protocol, judges, folder, name="copies"):
-    return measure(name, folder, protocol, judges, look_at_real_photos(protocol, judges))
+    return measure(name, folder, protocol, judges, embed_real_photos(protocol, judges))
 
 
-def test_copies_of_the_real_photos_are_perfect_but_for_the_prompt(references_alone, judges, tmp_path):
-    folder = copies(references_alone, tmp_path, lambda case: case.identity.references[0])
-    scores = measured(references_alone, judges, folder)
+def test_copies_of_the_real_photos_score_perfectly_except_for_the_prompt(references_only, judges, tmp_path):
+    folder = copies(references_only, tmp_path, lambda case: case.identity.references[0])
+    scores = measured(references_only, judges, folder)
     assert scores.values["face_sim"] == pytest.approx(1)
     assert scores.values["clip_face"] == pytest.approx(1)
     assert scores.fid == pytest.approx(0, abs=1e-2)
@@ -56,7 +56,7 @@ def test_copies_of_the_real_photos_are_perfect_but_for_the_prompt(references_alo
     assert np.all(scores.values["clip_t"] < 0.99)
 
 
-def test_references_score_as_the_judge_finds_them_beside_the_other_photos(world, judges, tmp_path):
+def test_references_score_like_the_judge_against_the_other_photos(world, judges, tmp_path):
     folder = copies(world, tmp_path, lambda case: case.identity.references[0])
     scores = measured(world, judges, folder)
     judge = Judge()
@@ -68,7 +68,7 @@ def test_references_score_as_the_judge_finds_them_beside_the_other_photos(world,
     assert scores.intervals["face_sim"].mean == pytest.approx(np.mean(expected), abs=1e-5)
 
 
-def test_other_peoples_photos_score_lower_and_faceless_pictures_0(world, judges, tmp_path):
+def test_photos_of_other_people_score_lower_and_images_without_a_face_0(world, judges, tmp_path):
     following = dict(zip(world.identities, (*world.identities[1:], world.identities[0])))
     own = copies(world, tmp_path / "own", lambda case: case.identity.references[0])
     others = copies(world, tmp_path / "others", lambda case: following[case.identity].references[0])
@@ -83,7 +83,7 @@ def test_other_peoples_photos_score_lower_and_faceless_pictures_0(world, judges,
     assert np.delete(third.values["face_sim"], 3) == pytest.approx(np.delete(first.values["face_sim"], 3))
 
 
-def test_prompts_count_by_their_weight(world, judges, tmp_path):
+def test_prompts_are_weighted(world, judges, tmp_path):
     light, heavy = replace(world.prompts[0], name="light"), replace(world.prompts[0], name="heavy", weight=3.0)
     protocol = replace(world, prompts=(light, heavy), poses=world.poses[:1])
     folder = copies(
@@ -97,14 +97,14 @@ def test_prompts_count_by_their_weight(world, judges, tmp_path):
         assert mean == pytest.approx((of_photo + 3 * of_reference) / 4)
 
 
-def test_facesnap_beside_a_peer(world, judges, tmp_path):
-    """Drawn, measured and told apart; a second run draws nothing and finds the same."""
+def test_facesnap_is_compared_with_another_method(world, judges, tmp_path):
+    """A second run generates nothing and gives the same results."""
     small = Protocol(world.identities[:2], world.poses, world.prompts)
     perfect = copies(small, tmp_path / "perfect", lambda case: case.identity.photos[0])
     Image.new("RGB", (8, 8)).save(perfect / small.identities[0].name / "more.png")
     out = tmp_path / "out"
-    studio = miniature_studio(tmp_path / "models", steps=2)
-    found = evaluate(small, judges, {"Perfect": perfect}, out, studio)
+    pipeline = miniature_pipeline(tmp_path / "models", steps=2)
+    found = evaluate(small, judges, {"Perfect": perfect}, out, pipeline)
 
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(found))
     facesnap, peer = found["methods"]
@@ -117,42 +117,42 @@ def test_facesnap_beside_a_peer(world, judges, tmp_path):
     assert facesnap["cost"]["seconds"] > 0
     assert facesnap["cost"]["memory"] > 10**8
     assert peer["cost"] is None
-    assert peer["pictures_not_of_the_list"] == 1
+    assert peer["extra_images"] == 1
 
     lines = (out / "table.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "| | CLIP-T↑ | CLIP-face↑ | FaceSim↑ | FID↓ | Time↓ | VRAM↓ |"
     row = next(line for line in lines if line.startswith("| Perfect |"))
     assert f"{100 * peer['face_sim']['mean']:.1f} (" in row
     assert row.endswith("| – | – |")
-    assert any("1 pictures are not of the list" in line for line in lines)
+    assert any("1 images are not in the list" in line for line in lines)
     with Image.open(out / "sheet.png") as sheet, Image.open(out / "plot.png") as plot:
         assert sheet.width > 4 * 256  # reference, driving photo, two methods
         assert np.ptp(np.asarray(plot)) == 255
 
     drawn = {path: path.stat().st_mtime_ns for path in (out / "FaceSnap").rglob("*.png")}
     assert len(drawn) == 4
-    again = evaluate(small, judges, {"Perfect": perfect}, out, studio)
+    again = evaluate(small, judges, {"Perfect": perfect}, out, pipeline)
     assert {path: path.stat().st_mtime_ns for path in (out / "FaceSnap").rglob("*.png")} == drawn
     assert again == found
 
 
-def test_what_is_not_measured_is_a_dash(references_alone, judges, tmp_path):
-    folder = copies(references_alone, tmp_path / "copies", lambda case: case.identity.references[0])
-    found = evaluate(references_alone, Judges(clip=judges.clip), {"Copies": folder}, tmp_path / "out")
+def test_unmeasured_metrics_are_shown_as_dashes(references_only, judges, tmp_path):
+    folder = copies(references_only, tmp_path / "copies", lambda case: case.identity.references[0])
+    found = evaluate(references_only, Judges(clip=judges.clip), {"Copies": folder}, tmp_path / "out")
     row = table(found).splitlines()[2]
     assert row.startswith(f"| Copies | {100 * found['methods'][0]['clip_t']['mean']:.1f} (")
     assert row.endswith("| – | – | – | – | – |")
     assert "FaceSim: not measured" in table(found)
 
 
-def test_what_cannot_be_measured(world, judges, tmp_path):
+def test_missing_networks_images_and_faces_are_reported(world, judges, tmp_path):
     folder = copies(world, tmp_path / "copies", lambda case: case.identity.references[0])
-    for arguments, told in (
+    for arguments, message in (
         ((Judges(), {"Copies": folder}), "no network"),
-        ((judges, {}), "no pictures"),
-        ((judges, {"Copies": tmp_path / "none"}), "no folder"),
+        ((judges, {}), "no images"),
+        ((judges, {"Copies": tmp_path / "none"}), "image folder .*none does not exist"),
     ):
-        with pytest.raises(FaceSnapError, match=told):
+        with pytest.raises(FaceSnapError, match=message):
             evaluate(world, *arguments, tmp_path / "out")
     cut = world.cases()[5].file
     (folder / cut).write_bytes((folder / cut).read_bytes()[:-400])
@@ -167,17 +167,17 @@ def test_what_cannot_be_measured(world, judges, tmp_path):
     Image.new("RGB", (64, 64), "grey").save(grey)
     faceless = replace(world, identities=(replace(world.identities[0], photos=(grey,)), *world.identities[1:]))
     with pytest.raises(FaceSnapError, match=rf"grey.png of '{world.identities[0].name}'"):
-        look_at_real_photos(faceless, judges)
+        embed_real_photos(faceless, judges)
 
 
-def test_folders_by_their_names(tmp_path):
+def test_named_folders(tmp_path):
     found = named_folders(["InstantID=runs/1", str(tmp_path / "PuLID")])
     assert [(name, str(folder)) for name, folder in found.items()] == [
         ("InstantID", "runs/1"),
         ("PuLID", str(tmp_path / "PuLID")),
     ]
     for values in (["a=x", "a=y"], ["=x"], ["a="], ["x/a", "y/a"]):
-        with pytest.raises(FaceSnapError, match="name of its own"):
+        with pytest.raises(FaceSnapError, match="no unique name"):
             named_folders(values)
 
 
@@ -185,7 +185,7 @@ def test_folders_by_their_names(tmp_path):
     ("arguments", "told"),
     [
         ([], "no list to evaluate"),
-        (["none.yaml"], "no list none.yaml"),
+        (["none.yaml"], "list none.yaml does not exist"),
         (["--miniature", "--base", "sdxl"], "brings its own base"),
         (["--miniature", "--people", "0"], "--people is 0"),
     ],
@@ -199,8 +199,8 @@ def test_errors_of_the_command_are_one_line(arguments, told, tmp_path, capsys, m
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_with_a_laboratorys_own_files(world, judges, tmp_path, capsys):
-    """Files as laboratories have them: a list, SDXL, a model folder, CLIP, a face network and Inception."""
+def test_command_with_a_list_and_all_model_files(world, judges, tmp_path, capsys):
+    """A list, SDXL, a model folder, CLIP and a face recognition network, as users have them."""
     from facesnap_lab.miniature import shipped
     from facesnap_lab.miniature.words import write_tokenizer
 
@@ -236,4 +236,4 @@ def test_the_command_with_a_laboratorys_own_files(world, judges, tmp_path, capsy
         assert picture.size == (64, 64)
         recipe = json.loads(picture.info[NOTE])
     assert (recipe["steps"], recipe["scale"], recipe["seed"]) == (2, 2, protocol.cases()[0].seed)
-    assert recipe["sampler"] == "DPMSolverSinglestepScheduler"  # diffusers' name of the paper's DPM++ SDE
+    assert recipe["sampler"] == "DPMSolverSinglestepScheduler"  # diffusers' implementation of the paper's DPM++ SDE

@@ -1,4 +1,4 @@
-"""The networks that measure, against other ways to run the same ones, on pictures of which the truth is known."""
+"""The networks that measure, against other implementations and on images whose content is known."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-pytest.importorskip("insightface", reason="the miniature's faces are found with insightface")
-pytest.importorskip("transformers", reason="the miniature's CLIP is transformers'")
+pytest.importorskip("insightface", reason="the miniature's faces are detected with insightface")
+pytest.importorskip("transformers", reason="the miniature's CLIP is loaded with transformers")
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import Photo
@@ -24,14 +24,14 @@ PEOPLE = 20
 
 @pytest.fixture(scope="module")
 def rendered():
-    """Pictures of the test split and CLIP's captions of them."""
+    """Photos of the test split and CLIP's captions of them."""
     captions = [captions_of(who := person("test", index), scene(who, 0), 0)[1] for index in range(PEOPLE)]
     return [photo("test", index, 0)[0] for index in range(PEOPLE)], captions
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """The miniature's CLIP as laboratories have theirs: model, tokenizer and picture processor in a folder."""
+    """The miniature's CLIP as a transformers folder with model and tokenizer."""
     from transformers import CLIPModel
 
     folder = tmp_path_factory.mktemp("clip")
@@ -40,17 +40,17 @@ def clip_folder(tmp_path_factory):
     return folder
 
 
-def test_clip_t_is_torchmetrics_clip_score(clip_folder, rendered):
-    """Processor and tokenizer are transformers' own there."""
+def test_clip_t_equals_torchmetrics_clip_score(clip_folder, rendered):
+    """The processor and tokenizer are transformers' own."""
     multimodal = pytest.importorskip("torchmetrics.multimodal")
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
     pictures, captions = rendered
     clip = load_clip(clip_folder)
-    found = clip_t(clip.of_pictures(pictures), clip.of_texts(captions))
+    found = clip_t(clip.embed_images(pictures), clip.embed_texts(captions))
 
     class FeaturesAsTensors(CLIPModel):
-        """transformers 5 gives whole outputs, which torchmetrics 1.9 does not expect."""
+        """transformers 5 returns output objects, which torchmetrics 1.9 does not expect."""
 
         def get_image_features(self, *arguments, **named):
             found = super().get_image_features(*arguments, **named)
@@ -75,22 +75,22 @@ def test_clip_t_is_torchmetrics_clip_score(clip_folder, rendered):
     np.testing.assert_allclose(found, logits.diagonal(), atol=1e-4)
 
 
-def test_both_ways_to_load_the_miniatures_clip_agree(judges, clip_folder, rendered):
+def test_loading_the_miniatures_clip_from_a_folder_gives_the_same_embeddings(judges, clip_folder, rendered):
     pictures, captions = rendered
     folder = load_clip(clip_folder)
-    np.testing.assert_allclose(folder.of_texts(captions), judges.clip.of_texts(captions), atol=1e-4)
-    np.testing.assert_allclose(folder.of_pictures(pictures), judges.clip.of_pictures(pictures), atol=1e-4)
+    np.testing.assert_allclose(folder.embed_texts(captions), judges.clip.embed_texts(captions), atol=1e-4)
+    np.testing.assert_allclose(folder.embed_images(pictures), judges.clip.embed_images(pictures), atol=1e-4)
 
 
-def test_clip_t_falls_when_prompts_are_shuffled(judges, rendered):
+def test_clip_t_drops_when_prompts_are_shuffled(judges, rendered):
     pictures, captions = rendered
-    seen, read = judges.clip.of_pictures(pictures), judges.clip.of_texts(captions)
+    seen, read = judges.clip.embed_images(pictures), judges.clip.embed_texts(captions)
     own, others = clip_t(seen, read), clip_t(seen, np.roll(read, 1, axis=0))
     assert own.mean() - others.mean() > 0.2
     assert (own > others).mean() > 0.9
 
 
-def test_face_sim_tells_people_apart_and_is_the_judges_cosine(judges):
+def test_face_sim_separates_people_and_equals_the_judges_cosine(judges):
     def embedding(index, shot):
         return judges.embed(find_face(judges.pack, Photo(photo("test", index, shot)[0], "photo")))
 
@@ -104,12 +104,12 @@ def test_face_sim_tells_people_apart_and_is_the_judges_cosine(judges):
     assert alike[0, 0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_picture_without_a_face(judges):
+def test_find_face_returns_none_without_a_face(judges):
     assert find_face(judges.pack, Photo(np.full((64, 64, 3), 90, np.uint8), "grey")) is None
 
 
 class Means(nn.Module):
-    """In the place of FaceNet: the means of 4×4 tiles."""
+    """Replaces FaceNet: the means of 4×4 tiles."""
 
     def __init__(self):
         super().__init__()
@@ -137,7 +137,7 @@ def onnx_means(path, channels_last):
 
 
 @pytest.mark.parametrize("kind", ["channels first", "channels last", "torchscript"])
-def test_facenet_sees_the_detectors_box(judges, tmp_path, kind):
+def test_facenet_receives_the_detectors_box(judges, tmp_path, kind):
     if kind == "torchscript":
         file = tmp_path / "facenet.pt"
         torch.jit.trace(Means(), torch.zeros(1, 3, 160, 160)).save(file)
@@ -155,7 +155,7 @@ def test_facenet_sees_the_detectors_box(judges, tmp_path, kind):
 
 
 class Classes(nn.Module):
-    """In the place of NVIDIA's Inception: classes, or where they are asked for features."""
+    """Replaces NVIDIA's Inception: returns classes, or features if requested."""
 
     def forward(self, pixels: torch.Tensor, return_features: bool = False) -> torch.Tensor:
         if return_features:
@@ -163,7 +163,7 @@ class Classes(nn.Module):
         return torch.zeros(len(pixels), 10)
 
 
-def test_inception_gives_features_of_pictures_of_any_size(tmp_path):
+def test_inception_extracts_features_of_images_of_any_size(tmp_path):
     torch.jit.script(Classes()).save(tmp_path / "inception.pt")
     extractor = load_inception(tmp_path / "inception.pt")
     random = np.random.default_rng(0)
@@ -171,10 +171,10 @@ def test_inception_gives_features_of_pictures_of_any_size(tmp_path):
     plain = np.full((40, 80, 3), (10, 128, 255), np.uint8)
     found = extractor.features([plain, noise])
     np.testing.assert_allclose(found[0], (10, 128, 255), atol=1e-3)
-    np.testing.assert_allclose(found[1], noise.mean(axis=(0, 1)), atol=1e-3)  # of that size already: as it is
+    np.testing.assert_allclose(found[1], noise.mean(axis=(0, 1)), atol=1e-3)  # already that size, so not resized
 
 
-def test_wrong_networks(judges, clip_folder, tmp_path):
+def test_unusable_networks_are_reported_by_file_name(judges, clip_folder, tmp_path):
     text = tmp_path / "text.onnx"
     text.write_text("no network")
     script = tmp_path / "script.pt"
@@ -186,5 +186,5 @@ def test_wrong_networks(judges, clip_folder, tmp_path):
     for file in (script, tmp_path / "none.pt"):
         with pytest.raises(FaceSnapError, match=file.name):
             load_inception(file)
-    with pytest.raises(FaceSnapError, match="not a whole CLIP"):
+    with pytest.raises(FaceSnapError, match="not a complete CLIP"):
         load_clip(tmp_path)

@@ -1,11 +1,11 @@
-"""The measures against closed forms, transformers and torchmetrics."""
+"""The metrics against closed forms, transformers and torchmetrics."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("torchmetrics", reason="FID is torchmetrics'")
+pytest.importorskip("torchmetrics", reason="FID is computed with torchmetrics")
 pytest.importorskip("scipy")
 
 from scipy import linalg
@@ -14,7 +14,7 @@ from facesnap_lab.evaluation.metrics import clip_t, fid, likeness
 
 
 def with_moments(random, count, mean, covariance):
-    """[count, D] numbers that have exactly this mean and this sample covariance."""
+    """Return numbers [count, D] with exactly this mean and sample covariance."""
     numbers = random.normal(size=(count, len(mean)))
     numbers -= numbers.mean(axis=0)
     whitened = numbers @ np.linalg.inv(np.linalg.cholesky(np.cov(numbers.T))).T
@@ -23,7 +23,7 @@ def with_moments(random, count, mean, covariance):
 
 @given(seed=st.integers(0, 2**32 - 1), width=st.integers(2, 6))
 @settings(max_examples=20, deadline=None)
-def test_fid_is_the_frechet_distance_of_two_gaussians(seed, width):
+def test_fid_is_the_frechet_distance_between_gaussians(seed, width):
     random = np.random.default_rng(seed)
     means = random.normal(size=(2, width))
     roots = random.normal(size=(2, width, width))
@@ -33,20 +33,20 @@ def test_fid_is_the_frechet_distance_of_two_gaussians(seed, width):
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_fid_of_uncorrelated_features_is_that_of_their_deviations():
+def test_fid_of_uncorrelated_features_depends_on_their_standard_deviations():
     random, deviations = np.random.default_rng(0), np.array([[1.0, 2.0, 0.5], [3.0, 2.0, 0.1]])
     sets = [with_moments(random, 40, np.zeros(3), np.diag(row**2)) for row in deviations]
     assert fid(*sets) == pytest.approx(np.sum((deviations[0] - deviations[1]) ** 2))
 
 
 def test_fid_of_a_set_with_itself_is_0():
-    features = np.random.default_rng(0).normal(size=(30, 64))  # fewer than features: a singular covariance
+    features = np.random.default_rng(0).normal(size=(30, 64))  # fewer samples than features: a singular covariance
     assert fid(features, features[::-1].copy()) == pytest.approx(0, abs=1e-3)
     assert fid(features, features + 1) == pytest.approx(64, rel=1e-4)
 
 
-def test_fid_waits_for_no_other_process(monkeypatch):
-    """There is no process group here: asking one would fail."""
+def test_fid_does_not_wait_for_other_processes(monkeypatch):
+    """There is no process group here, so a synchronisation would fail."""
     import torch
 
     features = np.random.default_rng(0).normal(size=(2, 30, 4))
@@ -55,7 +55,7 @@ def test_fid_waits_for_no_other_process(monkeypatch):
     assert fid(*features) == alone
 
 
-def test_cosines():
+def test_likeness_and_clip_t_are_cosines():
     random = np.random.default_rng(0)
     pictures, texts = random.normal(size=(2, 5, 8))
     assert clip_t(pictures, 3 * pictures) == pytest.approx(1)

@@ -1,4 +1,4 @@
-"""Lists: what they expand to, and what is said of wrong ones."""
+"""Lists: the cases they expand to, and the errors reported for invalid ones."""
 
 import json
 
@@ -8,7 +8,7 @@ from PIL import Image
 pytest.importorskip("yaml", reason="lists are read with PyYAML")
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_lab.evaluation.protocol import find_pictures, plan, read_protocol
+from facesnap_lab.evaluation.protocol import find_images, plan, read_protocol
 
 LIST = {
     "seed": 3,
@@ -25,7 +25,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def written(folder, content, name="list.yaml"):
+def write_list(folder, content, name="list.yaml"):
     path = folder / name
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
@@ -35,8 +35,8 @@ def changed(**fields):
     return {**LIST, **fields}
 
 
-def test_every_identity_in_every_pose_with_every_prompt(folder):
-    protocol = read_protocol(written(folder, LIST))
+def test_cases_combine_every_identity_pose_and_prompt(folder):
+    protocol = read_protocol(write_list(folder, LIST))
     cases = protocol.cases()
     assert [case.file for case in cases[:4]] == [
         "ada/left-beach.png",
@@ -51,7 +51,7 @@ def test_every_identity_in_every_pose_with_every_prompt(folder):
     assert [prompt.weight for prompt in protocol.prompts] == [1, 0.5]
 
 
-def test_yaml_and_json_say_the_same(folder):
+def test_yaml_and_json_are_equivalent(folder):
     text = """
 seed: 3
 identities:
@@ -62,20 +62,20 @@ prompts:
   beach: a person on a beach
   oil: {text: an oil painting, weight: 0.5}
 """
-    assert read_protocol(written(folder, text)) == read_protocol(written(folder, LIST, "list.json"))
+    assert read_protocol(write_list(folder, text)) == read_protocol(write_list(folder, LIST, "list.json"))
 
 
-def test_a_case_keeps_file_and_seed_when_others_come_and_has_another_with_another_seed(folder):
+def test_file_and_seed_of_a_case_do_not_depend_on_other_entries(folder):
     alone = changed(identities={"bob": "b.png"}, poses={"up": "b.png"})
-    few = {case.file: case.seed for case in read_protocol(written(folder, alone)).cases()}
-    many = {case.file: case.seed for case in read_protocol(written(folder, LIST)).cases()}
+    few = {case.file: case.seed for case in read_protocol(write_list(folder, alone)).cases()}
+    many = {case.file: case.seed for case in read_protocol(write_list(folder, LIST)).cases()}
     assert few.items() < many.items()
-    other = read_protocol(written(folder, changed(seed=4))).cases()
+    other = read_protocol(write_list(folder, changed(seed=4))).cases()
     assert not {case.seed for case in other} & set(many.values())
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("identities: [", "cannot be read"),
         ("- ada", "must have the fields"),
@@ -83,26 +83,26 @@ def test_a_case_keeps_file_and_seed_when_others_come_and_has_another_with_anothe
         (changed(seed=-1), "seed"),
         (changed(identities={}), "no identities"),
         (changed(poses=None), "no poses"),
-        (changed(identities={"ada": "none.png"}), "none.png, which is not there"),
+        (changed(identities={"ada": "none.png"}), "none.png, which does not exist"),
         (changed(identities={"ada": []}), "'ada'.*no photo"),
-        (changed(identities={"ada": ["a.png", "a.png"]}), "photo twice"),
+        (changed(identities={"ada": ["a.png", "a.png"]}), "same photo twice"),
         (changed(identities={"ada": {"references": ["a.png"], "photo": "b.png"}}), "unknown field 'photo'"),
-        (changed(identities={"../ada": "a.png"}), "cannot be a file's name"),
+        (changed(identities={"../ada": "a.png"}), "cannot be a file name"),
         (changed(identities={"ada": "a.png", "Ada": "b.png"}), "ada/left-beach.png and Ada/left-beach.png"),
-        (changed(poses={"a": "a.png", "a-b": "b.png"}, prompts={"b-c": "x", "c": "y"}), "two pictures"),
+        (changed(poses={"a": "a.png", "a-b": "b.png"}, prompts={"b-c": "x", "c": "y"}), "two images"),
         (changed(prompts={"beach": ""}), "no text"),
         (changed(prompts={"beach": {"text": "x", "weight": 0}}), "weight"),
         ("identities: {ada: a.png, ada: b.png}\nposes: {l: a.png}\nprompts: {p: x}", "'ada' twice"),
         ("identities: {1: a.png}\nposes: {l: a.png}\nprompts: {p: x}", "quote"),
     ],
 )
-def test_wrong_lists(folder, content, told):
-    with pytest.raises(FaceSnapError, match=told) as error:
-        read_protocol(written(folder, content))
+def test_invalid_lists_are_reported(folder, content, message):
+    with pytest.raises(FaceSnapError, match=message) as error:
+        read_protocol(write_list(folder, content))
     assert "list.yaml" in str(error.value)
 
 
-def test_a_plan_from_folders_is_read_back(folder, tmp_path):
+def test_plan_writes_a_list_that_reads_back(folder, tmp_path):
     people = tmp_path / "people"
     (people / "bob").mkdir(parents=True)
     for name in ("ada.png", "bob/1.png", "bob/2.jpg"):
@@ -119,7 +119,7 @@ def test_a_plan_from_folders_is_read_back(folder, tmp_path):
         ("bob", 1, 1),
     ]
     assert [prompt.text for prompt in made.prompts] == ["a person on a beach", "yes: a person, in snow"]
-    with pytest.raises(FaceSnapError, match="there already"):
+    with pytest.raises(FaceSnapError, match="already exists"):
         plan(people, poses, prompts, tmp_path / "deep" / "list.yaml")
 
     empty = tmp_path / "empty"
@@ -128,20 +128,20 @@ def test_a_plan_from_folders_is_read_back(folder, tmp_path):
         with pytest.raises(FaceSnapError, match=r"empty|none\.txt"):
             plan(*arguments, tmp_path / "other.yaml")
     Image.new("RGB", (8, 8)).save(people / "ada.jpg")
-    with pytest.raises(FaceSnapError, match="two photos of the name 'ada'"):
+    with pytest.raises(FaceSnapError, match="two photos named 'ada'"):
         plan(people, poses, prompts, tmp_path / "other.yaml")
     assert not list(tmp_path.glob("other*"))
 
 
-def test_pictures_of_other_suffixes_are_found_and_missing_ones_named(folder):
-    cases = read_protocol(written(folder, LIST)).cases()
+def test_find_images_accepts_other_suffixes_and_names_missing_images(folder):
+    cases = read_protocol(write_list(folder, LIST)).cases()
     pictures = folder / "pictures"
     for case in cases[:-2]:
         path = pictures / case.file
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(path.with_suffix(".jpg") if case is cases[0] else path)
-    with pytest.raises(FaceSnapError, match=r"lacks 2 of .* 8 pictures: bob/up-beach\.png, bob/up-oil\.png"):
-        find_pictures(cases, pictures)
-    assert find_pictures(cases[:-2], pictures)[cases[0].file].suffix == ".jpg"
-    with pytest.raises(FaceSnapError, match="no folder"):
-        find_pictures(cases, folder / "none")
+    with pytest.raises(FaceSnapError, match=r"lacks 2 of .* 8 images: bob/up-beach\.png, bob/up-oil\.png"):
+        find_images(cases, pictures)
+    assert find_images(cases[:-2], pictures)[cases[0].file].suffix == ".jpg"
+    with pytest.raises(FaceSnapError, match=r"image folder .*none does not exist"):
+        find_images(cases, folder / "none")

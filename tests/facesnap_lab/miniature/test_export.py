@@ -1,4 +1,4 @@
-"""The exported checkpoint against diffusers' converters, LDM's UNet and VAE, and open_clip's text tower written out."""
+"""The exported checkpoint against diffusers' converters, LDM's UNet and VAE, and open_clip's text tower."""
 
 from __future__ import annotations
 
@@ -77,18 +77,18 @@ def settings(checkpoint: Path) -> Any:
     return OmegaConf.load(checkpoint.with_suffix(".yaml")).model.params
 
 
-def test_it_is_an_sdxl_checkpoint(checkpoint: Path) -> None:
+def test_export_is_recognised_as_an_sdxl_checkpoint(checkpoint: Path) -> None:
     assert recognise(checkpoint) is Kind.SDXL
 
 
 def same(converted: dict[str, Tensor], network: nn.Module) -> None:
-    wanted = network.state_dict()
-    assert converted.keys() == wanted.keys()
-    for key, tensor in wanted.items():
+    expected = network.state_dict()
+    assert converted.keys() == expected.keys()
+    for key, tensor in expected.items():
         torch.testing.assert_close(converted[key], tensor, rtol=0, atol=0, msg=key)
 
 
-def test_diffusers_converts_it_back(checkpoint: Path, parts: dict[str, Any]) -> None:
+def test_diffusers_converters_restore_the_tensors(checkpoint: Path, parts: dict[str, Any]) -> None:
     from diffusers.loaders import single_file_utils as diffusers
 
     same(diffusers.convert_ldm_unet_checkpoint(read_tensors(checkpoint), parts["unet"].config), parts["unet"])
@@ -96,7 +96,7 @@ def test_diffusers_converts_it_back(checkpoint: Path, parts: dict[str, Any]) -> 
     same(diffusers.convert_ldm_vae_checkpoint(vae_tensors(vae.state_dict(), vae.config), vae.config), vae)
 
 
-def test_training_starts_from_its_encoder(checkpoint: Path, parts: dict[str, Any]) -> None:
+def test_training_can_start_from_the_exported_encoder(checkpoint: Path, parts: dict[str, Any]) -> None:
     rename = encoder_key({key: tuple(tensor.shape) for key, tensor in read_tensors(checkpoint).items()})
     unet = parts["unet"].state_dict()
     encoder = read_tensors(checkpoint, rename)
@@ -105,10 +105,10 @@ def test_training_starts_from_its_encoder(checkpoint: Path, parts: dict[str, Any
 
 
 @torch.no_grad()
-def test_ldms_unet_predicts_the_same(checkpoint: Path, settings: Any, parts: dict[str, Any]) -> None:
+def test_ldm_unet_gives_the_same_prediction(checkpoint: Path, settings: Any, parts: dict[str, Any]) -> None:
     ldm = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="stable-diffusion-sdkit is missing")
     sizes = dict(settings.network_config.params)
-    assert set(sizes.pop("transformer_depth")) == {1}, "this older UNet takes one depth for all"
+    assert set(sizes.pop("transformer_depth")) == {1}, "this older UNet accepts only one depth for all levels"
     added, _ = sizes.pop("adm_in_channels"), sizes.pop("spatial_transformer_attn_type")
     unet = ldm.UNetModel(image_size=32, **sizes | {"num_classes": 1}).eval()
     width = unet.time_embed[2].out_features
@@ -121,13 +121,13 @@ def test_ldms_unet_predicts_the_same(checkpoint: Path, settings: Any, parts: dic
     sizes = parts["unet"].add_time_proj(time_ids.flatten()).reshape(2, -1)
     predicted = unet(x, timesteps, context, torch.cat([pooled, sizes], 1))
     added_cond = {"text_embeds": pooled, "time_ids": time_ids}
-    wanted = parts["unet"](x, timesteps, context, added_cond_kwargs=added_cond).sample
-    torch.testing.assert_close(predicted, wanted, rtol=1e-4, atol=1e-5)
+    expected = parts["unet"](x, timesteps, context, added_cond_kwargs=added_cond).sample
+    torch.testing.assert_close(predicted, expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_ldms_vae_encodes_and_decodes_the_same(checkpoint: Path, settings: Any, parts: dict[str, Any]) -> None:
-    """With 32 groups of normalisation, where the miniature's has 8."""
+def test_ldm_vae_encodes_and_decodes_identically(checkpoint: Path, settings: Any, parts: dict[str, Any]) -> None:
+    """LDM's VAE has 32 normalisation groups, the miniature's has 8."""
     ldm = pytest.importorskip("ldm.modules.diffusionmodules.model", reason="stable-diffusion-sdkit is missing")
     sizes = {**settings.first_stage_config.params.ddconfig, "attn_type": "vanilla"}
     vae = nn.ModuleDict(
@@ -148,7 +148,7 @@ def test_ldms_vae_encodes_and_decodes_the_same(checkpoint: Path, settings: Any, 
     assert settings.scale_factor == 0.7
 
 
-def test_sizes_come_from_diffusers_configs(settings: Any) -> None:
+def test_config_takes_its_sizes_from_diffusers_configs(settings: Any) -> None:
     unet, conditioner = settings.network_config.params, settings.conditioner_config.params.emb_models
     assert (unet.model_channels, unet.channel_mult, unet.num_res_blocks) == (32, [1, 2, 3], 2)
     assert (unet.attention_resolutions, unet.num_head_channels) == ([2, 4], 16)
@@ -157,46 +157,46 @@ def test_sizes_come_from_diffusers_configs(settings: Any) -> None:
     assert [embedder.params.outdim for embedder in conditioner[2:]] == [8, 8, 8]
 
 
-def test_the_first_encoder_finds_its_files(miniature: Path, settings: Any) -> None:
+def test_files_of_the_first_text_encoder_are_complete(miniature: Path, settings: Any) -> None:
     folder = Path(settings.conditioner_config.params.emb_models[0].params.version)
     assert json.loads((folder / "config.json").read_text()) == json.loads(
         (miniature / "text_encoder" / "config.json").read_text()
     )
     vocabulary = json.loads((folder / "vocab.json").read_text())
-    assert vocabulary == words.vocabulary_ids(), "whole words and special tokens, no pieces"
+    assert vocabulary == words.vocabulary_ids(), "complete words and special tokens only"
     assert (folder / "merges.txt").read_text() == (miniature / "tokenizer" / "merges.txt").read_text()
 
 
-def test_the_first_encoders_tensors_are_its_own(checkpoint: Path, parts: dict[str, Any]) -> None:
+def test_tensors_of_the_first_text_encoder_are_unchanged(checkpoint: Path, parts: dict[str, Any]) -> None:
     tensors = under("conditioner.embedders.0.transformer.text_model.", checkpoint)
     same(tensors, getattr(parts["text_encoder"], "text_model", parts["text_encoder"]))
 
 
 @torch.no_grad()
-def test_the_second_encoder_reads_clips_ids_as_its_own(checkpoint: Path, settings: Any, parts: dict[str, Any]) -> None:
+def test_second_text_encoder_accepts_clip_ids(checkpoint: Path, settings: Any, parts: dict[str, Any]) -> None:
     known = words.vocabulary_ids()
     prompt = PROMPT.split()
     own = [known[words.BEGIN], *(known[f"{word}</w>"] for word in prompt), known[words.END]]
     clips = [CLIP_BEGIN, *(CLIP_IDS[word] for word in prompt), CLIP_END]
     own += [known[words.END]] * (words.LENGTH - len(own))
     clips += [CLIP_PAD] * (words.LENGTH - len(clips))
-    wanted = parts["text_encoder_2"](torch.tensor([own]), output_hidden_states=True)
+    expected = parts["text_encoder_2"](torch.tensor([own]), output_hidden_states=True)
 
     arch = json.loads(Path(settings.sampler_config.params.path).read_text())["text_cfg"]
     tensors = under("conditioner.embedders.1.model.", checkpoint)
     context, pooled = open_clip_text(tensors, torch.tensor(clips), arch["layers"], arch["heads"])
-    torch.testing.assert_close(context, wanted.hidden_states[-2][0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(pooled, wanted.text_embeds[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(context, expected.hidden_states[-2][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pooled, expected.text_embeds[0], rtol=1e-4, atol=1e-5)
 
 
-def test_words_that_the_miniature_lacks_are_unknown_to_the_second_encoder(checkpoint: Path, parts: Any) -> None:
+def test_second_text_encoder_treats_other_words_as_unknown(checkpoint: Path, parts: Any) -> None:
     table = under("conditioner.embedders.1.model.", checkpoint)["token_embedding.weight"]
     unknown = parts["text_encoder_2"].get_input_embeddings().weight[words.vocabulary_ids()[words.UNKNOWN]]
     assert table.shape[0] == 49408
     assert torch.equal(table[2368], unknown), "cat"
 
 
-def test_clip_has_every_word() -> None:
+def test_clip_has_a_token_for_every_word() -> None:
     assert set(WORDS) <= set(CLIP_IDS)
     assert len(set(CLIP_IDS.values())) == len(CLIP_IDS)
 
@@ -214,7 +214,7 @@ def test_clip_has_every_word() -> None:
         ("text_encoder_2", {"intermediate_size": 64}),
     ],
 )
-def test_what_the_layout_cannot_say_is_refused(
+def test_settings_that_the_layout_cannot_express_are_rejected(
     miniature: Path, tmp_path: Path, part: str, change: dict[str, Any]
 ) -> None:
     for folder in miniature.iterdir():
@@ -230,7 +230,7 @@ def test_what_the_layout_cannot_say_is_refused(
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_missing_part_is_named(tmp_path: Path) -> None:
+def test_missing_part_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FaceSnapError, match=r"unet.config\.json"):
         export(tmp_path, tmp_path / "out.safetensors")
 
@@ -240,8 +240,11 @@ def under(prefix: str, checkpoint: Path) -> dict[str, Tensor]:
 
 
 def open_clip_text(tensors: dict[str, Tensor], ids: Tensor, layers: int, heads: int) -> tuple[Tensor, Tensor]:
-    """As generative-models' FrozenOpenCLIPEmbedder2 computes it: input of the last layer, and the projection of the
-    largest id's place after it."""
+    """Compute the text embedding like generative-models' FrozenOpenCLIPEmbedder2.
+
+    Returns:
+        The input of the last layer, and the projected output at the position of the largest id.
+    """
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], tensors[f"{name}.weight"], tensors[f"{name}.bias"])

@@ -1,18 +1,18 @@
-"""The shipped miniature keeps people apart: pictures of people whom nobody trained on, judged by a network that never
-conditions."""
+"""The shipped miniature preserves the identity of people that no network was trained on, measured by an independent
+judge."""
 
 import numpy as np
 import pytest
 
-pytest.importorskip("diffusers", reason="the miniature is drawn with diffusers")
-pytest.importorskip("onnxruntime", reason="the miniature's faces are found with onnxruntime")
-pytest.importorskip("insightface", reason="the miniature's faces are found with insightface")
+pytest.importorskip("diffusers", reason="the miniature's images are generated with diffusers")
+pytest.importorskip("onnxruntime", reason="the miniature's faces are detected with onnxruntime")
+pytest.importorskip("insightface", reason="the miniature's faces are detected with insightface")
 
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.measure import Judge, measure, summary
 
 PEOPLE = 16
-MARGIN = 0.35  # of the judge's cosines, in which two photos of one person are 0.76 above those of two people
+MARGIN = 0.35  # cosine of the judge; two photos of one person are 0.76 above photos of two people
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +22,17 @@ def portraits():
 
 @pytest.fixture(scope="module")
 def likeness(portraits):
-    """[PEOPLE, PEOPLE]: each picture (rows) to each reference."""
+    """[PEOPLE, PEOPLE]: each image (rows) against each reference."""
     judge = Judge()
     pictures, references = (
         [judge.embedding(getattr(portrait, name)) for portrait in portraits] for name in ("picture", "reference")
     )
-    assert all(found is not None for found in (*pictures, *references)), "a picture without a face"
+    assert all(found is not None for found in (*pictures, *references)), "an image without a face"
     return np.stack(pictures) @ np.stack(references).T
 
 
-def test_pictures_are_of_their_reference_and_of_nobody_else(likeness):
-    """Shuffled identities fail this: the diagonal would be any other."""
+def test_images_resemble_their_own_reference_most(likeness):
+    """Shuffled identities would fail: no other diagonal reaches the same margin."""
     own = np.diag(likeness)
     others = (likeness.sum(1) - own) / (PEOPLE - 1)
     kept = (own - others).mean()
@@ -41,16 +41,16 @@ def test_pictures_are_of_their_reference_and_of_nobody_else(likeness):
         assert (np.diag(np.roll(likeness, shift, axis=1)) - others).mean() < kept
 
 
-def test_without_facesnap_nobody_is_kept(portraits):
+def test_identity_is_not_preserved_without_facesnap(portraits):
     found = summary(portraits)
     assert found["without_facesnap"][0] < 0.25
     assert found["with_facesnap"][0] > found["without_facesnap"][0] + MARGIN
 
 
-def test_the_pose_is_the_driving_photos(portraits):
+def test_pose_follows_the_driving_photo(portraits):
     errors = np.array([portrait.pose_error for portrait in portraits])
-    assert np.nanmean(errors) < 8  # degrees; any other scene of the world is 20 away
+    assert np.nanmean(errors) < 8  # degrees; other scenes of the world differ by about 20
 
 
-def test_all_weights_together_are_small():
+def test_shipped_weights_stay_small():
     assert sum(file.stat().st_size for file in shipped.WEIGHTS.rglob("*") if file.is_file()) <= 30 * 2**20

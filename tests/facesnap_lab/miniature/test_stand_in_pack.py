@@ -1,4 +1,4 @@
-"""CenterFace in SCRFD's shape says what CenterFace says."""
+"""CenterFace converted to SCRFD's outputs gives CenterFace's detections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def converted(centerface_file, tmp_path_factory):
 
 
 def centerface_faces(path, rgb: np.ndarray, threshold: float) -> np.ndarray:
-    """CenterFace's own decoding, [N, 15]: score, box, points; the best two of each 8x8 pixels, not clipped."""
+    """Decode CenterFace's outputs, [N, 15]: score, box, points; the best two of each 8x8 pixels, not clipped."""
     import onnx
     import onnxruntime
     from onnx.tools.update_model_dims import update_inputs_outputs_dims
@@ -46,7 +46,7 @@ def centerface_faces(path, rgb: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def scrfd_faces(path, rgb: np.ndarray, threshold: float) -> np.ndarray:
-    """SCRFD's decoding of its nine outputs, at all three strides."""
+    """Decode SCRFD's nine outputs at all three strides."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -65,7 +65,7 @@ def scrfd_faces(path, rgb: np.ndarray, threshold: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(320, 256), (640, 640)])
-def test_scores_boxes_and_points(size, converted, centerface_file, group):
+def test_scores_boxes_and_points_match_centerface(size, converted, centerface_file, group):
     rgb = np.asarray(Image.fromarray(group.pixels).resize(size))
     ours, theirs = scrfd_faces(converted, rgb, 0.2), centerface_faces(centerface_file, rgb, 0.2)
     assert len(theirs) >= 6
@@ -75,7 +75,7 @@ def test_scores_boxes_and_points(size, converted, centerface_file, group):
     np.testing.assert_allclose(ours[:, 1:], theirs[:, 1:], atol=0.05)
 
 
-def test_stand_in_is_its_seed(tmp_path):
+def test_stand_in_recognition_is_determined_by_its_seed(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     face = np.random.default_rng(0).standard_normal((2, 3, 112, 112), dtype=np.float32)
 

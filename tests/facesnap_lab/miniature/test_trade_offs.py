@@ -1,4 +1,4 @@
-"""What is said of a setting beside the first one, on portraits whose figures are known."""
+"""Settings compared with the first one, on portraits with known figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from facesnap_ext.settings.unit import Unit
 from facesnap_lab.miniature import trade_offs
-from facesnap_lab.miniature.trade_offs import ROWS, SHOWN, markdown, people_sheet, results
+from facesnap_lab.miniature.trade_offs import ROWS, SHEET_PEOPLE, markdown, people_sheet, results
 from tests.facesnap_lab.miniature.test_measure import portrait
 
 FIRST = "faithful"
@@ -25,8 +25,8 @@ def measured(monkeypatch):
     return rows
 
 
-def test_differences_are_of_the_same_people(measured):
-    """People differ by much more than the setting does, which a difference of means could not tell."""
+def test_differences_are_paired_by_person(measured):
+    """People differ by much more than the setting does, which a difference of means would not resolve."""
     found = results(measured)
     assert found[FIRST]["difference"] == {"mean": 0, "low": 0, "high": 0}
     difference = found["other"]["difference"]
@@ -36,7 +36,7 @@ def test_differences_are_of_the_same_people(measured):
     assert (found["other"]["pose_error_degrees"], found["other"]["without_a_face"]) == (3.0, 1)
 
 
-def test_the_table_has_a_row_for_each_setting(measured):
+def test_table_has_a_row_for_each_setting(measured):
     table = markdown(results(measured)).splitlines()
     assert table[0].endswith("| shirt |")
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {FIRST}", "| other"]
@@ -44,14 +44,14 @@ def test_the_table_has_a_row_for_each_setting(measured):
     assert all(line.count("|") == table[0].count("|") for line in table)
 
 
-def test_the_sheet_has_the_references_and_a_row_for_each_setting(measured):
+def test_sheet_has_the_references_and_a_row_for_each_setting(measured):
     width, height = people_sheet(measured).size
     one = people_sheet({FIRST: measured[FIRST]}).height
     assert height > one
-    assert width > SHOWN * 64
+    assert width > SHEET_PEOPLE * 64
 
 
-def test_each_row_is_a_setting_that_people_can_choose():
+def test_rows_are_valid_and_different_settings():
     units = [Unit(enabled=True, **settings) for settings in ROWS.values()]
     assert len(set(units)) == len(units)
     assert units[0] == Unit(enabled=True)

@@ -1,10 +1,10 @@
-"""The VAE's latents are made white without changing what it computes."""
+"""Whitening the VAE's latents does not change its reconstructions, and PSNR is measured correctly."""
 
 import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="the miniature's VAE is diffusers'")
+pytest.importorskip("diffusers", reason="the miniature's VAE is implemented by diffusers")
 
 from facesnap_lab.miniature import vae as vae_module
 from facesnap_lab.miniature.perception import to_tensor
@@ -18,7 +18,7 @@ def pictures():
     return to_tensor(np.stack([r.picture for r in render(people, [scene(who, 0) for who in people], 32)]))
 
 
-def test_white_latents_decode_to_the_same_picture(pictures):
+def test_whitened_latents_decode_to_the_same_image(pictures):
     torch.manual_seed(0)
     vae = vae_module.new_vae().eval()
     with torch.no_grad():
@@ -30,10 +30,10 @@ def test_white_latents_decode_to_the_same_picture(pictures):
     flat = latents.mean.permute(0, 2, 3, 1).reshape(-1, vae_module.LATENT_CHANNELS)
     torch.testing.assert_close(flat.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(torch.cov(flat.T), torch.eye(4), atol=1e-2, rtol=0)
-    assert latents.std.max() < 0.01  # what sampling would add
+    assert latents.std.max() < 0.01  # standard deviation of sampling
 
 
-def test_psnr_is_of_the_range_of_pictures(pictures):
+def test_psnr_is_relative_to_the_image_range(pictures):
     class Off:
         """A VAE whose reconstructions are a tenth of the range too bright or too dark."""
 

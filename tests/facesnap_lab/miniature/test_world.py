@@ -1,4 +1,4 @@
-"""The miniature world: seeded, true to its landmarks, and silent in its captions about who it shows."""
+"""The miniature world: reproducible, consistent with its landmarks, and with captions that do not reveal identity."""
 
 import dataclasses
 
@@ -23,13 +23,13 @@ def arrays(thing):
 
 @given(st.sampled_from(sorted(SPLITS)), st.integers(0, 10**6), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_a_seed_is_somebody_and_stays_so(split, index, shot):
+def test_people_and_scenes_are_reproducible(split, index, shot):
     who, again = person(split, index), person(split, index)
     for first, second in ((who, again), (scene(who, shot), scene(again, shot))):
         assert all(np.array_equal(value, arrays(second)[name]) for name, value in arrays(first).items())
 
 
-def test_the_splits_share_nobody_and_a_persons_pictures_differ():
+def test_splits_share_no_people_and_scenes_vary():
     shapes = [person(split, index).shape for split in SPLITS for index in range(40)]
     assert len({shape.tobytes() for shape in shapes}) == len(shapes)
     who = person("test", 0)
@@ -37,7 +37,7 @@ def test_the_splits_share_nobody_and_a_persons_pictures_differ():
     assert np.ptp(poses, axis=0)[:3].min() > 0.05
 
 
-def test_the_same_scene_gives_the_same_picture():
+def test_same_scene_gives_the_same_image():
     who = person("train", 5)
     what = scene(who, 2)
     one, other = render([who, who], [what, what], SIDE)
@@ -52,8 +52,8 @@ def pictures():
     return people, scenes, render(people, scenes, SIDE)
 
 
-def test_landmarks_lie_where_the_picture_has_the_features(pictures):
-    """Eyes: of all places, the pupil is darker than the white beside it, along the eye's own axis."""
+def test_landmarks_match_the_features_in_the_image(pictures):
+    """In the eyes, the pupil is darker than the white beside it along the eye's axis."""
     people, _, renderings = pictures
     darker = []
     for who, rendering in zip(people, renderings):
@@ -72,8 +72,8 @@ def _at(grey, point):
     return grey[y, x]
 
 
-def test_the_mask_is_the_head(pictures):
-    """All points but those of the jaw's edge are inside; the upper corners are not."""
+def test_mask_covers_the_head(pictures):
+    """All points except the jaw line are inside; the corners of the image are not."""
     _, _, renderings = pictures
     for rendering in renderings:
         inner = np.clip(rendering.points[17:].astype(int), 0, SIDE - 1)
@@ -84,8 +84,8 @@ def test_the_mask_is_the_head(pictures):
         assert (rendering.points <= (right + 1e-3, bottom + 1e-3)).all()
 
 
-def test_a_picture_knows_no_other_pose_than_its_scene(pictures):
-    """Turning the head moves the tip of the nose to where it turns."""
+def test_image_follows_the_pose_of_its_scene(pictures):
+    """Turning the head moves the tip of the nose."""
     people, scenes, _ = pictures
     turned = [dataclasses.replace(what, pose=what.pose * (1, 0, 1, 1, 1, 1) + (0, 0.3, 0, 0, 0, 0)) for what in scenes]
     back = [dataclasses.replace(what, pose=what.pose * (1, 0, 1, 1, 1, 1) - (0, 0.3, 0, 0, 0, 0)) for what in scenes]
@@ -94,17 +94,17 @@ def test_a_picture_knows_no_other_pose_than_its_scene(pictures):
     assert min(moved) > 5
 
 
-def test_captions_speak_of_the_scene_and_never_of_the_person():
-    told = set(HAIR) | (set(HAIR_COLOURS) - {"black", "red", "grey"}) | {"hair", "beard", "glasses"}
+def test_captions_describe_the_scene_but_not_the_person():
+    personal = set(HAIR) | (set(HAIR_COLOURS) - {"black", "red", "grey"}) | {"hair", "beard", "glasses"}
     for index in range(200):
         who = person("train", index)
         for shot in range(2):
             what = scene(who, shot)
             caption, for_clip = dataset.captions_of(who, what, shot)
             words = set(caption.replace(",", "").split())
-            assert not words & told
+            assert not words & personal
             assert for_clip.split(" with ")[-1].split()[0] in HAIR
-    # what captions do say is drawn from the scene's own seed: it hardly differs from person to person
+    # the scene is drawn from its own seed, so captions hardly differ between people
     counts = np.zeros((2, len(EXPRESSIONS)))
     for half in range(2):
         for index in range(half * 400, half * 400 + 400):
@@ -121,15 +121,17 @@ def test_every_word_is_one_token_in_both_tokenizers(tmp_path):
     caption = "portrait of a smiling person in a red shirt, blue background, light from left"
     assert tokenizer(caption).input_ids == tokenise(caption)
     assert ids[UNKNOWN] in tokenise("portrait of a zebra")
-    # transformers reads an end of number 2 in another way
+    # transformers treats an end token with id 2 differently
     assert ids[END] != 2
 
 
-def test_a_dataset_holds_what_the_world_draws(tmp_path):
+def test_dataset_holds_the_renderings(tmp_path):
     dataset.build(tmp_path, "test", people=3, shots=2, workers=1)
     world = dataset.load(tmp_path)
     who = person("test", 2)
-    rendering = render([who] * 2, [scene(who, shot) for shot in range(2)], dataset.SIDE)[1]  # rounding is the batch's
+    rendering = render([who] * 2, [scene(who, shot) for shot in range(2)], dataset.SIDE)[
+        1
+    ]  # rounding depends on the batch
     assert np.array_equal(world.pictures[5], rendering.picture)
     assert np.array_equal(world.masks[5], rendering.mask)
     np.testing.assert_allclose(world.points[5], rendering.points, atol=1e-3)
