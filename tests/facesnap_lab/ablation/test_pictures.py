@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support import tiny
-from tests.support.training_world import drawn_with_tokens_in_text, sdxl
+from tests.support.training_world import generate_with_tokens_in_text, sdxl
 
 for package in ("cv2", "diffusers", "insightface", "scipy", "transformers"):
     pytest.importorskip(package, reason=f"{package} is not installed")
@@ -167,7 +167,7 @@ def test_a_picture_depends_on_the_landmarks_of_its_row_alone(sampler, weights, f
 
 def test_without_ffrnet_diffusers_alone_draws_from_text_with_the_tokens_behind_it(sampler, weights, features):
     tokens = weights.mixer(features.embeddings[None, :1], features.clip_tokens[None, :1])
-    wanted = drawn_with_tokens_in_text(
+    wanted = generate_with_tokens_in_text(
         sampler.pipe,
         SITTER.prompt,
         tokens,
