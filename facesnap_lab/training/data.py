@@ -71,7 +71,7 @@ def on_device(record: T, device: torch.device | str) -> T:
 
 
 class TrainingImages(Dataset):
-    """The training images by their row number in the run. A row's content depends on nothing but the seed.
+    """The training images by their row number in the run. The content of a row depends only on the seed.
 
     Each epoch contains every image once, in a different order.
     """

@@ -1,4 +1,4 @@
-"""The frozen networks of the training: SDXL, CLIP, ArcFace and the few-step model."""
+"""The networks that stay frozen during training: SDXL, CLIP, ArcFace and the few-step model."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Frozen:
 
 
 def load_frozen(config: TrainConfig, device: torch.device) -> Frozen:
-    """Load all networks that a run uses without training them. Nothing is downloaded.
+    """Load all networks that a run uses but does not train. Nothing is downloaded.
 
     Raises:
         FaceSnapError: a file is missing, damaged or a different kind of model.
@@ -95,7 +95,7 @@ def load_frozen(config: TrainConfig, device: torch.device) -> Frozen:
         pipe.vae.enable_gradient_checkpointing()
         for unet in {id(net): net for net in (pipe.unet, few_step and few_step.unet) if net is not None}.values():
             unet.enable_gradient_checkpointing()
-            unet.train()  # older diffusers checkpoint only in training mode, on which nothing else in SDXL depends
+            unet.train()  # older diffusers checkpoint only in training mode, which has no other effect in SDXL
 
     from diffusers import DDPMScheduler
 

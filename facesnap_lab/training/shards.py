@@ -263,7 +263,8 @@ def read_sample(index: ShardIndex, number: int) -> Sample:
         )
     except (OSError, tarfile.TarError, EOFError, KeyError, ValueError, SyntaxError, StopIteration) as error:
         raise FaceSnapError(
-            f"Image {number} of the data, at byte {start} of {path}, is damaged ({error}); build the shard again."
+            f"Image {number} of the training data, at byte {start} of {path}, is damaged ({error}); build the shard "
+            "again."
         ) from error
     height, width = sample.image.shape[:2]
     if height != width or sample.mask.shape != (height, width) or sample.points.shape != (72, 2):

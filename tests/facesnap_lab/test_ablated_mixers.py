@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -84,3 +87,11 @@ def test_only_the_papers_mixer_can_be_ablated(tmp_path):
     facesnap_file.save(path, facesnap_file.FaceSnapInfo(RESAMPLER, ffrnet.config), ResamplerMixer(RESAMPLER), ffrnet)
     with pytest.raises(FaceSnapError, match=r"instantid\.safetensors does not have the paper's Mixer"):
         with_mixer(path, tmp_path / "out", "id only", 0)
+
+
+def test_trainer_registers_the_ablated_mixers():
+    """In a new process, in which no other module has registered them."""
+    imports = "import facesnap_lab.training.trainer; from facesnap_ext.weights.facesnap_file import MIXERS"
+    script = f"{imports}; print(*MIXERS, sep=';')"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert set(result.stdout.strip().split(";")) >= set(ABLATED)
