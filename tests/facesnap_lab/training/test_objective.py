@@ -108,9 +108,8 @@ def test_lightning_branch_generates_the_same_image_as_the_pipeline(run, scale):
     batch, inputs = first_batch(run)
     side = batch.images.shape[-1]
     landmarks = Landmarks(batch.points[0].numpy(), side, side)
-    batch = replace(
-        batch, landmark_images=landmark_image(landmarks, *batch.landmark_images.shape[:1:-1])
-    )  # without jitter
+    without_jitter = landmark_image(landmarks, *batch.landmark_images.shape[:1:-1])
+    batch = replace(batch, landmark_images=without_jitter)
     objective = replace(run.objective, lightning_steps=3, lightning_scale=scale)
     clip_tokens = encode_clip(run.frozen, batch.clip_pixels)
     with torch.no_grad():
