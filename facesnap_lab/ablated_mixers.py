@@ -1,7 +1,7 @@
-"""The Mixers of the paper's Table 2 that leave something out, for the ablation alone.
+"""The ablated Mixers of the paper's Table 2. Importing this module registers them in `facesnap_file.MIXERS`.
 
-Each is the Facial Attribute Mixer without one thing, so that a row of the table differs from the Mixer's by what its
-name says; the paper does not describe them further. What they keep has the Mixer's names and starts with its numbers.
+Each is the Facial Attribute Mixer without one component, so that it differs from the Mixer only in what its name
+states; the paper does not describe them further. The remaining parameters have the Mixer's names and initial values.
 """
 
 from __future__ import annotations
@@ -17,60 +17,63 @@ from facesnap_ext.weights.facesnap_file import MIXERS
 
 @dataclass(frozen=True)
 class IdMixerConfig(MixerConfig):
-    """Sizes of an `IdMixer`; `clip_dim` says which tokens it is given, and leaves unread."""
+    """Sizes of an `IdMixer`. `clip_dim` is the dimension of the CLIP tokens, which the mixer ignores."""
 
 
 @dataclass(frozen=True)
 class ClipMixerConfig(MixerConfig):
-    """Sizes of a `ClipMixer`; `id_dim` says which embeddings it is given, and leaves unread."""
+    """Sizes of a `ClipMixer`. `id_dim` is the dimension of the embeddings, which the mixer ignores."""
 
 
 @dataclass(frozen=True)
 class ConcatMixerConfig(MixerConfig):
-    """Sizes of a `ConcatMixer`, which has no queries, layers, heads or feedforward."""
+    """Sizes of a `ConcatMixer`, for which queries, layers, heads and feedforward have no effect."""
 
 
 class IdMixer(FacialAttributeMixer):
-    """Face ID embeddings alone: eqs. 1 and 2 with f'_id for keys and values."""
+    """Only face ID embeddings: eqs. 1 and 2 with f'_id as keys and values."""
 
     def __init__(self, config: IdMixerConfig):
         super().__init__(config)
         del self.project_clip
 
     def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
-        """Identity tokens [N, queries, dim]; arguments as of `FacialAttributeMixer.forward`."""
+        """Identity tokens [N, queries, dim]. The arguments are those of `FacialAttributeMixer.forward`."""
         f_id = self.id_features(embeddings)
         return self.decode(self.fuse(f_id, f_id))
 
 
 class ClipMixer(FacialAttributeMixer):
-    """CLIP image features alone: eq. 2 on f'_clip; eq. 1 has no query without embeddings."""
+    """Only CLIP image features: eq. 2 on f'_clip. Eq. 1 is omitted, as it has no queries without embeddings."""
 
     def __init__(self, config: ClipMixerConfig):
         super().__init__(config)
         del self.project_id, self.norm_id, self.norm_context, self.cross_attn
 
     def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
-        """Identity tokens [N, queries, dim]; arguments as of `FacialAttributeMixer.forward`."""
+        """Identity tokens [N, queries, dim]. The arguments are those of `FacialAttributeMixer.forward`."""
         return self.decode(self.clip_features(clip_tokens))
 
 
 class ConcatMixer(FacialAttributeMixer):
-    """Both, concatenated with one projection each: the keys and values of eq. 1, handed on as they are."""
+    """Both kinds of features, projected and concatenated: the keys and values of eq. 1 are the output."""
 
     def __init__(self, config: ConcatMixerConfig):
         super().__init__(config)
         del self.norm_id, self.cross_attn, self.norm_fused, self.queries, self.decoder
 
     def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
-        """Tokens [N, id_tokens + T, dim], means over the references; arguments as of `FacialAttributeMixer.forward`."""
+        """Tokens [N, id_tokens + T, dim], averaged over the references.
+
+        The arguments are those of `FacialAttributeMixer.forward`.
+        """
         references = embeddings.shape[1]
         features = (self.id_features(embeddings), self.clip_features(clip_tokens))
         means = [f.unflatten(1, (references, -1)).mean(dim=1) for f in features]
         return self.norm_context(torch.cat(means, dim=1))
 
 
-# from here on files of these kinds can be written and loaded
+# files with these mixers can only be written and loaded after this registration
 MIXERS["id only"] = (IdMixerConfig, IdMixer)
 MIXERS["clip only"] = (ClipMixerConfig, ClipMixer)
 MIXERS["concatenation"] = (ConcatMixerConfig, ConcatMixer)

@@ -161,7 +161,7 @@ def run_train(options: argparse.Namespace) -> None:
 
 def run_dataset_build(options: argparse.Namespace) -> None:
     from facesnap_lab.dataset.build import build
-    from facesnap_lab.dataset.pictures import Settings
+    from facesnap_lab.dataset.images import Settings
 
     result = build(
         options.folder,

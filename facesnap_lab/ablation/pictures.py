@@ -31,7 +31,7 @@ from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.frozen import load_base
 from facesnap_lab.training.lightning import load_few_step
-from facesnap_lab.training.samples import steered
+from facesnap_lab.training.samples import apply_conditioning
 
 REFERENCE_SHOTS = (0, *range(2, 9))
 DRIVING_SHOT = 1
@@ -142,7 +142,7 @@ def draw(sampler: Sampler, row: Row, weights: FaceSnapWeights, subject: Subject,
         weights.ffrnet, tokens, features.landmarks(row), text_free=weights.info.text_free, name=weights.name
     )
     height, width = subject.driving.shape[:2]
-    with steered(pipe, conditioning, row.training.tokens, context, null) as (with_text, without):
+    with apply_conditioning(pipe, conditioning, row.training.tokens, context, null) as (with_text, without):
         drawn = pipe(
             prompt_embeds=with_text,
             negative_prompt_embeds=without,

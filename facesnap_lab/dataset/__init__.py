@@ -1,1 +1,1 @@
-"""Training data at full size: from folders of photos to the shards that `facesnap train` reads."""
+"""Full-size training data: from folders of photos to the shards that `facesnap train` reads."""

@@ -1,14 +1,14 @@
 """Build the shards that `facesnap train` reads from folders of photos.
 
-    plan.jsonl           which photo is in which shard: written first, compared when a build goes on
-    work/looks-*.jsonl   what the first look at each photo of a shard found
-    work/captions-*.json BLIP-2's captions of a shard's photos, where they have none beside them
-    shard-*.tar          whole, or not there
-    work/shard-*.json    that a shard is done, with the photos that gave no picture
-    report.jsonl         all photos that gave no picture, and why
+    plan.jsonl           the shard of each photo; written first, and compared when a build is continued
+    work/scans-*.jsonl   the results of the first scan of a shard's photos
+    work/captions-*.json BLIP-2's captions of a shard's photos, for those without a caption file
+    shard-*.tar          always complete
+    work/shard-*.json    marks a shard as finished, and lists the skipped photos
+    report.jsonl         all skipped photos, with reasons
 
-A shard is made by one process from the plan and its photos alone: the number of processes, and how often the build was
-killed, change no byte of it.
+Each shard is built by one process, from the plan and the shard's photos alone. Neither the number of processes nor
+interruptions change a byte of the shards.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from facesnap_ext.files import sha256
 from facesnap_ext.weights.search import find_models
 from facesnap_lab.dataset import plan
 from facesnap_lab.dataset.captions import check_blip2, load_blip2, read_caption
+from facesnap_lab.dataset.images import NetworkFiles, Settings, load_networks, training_images
 from facesnap_lab.dataset.layouts import Listing, Person, PhotoFile, list_people
-from facesnap_lab.dataset.pictures import NetworkFiles, Settings, load_networks, pictures_of
-from facesnap_lab.dataset.plan import Unit, write_whole
-from facesnap_lab.dataset.pool import Run, processes
-from facesnap_lab.dataset.scan import Drop, Look, find_duplicates, look, read_again
+from facesnap_lab.dataset.plan import PlannedShard, write_text
+from facesnap_lab.dataset.pool import RunJobs, worker_processes
+from facesnap_lab.dataset.scan import PhotoScan, SkippedPhoto, find_duplicates, reread, scan_photo
 from facesnap_lab.training.shards import Sample, write_shard
 
-PER_SHARD = 200  # photos, by default: with five pictures of 1024² each about a gigabyte of PNG
-CAPTIONED = 8  # photos that BLIP-2 sees at once
+PER_SHARD = 200  # photos, by default; with five images of 1024² each, about a gigabyte of PNG
+CAPTION_BATCH = 8  # photos per batch of BLIP-2
 
 Tick = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where everything lies. `folders` are those of the photos."""
+class Paths:
+    """The folders of photos, and the files of the build."""
 
     folders: tuple[Path, ...]
     out: Path
@@ -50,28 +50,28 @@ class Source:
     def photo(self, person: Person, photo: PhotoFile) -> Path:
         return self.folders[person.folder] / photo.path
 
-    def looks(self, unit: Unit) -> Path:
-        return self.out / "work" / f"looks-{unit.number:06d}.jsonl"
+    def scans(self, planned: PlannedShard) -> Path:
+        return self.out / "work" / f"scans-{planned.number:06d}.jsonl"
 
-    def captions(self, unit: Unit) -> Path:
-        return self.out / "work" / f"captions-{unit.number:06d}.json"
+    def captions(self, planned: PlannedShard) -> Path:
+        return self.out / "work" / f"captions-{planned.number:06d}.json"
 
-    def done(self, unit: Unit) -> Path:
-        return self.out / "work" / f"shard-{unit.number:06d}.json"
+    def finished(self, planned: PlannedShard) -> Path:
+        return self.out / "work" / f"shard-{planned.number:06d}.json"
 
-    def shard(self, unit: Unit) -> Path:
-        return self.out / f"shard-{unit.number:06d}.tar"
+    def shard(self, planned: PlannedShard) -> Path:
+        return self.out / f"shard-{planned.number:06d}.tar"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a process needs to make a shard; `drops` are the photos that are there already."""
+class ShardJob:
+    """Everything that a process needs to build one shard. `duplicates` are the photos to skip as such."""
 
-    unit: Unit
-    source: Source
+    planned: PlannedShard
+    paths: Paths
     files: NetworkFiles
     settings: Settings
-    drops: dict[Path, Drop]
+    duplicates: dict[Path, SkippedPhoto]
 
 
 def build(
@@ -85,43 +85,43 @@ def build(
     blip2: Path | None = None,
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Build shards, or go on where a build was left.
+    """Build shards, or continue an interrupted build.
 
     Args:
         folders, layout, identities: as for `layouts.list_people`.
-        per_shard: photos after which a new shard begins, but not before the person's last.
-        blip2: a folder with BLIP-2, for photos that have no caption beside them.
-        workers: processes, of one thread each; with 0 everything is done in this one.
+        per_shard: least number of photos per shard. A person's photos are never split between shards.
+        blip2: folder with BLIP-2, for photos without a caption file.
+        workers: number of single-threaded processes. With 0, everything runs in the current process.
 
     Returns:
-        Counts of photos, people and pictures, and of the photos that gave none, by reason.
+        The numbers of photos, people, images and shards, and of skipped photos by reason.
 
     Raises:
-        FaceSnapError: there is nothing to build from or with, the disk is full, a process died, or photos or settings
-            are others than those that the build was begun with.
+        FaceSnapError: photos or models are missing, the disk is full, a process died, or photos or settings differ
+            from those with which the build was started.
     """
     from filelock import FileLock, Timeout
 
     files = _network_files(models)
     listing = list_people(folders, layout, identities)
     _check_captions(listing, folders, blip2)
-    units = plan.divide(listing.people, per_shard)
-    fixed = {**asdict(settings), "per_shard": per_shard, **_fingerprints(files, blip2)}
-    source = Source(tuple(folders), out)
+    shards = plan.divide_into_shards(listing.people, per_shard)
+    all_settings = {**asdict(settings), "per_shard": per_shard, **_fingerprints(files, blip2)}
+    paths = Paths(tuple(folders), out)
     try:
         (out / "work").mkdir(parents=True, exist_ok=True)
         with FileLock(out / "work" / "lock", timeout=0):
-            _clear(out)
-            plan.fix(out, fixed, folders, units)
-            with processes(workers, len(units)) as run:
-                _look_at_all(source, units, run)
-                drops = _duplicates(source, units)
+            _remove_partial_files(out)
+            plan.write_or_compare(out, all_settings, folders, shards)
+            with worker_processes(workers, len(shards)) as run_jobs:
+                _scan_all(paths, shards, run_jobs)
+                duplicates = _duplicates(paths, shards)
                 if blip2:
-                    _caption_all(source, units, drops, blip2)
-                _make_all(source, units, files, settings, drops, run)
-            return _report(source, units, listing)
+                    _caption_all(paths, shards, duplicates, blip2)
+                _build_all(paths, shards, files, settings, duplicates, run_jobs)
+            return _write_report(paths, shards, listing)
     except Timeout:
-        raise FaceSnapError(f"Another build is writing to {out}; wait for it, or name another folder.") from None
+        raise FaceSnapError(f"Another build is writing to {out}; wait for it, or choose another folder.") from None
     except OSError as error:
         raise plan.write_error(out, error) from error
 
@@ -136,196 +136,202 @@ def _check_captions(listing: Listing, folders: Sequence[Path], blip2: Path | Non
     if blip2:
         check_blip2(blip2)
         return
-    bare = [(person, photo) for person in listing.people for photo in person.photos if photo.caption is None]
-    if bare:
-        person, photo = bare[0]
+    missing = [(person, photo) for person in listing.people for photo in person.photos if photo.caption is None]
+    if missing:
+        person, photo = missing[0]
         path = folders[person.folder] / photo.path
         raise FaceSnapError(
-            f"{len(bare)} photos, such as {path}, have no caption; put it beside the photo as {path.stem}.txt or "
-            f"{path.stem}.caption, or name a folder with BLIP-2 by --blip2."
+            f"{len(missing)} photos, such as {path}, have no caption; add one beside each photo as {path.stem}.txt or "
+            f"{path.stem}.caption, or pass a folder with BLIP-2 as --blip2."
         )
 
 
 def _fingerprints(files: NetworkFiles, blip2: Path | None) -> dict[str, Any]:
-    """What tells the networks' files from others: their contents, but BLIP-2's names and sizes, which is large."""
-    found: dict[str, Any] = {}
+    """Identify the networks by the hashes of their files, but BLIP-2, which is large, by file names and sizes."""
+    fingerprints: dict[str, Any] = {}
     for part, path in vars(files).items():
-        found[part] = sha256(*(sorted(path.rglob("*.onnx")) if path.is_dir() else [path]))
+        fingerprints[part] = sha256(*(sorted(path.rglob("*.onnx")) if path.is_dir() else [path]))
     if blip2:
-        found["blip2"] = {file.name: file.stat().st_size for file in sorted(blip2.glob("*")) if file.is_file()}
-    return found
+        fingerprints["blip2"] = {file.name: file.stat().st_size for file in sorted(blip2.glob("*")) if file.is_file()}
+    return fingerprints
 
 
-def _clear(out: Path) -> None:
-    """Remove what a killed build left half-written.
+def _remove_partial_files(out: Path) -> None:
+    """Remove the incomplete files of a killed build.
 
     Raises:
-        FaceSnapError: there is something in the folder, and no plan of it.
+        FaceSnapError: the folder is not empty and contains no plan.
     """
     for part in (*out.glob(".*.part"), *out.glob("work/.*.part")):
         part.unlink(missing_ok=True)
-    if not (out / plan.NAME).exists():
+    if not (out / plan.FILE_NAME).exists():
         foreign = [path for path in (*out.iterdir(), *out.glob("work/*")) if path.name not in ("work", "lock")]
         if foreign:
-            raise FaceSnapError(f"{out} has {foreign[0].name} in it, but no plan of a build; name an empty folder.")
+            raise FaceSnapError(f"{out} contains {foreign[0].name}, but no plan of a build; choose an empty folder.")
 
 
-def _look_at_all(source: Source, units: Sequence[Unit], run: Run) -> None:
-    left = [unit for unit in units if not source.looks(unit).exists()]
-    with _bar("reading", units, left) as bar:
-        run(look_at, [(source, unit) for unit in left], bar.update)
+def _scan_all(paths: Paths, shards: Sequence[PlannedShard], run_jobs: RunJobs) -> None:
+    remaining = [planned for planned in shards if not paths.scans(planned).exists()]
+    with _progress_bar("reading", shards, remaining) as bar:
+        run_jobs(scan_shard, [(paths, planned) for planned in remaining], bar.update)
 
 
-def look_at(job: tuple[Source, Unit], tick: Tick) -> None:
-    """The first look at the photos of a shard."""
-    source, unit = job
+def scan_shard(job: tuple[Paths, PlannedShard], tick: Tick) -> None:
+    """Scan the photos of a shard for the first time."""
+    paths, planned = job
     lines = []
-    for person, photo in unit.photos:
-        lines.append(json.dumps(asdict(look(source.photo(person, photo)))))
+    for person, photo in planned.photos:
+        lines.append(json.dumps(asdict(scan_photo(paths.photo(person, photo)))))
         tick()
-    write_whole(source.looks(unit), "\n".join(lines) + "\n")
+    write_text(paths.scans(planned), "\n".join(lines) + "\n")
 
 
-def _looks(source: Source, unit: Unit) -> list[Look]:
-    lines = source.looks(unit).read_text(encoding="utf-8").splitlines()
-    return [Look(**json.loads(line)) for line in lines]
+def _read_scans(paths: Paths, planned: PlannedShard) -> list[PhotoScan]:
+    lines = paths.scans(planned).read_text(encoding="utf-8").splitlines()
+    return [PhotoScan(**json.loads(line)) for line in lines]
 
 
-def _duplicates(source: Source, units: Sequence[Unit]) -> dict[Path, Drop]:
-    def photos() -> Iterator[tuple[int, Path, Look]]:
-        for unit in units:
-            looks = iter(_looks(source, unit))
-            for number, person in enumerate(unit.people, unit.first):
+def _duplicates(paths: Paths, shards: Sequence[PlannedShard]) -> dict[Path, SkippedPhoto]:
+    def photos() -> Iterator[tuple[int, Path, PhotoScan]]:
+        for planned in shards:
+            scans = iter(_read_scans(paths, planned))
+            for number, person in enumerate(planned.people, planned.first):
                 for photo in person.photos:
-                    yield number, source.photo(person, photo), next(looks)
+                    yield number, paths.photo(person, photo), next(scans)
 
     return find_duplicates(photos())
 
 
-def _caption_all(source: Source, units: Sequence[Unit], drops: dict[Path, Drop], blip2: Path) -> None:
-    """One process serves BLIP-2, which fills a GPU by itself."""
-    left = [unit for unit in units if not source.captions(unit).exists()]
-    if not any(photo.caption is None for unit in left for _, photo in unit.photos):
+def _caption_all(
+    paths: Paths, shards: Sequence[PlannedShard], duplicates: dict[Path, SkippedPhoto], blip2: Path
+) -> None:
+    """Caption photos in the current process only, as BLIP-2 fills a GPU."""
+    remaining = [planned for planned in shards if not paths.captions(planned).exists()]
+    if not any(photo.caption is None for planned in remaining for _, photo in planned.photos):
         return
     captioner = load_blip2(blip2)
-    with _bar("captions", units, left) as bar:
-        for unit in left:
-            paths = [source.photo(person, photo) for person, photo in unit.photos]
-            looks = _looks(source, unit)
-            texts: list[str | None] = [None] * len(paths)
-            wanted = [
+    with _progress_bar("captions", shards, remaining) as bar:
+        for planned in remaining:
+            photos = [paths.photo(person, photo) for person, photo in planned.photos]
+            scans = _read_scans(paths, planned)
+            captions: list[str | None] = [None] * len(photos)
+            uncaptioned = [
                 i
-                for i, (_, photo) in enumerate(unit.photos)
-                if photo.caption is None and not looks[i].problem and paths[i] not in drops
+                for i, (_, photo) in enumerate(planned.photos)
+                if photo.caption is None and not scans[i].problem and photos[i] not in duplicates
             ]
-            bar.update(len(paths) - len(wanted))
-            for start in range(0, len(wanted), CAPTIONED):
-                batch = wanted[start : start + CAPTIONED]
-                found = captioner([read_again(paths[i], looks[i]).pixels for i in batch])
-                for i, text in zip(batch, found):
-                    texts[i] = text
+            bar.update(len(photos) - len(uncaptioned))
+            for start in range(0, len(uncaptioned), CAPTION_BATCH):
+                batch = uncaptioned[start : start + CAPTION_BATCH]
+                texts = captioner([reread(photos[i], scans[i]).pixels for i in batch])
+                for i, text in zip(batch, texts):
+                    captions[i] = text
                 bar.update(len(batch))
-            write_whole(source.captions(unit), json.dumps(texts, ensure_ascii=False, indent=0))
+            write_text(paths.captions(planned), json.dumps(captions, ensure_ascii=False, indent=0))
 
 
-def _make_all(
-    source: Source,
-    units: Sequence[Unit],
+def _build_all(
+    paths: Paths,
+    shards: Sequence[PlannedShard],
     files: NetworkFiles,
     settings: Settings,
-    drops: dict[Path, Drop],
-    run: Run,
+    duplicates: dict[Path, SkippedPhoto],
+    run_jobs: RunJobs,
 ) -> None:
-    left = [unit for unit in units if not source.done(unit).exists()]
+    remaining = [planned for planned in shards if not paths.finished(planned).exists()]
     jobs = []
-    for unit in left:
-        paths = [source.photo(person, photo) for person, photo in unit.photos]
-        jobs.append(Job(unit, source, files, settings, {path: drops[path] for path in paths if path in drops}))
-    with _bar("shards", units, left) as bar:
-        run(make_shard, jobs, bar.update)
+    for planned in remaining:
+        photos = [paths.photo(person, photo) for person, photo in planned.photos]
+        own = {path: duplicates[path] for path in photos if path in duplicates}
+        jobs.append(ShardJob(planned, paths, files, settings, own))
+    with _progress_bar("shards", shards, remaining) as bar:
+        run_jobs(build_shard, jobs, bar.update)
 
 
-def make_shard(job: Job, tick: Tick) -> None:
-    """Make a shard and, when it is whole, note that it is done."""
-    left_out: list[dict[str, str]] = []
+def build_shard(job: ShardJob, tick: Tick) -> None:
+    """Build a shard and, once it is complete, mark it as finished."""
+    skipped: list[dict[str, str]] = []
     people: set[str] = set()
 
     def samples() -> Iterator[Sample]:
-        for person, path, pictures in _pictures(job):
-            if isinstance(pictures, Drop):
-                left_out.append({"file": str(path), **asdict(pictures)})
+        for person, path, images in _images_by_photo(job):
+            if isinstance(images, SkippedPhoto):
+                skipped.append({"file": str(path), **asdict(images)})
             else:
                 people.add(person.name)
-                yield from pictures
+                yield from images
             tick()
 
-    shard = job.source.shard(job.unit)
+    shard = job.paths.shard(job.planned)
     try:
-        written = write_shard(shard, samples(), job.settings.jpeg)
+        count = write_shard(shard, samples(), job.settings.jpeg)
     except OSError as error:
         raise plan.write_error(shard, error) from error
-    done = {"pictures": written, "people": len(people), "left_out": left_out}
-    write_whole(job.source.done(job.unit), json.dumps(done, ensure_ascii=False))
+    summary = {"images": count, "people": len(people), "skipped": skipped}
+    write_text(job.paths.finished(job.planned), json.dumps(summary, ensure_ascii=False))
 
 
-def _pictures(job: Job) -> Iterator[tuple[Person, Path, Iterator[Sample] | Drop]]:
-    """Each photo of a shard with its pictures, or with why it has none."""
-    looks = _looks(job.source, job.unit)
-    captions = job.source.captions(job.unit)
-    texts = json.loads(captions.read_text(encoding="utf-8")) if captions.exists() else [None] * len(looks)
-    found = zip(looks, texts)
-    for number, person in enumerate(job.unit.people, job.unit.first):
-        for place, photo in enumerate(person.photos):
-            yield person, job.source.photo(person, photo), _pictures_of(job, number, person, place, *next(found))
+def _images_by_photo(job: ShardJob) -> Iterator[tuple[Person, Path, Iterator[Sample] | SkippedPhoto]]:
+    """Yield each photo of a shard with its training images, or with the reason why it is skipped."""
+    scans = _read_scans(job.paths, job.planned)
+    file = job.paths.captions(job.planned)
+    captions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else [None] * len(scans)
+    scanned = zip(scans, captions)
+    for number, person in enumerate(job.planned.people, job.planned.first):
+        for position, photo in enumerate(person.photos):
+            scan, caption = next(scanned)
+            yield person, job.paths.photo(person, photo), _images_of(job, number, person, position, scan, caption)
 
 
-def _pictures_of(
-    job: Job, number: int, person: Person, place: int, seen: Look, caption: str | None
-) -> Iterator[Sample] | Drop:
-    photo, count = person.photos[place], job.settings.crops
-    path = job.source.photo(person, photo)
-    if seen.problem:
-        return Drop("unreadable", seen.problem)
-    if path in job.drops:
-        return job.drops[path]
+def _images_of(
+    job: ShardJob, number: int, person: Person, position: int, scan: PhotoScan, caption: str | None
+) -> Iterator[Sample] | SkippedPhoto:
+    photo, count = person.photos[position], job.settings.crops
+    path = job.paths.photo(person, photo)
+    if scan.problem:
+        return SkippedPhoto("unreadable", scan.problem)
+    if path in job.duplicates:
+        return job.duplicates[path]
     if photo.caption is not None:
         try:
-            caption = read_caption(job.source.folders[person.folder] / photo.caption)
+            caption = read_caption(job.paths.folders[person.folder] / photo.caption)
         except ValueError as error:
-            return Drop("no caption", str(error))
+            return SkippedPhoto("no caption", str(error))
     if not caption:
-        return Drop("no caption", "BLIP-2 says nothing of it.")
-    keys = [f"{number:06d}-{place * count + crop:05d}" for crop in range(count)]
+        return SkippedPhoto("no caption", "BLIP-2 returned an empty caption.")
+    keys = [f"{number:06d}-{position * count + crop:05d}" for crop in range(count)]
     networks = load_networks(job.files, job.settings.device)
-    return pictures_of(networks, job.settings, read_again(path, seen), caption, person.name, keys)
+    return training_images(networks, job.settings, reread(path, scan), caption, person.name, keys)
 
 
-def _report(source: Source, units: Sequence[Unit], listing: Listing) -> dict[str, Any]:
-    done = [json.loads(source.done(unit).read_text(encoding="utf-8")) for unit in units]
-    left_out = [line for unit in done for line in unit["left_out"]]
-    left_out += [
-        {"file": str(path), "reason": "no photo", "message": "It is neither a photo nor the caption of one."}
+def _write_report(paths: Paths, shards: Sequence[PlannedShard], listing: Listing) -> dict[str, Any]:
+    finished = [json.loads(paths.finished(planned).read_text(encoding="utf-8")) for planned in shards]
+    skipped = [line for shard in finished for line in shard["skipped"]]
+    skipped += [
+        {"file": str(path), "reason": "not a photo", "message": "It is neither a photo nor a photo's caption."}
         for path in listing.others
     ]
-    report = source.out / "report.jsonl"
-    write_whole(report, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in left_out))
+    report = paths.out / "report.jsonl"
+    write_text(report, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped))
     summary = {
-        "photos": sum(len(unit.photos) for unit in units),
-        "people": sum(unit["people"] for unit in done),
-        "pictures": sum(unit["pictures"] for unit in done),
-        "shards": sum(unit["pictures"] > 0 for unit in done),
-        "left out": dict(sorted(Counter(line["reason"] for line in left_out).items())),
+        "photos": sum(len(planned.photos) for planned in shards),
+        "people": sum(shard["people"] for shard in finished),
+        "images": sum(shard["images"] for shard in finished),
+        "shards": sum(shard["images"] > 0 for shard in finished),
+        "skipped": dict(sorted(Counter(line["reason"] for line in skipped).items())),
         "report": str(report),
     }
-    if not summary["pictures"]:
+    if not summary["images"]:
         raise FaceSnapError(
-            f"None of the {summary['photos']} photos gives a picture; {report} says why of each, so give other photos."
+            f"None of the {summary['photos']} photos can be used; see {report} for the reasons, and choose other "
+            "photos."
         )
     return summary
 
 
-def _bar(what: str, units: Sequence[Unit], left: Sequence[Unit]) -> Any:
+def _progress_bar(what: str, shards: Sequence[PlannedShard], remaining: Sequence[PlannedShard]) -> Any:
     from tqdm import tqdm
 
-    total = sum(len(unit.photos) for unit in units)
-    return tqdm(desc=what, unit="photo", total=total, initial=total - sum(len(unit.photos) for unit in left))
+    total = sum(len(planned.photos) for planned in shards)
+    done = total - sum(len(planned.photos) for planned in remaining)
+    return tqdm(desc=what, unit="photo", total=total, initial=done)

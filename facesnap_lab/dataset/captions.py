@@ -1,4 +1,4 @@
-"""What is said of a photo: by a text beside it, or by BLIP-2."""
+"""Captions of photos: from a text file beside the photo, or from BLIP-2."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Captioner = Callable[[Sequence[np.ndarray]], list[str]]
 
 
 def read_caption(path: Path) -> str:
-    """The caption in a text file, in one line.
+    """Read the caption in a text file, as one line.
 
     Raises:
-        ValueError: the file is empty or no UTF-8 text; the message is a sentence.
-        FaceSnapError: it is not there.
+        ValueError: the file is empty or not UTF-8; the message is a sentence for the report.
+        FaceSnapError: the file does not exist.
     """
     try:
         text = " ".join(path.read_text(encoding="utf-8-sig").split())
     except FileNotFoundError:
-        raise FaceSnapError(f"{path} has gone since the build was begun; put it back.") from None
+        raise FaceSnapError(f"{path} has been removed since the build was started; put it back.") from None
     except OSError as error:
         raise ValueError(f"{path.name} cannot be opened ({error.strerror}).") from error
     except UnicodeDecodeError as error:
@@ -35,23 +35,23 @@ def read_caption(path: Path) -> str:
 
 
 def check_blip2(folder: Path) -> None:
-    """Raise `FaceSnapError` where a folder has no transformers model at all."""
+    """Raise `FaceSnapError` if a folder contains no transformers model."""
     if not (folder / "config.json").is_file():
-        raise FaceSnapError(f"There is no BLIP-2 in {folder}; put the files of Salesforce/blip2-opt-2.7b there.")
+        raise FaceSnapError(f"{folder} does not contain BLIP-2; put the files of Salesforce/blip2-opt-2.7b there.")
 
 
 def load_blip2(folder: Path) -> Captioner:
-    """BLIP-2 from a folder on this disk, as `save_pretrained` writes it and the hub has it; nothing is downloaded.
+    """Load BLIP-2 from a local folder in the format of `save_pretrained` and the Hugging Face Hub.
 
-    On a GPU it runs in half precision, without one in single precision. Captions are chosen greedily.
+    It runs in half precision on a GPU, in single precision on the CPU, and decodes greedily. Nothing is downloaded.
 
-    Source: Li et al., "BLIP-2: Bootstrapping Language-Image Pre-training" (2023), by transformers.
+    Source: Li et al., "BLIP-2: Bootstrapping Language-Image Pre-training" (2023), as implemented in transformers.
 
     Returns:
-        Captions of photos, each [H,W,3] uint8 RGB, in one pass.
+        A function that captions a batch of photos, each [H,W,3] uint8 RGB.
 
     Raises:
-        FaceSnapError: the folder is missing, or is not a whole BLIP-2.
+        FaceSnapError: the folder is missing, or BLIP-2 in it is incomplete.
     """
     import torch
     from transformers import AutoProcessor, Blip2ForConditionalGeneration
@@ -65,7 +65,7 @@ def load_blip2(folder: Path) -> Captioner:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise FaceSnapError(
-            f"The BLIP-2 in {folder} cannot be loaded ({' '.join(str(error).split())}); get the whole folder again."
+            f"BLIP-2 in {folder} cannot be loaded ({' '.join(str(error).split())}); download the folder again."
         ) from error
     model = model.eval().requires_grad_(False).to("cuda" if gpu else "cpu")
 

@@ -1,4 +1,4 @@
-"""Square pictures of a face out of a photo: upright and in the middle, or scaled, turned, moved and padded."""
+"""Square crops of the face in a photo: upright and centred, or randomly scaled, rotated, shifted and padded."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import math
 import numpy as np
 
 PLAIN_SCALE = 2.0
-"""Side of the plain crop in units of the longer side of the face's box: head and shoulders."""
+"""Side of the plain crop, relative to the longer side of the face's box; it shows head and shoulders."""
 
-SCALES = (1.3, 3.2)
-TURN = 20.0  # degrees to either side
-SHIFT = 0.5  # of the room beside the face's box
+SCALES = (1.3, 3.2)  # range of the side of a random crop, relative to the longer side of the face's box
+MAX_ROTATION = 20.0  # degrees, in both directions
+MAX_SHIFT = 0.5  # as a fraction of the margin around the face's box
 
 
-def random_of(digest: str, crop: int) -> np.random.Generator:
-    """The random numbers of a photo's crop: of its pixels (`Photo.digest`), not of its name or place."""
+def crop_rng(digest: str, crop: int) -> np.random.Generator:
+    """Return the random generator of a photo's crop, seeded by the photo's pixels (`Photo.digest`), not its name."""
     return np.random.default_rng([int(digest[:32], 16), crop])
 
 
-def plain_frame(box: np.ndarray, width: int, height: int, resolution: int) -> np.ndarray:
-    """The upright square around a face, moved into the photo and made smaller where the photo is too small for it.
+def plain_transform(box: np.ndarray, width: int, height: int, resolution: int) -> np.ndarray:
+    """Return the transform of an upright crop around a face, shifted or shrunk to lie inside the photo.
 
     Args:
         box: [4] left, top, right, bottom in pixels of the photo.
-        width, height: of the photo.
+        width, height: of the photo in pixels.
         resolution: side of the crop in pixels.
 
     Returns:
-        [2,3] affine map from the photo's pixels to the crop's, both from the upper left corner.
+        [2,3] affine transform from photo to crop, both in pixels measured from the upper left corner.
     """
     low, high = np.split(np.asarray(box, np.float64), 2)
     limits = np.array([width, height])
@@ -39,46 +39,49 @@ def plain_frame(box: np.ndarray, width: int, height: int, resolution: int) -> np
     return _similarity(inside, side, 0.0, resolution)
 
 
-def random_frame(box: np.ndarray, resolution: int, random: np.random.Generator) -> np.ndarray:
-    """A square around a face at a scale (log-uniform in `SCALES`), angle and place of its own, as `plain_frame`.
+def random_transform(box: np.ndarray, resolution: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the transform of a crop with random scale (log-uniform in `SCALES`), rotation and shift.
 
-    It may reach beyond the photo, which then has black padding.
+    The crop may extend beyond the photo, where it is padded with black. The result is as for `plain_transform`.
     """
     low, high = np.split(np.asarray(box, np.float64), 2)
     face = (high - low).max()
-    side = face * math.exp(random.uniform(*np.log(SCALES)))
-    angle = math.radians(random.uniform(-TURN, TURN))
-    shift = random.uniform(-SHIFT, SHIFT, 2) * (side - face) / 2
+    side = face * math.exp(rng.uniform(*np.log(SCALES)))
+    angle = math.radians(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+    shift = rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2) * (side - face) / 2
     return _similarity((low + high) / 2 + shift, side, angle, resolution)
 
 
 def _similarity(centre: np.ndarray, side: float, angle: float, resolution: int) -> np.ndarray:
     scale = resolution / side
-    turn = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    return np.column_stack([turn, resolution / 2 - turn @ centre])
+    matrix = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return np.column_stack([matrix, resolution / 2 - matrix @ centre])
 
 
-def move(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points [P,2] of the photo in the crop."""
-    return points @ frame[:, :2].T + frame[:, 2]
+def transform_points(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Transform points [P,2]."""
+    return points @ transform[:, :2].T + transform[:, 2]
 
 
-def move_box(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """A face's box [4] in the crop: as a detector's, it is not turned with the face."""
+def transform_box(transform: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Transform a face's box [4]. The result stays upright like a detector's box, and keeps its relative size."""
     low, high = np.split(np.asarray(box, np.float64), 2)
-    centre = move(frame, ((low + high) / 2)[None])[0]
-    half = (high - low) / 2 * math.sqrt(np.linalg.det(frame[:, :2]))
+    centre = transform_points(transform, ((low + high) / 2)[None])[0]
+    half = (high - low) / 2 * math.sqrt(np.linalg.det(transform[:, :2]))
     return np.concatenate([centre - half, centre + half])
 
 
-def cut(pixels: np.ndarray, frame: np.ndarray, resolution: int) -> np.ndarray:
-    """The crop [S,S,3] uint8 of a photo [H,W,3] uint8: bicubic, averaged first where it gets smaller, black outside."""
+def warp(pixels: np.ndarray, transform: np.ndarray, resolution: int) -> np.ndarray:
+    """Return the crop [S,S,3] uint8 of a photo [H,W,3] uint8.
+
+    It is resampled bicubically, after area averaging where it is downscaled, and black outside the photo.
+    """
     import cv2
 
-    scale = math.sqrt(np.linalg.det(frame[:, :2]))
-    # only the window that the crop reads is looked at; a margin of 4 pixels, of the smaller picture, is for the filter
-    back = np.linalg.inv(np.vstack([frame, (0, 0, 1)]))[:2]
-    corners = move(back, resolution * np.array([[0, 0], [0, 1], [1, 0], [1, 1]]))
+    scale = math.sqrt(np.linalg.det(transform[:, :2]))
+    # process only the window that the crop covers, with a margin of 4 pixels (at the lower resolution) for the filter
+    inverse = np.linalg.inv(np.vstack([transform, (0, 0, 1)]))[:2]
+    corners = transform_points(inverse, resolution * np.array([[0, 0], [0, 1], [1, 0], [1, 1]]))
     margin, limits = 4 / min(scale, 1), np.array(pixels.shape[1::-1])
     left, top = np.clip(np.floor(corners.min(0) - margin), 0, limits - 1).astype(int)
     right, bottom = np.clip(np.ceil(corners.max(0) + margin), (left + 1, top + 1), limits).astype(int)
@@ -88,7 +91,7 @@ def cut(pixels: np.ndarray, frame: np.ndarray, resolution: int) -> np.ndarray:
         size = [max(1, round(length * scale)) for length in window.shape[1::-1]]
         shrunk = np.array(size) / window.shape[1::-1]
         window = cv2.resize(window, size, interpolation=cv2.INTER_AREA)
-    matrix = np.column_stack([frame[:, :2] / shrunk, move(frame, np.array([[left, top]]))[0]])
-    # OpenCV counts from the centre of the first pixel
+    matrix = np.column_stack([transform[:, :2] / shrunk, transform_points(transform, np.array([[left, top]]))[0]])
+    # OpenCV measures from the centre of the first pixel
     matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     return cv2.warpAffine(window, matrix, (resolution, resolution), flags=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""Which photos there are and who is in them: the layouts of VGGFace2, FFHQ and CelebA-HQ."""
+"""List photos and the people in them, in the layouts of VGGFace2, FFHQ and CelebA-HQ."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from facesnap_ext.errors import FaceSnapError
 _KINDS = "avif bmp gif heic heif jfif jp2 jpe jpeg jpg mpo png pnm ppm tif tiff webp"
 PHOTO_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
 CAPTION_SUFFIXES = (".txt", ".caption")
-_THOUSANDS = re.compile(r"\d+000")  # FFHQ's folders
+_THOUSANDS = re.compile(r"\d+000")  # names of FFHQ's folders
 
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """A photo and its caption beside it, by their paths from the folder that was given; sizes in bytes."""
+    """A photo and its caption file: paths relative to the listed folder, and sizes in bytes."""
 
     path: str
     size: int
@@ -27,7 +27,7 @@ class PhotoFile:
 
 @dataclass(frozen=True)
 class Person:
-    """Somebody's photos, all in the folder of this number of those that were given."""
+    """The photos of one person. `folder` is the position of their folder among the listed folders."""
 
     name: str
     folder: int
@@ -36,24 +36,25 @@ class Person:
 
 @dataclass(frozen=True)
 class Listing:
-    """People by folder and name, and the files that are neither photos nor captions of photos."""
+    """People, ordered by folder and name, and the files that are neither photos nor captions."""
 
     people: tuple[Person, ...]
     others: tuple[Path, ...]
 
 
 def list_people(folders: Sequence[Path], layout: str = "auto", identities: Path | None = None) -> Listing:
-    """List the photos in folders, without opening one.
+    """List the photos in folders, without opening them.
 
     Args:
-        layout: "people": a folder for each person, as VGGFace2's `train`. "singles": every photo is a person of its
-            own, as in FFHQ and CelebA-HQ, at any depth. "auto": by the folder, where photos lie in it itself and where
-            folders are FFHQ's thousands (01000/01234.png) "singles", else "people".
-        identities: a text file of lines `NAME ID`, as CelebA's identity_CelebA.txt; photos whose names, without
-            suffixes, stand with equal IDs are of one person. For photos that lie flat.
+        layout: "people": one folder per person, as in VGGFace2's `train`. "singles": every photo shows a different
+            person, as in FFHQ and CelebA-HQ; folders are ignored. "auto": "singles" for folders that contain the photos
+            directly or in FFHQ's thousands (01000/01234.png), otherwise "people".
+        identities: a text file with lines `NAME ID`, such as CelebA's identity_CelebA.txt. Photos with the same ID show
+            the same person; names are compared without suffixes.
 
     Raises:
-        FaceSnapError: a folder is missing, has no photos or is of no layout; a photo has no line in `identities`.
+        FaceSnapError: a folder is missing, contains no photos or matches no layout, or a photo has no line in
+            `identities`.
     """
     people: list[Person] = []
     others: list[Path] = []
@@ -62,7 +63,7 @@ def list_people(folders: Sequence[Path], layout: str = "auto", identities: Path 
         photos, rest = _list_photos(folder)
         others += rest
         if not photos:
-            raise FaceSnapError(f"There are no photos in {folder}; give a folder with pictures as JPEG, PNG or WebP.")
+            raise FaceSnapError(f"{folder} contains no photos; choose a folder with JPEG, PNG or WebP files.")
         names = _names(folder, photos, layout, known, identities)
         by_name: dict[str, list[PhotoFile]] = {}
         for name, photo in zip(names, photos):
@@ -72,38 +73,40 @@ def list_people(folders: Sequence[Path], layout: str = "auto", identities: Path 
 
 
 def read_identities(path: Path) -> dict[str, str]:
-    """IDs by photos' names without suffixes.
+    """Read the IDs of photos, by their names without suffixes.
 
     Raises:
-        FaceSnapError: the file cannot be read, or a line is not a name and an ID, or gives a name a second ID.
+        FaceSnapError: the file cannot be read, a line is not a name and an ID, or a name has two different IDs.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FaceSnapError(f"The identities in {path} cannot be read ({error}); check the file.") from error
+        raise FaceSnapError(f"The identities file {path} cannot be read ({error}); check it.") from error
     known: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:
             continue
         if len(words) != 2 or known.setdefault(PurePosixPath(words[0]).stem, words[1]) != words[1]:
-            raise FaceSnapError(f"Line {number} of {path} is not a photo's name and its one ID; mend the line.")
+            raise FaceSnapError(
+                f"Line {number} of {path} must be the name of a photo and its only ID; correct the line."
+            )
     return known
 
 
 def _list_photos(folder: Path) -> tuple[list[PhotoFile], list[Path]]:
     if not folder.is_dir():
-        raise FaceSnapError(f"There is no folder {folder}; check its path.")
+        raise FaceSnapError(f"The folder {folder} does not exist; check its path.")
     entries = sorted(folder.rglob("*"))
-    # links to folders are not followed, which may lead in circles: they are among the rest
+    # symbolic links to folders may form loops: they are not followed, but listed among the other files
     files = [path for path in entries if not path.is_dir() or path.is_symlink()]
     texts = {path for path in files if path.suffix in CAPTION_SUFFIXES}
     photos, used = [], set()
     for path in files:
         if path.suffix.lower() not in PHOTO_SUFFIXES or path.is_dir():
             continue
-        beside = (path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
-        caption = next((text for text in beside if text in texts), None)
+        candidates = (path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+        caption = next((text for text in candidates if text in texts), None)
         used |= {path} if caption is None else {path, caption}
         photos.append(_photo_file(folder, path, caption))
     return photos, [path for path in files if path not in used]
@@ -113,7 +116,7 @@ def _photo_file(folder: Path, path: Path, caption: Path | None) -> PhotoFile:
     def size(file: Path) -> int:
         try:
             return file.stat().st_size
-        except OSError:  # a link that leads nowhere; reading it will tell
+        except OSError:  # a broken link, which is reported when the photo is read
             return -1
 
     relative = path.relative_to(folder).as_posix()
@@ -129,37 +132,35 @@ def _names(
     known: dict[str, str] | None,
     identities: Path | None,
 ) -> list[str]:
-    """Who is in each photo."""
+    """Return the name of the person in each photo."""
     paths = [PurePosixPath(photo.path) for photo in photos]
     if known is not None:
         if missing := [path for path in paths if path.stem not in known]:
             raise FaceSnapError(
-                f"{len(missing)} photos in {folder}, such as {missing[0]}, have no line in {identities}; add them, or "
-                "build folders without identities by themselves."
+                f"{len(missing)} photos in {folder}, such as {missing[0]}, have no line in {identities}; add the "
+                "lines, or build folders without identities separately."
             )
         return [known[path.stem] for path in paths]
     if layout == "auto":
-        layout = _recognise(folder, paths)
+        layout = _detect_layout(folder, paths)
     if layout == "singles":
         return [str(path) for path in paths]
-    if odd := [path for path in paths if len(path.parts) != 2]:
+    if misplaced := [path for path in paths if len(path.parts) != 2]:
         raise FaceSnapError(
-            f"{folder / odd[0]} does not lie in the folder of a person; give folders whose folders are people, such as "
-            "VGGFace2's train and test."
+            f"{folder / misplaced[0]} is not in a person's folder; choose folders that contain one folder per person, "
+            "such as VGGFace2's train and test."
         )
     return [path.parts[0] for path in paths]
 
 
-def _recognise(folder: Path, paths: Sequence[PurePosixPath]) -> str:
+def _detect_layout(folder: Path, paths: Sequence[PurePosixPath]) -> str:
     flat = [len(path.parts) == 1 for path in paths]
     if any(flat) and not all(flat):
-        raise FaceSnapError(
-            f"{folder} has photos both in itself and in folders; say with --layout whether folders are people."
-        )
-    return "singles" if all(flat) or all(map(_in_its_thousand, paths)) else "people"
+        raise FaceSnapError(f"{folder} contains both photos and folders of photos; specify the layout with --layout.")
+    return "singles" if all(flat) or all(map(_in_ffhq_folder, paths)) else "people"
 
 
-def _in_its_thousand(path: PurePosixPath) -> bool:
+def _in_ffhq_folder(path: PurePosixPath) -> bool:
     thousand = path.parts[0]
     if len(path.parts) != 2 or not _THOUSANDS.fullmatch(thousand) or not path.stem.isdecimal():
         return False
@@ -167,6 +168,6 @@ def _in_its_thousand(path: PurePosixPath) -> bool:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, numbered where two are equal."""
+    """Return the folders' names, numbered if they are equal."""
     names = [folder.resolve().name for folder in folders]
     return [name if names.count(name) == 1 else f"{name}-{names[:i].count(name) + 1}" for i, name in enumerate(names)]

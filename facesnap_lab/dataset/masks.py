@@ -1,8 +1,8 @@
-"""The mask of a face: the silhouette of the head that DECA fitted to the photo.
+"""The face mask: the silhouette of the head mesh that DECA fits to the photo.
 
-All triangles of the projected mesh are painted, with those at the back and at the neck: skull, ears, face and neck,
-without the hair that stands off. The 72 points lie on the mesh, so they lie inside but for rounding, for which the
-mask is one pixel wider than the silhouette. It ends where the photo ends: padding is no face to learn.
+All triangles of the projected mesh are drawn, including the back of the head: skull, ears, face and neck, without hair
+that stands off. The 72 points lie on the mesh. The mask is one pixel wider than the silhouette, so that they lie inside
+it despite rounding. It ends at the photo's edge, because padding is not part of a face.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FINE = 16  # parts of a pixel in OpenCV's coordinates
-SHIFT = 4  # its binary logarithm
+SUBPIXEL_BITS = 4  # fractional bits of OpenCV's fixed-point coordinates
+SUBPIXELS = 2**SUBPIXEL_BITS
 
 
 def silhouette(vertices: np.ndarray, triangles: np.ndarray, side: int) -> list[np.ndarray]:
-    """Outlines of what the triangles cover together.
+    """Return the outlines of the union of all triangles.
 
     Args:
-        vertices: [V,2] in pixels of the photo, from its corner.
-        triangles: [F,3] numbers of vertices.
-        side: pixels along the longer side of the head's bounding box, in which it is painted.
+        vertices: [V,2] in pixels of the photo, measured from its corner.
+        triangles: [F,3] vertex indices.
+        side: raster resolution: number of pixels along the longer side of the head's bounding box.
 
     Returns:
         Polygons [P,2] in pixels of the photo.
@@ -30,29 +30,29 @@ def silhouette(vertices: np.ndarray, triangles: np.ndarray, side: int) -> list[n
 
     low = vertices.min(0)
     scale = side / max((vertices.max(0) - low).max(), 1e-6)
-    painted = np.zeros((side + 3, side + 3), np.uint8)
-    # the centre of OpenCV's first pixel is at 0; a margin of 1 keeps the outline off the edge
-    corners = np.rint(((vertices - low) * scale + 0.5) * FINE).astype(np.int32)[triangles]
+    raster = np.zeros((side + 3, side + 3), np.uint8)
+    # OpenCV's coordinates are 0 at the centre of the first pixel; a margin of 1 keeps the outline off the edge
+    corners = np.rint(((vertices - low) * scale + 0.5) * SUBPIXELS).astype(np.int32)[triangles]
     for triangle in corners:
-        cv2.fillConvexPoly(painted, triangle, 255, cv2.LINE_8, SHIFT)
-    outlines, _ = cv2.findContours(painted, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.fillConvexPoly(raster, triangle, 255, cv2.LINE_8, SUBPIXEL_BITS)
+    outlines, _ = cv2.findContours(raster, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return [(outline[:, 0] - 0.5) / scale + low for outline in outlines]
 
 
-def fill(outlines: Sequence[np.ndarray], photo: np.ndarray, resolution: int) -> np.ndarray:
-    """The mask of a crop.
+def fill_mask(outlines: Sequence[np.ndarray], photo: np.ndarray, resolution: int) -> np.ndarray:
+    """Return the mask of a crop.
 
     Args:
-        outlines: of `silhouette`, in pixels of the crop.
+        outlines: from `silhouette`, in pixels of the crop.
         photo: [4,2] corners of the photo, in pixels of the crop.
 
     Returns:
-        [S,S] uint8, 255 inside the outlines, or at most a pixel outside, where there is a photo.
+        [S,S] uint8, 255 up to one pixel outside the outlines, 0 elsewhere and outside the photo.
     """
     import cv2
 
     head, inside = (np.zeros((resolution, resolution), np.uint8) for _ in range(2))
     for mask, polygons in ((head, outlines), (inside, [photo])):
         for polygon in polygons:
-            cv2.fillPoly(mask, [np.rint((polygon - 0.5) * FINE).astype(np.int32)], 255, cv2.LINE_8, SHIFT)
+            cv2.fillPoly(mask, [np.rint((polygon - 0.5) * SUBPIXELS).astype(np.int32)], 255, cv2.LINE_8, SUBPIXEL_BITS)
     return cv2.dilate(head, np.ones((3, 3), np.uint8)) & inside

@@ -1,7 +1,8 @@
-"""The plan of a build: every photo's shard, fixed before the first photo is opened.
+"""The plan of a build: the shard of every photo, fixed before the first photo is opened.
 
-`plan.jsonl` has the settings in its first line, then a line for each person. All that a shard is made of is in it, so
-that a build that goes on later, with other workers, writes the same bytes, and one with other photos is refused.
+The first line of `plan.jsonl` contains the settings; each further line describes a person. Everything that determines
+a shard is in the plan. A build that is continued later, with any number of workers, therefore writes the same bytes,
+and one with other photos is refused.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write
 from facesnap_lab.dataset.layouts import Person, PhotoFile
 
-NAME = "plan.jsonl"
+FILE_NAME = "plan.jsonl"
 VERSION = 1
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What one process makes at a time: a shard. `first` is the number of its first person in the whole plan."""
+class PlannedShard:
+    """The content of a shard, which one process builds. `first` is the number of its first person in the whole plan."""
 
     number: int
     first: int
@@ -34,39 +35,41 @@ class Unit:
         return [(person, photo) for person in self.people for photo in person.photos]
 
 
-def divide(people: Sequence[Person], per_shard: int) -> list[Unit]:
-    """Shards of at least `per_shard` photos, but for the last; a person's photos stay together."""
-    units: list[Unit] = []
-    begun: list[Person] = []
+def divide_into_shards(people: Sequence[Person], per_shard: int) -> list[PlannedShard]:
+    """Plan shards of at least `per_shard` photos, except for the last. A person's photos stay together."""
+    shards: list[PlannedShard] = []
+    current: list[Person] = []
     count = 0
     for number, person in enumerate(people, 1):
-        begun.append(person)
+        current.append(person)
         count += len(person.photos)
         if count >= per_shard or number == len(people):
-            units.append(Unit(len(units), number - len(begun), tuple(begun)))
-            begun, count = [], 0
-    return units
+            shards.append(PlannedShard(len(shards), number - len(current), tuple(current)))
+            current, count = [], 0
+    return shards
 
 
-def fix(out: Path, settings: Mapping[str, Any], folders: Sequence[Path], units: Iterable[Unit]) -> None:
-    """Write the plan, or compare it with the one that is there.
+def write_or_compare(
+    out: Path, settings: Mapping[str, Any], folders: Sequence[Path], shards: Iterable[PlannedShard]
+) -> None:
+    """Write the plan, or compare it with the existing one.
 
     Args:
-        settings: all that the shards depend on besides the photos, fit for JSON.
-        folders: those that people's photos lie in, for messages alone: they may have moved.
+        settings: everything besides the photos that determines the shards, serialisable to JSON.
+        folders: the folders of the photos, for error messages only; they may have been moved.
 
     Raises:
-        FaceSnapError: the plan that is there is of other settings or photos.
+        FaceSnapError: the existing plan has other settings or photos.
     """
     lines = [json.dumps({"version": VERSION, **settings}, sort_keys=True)]
     lines += [
-        json.dumps({"shard": unit.number, **asdict(person)}, ensure_ascii=False)
-        for unit in units
-        for person in unit.people
+        json.dumps({"shard": planned.number, **asdict(person)}, ensure_ascii=False)
+        for planned in shards
+        for person in planned.people
     ]
-    path = out / NAME
+    path = out / FILE_NAME
     if not path.exists():
-        write_whole(path, "\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
         return
     try:
         before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -75,30 +78,30 @@ def fix(out: Path, settings: Mapping[str, Any], folders: Sequence[Path], units: 
     now = [json.loads(line) for line in lines]
     if before != now:
         raise FaceSnapError(
-            f"{_difference(before, now, folders)}; put it back, or build into another folder than {out}."
+            f"{_difference(before, now, folders)}; undo this change, or build into another folder than {out}."
         )
 
 
 def _difference(before: list[Any], now: list[Any], folders: Sequence[Path]) -> str:
     for key in before[0] | now[0]:
         if before[0].get(key) != now[0].get(key):
-            return f"The build was begun with {key} {before[0].get(key)} and is now to go on with {now[0].get(key)}"
+            return f"The build was started with {key} {before[0].get(key)}, but now has {now[0].get(key)}"
     old, new = (
         {(line["folder"], photo["path"]): (line["name"], photo) for line in lines[1:] for photo in line["photos"]}
         for lines in (before, now)
     )
-    for place in old | new:
-        if old.get(place) != new.get(place):
-            verb = "is missing" if place not in new else "is new" if place not in old else "has changed"
-            return f"{folders[place[0]] / place[1]} {verb} since the build was begun"
-    return "The photos have changed since the build was begun"
+    for key in old | new:
+        if old.get(key) != new.get(key):
+            verb = "has been removed" if key not in new else "has been added" if key not in old else "has changed"
+            return f"{folders[key[0]] / key[1]} {verb} since the build was started"
+    return "The photos have changed since the build was started"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name, and give it its own when all is on the disk.
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, and rename it when it is synced to disk.
 
     Raises:
-        FaceSnapError: the disk is full, or refuses.
+        FaceSnapError: the disk is full or not writable.
     """
     try:
         with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
@@ -110,8 +113,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_error(path: Path, error: OSError) -> FaceSnapError:
-    """The error for the user when the disk refuses a file."""
+    """Return the error for the user if a file cannot be written."""
     return FaceSnapError(
-        f"{path} cannot be written ({error.strerror or error}); make room, or let the folder be written to, and give "
-        "the command again, it goes on from the shards that are whole."
+        f"{path} cannot be written ({error.strerror or error}); free some disk space or make the folder writable, and "
+        "run the command again, which continues after the finished shards."
     )

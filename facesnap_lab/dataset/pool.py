@@ -1,4 +1,4 @@
-"""Work in several processes, with one bar of progress, that ends when one of them or their parent dies."""
+"""A pool of worker processes with a common progress bar, which ends when one of them or the parent dies."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
 
-POLL = 0.2  # seconds between looks at the counts
+POLL = 0.2  # seconds between updates of the progress
 
 Work = Callable[[Any, Callable[[], None]], None]
-"""Does a job, and calls the function that it is given after each photo. It is a module's, for processes to find."""
+"""Does a job, and calls the passed function after each photo. Must be a module-level function, so that it pickles."""
 
-Run = Callable[[Work, Sequence[Any], Callable[[int], None]], None]
-"""Does all jobs, and tells how many photos were done since it told last."""
+RunJobs = Callable[[Work, Sequence[Any], Callable[[int], None]], None]
+"""Runs all jobs, and calls the last argument with the number of photos done since the previous call."""
 
-# shared with the parent, without locks: a process killed while it holds one would stop all others
+# shared with the parent without locks: a process killed while holding a lock would block all others
 _counts: Any = None
 _stop: Any = None
 
 
 @contextmanager
-def processes(workers: int, most: int) -> Iterator[Run]:
-    """Processes that do jobs until the context ends. The first job that fails stops all of them.
+def worker_processes(workers: int, max_jobs: int) -> Iterator[RunJobs]:
+    """Start processes that run jobs inside the `with` block. The first job that fails stops all of them.
 
     Args:
-        workers: with 0 the work is done in this process.
-        most: jobs of one run.
+        workers: number of processes. With 0, jobs run in the current process.
+        max_jobs: the largest number of jobs passed to one call.
 
     Raises:
         FaceSnapError: a process died.
@@ -42,26 +42,26 @@ def processes(workers: int, most: int) -> Iterator[Run]:
         yield _run_here
         return
     context = multiprocessing.get_context("spawn")
-    counts, stop = context.RawArray("q", most), context.RawValue("b", 0)
-    with ProcessPoolExecutor(min(workers, most), context, _begin, (counts, stop)) as pool:
+    counts, stop = context.RawArray("q", max_jobs), context.RawValue("b", 0)
+    with ProcessPoolExecutor(min(workers, max_jobs), context, _initialise, (counts, stop)) as pool:
 
-        def run(work: Work, jobs: Sequence[Any], advance: Callable[[int], None]) -> None:
-            told = sum(counts)
-            left = {pool.submit(_do, work, job, slot) for slot, job in enumerate(jobs)}
-            while left:
-                done, left = wait(left, POLL, FIRST_COMPLETED)
-                if (now := sum(counts)) > told:
-                    advance(now - told)
-                    told = now
+        def run_jobs(work: Work, jobs: Sequence[Any], advance: Callable[[int], None]) -> None:
+            reported = sum(counts)
+            pending = {pool.submit(_do, work, job, slot) for slot, job in enumerate(jobs)}
+            while pending:
+                done, pending = wait(pending, POLL, FIRST_COMPLETED)
+                if (total := sum(counts)) > reported:
+                    advance(total - reported)
+                    reported = total
                 for future in done:
                     future.result()
 
         try:
-            yield run
+            yield run_jobs
         except BrokenProcessPool as error:
             raise FaceSnapError(
-                "A process that builds the data died, as where memory runs out; free memory or take fewer --workers, "
-                "and give the command again, it goes on from the shards that are whole."
+                "A process that builds the data died, possibly because memory ran out; free some memory or reduce "
+                "--workers, and run the command again, which continues after the finished shards."
             ) from error
         finally:
             stop.value = 1
@@ -77,18 +77,18 @@ class _StoppedError(Exception):
     pass
 
 
-def _begin(counts: Any, stop: Any) -> None:
+def _initialise(counts: Any, stop: Any) -> None:
     global _counts, _stop
     _counts, _stop = counts, stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # insightface calls what scikit-image will one day rename, once in each process
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    # insightface uses a deprecated function of scikit-image, which would warn once in each process
     warnings.filterwarnings("ignore", category=FutureWarning, module="insightface")
     import torch
 
     torch.set_num_threads(1)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""The first look at every photo: can it be read, and is it there already?"""
+"""The first scan of every photo: can it be read, and is it a duplicate?"""
 
 from __future__ import annotations
 
@@ -14,66 +14,73 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import Photo, from_bytes
 
 HASH_SIDE = 16
-NEAR = 16
-"""Bits of 256 in which two photos of a person may differ to be one and the same. Of 14,000 pairs of pictures of one
-person in the miniature none differs in fewer than 25; a picture and its JPEG of quality 80 differ in 6 to 16."""
+MAX_BITS = 16
+"""Photos of a person are near-duplicates if their hashes differ in at most this many of 256 bits. Of 14,000 pairs of
+images of one person in the miniature, none differs in fewer than 25; an image and its JPEG of quality 80 differ in 6 to
+16."""
 
 
 @dataclass(frozen=True)
-class Look:
-    """What the first look at a photo found.
+class PhotoScan:
+    """The result of a photo's first scan.
 
     content: SHA-256 of the file. problem: why it cannot be read, or "". pixels: `Photo.digest`. area: in pixels.
-    likeness: `difference_hash` as hexadecimal digits.
+    difference_hash: see `difference_hash`, in hexadecimal.
     """
 
     content: str
     problem: str = ""
     pixels: str = ""
     area: int = 0
-    likeness: str = ""
+    difference_hash: str = ""
 
 
-def look(path: Path) -> Look:
+def scan_photo(path: Path) -> PhotoScan:
     """Read a photo for the first time.
 
     Raises:
-        FaceSnapError: it is not there.
+        FaceSnapError: the file does not exist.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise FaceSnapError(f"{path} has gone since the build was begun; put it back.") from None
+        raise FaceSnapError(f"{path} has been removed since the build was started; put it back.") from None
     except OSError as error:
-        return Look("", f"{path.name} cannot be opened ({error.strerror}).")
+        return PhotoScan("", f"{path.name} cannot be opened ({error.strerror}).")
     content = hashlib.sha256(data).hexdigest()
     try:
         photo = from_bytes(data, path.name)
     except FaceSnapError as error:
-        return Look(content, str(error))
+        return PhotoScan(content, str(error))
     height, width = photo.pixels.shape[:2]
-    return Look(content, "", photo.digest, width * height, f"{difference_hash(photo.pixels):0{HASH_SIDE**2 // 4}x}")
+    return PhotoScan(
+        content, "", photo.digest, width * height, f"{difference_hash(photo.pixels):0{HASH_SIDE**2 // 4}x}"
+    )
 
 
-def read_again(path: Path, seen: Look) -> Photo:
-    """A photo that was looked at before.
+def reread(path: Path, scan: PhotoScan) -> Photo:
+    """Read a photo that was scanned before.
 
     Raises:
-        FaceSnapError: it is another one by now.
+        FaceSnapError: the file has changed or cannot be opened.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise FaceSnapError(f"{path} cannot be opened any more ({error.strerror}); put it back.") from error
-    if hashlib.sha256(data).hexdigest() != seen.content:
-        raise FaceSnapError(f"{path} has changed since the build was begun; put it back, or build into another folder.")
+        raise FaceSnapError(f"{path} can no longer be opened ({error.strerror}); put it back.") from error
+    if hashlib.sha256(data).hexdigest() != scan.content:
+        raise FaceSnapError(
+            f"{path} has changed since the build was started; restore it, or build into another folder."
+        )
     return from_bytes(data, path.name)
 
 
 def difference_hash(pixels: np.ndarray) -> int:
-    """A hash that little changes of a picture [H,W,3] change little: where it brightens from left to right in a grid.
+    """Return a perceptual hash of an image [H,W,3]: the signs of the horizontal gradients of a 16 × 16 grid.
 
-    Source: N. Krawetz, "Kind of Like That" (dHash), 2013; here of 16 × 16 bits.
+    Small changes of the image change few bits.
+
+    Source: N. Krawetz, "Kind of Like That" (dHash), 2013; here with 16 × 16 bits.
     """
     grey = Image.fromarray(pixels).convert("L").resize((HASH_SIDE + 1, HASH_SIDE), Image.Resampling.LANCZOS)
     values = np.asarray(grey, np.int16)
@@ -81,41 +88,41 @@ def difference_hash(pixels: np.ndarray) -> int:
 
 
 @dataclass(frozen=True)
-class Drop:
-    """Why a photo gives no picture."""
+class SkippedPhoto:
+    """Why no training images are made from a photo."""
 
     reason: str
     message: str
 
 
-def find_duplicates(photos: Iterable[tuple[int, Path, Look]]) -> dict[Path, Drop]:
-    """The photos that are there already.
+def find_duplicates(photos: Iterable[tuple[int, Path, PhotoScan]]) -> dict[Path, SkippedPhoto]:
+    """Find the photos to skip as duplicates.
 
-    Of photos with equal pixels, whoever is said to be in them, the first stays. Of near-duplicates of one person the
-    largest stays, and of equally large ones the first.
+    Of photos with equal pixels, of whatever people, the first is kept. Of near-duplicates of one person, the largest is
+    kept, and the first of several equally large ones.
 
     Args:
-        photos: the number of the person, the path and what was seen, of all photos in the plan's order.
+        photos: number of the person, path and scan of all photos, in the plan's order.
     """
-    drops: dict[Path, Drop] = {}
-    firsts: dict[str, tuple[Path, Look]] = {}
-    people: dict[int, list[tuple[Path, Look]]] = {}
-    for person, path, seen in photos:
-        if seen.problem:
+    skipped: dict[Path, SkippedPhoto] = {}
+    firsts: dict[str, tuple[Path, PhotoScan]] = {}
+    people: dict[int, list[tuple[Path, PhotoScan]]] = {}
+    for person, path, scan in photos:
+        if scan.problem:
             continue
-        first, what = firsts.setdefault(seen.pixels, (path, seen))
+        first, first_scan = firsts.setdefault(scan.pixels, (path, scan))
         if first == path:
-            people.setdefault(person, []).append((path, seen))
+            people.setdefault(person, []).append((path, scan))
         else:
-            same = "file" if what.content == seen.content else "pixels"
-            drops[path] = Drop("duplicate", f"It is the same {same} as {first}.")
+            relation = "is the same file as" if first_scan.content == scan.content else "has the same pixels as"
+            skipped[path] = SkippedPhoto("duplicate", f"It {relation} {first}.")
     for own in people.values():
         kept: list[tuple[Path, int]] = []
-        for path, seen in sorted(own, key=lambda photo: -photo[1].area):
-            bits = int(seen.likeness, 16)
-            twin = next((other for other, known in kept if (known ^ bits).bit_count() <= NEAR), None)
+        for path, scan in sorted(own, key=lambda photo: -photo[1].area):
+            bits = int(scan.difference_hash, 16)
+            twin = next((other for other, known in kept if (known ^ bits).bit_count() <= MAX_BITS), None)
             if twin is None:
                 kept.append((path, bits))
             else:
-                drops[path] = Drop("near-duplicate", f"It looks like {twin}, of the same person.")
-    return drops
+                skipped[path] = SkippedPhoto("near-duplicate", f"It is nearly identical to {twin}, of the same person.")
+    return skipped

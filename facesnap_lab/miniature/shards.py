@@ -34,7 +34,7 @@ def samples(data: Path, pack: Path, seed: int = 0) -> Iterator[Sample]:
         shot = i - int(np.searchsorted(world.people, world.people[i]))
         yield Sample(
             key=f"{world.people[i]:06d}-{shot:02d}",
-            picture=picture,
+            image=picture,
             mask=np.array(world.masks[i]),
             embedding=embedding,
             caption=world.captions[i],

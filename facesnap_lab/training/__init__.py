@@ -1,1 +1,1 @@
-"""Training of Mixer and FFRNet after the FaceSnap paper, section 2.2."""
+"""Training of the Mixer and FFRNet, as in section 2.2 of the FaceSnap paper."""

@@ -1,4 +1,4 @@
-"""ArcFace as a torch network, so that L_id has a gradient: built from the ONNX file that insightface runs."""
+"""ArcFace as a torch network, built from insightface's ONNX file, so that L_id is differentiable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
 
-TEMPLATE = (  # eyes, nose and corners of the mouth in a crop of 112 pixels (insightface, utils/face_align.py)
+TEMPLATE = (  # eyes, nose and mouth corners in a 112 × 112 crop (insightface, utils/face_align.py)
     (38.2946, 51.6963),
     (73.5318, 51.5014),
     (56.0252, 71.7366),
@@ -24,7 +24,7 @@ SIDE = 112
 
 
 class ArcFace(nn.Module):
-    """A frozen face recognition network of insightface; see `load_arcface`."""
+    """A frozen face recognition network from insightface; see `load_arcface`."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -36,22 +36,22 @@ class ArcFace(nn.Module):
         inputs = [value for value in graph.input if value.name not in stored]
         if len(inputs) != 1 or len(graph.output) != 1:
             raise FaceSnapError(
-                f"{path.name} has not one input and one output; use a recognition model of insightface."
+                f"{path.name} does not have exactly one input and one output; use a recognition model from insightface."
             )
         self._input, self._output = inputs[0].name, graph.output[0].name
         batch, _, height, width = (dimension.dim_value for dimension in inputs[0].type.tensor_type.shape.dim)
         self.size = width or height or SIDE
-        self._one_by_one = batch == 1  # its Reshapes may have the 1 written into them
+        self._one_by_one = batch == 1  # its Reshape nodes may contain the batch size 1
 
-        # insightface tells MXNet's exports, which bring their own normalisation, by the names of their first nodes
+        # like insightface, recognise MXNet's exports, which include the normalisation, by the names of the first nodes
         first = [node.name for node in graph.node[:8]]
-        own = any(name.startswith(("Sub", "_minus")) for name in first) and any(
+        normalised = any(name.startswith(("Sub", "_minus")) for name in first) and any(
             name.startswith(("Mul", "_mul")) for name in first
         )
-        self.mean, self.std = (0.0, 1.0) if own else (127.5, 127.5)
+        self.mean, self.std = (0.0, 1.0) if normalised else (127.5, 127.5)
 
-        self._weights: dict[str, str] = {}  # names in ONNX may have dots, which buffers may not
-        self._constants: dict[str, Tensor] = {}  # shapes and indices; they stay on the CPU
+        self._weights: dict[str, str] = {}  # buffers by ONNX names, which may contain dots, as buffer names must not
+        self._constants: dict[str, Tensor] = {}  # shapes and indices, which stay on the CPU
         for tensor in graph.initializer:
             self._store(tensor.name, _to_torch(onnx.numpy_helper.to_array(tensor)))
         self._nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = []
@@ -61,8 +61,8 @@ class ArcFace(nn.Module):
                 self._store(node.output[0], _constant(attributes))
             elif node.op_type not in OPS:
                 raise FaceSnapError(
-                    f"{path.name} has the operation {node.op_type}, which FaceSnap's training cannot run; use another "
-                    "recognition model of insightface, or set id_rows to 0."
+                    f"{path.name} uses the operation {node.op_type}, which FaceSnap's training does not support; use "
+                    "another recognition model from insightface, or set id_rows to 0."
                 )
             else:
                 self._nodes.append((node.op_type, list(node.input), list(node.output), attributes))
@@ -75,7 +75,7 @@ class ArcFace(nn.Module):
             self._constants[name] = tensor
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Embeddings [N,E] of aligned faces [N,3,112,112], RGB in 0…1."""
+        """Return embeddings [N,E] of aligned faces [N,3,112,112], RGB in 0…1."""
         x = (255 * faces.float() - self.mean) / self.std
         if self._one_by_one:
             return torch.cat([self._run(row) for row in x.split(1)])
@@ -90,11 +90,16 @@ class ArcFace(nn.Module):
 
 
 def load_arcface(folder: Path) -> ArcFace:
-    """Load the recognition model of an insightface pack (by the pack's own rule: the `.onnx` with one output that takes
-    pictures of 112 pixels, or of a side divisible by 112 or 128), frozen, on the CPU.
+    """Load the recognition model of an insightface pack, frozen, on the CPU.
+
+    It is the `.onnx` file with one input and one output whose input images are square, with a side of at least 112
+    pixels that is divisible by 16.
+
+    Args:
+        folder: the pack, or the `.onnx` file itself.
 
     Raises:
-        FaceSnapError: there is none in the folder, or it has an operation that cannot be run.
+        FaceSnapError: the folder contains no recognition model, or the model uses an unsupported operation.
     """
     import onnx
 
@@ -102,22 +107,22 @@ def load_arcface(folder: Path) -> ArcFace:
     for file in files:
         try:
             graph = onnx.load(str(file), load_external_data=False).graph
-        except Exception as error:  # protobuf's errors have no common class
-            raise FaceSnapError(f"{file} cannot be read as an ONNX file ({error}); copy it again.") from error
+        except Exception as error:  # protobuf's errors have no common base class
+            raise FaceSnapError(f"{file} is not a valid ONNX file ({error}); copy it again.") from error
         stored = {tensor.name for tensor in graph.initializer}
         shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in stored]
         if len(graph.output) == len(shapes) == 1 and len(shapes[0]) == 4:
             height, width = shapes[0][2].dim_value, shapes[0][3].dim_value
             if height == width >= SIDE and height % 16 == 0:
                 return ArcFace(file).eval().requires_grad_(False)
-    raise FaceSnapError(f"There is no face recognition model (.onnx) in {folder}; put an insightface pack there.")
+    raise FaceSnapError(f"{folder} contains no face recognition model (.onnx); put an insightface pack there.")
 
 
 def similarity(points: Tensor, template: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The similarity that brings points [N,P,2] nearest to a template [P,2]: x' = turn (x - source) + target.
+    """Fit the least-squares similarity transform from points [N,P,2] to a template [P,2]: x' = A (x - source) + target.
 
     Returns:
-        turn [N,2,2], rotation and scale; source [N,1,2] and target [2], the middles of both.
+        A [N,2,2], rotation and scale; source [N,1,2] and target [2], the centroids of points and template.
     """
     source, target = points.mean(1, keepdim=True), template.mean(0)
     p, q = points - source, template - target
@@ -127,37 +132,37 @@ def similarity(points: Tensor, template: Tensor) -> tuple[Tensor, Tensor, Tensor
     return torch.stack([torch.stack([a, -b], -1), torch.stack([b, a], -1)], -2), source, target
 
 
-def align(pictures: Tensor, keypoints: Tensor, size: int = SIDE) -> Tensor:
-    """insightface's `norm_crop` with a gradient: the similarity that brings five points nearest to ArcFace's template.
+def align(images: Tensor, keypoints: Tensor, size: int = SIDE) -> Tensor:
+    """Crop faces like insightface's `norm_crop`, but differentiably: five points are fitted to ArcFace's template.
 
     Args:
-        pictures: [N,3,H,W], 0 is black: the crop has it where it reaches outside the picture.
-        keypoints: [N,5,2] eyes, nose and corners of the mouth, x to the right and y down, in pixels with the centre of
-            the first at 0, 0, as detectors and `norm_crop` have it.
-        size: of the crop in pixels.
+        images: [N,3,H,W]. The crop is 0 (black) where it extends beyond the image.
+        keypoints: [N,5,2] eyes, nose and mouth corners, x to the right and y down, in pixels with the centre of the
+            first pixel at 0, 0, as in detectors and `norm_crop`.
+        size: side of the crop in pixels.
 
     Returns:
         [N,3,size,size]
     """
-    keypoints = keypoints.to(pictures.device, torch.float32)
-    height, width = pictures.shape[2:]
-    template = torch.tensor(TEMPLATE, device=pictures.device)
+    keypoints = keypoints.to(images.device, torch.float32)
+    height, width = images.shape[2:]
+    template = torch.tensor(TEMPLATE, device=images.device)
     if size % SIDE == 0:
         template = template * (size / SIDE)
-    else:  # crops of 128 pixels and its multiples have a wider margin on the left and right
-        template = template * (size / 128) + torch.tensor([size / 16, 0.0], device=pictures.device)
+    else:  # crops of 128 pixels and multiples have a wider margin on the left and right
+        template = template * (size / 128) + torch.tensor([size / 16, 0.0], device=images.device)
 
-    # from the crop to the picture, so the least squares of norm_crop (points to template) are inverted
-    turn, source, target = similarity(keypoints, template)
-    inverse = turn.transpose(1, 2) / turn[:, :1].square().sum(dim=2, keepdim=True)
+    # grid_sample maps from crop to image, so the transform that norm_crop fits (points to template) is inverted
+    matrix, source, target = similarity(keypoints, template)
+    inverse = matrix.transpose(1, 2) / matrix[:, :1].square().sum(dim=2, keepdim=True)
 
-    line = torch.arange(size, dtype=torch.float32, device=pictures.device)
+    line = torch.arange(size, dtype=torch.float32, device=images.device)
     y, x = torch.meshgrid(line, line, indexing="ij")
-    places = torch.stack([x, y], -1).reshape(-1, 2) - target
-    places = places @ inverse.transpose(1, 2) + source
-    places = 2 * places / torch.tensor([width - 1, height - 1], device=pictures.device) - 1
-    grid = places.reshape(len(pictures), size, size, 2)
-    return F.grid_sample(pictures.float(), grid, align_corners=True)
+    positions = torch.stack([x, y], -1).reshape(-1, 2) - target
+    positions = positions @ inverse.transpose(1, 2) + source
+    positions = 2 * positions / torch.tensor([width - 1, height - 1], device=images.device) - 1
+    grid = positions.reshape(len(images), size, size, 2)
+    return F.grid_sample(images.float(), grid, align_corners=True)
 
 
 def _to_torch(array: np.ndarray) -> Tensor:
@@ -173,7 +178,7 @@ def _constant(attributes: dict[str, Any]) -> Tensor:
 
 
 def _padded(x: Tensor, attributes: dict[str, Any], kernel: Sequence[int], fill: float) -> Tensor:
-    """Pad as ONNX's `pads` or `auto_pad` say; the sides may differ."""
+    """Apply the padding given by ONNX's `pads` or `auto_pad`, which may be asymmetric."""
     spatial = x.ndim - 2
     strides = attributes.get("strides", [1] * spatial)
     dilations = attributes.get("dilations", [1] * spatial)
@@ -226,7 +231,7 @@ def _gemm(attributes: dict[str, Any], a: Tensor, b: Tensor, c: Tensor | None = N
 
 
 def _reshape(attributes: dict[str, Any], x: Tensor, shape: Tensor) -> Tensor:
-    # 0 keeps the input's size
+    # a size of 0 means the input's size
     return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())])
 
 
@@ -236,26 +241,26 @@ def _flatten(attributes: dict[str, Any], x: Tensor) -> Tensor:
 
 
 def _axes(attributes: dict[str, Any], axes: Tensor | None) -> list[int] | None:
-    """Older ONNX has them as an attribute, newer as an input."""
+    """Return the axes, which are an attribute in older ONNX versions and an input in newer ones."""
     return axes.tolist() if axes is not None else attributes.get("axes")
 
 
 def _squeeze(attributes: dict[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
-    wanted = _axes(attributes, axes)
-    return x.squeeze() if wanted is None else x.squeeze(tuple(wanted))
+    dims = _axes(attributes, axes)
+    return x.squeeze() if dims is None else x.squeeze(tuple(dims))
 
 
 def _unsqueeze(attributes: dict[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
-    wanted = _axes(attributes, axes) or []
-    for axis in sorted(axis % (x.ndim + len(wanted)) for axis in wanted):
-        x = x.unsqueeze(axis)
+    dims = _axes(attributes, axes) or []
+    for dim in sorted(dim % (x.ndim + len(dims)) for dim in dims):
+        x = x.unsqueeze(dim)
     return x
 
 
 def _reduce(reduction: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def reduce(attributes: dict[str, Any], x: Tensor, axes: Tensor | None = None) -> Tensor:
-        wanted = _axes(attributes, axes) or list(range(x.ndim))
-        return reduction(x, dim=wanted, keepdim=bool(attributes.get("keepdims", 1)))
+        dims = _axes(attributes, axes) or list(range(x.ndim))
+        return reduction(x, dim=dims, keepdim=bool(attributes.get("keepdims", 1)))
 
     return reduce
 
@@ -265,7 +270,7 @@ def _clip(attributes: dict[str, Any], x: Tensor, low: Tensor | None = None, high
     high = attributes.get("max") if high is None else high.to(x)
     if low is None and high is None:
         return x
-    if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch takes two numbers or two tensors
+    if isinstance(low, Tensor) != isinstance(high, Tensor):  # torch accepts two numbers or two tensors, but not a mix
         low, high = (value.item() if isinstance(value, Tensor) else value for value in (low, high))
     return torch.clamp(x, low, high)
 
@@ -290,11 +295,11 @@ def _slice(
 ) -> Tensor:
     first = attributes["starts"] if starts is None else starts.tolist()
     last = attributes["ends"] if ends is None else ends.tolist()
-    where = _axes(attributes, axes) or list(range(len(first)))
-    by = [1] * len(first) if steps is None else steps.tolist()
+    dims = _axes(attributes, axes) or list(range(len(first)))
+    strides = [1] * len(first) if steps is None else steps.tolist()
     index = [slice(None)] * x.ndim
-    for axis, start, end, step in zip(where, first, last, by):
-        index[axis] = slice(start, end, step)
+    for dim, start, end, stride in zip(dims, first, last, strides):
+        index[dim] = slice(start, end, stride)
     return x[tuple(index)]
 
 

@@ -1,79 +1,174 @@
-"""Checkpoints on the disk: whole or not there."""
+"""Checkpoints of a training run: written completely or not at all, and read back to resume."""
 
 from __future__ import annotations
 
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from facesnap_ext.errors import FaceSnapError
+import torch
+from torch import nn
+
+from facesnap_ext.errors import FaceSnapError, reason_of
+from facesnap_ext.networks.ffrnet import FFRNet
+from facesnap_ext.weights import facesnap_file
+from facesnap_lab.training.networks import TrainedNetworks
+from facesnap_lab.training.run import Run
 
 _NAME = re.compile(r"step-(\d{7,})")
-WEIGHTS = "facesnap.safetensors"  # in each checkpoint: the moving average, as users load it
+WEIGHTS = "facesnap.safetensors"  # in each checkpoint: the moving average, as a FaceSnap file
+
+
+def prepare_out(folder: Path, resume: bool) -> None:
+    """Create the run's folder, and remove incomplete checkpoints that a killed run left in it.
+
+    Raises:
+        FaceSnapError: the folder is not empty although the run is not resumed, or it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not resume and any(folder.iterdir()):
+            raise FaceSnapError(
+                f"{folder} is not empty; resume the run in it with --resume, or choose another folder for 'out'."
+            )
+        for part in folder.glob(".step-*.part"):
+            shutil.rmtree(part)
+    except OSError as error:
+        raise FaceSnapError(
+            f"The folder {folder} is not writable ({error}); choose another folder for 'out'."
+        ) from error
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Steps and folders of the checkpoints in a run's folder, oldest first."""
-    found = [(match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in found)
+    """Return steps and folders of the checkpoints in a run's folder, oldest first."""
+    matches = [(match, path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in matches)
 
 
-def unfinished(folder: Path, step: int) -> Path:
+def partial_folder(folder: Path, step: int) -> Path:
+    """Return the folder that a step's checkpoint is written to until it is complete."""
     return folder / f".step-{step:07d}.part"
 
 
 def finish(folder: Path, step: int, keep: int) -> Path:
-    """Give a checkpoint, now that all its files are written, its name; then remove the oldest beyond `keep`."""
+    """Rename a completely written checkpoint to its final name, then remove all but the newest `keep`."""
     target = folder / f"step-{step:07d}"
     if target.exists():
         shutil.rmtree(target)
-    unfinished(folder, step).rename(target)
+    partial_folder(folder, step).rename(target)
     for _, old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def save_error(folder: Path, step: int, error: Exception) -> FaceSnapError:
-    """The error for the user when the checkpoint of a step could not be written; what there is of it goes."""
-    shutil.rmtree(unfinished(folder, step), ignore_errors=True)
-    return FaceSnapError(
-        f"The checkpoint of step {step} cannot be written to {folder} ({' '.join(str(error).split())}): make room and "
-        f"resume; {last_good(folder)}."
-    )
+def describe_last(folder: Path) -> str:
+    """Name the last checkpoint, as the end of a sentence."""
+    checkpoints = list_checkpoints(folder)
+    return f"the last good checkpoint is {checkpoints[-1][1]}" if checkpoints else "there is no checkpoint yet"
 
 
-def last_good(folder: Path) -> str:
-    """Which checkpoint there is, as the end of a sentence."""
-    found = list_checkpoints(folder)
-    return f"the last good checkpoint is {found[-1][1]}" if found else "there is no checkpoint yet"
-
-
-def prepare_out(folder: Path, resume: bool) -> None:
-    """Make the run's folder, and remove what a killed run left half-written.
+def save_checkpoint(run: Run, step: int) -> None:
+    """Write a checkpoint: everything that resuming needs, and the FaceSnap file.
 
     Raises:
-        FaceSnapError: there is something in it and it is not to be resumed, or it cannot be made.
+        FaceSnapError: the disk is full or fails. Earlier checkpoints stay intact.
     """
-    try:
+    accelerator, out = run.accelerator, run.config.out
+    mixer, ffrnet = average_networks(run)
+    folder = partial_folder(out, step)
+
+    def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        filled = any(folder.iterdir())
-        if filled and not resume:
-            raise FaceSnapError(f"{folder} is not empty; resume the run in it with --resume, or name another 'out'.")
-        for part in folder.glob(".step-*.part"):
-            shutil.rmtree(part)
-    except OSError as error:
-        raise FaceSnapError(f"{folder} cannot be written to ({error}); name another 'out'.") from error
+        accelerator.save_state(str(folder / "state"))
+        if accelerator.process_index == _average_owner(run):
+            torch.save(run.average, folder / f"average-{accelerator.process_index}.pt")
+        if accelerator.is_main_process:
+            info = replace(run.info, license=run.config.license, trained_on=trained_on(run, step))
+            facesnap_file.save(folder / WEIGHTS, info, mixer, ffrnet)
+
+    _write_or_discard(out, step, write)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _write_or_discard(out, step, lambda: finish(out, step, run.config.keep))
+    accelerator.wait_for_everyone()
 
 
-def guarded(folder: Path, step: int, write: Callable[[], None]) -> None:
-    """Run `write`, and turn a failure of the disk into the error for the user.
+def _write_or_discard(folder: Path, step: int, write: Callable[[], object]) -> None:
+    """Run `write`. If it fails, remove the incomplete checkpoint and raise an error for the user.
 
-    safetensors and torch raise errors of their own, both RuntimeErrors or close to it, where a write fails.
+    When a write fails, safetensors and torch raise their own errors, which are RuntimeErrors or close to them.
     """
     from safetensors import SafetensorError
 
     try:
         write()
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise save_error(folder, step, error) from error
+        shutil.rmtree(partial_folder(folder, step), ignore_errors=True)
+        raise FaceSnapError(
+            f"The checkpoint of step {step} cannot be written to {folder} ({' '.join(str(error).split())}): free some "
+            f"disk space and resume; {describe_last(folder)}."
+        ) from error
+
+
+def load_checkpoint(run: Run) -> int:
+    """Load the last checkpoint and return its step, or 0 if there is none yet.
+
+    Raises:
+        FaceSnapError: the checkpoint cannot be read, or belongs to other networks.
+    """
+    checkpoints = list_checkpoints(run.config.out)
+    if not checkpoints:
+        return 0
+    step, folder = checkpoints[-1]
+    try:
+        run.accelerator.load_state(str(folder / "state"))
+        average = torch.load(folder / f"average-{_average_owner(run)}.pt", map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for own, saved in zip(run.average, average, strict=True):
+                own.copy_(saved)
+    except Exception as error:  # pickle, torch, safetensors and accelerate each raise their own errors
+        raise FaceSnapError(
+            f"The checkpoint {folder} cannot be resumed ({reason_of(error)}); remove it to resume from the previous "
+            "one."
+        ) from error
+    return step
+
+
+def _average_owner(run: Run) -> int:
+    """The process that saves this process's average: itself with FSDP, which shards it, otherwise the first."""
+    from accelerate.utils import DistributedType
+
+    return run.accelerator.process_index if run.accelerator.distributed_type == DistributedType.FSDP else 0
+
+
+def trained_on(run: Run, step: int) -> str:
+    """Describe the training for the FaceSnap file's metadata."""
+    config, index = run.config, run.images.index
+    seen = step * config.gradient_accumulation * config.batch_size * run.accelerator.num_processes
+    data = f"{len(index)} images of {index.people} people" + (f" ({config.trained_on})" if config.trained_on else "")
+    ablation = ", only the Mixer, with its tokens appended to the text" if config.tokens == "text" else ""
+    return f"{data}, {step} steps, {seen} images seen, on {config.base.name} from {config.start.name}{ablation}"
+
+
+@torch.no_grad()
+def average_networks(run: Run) -> tuple[nn.Module, FFRNet]:
+    """Return the moving average as separate networks on the CPU, in the start file's dtype.
+
+    All processes must call this; with FSDP, only the main process gets weights.
+    """
+    parameters = list(run.networks.parameters())
+    trained = [parameter.detach().clone() for parameter in parameters]
+    for parameter, mean in zip(parameters, run.average):
+        parameter.copy_(mean)
+    state = run.accelerator.get_state_dict(run.networks)
+    state = {key: tensor.detach().to("cpu", run.file_dtype, copy=True) for key, tensor in state.items()}
+    for parameter, own in zip(parameters, trained):
+        parameter.copy_(own)
+    with torch.device("meta"):
+        networks = TrainedNetworks(facesnap_file.build_mixer(run.info.mixer), FFRNet(run.info.ffrnet))
+    if run.accelerator.is_main_process:  # FSDP gathers the weights only there
+        networks.load_state_dict(state, assign=True)
+    networks.eval().requires_grad_(False)
+    return networks.mixer, networks.ffrnet

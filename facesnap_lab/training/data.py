@@ -1,6 +1,6 @@
-"""Batches of training pictures, read from shards.
+"""Batches of training images, read from shards.
 
-Which pictures a batch has depends on the seed and on the batch's place in the run alone.
+The images of a batch depend only on the seed and on the batch's position in the run.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import clip
 from facesnap_ext.identity.faces import square_crop
 from facesnap_ext.landmarks.points72 import Landmarks, draw, five_points
-from facesnap_lab.training.shards import Index, Sample, read_sample
+from facesnap_lab.training.shards import Sample, ShardIndex, read_sample
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Shapes:
-    """The sizes in which pictures are read. All are sides in pixels, but for `latent_side`."""
+class ImageSizes:
+    """The sizes to which images are resized: sides in pixels, but `latent_side` in latent cells."""
 
     resolution: int
     latent_side: int
-    drawing_side: int  # FFRNet's pixels_per_latent × latent_side
+    landmark_side: int  # FFRNet's pixels_per_latent × latent_side
     clip_side: int
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one step is trained on.
+    """The inputs of one training step.
 
-    rows: [N] numbers of the pictures in the run, counted over all steps and processes: they seed all that is random.
-    pictures: [N,3,H,W] in −1…1. masks: [N,1,h,w] in 0…1, the part of each latent cell that is face.
-    captions: N. drawings: [N,3,sH,sW] in 0…1, landmarks as FFRNet sees them.
-    keypoints: [N,5,2] in pixels of the picture with the centre of the first at 0, 0, for `arcface.align`.
+    rows: [N] row numbers in the run, counted over all steps and processes; they seed everything random.
+    images: [N,3,H,W] in −1…1. masks: [N,1,h,w] in 0…1, the fraction of each latent cell covered by the face.
+    captions: N. landmark_images: [N,3,sH,sW] in 0…1, FFRNet's control images.
+    keypoints: [N,5,2] in pixels of the image with the centre of the first pixel at 0, 0, for `arcface.align`.
     embeddings: [N,E] and clip_pixels: [N,3,S,S], of the references.
-    references: [N,H,W,3] uint8, for people to see.
+    points: the 72 landmarks [N,72,2] in pixels of the image, without jitter.
+    references: the reference images [N,H,W,3] uint8, for display.
     """
 
     rows: Tensor
-    pictures: Tensor
+    images: Tensor
     masks: Tensor
     captions: list[str]
-    drawings: Tensor
+    landmark_images: Tensor
     keypoints: Tensor
     embeddings: Tensor
     clip_pixels: Tensor
@@ -64,73 +65,73 @@ class Batch:
 
 
 def on_device(record: T, device: torch.device | str) -> T:
-    """A dataclass with its tensors on a device."""
+    """Return a dataclass with its tensors moved to a device."""
     moved = {name: value.to(device) for name, value in vars(record).items() if isinstance(value, Tensor)}
     return replace(record, **moved)
 
 
-class Pictures(Dataset):
-    """The pictures by their number in the run: `[row]` is the same whoever asks, and whenever.
+class TrainingImages(Dataset):
+    """The training images by their row number in the run. The content of a row depends only on the seed.
 
-    Each epoch goes through all pictures once in an order of its own.
+    Each epoch contains every image once, in a different order.
     """
 
-    def __init__(self, index: Index, shapes: Shapes, seed: int, reference: str, landmarks: str, jitter: float):
+    def __init__(self, index: ShardIndex, sizes: ImageSizes, seed: int, reference: str, landmarks: str, jitter: float):
         self.index = index
-        self.shapes = shapes
+        self.sizes = sizes
         self.seed = seed
         self.reference = reference
         self.landmarks = landmarks
         self.jitter = jitter
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        epoch, place = divmod(row, len(self.index))
-        number = int(_order(self.seed, epoch, len(self.index))[place])
+        epoch, position = divmod(row, len(self.index))
+        number = int(_order(self.seed, epoch, len(self.index))[position])
         rng = np.random.default_rng((self.seed, 1, row))
         other = self._reference(number, rng)
         sample = self.read(number)
         reference = sample if other == number else self.read(other)
-        side = self.shapes.resolution
-        scale = side / sample.picture.shape[0]
+        side = self.sizes.resolution
+        scale = side / sample.image.shape[0]
         points = (sample.points * scale).astype(np.float32)
         mask = torch.from_numpy(sample.mask.astype(np.float32) / 255)[None, None]
         return {
             "rows": torch.tensor(row),
-            "pictures": torch.from_numpy(_resized(sample.picture, side)).permute(2, 0, 1).float() / 127.5 - 1,
-            "masks": F.interpolate(mask, (self.shapes.latent_side,) * 2, mode="area")[0],
+            "images": torch.from_numpy(_resized(sample.image, side)).permute(2, 0, 1).float() / 127.5 - 1,
+            "masks": F.interpolate(mask, (self.sizes.latent_side,) * 2, mode="area")[0],
             "captions": sample.caption,
-            "drawings": self._drawing(points, rng),
-            "keypoints": torch.from_numpy(five_points(points) - 0.5),  # points count from the picture's corner
+            "landmark_images": self._landmark_image(points, rng),
+            "keypoints": torch.from_numpy(five_points(points) - 0.5),  # points are measured from the image's corner
             "embeddings": torch.from_numpy(reference.embedding),
-            "clip_pixels": clip.preprocess([square_crop(reference.picture, reference.box)], self.shapes.clip_side)[0],
+            "clip_pixels": clip.preprocess([square_crop(reference.image, reference.box)], self.sizes.clip_side)[0],
             "points": torch.from_numpy(points),
-            "references": torch.from_numpy(_resized(reference.picture, side)),
+            "references": torch.from_numpy(_resized(reference.image, side)),
         }
 
     def __getitems__(self, rows: Sequence[int]) -> Batch | FaceSnapError:
-        """A batch. An error is returned: a worker that raises it would put its own traceback into the message."""
+        """Return a batch, or the error: if a worker raised it, the message would include the worker's traceback."""
         try:
             return collate([self[row] for row in rows])
         except FaceSnapError as error:
             return error
 
     def _reference(self, number: int, rng: np.random.Generator) -> int:
-        """Another picture of the same person, where there is one and it is wanted."""
-        first, last = int(self.index.first[number]), int(self.index.last[number])
-        if self.reference == "same" or last - first == 1:
+        """Return another image of the same person, or the same one if there is no other or the settings say so."""
+        first, end = int(self.index.person_start[number]), int(self.index.person_end[number])
+        if self.reference == "same" or end - first == 1:
             return number
-        return first + (number - first + int(rng.integers(1, last - first))) % (last - first)
+        return first + (number - first + int(rng.integers(1, end - first))) % (end - first)
 
-    def _drawing(self, points: np.ndarray, rng: np.random.Generator) -> Tensor:
-        side = self.shapes.drawing_side
+    def _landmark_image(self, points: np.ndarray, rng: np.random.Generator) -> Tensor:
+        side = self.sizes.landmark_side
         if self.landmarks == "none":
             return torch.zeros(3, side, side)
         moved = points + self.jitter * rng.standard_normal(points.shape, dtype=np.float32)
-        landmarks = Landmarks(moved.astype(np.float32), self.shapes.resolution, self.shapes.resolution)
+        landmarks = Landmarks(moved.astype(np.float32), self.sizes.resolution, self.sizes.resolution)
         return torch.from_numpy(draw(landmarks, side, side)).permute(2, 0, 1).float() / 255
 
     def read(self, number: int) -> Sample:
-        """A picture by its place in the shards; see `read_sample`."""
+        """Read an image by its position in the shards; see `read_sample`."""
         return read_sample(self.index, number)
 
 
@@ -139,10 +140,10 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, 0, epoch)).permutation(count)
 
 
-def _resized(picture: np.ndarray, side: int) -> np.ndarray:
-    if picture.shape[0] == side:
-        return np.array(picture)
-    return np.array(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    if image.shape[0] == side:
+        return np.array(image)
+    return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))
 
 
 def collate(items: Sequence[dict[str, Any]]) -> Batch:
@@ -152,23 +153,25 @@ def collate(items: Sequence[dict[str, Any]]) -> Batch:
     )
 
 
-def batch_rows(batch_size: int, process: int, processes: int, first: int, last: int) -> Iterator[list[int]]:
-    """The rows of a process's batches number `first` up to `last`. Two processes together see what one with a batch
-    twice as large would."""
-    for batch in range(first, last):
+def batch_rows(batch_size: int, process: int, processes: int, first: int, end: int) -> Iterator[list[int]]:
+    """Yield the rows of a process's batches, from number `first` up to, but not including, `end`.
+
+    Two processes together get the same rows as one process with twice the batch size.
+    """
+    for batch in range(first, end):
         start = (batch * processes + process) * batch_size
         yield list(range(start, start + batch_size))
 
 
-def read_batches(pictures: Pictures, rows: Iterable[list[int]], workers: int) -> Iterator[Batch]:
-    """Read the batches of these rows, ahead in worker processes.
+def read_batches(images: TrainingImages, rows: Iterable[list[int]], workers: int) -> Iterator[Batch]:
+    """Read the batches of these rows, in advance in worker processes.
 
     Raises:
-        FaceSnapError: a picture is damaged, or a worker process died.
+        FaceSnapError: an image is damaged, or a worker process died.
     """
-    # the loader draws a seed for its workers, which use none; without a generator of its own it takes the run's
+    # the loader draws a seed for its workers; without its own generator it would advance the global one
     loader = DataLoader(
-        pictures, batch_sampler=rows, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
+        images, batch_sampler=rows, num_workers=workers, collate_fn=_unchanged, generator=torch.Generator()
     )
     try:
         for batch in loader:
@@ -179,10 +182,10 @@ def read_batches(pictures: Pictures, rows: Iterable[list[int]], workers: int) ->
         if "DataLoader worker" not in str(error):
             raise
         raise FaceSnapError(
-            f"A process that reads pictures died ({str(error).splitlines()[0]}); free memory, in /dev/shm too, or set "
-            "'workers' to 0, and resume."
+            f"A process that reads images died ({str(error).splitlines()[0]}); free some memory, also in /dev/shm, or "
+            "set 'workers' to 0, and resume."
         ) from error
 
 
-def _as_it_is(batch: Batch | FaceSnapError) -> Batch | FaceSnapError:
+def _unchanged(batch: Batch | FaceSnapError) -> Batch | FaceSnapError:
     return batch

@@ -1,4 +1,4 @@
-"""The lightning branch: portraits in a few steps from pure noise, for L_id (eq. 4; the idea is PuLID's)."""
+"""The lightning branch: portraits generated from pure noise in a few steps, for L_id (eq. 4, after PuLID)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ADAPTER = "lightning"
 
 @dataclass(frozen=True, eq=False)
 class FewStep:
-    """The few-step UNet: a network of its own, the base itself, or the base with a LoRA that is switched on for it."""
+    """The few-step UNet: a separate network, the base itself, or the base with a LoRA that is enabled on demand."""
 
     unet: nn.Module
     is_lora: bool
 
     @contextmanager
     def active(self) -> Iterator[nn.Module]:
-        """The UNet as few-step model inside the `with` block; outside, the base is what it was."""
+        """Return the few-step UNet. A LoRA is enabled only inside the `with` block."""
         if self.is_lora:
             self.unet.enable_adapters()
         try:
@@ -41,11 +41,12 @@ def load_few_step(pipe: Any, path: Path | None) -> FewStep:
     """Load the few-step model (SDXL-Lightning in the paper), frozen.
 
     Args:
-        pipe: the base; a LoRA is added to its UNet, switched off.
-        path: a LoRA or a UNet in diffusers' layout (.safetensors), or a UNet's folder; None: the base is few-step.
+        pipe: the base. A LoRA is added to its UNet and disabled.
+        path: a LoRA or a UNet in diffusers' layout (.safetensors), or a UNet's folder. None if the base itself is a
+            few-step model.
 
     Raises:
-        FaceSnapError: the file is of another kind, or does not fit the base.
+        FaceSnapError: the file is of a different kind, or does not match the base.
     """
     base = pipe.unet
     if path is None:
@@ -64,7 +65,7 @@ def load_few_step(pipe: Any, path: Path | None) -> FewStep:
             unet.load_state_dict(read_tensors(path, dtype=base.dtype), assign=True)
     except (OSError, RuntimeError, ValueError) as error:
         reason = reason_of(error)
-        raise FaceSnapError(f"{path} is no UNet as the base has it ({reason}); use the one made for it.") from error
+        raise FaceSnapError(f"{path} is not a UNet that matches the base ({reason}); use one made for it.") from error
     return FewStep(unet.to(base.device).eval().requires_grad_(False), is_lora=False)
 
 
@@ -72,10 +73,10 @@ def _add_lora(pipe: Any, path: Path) -> None:
     try:
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=ADAPTER, local_files_only=True)
         pipe.unet.disable_adapters()
-    except Exception as error:  # diffusers and peft raise whatever they meet
+    except Exception as error:  # diffusers and peft raise errors of many types
         reason = reason_of(error)
         raise FaceSnapError(
-            f"{path.name} is no LoRA for the base's UNet ({reason}); use the one made for it."
+            f"{path.name} is not a LoRA for the base's UNet ({reason}); use one made for it."
         ) from error
     pipe.unet.requires_grad_(False).to(pipe.unet.dtype)
 
@@ -88,18 +89,18 @@ def few_step_latents(
     steps: int,
     grad_steps: int,
 ) -> Tensor:
-    """Draw latents from pure noise: Euler steps at trailing timesteps, without classifier-free guidance.
+    """Sample latents from pure noise, with Euler steps at trailing timesteps.
 
-    Equal to diffusers' `EulerDiscreteScheduler` with `timestep_spacing="trailing"`, as SDXL-Lightning asks for.
+    Equivalent to diffusers' `EulerDiscreteScheduler` with `timestep_spacing="trailing"`, as SDXL-Lightning requires.
 
     Args:
-        predict: the guided UNet, from scaled latents [N,4,h,w] and timesteps [N] to its prediction.
-        noise: x_T, standard normal [N,4,h,w].
+        predict: the conditioned UNet, from scaled latents [N,4,h,w] and timesteps [N] to its prediction.
+        noise: x_T, standard normal noise [N,4,h,w].
         alpha_bar: [T], see `Frozen`.
-        grad_steps: the last steps that the gradient goes through.
+        grad_steps: number of final steps that are backpropagated through.
 
     Returns:
-        Latents without noise [N,4,h,w] float32.
+        The denoised latents [N,4,h,w] float32.
     """
     total = len(alpha_bar)
     timesteps = [round(total - i * total / steps) - 1 for i in range(steps)]
@@ -112,7 +113,7 @@ def few_step_latents(
             scaled = x / (sigma**2 + 1).sqrt()
             output = predict(scaled, torch.full((len(x),), timestep, device=x.device)).float()
             if prediction_type == "v_prediction":
-                # x_0 = alpha x_t − spread v, and epsilon = (x − x_0) / sigma
+                # x_0 = sqrt(alpha_bar) x_t − sqrt(1 − alpha_bar) v, and epsilon = (x − x_0) / sigma
                 output = sigma * scaled / (sigma**2 + 1).sqrt() + output / (sigma**2 + 1).sqrt()
             x = x + (sigmas[i + 1] - sigma) * output
     return x

@@ -1,14 +1,14 @@
-"""The format in which training pictures lie on the disk: WebDataset shards, written, looked through and read.
+"""The on-disk format of training images: writing, indexing and reading WebDataset shards.
 
-A shard is a tar file. A sample's members have the key `PERSON-PICTURE` (`000123-04`) in common and these extensions:
+A shard is a tar file. The members of a sample share the key `PERSON-IMAGE` (`000123-04`) and have these extensions:
 
-    png, jpg or jpeg  the picture, square
-    mask.png          the face's mask, as large as the picture, white inside
+    png, jpg or jpeg  the image, square
+    mask.png          the face mask, of the image's size, white inside
     npy               ArcFace embedding of the face [E] float32
     json              {"caption": str, "person": str, "points": [[x, y] * 72], "box": [left, top, right, bottom]},
-                      in the picture's pixels
+                      in pixels of the image
 
-The pictures of one person stand one after another in one shard.
+The images of one person are consecutive and in the same shard.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 
-PICTURES = ("png", "jpg", "jpeg")
+IMAGES = ("png", "jpg", "jpeg")
 REQUIRED = ("mask.png", "npy", "json")
-BLOCK = 512  # tar's unit
+BLOCK = 512  # block size of tar files in bytes
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One training picture of a person.
+    """One training image of a person.
 
-    key: `PERSON-PICTURE`. picture: [S,S,3] uint8 RGB. mask: [S,S] uint8, 255 on the face. embedding: [E] float32.
-    points: [72,2] float32 and box: [4] float32 (left, top, right, bottom) in pixels of the picture.
+    key: `PERSON-IMAGE`. image: [S,S,3] uint8 RGB. mask: [S,S] uint8, 255 on the face. embedding: [E] float32.
+    points: [72,2] float32 and box: [4] float32 (left, top, right, bottom) in pixels of the image.
     """
 
     key: str
-    picture: np.ndarray
+    image: np.ndarray
     mask: np.ndarray
     embedding: np.ndarray
     caption: str
@@ -51,14 +51,14 @@ class Sample:
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:
-    """Write samples as `shard-000000.tar` and so on; equal samples give equal bytes.
+    """Write samples to `shard-000000.tar` and so on. Equal samples give identical files.
 
     Args:
-        samples: those of one person one after another, their key's part before the last "-" in common.
-        per_shard: samples after which a new shard begins, but not before the person's last.
+        samples: ordered by person. The key's part before the last "-" identifies the person.
+        per_shard: least number of samples per shard. A person's samples are never split between shards.
 
     Returns:
-        The shards' paths.
+        The paths of the shards.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[Path] = []
@@ -79,16 +79,16 @@ def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> lis
 
 
 def write_shard(path: Path, samples: Iterable[Sample], jpeg: int | None = None) -> int:
-    """Write one shard, as `write_shards` does, under another name until it is whole and on the disk.
+    """Write one shard in the format of `write_shards`, under a temporary name until it is complete and synced to disk.
 
     Args:
-        jpeg: quality of the pictures as JPEG with all of the colours' resolution; None writes PNG.
+        jpeg: JPEG quality of the images, without chroma subsampling; None for PNG.
 
     Returns:
-        The number of samples. Where there is none, no file is written.
+        The number of samples. If it is 0, no file is written.
 
     Raises:
-        OSError: the disk is full, or refuses.
+        OSError: the disk is full or not writable.
     """
     part, written = path.with_name(f".{path.name}.{os.getpid()}.part"), 0
     try:
@@ -112,7 +112,7 @@ def write_shard(path: Path, samples: Iterable[Sample], jpeg: int | None = None) 
 def _tar(target: str | BinaryIO) -> Any:
     from webdataset import TarWriter
 
-    # without user, group and time of its own a file depends on nothing but the samples
+    # without user, group and time, the file depends only on the samples
     return TarWriter(target, user="", group="", mode=0o644, mtime=0, encoder=False)
 
 
@@ -121,7 +121,7 @@ def _add(writer: Any, sample: Sample, jpeg: int | None = None) -> None:
 
 
 def _members(sample: Sample, jpeg: int | None = None) -> dict[str, bytes]:
-    about = {
+    metadata = {
         "caption": sample.caption,
         "person": sample.person,
         "points": np.asarray(sample.points, np.float64).round(4).tolist(),
@@ -129,12 +129,12 @@ def _members(sample: Sample, jpeg: int | None = None) -> dict[str, bytes]:
     }
     array = io.BytesIO()
     np.save(array, np.asarray(sample.embedding, np.float32))
-    picture = {"png": _png(sample.picture)} if jpeg is None else {"jpg": _jpeg(sample.picture, jpeg)}
+    image = {"png": _png(sample.image)} if jpeg is None else {"jpg": _jpeg(sample.image, jpeg)}
     return {
-        **picture,
+        **image,
         "mask.png": _png(sample.mask),
         "npy": array.getvalue(),
-        "json": json.dumps(about, ensure_ascii=False, sort_keys=True).encode(),
+        "json": json.dumps(metadata, ensure_ascii=False, sort_keys=True).encode(),
     }
 
 
@@ -155,52 +155,52 @@ def _person(key: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
-    """Where each of P pictures lies in the shards.
+class ShardIndex:
+    """The positions of N images in the shards.
 
-    shard: [P] number of the shard. start, end: [P] the bytes of its members. first, last: [P] the range of pictures of
-    the same person.
+    shard: [N] number of the shard. start, end: [N] byte range of the sample in the shard. person_start, person_end: [N]
+    range of the images of the same person.
     """
 
     shards: tuple[Path, ...]
     shard: np.ndarray
     start: np.ndarray
     end: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
+    person_start: np.ndarray
+    person_end: np.ndarray
 
     def __len__(self) -> int:
         return len(self.shard)
 
     @property
     def people(self) -> int:
-        return len(np.unique(self.first))
+        return len(np.unique(self.person_start))
 
 
-def read_index(shards: Sequence[Path]) -> Index:
-    """Find the pictures in shards by the tars' headers; the pictures stay on the disk.
+def read_shard_index(shards: Sequence[Path]) -> ShardIndex:
+    """Index the images in shards by reading only the tar headers.
 
     Raises:
-        FaceSnapError: a shard is missing, cut short, empty, no tar, or lacks a part of a sample.
+        FaceSnapError: a shard is missing, truncated, empty or not a tar file, or a sample is incomplete.
     """
-    places: list[tuple[int, int, int]] = []
+    positions: list[tuple[int, int, int]] = []
     people: list[tuple[int, str]] = []
     for number, path in enumerate(shards):
-        before = len(places)
+        before = len(positions)
         for key, start, end in _read_headers(path):
-            places.append((number, start, end))
+            positions.append((number, start, end))
             people.append((number, _person(key) or key))
-        if len(places) == before:
-            raise FaceSnapError(f"{path} has no pictures in it; make the shard again or leave it out.")
-    shard, start, end = np.array(places, np.int64).T
+        if len(positions) == before:
+            raise FaceSnapError(f"{path} contains no images; build the shard again, or remove it from 'shards'.")
+    shard, start, end = np.array(positions, np.int64).T
     changes = [i for i in range(len(people)) if i == 0 or people[i] != people[i - 1]]
     lengths = np.diff([*changes, len(people)])
-    first = np.repeat(changes, lengths)
-    return Index(tuple(shards), shard, start, end, first, first + np.repeat(lengths, lengths))
+    person_start = np.repeat(changes, lengths)
+    return ShardIndex(tuple(shards), shard, start, end, person_start, person_start + np.repeat(lengths, lengths))
 
 
 def _read_headers(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Key, first and last byte of each sample."""
+    """Yield key, start and end of each sample; the positions are in bytes."""
     from webdataset.tariterators import base_plus_ext
 
     key, extensions, start, end = None, set(), 0, 0
@@ -212,36 +212,36 @@ def _read_headers(path: Path) -> Iterator[tuple[str, int, int]]:
                 name, extension = base_plus_ext(member.name)
                 if name != key:
                     if key is not None:
-                        _check_whole(path, key, extensions)
+                        _check_complete(path, key, extensions)
                         yield key, start, end
                     key, extensions, start = name, set(), member.offset
                 extensions.add(extension)
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-        cut = path.stat().st_size < end + BLOCK  # a whole tar ends with empty blocks
+        truncated = path.stat().st_size < end + BLOCK  # a complete tar file ends with empty blocks
     except FileNotFoundError:
-        raise FaceSnapError(f"There is no shard {path}; check the name and the folder.") from None
+        raise FaceSnapError(f"The shard {path} does not exist; check its name and folder.") from None
     except (OSError, tarfile.TarError, EOFError) as error:
-        raise FaceSnapError(f"{path} is not a whole tar file ({error}); copy or make the shard again.") from error
-    if cut:
-        raise FaceSnapError(f"{path} is cut short; copy or make the shard again.")
+        raise FaceSnapError(f"{path} is not a complete tar file ({error}); copy or build the shard again.") from error
+    if truncated:
+        raise FaceSnapError(f"{path} is truncated; copy or build the shard again.")
     if key is not None:
-        _check_whole(path, key, extensions)
+        _check_complete(path, key, extensions)
         yield key, start, end
 
 
-def _check_whole(path: Path, key: str, extensions: set[str]) -> None:
+def _check_complete(path: Path, key: str, extensions: set[str]) -> None:
     missing = [extension for extension in REQUIRED if extension not in extensions]
-    if not extensions.intersection(PICTURES):
-        missing.append(PICTURES[0])
+    if not extensions.intersection(IMAGES):
+        missing.append(IMAGES[0])
     if missing:
-        raise FaceSnapError(f"The sample {key} in {path} has no {missing[0]}; make the shard again.")
+        raise FaceSnapError(f"The sample {key} in {path} has no {missing[0]}; build the shard again.")
 
 
-def read_sample(index: Index, number: int) -> Sample:
-    """Read a picture by its place in the shards.
+def read_sample(index: ShardIndex, number: int) -> Sample:
+    """Read a sample by its position in the index; its `key` is empty.
 
     Raises:
-        FaceSnapError: it is damaged.
+        FaceSnapError: the sample is damaged.
     """
     path = index.shards[index.shard[number]]
     start, end = int(index.start[number]), int(index.end[number])
@@ -249,26 +249,27 @@ def read_sample(index: Index, number: int) -> Sample:
         with path.open("rb") as file:
             file.seek(start)
             members = _split(file.read(end - start))
-        picture = next(members[extension] for extension in PICTURES if extension in members)
-        about = json.loads(members["json"])
+        image = next(members[extension] for extension in IMAGES if extension in members)
+        metadata = json.loads(members["json"])
         sample = Sample(
             key="",
-            picture=np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")),
+            image=np.asarray(Image.open(io.BytesIO(image)).convert("RGB")),
             mask=np.asarray(Image.open(io.BytesIO(members["mask.png"])).convert("L")),
             embedding=np.load(io.BytesIO(members["npy"]), allow_pickle=False).astype(np.float32),
-            caption=about["caption"],
-            person=about["person"],
-            points=np.asarray(about["points"], np.float32),
-            box=np.asarray(about["box"], np.float32),
+            caption=metadata["caption"],
+            person=metadata["person"],
+            points=np.asarray(metadata["points"], np.float32),
+            box=np.asarray(metadata["box"], np.float32),
         )
     except (OSError, tarfile.TarError, EOFError, KeyError, ValueError, SyntaxError, StopIteration) as error:
         raise FaceSnapError(
-            f"Picture {number} of the data, at byte {start} of {path}, is damaged ({error}); make the shard again."
+            f"Image {number} of the training data, at byte {start} of {path}, is damaged ({error}); build the shard "
+            "again."
         ) from error
-    height, width = sample.picture.shape[:2]
+    height, width = sample.image.shape[:2]
     if height != width or sample.mask.shape != (height, width) or sample.points.shape != (72, 2):
         raise FaceSnapError(
-            f"The picture at byte {start} of {path} is not square with a mask of its size and 72 points; make the "
+            f"The image at byte {start} of {path} is not square, or lacks a mask of its size or 72 points; build the "
             "shard again."
         )
     return sample

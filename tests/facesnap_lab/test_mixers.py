@@ -1,4 +1,4 @@
-"""What all Mixers promise: how features, references and people count."""
+"""Properties of all Mixers, including the ablated ones: how their output depends on features and references."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import facesnap_lab.ablated_mixers  # noqa: F401 (adds the ablated Mixers to MIXERS)
 from facesnap_ext.weights.facesnap_file import MIXERS, build_mixer
 from tests.support import tiny
 from tests.support.mixers import RESAMPLER, SIZES, references
 
-READS = {"id only": (True, False), "clip only": (False, True)}  # embeddings, CLIP tokens; all others both
+READS = {"id only": (True, False), "clip only": (False, True)}  # (embeddings, CLIP tokens); all others read both
 
 
 @pytest.fixture(scope="module", params=MIXERS)
@@ -27,7 +28,7 @@ def mixer(kind):
     return tiny.randomise(build_mixer(config), std=0.3)
 
 
-def test_a_mixer_reads_the_features_of_its_name_and_no_others(kind, mixer):
+def test_mixer_depends_only_on_the_features_in_its_name(kind, mixer):
     embeddings, clip_tokens = references(1)
     tokens = mixer(embeddings, clip_tokens)
     other_embeddings, other_clip = references(1, seed=1)
@@ -36,8 +37,8 @@ def test_a_mixer_reads_the_features_of_its_name_and_no_others(kind, mixer):
         assert change.abs().max() > 1e-2 if reads else not change.any()
 
 
-def test_every_number_of_a_mixer_has_a_gradient(kind, mixer):
-    """Or processes that train together would wait for those that never come."""
+def test_every_parameter_of_a_mixer_has_a_gradient(kind, mixer):
+    """Otherwise, data-parallel processes would wait forever for missing gradients."""
     network = copy.deepcopy(mixer).requires_grad_(True)
     network(*references(2, 2)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
@@ -45,7 +46,7 @@ def test_every_number_of_a_mixer_has_a_gradient(kind, mixer):
 
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(1, 4), seed=st.integers(0, 99), order=st.randoms())
-def test_the_order_of_references_does_not_matter_and_a_copy_changes_nothing(mixer, count, seed, order):
+def test_order_and_repetition_of_references_do_not_matter(mixer, count, seed, order):
     embeddings, clip_tokens = references(1, count, seed)
     tokens = mixer(embeddings, clip_tokens)
     shuffled = list(range(count))
@@ -55,7 +56,7 @@ def test_the_order_of_references_does_not_matter_and_a_copy_changes_nothing(mixe
     torch.testing.assert_close(mixer(embeddings[:, twice], clip_tokens[:, twice]), tokens, atol=1e-4, rtol=1e-4)
 
 
-def test_every_reference_counts(mixer):
+def test_every_reference_affects_the_tokens(mixer):
     embeddings, clip_tokens = references(1, 2)
     both = mixer(embeddings, clip_tokens)
     for one in range(2):
@@ -63,7 +64,7 @@ def test_every_reference_counts(mixer):
         assert (both - alone).abs().max() > 1e-2
 
 
-def test_people_do_not_mix(mixer):
+def test_rows_of_a_batch_are_independent(mixer):
     embeddings, clip_tokens = references(3, 2)
     together = mixer(embeddings, clip_tokens)
     for person in range(3):

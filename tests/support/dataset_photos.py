@@ -1,4 +1,4 @@
-"""Photos of the miniature's people in folders."""
+"""Portraits of people of the miniature world, and files of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from facesnap_lab.dataset.pictures import Settings
+from facesnap_lab.dataset.images import Settings
 from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.world import person, scene
 
@@ -15,15 +15,15 @@ SETTINGS = Settings(resolution=SIDE, crops=3, min_face=16)
 
 
 def portraits(index: int, shots: int, side: int = SIDE) -> list[Image.Image]:
-    """Pictures of somebody of the test split."""
+    """Portraits of one person of the test split."""
     who = person("test", index)
-    drawn = render([who] * shots, [scene(who, shot) for shot in range(shots)], side)
-    return [Image.fromarray(rendering.picture) for rendering in drawn]
+    renderings = render([who] * shots, [scene(who, shot) for shot in range(shots)], side)
+    return [Image.fromarray(rendering.picture) for rendering in renderings]
 
 
-def save(picture: Image.Image, path: Path, caption: str = "a portrait", **options) -> Path:
-    """Save a picture with its caption beside it."""
+def save(image: Image.Image, path: Path, caption: str = "a portrait", **options) -> Path:
+    """Save an image with its caption beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, **options)
+    image.save(path, **options)
     path.with_suffix(".txt").write_text(caption, encoding="utf-8")
     return path

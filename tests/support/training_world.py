@@ -1,4 +1,4 @@
-"""A world small enough to train in: an SDXL of tiny networks with its text encoders, and pictures of people."""
+"""Everything a training run needs, at tiny sizes: an SDXL with its text encoders, and images of people."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tokenizer(length: int = 12):
 
 
 def sdxl(prediction_type: str = "epsilon", seed: int = 0):
-    """A pipeline of SDXL's shape: a VAE of 4×, 8×8 latents of 32×32 pictures."""
+    """A pipeline with SDXL's architecture, whose VAE maps 32×32 images to 8×8 latents."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -75,12 +75,12 @@ def sdxl(prediction_type: str = "epsilon", seed: int = 0):
         )
 
 
-def samples(people: int = 5, each: int = 3, side: int = SIDE):
-    """Blurred noise with an ellipse for a face, the same for the same number."""
+def samples(people: int = 5, images_each: int = 3, side: int = SIDE):
+    """Samples of blurred noise, with a disc as face mask. The result is deterministic."""
     rng = np.random.default_rng(0)
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     for person in range(people):
-        for picture in range(each):
+        for number in range(images_each):
             noise = torch.from_numpy(rng.uniform(0, 255, (1, 3, 4, 4)))
             pixels = torch.nn.functional.interpolate(noise, (side, side), mode="bilinear")[0].permute(1, 2, 0)
             centre, radius = side * rng.uniform(0.45, 0.55, 2), side * rng.uniform(0.25, 0.35)
@@ -88,11 +88,11 @@ def samples(people: int = 5, each: int = 3, side: int = SIDE):
             y, x = np.mgrid[:side, :side] + 0.5
             mask = np.hypot(x - centre[0], y - centre[1]) < radius
             yield Sample(
-                key=f"{person:06d}-{picture:02d}",
-                picture=pixels.numpy().astype(np.uint8),
+                key=f"{person:06d}-{number:02d}",
+                image=pixels.numpy().astype(np.uint8),
                 mask=(255 * mask).astype(np.uint8),
                 embedding=rng.standard_normal(512).astype(np.float32),
-                caption=f"a photo of a {WORDS[4 + (person + picture) % 6]} person",
+                caption=f"a photo of a {WORDS[4 + (person + number) % 6]} person",
                 person=f"person {person}",
                 points=points.astype(np.float32),
                 box=np.array([*(centre - radius), *(centre + radius)], np.float32),
@@ -106,7 +106,7 @@ def make_start(base: Path, out: Path) -> None:
 
 
 def make_world(folder: Path) -> Path:
-    """base, start.safetensors, clip, pack, shards/*.tar"""
+    """Write base, start.safetensors, clip, pack and shards/*.tar, and return the folder."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     sdxl().save_pretrained(folder / "base")
@@ -122,7 +122,7 @@ def make_world(folder: Path) -> Path:
 
 
 def train_config(world: Path, out: Path) -> TrainConfig:
-    """Four steps in the world of `make_world`."""
+    """A configuration for four steps with the files of `make_world`."""
     return TrainConfig(
         base=world / "base",
         start=world / "start.safetensors",
@@ -149,8 +149,8 @@ def train_config(world: Path, out: Path) -> TrainConfig:
     )
 
 
-def drawn_with_tokens_in_text(pipe, prompt, tokens, side, **settings):
-    """diffusers' own picture of a prompt with identity tokens [1,T,C] behind the text of both rows."""
+def generate_with_tokens_in_text(pipe, prompt, tokens, side, **settings):
+    """The image that diffusers generates with identity tokens [1,T,C] appended to prompt and negative prompt."""
     context, null, pooled, null_pooled = pipe.encode_prompt(prompt)
     return pipe(
         prompt_embeds=torch.cat([context, tokens], 1),

@@ -28,7 +28,7 @@ from facesnap_lab.ablation.ablate import AblationConfig, ablate, read_ablation, 
 from facesnap_lab.ablation.pictures import Features, JudgeFeatures, RealPhotoFeatures, Subject
 from facesnap_lab.ablation.rows import MIXER, TABLE_2, TABLE_3, reference_rows, trainings
 from facesnap_lab.miniature.shipped import Sampler
-from facesnap_lab.training import trainer
+from facesnap_lab.training import prepare, trainer
 from facesnap_lab.training.checkpoints import WEIGHTS, list_checkpoints
 from facesnap_lab.training.config import TrainConfig
 
@@ -84,7 +84,7 @@ def config(tiny_world) -> AblationConfig:
 
 @pytest.fixture(scope="module")
 def frozen(config):
-    return trainer.load_frozen(config.train, torch.device("cpu"))
+    return prepare.load_frozen(config.train, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def setup(frozen) -> TinySetup:
 def quick(frozen):
     """Share the frozen networks among all trainings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "load_frozen", lambda config, device: frozen)
+        patch.setattr(prepare, "load_frozen", lambda config, device: frozen)
         patch.setattr(statistics, "RESAMPLES", 50)
         yield
 
@@ -132,7 +132,7 @@ def test_trainings_have_their_own_mixer_and_the_same_budget(config, done):
     kinds = {name: one.info.to_metadata()["mixer_kind"] for name, one in weights.items()}
     ablated = {"id": "id only", "clip": "clip only", "concat": "concatenation"}
     assert kinds == dict.fromkeys(weights, "facial attributes") | ablated
-    assert all("2 steps, 4 pictures seen" in one.info.trained_on for one in weights.values())
+    assert all("2 steps, 4 images seen" in one.info.trained_on for one in weights.values())
     trained = {name: bool(one.ffrnet.controlnet_mid_block.weight.any()) for name, one in weights.items()}
     assert trained == {name: name != "no-ffrnet" for name in weights}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support import tiny
-from tests.support.training_world import drawn_with_tokens_in_text, sdxl
+from tests.support.training_world import generate_with_tokens_in_text, sdxl
 
 for package in ("cv2", "diffusers", "insightface", "scipy", "transformers"):
     pytest.importorskip(package, reason=f"{package} is not installed")
@@ -166,7 +166,7 @@ def test_image_depends_only_on_the_landmarks_of_its_row(sampler, weights, featur
 
 def test_without_ffrnet_the_tokens_are_appended_to_the_text(sampler, weights, features):
     tokens = weights.mixer(features.embeddings[None, :1], features.clip_tokens[None, :1])
-    expected = drawn_with_tokens_in_text(
+    expected = generate_with_tokens_in_text(
         sampler.pipe,
         SUBJECT.prompt,
         tokens,

@@ -1,4 +1,4 @@
-"""Photos of the miniature's people in folders, and the miniature's networks."""
+"""Folders with photos of the miniature world's people, and the miniature's networks."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """VGGFace2's layout: six people of three pictures each. Not to be changed."""
+    """Photos of six people, three each, in VGGFace2's layout. Tests must not change them."""
     folder = tmp_path_factory.mktemp("photos") / "people"
     for index in range(6):
-        for shot, picture in enumerate(portraits(index, 3)):
-            save(picture, folder / f"n{index:06d}" / f"{shot:04d}_01.png", f"person {index} in picture {shot}")
+        for shot, image in enumerate(portraits(index, 3)):
+            save(image, folder / f"n{index:06d}" / f"{shot:04d}_01.png", f"person {index} in photo {shot}")
     return folder
 
 
 @pytest.fixture(scope="session")
 def built(people: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shards of `people`, built in one go in one process. Not to be changed."""
+    """The shards of `people`, built without interruption in one process. Tests must not change them."""
     out = tmp_path_factory.mktemp("built") / "shards"
     build([people], out, models, SETTINGS, per_shard=4, workers=0)
     return out
@@ -42,7 +42,7 @@ def built(people: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def build_here(models: Path, tmp_path: Path) -> Callable[..., dict]:
-    """Build folders into `tmp_path / "out"`, in this process."""
+    """Return a function that builds folders into `tmp_path / "out"` in the current process."""
 
     def run(*folders: Path, **options) -> dict:
         return build(list(folders), tmp_path / "out", models, **{"settings": SETTINGS, "workers": 0, **options})

@@ -1,4 +1,4 @@
-"""Captions: texts beside the photos, and a BLIP-2 of BLIP-2's shape with tiny random weights."""
+"""Captions from text files, and from a tiny BLIP-2 with random weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_lab.dataset.captions import MAX_TOKENS, load_blip2, read_caption
-from facesnap_lab.training.shards import read_index, read_sample
+from facesnap_lab.training.shards import read_sample, read_shard_index
 from tests.support.dataset_photos import portraits, save
 from tests.support.training_world import tokenizer
 
@@ -20,7 +20,7 @@ SIDE = 28
 
 @pytest.fixture(scope="module")
 def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a BLIP-2 whose captions, of random words, depend on the picture."""
+    """The folder of a BLIP-2 whose captions consist of random words that depend on the image."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("blip2")
     words = tokenizer(64)
@@ -53,7 +53,7 @@ def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def greedy_caption(folder: Path, photo: np.ndarray) -> str:
-    """Word by word, the likeliest next one, with CLIP's means and deviations written out."""
+    """Decode greedily, word by word, with explicit preprocessing by CLIP's means and standard deviations."""
     from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
     model = Blip2ForConditionalGeneration.from_pretrained(folder).eval()
@@ -61,45 +61,47 @@ def greedy_caption(folder: Path, photo: np.ndarray) -> str:
     small = np.asarray(Image.fromarray(photo).resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32) / 255
     small = (small - (0.48145466, 0.4578275, 0.40821073)) / (0.26862954, 0.26130258, 0.27577711)
     pixels = torch.from_numpy(small).float().permute(2, 0, 1)[None]
-    said = [model.config.image_token_index] * 4 + [model.config.text_config.bos_token_id]
-    start = len(said)
-    while len(said) < start + MAX_TOKENS and said[-1] != model.config.text_config.eos_token_id:
+    token_ids = [model.config.image_token_index] * 4 + [model.config.text_config.bos_token_id]
+    start = len(token_ids)
+    while len(token_ids) < start + MAX_TOKENS and token_ids[-1] != model.config.text_config.eos_token_id:
         with torch.no_grad():
-            said.append(int(model(pixel_values=pixels, input_ids=torch.tensor([said])).logits[0, -1].argmax()))
-    return words.decode(said[start:], skip_special_tokens=True).strip()
+            token_ids.append(
+                int(model(pixel_values=pixels, input_ids=torch.tensor([token_ids])).logits[0, -1].argmax())
+            )
+    return words.decode(token_ids[start:], skip_special_tokens=True).strip()
 
 
-def test_blip2_says_the_likeliest_words(blip2):
+def test_blip2_decodes_greedily(blip2):
     photos = [np.asarray(portraits(index, 1)[0]) for index in range(4)]
     captions = load_blip2(blip2)(photos)
     assert captions == [greedy_caption(blip2, photo) for photo in photos]
     assert len(set(captions)) > 1
 
 
-def test_blip2_speaks_where_nothing_stands_beside(blip2, build_here, tmp_path):
+def test_blip2_captions_photos_without_a_caption_file(blip2, build_here, tmp_path):
     one, two = portraits(0, 2)
-    save(one, tmp_path / "p" / "n0" / "0.png", "as it stands beside")
+    save(one, tmp_path / "p" / "n0" / "0.png", "from the file")
     save(two, tmp_path / "p" / "n0" / "1.png").with_suffix(".txt").unlink()
     build_here(tmp_path / "p", blip2=blip2)
-    index = read_index(sorted((tmp_path / "out").glob("*.tar")))
+    index = read_shard_index(sorted((tmp_path / "out").glob("*.tar")))
     captions = {read_sample(index, i).caption for i in range(len(index))}
-    assert captions == {"as it stands beside", greedy_caption(blip2, np.asarray(two))}
+    assert captions == {"from the file", greedy_caption(blip2, np.asarray(two))}
 
 
-def test_a_broken_blip2_is_named(blip2, tmp_path):
+def test_error_names_the_damaged_blip2_folder(blip2, tmp_path):
     (tmp_path / "config.json").write_text((blip2 / "config.json").read_text())
-    with pytest.raises(FaceSnapError, match=r"The BLIP-2 in .* cannot be loaded"):
+    with pytest.raises(FaceSnapError, match=r"BLIP-2 in .* cannot be loaded"):
         load_blip2(tmp_path)
 
 
-def test_a_caption_is_one_line_of_its_file(tmp_path):
+def test_caption_is_read_as_one_line(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("\ufeff  Ein Bild,\r\n  schön \n".encode())
     assert read_caption(path) == "Ein Bild, schön"
 
 
 @pytest.mark.parametrize(("content", "message"), [(b" \n", "is empty"), (b"\xff\xfe\x41", "is not UTF-8")])
-def test_a_file_without_a_caption_is_told_apart(content, message, tmp_path):
+def test_empty_and_non_utf8_caption_files_are_rejected(content, message, tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.txt {message}"):

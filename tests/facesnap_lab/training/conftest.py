@@ -1,4 +1,4 @@
-"""The files that a training run in the tiny world starts from."""
+"""The files that training runs in the tests use."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ for package in ("accelerate", "diffusers", "onnx", "peft", "tensorboard", "webda
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base, start.safetensors, clip, pack, shards/*.tar"""
+    """A folder with base, start.safetensors, clip, pack and shards/*.tar; see `make_world`."""
     return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
 def random_start(world: Path) -> Path:
-    """A start file whose zero convolutions are not zero, so that every gradient is alive."""
+    """A start file with random weights in its zero convolutions, so that no gradient vanishes."""
     weights = facesnap_file.load(world / "start.safetensors")
     tiny.randomise(weights.ffrnet)
     path = world / "random.safetensors"
-    facesnap_file.save(path, replace(weights.info, trained_on="nothing, random"), weights.mixer, weights.ffrnet)
+    facesnap_file.save(path, replace(weights.info, trained_on="nothing, random weights"), weights.mixer, weights.ffrnet)
     return path
 
 

@@ -1,4 +1,4 @@
-"""The torch ArcFace against onnxruntime, and the alignment against insightface's."""
+"""The torch ArcFace compared with onnxruntime, and the alignment compared with insightface's."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ def faces(count: int = 2, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 112, 112, 3), dtype=np.uint8)
 
 
-def as_insightface_runs_it(path, pictures: np.ndarray) -> np.ndarray:
-    """By insightface's own class; it takes BGR."""
+def run_insightface(path, images: np.ndarray) -> np.ndarray:
+    """Run the model with insightface's own class, which takes BGR."""
     from insightface.model_zoo.arcface_onnx import ArcFaceONNX
 
     model = ArcFaceONNX(str(path), onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
-    return np.concatenate([model.get_feat(np.ascontiguousarray(face[..., ::-1])) for face in pictures])
+    return np.concatenate([model.get_feat(np.ascontiguousarray(face[..., ::-1])) for face in images])
 
 
-def in_torch(path, pictures: np.ndarray) -> np.ndarray:
+def run_torch(path, images: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        return load_arcface(path)(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255).numpy()
+        return load_arcface(path)(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).numpy()
 
 
 def assert_equal(path, tolerance=1e-4):
-    ours, theirs = in_torch(path, faces()), as_insightface_runs_it(path, faces())
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+    actual, expected = run_torch(path, faces()), run_insightface(path, faces())
+    assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
-def test_it_equals_onnxruntime_on_the_stand_in(tmp_path):
+def test_equals_onnxruntime_on_the_stand_in(tmp_path):
     stand_in_arcface(tmp_path / "w600k.onnx", seed=3)
     assert_equal(tmp_path / "w600k.onnx")
 
 
-def test_it_equals_onnxruntime_on_a_real_network():
+def test_equals_onnxruntime_on_a_real_network():
     try:
         path = real_models.face_embedding()
     except real_models.Unavailable as reason:
-        pytest.skip(f"no face embedding: {reason}")
+        pytest.skip(f"no face embedding model: {reason}")
     assert_equal(path)
 
 
-# every operation that recognition models of insightface have, in the spellings of old and new ONNX
+# every operation used by insightface's recognition models, in the forms of old and new ONNX versions
 NETWORKS = {
     "mxnet": (
         "13",
@@ -109,14 +109,14 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_it_equals_onnxruntime_operation_by_operation(name, tmp_path):
+def test_equals_onnxruntime_for_every_operation(name, tmp_path):
     import onnx.parser
 
     opset, body = NETWORKS[name]
     network = onnx.parser.parse_model(
         f'<ir_version: 7, opset_import: ["" : {opset}]> net (float[N, 3, 112, 112] x) => (float[N, E] y) {{ {body} }}'
     )
-    if name == "mxnet":  # insightface goes by the names of the nodes
+    if name == "mxnet":  # insightface checks the names of the nodes
         network.graph.node[0].name, network.graph.node[1].name = "_minus0", "_mulscalar0"
     rng = np.random.default_rng(0)
     numbers = {
@@ -139,38 +139,38 @@ def test_it_equals_onnxruntime_operation_by_operation(name, tmp_path):
     assert_equal(path)
 
 
-def test_a_fixed_batch_of_one_takes_many(tmp_path):
+def test_model_with_fixed_batch_size_one_accepts_larger_batches(tmp_path):
     stand_in_arcface(tmp_path / "many.onnx", seed=3)
     network = onnx.load(str(tmp_path / "many.onnx"))
     network.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(network, str(tmp_path / "one.onnx"))
-    np.testing.assert_allclose(in_torch(tmp_path / "one.onnx", faces()), in_torch(tmp_path / "many.onnx", faces()))
+    np.testing.assert_allclose(run_torch(tmp_path / "one.onnx", faces()), run_torch(tmp_path / "many.onnx", faces()))
 
 
-def test_an_unknown_operation_is_named_with_its_file(tmp_path):
+def test_error_names_the_unsupported_operation_and_the_file(tmp_path):
     import onnx.parser
 
     text = '<ir_version: 7, opset_import: ["" : 13]> net (float[N, 3, 112, 112] x) => (float[N, E] y) { y = Erf (x) }'
     onnx.save(onnx.parser.parse_model(text), str(tmp_path / "odd.onnx"))
-    with pytest.raises(FaceSnapError, match=r"odd\.onnx has the operation Erf"):
+    with pytest.raises(FaceSnapError, match=r"odd\.onnx uses the operation Erf"):
         load_arcface(tmp_path)
 
 
-def test_a_folder_without_recognition_is_refused(tmp_path):
+def test_folder_without_recognition_model_is_rejected(tmp_path):
     with pytest.raises(FaceSnapError, match="no face recognition model"):
         load_arcface(tmp_path)
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
-    with pytest.raises(FaceSnapError, match=r"broken\.onnx cannot be read"):
+    with pytest.raises(FaceSnapError, match=r"broken\.onnx is not a valid ONNX file"):
         load_arcface(tmp_path)
 
 
-def test_it_is_frozen_and_lets_the_gradient_through(tmp_path):
+def test_arcface_is_frozen_but_passes_gradients_to_its_input(tmp_path):
     stand_in_arcface(tmp_path / "net.onnx", seed=0)
     network = ArcFace(tmp_path / "net.onnx")
     assert not list(network.parameters())
-    picture = torch.rand(1, 3, 112, 112, requires_grad=True)
-    network(picture).sum().backward()
-    assert (picture.grad != 0).all()
+    image = torch.rand(1, 3, 112, 112, requires_grad=True)
+    network(image).sum().backward()
+    assert (image.grad != 0).all()
 
 
 @given(
@@ -181,12 +181,12 @@ def test_align_equals_norm_crop(seed, angle, scale, size):
     face_align = pytest.importorskip("insightface.utils.face_align")
     rng = np.random.default_rng(seed)
     small = torch.from_numpy(rng.uniform(0, 255, (1, 3, 12, 12)).astype(np.float32))
-    picture = torch.nn.functional.interpolate(small, (150, 190), mode="bicubic").clamp(0, 255).round()
+    image = torch.nn.functional.interpolate(small, (150, 190), mode="bicubic").clamp(0, 255).round()
     radians = np.deg2rad(angle)
-    turn = scale * np.array([[np.cos(radians), np.sin(radians)], [-np.sin(radians), np.cos(radians)]])
-    points = (face_align.arcface_dst - 56) @ turn + rng.uniform(60, 110, 2) + rng.normal(0, 3, (5, 2))
-    wanted = face_align.norm_crop(picture[0].permute(1, 2, 0).numpy().astype(np.uint8), points.astype(np.float32), size)
-    ours = align(picture, torch.from_numpy(points[None]), size)[0].permute(1, 2, 0).numpy()
-    difference = np.abs(ours - wanted)
-    assert np.median(difference) < 1  # insightface's is rounded to whole numbers, and its places to 1/32 pixel
+    matrix = scale * np.array([[np.cos(radians), np.sin(radians)], [-np.sin(radians), np.cos(radians)]])
+    points = (face_align.arcface_dst - 56) @ matrix + rng.uniform(60, 110, 2) + rng.normal(0, 3, (5, 2))
+    expected = face_align.norm_crop(image[0].permute(1, 2, 0).numpy().astype(np.uint8), points.astype(np.float32), size)
+    actual = align(image, torch.from_numpy(points[None]), size)[0].permute(1, 2, 0).numpy()
+    difference = np.abs(actual - expected)
+    assert np.median(difference) < 1  # insightface rounds pixel values to integers, and positions to 1/32 pixel
     assert np.quantile(difference, 0.98) < 4

@@ -1,4 +1,4 @@
-"""The YAML file: what is read, and that every mistake names the file and the field."""
+"""The YAML file: how fields are read, and that every error names the file and the field."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from facesnap_lab.training.config import TrainConfig, read_config
 
 
 @pytest.fixture
-def written(tmp_path: Path):
-    """Write a good configuration with changes; None leaves a field out."""
+def write_config(tmp_path: Path):
+    """Return a function that writes a valid configuration with changes; `...` omits a field."""
     for name in ("base", "clip", "pack"):
         (tmp_path / name).mkdir()
     for name in ("start.safetensors", "a.tar", "b.tar"):
         (tmp_path / name).touch()
 
     def write(**changes) -> Path:
-        good = {
+        valid = {
             "base": "base",
             "start": "start.safetensors",
             "clip": "clip",
@@ -28,7 +28,7 @@ def written(tmp_path: Path):
             "shards": ["*.tar"],
             "out": "run",
         }
-        content = {name: value for name, value in {**good, **changes}.items() if value is not ...}
+        content = {name: value for name, value in {**valid, **changes}.items() if value is not ...}
         path = tmp_path / "train.yaml"
         path.write_text(yaml.safe_dump(content))
         return path
@@ -36,8 +36,8 @@ def written(tmp_path: Path):
     return write
 
 
-def test_defaults_are_the_papers(written, tmp_path):
-    config = read_config(written())
+def test_defaults_are_those_of_the_paper(write_config, tmp_path):
+    config = read_config(write_config())
     assert (config.batch_size, config.steps, config.learning_rate) == (7, 360_000, 1e-5)
     assert (config.drop_text, config.id_weight, config.resolution) == (0.1, 0.5, 1024)
     assert config.shards == (tmp_path / "a.tar", tmp_path / "b.tar")
@@ -45,8 +45,8 @@ def test_defaults_are_the_papers(written, tmp_path):
     assert config.jitter == 4
 
 
-def test_numbers_as_people_write_them(written):
-    path = written()
+def test_numbers_in_all_yaml_notations_are_read(write_config):
+    path = write_config()
     path.write_text(path.read_text() + "learning_rate: 1e-4\nema: 1\nlandmark_jitter: null\nlightning: null\n")
     config = read_config(path)
     assert (config.learning_rate, config.ema, config.lightning) == (1e-4, 1.0, None)
@@ -86,30 +86,30 @@ def test_numbers_as_people_write_them(written):
         ("face_pack", ...),
     ],
 )
-def test_a_mistake_names_file_and_field(written, field, value):
+def test_error_names_file_and_field(write_config, field, value):
     with pytest.raises(FaceSnapError) as error:
-        read_config(written(**{field: value}))
+        read_config(write_config(**{field: value}))
     assert field in str(error.value)
     assert "train.yaml" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_without_l_id_no_face_pack_is_wanted(written):
-    assert read_config(written(face_pack=..., id_rows=0)).face_pack is None
+def test_face_pack_is_not_required_without_l_id(write_config):
+    assert read_config(write_config(face_pack=..., id_rows=0)).face_pack is None
 
 
 @pytest.mark.parametrize("content", ["steps: [1", "- a\n- b\n", "", "\x00"])
-def test_what_is_no_such_yaml_is_refused(content, tmp_path):
+def test_invalid_yaml_is_rejected(content, tmp_path):
     path = tmp_path / "train.yaml"
     path.write_text(content)
     with pytest.raises(FaceSnapError, match=r"train\.yaml"):
         read_config(path)
 
 
-def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(FaceSnapError, match=r"no file .*none\.yaml"):
+def test_missing_file_is_rejected(tmp_path):
+    with pytest.raises(FaceSnapError, match=r"The file .*none\.yaml does not exist"):
         read_config(tmp_path / "none.yaml")
 
 
-def test_every_field_has_a_type_that_is_checked():
+def test_every_field_has_a_type():
     assert set(TrainConfig.__dataclass_fields__) == set(TrainConfig.__annotations__)

@@ -1,4 +1,4 @@
-"""The few-step branch against diffusers' scheduler, and how the few-step model comes beside the base."""
+"""Few-step sampling compared with diffusers' scheduler, and loading of the few-step model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def schedule():
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 4, 7])
-def test_the_steps_are_eulers_at_trailing_timesteps(steps, prediction_type):
+def test_sampling_equals_diffusers_euler_scheduler_with_trailing_timesteps(steps, prediction_type):
     from diffusers import EulerDiscreteScheduler
 
     scheduler = EulerDiscreteScheduler(
@@ -37,21 +37,21 @@ def test_the_steps_are_eulers_at_trailing_timesteps(steps, prediction_type):
     x = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         x = scheduler.step(predict(scheduler.scale_model_input(x, t), t.expand(2)), t, x).prev_sample
-    ours = few_step_latents(predict, noise, schedule(), prediction_type, steps, 1)
-    torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
+    actual = few_step_latents(predict, noise, schedule(), prediction_type, steps, 1)
+    torch.testing.assert_close(actual, x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("grad_steps", [1, 2, 4])
-def test_the_gradient_goes_through_the_last_steps_alone(grad_steps):
+def test_only_the_last_steps_are_backpropagated_through(grad_steps):
     weight = torch.tensor(0.5, requires_grad=True)
-    graded = []
+    grad_enabled = []
 
     def predict(x, timesteps):
-        graded.append(torch.is_grad_enabled())
+        grad_enabled.append(torch.is_grad_enabled())
         return weight * x
 
     few_step_latents(predict, torch.ones(1, 4, 2, 2), schedule(), "epsilon", 4, grad_steps).sum().backward()
-    assert graded == [False] * (4 - grad_steps) + [True] * grad_steps
+    assert grad_enabled == [False] * (4 - grad_steps) + [True] * grad_steps
     assert weight.grad != 0
 
 
@@ -68,18 +68,18 @@ def call(unet):
 
 
 def write_lora(path):
-    """In the names of SDXL-Lightning's LoRA."""
+    """Write a LoRA with the key names of SDXL-Lightning's."""
     g = torch.Generator().manual_seed(1)
-    place = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     tensors = {
-        f"{place}.lora_A.weight": torch.randn(2, 96, generator=g),
-        f"{place}.lora_B.weight": torch.randn(96, 2, generator=g),
+        f"{layer}.lora_A.weight": torch.randn(2, 96, generator=g),
+        f"{layer}.lora_B.weight": torch.randn(96, 2, generator=g),
     }
     save_file(tensors, path)
     return tensors
 
 
-def test_a_lora_acts_inside_the_block_alone(tmp_path):
+def test_lora_is_enabled_only_inside_the_with_block(tmp_path):
     pipe = sdxl()
     before = call(pipe.unet)
     lora = write_lora(tmp_path / "lora.safetensors")
@@ -101,7 +101,7 @@ def test_a_lora_acts_inside_the_block_alone(tmp_path):
     assert not any(parameter.requires_grad for parameter in pipe.unet.parameters())
 
 
-def test_a_unet_stands_beside_the_base_as_file_or_folder(tmp_path):
+def test_separate_unet_is_loaded_from_file_or_folder(tmp_path):
     pipe, other = sdxl(), sdxl(seed=1).unet
     save_file(other.state_dict(), tmp_path / "unet.safetensors")
     other.save_pretrained(tmp_path / "unet")
@@ -112,23 +112,23 @@ def test_a_unet_stands_beside_the_base_as_file_or_folder(tmp_path):
         assert not any(parameter.requires_grad for parameter in few_step.unet.parameters())
 
 
-def test_without_a_file_the_base_is_few_step():
+def test_base_is_the_few_step_model_by_default():
     pipe = sdxl()
     with load_few_step(pipe, None).active() as unet:
         assert unet is pipe.unet
 
 
-def test_other_files_are_refused_by_name(world, tmp_path):
+def test_unsuitable_files_are_rejected_by_name(world, tmp_path):
     with pytest.raises(FaceSnapError, match=r"start\.safetensors is a FaceSnap file"):
         load_few_step(sdxl(), world / "start.safetensors")
     state = sdxl().unet.state_dict()
     save_file({key: tensor for key, tensor in state.items() if "mid_block" not in key}, tmp_path / "part.safetensors")
-    with pytest.raises(FaceSnapError, match=r"part\.safetensors is no UNet"):
+    with pytest.raises(FaceSnapError, match=r"part\.safetensors is not a UNet"):
         load_few_step(sdxl(), tmp_path / "part.safetensors")
-    place = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    wide = {f"{place}.lora_A.weight": torch.zeros(2, 5), f"{place}.lora_B.weight": torch.zeros(5, 2)}
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    wide = {f"{layer}.lora_A.weight": torch.zeros(2, 5), f"{layer}.lora_B.weight": torch.zeros(5, 2)}
     save_file(wide, tmp_path / "wide.safetensors")
-    with pytest.raises(FaceSnapError, match=r"wide\.safetensors is no LoRA"):
+    with pytest.raises(FaceSnapError, match=r"wide\.safetensors is not a LoRA"):
         load_few_step(sdxl(), tmp_path / "wide.safetensors")
-    with pytest.raises(FaceSnapError, match="is no UNet"):
+    with pytest.raises(FaceSnapError, match="is not a UNet"):
         load_few_step(sdxl(), tmp_path)

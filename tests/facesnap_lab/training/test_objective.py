@@ -1,4 +1,4 @@
-"""The objective: where its gradients go, what it sees, and its shapes at SDXL's full size."""
+"""The objective: its gradients, its inputs, and its shapes at SDXL's full size."""
 
 from __future__ import annotations
 
@@ -14,117 +14,107 @@ from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.residuals import landmark_image
-from facesnap_lab.training import trainer
 from facesnap_lab.training.arcface import ArcFace
-from facesnap_lab.training.data import Batch
+from facesnap_lab.training.data import Batch, collate
 from facesnap_lab.training.frozen import Frozen
 from facesnap_lab.training.lightning import FewStep
 from facesnap_lab.training.networks import TrainedNetworks
 from facesnap_lab.training.objective import (
-    Guided,
+    BatchConditioning,
     Objective,
-    draw,
-    draw_portraits,
-    encode_crops,
-    gradient_within,
-    losses,
+    compute_losses,
+    draw_random_inputs,
+    encode_clip,
+    generate_portraits,
 )
+from facesnap_lab.training.prepare import prepare_run
+from facesnap_lab.training.run import Run
 from tests.support.stand_in_pack import stand_in_arcface
 
 
-def first_batch(run: trainer.Run):
-    from facesnap_lab.training.data import collate
-
-    batch = collate([run.pictures[row] for row in range(run.config.batch_size)])
-    return batch, draw(0, batch.rows.tolist(), (4, 8, 8))
+def first_batch(run: Run):
+    batch = collate([run.images[row] for row in range(run.config.batch_size)])
+    return batch, draw_random_inputs(0, batch.rows.tolist(), (4, 8, 8))
 
 
-def compute(run: trainer.Run, id_rows: int, **changes):
-    batch, draws = first_batch(run)
-    return losses(batch, draws, run.networks, run.frozen, replace(run.objective, **changes), id_rows)
+def compute(run: Run, id_rows: int, **changes):
+    batch, inputs = first_batch(run)
+    return compute_losses(batch, inputs, run.networks, run.frozen, replace(run.objective, **changes), id_rows)
 
 
 @pytest.fixture
 def run(config, random_start):
-    return trainer.prepare(replace(config, start=random_start))
+    return prepare_run(replace(config, start=random_start))
 
 
 @pytest.mark.parametrize("part", ["id", "diffusion"])
-def test_gradients_reach_every_trained_parameter_and_nothing_frozen(run, part):
+def test_gradients_reach_every_trained_parameter_and_no_frozen_one(run, part):
     getattr(compute(run, 1), part).backward()
-    dead = [name for name, p in run.networks.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not dead
+    without_gradient = [name for name, p in run.networks.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without_gradient
     frozen = run.frozen
     for network in (frozen.unet, frozen.vae, frozen.clip, frozen.arcface, frozen.pipe.text_encoder):
         assert all(not p.requires_grad and p.grad is None for p in network.parameters())
 
 
-def test_the_total_is_eq_5(run):
-    found = compute(run, 2, id_weight=0.25)
-    torch.testing.assert_close(found.total, found.diffusion + 0.25 * found.id)
+def test_total_loss_is_eq_5(run):
+    losses = compute(run, 2, id_weight=0.25)
+    torch.testing.assert_close(losses.total, losses.diffusion + 0.25 * losses.id)
     assert compute(run, 0).id is None
 
 
-def test_outside_the_face_errors_count_by_the_square_of_the_masks_value_there(run):
-    """Eq. 3's mean over the mask, of a mask that is 1 in the left half and 0.5 in the right one."""
-    batch, draws = first_batch(run)
+def test_errors_outside_the_face_are_weighted_by_the_squared_mask_value(run):
+    """The mask is 1 in the left half and 0.5 in the right half."""
+    batch, inputs = first_batch(run)
     left = torch.zeros_like(batch.masks)
     left[..., : left.shape[-1] // 2] = 1
 
     def loss(masks, outside):
         objective = replace(run.objective, outside=outside)
-        return losses(replace(batch, masks=masks), draws, run.networks, run.frozen, objective, 0).diffusion
+        return compute_losses(replace(batch, masks=masks), inputs, run.networks, run.frozen, objective, 0).diffusion
 
-    within, beyond = loss(left, 0), loss(1 - left, 0)
-    torch.testing.assert_close(loss(left, 0.5), (within + 0.25 * beyond) / 1.25)
+    inside, outside = loss(left, 0), loss(1 - left, 0)
+    torch.testing.assert_close(loss(left, 0.5), (inside + 0.25 * outside) / 1.25)
     torch.testing.assert_close(loss(left, 1), loss(torch.ones_like(left), 0))
 
 
-def test_l_id_looks_at_the_face_alone(run):
-    """A picture keeps its pixels, and its gradient where the mask is; with an empty mask L_id moves nothing."""
-    pictures = torch.rand(1, 3, 8, 8, requires_grad=True)
-    masks = torch.zeros(1, 1, 4, 4)
-    masks[..., :2] = 1
-    seen = gradient_within(pictures, masks)
-    assert torch.equal(seen, pictures)
-    seen.sum().backward()
-    assert torch.equal(pictures.grad, torch.ones(1, 3, 8, 8) * (torch.arange(8) < 4))
-
-    batch, draws = first_batch(run)
+def test_losses_with_an_empty_mask_have_no_gradient(run):
+    batch, inputs = first_batch(run)
     empty = replace(batch, masks=torch.zeros_like(batch.masks))
-    losses(empty, draws, run.networks, run.frozen, run.objective, 1).total.backward()
+    compute_losses(empty, inputs, run.networks, run.frozen, run.objective, 1).total.backward()
     assert not any(p.grad.any() for p in run.networks.parameters() if p.grad is not None)
 
 
-def test_null_text_is_what_the_pipeline_takes_at_inference(run):
+def test_null_text_is_that_of_the_pipeline_at_inference(run):
     null, pooled = run.frozen.text([None])
-    _, wanted, _, wanted_pooled = run.frozen.pipe.encode_prompt("a photo", do_classifier_free_guidance=True)
-    assert torch.equal(null, wanted)
-    assert torch.equal(pooled, wanted_pooled)
+    _, expected, _, expected_pooled = run.frozen.pipe.encode_prompt("a photo", do_classifier_free_guidance=True)
+    assert torch.equal(null, expected)
+    assert torch.equal(pooled, expected_pooled)
     assert run.frozen.pipe.config.force_zeros_for_empty_prompt
     assert null.abs().max() == 0
     context, pooled = run.frozen.text(["a photo of a person", "a red person"])
-    wanted, _, wanted_pooled, _ = run.frozen.pipe.encode_prompt(
+    expected, _, expected_pooled, _ = run.frozen.pipe.encode_prompt(
         ["a photo of a person", "a red person"], do_classifier_free_guidance=False
     )
-    torch.testing.assert_close(context, wanted)
-    torch.testing.assert_close(pooled, wanted_pooled)
+    torch.testing.assert_close(context, expected)
+    torch.testing.assert_close(pooled, expected_pooled)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_the_lightning_branch_draws_what_the_pipeline_draws(run, scale):
-    """diffusers' own sampler and guidance, with FaceSnap in its UNet as at inference."""
+def test_lightning_branch_generates_the_same_image_as_the_pipeline(run, scale):
+    """Compare with diffusers' sampler and guidance, with FaceSnap applied as at inference."""
     from diffusers import EulerDiscreteScheduler
 
-    batch, draws = first_batch(run)
-    side = batch.pictures.shape[-1]
+    batch, inputs = first_batch(run)
+    side = batch.images.shape[-1]
     landmarks = Landmarks(batch.points[0].numpy(), side, side)
-    batch = replace(batch, drawings=landmark_image(landmarks, *batch.drawings.shape[:1:-1]))  # without jitter
+    without_jitter = landmark_image(landmarks, *batch.landmark_images.shape[:1:-1])
+    batch = replace(batch, landmark_images=without_jitter)
     objective = replace(run.objective, lightning_steps=3, lightning_scale=scale)
-    clip_tokens = encode_crops(run.frozen, batch.clip_pixels)
+    clip_tokens = encode_clip(run.frozen, batch.clip_pixels)
     with torch.no_grad():
-        found = draw_portraits(
-            batch, draws, Guided(batch, clip_tokens, run.networks, objective), run.frozen, objective, 1
+        actual = generate_portraits(
+            batch, inputs, BatchConditioning(batch, clip_tokens, run.networks, objective), run.frozen, objective, 1
         )
         tokens = run.networks.mixer(batch.embeddings[:1, None], clip_tokens[:1, None])
     conditioning = Conditioning(run.networks.ffrnet, tokens, landmarks)
@@ -133,69 +123,73 @@ def test_the_lightning_branch_draws_what_the_pipeline_draws(run, scale):
     pipe.scheduler = EulerDiscreteScheduler.from_config(scheduler.config, timestep_spacing="trailing")
     try:
         with conditioned(pipe, conditioning):
-            wanted = pipe(
+            expected = pipe(
                 batch.captions[0],
                 width=side,
                 height=side,
                 num_inference_steps=3,
                 guidance_scale=scale,
-                latents=draws.start[:1].clone(),
+                latents=inputs.initial[:1].clone(),
                 output_type="pt",
             ).images
     finally:
         pipe.scheduler = scheduler
-    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
 
 
-def test_a_caption_is_dropped_at_its_chance(run, monkeypatch):
-    asked = []
+def test_captions_are_dropped_with_the_given_probability(run, monkeypatch):
+    encoded = []
     encode = run.frozen.text
     monkeypatch.setattr(
-        type(encode), "__call__", lambda self, captions: asked.append(list(captions)) or encode_all(captions)
+        type(encode), "__call__", lambda self, captions: encoded.append(list(captions)) or encode_all(captions)
     )
 
     def encode_all(captions):
-        rows = [encode.null if c is None else encode._kept_or_encoded(c) for c in captions]
+        rows = [encode.null if c is None else encode._cached(c) for c in captions]
         return tuple(torch.cat(column) for column in zip(*rows))
 
-    for chance in (0.0, 1.0):
-        compute(run, 0, drop_text=chance)
-    assert all(asked[0])
-    assert asked[1] == [None, None]
-    share = sum(u < 0.1 for u in draw(0, range(2000), (1, 1, 1)).text) / 2000
-    assert 0.07 < share < 0.13
+    for probability in (0.0, 1.0):
+        compute(run, 0, drop_text=probability)
+    assert all(encoded[0])
+    assert encoded[1] == [None, None]
+    dropped = sum(u < 0.1 for u in draw_random_inputs(0, range(2000), (1, 1, 1)).text) / 2000
+    assert 0.07 < dropped < 0.13
 
 
-def test_chance_depends_on_the_row_alone():
-    together, apart = draw(5, [7, 8], (4, 3, 3)), [draw(5, [row], (4, 3, 3)) for row in (7, 8)]
-    for name in ("timesteps", "noise", "posterior", "start"):
-        assert torch.equal(getattr(together, name), torch.cat([getattr(one, name) for one in apart]))
+def test_random_inputs_depend_only_on_the_row():
+    together, separate = (
+        draw_random_inputs(5, [7, 8], (4, 3, 3)),
+        [draw_random_inputs(5, [row], (4, 3, 3)) for row in (7, 8)],
+    )
+    for name in ("timesteps", "noise", "posterior", "initial"):
+        assert torch.equal(getattr(together, name), torch.cat([getattr(one, name) for one in separate]))
     assert not torch.equal(together.noise[0], together.noise[1])
-    assert not torch.equal(together.noise, together.start)
-    assert not torch.equal(draw(6, [7], (4, 3, 3)).noise, apart[0].noise)
-    spread = draw(0, range(500), (1, 1, 1)).timesteps
-    assert spread.min() < 20
-    assert 980 <= spread.max() <= 999
+    assert not torch.equal(together.noise, together.initial)
+    assert not torch.equal(draw_random_inputs(6, [7], (4, 3, 3)).noise, separate[0].noise)
+    timesteps = draw_random_inputs(0, range(500), (1, 1, 1)).timesteps
+    assert timesteps.min() < 20
+    assert 980 <= timesteps.max() <= 999
 
 
-def test_weights_trained_with_text_get_it(run):
-    plain, with_text = compute(run, 0), compute(run, 0, text_free=False)
-    assert plain.total != with_text.total
+def test_files_trained_with_text_receive_text(run):
+    text_free, with_text = compute(run, 0), compute(run, 0, text_free=False)
+    assert text_free.total != with_text.total
 
 
-def test_the_file_at_rest_changes_nothing(config):
-    """With zero convolutions that are zero, the loss is the base's own."""
-    run = trainer.prepare(config)
-    batch, draws = first_batch(run)
-    found = losses(batch, draws, run.networks, run.frozen, run.objective, 0)
-    other = replace(batch, drawings=1 - batch.drawings, embeddings=-batch.embeddings)
-    torch.testing.assert_close(found.total, losses(other, draws, run.networks, run.frozen, run.objective, 0).total)
+def test_new_start_file_has_no_effect(config):
+    """While the zero convolutions are zero, the loss is that of the base."""
+    run = prepare_run(config)
+    batch, inputs = first_batch(run)
+    losses = compute_losses(batch, inputs, run.networks, run.frozen, run.objective, 0)
+    other = replace(batch, landmark_images=1 - batch.landmark_images, embeddings=-batch.embeddings)
+    changed = compute_losses(other, inputs, run.networks, run.frozen, run.objective, 0)
+    torch.testing.assert_close(losses.total, changed.total)
 
 
-def test_checkpointed_activations_give_the_same_gradients(config, random_start):
+def test_activation_checkpointing_does_not_change_gradients(config, random_start):
     gradients = []
     for checkpointed in (False, True):
-        run = trainer.prepare(
+        run = prepare_run(
             replace(config, start=random_start, gradient_checkpointing=checkpointed, out=config.out / str(checkpointed))
         )
         compute(run, 1).total.backward()
@@ -204,8 +198,8 @@ def test_checkpointed_activations_give_the_same_gradients(config, random_start):
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_step_has_sdxls_full_shapes(tmp_path):
-    """SDXL, its VAE, CLIP-ViT-H, Mixer and FFRNet at 1024 pixels, as shapes alone."""
+def test_losses_can_be_computed_at_sdxls_full_size(tmp_path):
+    """SDXL, its VAE, CLIP-ViT-H, Mixer and FFRNet at 1024 pixels, on the meta device."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -244,21 +238,21 @@ def test_a_step_has_sdxls_full_shapes(tmp_path):
             )
         )
         shapes = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
-        hints = {
+        landmark_shapes = {
             f"controlnet_cond_embedding.blocks.{i}.weight": (w, 1, 3, 3)
             for i, w in enumerate((16, 32, 32, 96, 96, 256))
         }
-        hints["controlnet_cond_embedding.conv_in.weight"] = (16, 3, 3, 3)
+        landmark_shapes["controlnet_cond_embedding.conv_in.weight"] = (16, 3, 3, 3)
         networks = TrainedNetworks(
-            FacialAttributeMixer(MixerConfig()), FFRNet(FFRNetConfig.from_shapes({**shapes, **hints}))
+            FacialAttributeMixer(MixerConfig()), FFRNet(FFRNetConfig.from_shapes({**shapes, **landmark_shapes}))
         )
         text = (torch.zeros(2, 77, 2048), torch.zeros(2, 1280))
         batch = Batch(
             rows=torch.arange(2),
-            pictures=torch.zeros(2, 3, 1024, 1024),
+            images=torch.zeros(2, 3, 1024, 1024),
             masks=torch.zeros(2, 1, 128, 128),
             captions=["one", "two"],
-            drawings=torch.zeros(2, 3, 1024, 1024),
+            landmark_images=torch.zeros(2, 3, 1024, 1024),
             keypoints=torch.zeros(2, 5, 2),
             embeddings=torch.zeros(2, 512),
             clip_pixels=torch.zeros(2, 3, 224, 224),
@@ -281,18 +275,19 @@ def test_a_step_has_sdxls_full_shapes(tmp_path):
     )
     assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684  # SDXL's
     objective = Objective(True, 256, 0.1, 0.5, lightning_steps=1, lightning_grad_steps=1)
-    found = losses(batch, draw(0, [0, 1], (4, 128, 128)).to("meta"), networks, frozen, objective, id_rows=1)
-    found.total.backward()
-    assert found.total.shape == ()
+    inputs = draw_random_inputs(0, [0, 1], (4, 128, 128)).to("meta")
+    losses = compute_losses(batch, inputs, networks, frozen, objective, id_rows=1)
+    losses.total.backward()
+    assert losses.total.shape == ()
     for name, parameter in networks.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.shape == parameter.shape
 
 
-def test_pictures_begin_at_pure_noise_at_their_chance_whoever_draws_them():
-    """Row by row, so that batches of one, and any number of processes, come to the same."""
+def test_images_start_at_pure_noise_with_the_given_probability_in_any_batch():
+    """The numbers are drawn row by row, so that batch size and number of processes do not matter."""
     shape = (4, 2, 2)
-    together = draw(3, range(400), shape).terminal
-    apart = torch.cat([draw(3, [row], shape).terminal for row in range(400)])
-    assert torch.equal(together, apart)
+    together = draw_random_inputs(3, range(400), shape).terminal
+    separate = torch.cat([draw_random_inputs(3, [row], shape).terminal for row in range(400)])
+    assert torch.equal(together, separate)
     assert abs((together < 0.3).float().mean() - 0.3) < 0.07

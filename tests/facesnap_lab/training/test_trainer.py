@@ -1,4 +1,4 @@
-"""Runs: resuming, several processes, checkpoints, and every way in which a run ends before its time."""
+"""Runs: resuming, several processes, checkpoints, and every way in which a run can fail."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import facesnap_file
 from facesnap_lab.training import checkpoints, trainer
 from facesnap_lab.training.config import TrainConfig
+from facesnap_lab.training.prepare import prepare_run
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 class Killed(BaseException):
-    """As KeyboardInterrupt: nothing catches it."""
+    """Like KeyboardInterrupt, not an Exception, so that nothing catches it."""
 
 
 @pytest.fixture
-def seen(monkeypatch) -> list[trainer.Step]:
-    """The steps as they are logged, and only there."""
-    done: list[trainer.Step] = []
-    monkeypatch.setattr(trainer, "_log", lambda board, step, bar: done.append(step))
-    return done
+def logged_steps(monkeypatch) -> list[trainer.Step]:
+    """The steps, recorded instead of logged."""
+    steps: list[trainer.Step] = []
+    monkeypatch.setattr(trainer, "_log", lambda board, step, bar: steps.append(step))
+    return steps
 
 
 def names(folder: Path) -> list[str]:
@@ -62,7 +63,7 @@ def scalars(logs: Path) -> dict[str, list[float]]:
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_a_run_writes_checkpoints_samples_and_logs(config, world, capsys):
+def test_run_writes_checkpoints_samples_and_logs(config, world, capsys):
     path = write_yaml(replace(config, sample_every=4, license="CC0", trained_on="noise"), config.out.parent / "t.yaml")
     assert main(["train", str(path)]) == 0
     assert capsys.readouterr().out.strip() == str(config.out / "step-0000004")
@@ -70,7 +71,7 @@ def test_a_run_writes_checkpoints_samples_and_logs(config, world, capsys):
     result = facesnap_file.load(config.out / "step-0000004" / checkpoints.WEIGHTS)
     assert result.info.license == "CC0"
     assert result.info.trained_on == (
-        "15 pictures of 5 people (noise), 4 steps, 8 pictures seen, on base from start.safetensors"
+        "15 images of 5 people (noise), 4 steps, 8 images seen, on base from start.safetensors"
     )
     before = facesnap_file.load(world / "start.safetensors")
     assert result.ffrnet.controlnet_mid_block.weight.any()
@@ -82,36 +83,36 @@ def test_a_run_writes_checkpoints_samples_and_logs(config, world, capsys):
     assert logged["learning_rate"] == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3])
 
 
-def test_training_learns(config, seen, monkeypatch):
-    """On two pictures, seen again and again with the same noise, the loss sinks."""
+def test_training_reduces_the_loss(config, logged_steps, monkeypatch):
+    """The loss decreases on two images that are repeated with the same noise."""
     monkeypatch.setattr(trainer, "batch_rows", lambda *arguments: iter([[0, 1]] * 10))
     trainer.train(replace(config, id_rows=0, steps=10, learning_rate=3e-3, save_every=10, warmup=1))
-    assert seen[-1].loss < 0.8 * seen[0].loss
+    assert logged_steps[-1].loss < 0.8 * logged_steps[0].loss
 
 
-def test_the_mixer_has_a_rate_of_its_own(config, world):
-    """In the second step, its first with a gradient: in the first one zero convolutions let none through."""
+def test_mixer_rate_scales_the_mixers_learning_rate(config, world):
+    """The Mixer first has a gradient in the second step: in the first, the zero convolutions block it."""
     config = replace(config, steps=2, save_every=2, ema=0.0, weight_decay=0.0)
     start = facesnap_file.load(world / "start.safetensors").mixer.queries
-    whole, tenth = (
+    full, tenth = (
         facesnap_file.load(
             trainer.train(replace(config, out=config.out / str(rate), mixer_rate=rate)) / checkpoints.WEIGHTS
         )
         for rate in (1.0, 0.1)
     )
-    assert torch.equal(tenth.ffrnet.controlnet_mid_block.weight, whole.ffrnet.controlnet_mid_block.weight)
-    assert (whole.mixer.queries - start).abs().max() > 1e-4
-    torch.testing.assert_close(tenth.mixer.queries - start, 0.1 * (whole.mixer.queries - start), atol=1e-6, rtol=1e-3)
+    assert torch.equal(tenth.ffrnet.controlnet_mid_block.weight, full.ffrnet.controlnet_mid_block.weight)
+    assert (full.mixer.queries - start).abs().max() > 1e-4
+    torch.testing.assert_close(tenth.mixer.queries - start, 0.1 * (full.mixer.queries - start), atol=1e-6, rtol=1e-3)
 
 
-def test_resuming_after_a_kill_is_as_no_kill(config, seen, monkeypatch):
+def test_resumed_run_equals_an_uninterrupted_one(config, logged_steps, monkeypatch):
     config = replace(config, steps=4, schedule="cosine", gradient_accumulation=2, id_every=2)
-    whole = trainer.train(replace(config, out=config.out / "whole"))
-    wanted = list(seen)
-    assert [step.number for step in wanted] == [1, 2, 3, 4]
-    assert [step.id is not None for step in wanted] == [True, False, True, False]
+    uninterrupted = trainer.train(replace(config, out=config.out / "uninterrupted"))
+    expected = list(logged_steps)
+    assert [step.number for step in expected] == [1, 2, 3, 4]
+    assert [step.id is not None for step in expected] == [True, False, True, False]
 
-    seen.clear()
+    logged_steps.clear()
     log = trainer._log
 
     def die(board, step, bar):
@@ -120,34 +121,34 @@ def test_resuming_after_a_kill_is_as_no_kill(config, seen, monkeypatch):
             raise Killed
 
     monkeypatch.setattr(trainer, "_log", die)
-    halved = replace(config, out=config.out / "halved")
+    interrupted = replace(config, out=config.out / "interrupted")
     with pytest.raises(Killed):
-        trainer.train(halved)
-    torch.manual_seed(99)  # nothing may hang on what came before
-    (halved.out / ".step-0000004.part").mkdir()
+        trainer.train(interrupted)
+    torch.manual_seed(99)  # the global random state must not matter
+    (interrupted.out / ".step-0000004.part").mkdir()
     monkeypatch.setattr(trainer, "_log", log)
-    resumed = trainer.train(halved, resume=True)
-    assert seen == wanted[:3] + wanted[2:]  # to the last bit
-    assert names(resumed) == names(whole)
-    for name, tensor in load_file(whole / checkpoints.WEIGHTS).items():
+    resumed = trainer.train(interrupted, resume=True)
+    assert logged_steps == expected[:3] + expected[2:]  # bit-identical
+    assert names(resumed) == names(uninterrupted)
+    for name, tensor in load_file(uninterrupted / checkpoints.WEIGHTS).items():
         assert torch.equal(tensor, load_file(resumed / checkpoints.WEIGHTS)[name]), name
 
 
-def test_resuming_before_the_first_checkpoint_starts_anew(config, seen):
+def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(config, logged_steps):
     config.out.mkdir()
     (config.out / "logs").mkdir()
     assert trainer.train(replace(config, steps=2), resume=True).name == "step-0000002"
 
 
-def test_a_finished_run_stays_as_it_is(config, seen):
+def test_resuming_a_finished_run_does_nothing(config, logged_steps):
     config = replace(config, steps=2)
     done = trainer.train(config)
-    seen.clear()
+    logged_steps.clear()
     assert trainer.train(config, resume=True) == done
-    assert not seen
+    assert not logged_steps
 
 
-def test_another_runs_folder_is_not_written_over(config):
+def test_existing_folder_is_not_overwritten(config):
     config.out.mkdir()
     (config.out / "notes.txt").write_text("mine")
     with pytest.raises(FaceSnapError, match="--resume"):
@@ -155,36 +156,36 @@ def test_another_runs_folder_is_not_written_over(config):
     assert names(config.out) == ["notes.txt"]
 
 
-def test_a_loss_that_is_no_number_stops_with_step_and_last_checkpoint(config, seen, monkeypatch):
-    real, calls = trainer.losses, []
+def test_error_for_non_finite_loss_names_step_and_last_checkpoint(config, logged_steps, monkeypatch):
+    real, calls = trainer.compute_losses, []
 
     def diverge(*arguments):
         calls.append(1)
-        found = real(*arguments)
-        return found if len(calls) < 4 else replace(found, total=found.total * math.inf)
+        losses = real(*arguments)
+        return losses if len(calls) < 4 else replace(losses, total=losses.total * math.inf)
 
-    monkeypatch.setattr(trainer, "losses", diverge)
-    with pytest.raises(FaceSnapError, match=r"no number at step 4.*last good checkpoint is .*step-0000002"):
+    monkeypatch.setattr(trainer, "compute_losses", diverge)
+    with pytest.raises(FaceSnapError, match=r"loss is not finite at step 4.*last good checkpoint is .*step-0000002"):
         trainer.train(config)
     assert checkpoints.list_checkpoints(config.out)[-1][0] == 2
 
 
-def test_a_gradient_that_is_no_number_changes_nothing(config, monkeypatch):
-    run = trainer.prepare(config)
+def test_non_finite_gradient_does_not_change_the_networks(config, monkeypatch):
+    run = prepare_run(config)
     before = [parameter.detach().clone() for parameter in run.networks.parameters()]
     run.networks.mixer.queries.register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(FaceSnapError, match=r"gradient is no number at step 1.*no checkpoint yet"):
+    with pytest.raises(FaceSnapError, match=r"gradient is not finite at step 1.*no checkpoint yet"):
         list(trainer.steps(run, 0))
     for own, parameter in zip(before, run.networks.parameters(), strict=True):
         assert torch.equal(own, parameter)
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_intact(config, seen, monkeypatch):
-    """A limit on the size of files stands in for the full disk; the system refuses the write itself."""
+def test_full_disk_leaves_the_last_checkpoint_intact(config, logged_steps, monkeypatch):
+    """A limit on file sizes simulates the full disk: the operating system rejects the write."""
     real = trainer.save_checkpoint
     kept = {}
 
-    def cramped(run, step):
+    def save_on_full_disk(run, step):
         if step == 2:
             return real(run, step)
         kept.update({path: path.read_bytes() for path in config.out.glob("step-*/**/*") if path.is_file()})
@@ -195,8 +196,10 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(config, seen, monkeypatch
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", cramped)
-    with pytest.raises(FaceSnapError, match=r"checkpoint of step 4 cannot be written.*make room.*step-0000002"):
+    monkeypatch.setattr(trainer, "save_checkpoint", save_on_full_disk)
+    with pytest.raises(
+        FaceSnapError, match=r"checkpoint of step 4 cannot be written.*free some disk space.*step-0000002"
+    ):
         trainer.train(config)
     assert names(config.out) == ["logs", "step-0000002"]
     assert kept
@@ -206,60 +209,60 @@ def test_a_full_disk_leaves_the_last_checkpoint_intact(config, seen, monkeypatch
     assert trainer.train(config, resume=True).name == "step-0000004"
 
 
-def test_a_checkpoint_has_its_name_only_when_whole_and_the_newest_are_kept(config, seen, monkeypatch):
+def test_checkpoints_are_renamed_when_complete_and_only_the_newest_are_kept(config, logged_steps, monkeypatch):
     finish, states = checkpoints.finish, []
 
-    def look(folder, step, keep):
-        part = checkpoints.unfinished(folder, step)
+    def record(folder, step, keep):
+        part = checkpoints.partial_folder(folder, step)
         states.append((step, [number for number, _ in checkpoints.list_checkpoints(folder)], names(part)))
         return finish(folder, step, keep)
 
-    monkeypatch.setattr(checkpoints, "finish", look)
+    monkeypatch.setattr(checkpoints, "finish", record)
     trainer.train(replace(config, save_every=1, keep=2))
-    whole = ["average-0.pt", "facesnap.safetensors", "state"]
-    assert states == [(1, [], whole), (2, [1], whole), (3, [1, 2], whole), (4, [2, 3], whole)]
+    complete = ["average-0.pt", "facesnap.safetensors", "state"]
+    assert states == [(1, [], complete), (2, [1], complete), (3, [1, 2], complete), (4, [2, 3], complete)]
     assert [number for number, _ in checkpoints.list_checkpoints(config.out)] == [3, 4]
 
 
-def test_a_damaged_checkpoint_is_named(config, seen):
+def test_error_names_the_damaged_checkpoint(config, logged_steps):
     trainer.train(replace(config, steps=2))
     (config.out / "step-0000002" / "state" / "model.safetensors").write_bytes(b"cut")
     with pytest.raises(FaceSnapError, match=r"step-0000002 cannot be resumed"):
         trainer.train(config, resume=True)
 
 
-def test_the_files_must_belong_together(config, world, tmp_path):
+def test_files_that_do_not_fit_together_are_rejected(config, world, tmp_path):
     from facesnap_lab.training.shards import write_shards
     from tests.support.training_world import samples
 
-    with pytest.raises(FaceSnapError, match="'resolution' is 36"):
-        trainer.prepare(replace(config, resolution=36))
+    with pytest.raises(FaceSnapError, match="'resolution' is 36 but must be a multiple"):
+        prepare_run(replace(config, resolution=36))
     short = [replace(sample, embedding=sample.embedding[:64]) for sample in samples(1)]
     shards = tuple(write_shards(tmp_path / "short", short, 9))
-    with pytest.raises(FaceSnapError, match="wants ArcFace embeddings of 512"):
-        trainer.prepare(replace(config, shards=shards))
+    with pytest.raises(FaceSnapError, match="expects ArcFace embeddings of 512"):
+        prepare_run(replace(config, shards=shards))
     for field in ("start", "clip"):
-        wrong = tmp_path / field
-        wrong.write_bytes(b"nothing")
+        invalid = tmp_path / field
+        invalid.write_bytes(b"nothing")
         with pytest.raises(FaceSnapError, match=field):
-            trainer.prepare(replace(config, **{field: wrong}))
+            prepare_run(replace(config, **{field: invalid}))
     shutil.copytree(world / "base", tmp_path / "base")
     index = json.loads((tmp_path / "base" / "model_index.json").read_text())
     (tmp_path / "base" / "model_index.json").write_text(json.dumps({**index, "unet": ["diffusers", "Nothing"]}))
     with pytest.raises(FaceSnapError, match="cannot be loaded as an SDXL model"):
-        trainer.prepare(replace(config, base=tmp_path / "base"))
+        prepare_run(replace(config, base=tmp_path / "base"))
     with pytest.raises(FaceSnapError, match=r"start\.safetensors cannot be loaded as an SDXL model.*base_config"):
-        trainer.prepare(replace(config, base=world / "start.safetensors"))
+        prepare_run(replace(config, base=world / "start.safetensors"))
 
 
-def test_mixed_precision_runs_and_keeps_the_weights_whole(config, seen):
+def test_mixed_precision_training_keeps_float32_weights(config, logged_steps):
     done = trainer.train(replace(config, steps=2, mixed_precision="bf16", gradient_checkpointing=True))
-    assert all(math.isfinite(step.loss) for step in seen)
+    assert all(math.isfinite(step.loss) for step in logged_steps)
     assert {t.dtype for t in load_file(done / "state" / "model.safetensors").values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
-    ("schedule", "step", "wanted"),
+    ("schedule", "step", "expected"),
     [
         ("constant", 5, 0.5),
         ("constant", 10, 1),
@@ -269,23 +272,23 @@ def test_mixed_precision_runs_and_keeps_the_weights_whole(config, seen):
         ("cosine", 110, 0),
     ],
 )
-def test_learning_rates(config, schedule, step, wanted):
+def test_learning_rate_schedules(config, schedule, step, expected):
     config = replace(config, schedule=schedule, steps=110, warmup=10, learning_rate=1.0)
-    assert trainer.learning_rate_at(config, step) == pytest.approx(wanted, abs=1e-9)
+    assert trainer.learning_rate_at(config, step) == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_average_is_the_exponential_one(config):
+def test_average_is_exponential(config):
     from facesnap_lab.training.networks import update_average
 
     average, parameter = [torch.zeros(3)], torch.ones(3)
     update_average(average, [parameter], 0.9, 1)
-    torch.testing.assert_close(average[0], torch.full((3,), 1 - 2 / 11))  # the first steps forget faster
+    torch.testing.assert_close(average[0], torch.full((3,), 1 - 2 / 11))  # the decay is smaller in the first steps
     update_average(average, [parameter], 0.9, 1000)
     torch.testing.assert_close(average[0], torch.full((3,), 0.9 * (1 - 2 / 11) + 0.1))
 
 
-def test_two_processes_are_one_with_twice_the_batch(config, random_start, seen, tmp_path):
-    """Joined by gloo; `accelerate launch` starts several processes on GPUs alone."""
+def test_two_processes_equal_one_with_twice_the_batch_size(config, random_start, logged_steps, tmp_path):
+    """The processes use gloo, because `accelerate launch` starts several processes only on GPUs."""
     config = replace(config, start=random_start, steps=3, save_every=3)
     one = trainer.train(replace(config, batch_size=4, id_rows=4, out=tmp_path / "one"))
     path = write_yaml(config, tmp_path / "two.yaml", out=tmp_path / "two", id_rows=2)
@@ -302,14 +305,14 @@ def test_two_processes_are_one_with_twice_the_batch(config, random_start, seen, 
     )
     assert done.returncode == 0, done.stderr[-3000:]
     logged = scalars(tmp_path / "two" / "logs")
-    assert logged["loss/total"] == pytest.approx([step.loss for step in seen], rel=1e-4)
-    assert logged["loss/id"] == pytest.approx([step.id for step in seen], rel=1e-4)
-    assert logged["grad_norm"] == pytest.approx([step.grad_norm for step in seen], rel=1e-3)
+    assert logged["loss/total"] == pytest.approx([step.loss for step in logged_steps], rel=1e-4)
+    assert logged["loss/id"] == pytest.approx([step.id for step in logged_steps], rel=1e-4)
+    assert logged["grad_norm"] == pytest.approx([step.grad_norm for step in logged_steps], rel=1e-3)
     two = tmp_path / "two" / "step-0000003"
-    assert "12 pictures seen" in facesnap_file.read_info(two / checkpoints.WEIGHTS).trained_on
+    assert "12 images seen" in facesnap_file.read_info(two / checkpoints.WEIGHTS).trained_on
     start, single, double = (
         torch.cat([tensor.flatten() for _, tensor in sorted(load_file(path).items())])
         for path in (random_start, one / checkpoints.WEIGHTS, two / checkpoints.WEIGHTS)
     )
-    # all together: where a gradient is rounding alone, AdamW still makes a step as long as the others of it
+    # as one vector: where a gradient consists of rounding errors, AdamW's step is still as long as elsewhere
     assert (double - single).norm() < 1e-2 * (single - start).norm()

@@ -1,4 +1,4 @@
-"""Eq. 3 and eq. 4 against closed forms, and what may not contribute."""
+"""The masked diffusion loss (eq. 3), its targets and weights, compared with closed forms."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facesnap_lab.training.losses import (
+from facesnap_lab.training.diffusion_loss import (
     add_noise,
     diffusion_target,
-    id_loss,
     masked_diffusion_loss,
     snr_weights,
     terminal_noise,
@@ -24,12 +23,12 @@ def tensors(seed: int, rows: int = 3, channels: int = 4, side: int = 6):
     return prediction, target, mask * (torch.rand(mask.shape, generator=g) < 0.5)
 
 
-@given(seed=st.integers(0, 10_000), wild=st.sampled_from([1e4, float("inf"), float("nan")]))
+@given(seed=st.integers(0, 10_000), outlier=st.sampled_from([1e4, float("inf"), float("nan")]))
 @settings(max_examples=30, deadline=None)
-def test_outside_the_mask_nothing_contributes(seed, wild):
+def test_values_outside_the_mask_do_not_contribute(seed, outlier):
     prediction, target, mask = tensors(seed)
     outside = (mask == 0).expand_as(prediction)
-    changed = torch.where(outside, wild, prediction).requires_grad_()
+    changed = torch.where(outside, outlier, prediction).requires_grad_()
     loss = masked_diffusion_loss(changed, target, mask)
     assert loss == masked_diffusion_loss(prediction, target, mask)
     loss.backward()
@@ -38,26 +37,26 @@ def test_outside_the_mask_nothing_contributes(seed, wild):
     assert (changed.grad[inside] != 0).all()
 
 
-def test_it_is_the_mean_over_the_mask():
+def test_loss_is_the_mean_over_the_mask():
     prediction, target = torch.zeros(2, 4, 4, 4), torch.zeros(2, 4, 4, 4)
     mask = torch.zeros(2, 1, 4, 4)
     mask[0, :, :2, :2], mask[1, :, 0, 0] = 1, 1
-    prediction[0] += 3.0  # a large face, off by 3
-    prediction[1] += 1.0  # a small one, off by 1
+    prediction[0] += 3.0  # a large face with an error of 3
+    prediction[1] += 1.0  # a small one with an error of 1
     assert masked_diffusion_loss(prediction, target, mask) == pytest.approx((9 + 1) / 2)
 
 
 @given(seed=st.integers(0, 10_000))
 @settings(max_examples=20, deadline=None)
-def test_it_equals_eq_3_over_the_masks_area(seed):
+def test_loss_equals_eq_3_divided_by_the_masks_area(seed):
     prediction, target, mask = tensors(seed)
     m = mask.numpy().astype("float64")
     difference = target.numpy() * m - prediction.numpy() * m  # || eps M - eps_theta M ||^2
-    wanted = [(difference[i] ** 2).sum() / max(4 * (m[i] ** 2).sum(), 1e-30) for i in range(3)]
-    assert float(masked_diffusion_loss(prediction, target, mask)) == pytest.approx(sum(wanted) / 3, rel=1e-5)
+    expected = [(difference[i] ** 2).sum() / max(4 * (m[i] ** 2).sum(), 1e-30) for i in range(3)]
+    assert float(masked_diffusion_loss(prediction, target, mask)) == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
-def test_a_picture_without_a_face_counts_nothing_and_breaks_nothing():
+def test_image_without_a_face_contributes_nothing():
     prediction, target, _ = tensors(0)
     prediction.requires_grad_()
     loss = masked_diffusion_loss(prediction, target, torch.zeros(3, 1, 6, 6))
@@ -66,7 +65,7 @@ def test_a_picture_without_a_face_counts_nothing_and_breaks_nothing():
     assert (prediction.grad == 0).all()
 
 
-def test_noise_and_targets_are_diffusers():
+def test_noise_and_targets_equal_diffusers():
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -82,41 +81,35 @@ def test_noise_and_targets_are_diffusers():
         diffusion_target(latents, noise, alpha_bar, "sample")
 
 
-def test_id_loss_is_one_minus_the_cosine():
-    a = torch.tensor([[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]])
-    b = torch.tensor([[5.0, 0.0], [0.0, 7.0], [-1.0, 0.0]])
-    assert float(id_loss(a, b)) == pytest.approx((0 + 1 + 2) / 3)
-
-
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @settings(deadline=None)
-@given(share=st.floats(0.001, 0.999), low=st.floats(0, 2), above=st.floats(0.1, 20), seed=st.integers(0, 99))
-def test_snr_weights_are_of_the_error_of_the_picture(prediction_type, share, low, above, seed):
-    """Whatever is predicted, the weighted error is that of the picture that follows, times the SNR within bounds."""
+@given(alpha_bar=st.floats(0.001, 0.999), low=st.floats(0, 2), width=st.floats(0.1, 20), seed=st.integers(0, 99))
+def test_snr_weights_give_the_images_error_times_the_clamped_snr(prediction_type, alpha_bar, low, width, seed):
+    """For both prediction types, the weighted error is that of the predicted image times the clamped SNR."""
     g = torch.Generator().manual_seed(seed)
-    clean, noise, wrong = torch.randn(3, 1, 4, 4, 4, generator=g, dtype=torch.float64)
-    a = torch.tensor([share], dtype=torch.float64)
+    clean, noise, error = torch.randn(3, 1, 4, 4, 4, generator=g, dtype=torch.float64)
+    a = torch.tensor([alpha_bar], dtype=torch.float64)
     target = diffusion_target(clean, noise, a, prediction_type).double()
-    predicted = target + wrong
+    predicted = target + error
     noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
     if prediction_type == "epsilon":
-        picture = (noisy - (1 - a).sqrt() * predicted) / a.sqrt()
+        image = (noisy - (1 - a).sqrt() * predicted) / a.sqrt()
     else:
-        picture = a.sqrt() * noisy - (1 - a).sqrt() * predicted
-    in_picture = min(max(share / (1 - share), low), low + above) * (picture - clean).square().mean()
+        image = a.sqrt() * noisy - (1 - a).sqrt() * predicted
+    expected = min(max(alpha_bar / (1 - alpha_bar), low), low + width) * (image - clean).square().mean()
     weighted = masked_diffusion_loss(
-        predicted, target, torch.ones(1, 1, 4, 4), snr_weights(a, low, low + above, prediction_type)
+        predicted, target, torch.ones(1, 1, 4, 4), snr_weights(a, low, low + width, prediction_type)
     )
-    torch.testing.assert_close(weighted.double(), in_picture, rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(weighted.double(), expected, rtol=2e-3, atol=1e-5)
 
 
-@given(share=st.floats(0.001, 0.9), seed=st.integers(0, 99))
+@given(alpha_bar=st.floats(0.001, 0.9), seed=st.integers(0, 99))
 @settings(deadline=None)
-def test_terminal_noise_leads_from_the_noise_alone_back_to_the_picture(share, seed):
+def test_terminal_noise_recovers_the_image_from_pure_noise(alpha_bar, seed):
     g = torch.Generator().manual_seed(seed)
     clean, noise = torch.randn(2, 3, 4, 4, 4, generator=g, dtype=torch.float64)
-    a = torch.full((3,), share, dtype=torch.float64)
+    a = torch.full((3,), alpha_bar, dtype=torch.float64)
     epsilon = terminal_noise(clean, noise, a)
     torch.testing.assert_close(add_noise(clean, epsilon, a), noise, atol=1e-5, rtol=0)
-    picture = (noise - (1 - a).sqrt()[:, None, None, None] * epsilon) / a.sqrt()[:, None, None, None]
-    torch.testing.assert_close(picture, clean, atol=1e-4, rtol=0)
+    image = (noise - (1 - a).sqrt()[:, None, None, None] * epsilon) / a.sqrt()[:, None, None, None]
+    torch.testing.assert_close(image, clean, atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""From one photo to its training pictures, or to the reason why there is none."""
+"""Make training images from one photo, or state why it cannot be used."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from facesnap_ext.identity import faces
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.photos import Photo
 from facesnap_lab.dataset import crops, masks
-from facesnap_lab.dataset.scan import Drop
+from facesnap_lab.dataset.scan import SkippedPhoto
 from facesnap_lab.training.shards import Sample
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the pictures of a photo depend on.
+    """Settings of the training images.
 
-    resolution: side of a picture in pixels. crops: pictures of a photo; the first is plain, the others are scaled,
-    turned, moved and padded. min_face: the longer side of the face's box in pixels of the photo below which a photo is
-    left out. min_score: the detector's confidence, 0…1, likewise. jpeg: quality of pictures, None for PNG. device: of
-    the networks, "cpu" or "cuda".
+    resolution: side of an image in pixels. crops: images per photo; the first is upright and centred, the others are
+    randomly scaled, rotated, shifted and padded. min_face: minimum of the longer side of the face's box, in pixels of
+    the photo. min_score: minimum of the detector's confidence, 0…1. jpeg: JPEG quality, None for PNG. device: of the
+    networks, "cpu" or "cuda".
     """
 
     resolution: int = 1024
@@ -51,41 +51,46 @@ class Networks:
 
 @lru_cache(maxsize=1)
 def load_networks(files: NetworkFiles, device: str) -> Networks:
-    """Detector, ArcFace, DECA and FLAME, each of which works in one thread on the CPU.
+    """Load detector, ArcFace, DECA and FLAME. On the CPU, each uses one thread.
 
     Raises:
-        FaceSnapError: one is missing or unfit, or onnxruntime has no CUDA where it is asked for.
+        FaceSnapError: a model is missing or unsuitable, or onnxruntime does not support CUDA although it is requested.
     """
     pack = faces.load_pack(files.face_pack, device, threads=1)
     if device == "cuda" and "CUDAExecutionProvider" not in pack.providers:
-        raise FaceSnapError("onnxruntime runs without CUDA here; install onnxruntime-gpu, or leave out --device cuda.")
+        raise FaceSnapError(
+            "The installed onnxruntime does not support CUDA; install onnxruntime-gpu, or omit --device cuda."
+        )
     return Networks(pack, load_predictor(files.deca, files.flame, device))
 
 
-def pictures_of(
+def training_images(
     networks: Networks, settings: Settings, photo: Photo, caption: str, person: str, keys: list[str]
-) -> Iterator[Sample] | Drop:
-    """The pictures of the largest face in a photo, one for each key.
+) -> Iterator[Sample] | SkippedPhoto:
+    """Make training images of the largest face in a photo, one per key.
 
-    Points and mask are the photo's own, moved with the crop; so is the box, which stays upright. The embedding is the
-    photo's: ArcFace sees the face aligned, wherever and however it stands in the crop.
+    Points, mask and box are computed in the photo and transformed to the crop; the box stays upright. The embedding is
+    that of the photo, because ArcFace aligns the face wherever it lies in the crop.
     """
     try:
         face = faces.find_faces(networks.pack, photo)[0]
     except faces.NoFaceError as error:
-        return Drop("no face", str(error))
+        return SkippedPhoto("no face", str(error))
     if face.score < settings.min_score:
-        return Drop(
-            "unsure face", f"The detector's confidence is {face.score:.2f} where {settings.min_score} is wanted."
+        return SkippedPhoto(
+            "low confidence",
+            f"The detector's confidence is {face.score:.2f}, below the minimum of {settings.min_score}.",
         )
     left, top, right, bottom = face.box
     side = max(right - left, bottom - top)
     if side < settings.min_face:
-        return Drop("face too small", f"The face is {side:.0f} pixels large where {settings.min_face} are wanted.")
-    return _cut_all(networks.predictor, settings, face, caption, person, keys)
+        return SkippedPhoto(
+            "face too small", f"The face is {side:.0f} pixels large, below the minimum of {settings.min_face}."
+        )
+    return _crop_all(networks.predictor, settings, face, caption, person, keys)
 
 
-def _cut_all(
+def _crop_all(
     predictor: LandmarkPredictor, settings: Settings, face: faces.Face, caption: str, person: str, keys: list[str]
 ) -> Iterator[Sample]:
     pixels, resolution = face.photo.pixels, settings.resolution
@@ -96,16 +101,17 @@ def _cut_all(
     outlines = masks.silhouette(head, predictor.flame.faces.cpu().numpy(), 2 * resolution)
     for crop, key in enumerate(keys):
         if crop == 0:
-            frame = crops.plain_frame(face.box, width, height, resolution)
+            transform = crops.plain_transform(face.box, width, height, resolution)
         else:
-            frame = crops.random_frame(face.box, resolution, crops.random_of(face.photo.digest, crop))
+            transform = crops.random_transform(face.box, resolution, crops.crop_rng(face.photo.digest, crop))
+        head_outlines = [crops.transform_points(transform, outline) for outline in outlines]
         yield Sample(
             key=key,
-            picture=crops.cut(pixels, frame, resolution),
-            mask=masks.fill([crops.move(frame, line) for line in outlines], crops.move(frame, corners), resolution),
+            image=crops.warp(pixels, transform, resolution),
+            mask=masks.fill_mask(head_outlines, crops.transform_points(transform, corners), resolution),
             embedding=face.embedding,
             caption=caption,
             person=person,
-            points=crops.move(frame, landmarks.points),
-            box=crops.move_box(frame, face.box),
+            points=crops.transform_points(transform, landmarks.points),
+            box=crops.transform_box(transform, face.box),
         )

@@ -1,0 +1,135 @@
+"""Load everything that a training run needs, and check that it fits together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import facesnap_lab.ablated_mixers  # noqa: F401 (registers the ablated Mixers, so that files with them load)
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.facesnap_file import FaceSnapInfo
+from facesnap_lab.training import checkpoints
+from facesnap_lab.training.config import TrainConfig
+from facesnap_lab.training.data import ImageSizes, TrainingImages
+from facesnap_lab.training.frozen import Frozen, load_frozen
+from facesnap_lab.training.networks import TokensInText, TrainedNetworks, checkpoint_activations
+from facesnap_lab.training.objective import Objective
+from facesnap_lab.training.run import Run
+from facesnap_lab.training.shards import read_shard_index
+
+
+def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
+    """Load and check everything that a run needs.
+
+    Raises:
+        FaceSnapError: a file is missing or does not fit the others, or the run's folder cannot be used.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.gradient_accumulation, mixed_precision=config.mixed_precision
+    )
+    if accelerator.is_main_process:
+        checkpoints.prepare_out(config.out, resume)
+    accelerator.wait_for_everyone()
+
+    index = read_shard_index(config.shards)
+    start = facesnap_file.load(config.start)
+    frozen = load_frozen(config, accelerator.device)
+    sizes = _image_sizes(config, start.info, frozen)
+    images = TrainingImages(index, sizes, config.seed, config.reference, config.landmarks, config.jitter)
+    _check_fit(config, start.info, frozen, images)
+
+    file_dtype = start.ffrnet.dtype
+    networks = _trained_networks(config, start)
+    networks, optimizer = accelerator.prepare(networks, _optimizer(config, networks, accelerator))
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        info=start.info,
+        file_dtype=file_dtype,
+        networks=networks,
+        optimizer=optimizer,
+        average=[parameter.detach().clone() for parameter in networks.parameters()],
+        frozen=frozen,
+        images=images,
+        objective=_objective(config, start.info),
+    )
+
+
+def _image_sizes(config: TrainConfig, info: FaceSnapInfo, frozen: Frozen) -> ImageSizes:
+    multiple = frozen.vae_scale * 2 ** (len(frozen.unet.config.block_out_channels) - 1)
+    if config.resolution % multiple:
+        raise FaceSnapError(
+            f"'resolution' is {config.resolution} but must be a multiple of {multiple} for {config.base.name}; "
+            "correct it."
+        )
+    side = config.resolution // frozen.vae_scale
+    return ImageSizes(config.resolution, side, info.ffrnet.picture_scale * side, frozen.clip.image_size)
+
+
+def _check_fit(config: TrainConfig, info: FaceSnapInfo, frozen: Frozen, images: TrainingImages) -> None:
+    name = config.start.name
+    widths = tuple(frozen.unet.config.block_out_channels)
+    if widths != info.ffrnet.widths:
+        raise FaceSnapError(
+            f"{name} was created for a UNet with widths {info.ffrnet.widths}, but {config.base.name} has {widths}; "
+            "create it from this base with 'facesnap init'."
+        )
+    if frozen.clip.width != info.mixer.clip_dim:
+        raise FaceSnapError(
+            f"{name} expects CLIP tokens of {info.mixer.clip_dim} dimensions, but {config.clip.name} has "
+            f"{frozen.clip.width}; use the image encoder that the file was created for."
+        )
+    id_dim = len(images.read(0).embedding)
+    if id_dim != info.mixer.id_dim:
+        raise FaceSnapError(
+            f"{name} expects ArcFace embeddings of {info.mixer.id_dim} dimensions, but those in "
+            f"{config.shards[0].name} have {id_dim}; build the shards with the face model pack that the file was "
+            "created for."
+        )
+
+
+def _trained_networks(config: TrainConfig, start: facesnap_file.FaceSnapWeights) -> TrainedNetworks:
+    start.mixer.requires_grad_(True)
+    start.ffrnet.requires_grad_(True)
+    kind = TrainedNetworks if config.tokens == "ffrnet" else TokensInText
+    networks = kind(start.mixer, start.ffrnet).train()
+    for parameter in networks.parameters():
+        parameter.data = parameter.data.to(torch.float32, copy=True)  # copy: the file is memory-mapped
+    if config.gradient_checkpointing:
+        checkpoint_activations(networks)
+    return networks
+
+
+def _optimizer(config: TrainConfig, networks: TrainedNetworks, accelerator: Any) -> torch.optim.AdamW:
+    groups = [
+        {"params": networks.ffrnet.parameters(), "rate": 1.0},
+        {"params": networks.mixer.parameters(), "rate": config.mixer_rate},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)
+    if (plugin := accelerator.state.deepspeed_plugin) is not None:
+        if plugin.zero_stage == 3:
+            raise FaceSnapError(
+                "The moving average cannot be computed with DeepSpeed's ZeRO stage 3; use stage 2 or lower, or FSDP."
+            )
+        # DeepSpeed cannot infer it, because the data loader is not accelerate's
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.batch_size
+    return optimizer
+
+
+def _objective(config: TrainConfig, info: FaceSnapInfo) -> Objective:
+    return Objective(
+        text_free=info.text_free,
+        size_dim=info.ffrnet.size_dim,
+        drop_text=config.drop_text,
+        lightning_scale=config.lightning_scale,
+        outside=config.outside,
+        terminal=config.terminal,
+        snr_bounds=(config.snr_low, config.snr_high) if config.snr_weights else None,
+        id_weight=config.id_weight,
+        lightning_steps=config.lightning_steps,
+        lightning_grad_steps=config.lightning_grad_steps,
+    )
