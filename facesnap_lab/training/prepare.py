@@ -67,7 +67,7 @@ def _image_sizes(config: TrainConfig, info: FaceSnapInfo, frozen: Frozen) -> Ima
             "correct it."
         )
     side = config.resolution // frozen.vae_scale
-    return ImageSizes(config.resolution, side, info.ffrnet.picture_scale * side, frozen.clip.image_size)
+    return ImageSizes(config.resolution, side, info.ffrnet.pixels_per_latent * side, frozen.clip.image_size)
 
 
 def _check_fit(config: TrainConfig, info: FaceSnapInfo, frozen: Frozen, images: TrainingImages) -> None:
