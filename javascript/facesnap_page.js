@@ -1,215 +1,172 @@
-// The page's own wiring: what its sliders and choices say goes to the pose's canvas within a frame or two, what is
-// dragged or painted there goes back into them, and the server is asked only for a person's rig and for faces.
+// Wiring of the page: the accordion's controls update the canvas within a frame or two, and drags and strokes on the
+// canvas update the controls. The server is asked only for a person's rig and for faces.
 
 "use strict";
 
-const facesnapEvery = 50;  // milliseconds between two looks at the page: much of what changes there sends no event
-const facesnapInitSide = 1024;  // of the init picture as the server sees it, to find the face in it
-const facesnapThumbnail = 64;  // units of a template's picture, whose lines are one wide
+const facesnapPollInterval = 50;  // milliseconds; the page is polled because many of its changes send no event
+const facesnapThumbnailSide = 64;  // side of a template's thumbnail in units of the line width
 
 onUiLoaded(() => {
     gradioApp().querySelectorAll(".facesnap-canvas").forEach(facesnapWire);
-    setInterval(facesnapNames, 10 * facesnapEvery);
+    setInterval(facesnapAddLabels, 10 * facesnapPollInterval);
 });
 
+// Wire up one person's canvas. Its data-ids is the id of that person's controls, with {} for the control's name.
 function facesnapWire(root) {
     const element = name => gradioApp().querySelector(`#${root.dataset.ids.replace("{}", name)}`);
     const control = (name, input) => element(name).querySelector(input);
     const tab = root.dataset.ids.includes("img2img") ? "img2img" : "txt2img";
     const person = Number(root.dataset.ids.match(/\{\}_(\d+)$/)?.[1] ?? 1);
     const number = name => Number(control(name, "input[type=number]").value);
-    const chosen = name => control(name, "input:checked")?.value;
+    const choice = name => control(name, "input:checked")?.value;
     const message = root.appendChild(document.createElement("div"));
     message.className = "facesnap-problem";
-    const notes = ["masked", "others"].map(() => Object.assign(document.createElement("div"), {className: "facesnap-note"}));
+    const [outputNote, peopleNote] = [0, 1].map(() =>
+        Object.assign(document.createElement("div"), {className: "facesnap-note"}));
 
-    let preview = null, seen = "", answer = "", found = {}, output = null, asked = "", asks = 0;
+    let preview = null, lastState = "", lastAnswer = "", found = {}, output = null;
+    let lastQuestion = "", questionNumber = 0;
 
-    const everybody = facesnapRegions[tab] ||= {};
-    const region = everybody[person] = facesnapRegion();
-    const tools = facesnapTools(region, painted, () => preview && preview.set({brush: brush()}));
-    const brush = () => region.wanted ? tools.brush() : null;
-    const initial = () => found.in_init ? output.window : facesnapWhole;  // what places are parts of
+    const regions = facesnapRegions[tab] ||= {};
+    const region = regions[person] = facesnapRegion();
+    const tools = facesnapTools(region, writeMask, () => preview && preview.set({brush: brush()}));
+    const brush = () => region.active ? tools.brush() : null;
+    const placeWindow = () => found.in_init ? output.window : facesnapFullWindow;  // x, y and size are relative to this
 
-    function shown() {
-        const values = {pose: chosen("pose"), template: chosen("template")};
-        for (const name of facesnapTurned) values[name] = number(name);
+    // The settings of the preview, as the controls have them.
+    function readValues() {
+        const values = {pose: choice("pose"), template: choice("template")};
+        for (const name of facesnapRigFields) values[name] = number(name);
         const placed = control("placed", "input[type=checkbox]").checked;
-        for (const name of facesnapPlaced) values[name] = placed ? number(name) : null;
-        return values.pose === "photo" ? facesnapPlaceSeen(values, initial()) : values;
+        for (const name of facesnapPlaceFields) values[name] = placed ? number(name) : null;
+        return values.pose === "photo" ? facesnapPlaceInOutput(values, placeWindow()) : values;
     }
 
-    function write(changed) {
+    // Write settings that were changed on the canvas into the controls.
+    function writeValues(changed) {
         if (changed.pose) control("pose", `input[value="${changed.pose}"]`).click();
         const placed = control("placed", "input[type=checkbox]");
-        if (facesnapPlaced.some(name => name in changed)) {
-            const wanted = facesnapPlaced.every(name => changed[name] !== null);  // null: a drag was taken back
-            if (wanted && !placed.checked) {
-                const {pose} = facesnapShown({...seenBy(), values: shown()});
-                changed = {x: pose.x, y: pose.y, size: pose.size, ...changed};  // what was not dragged stays as it was
+        if (facesnapPlaceFields.some(name => name in changed)) {
+            const place = facesnapPlaceFields.every(name => changed[name] !== null);  // null: a drag was cancelled
+            if (place && !placed.checked) {
+                const {pose} = facesnapPreviewOf({...foundInOutput(), values: readValues()});
+                changed = {x: pose.x, y: pose.y, size: pose.size, ...changed};  // keep what was not dragged
             }
-            if (wanted !== placed.checked) placed.click();
+            if (place !== placed.checked) placed.click();
         }
-        if (shown().pose === "photo") changed = facesnapPlaceMeant(changed, initial());
-        for (const name of [...facesnapTurned, ...facesnapPlaced]) {
-            if (Number.isFinite(changed[name])) facesnapType(control(name, "input[type=number]"), changed[name].toFixed(3));
+        if (readValues().pose === "photo") changed = facesnapPlaceInInit(changed, placeWindow());
+        for (const name of [...facesnapRigFields, ...facesnapPlaceFields]) {
+            if (Number.isFinite(changed[name])) {
+                facesnapType(control(name, "input[type=number]"), changed[name].toFixed(3));
+            }
         }
     }
 
-    function painted(text) {
-        facesnapType(control("mask", "textarea"), text);
+    function writeMask(url) {
+        facesnapType(control("mask", "textarea"), url);
     }
 
-    // What the server found, as the output shows it.
-    function seenBy() {
-        const [left, top, w, h] = initial();
+    // The server's answer, with points relative to the output.
+    function foundInOutput() {
+        const [left, top, w, h] = placeWindow();
         const points = found.points && found.points.map(([x, y]) => [(x - left) / w, (y - top) / h]);
         return {...found, points, ...output};
     }
 
     function overlay(context) {
-        for (const [other, theirs] of Object.entries(everybody)) {
-            if (theirs === region || !theirs.wanted) continue;
-            theirs.show(context, facesnapTints[(other - 1) % facesnapTints.length], 0.2, output, other);
+        for (const [other, theirs] of Object.entries(regions)) {
+            if (theirs === region || !theirs.active) continue;
+            theirs.draw(context, facesnapTints[(other - 1) % facesnapTints.length], 0.2, output, other);
         }
-        if (!region.wanted) return;
-        region.show(context, facesnapTints[person - 1], 0.45, output);
+        if (!region.active) return;
+        region.draw(context, facesnapTints[person - 1], 0.45, output);
         tools.outline(context);
     }
 
-    // Ask the server anew when something changed that the answer depends on. The number of the question, which it
-    // repeats, tells its last answer from one that took longer.
+    // Ask the server if something changed on which its answer depends. Questions are numbered, and the server repeats
+    // the number, so that late answers to earlier questions can be ignored.
     function ask() {
-        const init = facesnapInitText(output.picture);
+        const init = facesnapInitUrl(output.image);
         const size = `${output.width}x${output.height}`;
         const photos = [...element("references").querySelectorAll("a[href]")].map(link => link.href);
         const driving = control("driving", "img")?.getAttribute("src")?.slice(-80);
         const question = JSON.stringify([
-            size, init.length, init.slice(-80), chosen("pose"), number("face_index"), number("driving_face_index"),
+            size, init.length, init.slice(-80), choice("pose"), number("face_index"), number("driving_face_index"),
             control("identity", "input")?.value, photos, driving,
         ]);
-        if (question === asked) return;
-        asked = question;
+        if (question === lastQuestion) return;
+        lastQuestion = question;
         const box = control("canvas_init", "textarea");
         if (box.value !== init) facesnapType(box, init);
-        facesnapType(control("canvas_size", "textarea"), `${size} ${++asks}`);
+        facesnapType(control("canvas_size", "textarea"), `${size} ${++questionNumber}`);
     }
 
-    function look(asking) {
-        if (!root.offsetParent) return;  // the accordion is closed
-        const where = chosen("region");
-        Object.assign(element("person").dataset, {facesnapPose: chosen("pose"), facesnapRegion: where});
-        region.wanted = where === "mask" && control("enable", "input[type=checkbox]").checked;
-        output = facesnapOutput(tab);
-        tools.frame(output);
-        tools.element.hidden = where !== "mask";
-        if (asking) ask();
+    function readAnswer() {
         const text = control("canvas_rig", "textarea").value;
-        if (text && text !== answer) {
-            answer = text;
-            const answered = JSON.parse(text);
-            if (answered.question === String(asks)) {
-                found = answered;
-                message.textContent = found.error || "";
-            }
+        if (!text || text === lastAnswer) return;
+        lastAnswer = text;
+        const answer = JSON.parse(text);
+        if (answer.question === String(questionNumber)) {
+            found = answer;
+            message.textContent = found.error || "";
         }
-        if (found.rig) facesnapThumbnails(element("template"), found.rig, found.question);
-        if (!found.rig && where !== "mask") return;
-        const others = Object.entries(everybody).filter(([, theirs]) => theirs !== region && theirs.wanted);
-        notes[0].textContent = output.note || "";
-        notes[1].textContent = others.length ? "The other people's regions are shown with their numbers." : "";
-        const values = shown();
-        const now = JSON.stringify([values, output.width, output.height, output.window, output.key, where, region.wanted,
-            others.map(([, theirs]) => theirs.steps())]) + answer;
-        const all = {...seenBy(), values, overlay, brush: brush()};
-        if (!preview) {
-            preview = facesnapAttach(root, {...all, change: write});
-            preview.canvas.addEventListener("keydown", event => {
-                if (region.wanted && (event.ctrlKey || event.metaKey) && event.key === "z") tools.undo();
-            });
-            root.append(tools.element, ...notes);
-        } else if (now !== seen) {
-            preview.set(all);
-        }
-        seen = now;
     }
 
-    setInterval(look, facesnapEvery, true);
-    document.addEventListener("input", event => {  // sliders do not wait for that, questions do; what we write is drawn
+    // Bring the canvas up to date with the page.
+    function update(mayAsk) {
+        if (!root.offsetParent) return;  // the accordion is closed
+        const regionKind = choice("region");
+        Object.assign(element("person").dataset, {facesnapPose: choice("pose"), facesnapRegion: regionKind});
+        region.active = regionKind === "mask" && control("enable", "input[type=checkbox]").checked;
+        output = facesnapOutput(tab);
+        tools.setFrame(output);
+        tools.element.hidden = regionKind !== "mask";
+        if (mayAsk) ask();
+        readAnswer();
+        if (found.rig) facesnapThumbnails(element("template"), found.rig, found.question);
+        if (!found.rig && regionKind !== "mask") return;
+        const others = Object.entries(regions).filter(([, theirs]) => theirs !== region && theirs.active);
+        outputNote.textContent = output.note || "";
+        peopleNote.textContent = others.length ? "The other people's regions are shown with their numbers." : "";
+        const values = readValues();
+        const state = JSON.stringify([
+            values, output.width, output.height, output.window, output.key, regionKind, region.active,
+            others.map(([, theirs]) => theirs.steps()),
+        ]) + lastAnswer;
+        const options = {...foundInOutput(), values, overlay, brush: brush()};
+        if (!preview) {
+            preview = facesnapAttach(root, {...options, change: writeValues});
+            preview.canvas.addEventListener("keydown", event => {
+                if (region.active && (event.ctrlKey || event.metaKey) && event.key === "z") tools.undo();
+            });
+            root.append(tools.element, outputNote, peopleNote);
+        } else if (state !== lastState) {
+            preview.set(options);
+        }
+        lastState = state;
+    }
+
+    setInterval(update, facesnapPollInterval, true);
+    // Follow sliders without waiting for the poll, but do not ask the server. Our own writes are already drawn.
+    document.addEventListener("input", event => {
         if (!event.isTrusted || !event.target.matches?.("input")) return;
-        queueMicrotask(() => look(false));  // gradio has set the number beside the slider by then
+        queueMicrotask(() => update(false));  // by then gradio has updated the number beside the slider
     });
-    facesnapArrows(element("template"));
-    facesnapTakePhotos(root, element);
+    facesnapArrowKeys(element("template"));
+    facesnapAcceptPhotos(root, element);
     element("person").addEventListener("click", event => {
         const face = event.target.closest("[data-facesnap-face]");
         if (face) facesnapType(control(face.dataset.facesnapOf, "input[type=number]"), face.dataset.facesnapFace);
     });
 }
 
-// As if somebody had typed it.
+// Set an input's value as if it had been typed.
 function facesnapType(input, value) {
     input.value = value;
     input.dispatchEvent(new Event("input", {bubbles: true}));
 }
 
-// ---- the output, and what of the init picture it shows
-
-// {width, height, window, picture, key, note}: of the tab's output; without an init picture a plain ground.
-function facesnapOutput(tab) {
-    const side = name => Number(gradioApp().querySelector(`#${tab}_${name} input[type=number]`)?.value) || 512;
-    const plain = {width: side("width"), height: side("height"), window: facesnapWhole, picture: null, key: ""};
-    const picture = tab === "img2img" ? facesnapInit() : null;
-    if (!picture) return plain;
-    const size = [picture.naturalWidth, picture.naturalHeight];
-    const by = gradioApp().querySelector("#img2img_scale input[type=number]");  // shown where the size is "by", not "to"
-    const output = by?.offsetParent ? size.map(pixels => Math.floor(pixels * by.value)) : [plain.width, plain.height];
-    const choice = (id, otherwise) => {
-        const inputs = [...gradioApp().querySelectorAll(`#${id} input[type=radio]`)];
-        return Math.max(otherwise, inputs.findIndex(input => input.checked));
-    };
-    const area = gradioApp().querySelector("#img2img_inpaint_full_res");
-    const masked = Boolean(area?.offsetParent) && choice("img2img_inpaint_full_res", 0) === 1;
-    const source = picture.getAttribute("src");
-    return {
-        width: output[0], height: output[1], picture,
-        window: facesnapInitWindow(masked ? 2 : choice("resize_mode", 0), size, output),
-        key: `${size} ${source.length} ${source.slice(-80)}`,
-        note: masked ? "Only the masked part is inpainted: a template or sliders place the face in that part." : "",
-    };
-}
-
-// The init picture that stands in the open one of img2img's tabs.
-function facesnapInit() {
-    const pictures = [...gradioApp().querySelectorAll("#mode_img2img img")];
-    const open = picture => picture.closest(".tabitem")?.style.display !== "none";
-    return pictures.find(picture => open(picture) && picture.complete && picture.naturalWidth > 32) || null;
-}
-
-let facesnapInitSeen = {source: null, text: ""};
-
-// An init picture as a JPEG of limited size, for the server to find the face in it.
-function facesnapInitText(picture) {
-    const source = picture && picture.getAttribute("src");
-    if (source === facesnapInitSeen.source) return facesnapInitSeen.text;
-    let text = "";
-    if (picture) {
-        const scale = Math.min(1, facesnapInitSide / Math.max(picture.naturalWidth, picture.naturalHeight));
-        const [width, height] = [picture.naturalWidth, picture.naturalHeight].map(side => Math.max(1, Math.round(side * scale)));
-        const canvas = Object.assign(document.createElement("canvas"), {width, height});
-        const context = canvas.getContext("2d");
-        context.fillStyle = "white";  // under what is transparent, as the host fills it
-        context.fillRect(0, 0, width, height);
-        context.drawImage(picture, 0, 0, width, height);
-        text = canvas.toDataURL("image/jpeg", 0.9);
-    }
-    facesnapInitSeen = {source, text};
-    return text;
-}
-
-// ---- templates as pictures
-
-// Each template's points in its label, in the shape of the person's face.
+// Draw each template into its label, with the shape of the person's face.
 function facesnapThumbnails(group, rig, version) {
     for (const input of group.querySelectorAll("input[type=radio]")) {
         const label = input.closest("label");
@@ -217,17 +174,18 @@ function facesnapThumbnails(group, rig, version) {
         let canvas = label.querySelector("canvas");
         if (!canvas) {
             canvas = Object.assign(document.createElement("canvas"), {width: 160, height: 160});
-            canvas.setAttribute("aria-hidden", "true");  // the name beside it says the same
+            canvas.setAttribute("aria-hidden", "true");  // the label has the name
             label.prepend(canvas);
         }
         if (canvas.dataset.version === String(version)) continue;
         canvas.dataset.version = version;
-        facesnapPose(canvas, rig, {pose: "template", template: input.value}, facesnapThumbnail, facesnapThumbnail);
+        const values = {pose: "template", template: input.value};
+        facesnapDrawPose(canvas, rig, values, facesnapThumbnailSide, facesnapThumbnailSide);
     }
 }
 
-// Gradio 3 gives no name to the number beside a slider, nor to a gallery's small pictures; screen readers want one.
-function facesnapNames() {
+// Label elements for screen readers where Gradio 3 does not: the number beside a slider, and a gallery's thumbnails.
+function facesnapAddLabels() {
     const ours = "[id^=script_][id*=_facesnap_]";
     for (const number of gradioApp().querySelectorAll(`${ours} input[type=number]:not([aria-label])`)) {
         const block = number.closest(ours), label = block.querySelector("label span, span")?.textContent.trim();
@@ -239,8 +197,8 @@ function facesnapNames() {
     }
 }
 
-// Gradio 4 gives each radio button a group of its own, in which arrow keys have nowhere to go.
-function facesnapArrows(group) {
+// Make the arrow keys work in a group of radio buttons. Gradio 4 gives each button a group of its own.
+function facesnapArrowKeys(group) {
     group.setAttribute("role", "radiogroup");
     group.setAttribute("aria-label", group.querySelector("span")?.textContent.trim() || "");
     group.addEventListener("keydown", event => {
@@ -252,82 +210,4 @@ function facesnapArrows(group) {
         next.focus();
         next.click();
     });
-}
-
-// ---- photos by paste and drop
-
-function facesnapPictures(transfer) {
-    return [...transfer?.files || []].filter(file => file.type.startsWith("image/"));
-}
-
-// A pasted picture becomes a reference photo of the person who is open, while the accordion has the focus or the mouse;
-// so does one that is dropped on photos which are there already.
-function facesnapTakePhotos(root, element) {
-    const accordion = element("person").closest('[id$="_enable"]') || element("person");
-    const block = element("references");
-    let over = false;  // the mouse
-    accordion.addEventListener("pointerover", () => { over = true; });
-    accordion.addEventListener("pointerleave", () => { over = false; });
-
-    document.addEventListener("paste", event => {
-        const pictures = facesnapPictures(event.clipboardData);
-        const meant = over || accordion.contains(document.activeElement);
-        if (!root.offsetParent || !meant || !pictures.length) return;
-        if (event.clipboardData.getData("text/plain") && event.target.closest?.("textarea, input")) return;  // words
-        event.preventDefault();
-        event.stopPropagation();  // the host would put it into some picture's place
-        facesnapAddPhotos(block, element("report"), pictures);
-    }, true);
-
-    block.addEventListener("dragover", event => event.preventDefault());  // else the browser opens what is dropped
-    block.addEventListener("drop", event => {
-        const pictures = facesnapPictures(event.dataTransfer);
-        if (!pictures.length) return;
-        const empty = () => block.querySelector("input[type=file]");
-        if (empty()) {  // which takes them itself, and may lose them
-            facesnapUntil(() => block.querySelector("a[href]"), 4).then(there => {
-                if (!there && !empty()) facesnapAddPhotos(block, element("report"), pictures);
-            });
-            return;
-        }
-        event.preventDefault();
-        event.stopPropagation();
-        facesnapAddPhotos(block, element("report"), pictures);
-    }, true);
-
-    block.addEventListener("change", event => {
-        if (event.facesnap || event.target.type !== "file" || !event.target.files.length) return;
-        event.stopPropagation();
-        facesnapAddPhotos(block, element("report"), [...event.target.files]);
-    }, true);
-}
-
-// Put files beside those that a file component has: it takes files only while it is empty, so all go in anew. Gradio 3
-// loses an upload during which anything on the page is answered, such as what follows from emptying: hence the waits,
-// and another try, longer after the emptying each time.
-async function facesnapAddPhotos(block, report, files) {
-    const links = () => [...block.querySelectorAll("a[href]")];
-    const there = await Promise.all(links().map(async (link, i) => {
-        const blob = await (await fetch(link.href)).blob();
-        return new File([blob], link.getAttribute("download") || `photo${i}.png`, {type: blob.type});
-    }));
-    const transfer = new DataTransfer();
-    for (const file of [...there, ...files]) transfer.items.add(file);
-    for (let seconds = 4; seconds < 100; seconds *= 2) {
-        block.querySelector("button[aria-label=Clear]")?.click();
-        await facesnapUntil(() => !report.textContent.trim(), 5);
-        if (seconds > 4) await facesnapUntil(() => false, seconds / 8);
-        const input = await facesnapUntil(() => block.querySelector("input[type=file]"), 5);
-        if (!input) continue;
-        input.files = transfer.files;
-        input.dispatchEvent(Object.assign(new Event("change", {bubbles: true}), {facesnap: true}));
-        if (await facesnapUntil(() => links().length === transfer.files.length, seconds)) return;
-    }
-}
-
-// What `find` gives as soon as it gives anything, or after so many seconds whatever that is.
-async function facesnapUntil(find, seconds) {
-    const end = performance.now() + 1000 * seconds;
-    while (!find() && performance.now() < end) await new Promise(done => setTimeout(done, facesnapEvery));
-    return find();
 }

@@ -1,53 +1,54 @@
-// The region where a person is wanted, painted on the canvas of the pose, and the tools for it.
+// A person's painted mask, and the tools below the canvas with which it is painted.
 //
 //     const region = facesnapRegion();
-//     region.begin(); region.stroke(from, to, size, erase, frame);  // pixels of the output picture
-//     region.text();  // what settings.Unit's `mask` takes: a PNG as data URL, white on black; "" where nothing is painted
+//     region.begin(); region.stroke(from, to, size, erase, frame);  // in pixels of the output image
+//     region.url();  // for the `mask` of settings.Unit: a PNG as data URL, white on black; "" if nothing is painted
 //
-// A region is kept as a square, stretched over what it lies in: the init picture in img2img, else the output picture
-// (facesnap_ext/regions.py looks it up the same way). `frame` says what of it the canvas shows: {width, height, window}.
+// The mask is stored as a square, stretched over the init image in img2img and over the output image otherwise, as
+// facesnap_ext/regions.py samples it. `frame` is {width, height, window}: the output, and the part of the stretched
+// square that it shows.
 
 "use strict";
 
-const facesnapSquare = 512;  // pixels of its side: the finest residual at 4096 pixels has as many
-const facesnapSteps = 20;  // that can be taken back
-const facesnapTints = ["rgb(255,176,0)", "rgb(72,149,239)", "rgb(80,200,120)", "rgb(226,110,200)"];  // of the people
-const facesnapRegions = {};  // by the tab and the person's number
+const facesnapMaskSide = 512;  // pixels; as many as the finest residual has for an image of 4096 pixels
+const facesnapUndoSteps = 20;
+const facesnapTints = ["rgb(255,176,0)", "rgb(72,149,239)", "rgb(80,200,120)", "rgb(226,110,200)"];  // by person
+const facesnapRegions = {};  // by tab and number of the person
 
-function facesnapBlank() {
-    return Object.assign(document.createElement("canvas"), {width: facesnapSquare, height: facesnapSquare});
+function facesnapMaskCanvas() {
+    return Object.assign(document.createElement("canvas"), {width: facesnapMaskSide, height: facesnapMaskSide});
 }
 
 function facesnapRegion() {
-    const layer = facesnapBlank();
+    const layer = facesnapMaskCanvas();
     const context = layer.getContext("2d", {willReadFrequently: true});
-    const pixels = () => context.getImageData(0, 0, facesnapSquare, facesnapSquare);
-    let before = [], tinted = null, middle = null;  // the latter two as last shown
+    const pixels = () => context.getImageData(0, 0, facesnapMaskSide, facesnapMaskSide);
+    let history = [], tinted = null, middle = null;  // the latter two as last drawn
 
-    function erased() {
+    function clear() {
         tinted = null;
         context.resetTransform();
         context.globalCompositeOperation = "source-over";
-        context.clearRect(0, 0, facesnapSquare, facesnapSquare);
+        context.clearRect(0, 0, facesnapMaskSide, facesnapMaskSide);
     }
 
     return {
-        wanted: false,  // "mask" is chosen, and the person is in the picture
+        active: false,  // whether the region is set to the mask and the person is enabled
 
-        // What follows is one step for `undo`.
+        // Begin a change that `undo` takes back as a whole.
         begin() {
-            before = [...before, pixels()].slice(-facesnapSteps);
+            history = [...history, pixels()].slice(-facesnapUndoSteps);
         },
         undo() {
-            const last = before.pop();
+            const last = history.pop();
             if (last) context.putImageData(last, 0, 0);
             tinted = null;
         },
-        steps: () => before.length,
+        steps: () => history.length,
         stroke(from, to, size, erase, {width, height, window: [left, top, w, h]}) {
             tinted = null;
-            const [across, down] = [facesnapSquare * w / width, facesnapSquare * h / height];
-            context.setTransform(across, 0, 0, down, facesnapSquare * left, facesnapSquare * top);
+            const [across, down] = [facesnapMaskSide * w / width, facesnapMaskSide * h / height];
+            context.setTransform(across, 0, 0, down, facesnapMaskSide * left, facesnapMaskSide * top);
             context.globalCompositeOperation = erase ? "destination-out" : "source-over";
             context.strokeStyle = context.fillStyle = "white";
             context.lineWidth = size;
@@ -61,46 +62,46 @@ function facesnapRegion() {
                 context.fill();
             }
         },
-        clear: erased,
+        clear,
 
-        // Take a picture in place of what is painted: its white, by luminance as regions.drawn weighs it.
-        take(picture) {
-            erased();
+        // Replace the mask by the luminance of an image, weighted as in regions.py.
+        load(image) {
+            clear();
             context.fillStyle = "black";
-            context.fillRect(0, 0, facesnapSquare, facesnapSquare);  // what is transparent is outside
-            context.drawImage(picture, 0, 0, facesnapSquare, facesnapSquare);
-            const image = pixels();
-            for (let i = 0; i < image.data.length; i += 4) {
-                const [red, green, blue] = image.data.subarray(i, i + 3);
-                image.data.set([255, 255, 255, (299 * red + 587 * green + 114 * blue) / 1000], i);
+            context.fillRect(0, 0, facesnapMaskSide, facesnapMaskSide);  // transparent pixels become black
+            context.drawImage(image, 0, 0, facesnapMaskSide, facesnapMaskSide);
+            const mask = pixels();
+            for (let i = 0; i < mask.data.length; i += 4) {
+                const [red, green, blue] = mask.data.subarray(i, i + 3);
+                mask.data.set([255, 255, 255, (299 * red + 587 * green + 114 * blue) / 1000], i);
             }
-            context.putImageData(image, 0, 0);
+            context.putImageData(mask, 0, 0);
         },
-        text() {
+        url() {
             if (!pixels().data.some((value, i) => i % 4 === 3 && value)) return "";
-            const flat = facesnapBlank(), on = flat.getContext("2d");
-            on.fillRect(0, 0, facesnapSquare, facesnapSquare);  // black
+            const flat = facesnapMaskCanvas(), on = flat.getContext("2d");
+            on.fillRect(0, 0, facesnapMaskSide, facesnapMaskSide);  // black
             on.drawImage(layer, 0, 0);
             return flat.toDataURL("image/png");
         },
 
-        // Over a canvas in pixels of the output; the number at the region's middle where one is given.
-        show(on, tint, alpha, {width, height, window}, number) {
+        // Draw the mask over a canvas in pixels of the output, with a number in its middle if one is given.
+        draw(on, tint, alpha, {width, height, window}, number) {
             if (!tinted) {
-                tinted = facesnapBlank();
+                tinted = facesnapMaskCanvas();
                 const paint = tinted.getContext("2d");
                 paint.drawImage(layer, 0, 0);
                 paint.globalCompositeOperation = "source-in";
                 paint.fillStyle = tint;
-                paint.fillRect(0, 0, facesnapSquare, facesnapSquare);
+                paint.fillRect(0, 0, facesnapMaskSide, facesnapMaskSide);
                 middle = null;
             }
-            const [left, top, w, h] = facesnapBehind(window, [width, height]);
+            const [left, top, w, h] = facesnapImageRect(window, [width, height]);
             on.globalAlpha = alpha;
             on.drawImage(tinted, left, top, w, h);
             on.globalAlpha = 1;
             if (!number) return;
-            middle ||= facesnapMiddle(pixels().data, facesnapSquare);
+            middle ||= facesnapMiddle(pixels().data, facesnapMaskSide);
             if (!middle) return;
             on.font = `bold ${Math.min(width, height) / 14}px sans-serif`;
             on.textAlign = "center";
@@ -111,7 +112,7 @@ function facesnapRegion() {
     };
 }
 
-// The centre of gravity of an RGBA picture's alpha, in parts of its side; null where there is none.
+// The centroid of the alpha of a square RGBA image, as fractions of its side; null if all of it is transparent.
 function facesnapMiddle(data, side) {
     let sum = 0, x = 0, y = 0;
     for (let i = 3, k = 0; i < data.length; i += 4, k++) {
@@ -122,26 +123,26 @@ function facesnapMiddle(data, side) {
     return sum ? [x / sum / side, y / sum / side] : null;
 }
 
-// The tools below a canvas: {element, undo(), brush(), frame(frame), outline(context)}; `painted(text)` hears of what is to be handed
-// over, `redraw()` of what is to be shown.
-function facesnapTools(region, painted, redraw) {
+// The tools below a canvas: {element, undo(), brush(), setFrame(frame), outline(context)}. `onChange(url)` is called
+// with each new mask, and `redraw()` whenever the canvas must be redrawn.
+function facesnapTools(region, onChange, redraw) {
     const element = document.createElement("div");
     element.className = "facesnap-tools";
     element.setAttribute("role", "toolbar");
-    element.setAttribute("aria-label", facesnapSay("Region"));
+    element.setAttribute("aria-label", facesnapTranslate("Region"));
     let tool = "Paint", frame = null, last = null, hovered = null, drawing = false;
 
     const button = (text, click) => {
-        const made = Object.assign(document.createElement("button"), {type: "button", textContent: text});
-        made.addEventListener("click", click);
-        element.append(made);
-        return made;
+        const node = Object.assign(document.createElement("button"), {type: "button", textContent: text});
+        node.addEventListener("click", click);
+        element.append(node);
+        return node;
     };
     const choices = ["Paint", "Erase", "Move the face"].map(text => [text, button(text, () => choose(text))]);
     const size = Object.assign(document.createElement("input"), {type: "range", min: 2, max: 60, value: 20});
     const label = document.createElement("label");
-    const words = Object.assign(document.createElement("span"), {textContent: "Brush size"});
-    label.append(words, size);
+    const caption = Object.assign(document.createElement("span"), {textContent: "Brush size"});
+    label.append(caption, size);
     element.append(label);
     const undo = button("Undo", () => change(() => region.undo()));
     button("Clear", () => change(() => {
@@ -149,37 +150,37 @@ function facesnapTools(region, painted, redraw) {
         region.clear();
     }));
     const file = Object.assign(document.createElement("input"), {type: "file", accept: "image/*", hidden: true});
-    button("From a picture", () => file.click());
+    button("Load image", () => file.click());
     element.append(file);
-    const trouble = Object.assign(document.createElement("div"), {className: "facesnap-problem"});
-    trouble.setAttribute("role", "alert");
-    element.append(trouble);
+    const problem = Object.assign(document.createElement("div"), {className: "facesnap-problem"});
+    problem.setAttribute("role", "alert");
+    element.append(problem);
 
     file.addEventListener("change", async () => {
         const [chosen] = file.files;
         file.value = "";
         if (!chosen) return;
-        const picture = await createImageBitmap(chosen).catch(() => null);
-        trouble.textContent = picture ? "" : "The region's picture cannot be read: give it as PNG, JPEG or WebP.";
-        if (picture) {
+        const image = await createImageBitmap(chosen).catch(() => null);
+        problem.textContent = image ? "" : "This file cannot be read as an image; use a PNG, JPEG or WebP file.";
+        if (image) {
             change(() => {
                 region.begin();
-                region.take(picture);
+                region.load(image);
             });
         }
     });
-    element.addEventListener("keydown", event => event.stopPropagation());  // the host's keys are not meant
+    element.addEventListener("keydown", event => event.stopPropagation());  // keep them from the host's shortcuts
 
     function choose(text) {
         tool = text;
-        for (const [name, made] of choices) made.setAttribute("aria-pressed", String(name === tool));
+        for (const [name, node] of choices) node.setAttribute("aria-pressed", String(name === tool));
         redraw();
     }
 
-    function change(what) {
-        what();
+    function change(action) {
+        action();
         undo.disabled = !region.steps();
-        painted(region.text());
+        onChange(region.url());
         redraw();
     }
 
@@ -215,10 +216,10 @@ function facesnapTools(region, painted, redraw) {
         element,
         undo: () => undo.click(),
         brush: () => tool === "Move the face" ? null : brush,
-        frame(shown) {
+        setFrame(shown) {
             frame = shown;
         },
-        // The brush's outline where the pointer is.
+        // Draw the outline of the brush at the pointer.
         outline(on) {
             if (!hovered || tool === "Move the face") return;
             on.strokeStyle = "white";

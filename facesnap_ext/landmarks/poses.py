@@ -1,6 +1,6 @@
 """Poses without a driving photo: a neutral face, rotated, deformed and placed by a few parameters.
 
-The model is a short closed formula, so that `javascript/facesnap.js` can compute the same points while a slider moves:
+The model is a short closed formula, which `javascript/facesnap_pose.js` also computes while a slider moves:
 
     P = rest + mouth·D_mouth + brows·D_brows + max(-eyes, 0)·D_closed + max(eyes, 0)·D_wide
     Q = P Rᵀ,   R = Rz(-roll) · Ry(yaw) · Rx(pitch)
@@ -190,8 +190,8 @@ def reposition(
 
 
 def for_browser(rig: Rig) -> dict[str, Any]:
-    """Return the JSON data for `facesnapPose` in javascript/facesnap.js: the rig, the polylines with their colours in
-    drawing order, and the templates."""
+    """Return the JSON data for `facesnapAttach` in javascript/facesnap_canvas.js: the rig, the polylines with their
+    colours in drawing order, and the templates."""
     return {
         "rest": rig.rest.tolist(),
         "directions": {name: direction.tolist() for name, direction in zip(DIRECTIONS, rig.directions)},

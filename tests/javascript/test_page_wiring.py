@@ -1,4 +1,4 @@
-"""facesnap_page.js in a browser, on as much of a page as it looks at: what is shown for which choice, and what becomes
+"""All scripts in a browser, on a page with just the elements that they use: which controls are visible, and the effect
 of clicks, keys, and pasted and dropped photos."""
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NUMBERS = ("face_index", "driving_face_index", "yaw", "pitch", "roll", "mouth", 
 
 
 def radios(name: str, choices: list[str]) -> str:
-    """As gradio 4 makes them: each in a group of its own."""
-    made = "".join(
+    """Radio buttons as in gradio 4, each in a group of its own."""
+    labels = "".join(
         f"<label><input type='radio' name='{name}{i}' value='{choice}' {'' if i else 'checked'}"
         f" onclick='pick(this)'><span>{choice}</span></label>"
         for i, choice in enumerate(choices)
     )
-    return f"<fieldset id='txt2img_{name}'><span>{name}</span><div class='wrap'>{made}</div></fieldset>"
+    return f"<fieldset id='txt2img_{name}'><span>{name}</span><div class='wrap'>{labels}</div></fieldset>"
 
 
 def controls() -> str:
@@ -53,7 +53,7 @@ def controls() -> str:
         </div>"""
 
 
-# a file component that takes files only while it is empty, as gradio's
+# a file component that accepts files only while it is empty, as gradio's does
 FILES = """
     window.gradioApp = () => document;
     window.onUiLoaded = wire => { window.wire = wire; };
@@ -72,10 +72,10 @@ FILES = """
     };
 """  # noqa: E501
 
-HAND = """([kind, target, name, type, base64, words]) => {
+TRANSFER = """([kind, target, name, type, base64, text]) => {
     const transfer = new DataTransfer();
     transfer.items.add(new File([Uint8Array.from(atob(base64), c => c.charCodeAt(0))], name, {type}));
-    if (words) transfer.setData("text/plain", words);
+    if (text) transfer.setData("text/plain", text);
     const init = {bubbles: true, cancelable: true};
     const event = kind === "paste" ? new ClipboardEvent("paste", {...init, clipboardData: transfer})
         : new DragEvent("drop", {...init, dataTransfer: transfer});
@@ -84,7 +84,7 @@ HAND = """([kind, target, name, type, base64, words]) => {
 }"""
 
 
-def picture(colour: str) -> str:
+def png(colour: str) -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -97,7 +97,7 @@ class Page:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         sizes = "".join(f"<div id='txt2img_{s}'><input type='number' value='512'></div>" for s in ("width", "height"))
         self.page.set_content(
-            f"<body>{sizes}<p>elsewhere</p><div id='txt2img_enable'><input type='checkbox' checked>{controls()}</div>"
+            f"<body>{sizes}<p>outside</p><div id='txt2img_enable'><input type='checkbox' checked>{controls()}</div>"
         )
         self.page.add_style_tag(content=(ROOT / "style.css").read_text(encoding="utf-8"))
         self.page.add_script_tag(content=FILES)
@@ -108,20 +108,20 @@ class Page:
         self.answer()
 
     def answer(self) -> None:
-        """As the server does: the question's number, and a person's rig."""
+        """Answer as the server does, with the number of the question and a rig."""
         question = self.page.locator("#txt2img_canvas_size textarea").input_value().split()[1]
         self.page.evaluate(
             "text => facesnapType(document.querySelector('#txt2img_canvas_rig textarea'), text)",
             json.dumps({"question": question, "rig": RIG, "points": None, "in_init": False}),
         )
-        self.look()
+        self.wait_for_poll()
 
-    def look(self) -> None:
+    def wait_for_poll(self) -> None:
         self.page.wait_for_timeout(200)
 
     def choose(self, name: str, value: str) -> None:
         self.page.locator(f"#txt2img_{name} input[value='{value}']").click(force=True)
-        self.look()
+        self.wait_for_poll()
 
     def hover(self, selector: str) -> None:
         self.page.locator(selector).hover()
@@ -133,18 +133,18 @@ class Page:
         names = ("photo", "template", "sliders", "face")
         return {name for name in names if self.page.locator(f".facesnap-when-{name}").is_visible()}
 
-    def hand(self, kind: str, name: str, target: str = "body", type: str = "image/png", words: str = "") -> bool:
-        """Paste or drop a picture; whether it was taken."""
-        return self.page.evaluate(HAND, [kind, target, name, type, picture("red"), words])
+    def transfer(self, kind: str, name: str, target: str = "body", type: str = "image/png", text: str = "") -> bool:
+        """Paste or drop a file, and return whether the page accepted it."""
+        return self.page.evaluate(TRANSFER, [kind, target, name, type, png("red"), text])
 
     def photos(self) -> list[str]:
         return self.page.locator("#txt2img_references a").all_inner_texts()
 
     def wait_for_photos(self, *names: str) -> None:
-        wanted = json.dumps(list(names))
+        expected = json.dumps(list(names))
         self.page.wait_for_function(
             f"JSON.stringify([...document.querySelectorAll('#txt2img_references a')].map(a => a.textContent))"
-            f" === JSON.stringify({wanted})"
+            f" === JSON.stringify({expected})"
         )
 
 
@@ -156,7 +156,7 @@ def page(browser):
     assert one.errors == []
 
 
-def test_what_does_not_matter_for_the_choice_is_hidden(page) -> None:
+def test_controls_without_effect_are_hidden(page) -> None:
     shown = {}
     for pose in ("photo", "template", "sliders", "own"):
         page.choose("pose", pose)
@@ -170,14 +170,14 @@ def test_what_does_not_matter_for_the_choice_is_hidden(page) -> None:
     assert page.page.get_by_role("toolbar", name="Region").is_visible()
 
 
-def test_templates_are_pictures_chosen_by_click_and_keys(page) -> None:
+def test_templates_are_thumbnails_chosen_by_click_and_keys(page) -> None:
     page.choose("pose", "template")
     group = page.page.get_by_role("radiogroup", name="template")
     assert group.get_by_role("radio").count() == len(TEMPLATES) == 10
     drawn = page.page.evaluate(
         "[...document.querySelectorAll('#txt2img_template label canvas')].map(canvas => canvas.toDataURL())"
     )
-    assert len(set(drawn)) == 10, "each another picture"
+    assert len(set(drawn)) == 10, "all are different"
     group.get_by_role("radio", name="tilted").click(force=True)
     assert page.chosen("template") == "tilted"
     names = list(TEMPLATES)
@@ -188,44 +188,44 @@ def test_templates_are_pictures_chosen_by_click_and_keys(page) -> None:
         assert page.page.evaluate("document.activeElement.value") == expected
 
 
-def test_a_picture_of_a_face_chooses_it(page) -> None:
+def test_a_click_on_a_face_sets_the_face_index(page) -> None:
     page.page.get_by_role("button", name="Face 2").click()
-    assert page.page.locator("#txt2img_face input").input_value() == "2"
+    assert page.page.locator("#txt2img_face_index input").input_value() == "2"
 
 
-def test_pasted_pictures_join_the_photos_while_the_accordion_is_meant(page) -> None:
-    assert not page.hand("paste", "a.png"), "the mouse and the focus are elsewhere"
+def test_pasted_images_are_added_while_the_accordion_has_mouse_or_focus(page) -> None:
+    assert not page.transfer("paste", "a.png"), "mouse and focus are outside"
     page.hover("#txt2img_pose")
-    assert page.hand("paste", "a.png")
+    assert page.transfer("paste", "a.png")
     page.wait_for_photos("a.png")
-    assert page.hand("paste", "b.png")
+    assert page.transfer("paste", "b.png")
     page.wait_for_photos("a.png", "b.png")
     page.hover("p")
-    assert not page.hand("paste", "c.png")
+    assert not page.transfer("paste", "c.png")
     page.page.locator("#txt2img_yaw input").focus()
-    assert page.hand("paste", "c.png")
+    assert page.transfer("paste", "c.png")
     page.wait_for_photos("a.png", "b.png", "c.png")
-    assert not page.hand("paste", "d.txt", type="text/plain")
-    assert not page.hand("paste", "e.png", target="#txt2img_yaw input", words="25"), "words are pasted into their entry"
-    page.look()
+    assert not page.transfer("paste", "d.txt", type="text/plain")
+    assert not page.transfer("paste", "e.png", target="#txt2img_yaw input", text="25"), "text goes into the field"
+    page.wait_for_poll()
     assert page.photos() == ["a.png", "b.png", "c.png"]
     kept = page.page.evaluate(
         "Promise.all([...document.querySelectorAll('#txt2img_references a')].map(async a => "
         "(await (await fetch(a.href)).blob()).size))"
     )
-    assert kept == [len(base64.b64decode(picture("red")))] * 3
+    assert kept == [len(base64.b64decode(png("red")))] * 3
 
 
-def test_dropped_pictures_join_the_photos(page) -> None:
-    assert not page.hand("drop", "a.png", target="#txt2img_references"), "an empty component takes them itself"
+def test_dropped_images_are_added(page) -> None:
+    assert not page.transfer("drop", "a.png", target="#txt2img_references"), "an empty component accepts drops itself"
     page.hover("#txt2img_pose")
-    page.hand("paste", "a.png")
+    page.transfer("paste", "a.png")
     page.wait_for_photos("a.png")
-    assert page.hand("drop", "b.png", target="#txt2img_references a")
+    assert page.transfer("drop", "b.png", target="#txt2img_references a")
     page.wait_for_photos("a.png", "b.png")
 
 
-def test_what_is_painted_goes_into_the_mask_and_a_late_answer_is_passed_over(page) -> None:
+def test_strokes_set_the_mask_and_late_answers_are_ignored(page) -> None:
     page.choose("region", "mask")
     canvas = page.page.locator(".facesnap-canvas canvas")
     box = canvas.bounding_box()
@@ -235,9 +235,9 @@ def test_what_is_painted_goes_into_the_mask_and_a_late_answer_is_passed_over(pag
     page.page.mouse.up()
     assert page.page.locator("#txt2img_mask textarea").input_value().startswith("data:image/png;base64,")
 
-    page.page.locator("#txt2img_face input").fill("1")
-    page.look()
+    page.page.locator("#txt2img_face_index input").fill("1")
+    page.wait_for_poll()
     late = json.dumps({"question": "1", "error": "too late"})
     page.page.evaluate("text => facesnapType(document.querySelector('#txt2img_canvas_rig textarea'), text)", late)
-    page.look()
+    page.wait_for_poll()
     assert not page.page.get_by_text("too late").is_visible()

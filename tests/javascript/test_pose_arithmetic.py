@@ -1,4 +1,4 @@
-"""The browser's arithmetic and Python's give the same points, in an engine without a page."""
+"""facesnap_pose.js computes the same points as Python. It runs in a JavaScript engine without a page."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facesnap_ext.hosts.webui import init_region
+from facesnap_ext.hosts.windows import init_region
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.landmarks.poses import TEMPLATES, Pose, for_browser, make_rig, placement, pose_points, reposition
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import RANGES, Unit
 from facesnap_lab.miniature.render import head
 
-SCRIPT = Path(__file__).parents[2] / "javascript" / "facesnap.js"
+SCRIPTS = Path(__file__).parents[2] / "javascript"
 RIG = make_rig(head())
 WIDTH, HEIGHT = 832, 1216
 
@@ -32,16 +32,16 @@ units = st.builds(
 
 
 class Browser:
-    """facesnap.js without a page."""
+    """A JavaScript engine with facesnap_pose.js and a rig."""
 
     def __init__(self) -> None:
         self._context = pytest.importorskip("py_mini_racer").MiniRacer()
-        self._context.eval(SCRIPT.read_text(encoding="utf-8"))
+        self._context.eval((SCRIPTS / "facesnap_pose.js").read_text(encoding="utf-8"))
         self._context.eval(f"const rig = {json.dumps(for_browser(RIG))};")
 
     def __call__(self, expression: str, **names: object) -> object:
-        given = "".join(f"const {name} = {json.dumps(value)};" for name, value in names.items())
-        return json.loads(self._context.eval(f"(() => {{ {given} return JSON.stringify({expression}); }})()"))
+        constants = "".join(f"const {name} = {json.dumps(value)};" for name, value in names.items())
+        return json.loads(self._context.eval(f"(() => {{ {constants} return JSON.stringify({expression}); }})()"))
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def values_of(unit: Unit) -> dict[str, object]:
 
 
 @given(unit=units, width=sides, height=sides)
-def test_the_browser_shows_the_points_that_the_job_will_use(
-    browser: Browser, unit: Unit, width: int, height: int
-) -> None:
-    shown = browser("facesnapShown({rig, values, width, height})", values=values_of(unit), width=width, height=height)
+def test_the_preview_of_a_rig_has_the_points_of_the_job(browser: Browser, unit: Unit, width: int, height: int) -> None:
+    shown = browser(
+        "facesnapPreviewOf({rig, values, width, height})", values=values_of(unit), width=width, height=height
+    )
     pose = pose_from_unit(unit, width, height)
     np.testing.assert_allclose(shown["points"], pose_points(RIG, pose, width, height), rtol=0, atol=1e-4)
     assert shown["pose"] == pytest.approx(asdict(pose), abs=1e-9)
@@ -70,21 +70,22 @@ def test_the_browser_shows_the_points_that_the_job_will_use(
     width=sides,
     height=sides,
 )
-def test_a_photos_points_are_moved_as_the_job_moves_them(
+def test_a_photos_points_are_repositioned_as_in_the_job(
     browser: Browser, seed: int, place: dict[str, float | None], pose: str, width: int, height: int
 ) -> None:
     points = np.random.default_rng(seed).uniform(-0.2, 1.2, (72, 2))
     landmarks = Landmarks((points * (width, height)).astype(np.float32), width, height)
     state = {"values": {"pose": pose, **place}, "points": (landmarks.points / (width, height)).tolist()}
-    shown = browser("facesnapShown(state)", state=state | {"width": width, "height": height})
-    wanted = reposition(landmarks, **place)
-    # a job's landmarks are single precision: an ulp of the farthest point
-    np.testing.assert_allclose(shown["points"], wanted.points, rtol=0, atol=max(1e-3, 1e-6 * abs(wanted.points).max()))
-    assert list(shown["pose"].values()) == pytest.approx(list(placement(wanted)), abs=1e-5)
+    shown = browser("facesnapPreviewOf(state)", state=state | {"width": width, "height": height})
+    expected = reposition(landmarks, **place)
+    # the job's landmarks are float32, so allow for an ulp of the farthest point
+    tolerance = max(1e-3, 1e-6 * abs(expected.points).max())
+    np.testing.assert_allclose(shown["points"], expected.points, rtol=0, atol=tolerance)
+    assert list(shown["pose"].values()) == pytest.approx(list(placement(expected)), abs=1e-5)
 
 
 @given(mode=st.integers(0, 3), size=st.tuples(sides, sides), output=st.tuples(sides, sides))
-def test_the_canvas_shows_what_the_host_takes_of_the_init_picture(
+def test_the_window_is_the_part_of_the_init_image_that_the_host_uses(
     browser: Browser, mode: int, size: tuple[int, int], output: tuple[int, int]
 ) -> None:
     window = browser("facesnapInitWindow(mode, size, output)", mode=mode, size=size, output=output)
@@ -98,25 +99,25 @@ def test_the_canvas_shows_what_the_host_takes_of_the_init_picture(
     size=st.tuples(sides, sides),
     output=st.tuples(sides, sides),
 )
-def test_points_in_an_init_picture_are_seen_where_the_job_crops_them(
+def test_points_in_an_init_image_lie_where_the_job_crops_them(
     browser: Browser, seed: int, place: dict[str, float | None], mode: int, size: tuple, output: tuple
 ) -> None:
-    """Moved in the init picture and then cropped, as the job does, or the other way round as the canvas does."""
-    parts = np.random.default_rng(seed).uniform(0.2, 0.8, (72, 2))
-    landmarks = reposition(Landmarks((parts * size).astype(np.float32), *size), **place)
+    """The job repositions them in the init image and then crops it. The canvas does both in the opposite order."""
+    fractions = np.random.default_rng(seed).uniform(0.2, 0.8, (72, 2))
+    landmarks = reposition(Landmarks((fractions * size).astype(np.float32), *size), **place)
     x, y, width, height = init_region(mode, size, output)
-    wanted = landmarks.crop(x, y, width, height).scaled(*output)
+    expected = landmarks.crop(x, y, width, height).scaled(*output)
     window = browser("facesnapInitWindow(mode, size, output)", mode=mode, size=size, output=output)
     left, top, w, h = window
-    values = browser("facesnapPlaceSeen(place, window)", place={"pose": "photo", **place}, window=window)
-    state = {"values": values, "points": ((parts - (left, top)) / (w, h)).tolist()}
-    shown = browser("facesnapShown(state)", state=state | {"width": output[0], "height": output[1]})
-    np.testing.assert_allclose(shown["points"], wanted.points, rtol=1e-4, atol=1e-2)
-    back = browser("facesnapPlaceMeant(values, window)", values=values, window=window)
+    values = browser("facesnapPlaceInOutput(place, window)", place={"pose": "photo", **place}, window=window)
+    state = {"values": values, "points": ((fractions - (left, top)) / (w, h)).tolist()}
+    shown = browser("facesnapPreviewOf(state)", state=state | {"width": output[0], "height": output[1]})
+    np.testing.assert_allclose(shown["points"], expected.points, rtol=1e-4, atol=1e-2)
+    back = browser("facesnapPlaceInInit(values, window)", values=values, window=window)
     assert back == pytest.approx({"pose": "photo", **place})
 
 
-def test_the_browser_is_told_colours_lines_and_ranges_from_one_place(browser: Browser) -> None:
+def test_colours_polylines_and_ranges_are_those_of_python(browser: Browser) -> None:
     from facesnap_ext.landmarks.points72 import COLOURS, POLYLINES
 
     parts = browser("rig.parts")
@@ -126,12 +127,14 @@ def test_the_browser_is_told_colours_lines_and_ranges_from_one_place(browser: Br
         assert tuple(limits) == RANGES[name]
 
 
-def test_every_global_name_is_prefixed() -> None:
+def test_global_names_are_prefixed() -> None:
     import re
 
-    declared = re.findall(r"^(?:const|let|var|function|class|async function) (\w+)", SCRIPT.read_text(), re.MULTILINE)
-    assert len(declared) > 10
-    assert [name for name in declared if not name.startswith("facesnap")] == []
+    declaration = re.compile(r"^(?:const|let|var|function|class|async function) (\w+)", re.MULTILINE)
+    for script in SCRIPTS.glob("*.js"):
+        declared = declaration.findall(script.read_text(encoding="utf-8"))
+        assert len(declared) > 3, script.name
+        assert [name for name in declared if not name.startswith("facesnap")] == [], script.name
 
 
 points_2d = st.tuples(st.floats(0, WIDTH), st.floats(0, HEIGHT))
@@ -140,7 +143,7 @@ points_2d = st.tuples(st.floats(0, WIDTH), st.floats(0, HEIGHT))
 def drag(browser: Browser, action: str, pose: Pose, start: tuple, end: tuple) -> dict[str, float]:
     middle = [pose.x * WIDTH, pose.y * HEIGHT]
     return browser(
-        "facesnapDragged(action, pose, middle, from, to, width, height)",
+        "facesnapDrag(action, pose, middle, from, to, width, height)",
         action=action, pose=asdict(pose), middle=middle, to=end, width=WIDTH, height=HEIGHT, **{"from": start},
     )  # fmt: skip
 
@@ -149,10 +152,10 @@ def drag(browser: Browser, action: str, pose: Pose, start: tuple, end: tuple) ->
 def test_a_dragged_face_follows_the_pointer(browser: Browser, start: tuple, end: tuple) -> None:
     pose = Pose(yaw=10)
     changed = drag(browser, "move", pose, start, end)
-    limits = [
+    expected = [
         np.clip((a + (e - s) / side), -0.5, 1.5) for a, s, e, side in zip((pose.x, pose.y), start, end, (WIDTH, HEIGHT))
     ]
-    assert changed == pytest.approx(dict(zip("xy", limits)), abs=1e-9)
+    assert changed == pytest.approx(dict(zip("xy", expected)), abs=1e-9)
 
 
 @given(factor=st.floats(0.1, 6), turn=st.floats(0, 6))
@@ -160,11 +163,11 @@ def test_a_dragged_corner_stays_under_the_pointer(browser: Browser, factor: floa
     pose = Pose()
     middle = np.array([pose.x * WIDTH, pose.y * HEIGHT])
     arm = 100 * np.array([math.cos(turn), math.sin(turn)])
-    changed = drag(browser, "size", pose, (*(middle + arm),), (*(middle + factor * arm),))
+    changed = drag(browser, "resize", pose, (*(middle + arm),), (*(middle + factor * arm),))
     assert changed == pytest.approx({"size": min(max(pose.size * factor, 0.02), 3)})
 
 
-def test_a_drag_turns_towards_the_pointer_and_stops_at_the_limits(browser: Browser) -> None:
+def test_a_drag_turns_the_face_towards_the_pointer_up_to_the_limits(browser: Browser) -> None:
     pose, face = Pose(), 0.45 * HEIGHT
     assert drag(browser, "turn", pose, (400, 500), (400 + face / 3, 500)) == pytest.approx({"yaw": 30, "pitch": 0})
     assert drag(browser, "turn", pose, (400, 500), (400, 500 + face / 9)) == pytest.approx({"yaw": 0, "pitch": 10})
@@ -172,20 +175,20 @@ def test_a_drag_turns_towards_the_pointer_and_stops_at_the_limits(browser: Brows
 
 
 @given(degrees=st.floats(-45, 45), start=st.floats(-180, 180))
-def test_leaning_follows_the_pointer_around_the_face_through_half_past_six_too(
+def test_tilting_follows_the_pointer_around_the_face_even_below_it(
     browser: Browser, degrees: float, start: float
 ) -> None:
     pose = Pose()
     middle = np.array([pose.x * WIDTH, pose.y * HEIGHT])
-    at = [middle + 200 * np.array([math.sin(a), -math.cos(a)]) for a in np.radians([start, start + degrees])]
-    assert drag(browser, "lean", pose, *map(tuple, at)) == pytest.approx({"roll": degrees}, abs=1e-6)
+    points = [middle + 200 * np.array([math.sin(a), -math.cos(a)]) for a in np.radians([start, start + degrees])]
+    assert drag(browser, "tilt", pose, *map(tuple, points)) == pytest.approx({"roll": degrees}, abs=1e-6)
 
 
-def test_keys_move_turn_and_resize_what_can_be_and_leave_other_keys_alone(browser: Browser) -> None:
+def test_keys_move_turn_and_resize_the_face(browser: Browser) -> None:
     pose = asdict(Pose())
 
     def key(name: str, shift: bool = False, pose: dict = pose) -> dict | None:
-        return browser("facesnapKeyed(key, shift, pose)", key=name, shift=shift, pose=pose)
+        return browser("facesnapKey(key, shift, pose)", key=name, shift=shift, pose=pose)
 
     assert key("ArrowLeft") == pytest.approx({"x": 0.49})
     assert key("ArrowDown") == pytest.approx({"y": 0.46})
@@ -198,9 +201,9 @@ def test_keys_move_turn_and_resize_what_can_be_and_leave_other_keys_alone(browse
     assert key("ArrowRight", pose=photo) == pytest.approx({"x": 0.51})
 
 
-def test_turning_a_template_makes_sliders_of_all_its_numbers_and_moving_it_does_not(browser: Browser) -> None:
+def test_turning_a_template_switches_to_sliders_and_moving_it_does_not(browser: Browser) -> None:
     values = {"pose": "template", "template": "tilted", "yaw": 0, "x": None, "y": None, "size": None}
     pose = asdict(TEMPLATES["tilted"])
-    turned = browser("facesnapAsSettings(values, pose, {yaw: 20})", values=values, pose=pose)
+    turned = browser("facesnapSettingsOf(values, pose, {yaw: 20})", values=values, pose=pose)
     assert turned == {**pose, "yaw": 20, "pose": "sliders"}
-    assert browser("facesnapAsSettings(values, pose, {x: 0.2})", values=values, pose=pose) == {"x": 0.2}
+    assert browser("facesnapSettingsOf(values, pose, {x: 0.2})", values=values, pose=pose) == {"x": 0.2}

@@ -1,4 +1,4 @@
-"""A region painted on the pose's canvas in a browser, and what is handed over of it."""
+"""Painting a mask on the canvas in a browser, and the image that the job receives."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facesnap_ext.settings.unit import Unit, from_script_args
+from facesnap_ext.settings.script_args import from_script_args
+from facesnap_ext.settings.unit import Unit
 
-SCRIPTS = [Path(__file__).parents[2] / "javascript" / name for name in ("facesnap.js", "facesnap_region.js")]
-WIDTH, HEIGHT = 640, 320  # of the output, one CSS pixel to each
+NAMES = ("facesnap_canvas.js", "facesnap_pose.js", "facesnap_region.js")
+SCRIPTS = [Path(__file__).parents[2] / "javascript" / name for name in NAMES]
+WIDTH, HEIGHT = 640, 320  # of the output image, whose pixels are CSS pixels
 WHOLE = [0, 0, 1, 1]
 
 
 class Canvas:
-    """The pose's canvas without a pose, with a person's region and its tools."""
+    """The canvas without a pose, with a person's region and its tools."""
 
     def __init__(self, browser, window: list[float]):
         self.page = browser.new_page(viewport={"width": 900, "height": 700})
@@ -30,10 +32,10 @@ class Canvas:
         self.page.evaluate(
             """frame => {
                 window.region = facesnapRegion();
-                const show = () => window.preview && preview.set({brush: tools.brush()});
-                window.tools = facesnapTools(region, text => { window.handed = text; }, show);
-                tools.frame(frame);
-                const overlay = context => region.show(context, "rgb(255,0,0)", 0.5, frame, 7);
+                const redraw = () => window.preview && preview.set({brush: tools.brush()});
+                window.tools = facesnapTools(region, url => { window.mask = url; }, redraw);
+                tools.setFrame(frame);
+                const overlay = context => region.draw(context, "rgb(255,0,0)", 0.5, frame, 7);
                 const values = {pose: "own", x: null, y: null, size: null};
                 const root = document.getElementById("root");
                 window.preview = facesnapAttach(root, {...frame, values, overlay, brush: tools.brush()});
@@ -60,17 +62,17 @@ class Canvas:
     def brush(self, percent: int) -> None:
         self.page.get_by_label("Brush size").fill(str(percent))
 
-    def handed(self) -> np.ndarray | None:
-        """[S, S, 3] what the job gets; None where nothing is painted."""
-        text = self.page.evaluate("window.handed")
-        (unit,) = from_script_args([{"mask": text}]).values()
+    def mask(self) -> np.ndarray | None:
+        """The mask that the job gets, [S, S, 3]; None if nothing is painted."""
+        url = self.page.evaluate("window.mask")
+        (unit,) = from_script_args([{"mask": url}]).values()
         return None if unit.mask is None else unit.mask.pixels
 
     def shown(self) -> np.ndarray:
-        """[H, W, 3] the canvas."""
+        """The canvas, [H, W, 3]."""
         url = self.page.evaluate("preview.canvas.toDataURL()")
-        picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")
-        return np.asarray(picture.resize((WIDTH, HEIGHT)))
+        image = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB")
+        return np.asarray(image.resize((WIDTH, HEIGHT)))
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def canvas(browser):
 
 
 def stroke(start: tuple, end: tuple, width: float, window: list[float], side: int = 512) -> np.ndarray:
-    """[side, side] bool: what a round brush covers, by distance from the stroke in the output's pixels."""
+    """The cells that a round brush covers, [side, side] bool. Lengths are in pixels of the output."""
     left, top, w, h = window
     cells = (np.arange(side) + 0.5) / side
     x, y = np.meshgrid((cells - left) / w * WIDTH, (cells - top) / h * HEIGHT)
@@ -97,88 +99,88 @@ def stroke(start: tuple, end: tuple, width: float, window: list[float], side: in
     return np.hypot(x - start[0] - part * along[0], y - start[1] - part * along[1]) < width / 2
 
 
-@pytest.mark.parametrize("window", [WHOLE, [0.25, 0, 0.5, 1], [0, -0.5, 1, 2]], ids=["whole", "cropped", "filled up"])
-def test_what_is_painted_is_handed_over_as_white_on_black_where_the_pointer_was(canvas, window) -> None:
+@pytest.mark.parametrize("window", [WHOLE, [0.25, 0, 0.5, 1], [0, -0.5, 1, 2]], ids=["whole", "cropped", "padded"])
+def test_a_stroke_is_white_on_black_where_the_pointer_was(canvas, window) -> None:
     one = canvas(window)
     one.brush(25)
     one.drag((200, 120), (400, 200))
-    handed = one.handed()
-    wanted = stroke((200, 120), (400, 200), 0.25 * HEIGHT, window)
-    assert (handed.min(2) == handed.max(2)).all()
-    assert ((handed[..., 0] > 127) != wanted).mean() < 0.002, "but for the edge's cells"
-    assert set(np.unique(handed[..., 0][np.roll(wanted, 40, 0) & wanted & np.roll(wanted, -40, 0)])) <= {255}
+    mask = one.mask()
+    expected = stroke((200, 120), (400, 200), 0.25 * HEIGHT, window)
+    assert (mask.min(2) == mask.max(2)).all()
+    assert ((mask[..., 0] > 127) != expected).mean() < 0.002, "except on the edge"
+    assert set(np.unique(mask[..., 0][np.roll(expected, 40, 0) & expected & np.roll(expected, -40, 0)])) <= {255}
     shown = one.shown()
     assert shown[125, 215].tolist() == pytest.approx([128, 0, 0], abs=2), "translucent"
     assert shown[20, 20].max() == 0
 
 
-def test_erased_undone_and_cleared(canvas) -> None:
+def test_strokes_can_be_erased_undone_and_cleared(canvas) -> None:
     one = canvas()
     one.drag((100, 160), (500, 160))
-    whole = one.handed()
+    whole = one.mask()
     one.press("Erase")
     one.drag((300, 60), (300, 260))
-    cut = one.handed()
+    cut = one.mask()
     assert whole[256, 240, 0] == 255
     assert cut[256, 240, 0] == 0
     assert cut[256, 120, 0] == cut[256, 360, 0] == 255
     one.press("Undo")
-    np.testing.assert_array_equal(one.handed(), whole)
+    np.testing.assert_array_equal(one.mask(), whole)
     one.press("Clear")
-    assert one.handed() is None
+    assert one.mask() is None
     one.press("Undo")
-    np.testing.assert_array_equal(one.handed(), whole)
+    np.testing.assert_array_equal(one.mask(), whole)
     one.press("Undo")
-    assert one.handed() is None
+    assert one.mask() is None
     assert one.page.get_by_role("button", name="Undo").is_disabled()
 
 
-def test_a_dot_is_a_stroke_and_escape_takes_one_back(canvas) -> None:
+def test_a_click_paints_a_dot_and_escape_cancels_a_stroke(canvas) -> None:
     one = canvas()
     one.drag((320, 160))
-    assert one.handed()[256, 256, 0] == 255
-    dot = one.handed()
+    assert one.mask()[256, 256, 0] == 255
+    dot = one.mask()
     one.page.mouse.move(100, 100)
     one.page.mouse.down()
     one.page.mouse.move(200, 100)
     one.page.keyboard.press("Escape")
     one.page.mouse.move(300, 100)
     one.page.mouse.up()
-    np.testing.assert_array_equal(one.handed(), dot)
+    np.testing.assert_array_equal(one.mask(), dot)
 
 
-def test_a_given_picture_is_flattened_onto_black_and_painted_on(canvas) -> None:
-    picture = np.zeros((64, 128, 4), np.uint8)
-    picture[:, :32] = (255, 255, 255, 255)
-    picture[:, 32:64] = (255, 255, 255, 0)  # transparent
-    picture[:, 64:96] = (128, 128, 128, 255)
+def test_a_loaded_image_is_flattened_onto_black_and_can_be_painted_on(canvas) -> None:
+    image = np.zeros((64, 128, 4), np.uint8)
+    image[:, :32] = (255, 255, 255, 255)
+    image[:, 32:64] = (255, 255, 255, 0)  # transparent
+    image[:, 64:96] = (128, 128, 128, 255)
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     one = canvas()
     chosen = {"name": "region.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
     one.page.locator("input[type=file]").set_input_files(chosen)
-    one.page.wait_for_function("window.handed")
-    assert one.handed()[256, [64, 192, 320, 448], 0].tolist() == pytest.approx([255, 0, 128, 0], abs=1)
+    one.page.wait_for_function("window.mask")
+    assert one.mask()[256, [64, 192, 320, 448], 0].tolist() == pytest.approx([255, 0, 128, 0], abs=1)
     one.drag((560, 160), (561, 160))
-    assert one.handed()[256, [192, 448], 0].tolist() == [0, 255]
-    broken = {"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"}
+    assert one.mask()[256, [192, 448], 0].tolist() == [0, 255]
+    broken = {"name": "notes.png", "mimeType": "image/png", "buffer": b"not an image"}
     one.page.locator("input[type=file]").set_input_files(broken)
-    one.page.get_by_role("alert").filter(has_text="cannot be read: give it as PNG").wait_for()
-    assert one.handed()[256, 448, 0] == 255, "what was painted stays"
+    one.page.get_by_role("alert").filter(has_text="cannot be read as an image; use a PNG").wait_for()
+    assert one.mask()[256, 448, 0] == 255, "the mask is kept"
 
 
-def test_what_is_handed_over_is_bounded(canvas) -> None:
+def test_the_size_of_the_mask_is_bounded(canvas) -> None:
     one = canvas()
     noise = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)).save(noise, "PNG")
     chosen = {"name": "noise.png", "mimeType": "image/png", "buffer": noise.getvalue()}
     one.page.locator("input[type=file]").set_input_files(chosen)
-    one.page.wait_for_function("window.handed")
-    assert len(one.page.evaluate("window.handed")) < 1.5e6
-    assert one.handed().shape == (512, 512, 3)
+    one.page.wait_for_function("window.mask")
+    assert len(one.page.evaluate("window.mask")) < 1.5e6
+    assert one.mask().shape == (512, 512, 3)
 
 
-def test_the_tools_say_what_they_do_and_which_is_chosen(canvas) -> None:
+def test_the_tools_are_labelled_and_the_active_one_is_pressed(canvas) -> None:
     one = canvas()
     pressed = {
         name: one.page.get_by_role("button", name=name, exact=True).get_attribute("aria-pressed")
@@ -187,11 +189,11 @@ def test_the_tools_say_what_they_do_and_which_is_chosen(canvas) -> None:
     assert pressed == {"Paint": "true", "Erase": "false", "Move the face": "false"}
     one.press("Move the face")
     one.drag((100, 160), (500, 160))
-    assert one.page.evaluate("window.handed") is None, "a drag does not paint then"
+    assert one.page.evaluate("window.mask") is None, "this tool does not paint"
     assert one.page.get_by_role("toolbar", name="Region").count() == 1
 
 
-def test_another_persons_number_stands_at_the_middle_of_their_region(canvas) -> None:
+def test_a_regions_number_is_in_its_middle(canvas) -> None:
     one = canvas()
     one.drag((100, 160), (540, 160))
     data = "[...Array(16).keys()].flatMap(i => [0, 0, 0, i === 6 ? 255 : 0])"
@@ -201,5 +203,5 @@ def test_another_persons_number_stands_at_the_middle_of_their_region(canvas) -> 
     assert middle[..., 0].max() > 200, "the number"
 
 
-def test_a_unit_without_a_painted_region_has_none() -> None:
+def test_an_empty_mask_is_ignored() -> None:
     assert from_script_args([{"mask": ""}])[1] == Unit(True)
