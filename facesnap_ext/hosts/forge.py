@@ -71,20 +71,14 @@ class ControlLink:
             return 0
         return self.previous_controlnet.inference_memory_requirements(dtype)
 
-    def get_control(
-        self,
-        x_noisy: Tensor,
-        t: Tensor,
-        cond: dict[str, Any],
-        batched_number: int,
-        transformer_options: dict[str, Any] | None = None,
-    ) -> Control | None:
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], *rest: Any) -> Control | None:
         """Residuals for one UNet call, added to those of the previous links.
 
         Args:
             x_noisy: unscaled latents [R, C, h, w].
             t: sigmas [R].
             cond: the call's conditions; `y` is the pooled text and sizes.
+            rest: the number of chunks; then in reForge the call's transformer options.
         """
         raise NotImplementedError
 
@@ -106,7 +100,7 @@ class RefusalControl(ControlLink):
         super().__init__(p)
         self.refusal = refusal
 
-    def get_control(self, *args: Any, **kwargs: Any) -> Control | None:
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], *rest: Any) -> Control | None:
         raise self.refusal.error()
 
 
@@ -124,19 +118,12 @@ class FaceSnapControl(ControlLink):
         self.adapters = AdapterHooks(self.residuals)
         self._handle: Any = None
 
-    def get_control(
-        self,
-        x_noisy: Tensor,
-        t: Tensor,
-        cond: dict[str, Any],
-        batched_number: int,
-        transformer_options: dict[str, Any] | None = None,
-    ) -> Control | None:
+    def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], *rest: Any) -> Control | None:
         """See `ControlLink.get_control`."""
         previous = None
         if self.previous_controlnet is not None:
-            extra = () if transformer_options is None else (transformer_options,)
-            previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, *extra)
+            previous = self.previous_controlnet.get_control(x_noisy, t, cond, *rest)
+        transformer_options = rest[1] if len(rest) > 1 else None
         acting = [person.strength.acts_at(self.progress) for person in self.residuals.people]
         options = transformer_options or cond.get("transformer_options") or self.transformer_options
         if not any(acting):
