@@ -57,7 +57,7 @@ class Run:
 def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train Mixer and FFRNet, and return the last checkpoint's folder; its `facesnap.safetensors` is the result.
 
-    Devices, processes and their division of labour are accelerate's: `accelerate launch -m facesnap_ext train CONFIG`.
+    Devices, processes and their division of labour are accelerate's: `accelerate launch -m facesnap_lab train CONFIG`.
 
     Raises:
         FaceSnapError: a file is missing or unfit, the loss is no number, or the disk is full.

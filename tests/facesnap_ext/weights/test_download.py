@@ -300,7 +300,7 @@ import socket, sys
 def refuse(*args, **values): raise SystemExit("a socket was opened")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from pathlib import Path
-from facesnap_ext.cli import main
+from facesnap_ext.cli.main import main
 import facesnap_ext.weights.download, facesnap_ext.ui.routes
 assert main(["models", "--models", {str(tmp_path)!r}]) == 0
 assert "requests" not in sys.modules
