@@ -62,11 +62,13 @@ def run(options: argparse.Namespace) -> None:
     )
     engine = Engine(lambda: find_models(options.models))
     prepared = engine.prepare(unit, width, height, progress=print_progress)
-    conditioning = prepared.conditioning
+    conditioning, driving = prepared.conditioning, prepared.driving
+    landmarks = conditioning.landmarks
+    assert landmarks is not None
+    assert driving is not None  # without a saved identity, the first reference drives
 
     out.mkdir(parents=True, exist_ok=True)
     save_file({"tokens": conditioning.tokens.contiguous()}, out / "tokens.safetensors")
-    landmarks = conditioning.landmarks
     points = {"width": width, "height": height, "points": landmarks.points.round(2).tolist()}
     (out / "landmarks.json").write_text(json.dumps(points), encoding="utf-8")
     Image.fromarray(HINTS[conditioning.hint](landmarks, width, height)).save(out / "landmarks.png")
@@ -75,11 +77,11 @@ def run(options: argparse.Namespace) -> None:
         framed(face.photo, [face]).save(out / f"reference-{i}.png")
         written.append(f"reference-{i}.png")
     if unit.driving is not None:
-        framed(prepared.driving.photo, [prepared.driving]).save(out / "driving.png")
+        framed(driving.photo, [driving]).save(out / "driving.png")
         written.append("driving.png")
     result = {
         "faces": [_describe(face) for face in prepared.references],
-        "driving": _describe(prepared.driving),
+        "driving": _describe(driving),
         "tokens": list(conditioning.tokens.shape),
         "landmarks": len(landmarks.points),
         "notes": list(prepared.notes),
