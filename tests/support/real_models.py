@@ -12,11 +12,14 @@ import importlib.util
 import io
 import os
 import shutil
+import ssl
 import subprocess
 import tarfile
 import tempfile
 import urllib.request
 from pathlib import Path
+
+import certifi
 
 CACHE = Path(os.environ.get("FACESNAP_TEST_CACHE") or Path(__file__).parents[2] / ".cache" / "real-models")
 CENTERFACE = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
@@ -62,8 +65,10 @@ def _package() -> bytes:
     environment = {name.lower(): value for name, value in os.environ.items()}
     registry = environment.get("npm_config_registry") or REGISTRY  # npm's own variable, in any case
     url = f"{registry.rstrip('/')}/{PACKAGE}/-/{PACKAGE}-{VERSION}.tgz"
+    certificates = ssl.create_default_context()
+    certificates.load_verify_locations(certifi.where())  # a bare Debian has none
     try:
-        with urllib.request.urlopen(url, timeout=60) as response:
+        with urllib.request.urlopen(url, timeout=60, context=certificates) as response:
             return response.read()
     except (OSError, http.client.HTTPException) as error:
         if npm := shutil.which("npm"):
