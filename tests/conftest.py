@@ -14,6 +14,7 @@ WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 if WORKERS > 1:  # processes share the cores; set before torch is imported, and inherited by subprocesses
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -23,6 +24,11 @@ from facesnap_ext.photos import Photo, from_path
 from tests.support import mock_webui, real_models, stand_in_models
 from tests.support.chromium import chromium
 from tests.support.stand_in_pack import scrfd_from_centerface
+
+hypothesis.settings.register_profile(  # time limits fail on a busy machine
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 LAB = Path(__file__).with_name("facesnap_lab")
 MOST_WORKERS = 8  # each one holds torch and the networks of its tests, 1 to 3 GB
