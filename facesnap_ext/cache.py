@@ -1,5 +1,9 @@
-"""What the engine keeps between jobs: loaded models by the files that they came from, and results by what they were
-computed from."""
+"""The engine's cache: loaded models, and results such as detected faces and identity tokens.
+
+A model is reloaded when its file changes (`signature_of`). A result is keyed by everything it was computed from. For
+a photo, that is the hash of its pixels, `Photo.digest`: `identity/encoders.py` combines it with the signatures of the
+networks to form a cache key.
+"""
 
 from __future__ import annotations
 
@@ -15,56 +19,64 @@ if TYPE_CHECKING:
     from facesnap_ext.identity.faces import Face
 
 T = TypeVar("T")
-REMEMBERED = 128  # results of each kind; the largest of which so many are kept, CLIP's tokens, take 1.3 MB
+MAX_RESULTS = 128  # of each kind; the largest of these, CLIP's tokens, take 1.3 MB each
 
 
 class Cache:
-    """Models and results, for jobs and the page's own requests, which come in threads of their own."""
+    """Models and results. Thread-safe: jobs and the page's requests run in different threads."""
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self._loaded: dict[str, tuple[Hashable, Any]] = {}  # one model of each part
-        self._remembered: dict[str, OrderedDict[Hashable, Any]] = {}  # by kind
+        self._models: dict[str, tuple[Hashable, Any]] = {}  # by part: the files' signature, and the model
+        self._results: dict[Hashable, OrderedDict[Hashable, Any]] = {}  # by kind, then by key
 
     def load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
-        """The model of a part; loaded anew when its file is another one or has changed.
+        """Return the model of a part, loading it if it is not cached, or if its file is another one or has changed.
 
         Args:
-            source: the file, or several, that `load` takes.
+            source: a path, or a tuple of paths; passed to `load`.
         """
         signature = signature_of(source)
         with self.lock:
-            if self._loaded.get(part, (None,))[0] != signature:
-                self._loaded.pop(part, None)  # the old one goes before the new one comes
-                self._loaded[part] = (signature, load(source))
-            return self._loaded[part][1]
+            if self._models.get(part, (None,))[0] != signature:
+                self._models.pop(part, None)  # free the old model before loading the new one
+                self._models[part] = (signature, load(source))
+            return self._models[part][1]
 
-    def load_one_of(self, kind: str, source: Any, load: Callable[[Any], T], kept: int) -> T:
-        """As `load`, for a kind of which several files may be loaded; those least recently used go before it comes."""
-        part = f"{kind} {source}"
+    def load_variant(self, part: str, source: Any, load: Callable[[Any], T], max_loaded: int) -> T:
+        """Like `load`, for a part of which several files may be loaded at once.
+
+        Args:
+            max_loaded: the least recently used models beyond this number are freed before another one is loaded.
+        """
+        name = f"{part} {source}"
         with self.lock:
-            others = [name for name in self._loaded if name.startswith(f"{kind} ") and name != part]
-            for name in others[: max(0, len(others) + 1 - kept)]:
-                del self._loaded[name]
-            model = self.load(part, source, load)
-            self._loaded[part] = self._loaded.pop(part)  # the last of the dictionary is the latest used
+            others = [other for other in self._models if other.startswith(f"{part} ") and other != name]
+            for other in others[: max(0, len(others) + 1 - max_loaded)]:
+                del self._models[other]
+            model = self.load(name, source, load)
+            self._models[name] = self._models.pop(name)  # the last entry is the most recently used
             return model
 
-    def remember(self, key: tuple[Hashable, ...], compute: Callable[[], T], kept: int = REMEMBERED) -> T:
-        """A result, computed where it is not remembered; of each kind, which its key begins with, the `kept` latest
-        used are."""
+    def get_or_compute(self, key: tuple[Hashable, ...], compute: Callable[[], T], max_results: int = MAX_RESULTS) -> T:
+        """Return a cached result, computing it if there is none.
+
+        Args:
+            key: the kind of result, followed by everything that it is computed from.
+            max_results: how many results of this kind are kept; the least recently used are dropped.
+        """
         with self.lock:
-            results = self._remembered.setdefault(key[0], OrderedDict())
+            results = self._results.setdefault(key[0], OrderedDict())
             if key not in results:
                 results[key] = compute()
-                while len(results) > kept:
+                while len(results) > max_results:
                     results.popitem(last=False)
             results.move_to_end(key)
             return results[key]
 
 
 def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
-    """Changes when the file, or a file in the folder or among several, does."""
+    """Return a value that changes when the file, any file in the folder, or any of several paths changes."""
     if isinstance(path, tuple):
         return tuple(map(signature_of, path))
     members = sorted(path.rglob("*")) if path.is_dir() else [path]

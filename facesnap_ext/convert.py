@@ -1,4 +1,4 @@
-"""Turn the published files of DECA, FLAME, ControlNets and InstantID into those that FaceSnap reads."""
+"""Convert the published files of DECA, FLAME, ControlNets and InstantID to files that FaceSnap reads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import user_write
 from facesnap_ext.landmarks.deca import convert_deca
 from facesnap_ext.landmarks.flame import convert_flame
-from facesnap_ext.weights.initialise import controlnet_config, from_controlnet
+from facesnap_ext.weights.controlnet import controlnet_config, from_controlnet
 from facesnap_ext.weights.instantid import pack
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.tensors import read_index
 
@@ -19,23 +19,23 @@ CONTROLNET_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_mo
 
 
 def convert(source: Path, out: Path | None = None) -> Path:
-    """Convert a file, recognised by its tensors, or a diffusers ControlNet folder.
+    """Convert a file, recognised by its tensors, or the folder of a ControlNet in diffusers' layout.
 
     Args:
-        out: by default beside the source, its name ending in `.safetensors`.
+        out: by default a `.safetensors` file beside the source.
 
     Returns:
-        The path written.
+        The path of the new file.
 
     Raises:
-        FaceSnapError: it is something else, which is named, or cannot be read, or `out` cannot be written.
+        FaceSnapError: the file is of another kind or cannot be read, or `out` cannot be written.
     """
     folder = source if source.is_dir() else source.parent
     file = _weights_in(source) if source.is_dir() else source
     kind = recognise(file)
     if kind is Kind.SDXL_CONTROLNET:
         out = out or folder.with_name(f"{folder.name}-facesnap.safetensors")
-        from_controlnet(file, out, **controlnet_config(folder, read_index(file).shapes))
+        from_controlnet(file, out, controlnet_config(folder, read_index(file).shapes))
     elif kind is Kind.DECA_ORIGINAL:
         out = out or source.with_name("deca.safetensors")
         with user_write(out) as part:
@@ -46,42 +46,52 @@ def convert(source: Path, out: Path | None = None) -> Path:
             convert_flame(file, part)
     else:
         raise FaceSnapError(
-            f"{source.name} is {kind.value}; what can be converted is DECA's deca_model.tar, FLAME's generic_model.pkl "
-            "and an SDXL ControlNet in diffusers' layout."
+            f"{source.name} is {kind.value}; FaceSnap can convert DECA's deca_model.tar, FLAME's generic_model.pkl and "
+            "SDXL ControlNets in diffusers' layout."
         )
     return out
 
 
 def convert_instantid(controlnet: Path, adapter: Path, out: Path) -> Path:
-    """Pack InstantID's ControlNet (the file, or its folder) and `ip-adapter.bin` into one FaceSnap file, which gives
-    the same bits as the two.
+    """Pack InstantID's two files into one FaceSnap file, which gives bit-identical results.
+
+    Args:
+        controlnet: the ControlNet's file or its folder.
+        adapter: `ip-adapter.bin`.
+        out: may be an existing FaceSnap file, which is overwritten.
 
     Returns:
-        The path written.
+        The path of the new file.
 
     Raises:
-        FaceSnapError: a file is missing, of another kind, not whole, or does not fit the other; or `out` is a file of
-            another kind, which is not overwritten.
+        FaceSnapError: a file is missing, of another kind or incomplete, the two do not fit together, or `out` is an
+            existing file of another kind.
     """
     controlnet = _weights_in(controlnet) if controlnet.is_dir() else controlnet
     if out.is_file() and (out.resolve() in (controlnet.resolve(), adapter.resolve()) or not _is_facesnap(out)):
-        raise FaceSnapError(f"{out} is there already and no FaceSnap file: give another name.")
+        raise FaceSnapError(f"{out} already exists and is not a FaceSnap file; give another name.")
     pack(controlnet, adapter, out)
     return out
 
 
 def convert_originals(files: ModelFiles, progress: Callable[[str], None]) -> None:
-    """Convert DECA's and FLAME's own files where there are no converted ones, once and for all; what comes of a file in
-    another program's folder goes into FaceSnap's. Of several the first serves that can be converted; where none can,
-    the part is missing, and `files.unconverted` says why: not every job needs it."""
+    """Convert the original files of DECA and FLAME, unless they have been converted before.
+
+    A converted file is written beside its original, or to FaceSnap's model folder if the original is in another
+    program's folder. If there are several originals, the first that can be converted is used. If there is none, the
+    part counts as missing and `files.unconverted` states why, because not every job needs it.
+
+    Args:
+        progress: called with a message before each conversion.
+    """
     for part in ("deca", "flame"):
         setattr(files, part, None)
         for found in files.candidates(part):
             path = found.path
             try:
                 if path.suffix != ".safetensors":
-                    progress(f"converting {path.name}, once")
-                    own = found.place == files.folder
+                    progress(f"converting {path.name} (only once)")
+                    own = found.folder == files.folder
                     path = convert(path, None if own else files.folder / f"{part}.safetensors")
                 setattr(files, part, path)
                 break
@@ -100,4 +110,6 @@ def _weights_in(folder: Path) -> Path:
     for name in CONTROLNET_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise FaceSnapError(f"The folder {folder} has no {CONTROLNET_FILES[0]}; give a diffusers ControlNet folder.")
+    raise FaceSnapError(
+        f"The folder {folder} has no {CONTROLNET_FILES[0]}; give the folder of a ControlNet in diffusers' layout."
+    )

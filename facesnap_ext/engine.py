@@ -18,16 +18,16 @@ from facesnap_ext.identity.faces import Face, NoFaceError
 from facesnap_ext.identity.likeness import face_at, likeness
 from facesnap_ext.identity.references import ReferenceReport, examine, padded_note
 from facesnap_ext.identity.saved import load_identity
-from facesnap_ext.landmarks.points72 import Landmarks, place
-from facesnap_ext.landmarks.poses import Rig, moved, pose_landmarks, pose_of
+from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
+from facesnap_ext.landmarks.poses import Rig, pose_from_unit, pose_landmarks, reposition
 from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.identity_file import Identity
-from facesnap_ext.weights.instantid import load_any, load_any_adapter, recognition_of
-from facesnap_ext.weights.places import ModelFiles, WeightSource
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter, recognition_of
 
 POSED = ("template", "sliders")  # poses that no photo gives
 ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as the page allows in one image
@@ -149,7 +149,7 @@ class Engine:
         if unit.reference_mode == "batch" and len(unit.references) > 1:
             raise ValueError("photos in batch mode are prepared one by one, see batches_by_reference")
         if unit.pose in POSED:
-            pose_of(unit, width, height)  # report an unknown template before anything is loaded
+            pose_from_unit(unit, width, height)  # report an unknown template before anything is loaded
         files = self.files(progress)
         source = files.choose_facesnap(unit.model)
         recognition = recognition_of(source)
@@ -161,7 +161,7 @@ class Engine:
         progress("detecting the face")
         faces = find_faces(encoders, unit, init_image, progress)
         progress("loading the FaceSnap file")
-        weights = self._cache.load_one_of("facesnap", source, load_any, files_kept)
+        weights = self._cache.load_variant("facesnap", source, load_any, files_kept)
         progress("encoding the face")
         tokens = self.encode(encoders, source, weights, faces, unit, signatures)
         progress("predicting landmarks")
@@ -193,10 +193,10 @@ class Engine:
         average = unit.reference_mode == "averaged"
         people = tuple((face.photo.digest, *face.box) for face in faces.references)
         key = ("tokens", signatures, people, faces.saved, average)
-        cond = self._cache.remember(key, lambda: mix(encoders, weights, faces, average))
+        cond = self._cache.get_or_compute(key, lambda: mix(encoders, weights, faces, average))
         uncond = None
         if weights.info.null_identity:
-            uncond = self._cache.remember(("null tokens", signatures), lambda: null_tokens(weights))
+            uncond = self._cache.get_or_compute(("null tokens", signatures), lambda: null_tokens(weights))
         adapter = None
         if weights.info.adapter is not None and unit.strength.adapter_weight > 0:
             adapter = partial(self._adapter, source, cond, cond if uncond is None else uncond)
@@ -209,7 +209,7 @@ class Engine:
         begins, from weights that are read for it, and cached for the people of one image.
         """
         key = ("adapter", signature_of(source), tokens.numpy().tobytes())
-        return self._cache.remember(key, lambda: load_any_adapter(source)(tokens, uncond_tokens), ADAPTERS)
+        return self._cache.get_or_compute(key, lambda: load_any_adapter(source)(tokens, uncond_tokens), ADAPTERS)
 
     def examine(self, photos: Sequence[Photo], face_index: int = 0, batch: bool = False) -> ReferenceReport:
         """Report on reference photos before a job.
@@ -278,7 +278,7 @@ class Engine:
         else:
             return rig, None
         landmarks = encoders.landmarks(encoders.codes(driving_face).shape if shape is None else shape, driving_face)
-        return rig, landmarks if size is None else place(landmarks, *size, driving_face.box)
+        return rig, landmarks if size is None else crop_and_resize(landmarks, *size, driving_face.box)
 
 
 def find_faces(
@@ -365,18 +365,18 @@ def predict_landmarks(
     saved_shapes = None if faces.saved is None else faces.saved.shapes
     if faces.driving is None:
         rig = encoders.rig(encoders.source_shape(faces.references, saved_shapes))
-        return pose_landmarks(rig, pose_of(unit, width, height), width, height), ()
+        return pose_landmarks(rig, pose_from_unit(unit, width, height), width, height), ()
     notes: tuple[str, ...] = ()
     files = encoders.files
-    if files.predicts:
+    if files.can_predict_landmarks:
         landmarks = encoders.landmarks(encoders.source_shape(faces.references, saved_shapes), faces.driving)
     else:
         landmarks = encoders.detected_landmarks(faces.driving, hint)
         why = [*files.unconverted.get("deca", ()), *files.unconverted.get("flame", ())]
         notes = (" ".join((UNPREDICTED.format(faces.driving.photo.name), *why)),)
     if not faces.in_init_image:
-        landmarks = place(landmarks, width, height, faces.driving.box)
-    return moved(landmarks, unit.x, unit.y, unit.size), notes
+        landmarks = crop_and_resize(landmarks, width, height, faces.driving.box)
+    return reposition(landmarks, unit.x, unit.y, unit.size), notes
 
 
 def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: Landmarks) -> Conditioning:

@@ -1,4 +1,4 @@
-"""The one error that FaceSnap shows to people."""
+"""`FaceSnapError`, the one exception whose message is shown to users."""
 
 from __future__ import annotations
 
@@ -6,29 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 
-LONGEST = 1500  # characters of a message: what libraries say of a damaged file may quote all of it
+MAX_LENGTH = 1500  # characters of a message; a library may quote an entire damaged file in its own
 
 
 class FaceSnapError(Exception):
-    """What went wrong, with which file or photo, and what to do, in one sentence for the user and on one line."""
+    """An error message for the user: one sentence on one line.
+
+    It says what went wrong, with which file or photo, and what to do about it.
+    """
 
     def __init__(self, sentence: str):
-        super().__init__(printable(shorten(sentence, LONGEST, placeholder=" … and so on.")))
+        super().__init__(printable(shorten(sentence, MAX_LENGTH, placeholder=" … (shortened).")))
 
 
 def printable(text: str) -> str:
-    """Text that any page and console can show: what a file's name has that is no UTF-8 is written out."""
+    """Return text that any page and console can show; bytes of a file name that are not UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def reason_of(error: BaseException | str, longest: int | None = 300) -> str:
-    """What a library says went wrong, on one line and cut off, for a sentence of ours."""
-    return " ".join(str(error).split())[:longest]
+def reason_of(error: BaseException | str, max_length: int | None = 300) -> str:
+    """Return a library's error message on one line, truncated, to be quoted in a message of ours."""
+    return " ".join(str(error).split())[:max_length]
 
 
 @contextmanager
 def error_prefix(person: str) -> Iterator[None]:
-    """Put a person's title, such as "Person 2: ", before the errors inside the `with` block; it may be empty."""
+    """Prefix errors raised inside the `with` block with a person's title, such as "Person 2: " (may be empty)."""
     try:
         yield
     except FaceSnapError as error:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what tells them apart."""
+"""Atomic writes, hashes, and the state of a file that changes when the file does."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ State = tuple[int, ...]
 
 
 def state_of(path: Path) -> State:
-    """Changes when a file does, also for another file of its size and time that was put in its place."""
+    """Return a value that changes with the file, even if another file of equal size and time replaces it."""
     state = path.stat()
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: it gets that name when the block ends, and is removed when the block raises.
+    """Yield a temporary path beside `path`, which is renamed to `path` when the block ends.
 
-    The folder is made where it is missing. Until then a file of the same name stays as it is, and another process or
-    thread may write it too.
+    It is removed if the block raises. Missing folders are created. Until the rename, an existing file stays
+    unchanged, and other processes and threads may write the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         part.touch()
-        rights = part.stat().st_mode  # which some libraries' own files beside it would not have
+        mode = part.stat().st_mode  # some libraries replace the file with one that has other permissions
         yield part
-        if part.stat().st_mode != rights:
-            with suppress(OSError):  # some shared folders know no rights
-                part.chmod(rights)
+        if part.stat().st_mode != mode:
+            with suppress(OSError):  # some network drives have no permissions
+                part.chmod(mode)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -43,26 +43,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def user_write(path: Path) -> Iterator[Path]:
-    """As `whole`, for a file that people asked for.
+    """Like `atomic_write`, for a file that the user requested.
 
     Raises:
-        FaceSnapError: it cannot be written there, or not to its end.
+        FaceSnapError: the file cannot be written, or only in part.
     """
-    from safetensors import SafetensorError  # which safetensors raises in place of the system's error
+    from safetensors import SafetensorError  # safetensors raises it in place of OSError
 
     if path.is_dir():
-        raise FaceSnapError(f"{path} is a folder: give the name of a file in it.")
+        raise FaceSnapError(f"{path} is a folder; give the name of a file in it.")
     try:
         with atomic_write(path) as part:
             yield part
     except (OSError, SafetensorError) as error:
         raise FaceSnapError(
-            f"{path} cannot be written ({reason_of(error)}): see that there is room and the folder is yours to write."
+            f"{path} cannot be written ({reason_of(error)}); check the free disk space and your write permission "
+            "for the folder."
         ) from error
 
 
 def sha256(*paths: Path) -> str:
-    """The hash of files' contents, one after another, in hexadecimal; read in pieces, so they may be large."""
+    """Return the SHA-256 of the concatenated contents of files, in hexadecimal; large files are read in blocks."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

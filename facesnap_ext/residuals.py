@@ -187,7 +187,7 @@ class _OnePerson:
     def _embedded_landmarks(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
         if size not in self._landmark_features:
-            scale = self.person.ffrnet.config.picture_scale
+            scale = self.person.ffrnet.config.pixels_per_latent
             image = landmark_image(self.person.landmarks, scale * size[1], scale * size[0], self.person.hint, x.device)
             self._landmark_features[size] = self.person.ffrnet.embed_landmarks(image)
         return self._landmark_features[size]

@@ -21,7 +21,7 @@ from facesnap_ext.hosts.model_folders import model_files
 from facesnap_ext.settings.infotext import PHOTOS
 from facesnap_ext.settings.script_args import UI_ORDER, batches_by_reference, from_script_args
 from facesnap_ext.ui import accordion, models_panel, routes
-from facesnap_ext.weights.places import find_identities
+from facesnap_ext.weights.identity_folder import find_identities
 
 if not hasattr(scripts.Script, "process_before_every_sampling"):  # without this callback no residual is ever added
     raise ImportError("FaceSnap needs AUTOMATIC1111 1.10 or later, or Forge; update the WebUI.")

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> None:
     from facesnap_ext import photos
     from facesnap_ext.engine import Engine
     from facesnap_ext.identity.saved import save_identity
-    from facesnap_ext.weights.places import find_models
+    from facesnap_ext.weights.search import find_models
 
     engine = Engine(lambda: find_models(options.models))
     references = [photos.from_path(path) for path in options.photo]

@@ -11,7 +11,7 @@ from facesnap_ext.cli.common import print_progress, print_result
 from facesnap_ext.errors import FaceSnapError
 
 if TYPE_CHECKING:
-    from facesnap_ext.weights.places import ModelFiles
+    from facesnap_ext.weights.model_files import ModelFiles
 
 HELP = "list the model files: which were found, which are missing, and their sources and licences"
 
@@ -46,7 +46,7 @@ def _add_folders(parser: argparse.ArgumentParser, models: Any, also_look_in: Any
 
 
 def run(options: argparse.Namespace) -> None:
-    from facesnap_ext.weights.inventory import as_text, compute_hashes, list_models, to_json
+    from facesnap_ext.weights.model_list import as_text, compute_hashes, list_models, to_json
 
     files = _find_files(options)
     if options.hash:
@@ -54,16 +54,16 @@ def run(options: argparse.Namespace) -> None:
     roles = list_models(files)
     if options.json:
         folders = {"folder": str(files.folder), "elsewhere": [str(place) for place in files.elsewhere]}
-        print_result({**folders, "passed_over": files.unreadable, "parts": to_json(roles)}, as_json=True)
+        print_result({**folders, "passed_over": files.passed_over, "parts": to_json(roles)}, as_json=True)
     else:
         print(as_text(roles, files))
 
 
 def run_get(options: argparse.Namespace) -> None:
-    from facesnap_ext.weights.download import download, needed
+    from facesnap_ext.weights.download import download, part_to_download
 
     files = _find_files(options)
-    part = needed(options.part, files)
+    part = part_to_download(options.part, files)
     printed = -1
 
     def progress(received: int) -> None:
@@ -83,7 +83,7 @@ def run_get(options: argparse.Namespace) -> None:
 def _find_files(options: argparse.Namespace) -> ModelFiles:
     """Find the model files in `--models`, or in the WebUI around this extension, and in folders shared with it."""
     from facesnap_ext.hosts.model_folders import shared_model_folders
-    from facesnap_ext.weights.places import find_models
+    from facesnap_ext.weights.search import find_models
 
     root = Path(__file__).resolve().parents[2]
     if options.models is None and root.parent.name != "extensions":

@@ -46,10 +46,10 @@ def run(options: argparse.Namespace) -> None:
 
     from facesnap_ext import photos
     from facesnap_ext.engine import Engine
-    from facesnap_ext.identity.framing import framed
+    from facesnap_ext.identity.framing import annotate_faces
     from facesnap_ext.landmarks.hints import HINTS
     from facesnap_ext.settings.unit import Unit
-    from facesnap_ext.weights.places import find_models
+    from facesnap_ext.weights.search import find_models
 
     width, height, out = options.width, options.height, options.out
     unit = Unit(
@@ -74,10 +74,10 @@ def run(options: argparse.Namespace) -> None:
     Image.fromarray(HINTS[conditioning.hint](landmarks, width, height)).save(out / "landmarks.png")
     written = ["tokens.safetensors", "landmarks.json", "landmarks.png"]
     for i, face in enumerate(prepared.references, 1):
-        framed(face.photo, [face]).save(out / f"reference-{i}.png")
+        annotate_faces(face.photo, [face]).save(out / f"reference-{i}.png")
         written.append(f"reference-{i}.png")
     if unit.driving is not None:
-        framed(driving.photo, [driving]).save(out / "driving.png")
+        annotate_faces(driving.photo, [driving]).save(out / "driving.png")
         written.append("driving.png")
     result = {
         "faces": [_describe(face) for face in prepared.references],

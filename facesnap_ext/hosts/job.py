@@ -15,7 +15,7 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.settings.infotext import to_infotext
 from facesnap_ext.settings.script_args import person_prefix
 from facesnap_ext.settings.unit import Unit
-from facesnap_ext.weights.instantid import takes_clip
+from facesnap_ext.weights.source import takes_clip
 
 ENCODED_TOGETHER = 16
 """Photos of a batch that CLIP encodes at a time: the encoder is slow to load, and the cache does not hold every

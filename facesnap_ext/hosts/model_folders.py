@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from facesnap_ext.weights.places import ModelFiles, find_models
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.search import find_models
 
 
 def model_files() -> ModelFiles:

@@ -22,7 +22,7 @@ from facesnap_ext import photos
 from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.faces import Face, longer_side
-from facesnap_ext.identity.likeness import middle
+from facesnap_ext.identity.likeness import box_centre
 from facesnap_ext.photos import Photo
 
 SMALL = 0.25
@@ -129,13 +129,13 @@ def small_faces(
         area: number of pixels at which crops are redrawn.
     """
     places = {
-        number: middle(conditioning.landmarks.scaled(width, height).box)
+        number: box_centre(conditioning.landmarks.scaled(width, height).box)
         for number, conditioning in enumerate(people)
         if conditioning.landmarks is not None
     }
 
     def away(face: Face, place: np.ndarray) -> float:
-        return float(np.linalg.norm(middle(face.box) - place))
+        return float(np.linalg.norm(box_centre(face.box) - place))
 
     nearest = {number: min(faces, key=lambda face: away(face, place)) for number, place in places.items() if faces}
     crops = []

@@ -14,7 +14,7 @@ from facesnap_ext.hosts.windows import through_window
 from facesnap_ext.identity import likeness
 from facesnap_ext.networks import compiled
 from facesnap_ext.settings.infotext import MARK
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
 
 _engine: Engine | None = None
 
@@ -52,7 +52,7 @@ def add_likeness(p: Any, batch: PreparedBatch, image: Any, engine: Engine) -> No
     if first.embeddings is None:
         return
     value = engine.likeness(photos.from_pil(image, "Image"), first.embeddings, landmarks, first.recognition)
-    p.extra_generation_params.pop(likeness.MARK, None)  # of the image before
+    p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # of the image before
     p.extra_generation_params.update(likeness.infotext(value))
 
 

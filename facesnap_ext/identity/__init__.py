@@ -1,1 +1,1 @@
-"""Reference photos to identity features: faces, ArcFace, CLIP, saved identities."""
+"""Identity features of reference photos: face detection, ArcFace embeddings, CLIP tokens, saved identities."""

@@ -1,4 +1,4 @@
-"""Image tokens of CLIP (ViT-H/14 of laion2B-s32B-b79K in the paper), through transformers."""
+"""CLIP image tokens, computed with transformers. The paper uses ViT-H/14 of laion2B-s32B-b79K."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from facesnap_ext.weights.tensors import read_index, read_tensors
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-# of the pictures that CLIP was trained on, RGB in 0...1 (https://github.com/openai/CLIP, clip/clip.py)
+# Normalisation of CLIP's input, RGB in 0…1 (https://github.com/openai/CLIP, clip/clip.py)
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Attention heads cannot be seen in tensors: what open_clip's ViT-H, ViT-g and ViT-bigG have a head; all others have 64.
+# The number of attention heads cannot be derived from the tensors. Channels per head of open_clip's ViT-H, ViT-g and
+# ViT-bigG, by width; all other encoders have 64.
 _HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
-# Nor can the activation: OpenAI's ViT-B and ViT-L have quick_gelu, open_clip's ViT-H and larger ones gelu.
+# Nor can the activation. OpenAI's ViT-B and ViT-L use quick_gelu and have these widths; open_clip's ViT-H, ViT-g and
+# ViT-bigG use gelu.
 _OPENAI_WIDTHS = (768, 1024)
-# what a config.json means that leaves it out (transformers), and activations that such encoders have
-_STATED = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
+# transformers' defaults for values missing from a config.json, and the activations that are accepted
+_CONFIG_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
 _ACTIVATIONS = ("gelu", "quick_gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 
 _FROM_OPEN_CLIP = (
@@ -52,7 +54,10 @@ _FROM_OPEN_CLIP = (
 class ImageEncoder(nn.Module):
     """A CLIP image encoder up to its penultimate layer.
 
-    image_size: side in pixels of what it sees. tokens: patches and one class token. width: of a token.
+    Attributes:
+        image_size: side of the input in pixels.
+        tokens: number of output tokens: one per patch, and the class token.
+        width: width of a token.
     """
 
     def __init__(self, model: CLIPVisionModel):
@@ -65,16 +70,34 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, crops: Sequence[np.ndarray]) -> Tensor:
-        """Tokens [N, tokens, width] (ViT-H: [N, 257, 1280]) of N square crops [S, S, 3] uint8 RGB, the class token
-        first, as the penultimate layer leaves them, without a final norm; on the encoder's device, in its type."""
+        """Encode square crops.
+
+        Args:
+            crops: N crops [S, S, 3] uint8 RGB; sizes may differ.
+
+        Returns:
+            Output of the penultimate layer without a final norm, [N, tokens, width] (ViT-H: [N, 257, 1280]), class
+            token first, on the encoder's device and in its type.
+        """
         weight = next(self.model.parameters())
         return self.model(pixel_values=preprocess(crops, self.image_size).to(weight)).last_hidden_state
 
 
 def preprocess(crops: Sequence[np.ndarray], size: int) -> Tensor:
-    """CLIP's input [N, 3, size, size] of square crops [S, S, 3] uint8 RGB: bicubic, minus mean, over deviation."""
+    """Resize (bicubic) and normalise square crops for CLIP.
+
+    Args:
+        crops: N crops [S, S, 3] uint8 RGB; sizes may differ.
+        size: side of CLIP's input in pixels.
+
+    Returns:
+        [N, 3, size, size] float32.
+
+    Raises:
+        ValueError: a crop is not square.
+    """
     if any(crop.shape[0] != crop.shape[1] for crop in crops):
-        raise ValueError("CLIP's crops are square")
+        raise ValueError("crops for CLIP must be square")
     resized = [Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC) for crop in crops]
     values = torch.from_numpy(np.stack([np.asarray(crop, np.float32) for crop in resized])) / 255
     return ((values - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2).contiguous()
@@ -85,16 +108,19 @@ def load_image_encoder(
 ) -> ImageEncoder:
     """Load a CLIP image encoder, recognised by its tensors.
 
-    Sizes come from the tensors. Number of heads and activation come from a `config.json` in the same folder if it
-    describes these tensors; else the heads are as open_clip's of that width, and the activation is quick_gelu for the
-    widths of OpenAI's encoders (768 and 1024) and gelu for all others.
+    Sizes are derived from the tensors. The number of heads and the activation are read from a `config.json` in the same
+    folder if it describes these tensors. Otherwise the number of heads is that of open_clip's encoder of this width,
+    and the activation is quick_gelu for the widths of OpenAI's encoders (768 and 1024) and gelu for all others.
 
     Args:
-        path: a transformers folder, or a file (.safetensors, or of `torch.save`) with the tensors of transformers
-            (`vision_model.*`, CLIPModel's whole file too) or of open_clip (`visual.*`), with or without a prefix.
+        path: a transformers folder, or a file (.safetensors or written by `torch.save`) with the tensors of
+            transformers (`vision_model.*`, or a complete CLIPModel) or of open_clip (`visual.*`), with or without a
+            prefix.
+        device: device to load it to.
+        dtype: type of the weights and of the output.
 
     Raises:
-        FaceSnapError: the file is missing, damaged, or no CLIP image encoder.
+        FaceSnapError: the file is missing, damaged, or not a CLIP image encoder.
     """
     path = Path(path).expanduser()
     file = weight_file(path)
@@ -114,35 +140,40 @@ def load_image_encoder(
     tensors = _split_qkv(read_tensors(file, names.get, dtype))
     tensors = {prefix + name: tensor for name, tensor in tensors.items() if prefix + name in expected}
     if missing := sorted(expected - tensors.keys()):
-        raise FaceSnapError(f"{file.name} is not a whole CLIP image encoder, {missing[0]} is missing: get it again.")
+        raise FaceSnapError(
+            f"{file.name} is not a complete CLIP image encoder: {missing[0]} is missing; download the file again."
+        )
     model.load_state_dict(tensors, strict=False, assign=True)
     encoder = ImageEncoder(model)
     embeddings = model.get_submodule(f"{prefix}embeddings")
-    embeddings.position_ids = torch.arange(encoder.tokens)[None]  # older files have it, it is not a weight
+    embeddings.position_ids = torch.arange(encoder.tokens)[None]  # a buffer, not a weight; only older files contain it
     return encoder.to(device).eval().requires_grad_(False)
 
 
 def weight_file(path: Path) -> Path:
-    """The file with the tensors: itself, or what lies in a transformers folder."""
+    """Return the file with the tensors: `path` itself, or the weight file inside a transformers folder."""
     if not path.is_dir():
         return path
-    files = [path / "model.safetensors", path / "pytorch_model.bin"]
-    if not (found := [file for file in files if file.is_file()]):
-        raise FaceSnapError(f"There is no model.safetensors in {path}: put the CLIP image encoder there.")
-    return found[0]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (path / name).is_file():
+            return path / name
+    raise FaceSnapError(f"The folder {path} contains no model.safetensors: put the CLIP image encoder there.")
 
 
 def _not_clip(file: Path, shapes: Shapes) -> FaceSnapError:
     kind = recognise_tensors(shapes)
     what = "an image encoder of another design" if kind is Kind.CLIP_VISION else kind.value
     return FaceSnapError(
-        f"{file.name} is {what}, not a CLIP image encoder: get CLIP-ViT-H-14-laion2B-s32B-b79K as a transformers folder"
-        " or as one file with the tensors of transformers or open_clip."
+        f"{file.name} is {what}, not a CLIP image encoder: download CLIP-ViT-H-14-laion2B-s32B-b79K as a transformers"
+        " folder or as a single file in transformers or open_clip format."
     )
 
 
 def _names(shapes: Shapes) -> dict[str, str]:
-    """What the file's tensors are called in transformers, from `embeddings.` on; empty if it has no such encoder."""
+    """Map the tensor names in the file to those of transformers without their prefix (`embeddings.…`, `encoder.…`).
+
+    The result is empty if the file contains no image encoder.
+    """
     for key in shapes:
         prefix = key.removesuffix("class_embedding")
         if key == prefix:
@@ -162,7 +193,7 @@ def _from_open_clip(name: str) -> str:
 
 
 def _split_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip keeps query, key and value in one tensor, in this order."""
+    """Split open_clip's joint projections into query, key and value, which they contain in this order."""
     split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if ".in_proj." in name:
@@ -173,7 +204,7 @@ def _split_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _config(file: Path, names: dict[str, str], file_shapes: Shapes) -> CLIPVisionConfig:
-    """transformers' configuration of the encoder without its last layer, which nobody needs."""
+    """Return transformers' configuration of the encoder without its last layer, which is not needed."""
     from transformers import CLIPVisionConfig
 
     shapes = {name: file_shapes[key] for key, name in names.items()}
@@ -185,13 +216,13 @@ def _config(file: Path, names: dict[str, str], file_shapes: Shapes) -> CLIPVisio
         raise _not_clip(file, file_shapes)
     width = patches[0]
 
-    heads, activation = _described(file.parent / "config.json", width, layers)
+    heads, activation = _read_config(file.parent / "config.json", width, layers)
     if not heads:
         head_width = _HEAD_WIDTHS.get(width, 64)
         if width % head_width:
             raise FaceSnapError(
-                f"The number of attention heads of {file.name} cannot be told from its tensors: put the config.json"
-                " that belongs to it into its folder."
+                f"The number of attention heads of {file.name} cannot be derived from its tensors: put its config.json"
+                " into the same folder."
             )
         heads, activation = width // head_width, "quick_gelu" if width in _OPENAI_WIDTHS else "gelu"
     return CLIPVisionConfig(
@@ -205,14 +236,22 @@ def _config(file: Path, names: dict[str, str], file_shapes: Shapes) -> CLIPVisio
     )
 
 
-def _vision(content: dict[str, Any]) -> dict[str, Any]:
-    """The image encoder's half of a whole CLIP's configuration, in older files under another name."""
+def _vision_config(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the image encoder's part of a complete CLIP configuration; older files use another key."""
     return content.get("vision_config") or content.get("vision_config_dict") or {}
 
 
-def _described(config_file: Path, width: int, layers: int) -> tuple[int, str]:
-    """The attention heads and the activation that a `config.json` states of this encoder; no heads where it is not
-    there or speaks of another. Nothing else is taken from it: transformers can be told there to fetch code."""
+def _read_config(config_file: Path, width: int, layers: int) -> tuple[int, str]:
+    """Read the number of attention heads and the activation from a `config.json`.
+
+    Nothing else is read from it, because a config.json can make transformers download and run code.
+
+    Returns:
+        (0, "") if the file does not exist or describes another encoder.
+
+    Raises:
+        FaceSnapError: the file is damaged.
+    """
     if not config_file.is_file():
         return 0, ""
     try:
@@ -220,12 +259,12 @@ def _described(config_file: Path, width: int, layers: int) -> tuple[int, str]:
         kind = content.get("model_type")
         if kind not in ("clip", "clip_vision_model"):
             return 0, ""
-        stated = {**_STATED, **(_vision(content) if kind == "clip" else content)}
-        if (stated["hidden_size"], stated["num_hidden_layers"]) != (width, layers):
+        values = {**_CONFIG_DEFAULTS, **(_vision_config(content) if kind == "clip" else content)}
+        if (values["hidden_size"], values["num_hidden_layers"]) != (width, layers):
             return 0, ""
-        heads, activation = stated["num_attention_heads"], stated["hidden_act"]
+        heads, activation = values["num_attention_heads"], values["hidden_act"]
         if not isinstance(heads, int) or heads < 1 or width % heads or activation not in _ACTIVATIONS:
-            raise ValueError(f"{heads} heads in {width} channels, activation {activation}")
+            raise ValueError(f"{heads} heads for {width} channels, activation {activation}")
         return heads, activation
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise FaceSnapError(f"{config_file} cannot be read ({reason_of(error)}): download it again.") from error

@@ -25,7 +25,7 @@ from facesnap_ext.landmarks.poses import Rig, make_rig
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights.instantid import RECOGNITION_SHA256
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.tensors import fingerprint
 
 
@@ -60,8 +60,8 @@ class Encoders:
         """
         detected = self.faces(photo)
         if not detected:
-            raise faces.no_face_in(photo)
-        return faces.choose(detected, face_index)
+            raise faces.no_face_error(photo)
+        return faces.select_face(detected, face_index)
 
     def faces(self, photo: Photo) -> list[Face]:
         """All faces of a photo, by size from the largest; empty if none is found."""
@@ -73,7 +73,7 @@ class Encoders:
                 detected = []
             return [replace(face, photo=None) for face in detected]  # pixels are large: they stay with the job
 
-        cached = self.cache.remember(("faces", self.signature("face_pack"), photo.digest), find)
+        cached = self.cache.get_or_compute(("faces", self.signature("face_pack"), photo.digest), find)
         return [replace(face, photo=photo) for face in cached]
 
     def require_faces(
@@ -110,14 +110,14 @@ class Encoders:
         networks = (self.signature("clip"), self.signature("face_pack"))
         encoder = cache(lambda: load_image_encoder(path))
         return [
-            self.cache.remember(face_key("clip", networks, face), lambda face=face: encoder()([face.crop])[0])
+            self.cache.get_or_compute(face_key("clip", networks, face), lambda face=face: encoder()([face.crop])[0])
             for face in references
         ]
 
     def codes(self, face: Face) -> FaceCodes:
         """DECA's codes of a face."""
         key = face_key("codes", (self.signature("deca"),), face)
-        return self.cache.remember(key, lambda: self.predictor().encode(face.photo.pixels, face.box))
+        return self.cache.get_or_compute(key, lambda: self.predictor().encode(face.photo.pixels, face.box))
 
     def source_shape(self, references: Sequence[Face], saved_shapes: Tensor | None) -> Tensor:
         """The shape code [S] that landmarks are predicted from: the first photo's, or else the saved identity's.
@@ -156,7 +156,7 @@ class Encoders:
             return predictor.predict(predictor.neutral(shape), self.codes(driving))
 
         networks = (self.signature("deca"), self.signature("flame"), shape.numpy().tobytes())
-        return self.cache.remember(face_key("landmarks", networks, driving), predict)
+        return self.cache.get_or_compute(face_key("landmarks", networks, driving), predict)
 
     def detected_landmarks(self, face: Face, hint: str) -> Landmarks:
         """A face's own landmarks as the face model pack detects them, in its photo's pixels: the paper's "drive
@@ -178,9 +178,10 @@ class Encoders:
             self.files.require("flame")
 
         def detect() -> Landmarks:
-            return Landmarks(from_68(faces.points68(model, face) + 0.5), width, height)  # pixel centres are at 0.5
+            points = faces.detect_landmarks68(model, face) + 0.5  # pixel centres are at 0.5
+            return Landmarks(from_68(points), width, height)
 
-        return self.cache.remember(key, detect)
+        return self.cache.get_or_compute(key, detect)
 
     def rig(self, shape: Tensor | None) -> Rig:
         """The face that templates and sliders pose: of this shape [S], or FLAME's mean face for None."""
@@ -190,7 +191,7 @@ class Encoders:
             self.signature("flame"),
             None if shape is None else shape.numpy().tobytes(),
         )
-        return self.cache.remember(key, lambda: make_rig(self.predictor().flame, shape))
+        return self.cache.get_or_compute(key, lambda: make_rig(self.predictor().flame, shape))
 
     def predictor(self) -> LandmarkPredictor:
         """DECA and FLAME."""

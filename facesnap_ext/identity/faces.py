@@ -1,4 +1,4 @@
-"""Faces in a photo and their ArcFace embeddings, by insightface from a model pack on this disk."""
+"""Detect faces in a photo and compute their ArcFace embeddings, with insightface and a local face model pack."""
 
 from __future__ import annotations
 
@@ -13,53 +13,63 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import Photo
 
 DETECTOR_SIZES = (640, 576, 512, 448, 384, 320, 256, 192)
-"""Side in pixels of the square in which the detector sees a photo; the smaller ones only where it is padded."""
+"""Side of the detector's square input in pixels. The smaller sizes are only used for padded photos."""
 
 CLOSE_UP = 0.7
-"""A face with a longer side above this part of the photo's is looked at again, padded: its points are then better."""
+"""A face that fills more than this fraction of the photo's longer side is detected again with padding, which gives more
+accurate keypoints."""
 
 CROP_SCALE = 1.5
-"""Side of the crop for CLIP in units of the longer side of the face's box: with hair, ears and chin."""
+"""Side of the crop for CLIP, relative to the longer side of the face box. The crop includes hair, ears and chin."""
 
 _PACK_ADVICE = (
-    "unpack an insightface pack there (antelopev2, buffalo_l or AuraFace: a detector such as scrfd_10g_bnkps.onnx and"
-    " a recognition model such as glintr100.onnx)"
+    "unpack a face model pack of insightface there (antelopev2, buffalo_l or AuraFace), with a detector such as"
+    " scrfd_10g_bnkps.onnx and a recognition model such as glintr100.onnx"
 )
-# onnxruntime's, by device; what it would choose itself is TensorRT, which builds an engine for minutes at each new size
+# onnxruntime's execution providers by device. Its own default may be TensorRT, which spends minutes building an engine
+# for each new input size.
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 
 class NoFaceError(FaceSnapError):
-    """A photo in which no face was found."""
+    """No face was found in a photo."""
 
 
 @dataclass(frozen=True, eq=False)
 class FacePack:
-    """The two models of an insightface pack, and the folder that they came from."""
+    """Detector and recognition model of a face model pack (insightface).
+
+    Attributes:
+        folder: folder that contains the models.
+        detector: insightface's SCRFD, or RetinaFace in insightface 0.7.
+        recognition: insightface's ArcFaceONNX.
+    """
 
     folder: Path
-    detector: Any  # insightface's SCRFD, or RetinaFace in insightface 0.7
-    recognition: Any  # insightface's ArcFaceONNX
+    detector: Any
+    recognition: Any
 
     @property
     def providers(self) -> list[str]:
-        """The onnxruntime providers that the detector really runs on, first choice first.
+        """The onnxruntime providers that the detector actually uses, in order of preference.
 
-        onnxruntime-gpu offers CUDA on a machine without it too, and then quietly takes the CPU.
+        onnxruntime-gpu offers CUDA even on machines without it, and then silently falls back to the CPU.
         """
         return self.detector.session.get_providers()
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face. Coordinates are pixels of the upright photo, x right and y down, and may lie outside it.
+    """A detected face. Coordinates are in pixels of the upright photo, x right and y down, and may lie outside it.
 
-    box: [4] float32, left, top, right, bottom.
-    keypoints: [5, 2] float32, eyes, nose and corners of the mouth, those on the picture's left first.
-    embedding: [E] float32 ArcFace embedding (E = 512 in the known packs), not normalised.
-    score: the detector's confidence, 0...1.
-    padded: whether the photo was given a black border for this face to be found.
-    detector_size: the side in pixels of the square in which the detector saw the photo with its border.
+    Attributes:
+        photo: the photo that shows the face.
+        box: [4] float32 left, top, right, bottom.
+        keypoints: [5, 2] float32 left eye, right eye, nose, left and right corner of the mouth, as seen in the photo.
+        embedding: [E] float32 ArcFace embedding, not normalised; E = 512 in the known packs.
+        score: the detector's confidence, 0…1.
+        padded: whether the face was only detected after adding a black border to the photo.
+        detector_size: side in pixels of the detector's square input, which contained the photo with any border.
     """
 
     photo: Photo
@@ -72,56 +82,72 @@ class Face:
 
     @property
     def crop(self) -> np.ndarray:
-        """[S, S, 3] uint8 RGB: the facial region for CLIP, see `square_crop`."""
+        """The crop of the face for CLIP, [S, S, 3] uint8 RGB; see `square_crop`."""
         return square_crop(self.photo.pixels, self.box)
 
 
 def load_pack(folder: str | Path, device: str = "cpu", threads: int | None = None) -> FacePack:
-    """Load detector and recognition model of an insightface pack; nothing is downloaded.
+    """Load the detector and the recognition model of a face model pack. Nothing is downloaded.
 
-    The models lie in `folder` itself, or in its one sub-folder that has any, as antelopev2 unpacks. `device` is "cpu",
-    which leaves the GPU's memory to the pictures, or "cuda"; `threads` are those of one model on the CPU, by default
-    one for each core.
+    Args:
+        folder: folder that contains the models, or whose only subfolder with models does, as antelopev2 unpacks.
+        device: "cpu", which leaves the GPU memory to image generation, or "cuda".
+        threads: CPU threads per model; by default one per core.
 
     Raises:
-        FaceSnapError: the folder or one of the two models is missing or cannot be read, or insightface is.
+        FaceSnapError: the folder, one of the two models or insightface is missing or cannot be loaded.
     """
     models = _models(Path(folder), ["detection", "recognition"], device, threads)
     folder = _folder_of_models(Path(folder).expanduser())
     if "detection" not in models or not models["detection"].use_kps:
-        raise FaceSnapError(f"{folder} has no face detector with five points: {_PACK_ADVICE}.")
+        raise FaceSnapError(f"{folder} has no face detector with five keypoints: {_PACK_ADVICE}.")
     if "recognition" not in models:
         raise FaceSnapError(f"{folder} has no face recognition model: {_PACK_ADVICE}.")
     return FacePack(folder, models["detection"], models["recognition"])
 
 
 def load_landmarks68(folder: str | Path) -> Any:
-    """The pack's model of 68 points (antelopev2's and buffalo_l's `1k3d68.onnx`), insightface's `Landmark`; None where
-    it has none.
+    """Load a pack's model for 68 landmarks, such as `1k3d68.onnx` in antelopev2 and buffalo_l.
+
+    Returns:
+        insightface's `Landmark`, or None if the pack has no such model.
 
     Raises:
-        FaceSnapError: as of `load_pack`.
+        FaceSnapError: the pack cannot be loaded, see `load_pack`.
     """
     return _models(Path(folder), ["detection", "landmark_3d_68"]).get("landmark_3d_68")
 
 
-def points68(model: Any, face: Face) -> np.ndarray:
-    """iBUG's 68 points of a face [68, 2] float32, in its photo's pixels, by the model of `load_landmarks68`."""
-    from insightface.app.common import Face as Detection
+def detect_landmarks68(model: Any, face: Face) -> np.ndarray:
+    """Detect iBUG's 68 landmarks of a face.
+
+    Args:
+        model: from `load_landmarks68`.
+        face: a face found by `find_faces`.
+
+    Returns:
+        [68, 2] float32 pixel indices of the photo (pixel centres have integer coordinates).
+    """
+    from insightface.app.common import Face as InsightFace
 
     bgr = np.ascontiguousarray(face.photo.pixels[:, :, ::-1])
-    return np.asarray(model.get(bgr, Detection(bbox=face.box)), np.float32)[:, :2]
+    return np.asarray(model.get(bgr, InsightFace(bbox=face.box)), np.float32)[:, :2]
 
 
 def _models(folder: Path, tasks: list[str], device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
-    """The models of a pack for these tasks, by task, as far as it has them; without a detector none."""
+    """Load a pack's models for the given insightface tasks.
+
+    Returns:
+        The available models by task; empty if the pack has no detector.
+    """
     folder = _folder_of_models(folder.expanduser())
     try:
         import onnxruntime
         from insightface.app import FaceAnalysis
     except ImportError as error:
         raise FaceSnapError(
-            f"Faces cannot be found because insightface does not load ({error}): install insightface and onnxruntime."
+            f"Faces cannot be detected because insightface cannot be loaded ({error}): install insightface and"
+            " onnxruntime."
         ) from error
     session: dict[str, Any] = {"providers": _PROVIDERS[device]}
     if threads is not None:
@@ -129,63 +155,77 @@ def _models(folder: Path, tasks: list[str], device: str = "cpu", threads: int | 
         session["sess_options"].intra_op_num_threads = threads
     try:
         return FaceAnalysis(str(folder.resolve()), allowed_modules=tasks, **session).models
-    except (AssertionError, KeyError):  # how insightface says that there is no detector
+    except (AssertionError, KeyError):  # raised by insightface if there is no detector
         return {}
     except Exception as error:
         raise FaceSnapError(f"The face models in {folder} cannot be read ({error}): {_PACK_ADVICE}.") from error
 
 
 def find_faces(pack: FacePack, photo: Photo) -> list[Face]:
-    """All faces of a photo, by the area of their boxes, largest first.
+    """Detect all faces in a photo and sort them by the area of their boxes, largest first.
 
-    Detectors are trained on faces with something around them. Where one finds none, or one that fills the photo, the
-    photo is looked at again in the middle of a black border of its own width and height, in `DETECTOR_SIZES` in turn.
+    Detectors are trained on faces with some surroundings. If no face is found, or one that nearly fills the photo,
+    detection is repeated on the photo surrounded by a black border of the photo's own width and height, at each of
+    `DETECTOR_SIZES` until a face is found.
 
     Raises:
-        NoFaceError: there is no face.
+        NoFaceError: no face was found.
     """
     bgr = np.ascontiguousarray(photo.pixels[:, :, ::-1])
     padded, size = False, DETECTOR_SIZES[0]
-    found = _detect(pack, bgr, size)
-    if not found or longer_side(found[0][0]) > CLOSE_UP * max(bgr.shape[:2]):
-        for smaller in DETECTOR_SIZES:
-            if again := _detect_padded(pack, bgr, smaller):
-                found, padded, size = again, True, smaller
+    detections = _detect(pack, bgr, size)
+    if not detections or longer_side(detections[0][0]) > CLOSE_UP * max(bgr.shape[:2]):
+        for padded_size in DETECTOR_SIZES:
+            if padded_detections := _detect_padded(pack, bgr, padded_size):
+                detections, padded, size = padded_detections, True, padded_size
                 break
-    if not found:
-        raise no_face_in(photo)
+    if not detections:
+        raise no_face_error(photo)
     return [
         Face(photo, box, keypoints, _embedding(pack, bgr, keypoints), score, padded, size)
-        for box, keypoints, score in found
+        for box, keypoints, score in detections
     ]
 
 
-def no_face_in(photo: Photo) -> NoFaceError:
-    """The error for a photo without a face."""
+def no_face_error(photo: Photo) -> NoFaceError:
+    """Return the error for a photo in which no face was found."""
     return NoFaceError(
-        f"No face was found in {photo.name}: take one in which the face is larger, lit and seen from the front."
+        f"No face was found in {photo.name}: use a photo with a larger, well-lit face that is seen from the front."
     )
 
 
-def choose(faces: Sequence[Face], which: int | None = None) -> Face:
-    """The face number `which` of `find_faces`, counted from 0 by area from the largest; None means the largest.
+def select_face(faces: Sequence[Face], face_index: int | None = None) -> Face:
+    """Return one of the faces found in a photo.
+
+    Args:
+        faces: all faces of the photo, at least one, from `find_faces`.
+        face_index: index of the face by area, 0 = largest; None means the largest.
 
     Raises:
-        FaceSnapError: there is no face of that number.
+        FaceSnapError: the index is out of range.
     """
-    which = which or 0
-    if not 0 <= which < len(faces):
+    face_index = face_index or 0
+    if not 0 <= face_index < len(faces):
+        count = f"{len(faces)} faces" if len(faces) > 1 else "1 face"
         raise FaceSnapError(
-            f"{faces[0].photo.name} has no face {which}: its {len(faces)} faces are numbered from 0, the largest."
+            f"{faces[0].photo.name} has no face {face_index}: it shows {count}, numbered from 0 (the largest)."
         )
-    return faces[which]
+    return faces[face_index]
 
 
 def square_crop(pixels: np.ndarray, box: np.ndarray, scale: float = CROP_SCALE) -> np.ndarray:
-    """The square around a box, [S, S, 3] like `pixels` [H, W, 3]: the box's longer side times `scale`, same centre.
+    """Cut out the square that is centred on a box and has `scale` times the longer side of the box.
 
-    The square is moved into the picture, and made smaller where the picture is too small for it, but not smaller than
-    the box's part within. Only then can it reach outside, and the picture's edge pixels are repeated there.
+    A square that extends beyond the image is moved inside. If the image is too small for it, it is shrunk, but not
+    below the visible part of the box. If it still extends beyond the image, edge pixels are repeated there.
+
+    Args:
+        pixels: [H, W, 3].
+        box: [4] left, top, right, bottom in pixels.
+        scale: side of the square, relative to the longer side of the box.
+
+    Returns:
+        [S, S, 3] in the type of `pixels`.
     """
     height, width = pixels.shape[:2]
     left, top, right, bottom = np.clip(box, 0, [width, height, width, height])
@@ -197,26 +237,31 @@ def square_crop(pixels: np.ndarray, box: np.ndarray, scale: float = CROP_SCALE) 
 
 
 def _span(centre: float, side: int, length: int) -> np.ndarray:
+    """Return `side` consecutive pixel indices around `centre`, moved into 0…length - 1 or clipped to it."""
     start = round(centre - side / 2)
     start = min(max(start, 0), length - side) if side <= length else (length - side) // 2
     return np.arange(start, start + side).clip(0, length - 1)
 
 
 def _folder_of_models(folder: Path) -> Path:
+    """Return `folder` if it contains ONNX files, otherwise its only subfolder that does."""
     if not folder.is_dir():
-        raise FaceSnapError(f"There is no folder {folder}: {_PACK_ADVICE}.")
+        raise FaceSnapError(f"The folder {folder} does not exist: create it and {_PACK_ADVICE}.")
     if any(folder.glob("*.onnx")):
         return folder
-    inner = [path for path in folder.iterdir() if any(path.glob("*.onnx"))]
-    if len(inner) != 1:
-        raise FaceSnapError(f"There are no face models in {folder}: {_PACK_ADVICE}.")
-    return inner[0]
+    subfolders = sorted(path for path in folder.iterdir() if any(path.glob("*.onnx")))
+    if not subfolders:
+        raise FaceSnapError(f"The folder {folder} contains no face models: {_PACK_ADVICE}.")
+    if len(subfolders) > 1:
+        names = " and ".join(path.name for path in subfolders)
+        raise FaceSnapError(f"The folder {folder} contains several face model packs ({names}): choose one of them.")
+    return subfolders[0]
 
 
 def _detect(pack: FacePack, bgr: np.ndarray, size: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
-    """Boxes, keypoints and scores of the faces in `bgr` [H, W, 3], largest box first."""
+    """Return box, keypoints and score of each face in `bgr` [H, W, 3], largest box first."""
     if min(bgr.shape[:2]) * size < max(bgr.shape[:2]):
-        return []  # insightface would shrink the shorter side to nothing
+        return []  # insightface would shrink the shorter side to zero pixels
     boxes, keypoints = pack.detector.detect(bgr, input_size=(size, size))
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = np.argsort(-areas, kind="stable")
@@ -224,9 +269,11 @@ def _detect(pack: FacePack, bgr: np.ndarray, size: int) -> list[tuple[np.ndarray
 
 
 def _detect_padded(pack: FacePack, bgr: np.ndarray, size: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Like `_detect`, on the photo surrounded by a black border of its own width and height."""
     import cv2
 
-    shrink = min(1.0, size / max(bgr.shape[:2]))  # the detector would shrink it further; a border on all is too much
+    # The detector would shrink a larger photo anyway. Adding the border at full size would need too much memory.
+    shrink = min(1.0, size / max(bgr.shape[:2]))
     height, width = (max(1, round(side * shrink)) for side in bgr.shape[:2])
     small = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA)
     small = cv2.copyMakeBorder(small, height, height, width, width, cv2.BORDER_CONSTANT, value=(0, 0, 0))
@@ -239,11 +286,12 @@ def _detect_padded(pack: FacePack, bgr: np.ndarray, size: int) -> list[tuple[np.
 
 
 def _embedding(pack: FacePack, bgr: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    from insightface.app.common import Face as Detection
+    """Return the ArcFace embedding [E] float32 of the face with these keypoints [5, 2] in `bgr` [H, W, 3]."""
+    from insightface.app.common import Face as InsightFace
 
-    return np.asarray(pack.recognition.get(bgr, Detection(kps=keypoints)), np.float32)
+    return np.asarray(pack.recognition.get(bgr, InsightFace(kps=keypoints)), np.float32)
 
 
 def longer_side(box: np.ndarray) -> float:
-    """Of a box [4], in its pixels."""
+    """Return the longer side of a box [4], in its unit."""
     return float(max(box[2] - box[0], box[3] - box[1]))

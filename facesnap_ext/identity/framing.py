@@ -1,4 +1,4 @@
-"""Faces marked in their photo, and cut out of it, for people to choose from."""
+"""Images for choosing a face: the photo with all faces framed, and thumbnails of single faces."""
 
 from __future__ import annotations
 
@@ -10,50 +10,57 @@ from PIL import Image, ImageDraw, ImageFont
 from facesnap_ext.identity.faces import Face, longer_side
 from facesnap_ext.photos import Photo
 
-ACCENT, FAINT = (255, 176, 0), (150, 155, 165)
+ACCENT, FAINT = (255, 176, 0), (150, 155, 165)  # RGB of the selected face and of the others
 
 
-def framed(photo: Photo, faces: Sequence[Face], chosen: int | None = 0, side: int | None = None) -> Image.Image:
-    """The photo with its faces framed: the chosen one bright and with its five points, the others faint; numbered
-    from 0 where there are several.
+def annotate_faces(
+    photo: Photo, faces: Sequence[Face], face_index: int | None = 0, side: int | None = None
+) -> Image.Image:
+    """Draw frames around the faces in a photo.
+
+    The selected face gets a bright frame and its five keypoints, all others a faint frame. Several faces are numbered
+    from 0.
 
     Args:
-        side: the largest width and height of the result in pixels; by default the photo keeps its size.
+        photo: the photo.
+        faces: all faces of the photo.
+        face_index: index of the selected face; None for no selection.
+        side: maximum width and height of the result in pixels; by default the photo keeps its size.
     """
-    picture = Image.fromarray(photo.pixels)
-    scale = min(1.0, side / max(picture.size)) if side else 1.0
+    image = Image.fromarray(photo.pixels)
+    scale = min(1.0, side / max(image.size)) if side else 1.0
     if scale < 1:
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    pen = ImageDraw.Draw(picture)
-    line = max(2, round(max(picture.size) / 256))
-    order = [i for i in range(len(faces)) if i != chosen] + ([] if chosen is None else [chosen])
-    for i in order:  # the chosen one last, over the others
-        box, colour = faces[i].box * scale, ACCENT if i == chosen else FAINT
-        pen.rectangle(tuple(map(float, box)), outline=colour, width=line)
-        if i == chosen:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    draw = ImageDraw.Draw(image)
+    line = max(2, round(max(image.size) / 256))
+    order = [i for i in range(len(faces)) if i != face_index] + ([] if face_index is None else [face_index])
+    for i in order:  # the selected face last, on top of the others
+        box, colour = faces[i].box * scale, ACCENT if i == face_index else FAINT
+        draw.rectangle(tuple(map(float, box)), outline=colour, width=line)
+        if i == face_index:
             for x, y in faces[i].keypoints * scale:
-                pen.ellipse((x - line, y - line, x + line, y + line), fill=colour)
+                draw.ellipse((x - line, y - line, x + line, y + line), fill=colour)
         if len(faces) > 1:
             font = label_font(max(11, 6 * line))
             x, y = (float(edge) + line for edge in np.maximum(box[:2], 0))
-            pen.rectangle(pen.textbbox((x + line, y), str(i), font=font), fill=colour, outline=colour, width=line)
-            pen.text((x + line, y), str(i), (0, 0, 0), font)
-    return picture
+            draw.rectangle(draw.textbbox((x + line, y), str(i), font=font), fill=colour, outline=colour, width=line)
+            draw.text((x + line, y), str(i), (0, 0, 0), font)
+    return image
 
 
-def close_up(face: Face, side: int) -> Image.Image:
-    """A face with some room around it, a square of `side` pixels; black where the photo ends."""
+def face_thumbnail(face: Face, side: int) -> Image.Image:
+    """Return a square image of a face with a small margin, `side` pixels wide. Areas outside the photo are black."""
     left, top, right, bottom = map(float, face.box)
     half = 0.65 * longer_side(face.box)
     x, y = (left + right) / 2, (top + bottom) / 2
-    square = tuple(round(edge) for edge in (x - half, y - half, x + half, y + half))
+    square = (round(x - half), round(y - half), round(x + half), round(y + half))
     return Image.fromarray(face.photo.pixels).crop(square).resize((side, side), Image.Resampling.LANCZOS)
 
 
-def label_font(size: int) -> ImageFont.ImageFont:
-    """Pillow's own font at this size where it can."""
+def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Return Pillow's default font, at this size if Pillow supports that."""
     try:
         return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one size
+    except TypeError:  # Pillow before 10.1 has a single size
         return ImageFont.load_default()

@@ -1,4 +1,4 @@
-"""How like the references the face in a finished picture is."""
+"""Likeness: how similar the face in a generated image is to the references."""
 
 from __future__ import annotations
 
@@ -11,50 +11,45 @@ from torch import Tensor
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.landmarks.points72 import Landmarks
 
-MARK = "FaceSnap likeness"  # among the generation parameters
+INFOTEXT_KEY = "FaceSnap likeness"
 
 
 def likeness(face: Face, embeddings: Tensor) -> float:
-    """Cosine of a face's ArcFace embedding with the references' mean direction, from -1 to 1.
+    """Return the cosine similarity of a face's ArcFace embedding and the references' mean direction, -1…1.
 
-    It flatters: the network that measures is the one whose embedding conditions the picture, so a picture may please
-    it by what no eye sees. Use it to compare pictures of one person made in one way, and to find failures; to compare
-    methods take a network that conditions none of them, as `facesnap evaluate` does.
+    The value is biased upwards, because it is measured by the same network whose embedding conditions the image: an
+    image may score high for reasons that no viewer would notice. Use it to compare images of one person made with the
+    same method, and to detect failures. To compare methods, use a network that conditions none of them, as
+    `facesnap evaluate` does.
 
     Args:
-        embeddings: [R, E] of the references (`Prepared.embeddings`), of any length, from the same network.
+        face: the face in the generated image.
+        embeddings: [R, E] embeddings of the references from the same network, of any norm (`Prepared.embeddings`).
     """
     mean = F.normalize(embeddings.float(), dim=-1).mean(dim=0).numpy()
     return float(np.dot(face.embedding, mean) / np.linalg.norm(face.embedding) / np.linalg.norm(mean))
 
 
 def face_at(faces: Sequence[Face], landmarks: Landmarks | None) -> Face:
-    """The face of a finished picture that the landmarks were meant for: the one whose box has its middle nearest to
-    theirs. Without landmarks the first.
+    """Return the face of a generated image that the landmarks conditioned: the one whose box centre is nearest to the
+    centre of the landmarks.
 
     Args:
-        faces: at least one, all of one picture, which may be larger than the landmarks' (hires).
-        landmarks: for this picture, uncropped.
+        faces: the faces in the image, at least one. The image may be larger than that of the landmarks (hires fix).
+        landmarks: the landmarks of the whole image, uncropped; None selects the first face.
     """
     if landmarks is None:
         return faces[0]
     height, width = faces[0].photo.pixels.shape[:2]
-    target = middle(landmarks.scaled(width, height).box)
-    return min(faces, key=lambda face: float(np.linalg.norm(middle(face.box) - target)))
+    target = box_centre(landmarks.scaled(width, height).box)
+    return min(faces, key=lambda face: float(np.linalg.norm(box_centre(face.box) - target)))
 
 
-def middle(box: np.ndarray) -> np.ndarray:
-    """[2] of a box [4], in its pixels."""
+def box_centre(box: np.ndarray) -> np.ndarray:
+    """Return the centre [2] of a box [4], in its unit."""
     return box.reshape(2, 2).mean(axis=0)
 
 
 def infotext(value: float | None) -> dict[str, str]:
-    """`likeness` as a generation parameter; nothing where there was no face."""
-    return {} if value is None else {MARK: f"{value:.2f}"}
-
-
-def sentence(value: float | None) -> str:
-    """`likeness` for people."""
-    if value is None:
-        return "No face was found in the picture to compare with the reference."
-    return f"Likeness of the face to the reference: {value:.2f}, as the network sees it that also guided the picture."
+    """Return the likeness as a generation parameter; empty if it is None because no face was found."""
+    return {} if value is None else {INFOTEXT_KEY: f"{value:.2f}"}

@@ -1,5 +1,5 @@
-"""What people want to know of their reference photos: which face is taken, whether it is good enough, and whether the
-photos are of one person."""
+"""Check reference photos: which face is used, whether its quality suffices, and whether all photos show the same
+person."""
 
 from __future__ import annotations
 
@@ -11,70 +11,75 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.identity.faces import Face, choose, longer_side, no_face_in
-from facesnap_ext.identity.framing import framed
+from facesnap_ext.identity.faces import Face, longer_side, no_face_error, select_face
+from facesnap_ext.identity.framing import annotate_faces
 from facesnap_ext.photos import Photo
 
 ARCFACE_SIDE = 112
-"""Side in pixels of the aligned face that ArcFace sees; of a smaller face it sees a magnified one."""
+"""Side in pixels of the aligned face that ArcFace receives. Smaller faces are enlarged to it."""
 
-BLURRED = 2.0
-"""Blur in pixels of the aligned face from which a photo is called blurred. Of nine faces in photos that scikit-image,
-matplotlib and insightface come with, blurred by a Gaussian of 2 pixels, a face embedding keeps a cosine of .60 to .85
-with the sharp one's, and all nine measure above this; blurred by 1 pixel it keeps .94 or more, and none does."""
+BLUR_THRESHOLD = 2.0
+"""Blur above which a face is reported as blurred, in pixels of the aligned face (see `blur`). Measured on nine faces in
+photos that come with scikit-image, matplotlib and insightface: after a Gaussian blur of 2 pixels, the embedding has a
+cosine similarity of .60 to .85 to that of the sharp face, and all nine faces exceed the threshold; after a blur of 1
+pixel, the similarity is at least .94, and no face exceeds it."""
 
-STRANGERS = 0.2
+DIFFERENT_PERSON = 0.2
 SAME_PERSON = 0.28
-"""Cosines of ArcFace embeddings below which insightface's example calls two photos different people, and from which on
-the same person (arcface_onnx in https://github.com/deepinsight/insightface). Of the 36 pairs of different people among
-the nine faces above, 34 lie below the first and one above the second; the miniature's pairs have .00 and .76 on
-average."""
+"""Cosine similarities of ArcFace embeddings: insightface's example takes two photos to show different people below the
+first and the same person from the second on (arcface_onnx in https://github.com/deepinsight/insightface). Of the 36
+pairs of different people among the nine faces above, 34 lie below the first and one above the second. In the miniature,
+pairs of different people have .00 on average and pairs of the same person .76."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """One reference photo.
+    """The result of checking one reference photo.
 
-    faces: by size from the largest; none where none was found.
-    chosen: the number of the face that is taken; None where the photo has no face of that number.
-    blur: of the chosen face, see `blur`.
-    likeness: mean cosine of its embedding with the other photos'; None without others.
-    warnings: what to know of it, in sentences.
+    Attributes:
+        photo: the photo.
+        faces: all faces in the photo by size, largest first; may be empty.
+        face_index: index of the face that is used; None if the photo has no face with that index.
+        blur: blur of that face, see `blur`; None without a face.
+        likeness: mean cosine similarity of its embedding to those of the other photos; None without others.
+        warnings: sentences for the user.
     """
 
     photo: Photo
     faces: tuple[Face, ...]
-    chosen: int | None
+    face_index: int | None
     blur: float | None
     likeness: float | None
     warnings: tuple[str, ...]
 
-    def picture(self, side: int | None = 256) -> Image.Image:
-        """The photo with all faces framed and numbered, at most `side` pixels wide and high."""
-        return framed(self.photo, self.faces, self.chosen, side)
+    def preview(self, side: int | None = 256) -> Image.Image:
+        """Return the photo with all faces framed and numbered, at most `side` pixels wide and high."""
+        return annotate_faces(self.photo, self.faces, self.face_index, side)
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceReport:
-    """All reference photos of a unit.
+    """The result of checking all reference photos of a unit.
 
-    cosines: [R, R] float32 of the chosen faces' embeddings; NaN in rows and columns of photos without one.
-    misfit: the index of the photo that does not fit the others, if that is certain.
-    notes: what to know of them together, in sentences.
+    Attributes:
+        references: the results for each photo.
+        cosines: [R, R] float32 cosine similarities of the embeddings; NaN in rows and columns of photos without a face.
+        outlier: index of the photo that shows another person; None if there is none, or if it is uncertain which one.
+        notes: sentences for the user that concern all photos.
     """
 
     references: tuple[Reference, ...]
     cosines: np.ndarray
-    misfit: int | None
+    outlier: int | None
     notes: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """The report in plain text: a line for each photo, its warnings, the notes."""
+        """Return the report as lines of plain text: each photo followed by its warnings, then the notes."""
         lines = []
         for reference in self.references:
             parts = [reference.photo.name]
-            if reference.chosen is not None:
-                parts.append(f"face of {round(longer_side(reference.faces[reference.chosen].box))} pixels")
+            if reference.face_index is not None:
+                parts.append(f"face of {round(longer_side(reference.faces[reference.face_index].box))} pixels")
             if reference.likeness is not None:
                 parts.append(f"likeness to the others {reference.likeness:.2f}")
             lines.append(", ".join(parts))
@@ -82,14 +87,14 @@ class ReferenceReport:
         return [*lines, *self.notes]
 
     def to_json(self) -> dict[str, Any]:
-        """The same for machines, without pictures and embeddings; boxes in pixels, NaN as None."""
+        """Return the report as JSON data, without images and embeddings. Boxes are in pixels; NaN becomes None."""
         rounded = [[None if np.isnan(value) else round(float(value), 4) for value in row] for row in self.cosines]
         return {
             "photos": [
                 {
                     "photo": reference.photo.name,
                     "faces": [[round(float(edge), 1) for edge in face.box] for face in reference.faces],
-                    "chosen": reference.chosen,
+                    "face_index": reference.face_index,
                     "blur": None if reference.blur is None else round(reference.blur, 2),
                     "likeness": None if reference.likeness is None else round(reference.likeness, 4),
                     "warnings": list(reference.warnings),
@@ -97,130 +102,165 @@ class ReferenceReport:
                 for reference in self.references
             ],
             "cosines": rounded,
-            "misfit": self.misfit,
+            "outlier": self.outlier,
             "notes": list(self.notes),
         }
 
 
-def examine(found: Sequence[tuple[Photo, Sequence[Face]]], which: int = 0, apart: bool = False) -> ReferenceReport:
-    """Report on the reference photos of one person.
+def examine(
+    photos_with_faces: Sequence[tuple[Photo, Sequence[Face]]], face_index: int = 0, batch: bool = False
+) -> ReferenceReport:
+    """Check the reference photos of a unit.
 
     Args:
-        found: each photo with all its faces, by size from the largest (`faces.find_faces`); none where none was found.
-        which: the number of the face that is taken of each.
-        apart: the photos are of a person each, and are not compared.
+        photos_with_faces: each photo with all its faces by size, largest first (`faces.find_faces`); the faces may be
+            empty.
+        face_index: index of the face that is used from each photo.
+        batch: one image is generated per photo, so the photos may show different people and are not compared.
     """
-    chosen = [faces[which] if which < len(faces) else None for _, faces in found]
-    matrix = cosines([None if face is None or apart else face.embedding for face in chosen])
-    odd = misfit(matrix)
+    selected = [faces[face_index] if face_index < len(faces) else None for _, faces in photos_with_faces]
+    matrix = cosines([None if face is None or batch else face.embedding for face in selected])
+    outlier = find_outlier(matrix)
     references = []
-    for i, ((photo, faces), face) in enumerate(zip(found, chosen)):
+    for i, ((photo, faces), face) in enumerate(zip(photos_with_faces, selected)):
         others = np.delete(matrix[i], i)
         others = others[~np.isnan(others)]
-        measured = None if face is None else blur(face)
-        warnings = _warnings(photo, faces, which, measured)
-        if i == odd:
-            warnings.append(
-                f"The face in {photo.name} is not like the others, which are like each other: leave this photo out if "
-                "it shows somebody else."
+        measured_blur = None if face is None else blur(face)
+        references.append(
+            Reference(
+                photo,
+                tuple(faces),
+                face_index=None if face is None else face_index,
+                blur=measured_blur,
+                likeness=float(others.mean()) if len(others) else None,
+                warnings=tuple(_warnings(photo, faces, face_index, measured_blur, is_outlier=i == outlier)),
             )
-        likeness = float(others.mean()) if len(others) else None
-        references.append(Reference(photo, tuple(faces), which if face else None, measured, likeness, tuple(warnings)))
-    return ReferenceReport(tuple(references), matrix, odd, tuple(_notes(matrix, odd)))
+        )
+    return ReferenceReport(tuple(references), matrix, outlier, tuple(_notes(matrix, outlier)))
 
 
 def cosines(embeddings: Sequence[np.ndarray | None]) -> np.ndarray:
-    """[R, R] float32: the cosine of each embedding [E] with each, NaN where one is missing."""
+    """Return the cosine similarities of all pairs of embeddings.
+
+    Args:
+        embeddings: R embeddings [E] of any norm; None where a photo has no face.
+
+    Returns:
+        [R, R] float32; NaN where an embedding is None.
+    """
     matrix = np.full((len(embeddings), len(embeddings)), np.nan, np.float32)
-    given = [i for i, embedding in enumerate(embeddings) if embedding is not None]
-    if given:
-        directions = np.stack([embeddings[i] / np.linalg.norm(embeddings[i]) for i in given])
-        matrix[np.ix_(given, given)] = np.clip(directions @ directions.T, -1, 1)
+    directions = {i: vector / np.linalg.norm(vector) for i, vector in enumerate(embeddings) if vector is not None}
+    if directions:
+        stacked = np.stack(list(directions.values()))
+        matrix[np.ix_(list(directions), list(directions))] = np.clip(stacked @ stacked.T, -1, 1)
     return matrix
 
 
-def misfit(matrix: np.ndarray) -> int | None:
-    """The one photo of at least three that shows somebody else, by the cosines [R, R] of `cosines`.
+def find_outlier(matrix: np.ndarray) -> int | None:
+    """Return the index of the one photo that shows another person than all others.
 
-    It is on average less like the others than `STRANGERS`, and every other one is on average at least as much like the
-    rest as `SAME_PERSON`. Of two photos nobody can say which one is wrong.
+    Its mean similarity to the others is below `DIFFERENT_PERSON`, while each of the others has a mean similarity of at
+    least `SAME_PERSON` to the rest. At least three faces are needed; of two photos, either could be the wrong one.
+
+    Args:
+        matrix: [R, R] from `cosines`.
     """
-    there = np.flatnonzero(~np.isnan(np.diag(matrix)))
-    if len(there) < 3:
+    valid = _valid_rows(matrix)
+    if len(valid) < 3:
         return None
-    worst = min(there, key=lambda i: _mean_with(matrix, i, there))
-    rest = there[there != worst]
-    agree = all(_mean_with(matrix, i, rest) >= SAME_PERSON for i in rest)
-    return int(worst) if agree and _mean_with(matrix, worst, there) < STRANGERS else None
+    candidate = min(valid, key=lambda i: _mean_similarity(matrix, i, valid))
+    rest = [i for i in valid if i != candidate]
+    others_agree = all(_mean_similarity(matrix, i, rest) >= SAME_PERSON for i in rest)
+    return candidate if others_agree and _mean_similarity(matrix, candidate, valid) < DIFFERENT_PERSON else None
 
 
 def blur(face: Face) -> float:
-    """How blurred a face is: the standard deviation in pixels, of the 112 that ArcFace sees, of the Gaussian blur that
-    would take as much detail from a picture of nature.
+    """Estimate how blurred a face is.
 
-    Such pictures have a power spectrum of 1/k^2 (Field 1987); after a Gaussian blur of width s their mean squared
-    gradient is s^2 times their mean squared Laplacian, whatever the contrast. A blur of 1 is added first, which
-    silences noise, and taken off the result.
+    Natural images have a power spectrum of 1/k² (Field 1987). After a Gaussian blur of standard deviation s, their mean
+    squared gradient is s² times their mean squared Laplacian, independent of contrast. To suppress noise, the face is
+    first blurred by 1 pixel, which is subtracted from the result.
+
+    Returns:
+        Standard deviation of the Gaussian blur that would remove as much detail from a sharp natural image, in pixels
+        of the aligned face, which is 112 pixels wide.
     """
     import cv2
 
     grey = cv2.GaussianBlur(_aligned(face), (0, 0), 1.0)
-    inner = (slice(24, 104), slice(20, 92))  # brows to chin, no background
+    inner = (slice(24, 104), slice(20, 92))  # from brows to chin, without background
     laplacian = cv2.Laplacian(grey, cv2.CV_32F, ksize=1)[inner]
-    across, down = (cv2.Sobel(grey, cv2.CV_32F, *axis, ksize=3)[inner] / 8 for axis in ((1, 0), (0, 1)))
-    bend = float((laplacian**2).mean())
-    slope = float((across**2 + down**2).mean())
-    return max(slope / bend - 1, 0.0) ** 0.5 if bend else float(ARCFACE_SIDE)
+    gradient_x, gradient_y = (cv2.Sobel(grey, cv2.CV_32F, *axis, ksize=3)[inner] / 8 for axis in ((1, 0), (0, 1)))
+    squared_laplacian = float((laplacian**2).mean())
+    squared_gradient = float((gradient_x**2 + gradient_y**2).mean())
+    if not squared_laplacian:
+        return float(ARCFACE_SIDE)
+    return max(squared_gradient / squared_laplacian - 1, 0.0) ** 0.5
 
 
 def padded_note(face: Face) -> str:
-    """The sentence for a face that was found with a border only."""
-    return f"The face in {face.photo.name} fills the picture; it was found with a border added."
+    """Return the note for a face that was only detected with padding."""
+    return f"The face in {face.photo.name} fills the photo; it was only detected after adding a border."
 
 
-def _warnings(photo: Photo, faces: Sequence[Face], which: int, blurred: float | None) -> list[str]:
+def _warnings(
+    photo: Photo, faces: Sequence[Face], face_index: int, measured_blur: float | None, is_outlier: bool
+) -> list[str]:
     if not faces:
-        return [str(no_face_in(photo))]
+        return [str(no_face_error(photo))]
     try:
-        face = choose(faces, which)
+        face = select_face(faces, face_index)
     except FaceSnapError as error:
         return [str(error)]
     warnings = []
     if len(faces) > 1:
-        taken = "the largest is taken" if which == 0 else f"number {which} is taken, counted from 0, the largest"
-        warnings.append(f"{photo.name} shows {len(faces)} faces: {taken}.")
+        used = "the largest one is used" if face_index == 0 else f"face {face_index} is used (0 = largest)"
+        warnings.append(f"{photo.name} shows {len(faces)} faces: {used}.")
     if face.padded:
         warnings.append(padded_note(face))
     if (side := longer_side(face.box)) < ARCFACE_SIDE:
         warnings.append(
-            f"The face in {photo.name} is small, {round(side)} pixels where {ARCFACE_SIDE} or more are "
-            "wanted: a photo in which it is larger keeps more of the person."
+            f"The face in {photo.name} is small ({round(side)} pixels; at least {ARCFACE_SIDE} are recommended): use a "
+            "photo with a larger face for a better likeness."
         )
-    elif blurred is not None and blurred > BLURRED:  # a small face is magnified, and blurred by that
-        warnings.append(f"The face in {photo.name} is blurred: a sharper photo keeps more of the person.")
+    elif measured_blur is not None and measured_blur > BLUR_THRESHOLD:  # small faces are always blurred by enlarging
+        warnings.append(f"The face in {photo.name} is blurred: use a sharper photo for a better likeness.")
+    if is_outlier:
+        warnings.append(
+            f"The face in {photo.name} does not resemble the others, which resemble each other: remove this photo if "
+            "it shows another person."
+        )
     return warnings
 
 
-def _notes(matrix: np.ndarray, odd: int | None) -> list[str]:
-    there = np.flatnonzero(~np.isnan(np.diag(matrix)))
-    if len(there) < 2 or odd is not None:
+def _notes(matrix: np.ndarray, outlier: int | None) -> list[str]:
+    valid = _valid_rows(matrix)
+    if len(valid) < 2 or outlier is not None:
         return []
-    lowest = min(_mean_with(matrix, i, there) for i in there)
-    if lowest >= STRANGERS:
+    lowest = min(_mean_similarity(matrix, i, valid) for i in valid)
+    if lowest >= DIFFERENT_PERSON:
         return []
-    if len(there) == 2:
-        return [f"The two photos are hardly alike ({lowest:.2f}): make sure that they show the same person."]
-    return ["Some of the photos are hardly alike: make sure that all show the same person."]
+    if len(valid) == 2:
+        return [f"The two faces hardly resemble each other ({lowest:.2f}): make sure that they show the same person."]
+    return ["Some of the faces hardly resemble each other: make sure that all photos show the same person."]
 
 
-def _mean_with(matrix: np.ndarray, i: int, others: np.ndarray) -> float:
-    """Mean cosine of photo `i` with `others` but itself."""
-    return float(matrix[i, others[others != i]].mean())
+def _valid_rows(matrix: np.ndarray) -> list[int]:
+    """Return the indices of the photos that have a face."""
+    return [int(i) for i in np.flatnonzero(~np.isnan(np.diag(matrix)))]
+
+
+def _mean_similarity(matrix: np.ndarray, i: int, others: Sequence[int]) -> float:
+    """Return the mean cosine similarity of photo `i` to `others`, excluding itself."""
+    return float(matrix[i, [j for j in others if j != i]].mean())
 
 
 def _aligned(face: Face) -> np.ndarray:
-    """The face as ArcFace sees it, [112, 112] float32 grey in 0…255, the photo's edges repeated beyond it; of a large
-    face every pixel counts, so that noise and fine detail are averaged."""
+    """Return the aligned face as ArcFace receives it, in greyscale: [112, 112] float32 in 0…255.
+
+    Edge pixels are repeated outside the photo. Large faces are downscaled by area averaging, so that noise and fine
+    detail are averaged rather than aliased.
+    """
     import cv2
     from insightface.utils.face_align import estimate_norm
 
@@ -232,5 +272,5 @@ def _aligned(face: Face) -> np.ndarray:
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
         keypoints = keypoints * np.array([size[0] / width, size[1] / height], np.float32)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    move = estimate_norm(keypoints, ARCFACE_SIDE)
-    return cv2.warpAffine(grey, move, (ARCFACE_SIDE, ARCFACE_SIDE), borderMode=cv2.BORDER_REPLICATE)
+    alignment = estimate_norm(keypoints, ARCFACE_SIDE)
+    return cv2.warpAffine(grey, alignment, (ARCFACE_SIDE, ARCFACE_SIDE), borderMode=cv2.BORDER_REPLICATE)

@@ -13,7 +13,7 @@ from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_file import Identity
-from facesnap_ext.weights.places import choose_identity, identity_folder
+from facesnap_ext.weights.identity_folder import choose_identity, identity_folder
 
 
 def load_identity(encoders: Encoders, name: str, progress: Callable[[str], None] = lambda message: None) -> Identity:
@@ -25,7 +25,7 @@ def load_identity(encoders: Encoders, name: str, progress: Callable[[str], None]
     """
     files = encoders.files
     path = choose_identity(files.folder, name)
-    saved = encoders.cache.remember(("identity", signature_of(path)), lambda: identity_file.load(path))
+    saved = encoders.cache.get_or_compute(("identity", signature_of(path)), lambda: identity_file.load(path))
     progress("comparing the saved identity's networks")
     for part, expected in saved.networks.items():
         if getattr(files, part) is not None and encoders.network_hash(part) != expected:
@@ -65,11 +65,11 @@ def save_identity(
         raise FaceSnapError("There is no photo to save an identity from; add one.")
     files = encoders.files
     path = path or identity_folder(files.folder) / f"{identity_file.safe_name(name)}.safetensors"
-    identity_file.check_place(path, overwrite)
+    identity_file.check_target(path, overwrite)
     progress("detecting the face")
     references = [encoders.face(photo, face_index) for photo in photos]
     progress("encoding the face")
-    with_shape = files.predicts
+    with_shape = files.can_predict_landmarks
     with_clip = files.clip is not None or "clip" in files.missing()
     networks = ["face_pack", *(["clip"] if with_clip else []), *(["deca"] if with_shape else [])]
     identity = Identity(

@@ -1,1 +1,1 @@
-"""The Landmark Predictor: DECA, FLAME, the 72 points and their drawing."""
+"""The Landmark Predictor: DECA, FLAME, the 72 facial landmarks and the landmark image."""

@@ -1,8 +1,8 @@
-"""DECA's coarse encoder: from the photo of a face to FLAME's codes and a camera.
+"""DECA's coarse encoder: estimate FLAME codes and a camera from the photo of a face.
 
 Source: Feng, Feng, Black, Bolkart, "Learning an animatable detailed 3D face model from in-the-wild images" (2021),
-https://github.com/YadiraF/DECA. A ResNet-50 and two linear layers read a square crop; the numbers that come out are
-split, in this order, into shape, texture, expression, pose (global and jaw rotation vectors), camera and light.
+https://github.com/YadiraF/DECA. A ResNet-50 and two linear layers encode a square crop. The output vector is split, in
+this order, into shape, texture, expression, pose (global and jaw rotation vectors), camera and light.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from facesnap_ext.weights.tensors import read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_torch
 
 VERSION = 1
-CODE_SIZES = {"shape": 100, "tex": 50, "exp": 50, "pose": 6, "cam": 3, "light": 27}  # of the published DECA
+CODE_SIZES = {"shape": 100, "tex": 50, "exp": 50, "pose": 6, "cam": 3, "light": 27}  # published DECA
 IMAGE_SIZE = 224
-BOX_SCALE = 1.25  # the crop's side over the face's size
-BOX_DROP = 0.12  # how far below a detector box's centre the crop's centre is, in sizes
+CROP_SCALE = 1.25  # side of the crop, relative to the mean side of the face box
+CROP_SHIFT = 0.12  # distance of the crop's centre below the box's centre, relative to the mean side of the face box
 
 
 class Bottleneck(nn.Module):
-    """ResNet's block of a 1×1, a strided 3×3 and a 1×1 convolution (torchvision's key names)."""
+    """ResNet bottleneck block: 1×1, strided 3×3 and 1×1 convolution, with torchvision's key names."""
 
     def __init__(self, inputs: int, width: int, outputs: int, stride: int, project: bool) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A ResNet of bottleneck blocks without its classifier; widths and depths are read from the tensors' shapes.
+    """A bottleneck ResNet without its classifier. Widths and depths are derived from tensor shapes.
 
     Args:
-        shapes: shapes of a state dict with torchvision's key names.
+        shapes: tensor shapes of a state dict with torchvision's key names.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -75,7 +75,7 @@ class ResNet(nn.Module):
             self.add_module(f"layer{level}", nn.Sequential(*blocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N,3,S,S] -> [N,features], averaged over the picture."""
+        """Map images [N,3,S,S] to features [N,features], averaged over all positions."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         for level in range(1, 5):
             x = self.get_submodule(f"layer{level}")(x)
@@ -86,8 +86,8 @@ class Deca(nn.Module):
     """DECA's `E_flame`, with its key names (`encoder.…`, `layers.0`, `layers.2`).
 
     Args:
-        shapes: shapes of its state dict.
-        code_sizes: how many numbers each code has, in the order of the output.
+        shapes: tensor shapes of its state dict.
+        code_sizes: length of each code, in output order.
         image_size: side of the crop in pixels.
     """
 
@@ -102,50 +102,55 @@ class Deca(nn.Module):
         self.image_size = image_size
 
     def forward(self, crops: Tensor) -> dict[str, Tensor]:
-        """
+        """Encode face crops.
+
         Args:
-            crops: [N,3,S,S] RGB in 0…1 (`crop_face`).
+            crops: [N,3,S,S] RGB in 0…1, from `crop_face`.
 
         Returns:
             The codes by name, each [N,size]: `shape` and `exp` in standard deviations, `pose` in radians, `cam` as
-            scale and translation (`project`), `tex`, `light`.
+            scale and translation (see `project`), `tex` and `light`.
         """
         codes = self.layers(self.encoder(crops))
         return dict(zip(self.code_sizes, codes.split(list(self.code_sizes.values()), dim=1)))
 
 
 def crop_transform(box: np.ndarray, image_size: int = IMAGE_SIZE) -> np.ndarray:
-    """The similarity transform from a photo to DECA's crop, for the box of a face detector.
+    """Return the similarity transform from a photo to DECA's crop of a detected face.
 
-    The crop's side is 1.25 times the mean of the box's sides, in whole pixels; its centre lies 0.12 means lower.
+    The side of the crop is 1.25 times the mean side of the face box, truncated to whole pixels. Its centre lies 0.12
+    mean sides below the centre of the box.
 
     Args:
-        box: [4] left, top, right, bottom in pixels.
+        box: [4] left, top, right, bottom of the detected face in pixels.
+        image_size: side of the crop in pixels.
 
     Returns:
-        [3,3] from pixel indices of the photo to those of the crop (a pixel's centre has whole numbers).
+        [3,3] float64, from pixel indices of the photo to pixel indices of the crop (pixel centres have integer
+        coordinates).
     """
     left, top, right, bottom = (float(edge) for edge in box)
     size = (right - left + bottom - top) / 2
-    x, y = (left + right) / 2, (top + bottom) / 2 + BOX_DROP * size
-    side = max(int(size * BOX_SCALE), 1)
+    x, y = (left + right) / 2, (top + bottom) / 2 + CROP_SHIFT * size
+    side = max(int(size * CROP_SCALE), 1)
     scale = (image_size - 1) / side
     return np.array([[scale, 0, scale * (side / 2 - x)], [0, scale, scale * (side / 2 - y)], [0, 0, 1]])
 
 
 def crop_face(photo: np.ndarray, transform: np.ndarray, image_size: int = IMAGE_SIZE) -> Tensor:
-    """Cut DECA's crop out of a photo: bilinear, black beyond the photo's edges.
+    """Cut DECA's crop out of a photo, with bilinear interpolation and black outside the photo.
 
     Args:
         photo: [H,W,3] uint8 RGB.
-        transform: from `crop_transform`.
+        transform: [3,3] from `crop_transform`.
+        image_size: side S of the crop in pixels.
 
     Returns:
         [3,S,S] float32 in 0…1.
     """
     from skimage.transform import SimilarityTransform, warp
 
-    # only the window that the crop reads is turned into floats; a margin of 2 pixels serves the interpolation
+    # Convert only the part of the photo that the crop reads to float, with a margin of 2 pixels for the interpolation.
     corners = to_photo_indices(np.array([[0, 0], [image_size - 1, image_size - 1]]), transform)
     height, width = photo.shape[:2]
     left, top = np.clip(np.floor(corners[0]) - 2, 0, [width - 1, height - 1]).astype(int)
@@ -157,44 +162,45 @@ def crop_face(photo: np.ndarray, transform: np.ndarray, image_size: int = IMAGE_
 
 
 def project(points: Tensor, cam: Tensor) -> Tensor:
-    """DECA's orthographic camera: p = s·(X_xy + t), then the y axis is turned to point down.
+    """Apply DECA's scaled orthographic camera: p = s·(X_xy + t), with the y axis flipped to point down.
 
     Args:
-        points: [N,P,3] in FLAME's metres; their depth is not used.
+        points: [N,P,3] metres, in FLAME's axes; z is ignored.
         cam: [N,3] scale s and translation t.
 
     Returns:
-        [N,P,2] in the crop, from -1 to 1.
+        [N,P,2] crop coordinates, -1…1 from edge to edge.
     """
     flat = cam[:, None, :1] * (points[..., :2] + cam[:, None, 1:])
     return flat * flat.new_tensor([1.0, -1.0])
 
 
 def to_photo(points: np.ndarray, transform: np.ndarray, image_size: int = IMAGE_SIZE) -> np.ndarray:
-    """Bring projected points back into the photo that the crop was cut from.
+    """Map projected points from crop coordinates back to the photo.
 
     Args:
-        points: [P,2] from `project`.
-        transform: of the crop.
+        points: [P,2] crop coordinates from `project`.
+        transform: [3,3] from `crop_transform`.
+        image_size: side S of the crop in pixels.
 
     Returns:
         [P,2] pixels from the photo's upper left corner.
     """
-    # DECA's -1 and 1 are the crop's pixel indices 0 and S; a pixel's centre is half a pixel from its corner
+    # DECA's -1 and 1 are the pixel indices 0 and S of the crop. Add half a pixel: an index denotes a pixel's centre.
     return to_photo_indices((points + 1) * (image_size / 2), transform) + 0.5
 
 
 def to_photo_indices(indices: np.ndarray, transform: np.ndarray) -> np.ndarray:
-    """[P,2] pixel indices of a crop as pixel indices of its photo."""
+    """Map pixel indices [P,2] of a crop to pixel indices of its photo."""
     inverse = np.linalg.inv(transform)
     return indices @ inverse[:2, :2].T + inverse[:2, 2]
 
 
 def load_deca(path: Path) -> Deca:
-    """Load a converted DECA encoder (`convert_deca`) to the CPU, in evaluation mode and without gradients.
+    """Load a DECA encoder converted by `convert_deca` onto the CPU, in evaluation mode and without gradients.
 
     Raises:
-        FaceSnapError: the file is of another kind, of a newer version, or not whole.
+        FaceSnapError: the file is not a converted DECA encoder, has a newer format version, or is incomplete.
     """
     require(path, Kind.DECA, "convert deca_model.tar once with `facesnap convert`.")
     metadata = read_index(path).metadata
@@ -207,9 +213,9 @@ def load_deca(path: Path) -> Deca:
             f"The metadata of {path.name} is damaged ({error}); convert deca_model.tar again."
         ) from error
     tensors = read_tensors(path)
-    deca = _build(tensors, code_sizes, image_size, path.name)
+    deca = _build_encoder(tensors, code_sizes, image_size, path.name)
     deca.load_state_dict(tensors, assign=True)
-    return deca.float().eval().requires_grad_(False)  # files may be in half precision, photos are not
+    return deca.float().eval().requires_grad_(False)  # the file may be in half precision; crops are float32
 
 
 def save_deca(
@@ -219,10 +225,21 @@ def save_deca(
     code_sizes: Mapping[str, int] = CODE_SIZES,
     image_size: int = IMAGE_SIZE,
 ) -> None:
-    """Write the tensors of a `Deca` as a converted file; `source` says in its metadata where they come from."""
+    """Write the tensors of a `Deca` as a converted file.
+
+    Args:
+        path: file to write.
+        tensors: state dict of the encoder; extra tensors are dropped.
+        source: origin of the tensors, stored in the file's metadata and named in error messages.
+        code_sizes: length of each code, in output order.
+        image_size: side of the crop in pixels.
+
+    Raises:
+        FaceSnapError: a tensor is missing or has the wrong shape.
+    """
     from safetensors.torch import save_file
 
-    wanted = _build(tensors, code_sizes, image_size, source).state_dict()
+    expected = _build_encoder(tensors, code_sizes, image_size, source).state_dict()
     metadata = {
         "format": "facesnap-deca",
         "version": str(VERSION),
@@ -230,34 +247,42 @@ def save_deca(
         "code_sizes": json.dumps(dict(code_sizes)),
         "image_size": str(image_size),
     }
-    save_file({key: tensors[key].contiguous() for key in wanted}, path, metadata)
+    save_file({key: tensors[key].contiguous() for key in expected}, path, metadata)
 
 
 def convert_deca(source: Path, destination: Path) -> None:
-    """Convert DECA's `deca_model.tar` (a torch file, in spite of its name) to the tensors of its coarse encoder.
+    """Extract the coarse encoder from DECA's `deca_model.tar` (a torch checkpoint, despite its name).
 
     Raises:
-        FaceSnapError: the file is refused (`read_torch`), or holds no coarse encoder of DECA's published sizes.
+        FaceSnapError: `read_torch` rejects the file, or it contains no coarse encoder of the published size.
     """
     encoder = read_torch(source).get("E_flame")
     if not isinstance(encoder, Mapping) or not all(isinstance(value, Tensor) for value in encoder.values()):
-        raise FaceSnapError(f"{source.name} holds no DECA encoder (E_flame); give DECA's deca_model.tar.")
+        raise FaceSnapError(f"{source.name} does not contain a DECA encoder (E_flame); use DECA's deca_model.tar.")
     save_deca(destination, encoder, source.name)
 
 
-def _build(tensors: Mapping[str, Tensor], code_sizes: Mapping[str, int], image_size: int, name: str) -> Deca:
-    """An encoder on the meta device that fits the tensors."""
+def _build_encoder(tensors: Mapping[str, Tensor], code_sizes: Mapping[str, int], image_size: int, name: str) -> Deca:
+    """Return an encoder on the meta device whose tensors have the shapes of the given ones."""
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     try:
         with torch.device("meta"):
             deca = Deca(shapes, code_sizes, image_size)
-    except (KeyError, ValueError) as error:
-        raise FaceSnapError(f"{name} is no whole DECA encoder ({error} is missing); get the file again.") from error
-    if wrong := [key for key, tensor in deca.state_dict().items() if shapes.get(key) != tuple(tensor.shape)]:
-        raise FaceSnapError(f"{name} is no whole DECA encoder: {wrong[0]} is missing or misshapen; get the file again.")
-    if (outputs := deca.layers[2].out_features) != sum(code_sizes.values()):
+    except KeyError as error:
         raise FaceSnapError(
-            f"{name} is a DECA encoder of {outputs} codes where {sum(code_sizes.values())} are expected; "
+            f"{name} is not a complete DECA encoder: {error.args[0]} is missing; download the file again."
+        ) from error
+    except ValueError as error:
+        raise FaceSnapError(f"{name} is not a valid DECA encoder ({error}); download the file again.") from error
+    if wrong := [key for key, tensor in deca.state_dict().items() if shapes.get(key) != tuple(tensor.shape)]:
+        raise FaceSnapError(
+            f"{name} is not a complete DECA encoder: {wrong[0]} is missing or has the wrong shape; "
+            "download the file again."
+        )
+    outputs, expected = shapes["layers.2.weight"][0], sum(code_sizes.values())
+    if outputs != expected:
+        raise FaceSnapError(
+            f"{name} is a DECA encoder with {outputs} codes, but {expected} are expected; "
             "use the published deca_model.tar."
         )
     return deca

@@ -1,14 +1,14 @@
-"""FLAME, the morphable head: from shape, expression and pose to a mesh.
+"""FLAME, a morphable head model: compute a mesh from shape, expression and pose.
 
-Source: Li, Bolkart, Black, Li, Romero, "Learning a model of facial shape and expression from 4D scans" (2017); linear
-blend skinning as in SMPL (Loper et al., 2015). With shape β, expression ψ and joint rotations θ:
+Source: Li, Bolkart, Black, Li, Romero, "Learning a model of facial shape and expression from 4D scans" (2017). Linear
+blend skinning follows SMPL (Loper et al., 2015). With shape β, expression ψ and joint rotations θ:
 
     T(β, ψ, θ) = v_template + shapedirs·β + expressiondirs·ψ + posedirs·(R(θ₁…) - I)
     J(β, ψ)    = J_regressor · (v_template + shapedirs·β + expressiondirs·ψ)
     x'         = Σ_k w_k (G_k x + o_k)     with G_k = G_parent R_k,  o_k = o_parent + (G_parent - G_k) J_k
 
-where x is a vertex of T and w its skinning weights, which sum to 1. The offset o_k says that a joint's own rotation
-leaves the joint where its parent puts it.
+where x is a vertex of T and w its skinning weights, which sum to 1. The offset o_k keeps joint k fixed under its own
+rotation.
 """
 
 from __future__ import annotations
@@ -27,35 +27,39 @@ from facesnap_ext.weights.tensors import read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_pickled_arrays
 
 VERSION = 1
-SHAPE_COLUMNS = 300  # of FLAME's `shapedirs`; the columns behind them are the expressions
-GLOBAL, NECK, JAW, LEFT_EYE, RIGHT_EYE = range(5)  # the joints' order in FLAME's files
+SHAPE_COLUMNS = 300  # shape directions in FLAME's `shapedirs`; the remaining columns are expression directions
+GLOBAL, NECK, JAW, LEFT_EYE, RIGHT_EYE = range(5)  # order of the joints in FLAME's files
 
 
 @dataclass(frozen=True)
 class Flame:
-    """A model of V vertices, F triangles, J joints, S shape and E expression directions; metres, +y up, +z front.
+    """A FLAME model with V vertices, F triangles, J joints, S shape and E expression directions.
 
-    The names are those of FLAME's own files, and of the converted file's tensors.
+    Lengths are in metres; x points to the viewer's right, y up and z towards the viewer. The attribute names are those
+    of FLAME's own files and of the tensors in the converted file.
     """
 
     v_template: Tensor  # [V,3]
-    shapedirs: Tensor  # [V,3,S] metres for one standard deviation
+    shapedirs: Tensor  # [V,3,S] metres per standard deviation
     expressiondirs: Tensor  # [V,3,E]
     posedirs: Tensor  # [V,3,9·(J-1)]
     J_regressor: Tensor  # [J,V]
-    weights: Tensor  # [V,J] skinning, rows sum to 1
-    parents: Tensor  # [J] int64, -1 for the root, else smaller than the joint
+    weights: Tensor  # [V,J] skinning weights; each row sums to 1
+    parents: Tensor  # [J] int64; -1 for the root, otherwise less than the joint's own index
     faces: Tensor  # [F,3] int64
 
     def to(self, device: torch.device | str) -> Flame:
+        """Return a copy on `device`."""
         return Flame(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def rotation_matrices(rotation_vectors: Tensor) -> Tensor:
-    """Rodrigues' formula, exact at zero: R = I + sin(θ)/θ K + (1 - cos(θ))/θ² K², K the cross product with the vector.
+    """Convert rotation vectors to matrices by Rodrigues' formula: R = I + sin(θ)/θ K + (1 - cos(θ))/θ² K².
+
+    K is the cross-product matrix of the rotation vector. The result is exact at θ = 0.
 
     Args:
-        rotation_vectors: [...,3] axis times angle θ in radians.
+        rotation_vectors: [...,3] axis times angle θ, in radians.
 
     Returns:
         [...,3,3]
@@ -66,16 +70,16 @@ def rotation_matrices(rotation_vectors: Tensor) -> Tensor:
     angle = rotation_vectors.norm(dim=-1)[..., None, None]
     identity = torch.eye(3, dtype=cross.dtype, device=cross.device)
     # torch.sinc(a) is sin(πa)/(πa)
-    once, twice = torch.sinc(angle / math.pi), torch.sinc(angle / (2 * math.pi)) ** 2 / 2
-    return identity + once * cross + twice * (cross @ cross)
+    first, second = torch.sinc(angle / math.pi), torch.sinc(angle / (2 * math.pi)) ** 2 / 2
+    return identity + first * cross + second * (cross @ cross)
 
 
 def unposed_vertices(flame: Flame, shape: Tensor, expression: Tensor) -> Tensor:
-    """The mesh at rest: v_template + shapedirs·β + expressiondirs·ψ.
+    """Return the mesh in the rest pose: v_template + shapedirs·β + expressiondirs·ψ.
 
     Args:
-        shape: [N,≤S] in standard deviations; directions beyond it stay at zero.
-        expression: [N,≤E]
+        shape: [N,≤S] standard deviations; missing coefficients are zero.
+        expression: [N,≤E] standard deviations; missing coefficients are zero.
 
     Returns:
         [N,V,3] metres.
@@ -90,11 +94,12 @@ def unposed_vertices(flame: Flame, shape: Tensor, expression: Tensor) -> Tensor:
 
 
 def posed_vertices(flame: Flame, shape: Tensor, expression: Tensor, pose: Tensor) -> Tensor:
-    """The posed mesh (the equations of this module).
+    """Return the posed mesh, by the equations in the module's docstring.
 
     Args:
-        shape, expression: as for `unposed_vertices`.
-        pose: [N,J,3] rotation vectors in radians, each relative to the joint's parent.
+        shape: [N,≤S] as in `unposed_vertices`.
+        expression: [N,≤E] as in `unposed_vertices`.
+        pose: [N,J,3] rotation vectors in radians, relative to each joint's parent.
 
     Returns:
         [N,V,3] metres.
@@ -108,30 +113,38 @@ def posed_vertices(flame: Flame, shape: Tensor, expression: Tensor, pose: Tensor
     rotations: list[Tensor] = []
     offsets: list[Tensor] = []
     for joint, parent in enumerate(flame.parents.tolist()):
-        before = rotations[parent] if joint else identity.expand_as(local[:, 0])
-        rotation = before @ local[:, joint]
-        offset = ((before - rotation) @ joints[:, joint, :, None]).squeeze(-1)
+        inherited = rotations[parent] if joint else identity.expand_as(local[:, 0])
+        rotation = inherited @ local[:, joint]
+        offset = ((inherited - rotation) @ joints[:, joint, :, None]).squeeze(-1)
         rotations.append(rotation)
         offsets.append(offset + offsets[parent] if joint else offset)
 
-    # Σ w_k G_k x is x + Σ w_k (G_k - I) x, which leaves an unposed mesh as it is to the last bit
+    # Σ w_k G_k x = x + Σ w_k (G_k - I) x; the second form returns an unposed mesh bit-identical
     turns = torch.einsum("vj,njab->nvab", flame.weights, torch.stack(rotations, 1) - identity)
     shifts = torch.einsum("vj,nja->nva", flame.weights, torch.stack(offsets, 1))
     return corrected + torch.einsum("nvab,nvb->nva", turns, corrected) + shifts
 
 
 def full_pose(flame: Flame, global_and_jaw: Tensor) -> Tensor:
-    """DECA's six pose numbers, [N,6] global and jaw rotation vectors, as [N,J,3] with the other joints at rest."""
+    """Expand DECA's pose code to all joints.
+
+    Args:
+        global_and_jaw: [N,6] global and jaw rotation vectors in radians.
+
+    Returns:
+        [N,J,3] rotation vectors in radians; the other joints are zero.
+    """
     pose = global_and_jaw.new_zeros(len(global_and_jaw), len(flame.parents), 3)
     pose[:, GLOBAL], pose[:, JAW] = global_and_jaw[:, :3], global_and_jaw[:, 3:]
     return pose
 
 
 def load_flame(path: Path) -> Flame:
-    """Load a converted FLAME model (`convert_flame`) to the CPU as float32.
+    """Load a FLAME model converted by `convert_flame` onto the CPU as float32.
 
     Raises:
-        FaceSnapError: the file is of another kind, of a newer version, or its tensors do not fit together.
+        FaceSnapError: the file is not a converted FLAME model, has a newer format version, or its tensors are
+            inconsistent.
     """
     require(path, Kind.FLAME, "convert FLAME's generic_model.pkl once with `facesnap convert`.")
     if int(read_index(path).metadata.get("version", VERSION)) > VERSION:
@@ -142,7 +155,16 @@ def load_flame(path: Path) -> Flame:
 
 
 def save_flame(path: Path, tensors: dict[str, Tensor], source: str) -> None:
-    """Write the tensors of a `Flame` as a converted file; `source` says in its metadata where they come from."""
+    """Write the tensors of a `Flame` as a converted file.
+
+    Args:
+        path: file to write.
+        tensors: tensors by the attribute names of `Flame`.
+        source: origin of the tensors, stored in the file's metadata and named in error messages.
+
+    Raises:
+        FaceSnapError: the tensors are inconsistent.
+    """
     from safetensors.torch import save_file
 
     check_flame(tensors, source)
@@ -151,36 +173,44 @@ def save_flame(path: Path, tensors: dict[str, Tensor], source: str) -> None:
 
 
 def convert_flame(source: Path, destination: Path) -> None:
-    """Convert FLAME's pickle (2020 `generic_model.pkl`, 2023) to dense float32 safetensors, executing nothing in it.
+    """Convert FLAME's pickle (2020's `generic_model.pkl`, or 2023's) to dense float32 safetensors.
+
+    Nothing in the pickle is executed.
 
     Raises:
-        FaceSnapError: the pickle is refused (`read_pickled_arrays`), or is no FLAME model.
+        FaceSnapError: `read_pickled_arrays` rejects the pickle, or it is not a FLAME model.
     """
     arrays = read_pickled_arrays(source)
     names = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f")
     if missing := [name for name in names if name not in arrays]:
-        raise FaceSnapError(f"{source.name} is no FLAME model: it lacks {missing[0]}; give FLAME's generic_model.pkl.")
+        raise FaceSnapError(
+            f"{source.name} is not a FLAME model: {missing[0]} is missing; use FLAME's generic_model.pkl."
+        )
     tensors = {name: _float_tensor(arrays[name]) for name in names[:5]}
     directions = tensors["shapedirs"]
     tensors["shapedirs"] = directions[..., :SHAPE_COLUMNS]
     tensors["expressiondirs"] = directions[..., SHAPE_COLUMNS:]
     parents = torch.from_numpy(np.atleast_2d(arrays["kintree_table"])[0].astype(np.int64))
-    parents[:1] = -1  # FLAME writes the root's parent as the largest uint32
+    parents[:1] = -1  # FLAME stores the root's parent as the largest uint32
     tensors["parents"] = parents
     tensors["faces"] = torch.from_numpy(arrays["f"].astype(np.int64))
     save_flame(destination, tensors, source.name)
 
 
 def check_flame(tensors: dict[str, Tensor], name: str) -> None:
-    """Check that the tensors are a FLAME model's and fit together.
+    """Check that the tensors form a consistent FLAME model.
+
+    Args:
+        tensors: tensors by the attribute names of `Flame`.
+        name: file name for error messages.
 
     Raises:
-        FaceSnapError: they do not; the message calls the file `name`.
+        FaceSnapError: a tensor is missing, has the wrong shape, or contains invalid indices.
     """
     template, parents = tensors.get("v_template"), tensors.get("parents")
     vertices = len(template) if template is not None else 0
     joints = len(parents) if parents is not None else 0
-    wanted: dict[str, tuple[int | None, ...]] = {
+    expected: dict[str, tuple[int | None, ...]] = {
         "v_template": (vertices, 3),
         "shapedirs": (vertices, 3, None),
         "expressiondirs": (vertices, 3, None),
@@ -190,14 +220,20 @@ def check_flame(tensors: dict[str, Tensor], name: str) -> None:
         "parents": (joints,),
         "faces": (None, 3),
     }
-    for key, shape in wanted.items():
-        found = tuple(tensors[key].shape) if key in tensors else None
-        if found is None or len(found) != len(shape) or any(w not in (None, f) for w, f in zip(shape, found)):
-            raise FaceSnapError(f"{name} is no whole FLAME model: {key} is {found or 'missing'}; get the file again.")
+    for key, shape in expected.items():
+        if key not in tensors:
+            raise FaceSnapError(f"{name} is not a complete FLAME model: {key} is missing; download the file again.")
+        actual = tuple(tensors[key].shape)
+        if len(actual) != len(shape) or any(size not in (None, other) for size, other in zip(shape, actual)):
+            raise FaceSnapError(
+                f"{name} is not a valid FLAME model: {key} has the wrong shape {actual}; download the file again."
+            )
     faces, parents = tensors["faces"], tensors["parents"]
     ordered = parents[0] == -1 and all(0 <= parent < joint for joint, parent in enumerate(parents.tolist()) if joint)
     if joints <= JAW or not ordered or not faces.numel() or faces.min() < 0 or faces.max() >= vertices:
-        raise FaceSnapError(f"{name} is no whole FLAME model: its joints or triangles are wrong; get the file again.")
+        raise FaceSnapError(
+            f"{name} is not a valid FLAME model: its joints or triangles are invalid; download the file again."
+        )
 
 
 def _float_tensor(array: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""The drawings that weight files were trained to read poses from; a file's metadata names its own."""
+"""The kinds of landmark image that FFRNet is trained on. The metadata of a weight file name the kind it needs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import numpy as np
 
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import Landmarks, draw
-
-POINTS72 = "72 points"  # FaceSnap's
-POINTS5 = "5 points"  # InstantID's
+from facesnap_ext.weights.facesnap_file import POINTS5, POINTS72
 
 HINTS: dict[str, Callable[[Landmarks, int, int], np.ndarray]] = {POINTS72: draw, POINTS5: draw_five}
-"""From landmarks and a size in pixels to [height, width, 3] uint8 RGB."""
+"""Drawing functions by kind: (landmarks, width and height in pixels) → landmark image [height, width, 3] uint8 RGB."""

@@ -1,8 +1,8 @@
-"""The 72 facial points: where they lie on FLAME's mesh, how they are placed in a picture, and how they are drawn.
+"""The 72 facial landmarks: their positions on FLAME's mesh and in an image, and the landmark image drawn from them.
 
-Points, polylines and colours are those of Face2FaceRHO (Yang et al., ECCV 2022; `landmarks72.json` names source and
-licence): 17 on the face's contour, 10 on the brows, 9 on the nose, 16 around the eyes, 20 on the lips. "Left" and
-"right" are the picture's.
+Points, polylines and colours are those of Face2FaceRHO (Yang et al., ECCV 2022; see `landmarks72.json` for source and
+licence): 17 points on the face contour, 10 on the eyebrows, 9 on the nose, 16 around the eyes and 20 on the lips.
+"Left" and "right" are as seen in the image.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import Tensor
 
 _EMBEDDING = json.loads(Path(__file__).with_name("landmarks72.json").read_text(encoding="utf-8"))
 
-TRIANGLES: int = _EMBEDDING["triangles"]  # of the mesh that the embedding was made for
-POINT_TRIANGLES = np.array(_EMBEDDING["faces"])  # [72]
-POINT_WEIGHTS = np.array(_EMBEDDING["barycentric"], dtype=np.float32)  # [72,3], of the triangle's vertices
+TRIANGLES: int = _EMBEDDING["triangles"]  # number of triangles in the mesh that the embedding refers to
+POINT_TRIANGLES = np.array(_EMBEDDING["faces"])  # [72] index of the triangle that each point lies on
+POINT_WEIGHTS = np.array(_EMBEDDING["barycentric"], dtype=np.float32)  # [72,3] barycentric coordinates in that triangle
 POLYLINES: dict[str, list[list[int]]] = _EMBEDDING["polylines"]
 
-# RGB, in drawing order: later parts lie over earlier ones
+# RGB, in drawing order: later parts cover earlier ones
 COLOURS: dict[str, tuple[int, int, int]] = {
     "left_eyebrow": (255, 0, 0),
     "right_eyebrow": (0, 255, 0),
@@ -38,12 +38,13 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class Landmarks:
-    """72 points in a picture of `width` × `height` pixels, or a face detector's five (in `five_points`' order) where
-    nothing predicts more.
+    """Facial landmarks in an image: 72 points, or a face detector's five where no others are available.
 
     Attributes:
-        points: [72,2] or [5,2] float32, x to the right and y down, in pixels from the picture's upper left corner (the
-            centre of the first pixel is at 0.5, 0.5); points may lie outside the picture.
+        points: [72,2], or [5,2] in the order of `five_points`; float32 pixels from the image's upper left corner, x to
+            the right and y down. The centre of the first pixel is at (0.5, 0.5). Points may lie outside the image.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
     """
 
     points: np.ndarray
@@ -56,31 +57,40 @@ class Landmarks:
 
     @property
     def box(self) -> np.ndarray:
-        """[4] left, top, right, bottom of the points; of five, which reach from the eyes to the mouth, the box twice
-        as large, about as far as a face goes from brows to chin."""
+        """Bounding box of the points: [4] left, top, right, bottom in pixels.
+
+        Five points only span eyes and mouth, so their box is doubled in size, to reach roughly from brows to chin.
+        """
         low, high = self.points.min(axis=0), self.points.max(axis=0)
         margin = (high - low) / 2 if len(self.points) == 5 else 0
         return np.concatenate([low - margin, high + margin])
 
     def scaled(self, width: int, height: int) -> Landmarks:
-        """The points in the same picture stretched to another size."""
+        """Return the points for the same image resized to `width` × `height` pixels."""
         scale = np.array([width / self.width, height / self.height])
         return Landmarks((self.points * scale).astype(np.float32), width, height)
 
     def crop(self, x: float, y: float, width: float, height: float) -> Landmarks:
-        """The points in a window of the picture, which may reach beyond it; all in the picture's pixels."""
+        """Return the points relative to a window of the image, which may extend beyond it.
+
+        Args:
+            x: left edge of the window in pixels of the image.
+            y: top edge of the window in pixels of the image.
+            width: width of the window in pixels.
+            height: height of the window in pixels.
+        """
         return Landmarks((self.points - (x, y)).astype(np.float32), width, height)
 
 
 def points_on(vertices: Tensor, faces: Tensor) -> Tensor:
-    """The 72 points on meshes of FLAME's topology.
+    """Return the 72 points on meshes with FLAME's topology.
 
     Args:
-        vertices: [N,V,3]
-        faces: [F,3] vertex indices of the triangles.
+        vertices: [N,V,3] positions of the vertices, in any unit.
+        faces: [F,3] vertex indices of the triangles, F = `TRIANGLES`.
 
     Returns:
-        [N,72,3]
+        [N,72,3] in the unit of `vertices`.
     """
     corners = vertices[:, faces[torch.from_numpy(POINT_TRIANGLES).to(faces.device)]]
     return torch.einsum("pk,npkc->npc", torch.from_numpy(POINT_WEIGHTS).to(vertices), corners)
@@ -91,14 +101,21 @@ NOSE_TIP, LEFT_CORNER, RIGHT_CORNER = 30, 52, 57
 
 
 def five_points(points: np.ndarray) -> np.ndarray:
-    """A face detector's five points, [...,5,2] of [...,72,2]: centres of the eyes, tip of the nose, corners of the
-    mouth, those on the picture's left first."""
+    """Derive a face detector's five points from the 72.
+
+    Args:
+        points: [...,72,2]
+
+    Returns:
+        [...,5,2] left eye, right eye, tip of the nose, left and right corner of the mouth. The point of an eye is the
+        mean of the eight points around it.
+    """
     eyes = [points[..., list(eye), :].mean(axis=-2) for eye in (LEFT_EYE, RIGHT_EYE)]
     return np.stack([*eyes, *(points[..., i, :] for i in (NOSE_TIP, LEFT_CORNER, RIGHT_CORNER))], axis=-2)
 
 
-# for each of iBUG's 68 points, in their order, the one of the 72 that is the same; of those around the eyes the corners
-# alone: lids have four points there (two above, two below) and six here
+# For each of iBUG's 68 points, in order, the index of the same point among the 72. Around the eyes only the corners
+# match: iBUG has two points on each lid, and the 72 have three.
 _SAME_AS_68 = (
     *range(9),
     *range(16, 8, -1),
@@ -108,7 +125,7 @@ _SAME_AS_68 = (
     *(52, 54, 53, 62, 58, 59, 57, 65, 66, 71, 69, 68),
     *(55, 56, 63, 61, 60, 64, 70, 67),
 )
-# a lid of the 68 from corner to corner, and the three points of the 72 on it in the same direction
+# The four iBUG points of a lid from corner to corner → the three of the 72 points on it, in the same direction
 _LIDS = {
     (36, 37, 38, 39): (37, 38, 39),
     (39, 40, 41, 36): (41, 42, 43),
@@ -118,31 +135,44 @@ _LIDS = {
 
 
 def from_68(points: np.ndarray) -> np.ndarray:
-    """The 72 points [72,D] of iBUG's 68 [68,D], as detectors find them.
+    """Convert iBUG's 68 points, as landmark detectors return them, to the 72.
 
-    All but those on the lids are the same. A lid is the cubic through its four points, at thirds of its way from corner
-    to corner; the 72's three lie at its quarters.
+    Only the points on the eyelids differ. For each lid, a cubic is put through iBUG's four points at parameters 0, 1/3,
+    2/3 and 1, and evaluated at 1/4, 1/2 and 3/4.
+
+    Args:
+        points: [68,D] in any unit.
+
+    Returns:
+        [72,D] float32 in the same unit.
     """
     result = np.zeros((len(POINT_TRIANGLES), points.shape[1]), np.float64)
-    for theirs, ours in enumerate(_SAME_AS_68):
-        if ours is not None:
-            result[ours] = points[theirs]
+    for index68, index72 in enumerate(_SAME_AS_68):
+        if index72 is not None:
+            result[index72] = points[index68]
     thirds = np.vander(np.arange(4) / 3)
     quarters = np.vander(np.array([1, 2, 3]) / 4, 4)
-    for theirs, ours in _LIDS.items():
-        result[list(ours)] = quarters @ np.linalg.solve(thirds, points[list(theirs)].astype(np.float64))
+    for lid68, lid72 in _LIDS.items():
+        result[list(lid72)] = quarters @ np.linalg.solve(thirds, points[list(lid68)].astype(np.float64))
     return result.astype(np.float32)
 
 
-def place(landmarks: Landmarks, width: int, height: int, face_box: np.ndarray | None = None) -> Landmarks:
-    """Put the points into a picture of another size and shape that a window of the first one fills ("crop and resize").
+def crop_and_resize(landmarks: Landmarks, width: int, height: int, face_box: np.ndarray | None = None) -> Landmarks:
+    """Transfer the points to an image of another size and aspect ratio by cropping and resizing ("crop and resize").
 
-    The window is the largest one of the new shape that fits into the first picture. It starts in the middle and moves
-    as little as it must for the face to be inside, never beyond the picture's edge; a face larger than the window is
-    centred as far as the edge allows. So a face inside its photo stays inside unless it does not fit.
+    The crop is the largest window with the new aspect ratio that fits into the original image. It starts centred and
+    is moved only as far as needed to contain the face, never beyond the image's edges. A face larger than the window is
+    centred as far as the edges allow. A face that lies inside the original image and fits the window thus stays inside.
 
     Args:
-        face_box: [4] left, top, right, bottom in pixels of the first picture; by default the points' own box.
+        landmarks: points in the original image.
+        width: width of the new image in pixels.
+        height: height of the new image in pixels.
+        face_box: [4] left, top, right, bottom in pixels of the original image; by default the bounding box of the
+            points.
+
+    Returns:
+        The points in pixels of the new image.
     """
     scale = max(width / landmarks.width, height / landmarks.height)
     window = np.array([width, height]) / scale
@@ -155,56 +185,68 @@ def place(landmarks: Landmarks, width: int, height: int, face_box: np.ndarray | 
 
 
 def line_width(width: int, height: int) -> float:
-    """Width in pixels of the lines in a drawing: 1/256 of the side of a square of the same area, but at least 1.
+    """Return the line width of a landmark image in pixels: 1/256 of the side of a square of equal area, at least 1.
 
-    That is 4 for all of SDXL's sizes around 1024², and 1 at 256² and below.
+    That is 4 for SDXL's sizes around 1024², and 1 for 256² and below.
     """
     return max(1.0, math.sqrt(width * height) / 256)
 
 
 def draw(landmarks: Landmarks, width: int, height: int) -> np.ndarray:
-    """Draw the points' polylines, each facial part in a colour of its own, on black.
+    """Draw the landmark image: the polylines of all facial parts on black, each part in its own colour (`COLOURS`).
 
-    The lines are drawn from the vectors at the size asked for, with sub-pixel positions, round ends and smooth edges:
-    a pixel is covered as far as the line's edge lies beyond its centre, from half a pixel short to half a pixel past.
+    Lines are drawn from the points at the requested size, with subpixel positions, round caps and anti-aliased edges: a
+    pixel's coverage falls linearly from 1 to 0 as its centre moves from half a pixel inside the line's edge to half a
+    pixel outside.
 
     Args:
-        width, height: of the drawing in pixels; the points are stretched to it.
+        landmarks: 72 points.
+        width: width of the image in pixels; the points are scaled to it.
+        height: height of the image in pixels; the points are scaled to it.
 
     Returns:
         [height,width,3] uint8 RGB.
     """
     points = landmarks.scaled(width, height).points.astype(np.float64)
     reach = line_width(width, height) / 2 + 0.5
-    picture = np.zeros((height, width, 3), np.uint8)
-    left, top, right, bottom = _box(points, reach, width, height)
+    image = np.zeros((height, width, 3), np.uint8)
+    left, top, right, bottom = _pixel_bounds(points, reach, width, height)
     drawn = np.zeros((bottom - top, right - left, 3), np.float32)
     for part, colour in COLOURS.items():
         lines = [points[line] for line in POLYLINES[part]]
-        box = _box(np.concatenate(lines), reach, width, height)
+        box = _pixel_bounds(np.concatenate(lines), reach, width, height)
         coverage = np.zeros((box[3] - box[1], box[2] - box[0]), np.float32)
         for line in lines:
             for start, end in itertools.pairwise(line):
-                _cover_segment(coverage, box[:2], start, end, reach)
+                _draw_segment(coverage, box[:2], start, end, reach)
         window = drawn[box[1] - top : box[3] - top, box[0] - left : box[2] - left]
         window += coverage[..., None] * (np.array(colour, np.float32) - window)
-    picture[top:bottom, left:right] = np.rint(drawn)
-    return picture
+    image[top:bottom, left:right] = np.rint(drawn)
+    return image
 
 
-def _box(points: np.ndarray, reach: float, width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the pixels that may be nearer to points [N,2] than `reach`; empty outside."""
+def _pixel_bounds(points: np.ndarray, reach: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of the pixels that may lie within `reach` of points [N,2], clipped to the
+    image."""
     left, top = np.clip(np.floor(points.min(0) - reach), 0, (width, height)).astype(int).tolist()
     right, bottom = np.clip(np.ceil(points.max(0) + reach), 0, (width, height)).astype(int).tolist()
     return left, top, right, bottom
 
 
-def _cover_segment(
+def _draw_segment(
     coverage: np.ndarray, corner: tuple[int, int], start: np.ndarray, end: np.ndarray, reach: float
 ) -> None:
-    """Raise `coverage` [H,W], whose first pixel is `corner`, to what the segment between two points covers."""
+    """Rasterise a line segment: set each pixel of `coverage` to the maximum of its value and the segment's coverage.
+
+    Args:
+        coverage: [H,W] float32 in 0…1, changed in place.
+        corner: position (x, y) of its first pixel in the image.
+        start: [2] pixels of the image.
+        end: [2] pixels of the image.
+        reach: distance from the segment at which coverage becomes 0: half the line width plus half a pixel.
+    """
     height, width = coverage.shape
-    left, top, right, bottom = _box(np.stack([start, end]) - corner, reach, width, height)
+    left, top, right, bottom = _pixel_bounds(np.stack([start, end]) - corner, reach, width, height)
     if left >= right or top >= bottom:
         return
     x = np.arange(left, right) + corner[0] + 0.5 - start[0]

@@ -1,16 +1,16 @@
-"""Poses without a driving photo: a person's own face at rest, turned, expressed and placed by a few numbers.
+"""Poses without a driving photo: a neutral face, rotated, deformed and placed by a few parameters.
 
-The model is small and closed, so that `javascript/facesnap.js` computes the same points while a slider moves:
+The model is a short closed formula, so that `javascript/facesnap.js` can compute the same points while a slider moves:
 
     P = rest + mouth·D_mouth + brows·D_brows + max(-eyes, 0)·D_closed + max(eyes, 0)·D_wide
     Q = P Rᵀ,   R = Rz(-roll) · Ry(yaw) · Rx(pitch)
     pixel = (x·width + s·Q_x,  y·height - s·Q_y),   s = size·height
 
-The head first nods about its own axis from ear to ear, then turns about the picture's upright, then leans in the
-picture's plane; rotations are right-handed in FLAME's axes (x to the picture's right, y up, z to the viewer), hence the
-sign at roll. Lengths are in heights of the face, from brows to chin at rest seen from the front, and the origin is the
-middle of the box around the points at rest; it stays at (x, y) however the head turns. Projection is orthographic, as
-DECA's is.
+The head first pitches about its ear-to-ear axis, then yaws about the image's vertical axis, then rolls in the image
+plane. Rotations are right-handed in FLAME's axes (x to the image's right, y up, z towards the viewer), hence the sign
+of roll. The unit of length is the height of the neutral face from brows to chin, seen from the front. The origin is the
+centre of the bounding box of the neutral points; it stays at (x, y) however the head turns. The projection is
+orthographic, as in DECA.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from facesnap_ext.landmarks.flame import JAW, Flame, posed_vertices
 from facesnap_ext.landmarks.points72 import COLOURS, LEFT_EYE, POLYLINES, RIGHT_EYE, Landmarks, points_on
 from facesnap_ext.settings.unit import Unit
 
-JAW_OPEN = 0.35  # radians about FLAME's jaw joint, at mouth 1
-BROW_LIFT = 0.4  # of the distance between brows and eyes, at brows 1; -1 lowers them as far
-LIDS_MEET = 0.15  # of the eye's opening, counted from the lower lid; FLAME has no joints for eyelids
-WIDE = (0.5, 0.1)  # how far the upper lid rises and the lower one falls at eyes 1, of the eye's opening
+JAW_OPEN = 0.35  # rotation of FLAME's jaw joint at mouth 1, in radians
+BROW_LIFT = 0.4  # lift of the brows at brows 1, relative to their distance from the eyes; -1 lowers them equally far
+LIDS_MEET = 0.15  # height at which closing lids meet, above the lower lid, relative to the opening of the eye
+LIDS_WIDEN = (0.5, 0.1)  # rise of the upper and drop of the lower lid at eyes 1, relative to the opening of the eye
 BROWS = sorted({i for part in ("left_eyebrow", "right_eyebrow") for line in POLYLINES[part] for i in line})
 DIRECTIONS = ("mouth", "brows", "closed", "wide")
 
 
 @dataclass(frozen=True, eq=False)
 class Rig:
-    """A face at rest and how it moves; lengths in face heights from the face's middle (see the module).
+    """A neutral face and its displacement directions, in face heights from the centre of the face (see the module).
 
     Attributes:
-        rest: [72,3] float32
-        directions: [4,72,3] float32, in the order of `DIRECTIONS`
+        rest: [72,3] float32 points of the neutral face.
+        directions: [4,72,3] float32 displacements for a parameter value of 1, in the order of `DIRECTIONS`.
     """
 
     rest: np.ndarray
@@ -51,7 +51,19 @@ class Rig:
 
 @dataclass(frozen=True)
 class Pose:
-    """What the sliders say, in `settings.Unit`'s units and signs; `x`, `y`, `size` are parts of the picture."""
+    """Parameters of a pose, with the units and signs of `settings.Unit`.
+
+    Attributes:
+        yaw: degrees; positive turns the nose to the image's right.
+        pitch: degrees; positive lowers the nose.
+        roll: degrees; positive tilts the head clockwise in the image.
+        mouth: 0 (closed) … 1 (wide open).
+        brows: -1 (lowered) … 1 (raised).
+        eyes: -1 (closed) … 1 (wide open).
+        x: horizontal position of the face's centre, as a fraction of the image's width.
+        y: vertical position of the face's centre, as a fraction of the image's height.
+        size: height of the face from brows to chin, as a fraction of the image's height.
+    """
 
     yaw: float = 0.0
     pitch: float = 0.0
@@ -76,77 +88,82 @@ TEMPLATES: dict[str, Pose] = {
     "close-up": Pose(yaw=-8, size=0.72, y=0.5),
     "far": Pose(yaw=12, size=0.16, y=0.3),
 }
-"""Named poses. Their `size`, unlike elsewhere, is of the picture's shorter side: so the face fits into it whatever its
-shape."""
+"""Named poses. Unlike elsewhere, their `size` is a fraction of the image's shorter side, so that the face fits into
+images of any aspect ratio."""
 
 
 def make_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
-    """A person's rig from FLAME.
+    """Derive a person's rig from FLAME.
 
-    The mouth opens by FLAME's jaw. Brows and lids are moved by what the 72 points themselves say, along the head's
-    upright: FLAME's expression directions differ from file to file, and none is a blink.
+    The mouth is opened by FLAME's jaw joint. Brows and eyelids are displaced vertically by amounts derived from the 72
+    points, because FLAME has no joints for them, its expression directions differ between files, and none of them is a
+    blink.
 
     Args:
-        shape: [S] DECA's shape code of the person, standard deviations; None: FLAME's mean face.
+        flame: the head model.
+        shape: [S] shape code of the person in standard deviations, from DECA; None for FLAME's mean face.
     """
     shape = flame.v_template.new_zeros(1) if shape is None else shape
-    still, open_jaw = flame.v_template.new_zeros(2, 1, len(flame.parents), 3)
+    neutral, open_jaw = flame.v_template.new_zeros(2, 1, len(flame.parents), 3)
     open_jaw[0, JAW, 0] = JAW_OPEN
     with torch.no_grad():
-        vertices = [posed_vertices(flame, shape[None], shape.new_zeros(1, 0), pose) for pose in (still, open_jaw)]
+        vertices = [posed_vertices(flame, shape[None], shape.new_zeros(1, 0), pose) for pose in (neutral, open_jaw)]
         rest, opened = points_on(torch.cat(vertices), flame.faces).double().cpu().numpy()
     low, high = rest.min(axis=0), rest.max(axis=0)
     height = high[1] - low[1]
     rest, opened = ((points - (low + high) / 2) / height for points in (rest, opened))
-    directions = np.stack([opened - rest, _brows_up(rest), *_lids(rest)])
+    directions = np.stack([opened - rest, _brow_direction(rest), *_lid_directions(rest)])
     return Rig(rest.astype(np.float32), directions.astype(np.float32))
 
 
-def _brows_up(rest: np.ndarray) -> np.ndarray:
+def _brow_direction(rest: np.ndarray) -> np.ndarray:
+    """Return the displacement [72,3] that raises the brows."""
     direction = np.zeros_like(rest)
     eyes = [*LEFT_EYE, *RIGHT_EYE]
     direction[BROWS, 1] = BROW_LIFT * (rest[BROWS, 1].mean() - rest[eyes, 1].mean())
     return direction
 
 
-def _lids(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[72,3] each: what closes the eyes, and what widens them. The eyes' corners stay."""
+def _lid_directions(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the displacements [72,3] that close and that widen the eyes. The corners of the eyes do not move."""
     closed, wide = np.zeros_like(rest), np.zeros_like(rest)
     for part in ("left_eye", "right_eye"):
-        around = POLYLINES[part][0]  # from the outer corner over the inner one, the fifth, and back
+        outline = POLYLINES[part][0]  # from the outer corner to the inner one, which is the fifth point, and back
         for i in (1, 2, 3):
-            upper, lower = sorted((around[i], around[-1 - i]), key=lambda point: -rest[point, 1])
+            upper, lower = sorted((outline[i], outline[-1 - i]), key=lambda point: -rest[point, 1])
             opening = rest[upper] - rest[lower]
             closed[upper], closed[lower] = -(1 - LIDS_MEET) * opening, LIDS_MEET * opening
-            wide[upper], wide[lower] = WIDE[0] * opening, -WIDE[1] * opening
+            wide[upper], wide[lower] = LIDS_WIDEN[0] * opening, -LIDS_WIDEN[1] * opening
     return closed, wide
 
 
-def pose_of(unit: Unit, width: float, height: float) -> Pose:
-    """The pose that a unit's template or sliders ask for.
+def pose_from_unit(unit: Unit, width: float, height: float) -> Pose:
+    """Return the pose that a unit's template or sliders describe.
 
-    A place or size that the unit does not give is the template's, for sliders that of "front".
+    Where the unit leaves position or size unset, those of the template apply, or with sliders those of "front".
 
     Args:
-        width, height: of the output picture.
+        unit: the settings; `pose` is "template" or "sliders".
+        width: width of the output image in pixels.
+        height: height of the output image in pixels.
 
     Raises:
-        FaceSnapError: there is no such template.
+        FaceSnapError: there is no template of this name.
     """
     name = unit.template if unit.pose == "template" else "front"
     if name not in TEMPLATES:
-        raise FaceSnapError(f"FaceSnap has no pose template named {name!r}; it has {', '.join(TEMPLATES)}.")
+        raise FaceSnapError(f"FaceSnap has no pose template named {name!r}; choose one of {', '.join(TEMPLATES)}.")
     pose = TEMPLATES[name]
     if unit.pose == "sliders":
-        turned = ("yaw", "pitch", "roll", "mouth", "brows", "eyes")
-        pose = replace(pose, **{name: getattr(unit, name) for name in turned})
+        sliders = ("yaw", "pitch", "roll", "mouth", "brows", "eyes")
+        pose = replace(pose, **{name: getattr(unit, name) for name in sliders})
     pose = replace(pose, size=pose.size * min(1.0, width / height))
     given = {name: getattr(unit, name) for name in ("x", "y", "size")}
     return replace(pose, **{name: value for name, value in given.items() if value is not None})
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """[3,3] float64, R = Rz(-roll) · Ry(yaw) · Rx(pitch); degrees."""
+    """Return R = Rz(-roll) · Ry(yaw) · Rx(pitch), [3,3] float64, for angles in degrees."""
     (sy, sp, sr), (cy, cp, cr) = ([f(math.radians(a)) for a in (yaw, pitch, roll)] for f in (math.sin, math.cos))
     return np.array(
         [
@@ -158,7 +175,7 @@ def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 
 
 def pose_points(rig: Rig, pose: Pose, width: float, height: float) -> np.ndarray:
-    """[72,2] float64 pixels of a picture of `width` × `height`: the module's formula."""
+    """Evaluate the module's formula: [72,2] float64 pixels of an image of `width` × `height` pixels."""
     amounts = np.array([pose.mouth, pose.brows, max(-pose.eyes, 0.0), max(pose.eyes, 0.0)])
     points = rig.rest + np.tensordot(amounts, rig.directions.astype(np.float64), 1)
     turned = points @ rotation(pose.yaw, pose.pitch, pose.roll).T
@@ -166,34 +183,42 @@ def pose_points(rig: Rig, pose: Pose, width: float, height: float) -> np.ndarray
 
 
 def pose_landmarks(rig: Rig, pose: Pose, width: float, height: float) -> Landmarks:
-    """The rig's points in a pose, in a picture of `width` × `height`."""
+    """Return the rig's 72 points in a pose, in an image of `width` × `height` pixels."""
     return Landmarks(pose_points(rig, pose, width, height).astype(np.float32), width, height)
 
 
 def placement(landmarks: Landmarks) -> tuple[float, float, float]:
-    """Where points lie, as `Unit` says it: the middle of their box as parts of the picture's width and height, and the
-    box's height as a part of the picture's."""
+    """Return x, y and size of a face as in `Unit`: the centre of the bounding box as fractions of the image's width and
+    height, and the height of the box as a fraction of the image's height."""
     left, top, right, bottom = landmarks.box.tolist()
     width, height = landmarks.width, landmarks.height
     return (left + right) / 2 / width, (top + bottom) / 2 / height, (bottom - top) / height
 
 
-def moved(landmarks: Landmarks, x: float | None = None, y: float | None = None, size: float | None = None) -> Landmarks:
-    """Points of a photo brought to another place and size in their picture, in `placement`'s terms; what is None stays,
-    and with all three None the landmarks are given back as they are."""
+def reposition(
+    landmarks: Landmarks, x: float | None = None, y: float | None = None, size: float | None = None
+) -> Landmarks:
+    """Move and scale landmarks within their image.
+
+    Args:
+        landmarks: the points; returned unchanged if all other arguments are None.
+        x: new horizontal position, as in `placement`; None keeps the present one.
+        y: new vertical position, as in `placement`; None keeps the present one.
+        size: new size, as in `placement`; None keeps the present one.
+    """
     if x is None and y is None and size is None:
         return landmarks
-    now = placement(landmarks)
-    x, y, size = (old if new is None else new for old, new in zip(now, (x, y, size)))
-    picture = np.array([landmarks.width, landmarks.height])
-    scale = size / now[2] if now[2] else 1.0
-    points = (landmarks.points - now[:2] * picture) * scale + (x, y) * picture
+    current = placement(landmarks)
+    x, y, size = (old if new is None else new for old, new in zip(current, (x, y, size)))
+    image_size = np.array([landmarks.width, landmarks.height])
+    scale = size / current[2] if current[2] else 1.0
+    points = (landmarks.points - current[:2] * image_size) * scale + (x, y) * image_size
     return Landmarks(points.astype(np.float32), landmarks.width, landmarks.height)
 
 
 def for_browser(rig: Rig) -> dict[str, Any]:
-    """What `facesnapPose` of javascript/facesnap.js wants, ready for JSON: the rig's numbers, the lines to draw with
-    their colours in drawing order, and the templates."""
+    """Return the JSON data for `facesnapPose` in javascript/facesnap.js: the rig, the polylines with their colours in
+    drawing order, and the templates."""
     return {
         "rest": rig.rest.tolist(),
         "directions": {name: direction.tolist() for name, direction in zip(DIRECTIONS, rig.directions)},

@@ -1,7 +1,7 @@
-"""The Landmark Predictor: the source's face in the driving photo's pose and expression, as 72 points.
+"""The Landmark Predictor: 72 points of the source's face in the driving photo's pose and expression.
 
-Source: FaceSnap, "Face Fidelity Reinforce Network": with [s, p, e] the shape, pose and expression that DECA finds in
-the source and the driving photo, FLAME turns [s_source, p_driving, e_driving] into a head, and the driving photo's
+Source: FaceSnap, section "Face Fidelity Reinforce Network". DECA estimates shape s, pose p and expression e of the
+source and of the driving face. FLAME turns [s_source, p_driving, e_driving] into a head mesh, and the driving photo's
 camera projects its 72 points.
 """
 
@@ -23,74 +23,79 @@ from facesnap_ext.landmarks.points72 import TRIANGLES, Landmarks, points_on
 
 @dataclass(frozen=True)
 class FaceCodes:
-    """What DECA sees in one face of one photo; float32 on the CPU."""
+    """DECA's codes of one face in a photo; float32 on the CPU."""
 
     shape: Tensor  # [S] standard deviations
     expression: Tensor  # [E] standard deviations
-    pose: Tensor  # [6] radians: global and jaw rotation vectors
+    pose: Tensor  # [6] global and jaw rotation vectors in radians
     cam: Tensor  # [3] scale and translation, see `deca.project`
-    transform: np.ndarray  # [3,3] from the photo's pixel indices to the crop's
-    width: int  # of the photo
-    height: int
+    transform: np.ndarray  # [3,3] from pixel indices of the photo to pixel indices of the crop
+    width: int  # width of the photo in pixels
+    height: int  # height of the photo in pixels
 
 
 @dataclass(frozen=True)
 class LandmarkPredictor:
-    """DECA and FLAME, on one device."""
+    """DECA and FLAME on the same device."""
 
     deca: Deca
     flame: Flame
     device: torch.device
 
     def encode(self, photo: np.ndarray, box: np.ndarray) -> FaceCodes:
-        """The codes of a face.
+        """Return the codes of a face.
 
         Args:
             photo: [H,W,3] uint8 RGB.
-            box: [4] left, top, right, bottom of the face from a detector, in pixels.
+            box: [4] left, top, right, bottom of the detected face in pixels.
         """
         return self.encode_batch([photo], [box])[0]
 
     @torch.no_grad()
     def encode_batch(self, photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[FaceCodes]:
-        """The codes of one face in each photo, in one pass of the network."""
+        """Return the codes of one face per photo, in a single forward pass. Arguments as in `encode`."""
         size = self.deca.image_size
         transforms = [crop_transform(box, size) for box in boxes]
-        crops = torch.stack([crop_face(photo, move, size) for photo, move in zip(photos, transforms)])
+        crops = torch.stack([crop_face(photo, transform, size) for photo, transform in zip(photos, transforms)])
         codes = {name: code.cpu() for name, code in self.deca(crops.to(self.device)).items()}
         return [
             FaceCodes(
-                codes["shape"][i],
-                codes["exp"][i],
-                codes["pose"][i],
-                codes["cam"][i],
-                move,
-                photo.shape[1],
-                photo.shape[0],
+                shape=codes["shape"][i],
+                expression=codes["exp"][i],
+                pose=codes["pose"][i],
+                cam=codes["cam"][i],
+                transform=transform,
+                width=photo.shape[1],
+                height=photo.shape[0],
             )
-            for i, (photo, move) in enumerate(zip(photos, transforms))
+            for i, (photo, transform) in enumerate(zip(photos, transforms))
         ]
 
     def neutral(self, shape: Tensor) -> FaceCodes:
-        """Codes of a face of which the shape alone is known, [S] standard deviations: a source for `predict`, which is
-        in no photo and has no expression, pose or camera of its own."""
+        """Return codes for a face of which only the shape is known, for use as the source of `predict`.
+
+        Expression, pose and camera are zero, and there is no photo.
+
+        Args:
+            shape: [S] standard deviations.
+        """
         sizes, side = self.deca.code_sizes, self.deca.image_size
         expression, pose, cam = (torch.zeros(sizes[code]) for code in ("exp", "pose", "cam"))
         return FaceCodes(shape, expression, pose, cam, np.eye(3), side, side)
 
     def predict(self, source: FaceCodes, driving: FaceCodes) -> Landmarks:
-        """The source's shape with the driving photo's pose, expression and camera.
+        """Combine the source's shape with the driving face's pose, expression and camera.
 
-        `predict(source, source)` gives the source photo's own landmarks.
+        `predict(source, source)` returns the source's own landmarks.
 
         Returns:
-            Landmarks in the driving photo's pixels.
+            72 points in pixels of the driving photo.
         """
         return self.predict_head(source, driving)[0]
 
     @torch.no_grad()
     def predict_head(self, source: FaceCodes, driving: FaceCodes) -> tuple[Landmarks, np.ndarray]:
-        """`predict`, and where all of the head's vertices are, [V,2] float32 in the driving photo's pixels."""
+        """Return the landmarks of `predict` and all vertices of the head, [V,2] float32 pixels of the driving photo."""
         shape, expression, pose, cam = (
             code[None].to(self.device) for code in (source.shape, driving.expression, driving.pose, driving.cam)
         )
@@ -104,21 +109,22 @@ class LandmarkPredictor:
 
 
 def load_predictor(deca_path: Path, flame_path: Path, device: torch.device | str = "cpu") -> LandmarkPredictor:
-    """Load converted DECA and FLAME files that belong together.
+    """Load a converted DECA file and a converted FLAME file that match each other.
 
     Raises:
-        FaceSnapError: a file cannot be used, or FLAME's is of another topology or has fewer directions than DECA codes.
+        FaceSnapError: a file is unusable, or the FLAME model has a different topology or fewer directions than DECA has
+            codes.
     """
     deca, flame = load_deca(deca_path), load_flame(flame_path)
     if len(flame.faces) != TRIANGLES:
         raise FaceSnapError(
-            f"{flame_path.name} has {len(flame.faces)} triangles where the 72 points need FLAME's {TRIANGLES}; "
+            f"{flame_path.name} has {len(flame.faces)} triangles, but the 72 points require FLAME's {TRIANGLES}; "
             "convert FLAME's generic_model.pkl."
         )
     for code, directions in (("shape", flame.shapedirs), ("exp", flame.expressiondirs)):
         if deca.code_sizes[code] > directions.shape[-1]:
             raise FaceSnapError(
-                f"{flame_path.name} has {directions.shape[-1]} {code} directions where {deca_path.name} gives "
+                f"{flame_path.name} has {directions.shape[-1]} {code} directions, but {deca_path.name} requires "
                 f"{deca.code_sizes[code]}; convert the full FLAME model."
             )
     return LandmarkPredictor(deca.to(device), flame.to(device), torch.device(device))

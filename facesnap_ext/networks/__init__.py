@@ -1,1 +1,1 @@
-"""FaceSnap's networks: Facial Attribute Mixer, FFRNet, and InstantID's Resampler and adapter."""
+"""The networks: Facial Attribute Mixer, FFRNet, and InstantID's Resampler and adapter."""

@@ -1,11 +1,13 @@
-"""InstantID's second half: keys and values for attention to the identity tokens in the checkpoint's own UNet.
+"""InstantID's IP-Adapter half: keys and values for attending to the identity tokens in the checkpoint's UNet.
 
-IP-Adapter's decoupled cross-attention (Ye et al. 2023, github.com/tencent-ailab/IP-Adapter): beside each
-cross-attention to the text, with the same queries, one to the identity tokens, added before the output projection:
+This is IP-Adapter's decoupled cross-attention (Ye et al. 2023, github.com/tencent-ailab/IP-Adapter). Each
+cross-attention to the text gets a second attention to the identity tokens, with the same queries. Its output is added
+before the output projection:
 
     h = softmax(Q Kᵀ / √d) V + weight · softmax(Q K'ᵀ / √d) V',   K' = tokens · W_k, V' = tokens · W_v
 
-Keys and values depend on the tokens alone, so they are computed once a job, and hosts get those few numbers.
+Keys and values depend only on the tokens. They are therefore computed once per job, and hosts only handle these small
+tensors.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from facesnap_ext.networks.ffrnet import KeysValues
 class AdapterConfig:
     """Sizes of an `Adapter`."""
 
-    widths: tuple[int, ...]  # of each cross-attention of the UNet, in `cross_attentions`' order
+    widths: tuple[int, ...]  # width of each cross-attention in the UNet, in the order of `cross_attentions`
     context_dim: int  # width of an identity token
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, Sequence[int]]) -> AdapterConfig:
-        """Read the sizes from the shapes of the tensors in `ip_adapter`, named as in `Adapter`.
+        """Derive the sizes from tensor shapes.
+
+        Args:
+            shapes: shapes of the tensors in `ip_adapter`, named as in `Adapter`.
 
         Raises:
             KeyError: a tensor is missing.
@@ -39,8 +44,10 @@ class AdapterConfig:
 
 
 class Adapter(nn.Module):
-    """The projections, under the names that they have in `ip-adapter.bin`: numbered through all attentions of
-    diffusers' UNet, of which every second is a cross-attention."""
+    """The key and value projections, with the tensor names of `ip-adapter.bin`.
+
+    These number all attentions of diffusers' UNet, of which every second one is a cross-attention.
+    """
 
     def __init__(self, config: AdapterConfig):
         super().__init__()
@@ -50,12 +57,19 @@ class Adapter(nn.Module):
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
-        """Keys and values [2, T, width] for each cross-attention, float32, of identity tokens [1, T, context_dim]:
-        those of the conditional side, and of the unconditional one."""
+        """Compute the keys and values of all cross-attentions.
+
+        Args:
+            tokens: identity tokens [1, T, context_dim] of the conditional rows.
+            uncond_tokens: identity tokens [1, T, context_dim] of the unconditional rows.
+
+        Returns:
+            Keys and values for each cross-attention, each [2, T, width] float32: the conditional row, then the
+            unconditional one.
+        """
         both = torch.cat([tokens, uncond_tokens]).float()
-        return tuple(
-            (both @ layer.to_k_ip.weight.float().T, both @ layer.to_v_ip.weight.float().T) for layer in self.children()
-        )
+        layers = [layer for layer in self.children() if isinstance(layer, _Projections)]
+        return tuple((both @ layer.to_k_ip.weight.float().T, both @ layer.to_v_ip.weight.float().T) for layer in layers)
 
 
 class _Projections(nn.Module):

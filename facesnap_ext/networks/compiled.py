@@ -1,7 +1,8 @@
-"""FFRNet with its transformer blocks through torch.compile: the same residuals but for rounding, sooner where it works.
+"""Run FFRNet with its transformer blocks compiled by torch.compile: faster, with residuals equal up to rounding.
 
-Block by block, since all blocks of one width share what is compiled, which then takes seconds and not minutes. On a GPU
-it needs Triton and a C compiler. Where it fails FFRNet runs as it is, in that call and from then on.
+Blocks are compiled one by one. All blocks of the same width share the compiled code, so that compiling takes seconds
+instead of minutes. On a GPU this needs Triton and a C compiler. If compiling fails, FFRNet runs uncompiled, in that
+call and all later ones.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from facesnap_ext.errors import reason_of
 from facesnap_ext.networks.ffrnet import FFRNet, TransformerBlock
 
 log = logging.getLogger("facesnap")
-failure: str | None = None  # why FFRNet runs as it is, in a sentence
+failure: str | None = None  # message for the user: why FFRNet runs uncompiled; None unless compiling failed
 
 
 def run(ffrnet: FFRNet, *inputs: Any) -> list[Tensor]:
-    """`FFRNet.forward`; what is compiled stays with the network, and acts in this call alone.
+    """Call `FFRNet.forward` with compiled blocks.
+
+    The compiled code is kept on the blocks for later calls, but their `forward` is only replaced during this call.
 
     Raises:
-        torch.cuda.OutOfMemoryError: as without; and whatever `forward` itself raises.
+        torch.cuda.OutOfMemoryError: the GPU has too little memory. Errors raised by `forward` itself also propagate.
     """
     global failure
     if failure is not None:
         return ffrnet(*inputs)
-    blocks = [module for module in ffrnet.modules() if isinstance(module, TransformerBlock)]
+    blocks: list[Any] = [module for module in ffrnet.modules() if isinstance(module, TransformerBlock)]
     try:
         for block in blocks:
             if not hasattr(block, "compiled_forward"):
@@ -37,12 +40,12 @@ def run(ffrnet: FFRNet, *inputs: Any) -> list[Tensor]:
         return ffrnet(*inputs)
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # Triton, compilers and PyTorch's own layers each have theirs
+    except Exception as error:  # Triton, C compilers and PyTorch each raise their own types
         reason = reason_of(error, 200)
     finally:
         for block in blocks:
             vars(block).pop("forward", None)
-    residuals = ffrnet(*inputs)  # raises too where compiling is not to blame
-    failure = f"FFRNet could not be compiled ({reason}) and runs as it is; turn compiling off in the settings."
+    residuals = ffrnet(*inputs)  # fails again if compiling was not the cause
+    failure = f"FFRNet could not be compiled ({reason}) and runs uncompiled; turn off compiling in the settings."
     log.warning(failure)
     return residuals

@@ -1,9 +1,9 @@
-"""Face Fidelity Reinforce Network (FFRNet): SDXL's encoder half as a ControlNet on identity tokens.
+"""Face Fidelity Reinforce Network (FFRNet): SDXL's encoder as a ControlNet conditioned on identity tokens.
 
-The modules carry the key names of diffusers' `ControlNetModel`, so that its files load as they are. Two things differ
-from a ControlNet's usual run: the cross-attention reads identity tokens in place of text, and the pooled text is null
-(`text-free`), so the residuals depend on latent, timestep, tokens and landmarks alone. The conditional and the
-unconditional row of an image therefore share one run, exactly.
+The modules use the key names of diffusers' `ControlNetModel`, so that its files load unchanged. FFRNet differs from a
+usual ControlNet in two respects: cross-attention attends to identity tokens instead of text, and the pooled text
+embedding is zero ("text-free"). The residuals thus depend only on latent, timestep, tokens and landmarks. They are
+exactly the same for the conditional and the unconditional row of an image, which therefore share one forward pass.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KeysValues = tuple[Tensor, Tensor]  # of one attention, each [N, T, width]
-SIZE_FIELDS = 6  # SDXL's micro-conditioning: original, crop and target size, each as height and width
+KeysValues = tuple[Tensor, Tensor]  # keys and values of one attention, each [N, T, width]
+SIZE_FIELDS = 6  # SDXL's micro-conditioning: original size, crop offset and target size, each as height and width
 NORM_GROUPS = 32
-EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOAT8_TYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True)
 class FFRNetConfig:
-    """Sizes of an FFRNet, those of the UNet it was made for."""
+    """Sizes of an FFRNet. They match the UNet that it was made for."""
 
     in_channels: int
     widths: tuple[int, ...]  # channels of each level
-    depths: tuple[tuple[int, ...], ...]  # transformer blocks behind each ResNet block of each level
-    middle_depth: int  # transformer blocks in the middle; -1: a middle of one ResNet block without attention
+    depths: tuple[tuple[int, ...], ...]  # transformer blocks after each ResNet block of each level
+    middle_depth: int  # transformer blocks in the middle block; -1: one ResNet block without attention
     context_dim: int  # width of an identity token
-    adm_dim: int  # pooled text and six embedded sizes
-    hint_widths: tuple[int, ...]  # channels of the landmark embedding, halving the picture between two of them
-    heads: tuple[int, ...]  # attention heads of each level; leaves no trace in the tensors
+    adm_dim: int  # width of `y`: the pooled text embedding and six embedded sizes
+    hint_widths: tuple[int, ...]  # channels of the landmark embedding, which halves the resolution from one to the next
+    heads: tuple[int, ...]  # attention heads of each level; cannot be derived from tensor shapes
     size_dim: int = 256  # width of one embedded size
 
     def __post_init__(self) -> None:
         if self.adm_dim < SIZE_FIELDS * self.size_dim:
-            raise ValueError(f"{self.adm_dim} channels leave no room for {SIZE_FIELDS} sizes of {self.size_dim}")
+            raise ValueError(f"adm_dim {self.adm_dim} is too small for {SIZE_FIELDS} sizes of width {self.size_dim}")
 
     @property
     def skip_widths(self) -> tuple[int, ...]:
-        """Channels of the skip residuals from shallow to deep, as the UNet's encoder stores its skips."""
+        """Channels of the skip residuals from shallow to deep, in the order of the UNet encoder's skip connections."""
         skips = [self.widths[0]]
         for level, (width, depths) in enumerate(zip(self.widths, self.depths)):
             downsampled = level < len(self.widths) - 1
@@ -52,25 +52,26 @@ class FFRNetConfig:
         return tuple(skips)
 
     def with_blocks(self, blocks: int) -> FFRNetConfig:
-        """These sizes with at most so many transformer blocks in a row at the deepest level and in the middle."""
+        """Limit each transformer of the deepest level and of the middle block to at most `blocks` blocks."""
         *depths, deepest = self.depths
         deepest = tuple(min(depth, blocks) for depth in deepest)
         return replace(self, depths=(*depths, deepest), middle_depth=min(self.middle_depth, blocks))
 
     @property
-    def picture_scale(self) -> int:
-        """Pixels of the landmark drawing to one latent cell, along one side."""
+    def pixels_per_latent(self) -> int:
+        """Pixels of the landmark image per latent cell, along each axis."""
         return 2 ** (len(self.hint_widths) - 1)
 
     @classmethod
     def from_shapes(
         cls, shapes: Mapping[str, Sequence[int]], heads: Sequence[int] | None = None, size_dim: int = 256
     ) -> FFRNetConfig:
-        """Read the sizes from the tensors' shapes (diffusers key names).
+        """Derive the sizes from tensor shapes.
 
         Args:
-            heads: attention heads of each level; by default heads are 64 wide, as in SDXL.
-            size_dim: diffusers' `addition_time_embed_dim`.
+            shapes: tensor shapes by diffusers' key names.
+            heads: attention heads of each level; by default one per 64 channels, as in SDXL.
+            size_dim: width of one embedded size, diffusers' `addition_time_embed_dim`.
         """
         depths: list[list[int]] = []
         widths: list[int] = []
@@ -101,6 +102,7 @@ class FFRNetConfig:
 
 
 def _count_blocks(shapes: Mapping[str, Sequence[int]], attention: str) -> int:
+    """Return the number of transformer blocks under the key `attention`."""
     depth = 0
     while f"{attention}.transformer_blocks.{depth}.norm1.weight" in shapes:
         depth += 1
@@ -108,7 +110,8 @@ def _count_blocks(shapes: Mapping[str, Sequence[int]], attention: str) -> int:
 
 
 class FFRNet(nn.Module):
-    """The network; see `forward`. With equal weights and inputs it equals `diffusers.ControlNetModel`."""
+    """The network, see `forward`. Given the same weights and inputs, it computes the same as diffusers'
+    `ControlNetModel`."""
 
     def __init__(self, config: FFRNetConfig):
         super().__init__()
@@ -121,38 +124,40 @@ class FFRNet(nn.Module):
         self.controlnet_cond_embedding = LandmarkEmbedding(config.hint_widths, widths[0])
 
         self.down_blocks = nn.ModuleList()
-        before = widths[0]
+        channels = widths[0]
         for level, (width, depths, heads) in enumerate(zip(widths, config.depths, config.heads)):
             last = level == len(widths) - 1
             self.down_blocks.append(
-                DownBlock(before, width, depths, time_dim, config.context_dim, heads, downsample=not last)
+                DownBlock(channels, width, depths, time_dim, config.context_dim, heads, downsample=not last)
             )
-            before = width
-        self.mid_block = MidBlock(before, config.middle_depth, time_dim, config.context_dim, config.heads[-1])
+            channels = width
+        self.mid_block = MidBlock(channels, config.middle_depth, time_dim, config.context_dim, config.heads[-1])
         self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for width in config.skip_widths)
-        self.controlnet_mid_block = nn.Conv2d(before, before, 1)
+        self.controlnet_mid_block = nn.Conv2d(channels, channels, 1)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """Compute type. Weights in 8 bits are cast to it."""
         return self.conv_in.weight.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> FFRNet:
-        """What `to`, `half` and the like go through: weights in 8 bits keep their type, layers cast them one by one."""
-        return super()._apply(lambda t: fn(t).to(t.dtype) if t.dtype in EIGHT_BITS else fn(t), *args, **kwargs)
+        """Implement `to`, `half` etc., except that float8 weights keep their type. The layers cast them when used."""
+        return super()._apply(lambda t: fn(t).to(t.dtype) if t.dtype in FLOAT8_TYPES else fn(t), *args, **kwargs)
 
-    def embed_landmarks(self, picture: Tensor) -> Tensor:
-        """Embed a landmark drawing [N, 3, H, W] in 0…1 (black ground) as [N, widths[0], H / scale, W / scale]."""
-        return self.controlnet_cond_embedding(picture.to(self.dtype))
+    def embed_landmarks(self, image: Tensor) -> Tensor:
+        """Embed a landmark image [N, 3, H, W] in 0…1, black background, as [N, widths[0], H / scale, W / scale], where
+        scale is `config.pixels_per_latent`."""
+        return self.controlnet_cond_embedding(image.to(self.dtype))
 
     def embed_tokens(self, tokens: Tensor) -> list[KeysValues]:
-        """Keys and values [N, T, width] of each cross-attention, from shallow to deep, of identity tokens
-        [N, T, context_dim]. They depend on nothing else, so one call serves all steps of a picture."""
+        """Compute keys and values [N, T, width] of all cross-attentions, from shallow to deep, for identity tokens
+        [N, T, context_dim]. They depend on nothing else, so one call suffices for all steps of an image."""
         tokens = tokens.to(self.dtype)
         return [module.attn2.keys_values(tokens) for module in self.modules() if isinstance(module, TransformerBlock)]
 
     def null_text(self, height: int, width: int) -> Tensor:
-        """The text-free `y` [1, adm_dim] of a picture of this size in pixels: null pooled text, SDXL's size fields."""
+        """Return the text-free `y` [1, adm_dim] for an image of this size in pixels: a zero pooled text embedding and
+        SDXL's size fields."""
         weight = self.add_embedding.linear_1.weight
         sizes = torch.tensor([height, width, 0, 0, height, width], device=weight.device)
         embedded = sinusoid(sizes, self.config.size_dim).flatten()
@@ -167,39 +172,41 @@ class FFRNet(nn.Module):
         landmark_features: Tensor,
         y: Tensor | None = None,
     ) -> list[Tensor]:
-        """Residuals for one UNet call.
+        """Compute the residuals for one UNet call.
 
         Args:
-            x: scaled latents as the UNet gets them [N, C >= in_channels, h, w]; further channels (inpainting
-                checkpoints append the mask and the masked picture) are left out.
+            x: scaled latents [N, C >= in_channels, h, w] as the UNet receives them. Extra channels are ignored;
+                inpainting checkpoints append the mask and the masked image.
             timesteps: discrete timesteps [N], 0…999.
-            identity: from `embed_tokens` of [N or 1, T, context_dim].
-            landmark_features: from `embed_landmarks` [N or 1, widths[0], h, w].
-            y: pooled text and sizes [N, adm_dim] for weights that were trained with text; None is text-free.
+            identity: from `embed_tokens` for tokens [N or 1, T, context_dim].
+            landmark_features: from `embed_landmarks`, [N or 1, widths[0], h, w].
+            y: pooled text embedding and sizes [N, adm_dim] for weights trained with text; None for text-free weights.
 
         Returns:
-            Residuals from shallow to deep, `len(config.skip_widths)` for the skips and the middle's as the last.
+            Residuals [N, channels, height, width] from shallow to deep: one for each of `config.skip_widths`, then the
+            residual of the middle block.
         """
         x = x[:, : self.config.in_channels].to(self.dtype)
         if y is None:
-            scale = self.config.picture_scale
+            scale = self.config.pixels_per_latent
             y = self.null_text(scale * x.shape[2], scale * x.shape[3])
         emb = self.time_embedding(sinusoid(timesteps, self.config.widths[0]).to(self.dtype))
         emb = emb + self.add_embedding(y.to(self.dtype))
-        identity = iter(identity)  # each cross-attention takes the next
+        keys_values = iter(identity)  # each cross-attention consumes the next item
 
         h = self.conv_in(x) + landmark_features.to(self.dtype)
         skips = [h]
         for block in self.down_blocks:
-            h, new = block(h, emb, identity)
-            skips += new
-        h = self.mid_block(h, emb, identity)
+            h, block_skips = block(h, emb, keys_values)
+            skips += block_skips
+        h = self.mid_block(h, emb, keys_values)
         residuals = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips)]
         return [*residuals, self.controlnet_mid_block(h)]
 
 
 def sinusoid(values: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding [N] → [N, dim] in float32, cosines first (`flip_sin_to_cos`), periods up to 10000."""
+    """Return the sinusoidal embedding [N] → [N, dim] in float32, cosines first (`flip_sin_to_cos`), with a maximum
+    period of 10000."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
     angles = values.float()[:, None] * frequencies
@@ -221,9 +228,9 @@ class LandmarkEmbedding(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for before, after in itertools.pairwise(widths):
-            self.blocks.append(nn.Conv2d(before, before, 3, padding=1))
-            self.blocks.append(nn.Conv2d(before, after, 3, padding=1, stride=2))
+        for channels, next_channels in itertools.pairwise(widths):
+            self.blocks.append(nn.Conv2d(channels, channels, 3, padding=1))
+            self.blocks.append(nn.Conv2d(channels, next_channels, 3, padding=1, stride=2))
         self.conv_out = nn.Conv2d(widths[-1], out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -236,7 +243,7 @@ class LandmarkEmbedding(nn.Module):
 class DownBlock(nn.Module):
     def __init__(
         self,
-        before: int,
+        inputs: int,
         width: int,
         depths: Sequence[int],
         time_dim: int,
@@ -245,12 +252,11 @@ class DownBlock(nn.Module):
         downsample: bool,
     ):
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(width if i else before, width, time_dim) for i in range(len(depths)))
-        # a level has attention behind all of its ResNet blocks or behind none, as in every SDXL-shaped UNet
-        if any(depths):
-            self.attentions = nn.ModuleList(Transformer(width, depth, context_dim, heads) for depth in depths)
-        else:
-            self.attentions = None
+        self.resnets = nn.ModuleList(ResnetBlock(width if i else inputs, width, time_dim) for i in range(len(depths)))
+        # In SDXL-shaped UNets, a level has attention after all of its ResNet blocks or after none.
+        self.attentions = (
+            nn.ModuleList(Transformer(width, depth, context_dim, heads) for depth in depths) if any(depths) else None
+        )
         self.downsamplers = nn.ModuleList([Downsample(width)]) if downsample else None
 
     def forward(self, h: Tensor, emb: Tensor, identity: Iterator[KeysValues]) -> tuple[Tensor, list[Tensor]]:
@@ -280,14 +286,14 @@ class MidBlock(nn.Module):
 
 
 class Linear(nn.Linear):
-    """Computes in its input's type, in whichever its weight is stored."""
+    """Compute in the type of the input, whatever type the weight is stored in."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Conv2d(nn.Conv2d):
-    """Computes in its input's type, in whichever its weight is stored."""
+    """Compute in the type of the input, whatever type the weight is stored in."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
@@ -303,14 +309,14 @@ class Downsample(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    def __init__(self, before: int, width: int, time_dim: int):
+    def __init__(self, inputs: int, width: int, time_dim: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(NORM_GROUPS, before)
-        self.conv1 = Conv2d(before, width, 3, padding=1)
+        self.norm1 = nn.GroupNorm(NORM_GROUPS, inputs)
+        self.conv1 = Conv2d(inputs, width, 3, padding=1)
         self.time_emb_proj = Linear(time_dim, width)
         self.norm2 = nn.GroupNorm(NORM_GROUPS, width)
         self.conv2 = Conv2d(width, width, 3, padding=1)
-        self.conv_shortcut = Conv2d(before, width, 1) if before != width else nn.Identity()
+        self.conv_shortcut = Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(F.silu(emb))[:, :, None, None]
@@ -374,7 +380,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        # index 1 is diffusers' dropout, which has no weights
+        # Index 1 is dropout in diffusers, which has no weights.
         self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:

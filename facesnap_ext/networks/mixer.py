@@ -1,4 +1,4 @@
-"""Facial Attribute Mixer: ArcFace and CLIP features of a face become identity tokens (FaceSnap, eqs. 1 and 2)."""
+"""Facial Attribute Mixer: map ArcFace and CLIP features of a face to identity tokens (FaceSnap, eqs. 1 and 2)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class MixerConfig:
-    """Sizes of a Mixer. The defaults are the paper's (section 2.1); depth and heads are ours, the paper names none."""
+    """Sizes of a Mixer. The defaults are the paper's (section 2.1). It does not state `layers`, `feedforward` and
+    `heads`; those are ours."""
 
-    id_dim: int = 512
-    clip_dim: int = 1280
-    dim: int = 2048
-    id_tokens: int = 20
-    queries: int = 16
-    layers: int = 2
-    feedforward: int = 8192
-    heads: int = 32
+    id_dim: int = 512  # width of an ArcFace embedding
+    clip_dim: int = 1280  # width of a CLIP image token
+    dim: int = 2048  # width of an identity token, and of all hidden states
+    id_tokens: int = 20  # tokens that an ArcFace embedding is projected to
+    queries: int = 16  # learned queries, hence identity tokens
+    layers: int = 2  # decoder layers
+    feedforward: int = 8192  # hidden width of the decoder's feed-forward layers
+    heads: int = 32  # attention heads
 
     @classmethod
     def from_shapes(cls, shapes: Mapping[str, Sequence[int]], heads: int) -> MixerConfig:
-        """Read every size from the tensors' shapes; only the number of heads leaves no trace in them."""
+        """Derive the sizes from tensor shapes. The number of heads cannot be derived and must be given."""
         queries, dim = shapes["queries"]
         return cls(
             id_dim=shapes["project_id.weight"][1],
@@ -42,7 +43,7 @@ class MixerConfig:
 class FacialAttributeMixer(nn.Module):
     """Fuse the features of one person's references into identity tokens.
 
-    Attention is pre-normalised with residual connections, the usual form of the blocks that the paper names.
+    Attention uses pre-normalisation and residual connections, the usual form of the blocks that the paper mentions.
     """
 
     def __init__(self, config: MixerConfig):
@@ -60,64 +61,64 @@ class FacialAttributeMixer(nn.Module):
             dim, heads, config.feedforward, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.decoder = nn.TransformerDecoder(layer, config.layers, norm=nn.LayerNorm(dim))
-        self._tell_tokens_apart()
+        self._init_distinct_tokens()
 
-    def _tell_tokens_apart(self) -> None:
-        """Start with attention that sees tokens unlike each other: PyTorch's own start weighs all of them alike, and
-        the identity tokens of a person are then one mean, 16 times."""
-        nn.init.normal_(self.project_id.bias)  # each token of f'_id gets an address, as CLIP's have their places
+    def _init_distinct_tokens(self) -> None:
+        """Initialise attention so that it distinguishes between tokens. PyTorch's default gives all tokens nearly equal
+        weights, and a person's 16 identity tokens are then all the same mean."""
+        nn.init.normal_(self.project_id.bias)  # gives each token of f'_id a position embedding, as CLIP's tokens have
         for attention in (module for module in self.modules() if isinstance(module, nn.MultiheadAttention)):
-            attention.in_proj_weight.data[: 2 * self.config.dim] *= 2  # queries and keys: scores 4 times as far apart
+            attention.in_proj_weight.data[: 2 * self.config.dim] *= 2  # queries and keys; scores grow by a factor of 4
 
     def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
-        """Mix R references of each of N people.
+        """Fuse R references for each of N people.
 
         Args:
-            embeddings: ArcFace embeddings [N, R, id_dim]; of any length, only their direction is used.
+            embeddings: ArcFace embeddings [N, R, id_dim] of any norm; only their direction is used.
             clip_tokens: CLIP image tokens of the face crops [N, R, T, clip_dim].
 
         Returns:
-            Identity tokens [N, queries, dim]. The order of the references does not matter, and a reference given
-            twice counts as one: the tokens of all references stand side by side as queries, keys and values.
+            Identity tokens [N, queries, dim]. The tokens of all references are concatenated as queries, keys and
+            values, so the order of the references does not matter, and giving all of them twice changes nothing.
         """
         f_id, f_clip = self.id_features(embeddings), self.clip_features(clip_tokens)
         return self.decode(self.fuse(f_id, torch.cat([f_id, f_clip], dim=1)))
 
     def average(self, embeddings: Tensor, clip_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """R references as one: `average_references`."""
+        """Average R references into one, see `average_references`."""
         return average_references(embeddings, clip_tokens)
 
     def id_features(self, embeddings: Tensor) -> Tensor:
-        """f'_id [N, R × id_tokens, dim] of embeddings [N, R, id_dim]."""
-        # entries of variance 1: those of a vector of length 1 would drown among CLIP's
+        """Project embeddings [N, R, id_dim] to f'_id [N, R × id_tokens, dim]."""
+        # Scale to unit variance per entry; an embedding of unit norm would be drowned out by the CLIP tokens.
         directions = F.normalize(embeddings, dim=-1) * self.config.id_dim**0.5
         projected = self.project_id(directions)
         return projected.reshape(len(embeddings), -1, self.config.dim)
 
     def clip_features(self, clip_tokens: Tensor) -> Tensor:
-        """f'_clip [N, R × T, dim] of CLIP tokens [N, R, T, clip_dim]."""
+        """Project CLIP tokens [N, R, T, clip_dim] to f'_clip [N, R × T, dim]."""
         return self.project_clip(clip_tokens).flatten(1, 2)
 
     def fuse(self, f_id: Tensor, context: Tensor) -> Tensor:
-        """Eq. 1: f_pre [N, R × id_tokens, dim], with `context` as keys and values."""
+        """Eq. 1: attend from f'_id to `context` [N, K, dim], giving f_pre [N, R × id_tokens, dim]."""
         context = self.norm_context(context)
         return f_id + self.cross_attn(self.norm_id(f_id), context, context, need_weights=False)[0]
 
     def decode(self, f_pre: Tensor) -> Tensor:
-        """Eq. 2: identity tokens [N, queries, dim] of features [N, K, dim]."""
+        """Eq. 2: decode features [N, K, dim] to identity tokens [N, queries, dim]."""
         return self.decoder(self.queries.expand(len(f_pre), -1, -1), self.norm_fused(f_pre))
 
 
 def average_references(embeddings: Tensor, clip_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn R references into one by averaging, the alternative to mixing them together.
+    """Average R references into one, as an alternative to fusing them.
 
     Args:
-        embeddings: [N, R, id_dim]; their directions are averaged, so that a blurred photo (whose embedding is short)
-            counts as much as a sharp one.
+        embeddings: [N, R, id_dim]. Their directions are averaged, so that a blurred photo, whose embedding has a small
+            norm, counts as much as a sharp one.
         clip_tokens: [N, R, T, clip_dim].
 
     Returns:
-        Embeddings [N, 1, id_dim], as long as the given ones are on average, and CLIP tokens [N, 1, T, clip_dim].
+        Embeddings [N, 1, id_dim] with the mean norm of the given ones, and CLIP tokens [N, 1, T, clip_dim].
     """
     direction = F.normalize(F.normalize(embeddings, dim=-1).mean(dim=1, keepdim=True), dim=-1)
     length = embeddings.norm(dim=-1, keepdim=True).mean(dim=1, keepdim=True)

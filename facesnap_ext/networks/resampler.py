@@ -1,9 +1,8 @@
-"""InstantID's Resampler as a Mixer: identity tokens from ArcFace's embedding, and where it is to be trained further
-from CLIP's features as well.
+"""InstantID's Resampler as a Mixer: map ArcFace embeddings, and optionally CLIP features, to identity tokens.
 
-The Resampler is IP-Adapter's perceiver (github.com/tencent-ailab/IP-Adapter, `resampler.py`) in InstantID's sizes
-(github.com/InstantID/InstantID, `image_proj` of `ip-adapter.bin`), and its tensors keep their names here. It takes the
-place of the paper's Mixer (`mixer.py`) in FaceSnap files that were made from InstantID.
+The Resampler is IP-Adapter's perceiver (github.com/tencent-ailab/IP-Adapter, `resampler.py`) with InstantID's sizes
+(github.com/InstantID/InstantID, `image_proj` of `ip-adapter.bin`). Its tensors keep their names. It replaces the
+paper's Mixer (`mixer.py`) in FaceSnap files made from InstantID. The CLIP layers are an addition for further training.
 """
 
 from __future__ import annotations
@@ -16,32 +15,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ADDED = ("project_clip.", "clip_layers.")  # tensors that InstantID's Resampler does not have
+CLIP_PREFIXES = ("project_clip.", "clip_layers.")  # key prefixes of the tensors that InstantID's Resampler lacks
 
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Sizes of a `ResamplerMixer`. The defaults are InstantID's, and CLIP-ViT-H's; a `clip_dim` of 0 is InstantID's
-    own, which knows nothing of CLIP."""
+    """Sizes of a `ResamplerMixer`. The defaults are those of InstantID and of CLIP-ViT-H."""
 
-    id_dim: int = 512
-    clip_dim: int = 1280
+    id_dim: int = 512  # width of an ArcFace embedding
+    clip_dim: int = 1280  # width of a CLIP image token; 0: InstantID's original Resampler, without CLIP
     dim: int = 2048  # width of an identity token
-    width: int = 1280  # of the latents between the layers
-    queries: int = 16
+    width: int = 1280  # width of the latents between the layers
+    queries: int = 16  # learned queries, hence identity tokens
     layers: int = 4
-    feedforward: int = 5120
-    heads: int = 20
-    head_dim: int = 64
+    feedforward: int = 5120  # hidden width of the feed-forward layers
+    heads: int = 20  # attention heads
+    head_dim: int = 64  # channels of an attention head
 
     @classmethod
     def from_shapes(
         cls, shapes: Mapping[str, Sequence[int]], clip_dim: int = 1280, head_dim: int = 64
     ) -> ResamplerConfig:
-        """Read the sizes from the shapes of InstantID's tensors, which know nothing of CLIP.
+        """Derive the sizes from the shapes of InstantID's tensors.
 
         Args:
-            head_dim: channels of an attention head; leaves no trace in the tensors.
+            shapes: tensor shapes by InstantID's key names, which include none for CLIP.
+            clip_dim: width of a CLIP image token, or 0 for no CLIP.
+            head_dim: channels of an attention head; cannot be derived from tensor shapes.
 
         Raises:
             KeyError: a tensor is missing.
@@ -61,12 +61,14 @@ class ResamplerConfig:
 
 
 class ResamplerMixer(nn.Module):
-    """Fuse the features of one person's references into identity tokens, as InstantID's Resampler as long as the
-    output projections of `clip_layers` are zero; that is how they start.
+    """Fuse the features of one person's references into identity tokens.
 
-    CLIP has cross-attentions of its own, one after each of the Resampler's. Had its tokens been put beside the
-    Resampler's keys, the softmax would spread over them from the start, and keys or values of zero would still take
-    their share of the weights and thin out the identity.
+    The output projections of `clip_layers` are initialised to zero. As long as they are zero, the result equals that of
+    InstantID's Resampler.
+
+    CLIP has separate cross-attentions, one after each attention of the Resampler. If its tokens were concatenated with
+    the Resampler's keys instead, they would receive part of the softmax weights from the start, even with keys or
+    values of zero, and weaken the identity.
     """
 
     def __init__(self, config: ResamplerConfig):
@@ -83,41 +85,53 @@ class ResamplerMixer(nn.Module):
         self.norm_out = nn.LayerNorm(config.dim)
         if config.clip_dim:
             self.project_clip = nn.Linear(config.clip_dim, width)
-            self.clip_layers = nn.ModuleList(PerceiverAttention(config) for _ in range(config.layers))
-            for attention in self.clip_layers:
+            clip_layers = [PerceiverAttention(config) for _ in range(config.layers)]
+            for attention in clip_layers:
                 nn.init.zeros_(attention.to_out.weight)
+            self.clip_layers = nn.ModuleList(clip_layers)
 
     def forward(self, embeddings: Tensor, clip_tokens: Tensor | None = None) -> Tensor:
-        """Mix R references of each of N people.
+        """Fuse R references for each of N people.
 
         Args:
-            embeddings: ArcFace embeddings [N, R, id_dim] as the network gives them; their length counts, InstantID
-                was trained on embeddings that were not normalised.
-            clip_tokens: CLIP image tokens of the face crops [N, R, T, clip_dim]; of no use at a `clip_dim` of 0.
+            embeddings: ArcFace embeddings [N, R, id_dim], not normalised. Their norm matters, because InstantID was
+                trained on embeddings that were not normalised.
+            clip_tokens: CLIP image tokens of the face crops [N, R, T, clip_dim]; unused if `clip_dim` is 0.
 
         Returns:
-            Identity tokens [N, queries, dim]. The order of the references does not matter, and a reference given
-            twice counts as one.
+            Identity tokens [N, queries, dim]. The order of the references does not matter, and giving all of them twice
+            changes nothing.
+
+        Raises:
+            ValueError: `clip_tokens` are required and missing.
         """
+        clip_features = None
+        if self.config.clip_dim:
+            if clip_tokens is None:
+                raise ValueError("this Resampler was extended by CLIP and requires clip_tokens")
+            clip_features = self.project_clip(clip_tokens.flatten(1, 2))
         references = embeddings.shape[1]
         faces = self.proj_in(embeddings)
-        pictures = self.project_clip(clip_tokens.flatten(1, 2)) if self.config.clip_dim else None
         latents = self.latents.expand(embeddings.shape[0], -1, -1)
-        for i, (attention, feedforward) in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.ModuleList)
+            attention, feedforward = layer
             latents = latents + attention(faces, latents, references)
-            if pictures is not None:
-                latents = latents + self.clip_layers[i](pictures, latents, references)
+            if clip_features is not None:
+                latents = latents + self.clip_layers[i](clip_features, latents, references)
             latents = latents + feedforward(latents)
         return self.norm_out(self.proj_out(latents))
 
     def average(self, embeddings: Tensor, clip_tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """R references as one, for `forward`: their plain mean, as InstantID's users average; since embeddings of one
-        person do not all point one way it is shorter than they are."""
+        """Average R references into one by their plain mean, as is common with InstantID.
+
+        Embeddings of one person differ in direction, so the mean has a smaller norm than the embeddings themselves.
+        """
         return embeddings.mean(1, keepdim=True), None if clip_tokens is None else clip_tokens.mean(1, keepdim=True)
 
 
 class PerceiverAttention(nn.Module):
-    """Attention of the latents to a face's features and to themselves."""
+    """Attention from the latents to a face's features and to the latents themselves."""
 
     def __init__(self, config: ResamplerConfig):
         super().__init__()
@@ -130,10 +144,15 @@ class PerceiverAttention(nn.Module):
         self.to_out = nn.Linear(inner, config.width, bias=False)
 
     def forward(self, x: Tensor, latents: Tensor, references: int) -> Tensor:
-        """What to add to the latents [N, queries, width], from features [N, K, width] of so many references.
+        """Return the update [N, queries, width] of the latents.
 
-        The references stand side by side as keys, and share the weight that one has beside the latents: that of each
-        key is divided by their number.
+        All references are concatenated as keys. The softmax weight of each of their keys is divided by the number of
+        references, so that together they have the weight that a single reference has relative to the latents.
+
+        Args:
+            x: features [N, K, width] of all references.
+            latents: [N, queries, width].
+            references: number of references in `x`.
         """
         latents = self.norm2(latents)
         x = torch.cat([self.norm1(x), latents], dim=1)

@@ -16,13 +16,14 @@ from facesnap_ext import photos
 from facesnap_ext.engine import UNPREDICTED, Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.faces import Face
-from facesnap_ext.identity.framing import close_up
+from facesnap_ext.identity.framing import face_thumbnail
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
 from facesnap_ext.settings.infotext import from_infotext
 from facesnap_ext.settings.script_args import UI_ORDER, reference_photos
 from facesnap_ext.settings.unit import PASSES, POSES, PRESETS, RANGES, REFERENCE_MODES, REGIONS, defaults
-from facesnap_ext.weights.places import ModelFiles, find_identities
+from facesnap_ext.weights.identity_folder import find_identities
+from facesnap_ext.weights.model_files import ModelFiles
 
 CLOSE_UP = 96  # pixels of a face that can be chosen
 PLACE = {name: getattr(TEMPLATES["front"], name) for name in ("x", "y", "size")}  # of sliders that nobody has moved
@@ -56,7 +57,7 @@ def status(files: ModelFiles) -> str:
     lines = [f"Model files: {escape(there or 'none')}"]
     if missing := [{"facesnap": "FaceSnap", **PART_WORDS}[part] for part in files.missing()]:
         lines.append(problem(f"Missing: {', '.join(missing)}. The panel Model files below says where to get what."))
-    if not files.predicts:
+    if not files.can_predict_landmarks:
         lines.append(problem(f"{UNPREDICTED.format('the driving photo')} Templates and sliders need both."))
     return "<br>".join(lines)
 
@@ -251,9 +252,9 @@ def look(engine: Engine, files: list[Any] | None, face: float | None, reference_
         return gr.update(visible=False), problem(str(error))
     if found is None:
         return gr.update(value=[], visible=False), ""
-    choices = (face_choice("face_index", reference.faces, reference.chosen) for reference in found.references)
+    choices = (face_choice("face_index", reference.faces, reference.face_index) for reference in found.references)
     return (
-        gr.update(value=[reference.picture() for reference in found.references], visible=True),
+        gr.update(value=[reference.preview() for reference in found.references], visible=True),
         "<br>".join(map(escape, found.lines())) + "".join(choices),
     )
 
@@ -277,7 +278,7 @@ def face_choice(control: str, faces: Sequence[Face], chosen: int | None) -> str:
     buttons = []
     for i, face in enumerate(faces):
         buffer = io.BytesIO()
-        close_up(face, CLOSE_UP).save(buffer, "JPEG", quality=85)
+        face_thumbnail(face, CLOSE_UP).save(buffer, "JPEG", quality=85)
         picture = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         pressed = str(i == chosen).lower()
         buttons.append(
@@ -311,7 +312,7 @@ def preview(
         return ""
     size, _, question = size.partition(" ")
     try:
-        if not engine.files().predicts:
+        if not engine.files().can_predict_landmarks:
             raise FaceSnapError("The pose cannot be shown here without DECA and FLAME.")
         reference = next(iter(reference_photos(files)), None)
         other = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None

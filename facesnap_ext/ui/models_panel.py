@@ -12,9 +12,9 @@ import gradio as gr
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ui import accordion as page
 from facesnap_ext.weights import download
-from facesnap_ext.weights.catalogue import COMMERCIAL_GAPS, COMMERCIAL_THERE, PARTS, TO_BEGIN, Part
-from facesnap_ext.weights.inventory import ModelFile, Role, compute_hashes, list_models, readable
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, PARTS, TO_BEGIN, Part
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.model_list import ModelFile, Role, compute_hashes, format_size, list_models
 
 ROLE_WORDS = {
     "facesnap": "FaceSnap",
@@ -28,18 +28,18 @@ EVERY = 0.5  # seconds between two looks at a download
 
 
 def html(roles: Sequence[Role], files: ModelFiles) -> str:
-    """HTML of everything that is known about the model files, as `take_stock` found it."""
+    """HTML of everything that is known about the model files, as `list_models` found it."""
     rows = "".join(map(_role, roles))
     elsewhere = ", ".join(str(place) for place in files.elsewhere)
     also = f"Also looked at: {escape(elsewhere)}.<br>" if elsewhere else ""
     also += "Others, such as a ComfyUI's <code>models</code>: <code>--facesnap-also-look-in</code> FOLDER.<br>"
     begin = "" if files.facesnap else f"<p><b>{escape(TO_BEGIN)}</b></p>"
-    passed_over = f"<p>Passed over: {escape(' '.join(files.unreadable))}</p>" if files.unreadable else ""
+    passed_over = f"<p>Passed over: {escape(' '.join(files.passed_over))}</p>" if files.passed_over else ""
     gaps = "".join(f"<li>{escape(gap)}</li>" for gap in COMMERCIAL_GAPS)
     return (
         f"<div class='facesnap-models'>FaceSnap's own folder: {escape(str(files.folder))}.<br>{also}{begin}"
         f"<table><tr><th>Part</th><th>There is</th><th>To be had</th></tr>{rows}</table>{passed_over}"
-        f"A set-up for commercial use has {escape(COMMERCIAL_THERE)}. It lacks:<ul>{gaps}</ul></div>"
+        f"A set-up for commercial use has {escape(COMMERCIAL_AVAILABLE)}. It lacks:<ul>{gaps}</ul></div>"
     )
 
 
@@ -49,7 +49,7 @@ def progress_html(jobs: Sequence[download.Job]) -> str:
     for job in jobs:
         if job.state == "running":
             share = 100 * job.done / job.part.size
-            text = f"{job.part.title}: {readable(job.done)} of {readable(job.part.size)} ({share:.0f} %)"
+            text = f"{job.part.title}: {format_size(job.done)} of {format_size(job.part.size)} ({share:.0f} %)"
             lines.append(f"{escape(text)}<br><progress max='100' value='{share:.1f}'></progress>")
         else:
             lines.append(page.problem(job.message) if job.state == "failed" else escape(job.message))
@@ -113,17 +113,17 @@ def panel(
             stop.click(stop_all, [], [], queue=False)  # not behind the download in the queue
         with gr.Row():
             for part in (part for part in PARTS if part.url):
-                text = f"Download {part.title} ({readable(part.size)})"
+                text = f"Download {part.title} ({format_size(part.size)})"
                 button = gr.Button(text, elem_id=ident(f"models_get_{part.name}"))
                 button.click(getting(part.name), [], shown, show_progress=False)
 
 
 def _role(role: Role) -> str:
     title = f"<b>{ROLE_WORDS[role.name]}</b>{'' if role.needed else ' (optional)'}<br>{escape(role.purpose)}"
-    there = "".join(map(_holding, role.holdings))
+    there = "".join(map(_holding, role.found))
     if not there:
         there = page.problem("missing") if role.needed and role.missing else "none"
-    return f"<tr><td>{title}</td><td>{there}</td><td>{''.join(map(_way, role.ways))}</td></tr>"
+    return f"<tr><td>{title}</td><td>{there}</td><td>{''.join(map(_way, role.options))}</td></tr>"
 
 
 def _holding(holding: ModelFile) -> str:
@@ -131,7 +131,7 @@ def _holding(holding: ModelFile) -> str:
     for file in holding.files:
         digest = f", SHA-256 <code title='{file.sha256}'>{file.sha256[:12]}…</code>" if file.sha256 else ""
         verdict = f" ({escape(file.verdict)})" if file.verdict else ""
-        lines.append(f"{escape(file.name)}: {readable(file.size)}{digest}{verdict}")
+        lines.append(f"{escape(file.name)}: {format_size(file.size)}{digest}{verdict}")
     if holding.licence:
         lines.append(f"licence: {escape(holding.licence)}")
     return f"<p>{'<br>'.join(lines)}</p>"
@@ -141,6 +141,6 @@ def _way(part: Part) -> str:
     link = f" (<a href='{escape(part.page)}' target='_blank' rel='noopener'>page</a>)" if part.page else ""
     note = f"<br>{escape(part.note)}" if part.note else ""
     return (
-        f"<p><b>{escape(part.title)}</b>, {readable(part.size)}: {escape(part.get)}{link}; put it as "
-        f"<code>{escape(part.into)}</code><br>{escape(part.licence)}: {part.use}{note}</p>"
+        f"<p><b>{escape(part.title)}</b>, {format_size(part.size)}: {escape(part.how_to_get)}{link}; put it as "
+        f"<code>{escape(part.target)}</code><br>{escape(part.licence)}: {part.use}{note}</p>"
     )

@@ -3,7 +3,7 @@
     GET  /facesnap/version    {"version": "…"}
     GET  /facesnap/schema     what a job's `alwayson_scripts.FaceSnap.args` may hold for each person, in JSON Schema
     GET  /facesnap/models     which model files are there, by name, and where the missing ones go; "parts": everything
-                              that is known of each (`inventory.Role`); "downloads": how far they are
+                              that is known of each (`model_list.Role`); "downloads": how far they are
     POST /facesnap/models/get   {"part": "<a name of the catalogue>"} → {"part", "done", "size", "state", "message"}
     POST /facesnap/models/stop  likewise
     POST /facesnap/detect     {"photos": ["<base64>", …]}
@@ -36,8 +36,8 @@ from facesnap_ext.landmarks.poses import for_browser, placement
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.schema import IMAGE, unit_schema
 from facesnap_ext.weights import download
-from facesnap_ext.weights.inventory import list_models, to_json
-from facesnap_ext.weights.places import MISSING_MESSAGES, ModelFiles
+from facesnap_ext.weights.model_files import MISSING_MESSAGES, ModelFiles
+from facesnap_ext.weights.model_list import list_models, to_json
 
 MAX_BODY = 32 * 2**20  # bytes of a request
 MAX_PHOTOS = 16  # of one request
@@ -150,7 +150,7 @@ def describe_models(files: ModelFiles) -> dict[str, Any]:
         "facesnap": sorted(files.facesnap),
         **names,
         "missing": files.missing(),
-        "passed_over": files.unreadable,
+        "passed_over": files.passed_over,
         "parts": to_json(list_models(files)),
         "downloads": [_job(job) for job in download.jobs()],
     }

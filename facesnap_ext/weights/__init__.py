@@ -1,1 +1,1 @@
-"""Weight files: recognising, reading, converting and writing them."""
+"""Weight files: finding, recognising, reading, converting, downloading and writing them."""

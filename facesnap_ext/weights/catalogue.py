@@ -1,4 +1,4 @@
-"""What FaceSnap works with: each part's source, size, licence and hash, as data. The only place that names hosts."""
+"""The catalogue: source, size, licence and hash of each part. The only module that names download hosts."""
 
 from __future__ import annotations
 
@@ -6,29 +6,34 @@ from dataclasses import dataclass
 
 from facesnap_ext.errors import FaceSnapError
 
-ROLES = {  # what each part is for; the names are those of `places.Found`
-    "facesnap": "turns a face into tokens and tokens into guidance: FaceSnap's own two networks",
-    "instantid": "the same by InstantID's two files, which serve where there is no FaceSnap file",
-    "face_pack": "finds faces and tells who they are",
-    "clip": "sees what a face looks like: hair, skin, age; InstantID does without",
-    "deca": "sees pose, expression and the shape of a face; without it the face keeps the shape in the driving photo",
-    "flame": "the head whose 72 points carry pose, expression and shape; together with DECA",
+ROLES = {  # what each part is for; the names are those of `FoundModel.role`
+    "facesnap": "FaceSnap's own two networks: they turn a face into identity tokens, and the tokens into conditioning",
+    "instantid": "InstantID's two files, which do the same and are used if there is no FaceSnap file",
+    "face_pack": "finds faces and computes their identity embeddings",
+    "clip": "captures the appearance of a face: hair, skin, age; InstantID does not need it",
+    "deca": "estimates pose, expression and face shape; without it, the face takes the shape of the driving photo's",
+    "flame": "the head model whose 72 landmarks carry pose, expression and shape; used together with DECA",
 }
 TO_BEGIN = (
-    "To begin: InstantID's two files, which FaceSnap downloads when you ask it to, and antelopev2. Nobody has "
-    "published a FaceSnap file yet."
+    "To get started, you need InstantID's two files, which FaceSnap can download for you, and antelopev2. No FaceSnap "
+    "file has been published yet."
 )
 NON_COMMERCIAL = "non-commercial research"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One way to fill a role.
+    """One file or folder that can fill a role.
 
-    name: what `facesnap models get` calls it. commercial: whether the licence allows commercial use; None: it depends.
-    page: where to read about it and, where `url` is empty, to get it by hand. into: where it goes, in the model folder.
-    size: bytes, exact where there is a hash, else about. sha256: of the file at `url`; only with one does FaceSnap
-    download. hash_from: who says that this is the hash.
+    Args:
+        name: its name in `facesnap models get`.
+        commercial: whether the licence allows commercial use; None if that depends.
+        page: the web page that describes it and, if `url` is empty, where the user downloads it.
+        how_to_get: instructions for downloading it by hand.
+        target: its path in the model folder.
+        size: in bytes; exact if there is a hash, otherwise approximate.
+        sha256: hash of the file at `url`. Without one, FaceSnap does not download the part.
+        hash_from: where the hash comes from.
     """
 
     name: str
@@ -37,8 +42,8 @@ class Part:
     licence: str
     commercial: bool | None
     page: str
-    get: str
-    into: str
+    how_to_get: str
+    target: str
     size: int
     url: str = ""
     sha256: str = ""
@@ -48,22 +53,24 @@ class Part:
     @property
     def use(self) -> str:
         """Whether commercial use is allowed, in words."""
-        return {True: "commercial use allowed", False: "no commercial use", None: "depends"}[self.commercial]
+        return {True: "commercial use allowed", False: "no commercial use", None: "check before commercial use"}[
+            self.commercial
+        ]
 
 
 _INSTANTID = "https://huggingface.co/InstantX/InstantID"
-_MIRROR = "the pointer files of a third party's mirror, not the authors themselves"
-_BOUND = "works with antelopev2 alone, and therefore for non-commercial research, as its authors say"
+_MIRROR = "the pointer files of a third-party mirror, not the authors themselves"
+_BOUND = "works only with antelopev2 and is therefore for non-commercial research, as its authors state"
 
 PARTS = (
     Part(
         "facesnap",
         "facesnap",
         "FaceSnap file",
-        "that of its training data",
+        "same as its training data",
         None,
         "",
-        "nobody has published one yet; the command facesnap init makes the file that training starts from",
+        "none has been published yet; the command facesnap init creates the file that training starts from",
         "facesnap.safetensors",
         2_900_000_000,
     ),
@@ -74,7 +81,7 @@ PARTS = (
         NON_COMMERCIAL,
         False,
         "https://github.com/deepinsight/insightface/releases/tag/v0.7",
-        "download antelopev2.zip and unpack it",
+        "download and unpack antelopev2.zip",
         "antelopev2/",
         400_000_000,
     ),
@@ -85,7 +92,7 @@ PARTS = (
         NON_COMMERCIAL,
         False,
         "https://github.com/deepinsight/insightface/releases/tag/v0.7",
-        "download buffalo_l.zip and unpack it",
+        "download and unpack buffalo_l.zip",
         "buffalo_l/",
         300_000_000,
         note="not for InstantID",
@@ -100,9 +107,9 @@ PARTS = (
         "download scrfd_10g_bnkps.onnx and glintr100.onnx",
         "auraface/",
         280_000_000,
-        note="not for InstantID; the recognition model is fal's own, the detector beside it has the name of "
-        "insightface's, whose models are for non-commercial research: ask fal before relying on it. A FaceSnap file "
-        "serves only with the pack that it was trained with",
+        note="not for InstantID; the recognition model is fal's own, but the detector has the file name of one of "
+        "insightface's models, which are for non-commercial research: ask fal before you rely on it. A FaceSnap file "
+        "works only with the face model pack it was trained with",
     ),
     Part(
         "clip",
@@ -111,7 +118,7 @@ PARTS = (
         "MIT",
         True,
         "https://huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-        "download model.safetensors; ControlNet's clip_h.pth is the same encoder",
+        "download model.safetensors; the clip_h.pth of the ControlNet extension is the same encoder",
         "clip-vit-h.safetensors",
         2_500_000_000,
     ),
@@ -122,7 +129,7 @@ PARTS = (
         NON_COMMERCIAL,
         False,
         "https://github.com/yfeng95/DECA",
-        "register with the FLAME project, then download deca_model.tar as DECA's page says",
+        "register with the FLAME project, then download deca_model.tar as described on DECA's page",
         "deca_model.tar",
         430_000_000,
     ),
@@ -147,7 +154,7 @@ PARTS = (
         "register, then download FLAME 2023 Open",
         "flame2023_Open.pkl",
         53_000_000,
-        note="name its authors where you publish",
+        note="credit its authors when you publish",
     ),
     Part(
         "instantid-identitynet",
@@ -182,29 +189,31 @@ PARTS = (
 )
 
 COMMERCIAL_GAPS = (
-    "a FaceSnap file that was trained on data and with a face pack that allow it: nobody has published one",
+    "a FaceSnap file trained on data and with a face model pack that permit it: none has been published",
     "an encoder of pose, expression and shape: DECA is for non-commercial research",
-    "the points of a photo where there is no such encoder: insightface's 1k3d68.onnx is for non-commercial research",
-    "a face detector beyond doubt: the one beside AuraFace's recognition model has the name of insightface's",
+    "a landmark detector to replace it: insightface's 1k3d68.onnx is for non-commercial research",
+    "a face detector with a clear licence: AuraFace's has the file name of one of insightface's",
 )
-COMMERCIAL_THERE = "CLIP-ViT-H (MIT), FLAME 2023 Open (CC-BY-4.0) and AuraFace's recognition model (Apache-2.0)"
+COMMERCIAL_AVAILABLE = "CLIP-ViT-H (MIT), FLAME 2023 Open (CC-BY-4.0) and AuraFace's recognition model (Apache-2.0)"
 
 
-def ways(role: str) -> tuple[Part, ...]:
-    """The parts that fill a role."""
+def parts_for(role: str) -> tuple[Part, ...]:
+    """Return the parts that can fill a role."""
     return tuple(part for part in PARTS if part.role == role)
 
 
 def downloadable(name: str) -> Part:
-    """The part of this name, which FaceSnap can download.
+    """Return the part of this name, if FaceSnap can download it.
 
     Raises:
-        FaceSnapError: there is none, or it is to be had by hand only.
+        FaceSnapError: there is no such part, or it can only be downloaded by hand.
     """
     part = next((part for part in PARTS if part.name == name), None)
     if part is None:
-        raise FaceSnapError(f"There is no part {name!r}; there is {', '.join(part.name for part in PARTS)}.")
+        raise FaceSnapError(f"There is no part {name!r}; choose one of {', '.join(part.name for part in PARTS)}.")
     if not (part.url and part.sha256):
-        where = f", from {part.page}" if part.page else ""
-        raise FaceSnapError(f"FaceSnap does not download {part.title}, whose hash it does not know: {part.get}{where}.")
+        source = f", from {part.page}" if part.page else ""
+        raise FaceSnapError(
+            f"FaceSnap cannot download {part.title}, because it does not know its hash; {part.how_to_get}{source}."
+        )
     return part

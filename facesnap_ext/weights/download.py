@@ -1,4 +1,4 @@
-"""Downloads of the parts whose hash is known, when somebody asks for one: resumed, checked, and whole or not there."""
+"""Download parts with a known hash, on request only. Downloads are resumable, verified and atomic."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
 from facesnap_ext.weights.catalogue import Part, downloadable
-from facesnap_ext.weights.inventory import is_there, readable
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.model_list import existing_file, format_size
 
 BLOCK = 2**16  # bytes
 TIMEOUT = (20, 60)  # seconds: to connect, and between two blocks
-TRIES = 3  # connections in a row that bring nothing
+MAX_FAILURES = 3  # consecutive connections that transfer nothing
 WAIT = 2.0  # seconds between two connections
 
 
@@ -28,8 +28,8 @@ class Stopped(FaceSnapError):
     """The user stopped a download."""
 
 
-class _Broken(Exception):
-    """A connection that ended early; another one may go on."""
+class _ConnectionLost(Exception):
+    """A connection ended early; the download can be resumed."""
 
 
 def download(
@@ -38,169 +38,188 @@ def download(
     progress: Callable[[int], None] = lambda done: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Download a part into the model folder.
+    """Download a part to the model folder.
 
-    What has arrived is kept beside the target as `.NAME.part` when the download is interrupted, and the next call goes
-    on from there (an HTTP range). The file gets its name when its SHA-256 is the known one.
+    If the download is interrupted, the received data is kept beside the target as `.NAME.part`, and the next call
+    resumes it with an HTTP range request. The file gets its final name once its SHA-256 has been verified.
 
     Args:
-        part: one with `url`, `size` and `sha256`.
-        progress: is told how many of `part.size` bytes are there.
-        stopped: asked after each block whether to stop.
+        part: must have `url`, `size` and `sha256`.
+        progress: called with the number of bytes received so far.
+        stopped: called after each block; the download stops if it returns True.
 
     Returns:
-        The file's path; one that is already there and has the hash is left as it is.
+        The file's path. An existing file with the correct hash is not downloaded again.
 
     Raises:
-        FaceSnapError: the server cannot be reached or has another file, another process is downloading it into the
-            same folder, the disk is full, or the hash is wrong, in which case nothing of the file is left.
+        Stopped: `stopped` returned True.
+        FaceSnapError: the server cannot be reached or has another file, another process is downloading the part to the
+            same folder, the disk is full, or the hash is wrong, in which case the received data is deleted.
     """
-    target = folder / part.into
+    target = folder / part.target
     if target.exists():
         if sha256(target) != part.sha256:
-            raise FaceSnapError(f"There is another file {target} already: move it away, then download again.")
+            raise FaceSnapError(f"There is already another file {target}; move it away, then download again.")
         return target
     arrived = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(part, target.with_name(f".{target.name}.lock")):
+        with _exclusive(part, target.with_name(f".{target.name}.lock")):
             missing = part.size - _size(arrived)
             if (free := shutil.disk_usage(target.parent).free) < missing:
                 raise FaceSnapError(
-                    f"The disk of {folder} has {readable(free)} left, and {readable(missing)} are needed: make room."
+                    f"The disk of {folder} has {format_size(free)} left, but {format_size(missing)} are needed; free "
+                    "up some space."
                 )
             _fetch_all(part, arrived, progress, stopped)
-            if (found := sha256(arrived)) != part.sha256:
+            if (actual := sha256(arrived)) != part.sha256:
                 arrived.unlink()
                 raise FaceSnapError(
-                    f"What {part.page} has for {target.name} is another file than the known one (SHA-256 {found[:12]}… "
-                    f"in place of {part.sha256[:12]}…): it was removed; try again, and if it is the same look there "
-                    "whether a new version was published."
+                    f"The downloaded {target.name} is not the expected file (SHA-256 {actual[:12]}… instead of "
+                    f"{part.sha256[:12]}…) and was deleted; try again, and if that fails, see {part.page} for a new "
+                    "version."
                 )
             arrived.replace(target)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise FaceSnapError(
-                f"The disk of {folder} is full: make room, then download {part.title} again to go on."
+                f"The disk of {folder} is full; free up some space, then download {part.title} again to resume."
             ) from error
-        raise FaceSnapError(f"{target} cannot be written ({error.strerror or error}).") from error
+        raise FaceSnapError(
+            f"{target} cannot be written ({error.strerror or error}); check your write permission for the folder."
+        ) from error
     return target
 
 
 @contextmanager
-def _alone(part: Part, lock: Path) -> Iterator[None]:
-    """Keep other processes, such as a second WebUI on the same folder, from writing the same file meanwhile."""
-    from filelock import FileLock, Timeout  # torch needs it
+def _exclusive(part: Part, lock: Path) -> Iterator[None]:
+    """Lock the file against other processes, such as a second WebUI with the same model folder."""
+    from filelock import FileLock, Timeout  # installed with torch
 
     guard = FileLock(lock, timeout=0)
     try:
         guard.acquire()
     except Timeout as error:
         raise FaceSnapError(
-            f"Another FaceSnap is downloading {part.title} into this folder: wait for it, or {part.get} by hand."
+            f"Another FaceSnap process is downloading {part.title} to this folder; wait until it has finished, or "
+            f"{part.how_to_get} by hand."
         ) from error
     except (NotImplementedError, OSError):
-        pass  # a folder of another computer that knows no locks
+        pass  # a network drive that does not support locks
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes it itself
+        with suppress(OSError):  # on Windows, `release` deletes it
             lock.unlink()
         guard.release()
 
 
 def _fetch_all(part: Part, arrived: Path, progress: Callable[[int], None], stopped: Callable[[], bool]) -> None:
-    """Connect until the whole file is there, as long as each few connections bring something."""
+    """Reconnect until the file is complete; give up after `MAX_FAILURES` connections that transfer nothing."""
     failures = 0
     while (before := _size(arrived)) < part.size:
         try:
             _fetch(part, arrived, progress, stopped)
             reason = "the connection ended early"
-        except _Broken as error:
+        except _ConnectionLost as error:
             reason = str(error)
         failures = 0 if _size(arrived) > before else failures + 1
-        if failures == TRIES:
+        if failures == MAX_FAILURES:
             raise FaceSnapError(
-                f"{part.title} cannot be downloaded ({reason}): check that this computer is online, then try again; "
-                f"{readable(_size(arrived))} of {readable(part.size)} are kept."
+                f"{part.title} cannot be downloaded ({reason}); check your network connection, then try again to "
+                f"resume at {format_size(_size(arrived))} of {format_size(part.size)}."
             )
         if _size(arrived) < part.size:
             time.sleep(WAIT)
 
 
 def _fetch(part: Part, arrived: Path, progress: Callable[[int], None], stopped: Callable[[], bool]) -> None:
-    """One connection's worth, added to what has arrived."""
+    """Append what one connection transfers to the received data."""
     try:
         import requests
     except ImportError as error:
-        raise FaceSnapError(f"Downloads need the package requests ({error}): install it.") from error
+        raise FaceSnapError(f"Downloads require the Python package requests ({error}); install it.") from error
     have = _size(arrived)
-    headers = {"Accept-Encoding": "identity"}  # compressed bytes could not be counted
+    headers = {"Accept-Encoding": "identity"}  # the bytes of a compressed answer could not be counted
     if have:
         headers["Range"] = f"bytes={have}-"
     try:
         with requests.get(part.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            have = _check(response, part, have)
+            have = _check_response(response, part, have)
             blocks = response.iter_content(BLOCK)
             with arrived.open("ab" if have else "wb", buffering=0) as file:
                 progress(have)
-                while (block := _next(blocks)) and have + len(block) <= part.size:
+                while (block := _next_block(blocks)) and have + len(block) <= part.size:
                     file.write(block)
                     have += len(block)
                     progress(have)
                     if stopped():
                         raise Stopped(
-                            f"{part.title}: stopped at {readable(have)} of {readable(part.size)}, which are kept."
+                            f"The download of {part.title} was stopped at {format_size(have)} of "
+                            f"{format_size(part.size)}; download it again to resume."
                         )
             if block:
                 arrived.unlink()
-                raise FaceSnapError(_another(part, f"more than {part.size} bytes"))
+                raise FaceSnapError(_unexpected_file(part, f"more than {part.size} bytes"))
     except requests.RequestException as error:
-        raise _Broken(type(error).__name__) from error
+        raise _ConnectionLost(type(error).__name__) from error
 
 
-def _next(blocks: Any) -> bytes:
-    """The next block of an answer, empty at its end."""
+def _next_block(blocks: Any) -> bytes:
+    """Return the next block of a response, empty at its end."""
     from urllib3.exceptions import HTTPError
 
     try:
         return next(blocks, b"")
-    except HTTPError as error:  # requests lets some of them through
-        raise _Broken(type(error).__name__) from error
+    except HTTPError as error:  # requests does not wrap all of these
+        raise _ConnectionLost(type(error).__name__) from error
 
 
-def _check(response: Any, part: Part, have: int) -> int:
-    """How many of the bytes that have arrived the answer goes on from. An answer that is not the file leaves those as
-    they are: a network that wants a login first answers with a page of its own."""
+def _check_response(response: Any, part: Part, have: int) -> int:
+    """Return at which byte of the received data the response continues.
+
+    The received data is kept if the response is not the file, such as the login page of a network.
+
+    Raises:
+        FaceSnapError: the server refuses, or has another file.
+        _ConnectionLost: it is worth trying again.
+    """
     status = response.status_code
     if status == 206:
         span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         if total.isdigit() and int(total) != part.size:
-            raise FaceSnapError(_another(part, f"{total} bytes in place of {part.size}"))
+            raise FaceSnapError(_unexpected_file(part, f"{total} bytes instead of {part.size}"))
         if not span.startswith(f"{have}-"):
-            raise _Broken("the server answered with another range")
+            raise _ConnectionLost("the server sent another range")
         return have
     if status in (408, 416, 425, 429) or status >= 500:
-        raise _Broken(f"the server answered {status}")
+        raise _ConnectionLost(f"HTTP status {status}")
     if status in (401, 403):
-        raise FaceSnapError(f"{part.page} wants a login for {part.title} ({status}): {part.get} there by hand.")
+        raise FaceSnapError(
+            f"{part.title} requires a login (HTTP status {status}); {part.how_to_get} by hand from {part.page}."
+        )
     if status in (404, 410):
-        raise FaceSnapError(f"{part.title} is no longer where it was ({status}): look for it at {part.page}.")
+        raise FaceSnapError(
+            f"{part.title} is no longer at its address (HTTP status {status}); look for it at {part.page}."
+        )
     if status != 200:
-        raise FaceSnapError(f"The server of {part.title} answered {status}: look at {part.page}.")
+        raise FaceSnapError(f"The server of {part.title} sent HTTP status {status}; see {part.page}.")
     if response.headers.get("Content-Type", "").startswith("text/"):
         raise FaceSnapError(
-            f"In place of {part.title} a web page came: log in to the network or its proxy, then try again; what had "
-            "arrived is kept."
+            f"A web page was received instead of {part.title}; log in to your network or proxy, then try again to "
+            "resume."
         )
     length = response.headers.get("Content-Length", str(part.size))
     if length != str(part.size):
-        raise FaceSnapError(_another(part, f"{length} bytes in place of {part.size}"))
+        raise FaceSnapError(_unexpected_file(part, f"{length} bytes instead of {part.size}"))
     return 0
 
 
-def _another(part: Part, how: str) -> str:
-    return f"What {part.page} has for {part.title} is another file than the known one ({how}): nothing of it was kept."
+def _unexpected_file(part: Part, difference: str) -> str:
+    return (
+        f"The server's file for {part.title} is not the expected one ({difference}) and was not kept; see {part.page} "
+        "for a new version."
+    )
 
 
 def _size(path: Path) -> int:
@@ -209,12 +228,12 @@ def _size(path: Path) -> int:
 
 @dataclass
 class Job:
-    """A download in a thread of its own, for whoever looks at it meanwhile."""
+    """A download in a background thread, with its progress."""
 
     part: Part
     done: int = 0  # bytes
-    state: str = "running"  # then "done", "stopped" or "failed"
-    message: str = ""  # what it came to
+    state: Literal["running", "done", "stopped", "failed"] = "running"
+    message: str = ""  # the outcome, empty while running
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -223,46 +242,53 @@ _lock = threading.Lock()
 
 
 def start(name: str, files: ModelFiles) -> Job:
-    """Start the download of a part by its name in the catalogue, or find the one that is running.
+    """Start downloading a part by its name in the catalogue, or return the running download.
 
     Raises:
-        FaceSnapError: there is no such part, it is to be had by hand only, or it is there already.
+        FaceSnapError: there is no such part, it can only be downloaded by hand, or it is already there.
     """
-    part = needed(name, files)
-
-    def run() -> None:
-        try:
-            path = download(part, files.folder, lambda done: setattr(job, "done", done), job.stop.is_set)
-            job.message, job.state = f"{part.title} is there: {path}.", "done"
-        except Stopped as error:
-            job.message, job.state = str(error), "stopped"
-        except FaceSnapError as error:
-            job.message, job.state = str(error), "failed"
-        except Exception as error:
-            job.message, job.state = f"{part.title} cannot be downloaded: {error!r}.", "failed"
-            raise
-
+    part = part_to_download(name, files)
     with _lock:
-        job = _jobs.get(name)
-        if job is None or job.state != "running":
-            job = _jobs[name] = Job(part)
-            threading.Thread(target=run, name=f"FaceSnap download of {name}", daemon=True).start()
+        running = _jobs.get(name)
+        if running is not None and running.state == "running":
+            return running
+        job = _jobs[name] = Job(part)
+        threading.Thread(
+            target=_run, args=(job, files.folder), name=f"FaceSnap download of {name}", daemon=True
+        ).start()
         return job
 
 
-def needed(name: str, files: ModelFiles) -> Part:
-    """The part of this name, which is to be downloaded.
+def _run(job: Job, folder: Path) -> None:
+    def progress(done: int) -> None:
+        job.done = done
+
+    part = job.part
+    try:
+        path = download(part, folder, progress, job.stop.is_set)
+        job.message, job.state = f"{part.title} was downloaded: {path}.", "done"
+    except Stopped as error:
+        job.message, job.state = str(error), "stopped"
+    except FaceSnapError as error:
+        job.message, job.state = str(error), "failed"
+    except Exception as error:
+        job.message, job.state = f"{part.title} cannot be downloaded: {error!r}.", "failed"
+        raise
+
+
+def part_to_download(name: str, files: ModelFiles) -> Part:
+    """Return the part of this name, unless it is already there.
 
     Raises:
-        FaceSnapError: as `start` does.
+        FaceSnapError: as in `start`.
     """
     part = downloadable(name)
-    if path := is_there(part, files):
-        raise FaceSnapError(f"{part.title} is there already: {path}.")
+    if path := existing_file(part, files):
+        raise FaceSnapError(f"{part.title} is already there: {path}.")
     return part
 
 
 def jobs() -> list[Job]:
-    """The last download of each part that was asked for since the process began."""
+    """Return the last download of each part that was started in this process."""
     with _lock:
         return list(_jobs.values())

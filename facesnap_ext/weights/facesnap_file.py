@@ -1,18 +1,18 @@
-"""The FaceSnap file: Mixer and FFRNet in one `.safetensors`, with the metadata that their sizes come from."""
+"""The FaceSnap file: Mixer and FFRNet in one `.safetensors`, with metadata that states their sizes."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.files import user_write
-from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
@@ -22,22 +22,33 @@ from facesnap_ext.weights.tensors import read_index, read_tensors, without_prefi
 
 VERSION = 1
 MAX_SIZE = 2**20  # of a width, in metadata
-MIXERS: dict[str, tuple[type, type[nn.Module]]] = {  # sizes and network of each kind; the lab adds its own
-    "facial attributes": (MixerConfig, FacialAttributeMixer),  # the paper's
+
+POINTS72 = "72 points"  # FaceSnap's
+POINTS5 = "5 points"  # InstantID's
+HINT_NAMES = (POINTS72, POINTS5)
+"""The kinds of landmark image that FFRNet can be trained with; `landmarks.hints` draws them."""
+
+Mixer: TypeAlias = FacialAttributeMixer | ResamplerMixer
+PAPER_MIXER = "facial attributes"
+MIXERS: dict[str, tuple[type, Callable[[Any], Mixer]]] = {
+    PAPER_MIXER: (MixerConfig, FacialAttributeMixer),
     "resampler": (ResamplerConfig, ResamplerMixer),  # InstantID's
 }
+"""Config and network of each kind of Mixer; `facesnap_lab.ablated_mixers` registers the ablation's Mixers here."""
 
 
 @dataclass(frozen=True)
 class FaceSnapInfo:
-    """What a FaceSnap file says of itself.
+    """The metadata of a FaceSnap file.
 
-    mixer: its class says which Mixer it is.
-    text_free: False for weights that want the rows' own `y`.
-    hint: how landmarks are drawn for it, of `HINTS`.
-    null_identity: whether unconditional rows get tokens of their own, made of an embedding of zeros.
-    adapter: of the second half that adds attention to the UNet; None where there is none.
-    recognition: file name of the recognition model whose embeddings alone make sense; empty where nobody says.
+    Args:
+        mixer: sizes of the Mixer; the class determines its kind.
+        ffrnet: sizes of FFRNet.
+        text_free: False for weights that need the SDXL vector conditioning `y` of each row.
+        hint: the kind of landmark image, one of `HINT_NAMES`.
+        null_identity: whether unconditional rows get separate tokens, computed from an embedding of zeros.
+        adapter: sizes of the adapter that adds attention to the UNet; None if there is none.
+        recognition: file name of the recognition model whose embeddings the Mixer was trained with; empty if unknown.
     """
 
     mixer: MixerConfig | ResamplerConfig
@@ -51,7 +62,7 @@ class FaceSnapInfo:
     recognition: str = ""
 
     def to_metadata(self) -> dict[str, str]:
-        """As safetensors' flat strings; configurations as JSON."""
+        """Return the metadata as strings, as safetensors requires, with configs as JSON."""
         return {
             "format": "facesnap",
             "version": str(VERSION),
@@ -69,11 +80,11 @@ class FaceSnapInfo:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str]) -> FaceSnapInfo:
-        # the first files name neither their Mixer nor anything that InstantID's have besides
-        mixer, _ = MIXERS[metadata.get("mixer_kind", "facial attributes")]
+        """Parse metadata. The oldest files lack `mixer_kind` and all fields added for InstantID."""
+        mixer, _ = MIXERS[metadata.get("mixer_kind", PAPER_MIXER)]
         hint = metadata.get("hint", POINTS72)
-        if hint not in HINTS:
-            raise ValueError(f"landmarks drawn as {hint}")
+        if hint not in HINT_NAMES:
+            raise ValueError(f"landmark image of unknown kind {hint!r}")
         adapter = json.loads(metadata.get("adapter", "null"))
         return cls(
             mixer=mixer(**json.loads(metadata["mixer"])),
@@ -90,34 +101,47 @@ class FaceSnapInfo:
 
 @dataclass(frozen=True)
 class FaceSnapWeights:
-    """A loaded FaceSnap file but for its adapter; both networks in evaluation mode and without gradients."""
+    """A loaded FaceSnap file without its adapter; both networks are in evaluation mode and require no gradients."""
 
     info: FaceSnapInfo
-    mixer: FacialAttributeMixer | ResamplerMixer
+    mixer: Mixer
     ffrnet: FFRNet
     name: str
 
 
-def build_mixer(config: MixerConfig | ResamplerConfig) -> FacialAttributeMixer | ResamplerMixer:
-    """The untrained Mixer of these sizes."""
+def default_mixer_config(context_dim: int) -> MixerConfig:
+    """Return the paper's sizes of the Mixer, scaled to tokens as wide as the UNet's context."""
+    default = MixerConfig()
+    heads = max(1, context_dim * default.heads // default.dim)
+    return replace(default, dim=context_dim, feedforward=4 * context_dim, heads=heads)
+
+
+def build_mixer(config: MixerConfig | ResamplerConfig) -> Mixer:
+    """Return an untrained Mixer of these sizes."""
     return next(network for kind, network in MIXERS.values() if kind is type(config))(config)
 
 
 def read_info(path: Path) -> FaceSnapInfo:
-    """Read a FaceSnap file's metadata and check its tensors against it, without reading their numbers.
+    """Read a FaceSnap file's metadata and check the names and shapes of its tensors against it.
 
     Raises:
-        FaceSnapError: the file is of another kind, of a newer version, or not whole.
+        FaceSnapError: the file is of another kind, of a newer version, damaged or incomplete, or its Mixer is of an
+            unknown kind.
     """
-    require(path, Kind.FACESNAP, "put a FaceSnap .safetensors in its place, models/README.md lists them.")
+    require(path, Kind.FACESNAP, "choose a FaceSnap file, see models/README.md.")
     index = read_index(path)
+    if (kind := index.metadata.get("mixer_kind", PAPER_MIXER)) not in MIXERS:
+        raise FaceSnapError(
+            f"{path.name} has a Mixer of the unknown kind {reason_of(repr(kind), 80)}; update the extension, or choose "
+            f"a file with one of these kinds: {', '.join(MIXERS)}."
+        )
     try:
         if int(index.metadata.get("version", VERSION)) > VERSION:
             raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
         info = FaceSnapInfo.from_metadata(index.metadata)
         _check_sizes(info, len(index.shapes))
         with torch.device("meta"):
-            networks = {"mixer": build_mixer(info.mixer), "ffrnet": FFRNet(info.ffrnet)}
+            networks: dict[str, nn.Module] = {"mixer": build_mixer(info.mixer), "ffrnet": FFRNet(info.ffrnet)}
             if info.adapter is not None:
                 networks["adapter"] = Adapter(info.adapter)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -130,39 +154,41 @@ def read_info(path: Path) -> FaceSnapInfo:
     wrong += [key for key in index.shapes if key not in expected]
     if wrong:
         raise FaceSnapError(
-            f"{path.name} is not whole: {len(wrong)} tensors are missing, foreign or of other sizes than its metadata "
-            f"says, the first is {wrong[0]}; download the file again."
+            f"{path.name} is incomplete or damaged: {len(wrong)} tensors do not match its metadata, the first of which "
+            f"is {wrong[0]}; download the file again."
         )
     return info
 
 
 def _check_sizes(info: FaceSnapInfo, tensors: int) -> None:
-    """Raise `ValueError` for sizes that no network has, before one is built that has them: no more layers than there
-    are tensors in the file."""
+    """Raise `ValueError` for impossible sizes before a network is built with them.
+
+    A network cannot have more layers than the file has tensors.
+    """
     for config in (info.mixer, info.ffrnet, info.adapter):
         for name, value in ({} if config is None else asdict(config)).items():
             lowest = {"middle_depth": -1, "depths": 0, "clip_dim": 0}.get(name, 1)
             highest = tensors if name in ("layers", "depths", "middle_depth") else MAX_SIZE
-            sizes = _numbers(value)
+            sizes = _flatten(value)
             if len(sizes) > tensors or not all(type(size) is int and lowest <= size <= highest for size in sizes):
-                raise ValueError(f"{name} of {reason_of(repr(value), 80)}")
+                raise ValueError(f"{name} is {reason_of(repr(value), 80)}")
     ffrnet = info.ffrnet
     if len(ffrnet.heads) != len(ffrnet.widths) or any(map(int.__mod__, ffrnet.widths, ffrnet.heads)):
-        raise ValueError(f"{ffrnet.heads} attention heads for widths of {ffrnet.widths}")
+        raise ValueError(f"{ffrnet.heads} attention heads for widths {ffrnet.widths}")
     if not all(isinstance(flag, bool) for flag in (info.text_free, info.null_identity)):
-        raise ValueError("text_free and null_identity are true or false")
+        raise ValueError("text_free and null_identity must be true or false")
 
 
-def _numbers(value: Any) -> list[Any]:
-    """The numbers in tuples in tuples, or the one."""
-    return [number for item in value for number in _numbers(item)] if isinstance(value, (tuple, list)) else [value]
+def _flatten(value: Any) -> list[Any]:
+    """Return the items of nested tuples and lists, or a list of the value itself."""
+    return [item for part in value for item in _flatten(part)] if isinstance(value, (tuple, list)) else [value]
 
 
 def load(path: Path, dtype: torch.dtype | None = None) -> FaceSnapWeights:
-    """Load a FaceSnap file to the CPU; its adapter, which is large and rarely wanted, is left to `load_adapter`.
+    """Load a FaceSnap file to the CPU, without its adapter, which is large and loaded by `load_adapter` when needed.
 
     Args:
-        dtype: floating type of both networks; by default the file's.
+        dtype: floating-point dtype of both networks; by default the file's.
 
     Raises:
         FaceSnapError: see `read_info`.
@@ -171,29 +197,32 @@ def load(path: Path, dtype: torch.dtype | None = None) -> FaceSnapWeights:
     with torch.device("meta"):
         mixer, ffrnet = build_mixer(info.mixer), FFRNet(info.ffrnet)
     tensors = read_tensors(path, lambda key: None if key.startswith("adapter.") else key, dtype)
-    for part, network in (("mixer", mixer), ("ffrnet", ffrnet)):
+    networks: dict[str, nn.Module] = {"mixer": mixer, "ffrnet": ffrnet}
+    for part, network in networks.items():
         network.load_state_dict(_strip(tensors, f"{part}."), assign=True)
         network.eval().requires_grad_(False)
     return FaceSnapWeights(info, mixer, ffrnet, path.name)
 
 
 def load_adapter(path: Path) -> Adapter:
-    """The adapter of a FaceSnap file that has one, on the CPU in the file's type.
+    """Load the adapter of a FaceSnap file that has one, to the CPU, in the file's dtype.
 
     Raises:
         FaceSnapError: see `read_info`.
     """
+    config = read_info(path).adapter
+    assert config is not None, f"{path.name} has no adapter"
     with torch.device("meta"):
-        adapter = Adapter(read_info(path).adapter)
+        adapter = Adapter(config)
     adapter.load_state_dict(read_tensors(path, without_prefix("adapter.")), assign=True)
     return adapter.eval().requires_grad_(False)
 
 
 def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module, adapter: nn.Module | None = None) -> None:
-    """Write a FaceSnap file; a file of the same name is replaced only once the new one is whole.
+    """Write a FaceSnap file atomically.
 
     Raises:
-        FaceSnapError: it cannot be written.
+        FaceSnapError: the file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -212,7 +241,7 @@ def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON knows lists alone; configurations hold tuples."""
+    """Convert JSON's lists to tuples, which configs hold."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

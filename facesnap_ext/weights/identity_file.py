@@ -1,7 +1,8 @@
-"""The identity file: a person as features in one `.safetensors`, to be used again without photos.
+"""The identity file: a person's features in one `.safetensors`, to be reused without photos.
 
-It holds what the networks saw in R reference photos, in single precision, so that the identity tokens are those of the
-photos bit for bit; no pixels, and no pickle. A face's features are personal data as its photo is.
+It holds the encoders' outputs for R reference photos in single precision, so its identity tokens are bit-identical to
+those computed from the photos. It contains neither pixels nor a pickle. The features of a face are personal data, just
+like a photo of it.
 """
 
 from __future__ import annotations
@@ -24,25 +25,26 @@ from facesnap_ext.weights.tensors import read_index, read_tensors
 
 VERSION = 1
 MAX_BYTES = 256 * 2**20
-"""A larger file is refused before it is read; a reference takes 1.3 MB with CLIP-ViT-H."""
+"""Larger files are rejected before they are read; one reference takes 1.3 MB with CLIP-ViT-H."""
 
 NETWORKS = {"face_pack": "face recognition model", "clip": "CLIP image encoder", "deca": "DECA encoder"}
-"""Which networks the features are of, by `ModelFiles`' names, and what messages call them."""
+"""The networks that compute the features, named as in `ModelFiles`, and their names in messages."""
 
 _AXES = {"embeddings": 2, "clip_tokens": 3, "shapes": 2}
-_FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # in a file's name, on Windows or elsewhere
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # in file names, on Windows or elsewhere
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)  # on Windows
 
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """One person by R references.
+    """The features of one person in R reference photos.
 
-    embeddings: [R, E] float32, ArcFace's, not normalised.
-    clip_tokens: [R, T, C] float32; None where the person was saved without CLIP, which InstantID does without.
-    shapes: [R, S] float32, DECA's shape codes; None where the person was saved without DECA: no landmarks then.
-    photos: the first ten digits of each photo's content hash.
-    networks: the content hash of each network in `NETWORKS` that made the features, hexadecimal.
+    Args:
+        embeddings: [R, E] float32, from ArcFace, not normalised.
+        clip_tokens: [R, T, C] float32; None if the person was saved without CLIP, which InstantID does not need.
+        shapes: [R, S] float32, DECA's shape codes; None if the person was saved without DECA.
+        photos: the first ten digits of each photo's content hash.
+        networks: the content hash of each network in `NETWORKS` that computed the features, in hexadecimal.
     """
 
     name: str
@@ -54,28 +56,29 @@ class Identity:
 
 
 def safe_name(name: str) -> str:
-    """A person's name as a file can have it everywhere: without path separators, Windows' forbidden characters and
-    reserved names, control and invisible characters, dots at the ends, and at most 150 bytes long.
+    """Return a person's name as a file name that is valid on every system.
+
+    Path separators, characters and names reserved on Windows, control and invisible characters, and dots at either end
+    are removed or replaced; the result has at most 150 bytes.
 
     Raises:
-        FaceSnapError: nothing is left of it.
+        FaceSnapError: nothing is left of the name.
     """
     safe = _FORBIDDEN.sub("_", _printable(name)).strip(" .").encode()[:150].decode(errors="ignore").strip(" .")
     if not safe.strip("_"):
-        raise FaceSnapError(f"An identity cannot be named {name!r}; give a name with letters or digits.")
+        raise FaceSnapError(f"{name!r} cannot be used as the name of an identity; give a name with letters or digits.")
     return f"_{safe[:100]}" if _RESERVED.match(safe) else safe
 
 
 def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
-    """Write an identity file whole or not at all.
+    """Write an identity file atomically.
 
     Raises:
-        FaceSnapError: there is such a file and `overwrite` is not asked for, or it is no identity file; or the file
-            cannot be written.
+        FaceSnapError: the file exists and `overwrite` is False or it is not an identity file; or it cannot be written.
     """
     from safetensors.torch import save_file
 
-    check_place(path, overwrite)
+    check_target(path, overwrite)
     tensors = {key: tensor for key in _AXES if (tensor := getattr(identity, key)) is not None}
     metadata = {
         "format": "facesnap-identity",
@@ -89,22 +92,22 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
         save_file({key: tensor.float().contiguous() for key, tensor in tensors.items()}, part, metadata)
 
 
-def check_place(path: Path, overwrite: bool) -> None:
-    """Raise `FaceSnapError` where `save` would."""
+def check_target(path: Path, overwrite: bool) -> None:
+    """Raise `FaceSnapError` if `save` would refuse to write this file."""
     if path.exists():
         if not overwrite:
             raise FaceSnapError(f"There is already an identity {path.stem}; give another name, or overwrite it.")
-        require(path, Kind.IDENTITY, "it is not overwritten: give another name.")
+        require(path, Kind.IDENTITY, "it is not overwritten, give another name.")
 
 
 def load(path: Path) -> Identity:
-    """Read an identity file from anybody: it is refused unless everything in it is as it must be.
+    """Read an identity file, which may come from an untrusted source: its whole content is validated.
 
     Raises:
-        FaceSnapError: the file is missing, of another kind, of a newer version, too large, damaged or not whole.
+        FaceSnapError: the file is missing, of another kind, of a newer version, too large, damaged or incomplete.
     """
     if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise FaceSnapError(f"{path.name} is too large for an identity file: save the person again with fewer photos.")
+        raise FaceSnapError(f"{path.name} is too large for an identity file; save the person again with fewer photos.")
     require(path, Kind.IDENTITY, "save one from photos.")
     index = read_index(path)
     try:
@@ -116,41 +119,41 @@ def load(path: Path) -> Identity:
         _check_numbers(tensors)
         name = _printable(index.metadata["name"])[:200]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise FaceSnapError(f"{path.name} is damaged ({error}): save the person again from photos.") from error
+        raise FaceSnapError(f"{path.name} is damaged ({error}); save the person again from photos.") from error
     return Identity(name, tensors["embeddings"], tensors.get("clip_tokens"), tensors.get("shapes"), photos, networks)
 
 
 def _photos(metadata: dict[str, str]) -> tuple[str, ...]:
     photos = json.loads(metadata["photos"])
     if not isinstance(photos, list) or not photos or not all(_is_hash(photo, 10) for photo in photos):
-        raise ValueError("photos are not named by their hashes")
+        raise ValueError("its photos are not identified by hashes")
     return tuple(photos)
 
 
 def _networks(metadata: dict[str, str]) -> dict[str, str]:
     networks: Any = json.loads(metadata["networks"])
     if not isinstance(networks, dict) or not all(_is_hash(value, 64) for value in networks.values()):
-        raise ValueError("networks are not named by their hashes")
+        raise ValueError("its networks are not identified by hashes")
     return networks
 
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]], references: int, networks: dict[str, str]) -> None:
     parts = {"embeddings": "face_pack", "clip_tokens": "clip", "shapes": "deca"}
     if "embeddings" not in shapes or not set(shapes) <= set(parts):
-        raise ValueError(f"it holds {', '.join(sorted(shapes))[:200]}")
+        raise ValueError(f"it contains {', '.join(sorted(shapes))[:200] or 'no tensors'}")
     if set(networks) != {parts[key] for key in shapes}:
-        raise ValueError("it does not say by which networks it was made")
+        raise ValueError("it does not name the networks that computed its features")
     for key, shape in shapes.items():
         if len(shape) != _AXES[key] or shape[0] != references or 0 in shape:
-            raise ValueError(f"{key} of {references} photos have shape {list(shape)}")
+            raise ValueError(f"{key} of {references} photos have the shape {list(shape)}")
 
 
 def _check_numbers(tensors: dict[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
-            raise ValueError(f"{key} are not finite numbers in single precision")
+            raise ValueError(f"{key} are not finite single-precision numbers")
     if not bool((tensors["embeddings"].norm(dim=1) > 0).all()):
-        raise ValueError("embeddings are zero")
+        raise ValueError("an embedding is zero")
 
 
 def _is_hash(value: Any, digits: int) -> bool:
@@ -158,6 +161,6 @@ def _is_hash(value: Any, digits: int) -> bool:
 
 
 def _printable(text: str) -> str:
-    """On one line, composed, without control, invisible and direction characters."""
+    """Return text on one line, NFC-normalised, without control, invisible and text direction characters."""
     visible = (letter for letter in " ".join(text.split()) if not unicodedata.category(letter).startswith("C"))
     return unicodedata.normalize("NFC", " ".join("".join(visible).split()))

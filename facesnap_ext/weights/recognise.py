@@ -1,12 +1,14 @@
-"""Recognise a weight file by its tensors, never by its name."""
+"""Recognise weight files by their tensors, never by their names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
+from facesnap_ext.files import State
 from facesnap_ext.weights.tensors import read_index
 from facesnap_ext.weights.unpickle import is_torch_file
 
@@ -14,7 +16,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Kind(Enum):
-    """Kinds of weight file; the value completes the sentence "this is …"."""
+    """A kind of weight file. The value completes the sentence "this is …"."""
 
     FACESNAP = "a FaceSnap file"
     SDXL_CONTROLNET = "an SDXL ControlNet"
@@ -43,13 +45,13 @@ class Kind(Enum):
 
 
 def recognise(path: Path) -> Kind:
-    """Say what a weight file is from the names and shapes in it, before any of its numbers is read.
+    """Return the kind of a weight file from the names and shapes of its tensors, without reading their values.
 
     Raises:
-        FaceSnapError: there is no such file, or it cannot be read as a weight file.
+        FaceSnapError: the file is missing, or not a readable weight file.
     """
     if not path.is_file():
-        raise FaceSnapError(f"There is no file {path}; check the name and the folder.")
+        raise FaceSnapError(f"There is no file {path}; check its name and folder.")
     if _is_pickle(path):
         return Kind.PICKLE
     index = read_index(path)
@@ -62,25 +64,40 @@ def recognise(path: Path) -> Kind:
     return by_format.get(index.metadata.get("format", "")) or recognise_tensors(index.shapes)
 
 
-def require(path: Path, wanted: Kind, advice: str) -> None:
-    """Refuse a file of another kind by the name of what it is.
+@lru_cache(maxsize=4096)
+def recognise_cached(path: Path, state: State) -> Kind | FaceSnapError:
+    """Return the kind of a file, or the error that kept it from being recognised; both are cached.
 
     Args:
-        advice: what to do instead, the end of the sentence.
+        state: `files.state_of(path)`; a changed file is read again.
     """
-    if (kind := recognise(path)) is not wanted:
-        raise FaceSnapError(f"{path.name} is {kind.value}, not {wanted.value}; {advice}")
+    try:
+        return recognise(path)
+    except FaceSnapError as error:
+        return FaceSnapError(str(error))  # without its traceback
+    except Exception as error:  # one unreadable file among hundreds must not break the page
+        return FaceSnapError(f"{path.name} cannot be read ({reason_of(error, 200)}).")
+
+
+def require(path: Path, expected: Kind, advice: str) -> None:
+    """Raise an error if a file is of another kind than expected.
+
+    Args:
+        advice: the end of the message, what to do instead.
+    """
+    if (kind := recognise(path)) is not expected:
+        raise FaceSnapError(f"{path.name} is {kind.value}, not {expected.value}; {advice}")
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether the file starts as a pickle that is not torch's, such as FLAME's."""
+    """Return whether the file begins like a pickle and was not written by torch, such as FLAME's."""
     with path.open("rb") as file:
         start = file.read(2)
     return len(start) == 2 and start[0] == 0x80 and start[1] in range(2, 6) and not is_torch_file(path)
 
 
 def recognise_tensors(shapes: Shapes) -> Kind:
-    """Say what a set of tensors is."""
+    """Return the kind of file that tensors of these names and shapes belong to."""
     if not shapes:
         return Kind.UNKNOWN
     if any(key.startswith("ffrnet.") for key in shapes):
@@ -113,9 +130,9 @@ def recognise_tensors(shapes: Shapes) -> Kind:
 
 
 def _is_sd2s(shapes: Shapes) -> bool:
-    """Whether cross-attention reads SD2's text, of 1024 channels."""
-    texts = (shape for key, shape in shapes.items() if key.endswith("attn2.to_k.weight"))
-    return next(texts, ())[-1:] == (1024,)
+    """Return whether cross-attention has the context width of SD2, 1024."""
+    widths = (shape for key, shape in shapes.items() if key.endswith("attn2.to_k.weight"))
+    return next(widths, ())[-1:] == (1024,)
 
 
 def _controlnet(shapes: Shapes, sdxl: Kind) -> Kind:

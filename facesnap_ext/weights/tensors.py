@@ -1,4 +1,4 @@
-"""What tensors a weight file holds, and reading them: safetensors, and torch's own files without executing anything."""
+"""Read tensors, or only their names and shapes, from safetensors and torch files without executing any code."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from torch import Tensor
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights.unpickle import is_torch_file, read_torch
 
-MAX_EXPANDED = 64  # times the numbers that are stored of a tensor, which may name one of them again and again
-MAX_SMALL = 2**20  # bytes of a tensor that may name one number as often as it likes
+MAX_EXPANSION = 64  # size of a tensor relative to its stored data, which strides may refer to repeatedly
+MAX_SMALL = 2**20  # bytes; smaller tensors may be expanded without limit
 
 
 @dataclass(frozen=True)
 class TensorIndex:
-    """The names and shapes in a weight file, and its metadata (empty for torch's files)."""
+    """The names and shapes of the tensors in a weight file, and its metadata (empty for torch files)."""
 
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
 
 
 def read_index(path: Path) -> TensorIndex:
-    """Read names and shapes alone; the numbers stay on the disk.
+    """Read names and shapes only; the data stays on disk.
 
-    Nested dictionaries of torch's files are flattened with dots (`image_proj.latents`), an outer `state_dict` is
-    left out.
+    Nested dictionaries in torch files are flattened with dots (`image_proj.latents`); the key `state_dict` is
+    dropped.
 
     Raises:
-        FaceSnapError: the file is missing, cut short or damaged.
+        FaceSnapError: the file is missing, truncated or damaged.
     """
     if not path.is_file():
-        raise FaceSnapError(f"There is no file {path}; check the name and the folder.")
+        raise FaceSnapError(f"There is no file {path}; check its name and folder.")
     if is_torch_file(path):
         shapes = shapes_of(_torch_tensors(path, "meta"))
         return TensorIndex(shapes, {})
@@ -51,14 +51,14 @@ def read_tensors(
     """Read tensors to the CPU.
 
     Args:
-        rename: maps a key of the file to the key wanted; None leaves the tensor on the disk.
-        dtype: what floating tensors become; by default they keep the file's type.
+        rename: maps a key of the file to a key of the result; None skips the tensor.
+        dtype: floating-point tensors are converted to it; by default, they keep the dtype of the file.
     """
-    wanted: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
 
     def take(key: str, tensor: Tensor) -> None:
         if (name := rename(key)) is not None:
-            wanted[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+            result[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
 
     if is_torch_file(path):
         for key, tensor in _torch_tensors(path).items():
@@ -68,27 +68,30 @@ def read_tensors(
             for key in file.keys():  # noqa: SIM118
                 if rename(key) is not None:
                     take(key, file.get_tensor(key))
-    return wanted
+    return result
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """The shapes of tensors by their names, as `read_index` gives those of a file."""
+    """Return the shapes of tensors by name, as `read_index` does for a file."""
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
 def without_prefix(prefix: str) -> Callable[[str], str | None]:
-    """For `read_tensors`: the rest of a name that begins so, None for others."""
+    """Return a `rename` function for `read_tensors` that strips a prefix and skips keys without it."""
     return lambda key: key[len(prefix) :] if key.startswith(prefix) else None
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file's tensors, hexadecimal: their names, types, shapes and numbers, whatever container, order and
-    metadata they come in. Of safetensors one tensor at a time is in memory."""
+    """Return the SHA-256 of a file's tensors, in hexadecimal.
+
+    It covers names, dtypes, shapes and values, and does not depend on container, order or metadata. Safetensors files
+    are read one tensor at a time.
+    """
     digest = hashlib.sha256()
 
     def add(key: str, tensor: Tensor) -> None:
         digest.update(repr((key, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     if is_torch_file(path):
         for key, tensor in sorted(_torch_tensors(path).items()):
@@ -115,10 +118,12 @@ def _torch_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     tensors = _flatten(read_torch(path, device))
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided:
-            raise FaceSnapError(f"{path.name} holds {name} as a sparse tensor, which no weights of FaceSnap's are.")
+            raise FaceSnapError(
+                f"{path.name} contains the sparse tensor {name}, and FaceSnap reads only dense ones; use another file."
+            )
         stored = tensor.untyped_storage().nbytes()
-        if tensor.numel() * tensor.element_size() > max(MAX_EXPANDED * stored, MAX_SMALL):
-            raise FaceSnapError(f"{path.name} says that {name} is absurdly larger than what is there of it.")
+        if tensor.numel() * tensor.element_size() > max(MAX_EXPANSION * stored, MAX_SMALL):
+            raise FaceSnapError(f"{path.name} declares {name} as far larger than its stored data; download it again.")
     return tensors
 
 

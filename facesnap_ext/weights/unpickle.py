@@ -1,7 +1,7 @@
-"""Read pickles and torch files that come from the net, without executing anything in them.
+"""Read pickles and torch files from untrusted sources without executing any code in them.
 
-A pickle is a program that calls whatever it names. Here every name is looked up in a short list of inert stand-ins,
-none of which runs code of numpy, scipy or chumpy; any other name is refused before it is imported.
+A pickle is a program that can call any function it names. Here, every name is looked up in a short list of inert
+stand-ins, none of which runs code of numpy, scipy or chumpy. All other names are rejected before they are imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import struct
 import tarfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,54 +23,53 @@ import torch
 from facesnap_ext.errors import FaceSnapError
 
 MAX_PICKLE_BYTES = 2 << 30  # FLAME's pickle has 50 MB
-MAX_MADE_BYTES = 1 << 27  # of all sparse matrices once their zeros are written out, and of what chumpy picks out
-MAX_ZIP_RATIO = 4  # of the sizes that a zip's entries declare to the size of the zip; weights hardly compress
+MAX_EXPANDED_BYTES = 1 << 27  # of all dense copies of sparse matrices, and of chumpy's selections
+MAX_ZIP_RATIO = 4  # declared size of all entries relative to the zip file; weights hardly compress
 
-_ZIP = b"PK\3\4"  # by which torch knows its files
-# how torch.save began before torch 1.6: a pickle of one number
+_ZIP = b"PK\3\4"  # by which torch recognises its files
+# the beginning of files of torch before 1.6: a pickle of one number
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
-_NOT_CALLABLE = "a class whose stand-in is made by the reader"
+_NOT_CALLABLE = "stands for a class whose instances are created by the reader"
 
 
 def read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a pickled dictionary, such as FLAME's `generic_model.pkl`.
 
-    Numpy arrays of numbers, chumpy's arrays (chumpy itself is not needed) and scipy's csc and csr matrices (made dense,
-    scipy is not needed) are read; entries of the dictionary that are no arrays are left out. Text of Python 2 is read
-    as latin1.
+    It reads numeric numpy arrays, chumpy arrays and scipy's csc and csr matrices (returned as dense arrays); neither
+    chumpy nor scipy is needed. Other entries of the dictionary are left out. Strings of Python 2 are read as latin1.
 
     Returns:
-        The arrays by name, perhaps read-only, with the types of the file.
+        The arrays by name, with the dtypes of the file; they may be read-only.
 
     Raises:
-        FaceSnapError: the file is missing, damaged, absurdly large, or names anything beyond plain arrays.
+        FaceSnapError: the file is missing, damaged or far too large, or refers to anything but plain arrays.
     """
     try:
         if path.stat().st_size > MAX_PICKLE_BYTES:
-            raise FaceSnapError(f"{path.name} is larger than any pickle that FaceSnap knows, and is not read.")
+            raise FaceSnapError(f"{path.name} is too large for a pickle that FaceSnap can use; choose another file.")
         data = path.read_bytes()
     except OSError as error:
-        raise FaceSnapError(f"The file {path} cannot be read ({error.strerror}); check the name and folder.") from error
+        raise FaceSnapError(f"The file {path} cannot be read ({error.strerror}); check its name and folder.") from error
     try:
         content = _InertUnpickler(data, path.name).load()
         if not isinstance(content, dict):
-            raise TypeError(f"it holds a {type(content).__name__}, not a dictionary")
+            raise TypeError(f"it contains a {type(content).__name__}, not a dictionary")
         arrays = _Arrays()
         return {str(name): arrays.read(value) for name, value in content.items() if isinstance(value, _Inert)}
     except FaceSnapError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise FaceSnapError(f"{path.name} is not a whole pickle of arrays ({error}); download it again.") from error
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise FaceSnapError(f"{path.name} is not a complete pickle of arrays ({error}); download it again.") from error
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether `torch.save` wrote the file, in the zip format or the one before torch 1.6."""
+    """Return whether the file was written by `torch.save`, in the zip format or the one before torch 1.6."""
     return _begins(path, _ZIP) or is_old_torch_file(path)
 
 
 def is_old_torch_file(path: Path) -> bool:
-    """Whether torch before 1.6 wrote the file, in a format that has its numbers between its names."""
+    """Return whether the file was written by torch before 1.6, in a format that mixes names and data."""
     return _begins(path, _LEGACY_TORCH)
 
 
@@ -80,63 +79,67 @@ def _begins(path: Path, start: bytes) -> bool:
 
 
 def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
-    """Read a dictionary that `torch.save` wrote, in either format.
+    """Read a dictionary written by `torch.save`, in either format.
 
-    `torch.load(weights_only=True)` does the reading. What it would hand over to other readers is refused first:
-    TorchScript archives, which are programs, and the tar archives of torch before 0.1.10.
+    The file is read by `torch.load(weights_only=True)`. Files that it would pass on to other readers are rejected
+    first: TorchScript archives, which are programs, and the tar archives of torch before 0.1.10.
 
     Args:
-        device: where the tensors go; "meta" reads shapes and no numbers.
+        device: where the tensors are loaded; "meta" reads shapes but no data.
 
     Raises:
-        FaceSnapError: the file is missing, damaged, of those two kinds, or names anything beyond plain tensors.
+        FaceSnapError: the file is missing, damaged or of those two kinds, or refers to anything but plain tensors.
     """
     try:
         _check_torch_archive(path)
-        lazily = {"mmap": True} if device == "meta" and _begins(path, _ZIP) else {}
-        # A1111 replaces torch.load by a check of its own, which answers None to files of torch 2.7 and newer
-        content = torch.serialization.load(str(path), map_location=device, weights_only=True, **lazily)
+        options: dict[str, Any] = {"mmap": True} if device == "meta" and _begins(path, _ZIP) else {}
+        # A1111 replaces torch.load by a check that returns None for files of torch 2.7 and newer
+        content = torch.serialization.load(str(path), map_location=device, weights_only=True, **options)
     except FaceSnapError:
         raise
     except FileNotFoundError as error:
-        raise FaceSnapError(f"There is no file {path}; check the name and the folder.") from error
-    except Exception as error:  # torch raises whatever a damaged archive leads it to
-        refused = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
-        reason = f"holds {refused[1]} beside its tensors" if refused else "is damaged or no torch file"
-        raise FaceSnapError(f"{path.name} {reason}, and is not read; download it from its authors again.") from error
+        raise FaceSnapError(f"There is no file {path}; check its name and folder.") from error
+    except Exception as error:  # a damaged archive can make torch raise any exception
+        rejected = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
+        reason = f"contains {rejected[1]} besides its tensors" if rejected else "is damaged or not a torch file"
+        raise FaceSnapError(f"{path.name} {reason} and was not loaded; download it again from its authors.") from error
     if not isinstance(content, Mapping):
-        raise FaceSnapError(f"{path.name} holds no dictionary of tensors; download it from its authors again.")
+        raise FaceSnapError(
+            f"{path.name} does not contain a dictionary of tensors; download it again from its authors."
+        )
     return content
 
 
 def _check_torch_archive(path: Path) -> None:
-    """Refuse what torch before 2.6 runs in spite of `weights_only` (CVE-2025-32434), seen with torch's own eyes: two
-    readers of zips can be shown two tables of contents."""
+    """Reject files that torch before 2.6 executes in spite of `weights_only` (CVE-2025-32434).
+
+    The names of the entries are also read by torch itself, because two zip readers can see different directories.
+    """
     if not _begins(path, _ZIP):
         if tarfile.is_tarfile(path):
-            raise FaceSnapError(f"{path.name} is a tar archive, which holds no weights that FaceSnap reads; unpack it.")
+            raise FaceSnapError(f"{path.name} is a tar archive, not a file of weights; unpack it.")
         return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-    _refuse_program(path, [entry.filename for entry in entries])
+    _reject_program(path, [entry.filename for entry in entries])
     if not _has_one_directory(path):
-        raise FaceSnapError(
-            f"{path.name} is not the kind of zip that torch writes, and is not read; download it again."
-        )
+        raise FaceSnapError(f"{path.name} is not a zip file as torch writes it and was not loaded; download it again.")
     if sum(entry.file_size for entry in entries) > MAX_ZIP_RATIO * path.stat().st_size:
-        raise FaceSnapError(f"{path.name} unpacks to an absurd size and is not read; download it again.")
-    with path.open("rb") as file:  # a path of other letters than Windows' own it would not find
-        _refuse_program(path, torch._C.PyTorchFileReader(file).get_all_records())
+        raise FaceSnapError(f"{path.name} would unpack to an implausible size and was not loaded; download it again.")
+    with path.open("rb") as file:  # given a path, torch may not find names with non-ASCII characters on Windows
+        _reject_program(path, torch._C.PyTorchFileReader(file).get_all_records())
 
 
-def _refuse_program(path: Path, names: Sequence[str]) -> None:
+def _reject_program(path: Path, names: Sequence[str]) -> None:
     if any(name.lower().endswith("constants.pkl") for name in names):
-        raise FaceSnapError(f"{path.name} is a TorchScript program and is not run; use its plain weights instead.")
+        raise FaceSnapError(f"{path.name} is a TorchScript program and was not loaded; use its plain weights instead.")
 
 
 def _has_one_directory(path: Path) -> bool:
-    """Whether a zip's table of contents lies where its end says and also right before that end, without a comment
-    behind it: readers look in either place."""
+    """Return whether a zip's central directory is where the end record says, and also ends right before that record.
+
+    Zip readers rely on one or the other. A comment after the end record is not allowed.
+    """
     with path.open("rb") as file:
         end = file.seek(0, io.SEEK_END) - 22
         file.seek(max(0, end - 20))
@@ -144,7 +147,7 @@ def _has_one_directory(path: Path) -> bool:
         signature, length, start, comment = struct.unpack("<4s8xIIH", record)
         if signature != b"PK\5\6" or comment:
             return False
-        if locator[:4] == b"PK\6\7":  # of a zip of 64 bits
+        if locator[:4] == b"PK\6\7":  # zip64
             end -= 20 + 56
             if struct.unpack("<8xQ4x", locator)[0] != end or end < 0:
                 return False
@@ -156,18 +159,18 @@ def _has_one_directory(path: Path) -> bool:
 
 
 class _Inert:
-    """An object of a pickle as its state alone. Each load makes its own subclasses, which it may spoil freely."""
+    """An object of a pickle, reduced to its state. Each load creates its own subclasses, which a pickle may modify."""
 
 
 class _Array(_Inert):
-    """numpy.ndarray: (version, shape, type, whether in Fortran's order, bytes); the oldest numpy has no version."""
+    """numpy.ndarray: (version, shape, dtype, Fortran order, bytes); the oldest numpy versions omit the version."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = state
 
 
 class _DType(_Inert):
-    """numpy.dtype: its code, and a state of which the second entry is the byte order."""
+    """numpy.dtype: its code, and a state whose second entry is the byte order."""
 
     code: Any
     state: tuple[Any, ...] = (0, "|")
@@ -177,25 +180,27 @@ class _DType(_Inert):
 
 
 class _Chumpy(_Inert):
-    """A chumpy array: `Ch` holds its numbers in `x`; `Reshape`, `Select`, `transpose` rearrange another one, `a`."""
+    """A chumpy array: `Ch` holds its data in `x`; `Reshape`, `Select` and `transpose` rearrange another array, `a`."""
 
 
 class _SparseMatrix(_Inert):
-    """scipy's compressed sparse matrices: columns (csc) or rows (csr) of `data` at `indices`, from `indptr` on."""
+    """A sparse matrix of scipy: columns (csc) or rows (csr) of `data` at `indices`, delimited by `indptr`."""
 
 
 class _Arrays:
-    """The arrays that stand-ins describe, each made once however often a pickle names it, and together no larger than
-    `MAX_MADE_BYTES` beyond what lies in the file."""
+    """Converts stand-ins to arrays, each once, however often a pickle refers to it.
+
+    Together, they take at most `MAX_EXPANDED_BYTES` more than is stored in the file.
+    """
 
     def __init__(self) -> None:
-        self.made: dict[int, np.ndarray] = {}  # by the stand-in's identity; all live as long as the pickle's content
-        self.left = MAX_MADE_BYTES
+        self.arrays: dict[int, np.ndarray] = {}  # by id() of the stand-in; all live as long as the pickle's content
+        self.bytes_left = MAX_EXPANDED_BYTES
 
     def read(self, stand_in: Any) -> np.ndarray:
-        if id(stand_in) not in self.made:
-            self.made[id(stand_in)] = self._make(stand_in)
-        return self.made[id(stand_in)]
+        if id(stand_in) not in self.arrays:
+            self.arrays[id(stand_in)] = self._make(stand_in)
+        return self.arrays[id(stand_in)]
 
     def _make(self, stand_in: Any) -> np.ndarray:
         if isinstance(stand_in, _Array):
@@ -205,12 +210,12 @@ class _Arrays:
             return self._chumpy(type(stand_in).__name__, vars(stand_in))
         if isinstance(stand_in, _SparseMatrix):
             return self._dense(type(stand_in).__name__, vars(stand_in))
-        raise ValueError(f"a {type(stand_in).__name__} where an array belongs")
+        raise ValueError(f"a {type(stand_in).__name__} in place of an array")
 
     def _take(self, size: int) -> None:
-        self.left -= size
-        if self.left < 0:
-            raise ValueError("arrays that are absurdly larger than the file")
+        self.bytes_left -= size
+        if self.bytes_left < 0:
+            raise ValueError("its arrays are far larger than the file")
 
     def _chumpy(self, kind: str, state: dict[str, Any]) -> np.ndarray:
         if kind == "Ch":
@@ -232,9 +237,9 @@ class _Arrays:
         by_column = kind.startswith("csc")
         lines, length = shape[::-1] if by_column else shape
         if min(shape) < 0 or len(starts) != lines + 1 or len(data) != len(indices):
-            raise ValueError(f"a sparse matrix of {shape[0]} by {shape[1]}")
+            raise ValueError(f"an inconsistent sparse matrix of {shape[0]} × {shape[1]}")
         if np.any((indices < 0) | (indices >= length)):
-            raise ValueError("a sparse matrix whose indices do not fit")
+            raise ValueError("a sparse matrix with indices out of range")
         self._take(lines * length * data.itemsize)
         dense = np.zeros((lines, length), data.dtype)
         np.add.at(dense, (np.repeat(np.arange(lines), np.diff(starts)), indices), data)
@@ -243,17 +248,17 @@ class _Arrays:
 
 def _numbers(raw: Any, dtype: Any, shape: Any, fortran: bool) -> np.ndarray:
     if not (isinstance(dtype, _DType) and re.fullmatch(r"[<>=|]?[biufc]\d+", str(dtype.code))):
-        raise ValueError("an array of something else than numbers")
+        raise ValueError("an array that does not contain numbers")
     byte_order = dtype.state[1] if dtype.state[1] in ("<", ">") else "|"
     numbers = np.frombuffer(_to_bytes(raw), np.dtype(dtype.code).newbyteorder(byte_order))
     shape = tuple(map(int, shape))
-    if min(shape, default=1) < 0 or math.prod(shape) != numbers.size:  # numpy's product may overflow
+    if min(shape, default=1) < 0 or math.prod(shape) != numbers.size:  # numpy's product can overflow
         raise ValueError(f"an array of shape {shape} with {numbers.size} numbers")
     return numbers.reshape(shape, order="F" if fortran else "C")
 
 
 def _to_bytes(raw: Any) -> bytes | bytearray:
-    """Bytes of Python 2 arrive as latin1 text."""
+    """Return the bytes of an array; those of Python 2 are read as latin1 text."""
     if isinstance(raw, str):
         return raw.encode("latin1")
     if isinstance(raw, bytes | bytearray):
@@ -262,22 +267,25 @@ def _to_bytes(raw: Any) -> bytes | bytearray:
 
 
 class _InertUnpickler(pickle._Unpickler):
-    """Builds inert stand-ins for the few classes and functions that pickled arrays name, and refuses all others.
+    """Creates inert stand-ins for the few classes and functions that pickled arrays refer to, and rejects all others.
 
-    It extends the unpickler written in Python: the one in C allocates tables as long as the file says.
-    Methods stand in for functions: a pickle can call them but cannot change them.
+    It extends the unpickler written in Python, because the one in C allocates memory for sizes that a file declares.
+    Methods stand in for functions, because a pickle can call methods but not set attributes on them.
     """
+
+    read: Callable[[int], bytes]  # set by `load`
+    append: Callable[[Any], None]  # set by `load`
 
     def __init__(self, data: bytes, name: str) -> None:
         super().__init__(io.BytesIO(data), encoding="latin1")
         self.name = name
 
     def load_bytearray8(self) -> None:
-        """Read what there is, where Python first makes room for as much as the file says."""
+        """Read as much as the file has, whereas Python first allocates as much as it declares."""
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
-    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
 
     def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module}.{name}"
@@ -290,7 +298,7 @@ class _InertUnpickler(pickle._Unpickler):
         if full_name == "numpy.dtype":
             return self._dtype
         if full_name in ("__builtin__.bytes", "builtins.bytes"):
-            return self._no_bytes
+            return self._empty_bytes
         if full_name == "_codecs.encode":
             return self._encode
         if full_name in ("copy_reg._reconstructor", "copyreg._reconstructor"):
@@ -306,8 +314,8 @@ class _InertUnpickler(pickle._Unpickler):
         if re.fullmatch(r"scipy\.sparse\._?cs[cr]", module) and re.fullmatch(r"cs[cr]_(matrix|array)", name):
             return type(name, (_SparseMatrix,), {})
         raise FaceSnapError(
-            f"{self.name} names {full_name}, which a file of arrays has no need of, and is not read; "
-            "download it from its authors again."
+            f"{self.name} refers to {full_name}, which a file of arrays does not need, and was not loaded; download it "
+            "again from its authors."
         )
 
     def _empty_array(self, *_: Any) -> _Array:
@@ -326,7 +334,7 @@ class _InertUnpickler(pickle._Unpickler):
         dtype.code = code
         return dtype
 
-    def _no_bytes(self) -> bytes:
+    def _empty_bytes(self) -> bytes:
         return b""
 
     def _encode(self, text: str, encoding: str) -> bytes:
@@ -335,7 +343,7 @@ class _InertUnpickler(pickle._Unpickler):
         return text.encode("latin1")
 
     def _reconstructor(self, kind: Any, *_: Any) -> _Inert:
-        """What protocols 0 and 1 make an object with."""
+        """Stand in for `copyreg._reconstructor`, which creates objects in protocols 0 and 1."""
         if not (isinstance(kind, type) and issubclass(kind, _Inert)):
-            raise TypeError("an object of no class")
+            raise TypeError("an object without a class")
         return kind()

@@ -16,11 +16,11 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.identity import faces
 from facesnap_ext.identity.faces import NoFaceError
 from facesnap_ext.landmarks.flame import full_pose, posed_vertices
-from facesnap_ext.landmarks.points72 import Landmarks, place, points_on
+from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize, points_on
 from facesnap_ext.networks.mixer import average_references
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_lab.ablation.rows import Row
 from facesnap_lab.evaluation import metrics
 from facesnap_lab.evaluation.judges import Judges, find_face, load_face_judge
@@ -124,7 +124,7 @@ def look_at(engine: Engine, files: ModelFiles, sitter: Sitter) -> Features:
     driving = encoders.face(Photo(sitter.driving, "Driving photo"))
     height, width = sitter.driving.shape[:2]
     predicted, own = (
-        place(encoders.landmarks(encoders.codes(source).shape, driving), width, height, driving.box)
+        crop_and_resize(encoders.landmarks(encoders.codes(source).shape, driving), width, height, driving.box)
         for source in (references[0], driving)
     )
     return Features(

@@ -21,7 +21,7 @@ from torch import nn
 
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from facesnap_lab.benchmarks.sampler import BOTH_ROWS, COMPILED, INSTANTID, OWN, PLAIN, BenchSampler, Networks
 from facesnap_lab.markdown import markdown_table
 

@@ -89,7 +89,7 @@ def _evaluate_miniature(
 def _judges(options: argparse.Namespace, device: torch.device) -> Judges:
     """Load the networks to measure with. The face detector comes from `--models`."""
     from facesnap_ext.identity import faces
-    from facesnap_ext.weights.places import find_models
+    from facesnap_ext.weights.search import find_models
     from facesnap_lab.evaluation.judges import Judges, load_clip, load_face_judge, load_inception
 
     clip = load_clip(options.clip, device) if options.clip else None
@@ -108,7 +108,7 @@ def _judges(options: argparse.Namespace, device: torch.device) -> Judges:
 def _studio(options: argparse.Namespace, device: torch.device) -> Studio | None:
     import torch
 
-    from facesnap_ext.weights.places import find_models
+    from facesnap_ext.weights.search import find_models
     from facesnap_lab.evaluation.draw import load_studio
 
     if options.base is None:

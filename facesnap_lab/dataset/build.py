@@ -24,7 +24,7 @@ from typing import Any
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from facesnap_lab.dataset import plan
 from facesnap_lab.dataset.captions import check_blip2, load_blip2, read_caption
 from facesnap_lab.dataset.layouts import Listing, Person, PhotoFile, list_people

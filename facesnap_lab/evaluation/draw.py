@@ -29,7 +29,8 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write, sha256
 from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.settings.unit import Unit
-from facesnap_ext.weights.places import ModelFiles, paths_of
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.source import paths_of
 from facesnap_lab.evaluation.protocol import Case
 
 NOTE = "facesnap evaluate"  # the PNG text under which a picture says what it is

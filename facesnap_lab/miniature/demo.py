@@ -17,7 +17,7 @@ from PIL import Image
 
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity.faces import Face
-from facesnap_ext.identity.framing import framed
+from facesnap_ext.identity.framing import annotate_faces
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.landmarks.points72 import draw as draw_points
 from facesnap_ext.photos import Photo
@@ -82,13 +82,13 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     with torch.no_grad():
         ffrnet = conditioning.ffrnet
         x = torch.randn(1, 4, SIDE // 4, SIDE // 4, generator=torch.Generator().manual_seed(0))
-        scale = ffrnet.config.picture_scale * SIDE // 4
+        scale = ffrnet.config.pixels_per_latent * SIDE // 4
         features = ffrnet.embed_landmarks(landmark_image(conditioning.landmarks, scale, scale))
         residuals = ffrnet(x, torch.tensor([500.0]), ffrnet.embed_tokens(conditioning.tokens), features)
     strongest = max(residuals[:3], key=lambda residual: float(residual.abs().mean()))
     rows = [
         [
-            Panel("Reference photo", framed(face.photo, [face]), "somebody of the test split"),
+            Panel("Reference photo", annotate_faces(face.photo, [face]), "somebody of the test split"),
             Panel("ArcFace embedding", heatmap(_square(face.embedding)), f"{face.embedding.size} numbers"),
             Panel("CLIP tokens", heatmap(clip_tokens.numpy()), " x ".join(map(str, clip_tokens.shape))),
             Panel(
@@ -99,7 +99,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
             Panel("An FFRNet residual", heatmap(strongest[0].abs().mean(0).numpy()), f"one of {len(residuals)}"),
         ],
         [
-            Panel("Driving photo", framed(drive.photo, [drive]), "somebody else: pose and expression"),
+            Panel("Driving photo", annotate_faces(drive.photo, [drive]), "somebody else: pose and expression"),
             Panel("The reference's own points", _overlay(face, own_points), "what DECA sees"),
             Panel("The driving person's points", _overlay(drive, their_own), "their face, not wanted"),
             Panel("Predicted points", _overlay(drive, conditioning.landmarks), "the reference's face in this pose"),

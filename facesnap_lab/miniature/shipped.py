@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext.landmarks.flame import save_flame
-from facesnap_ext.weights.places import ModelFiles, find_models
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.search import find_models
 from facesnap_lab.miniature.render import head
 
 WEIGHTS = Path(__file__).with_name("weights")

@@ -20,7 +20,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.measure import photo
 

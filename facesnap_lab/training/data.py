@@ -32,7 +32,7 @@ class Shapes:
 
     resolution: int
     latent_side: int
-    drawing_side: int  # FFRNet's picture_scale × latent_side
+    drawing_side: int  # FFRNet's pixels_per_latent × latent_side
     clip_side: int
 
 

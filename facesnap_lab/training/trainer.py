@@ -224,7 +224,7 @@ def _shapes(config: TrainConfig, info: FaceSnapInfo, frozen: Frozen) -> Shapes:
             f"{config.base.name}; correct it."
         )
     side = config.resolution // frozen.vae_scale
-    return Shapes(config.resolution, side, info.ffrnet.picture_scale * side, frozen.clip.image_size)
+    return Shapes(config.resolution, side, info.ffrnet.pixels_per_latent * side, frozen.clip.image_size)
 
 
 def _check_fit(config: TrainConfig, info: FaceSnapInfo, frozen: Frozen, pictures: Pictures) -> None:

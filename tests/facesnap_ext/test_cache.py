@@ -1,4 +1,4 @@
-"""What the engine keeps: of each kind the latest used, and no more."""
+"""The cache keeps the most recently used results of each kind, and no more."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 
 from facesnap_ext.cache import Cache
 
-KEPT = {"small": 5, "large": 2}
+LIMITS = {"small": 5, "large": 2}
 
 
-@given(st.lists(st.tuples(st.sampled_from(sorted(KEPT)), st.integers(0, 7)), max_size=60))
-def test_of_each_kind_the_latest_used_are_kept_whatever_other_kinds_do(asked):
-    """Against a plain list of what was used last."""
+@given(st.lists(st.tuples(st.sampled_from(sorted(LIMITS)), st.integers(0, 7)), max_size=60))
+def test_cache_keeps_the_most_recently_used_results_of_each_kind(requests):
+    """Compared with a plain list of the last used results."""
     cache = Cache()
-    latest = {kind: [] for kind in KEPT}
-    for kind, number in asked:
+    recent = {kind: [] for kind in LIMITS}
+    for kind, number in requests:
         computed = []
-        result = cache.remember((kind, number), lambda: computed.append(1) or (kind, number), KEPT[kind])  # noqa: B023
+        result = cache.get_or_compute((kind, number), lambda: computed.append(1) or (kind, number), LIMITS[kind])  # noqa: B023
         assert result == (kind, number)
-        assert bool(computed) == (number not in latest[kind])
-        latest[kind] = [*(n for n in latest[kind] if n != number), number][-KEPT[kind] :]
+        assert bool(computed) == (number not in recent[kind])
+        recent[kind] = [*(n for n in recent[kind] if n != number), number][-LIMITS[kind] :]

@@ -14,15 +14,15 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import encoders, faces
 from facesnap_ext.identity.saved import save_identity
-from facesnap_ext.landmarks.points72 import place
-from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, moved, placement, pose_landmarks, pose_of
+from facesnap_ext.landmarks.points72 import crop_and_resize
+from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, placement, pose_from_unit, pose_landmarks, reposition
 from facesnap_ext.landmarks.predictor import LandmarkPredictor
 from facesnap_ext.networks.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import around
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from tests.support.stand_in_pack import stand_in_arcface
 from tests.support.units import changed
 
@@ -54,7 +54,7 @@ def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mir
     prepared = engine.prepare(changed(unit, driving=mirrored, weight=0.5, start=0.1, end=0.9), 640, 512)
     conditioning = prepared.conditioning
     pack = faces.load_pack(stand_ins / "stand-in-pack")
-    face, driving = (faces.choose(faces.find_faces(pack, photo)) for photo in (unit.references[0], mirrored))
+    face, driving = (faces.select_face(faces.find_faces(pack, photo)) for photo in (unit.references[0], mirrored))
     weights = facesnap_file.load(stand_ins / "random.safetensors")
     tokens = weights.mixer(
         torch.from_numpy(face.embedding)[None, None],
@@ -65,7 +65,8 @@ def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mir
     points = predictor.predict(
         predictor.encode(face.photo.pixels, face.box), predictor.encode(mirrored.pixels, driving.box)
     )
-    np.testing.assert_allclose(conditioning.landmarks.points, place(points, 640, 512, driving.box).points, atol=1e-3)
+    expected = crop_and_resize(points, 640, 512, driving.box).points
+    np.testing.assert_allclose(conditioning.landmarks.points, expected, atol=1e-3)
     assert (conditioning.landmarks.width, conditioning.landmarks.height) == (640, 512)
     assert (
         conditioning.strength.weight,
@@ -205,20 +206,20 @@ def test_several_references_are_mixed_or_averaged(engine, unit, astronaut, mirro
 
 
 def test_the_init_picture_drives_by_default_in_its_own_pixels(engine, unit, mirrored):
-    prepared = engine.prepare(unit, 768, 512, init_picture=mirrored)
+    prepared = engine.prepare(unit, 768, 512, init_image=mirrored)
     assert prepared.in_init_image
     assert prepared.driving.photo is mirrored
     assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (512, 512)
-    chosen = engine.prepare(replace(unit, driving=unit.references[0]), 768, 512, init_picture=mirrored)
+    chosen = engine.prepare(replace(unit, driving=unit.references[0]), 768, 512, init_image=mirrored)
     assert not chosen.in_init_image
     assert chosen.driving.photo is unit.references[0]
 
 
 def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_stops_the_job(engine, unit):
-    prepared = engine.prepare(unit, 512, 512, init_picture=grey())
+    prepared = engine.prepare(unit, 512, 512, init_image=grey())
     assert not prepared.in_init_image
     assert prepared.driving.photo is unit.references[0]
-    assert "init picture has no face" in prepared.notes[0]
+    assert "init image has no face" in prepared.notes[0]
     with pytest.raises(FaceSnapError, match=r"No face .* drive me\.png"):
         engine.prepare(replace(unit, driving=grey("drive me.png")), 512, 512)
 
@@ -240,11 +241,11 @@ def test_templates_and_sliders_pose_the_references_shape_and_need_no_other_photo
     from facesnap_ext.landmarks.predictor import load_predictor
 
     posed = replace(unit, pose=pose, template="three quarters right", yaw=20, mouth=0.5, y=0.6)
-    prepared = engine.prepare(replace(posed, driving=grey()), 640, 512, init_picture=mirrored)
+    prepared = engine.prepare(replace(posed, driving=grey()), 640, 512, init_image=mirrored)
     predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
     face = prepared.references[0]
     rig = make_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
-    wanted = pose_landmarks(rig, pose_of(posed, 640, 512), 640, 512)
+    wanted = pose_landmarks(rig, pose_from_unit(posed, 640, 512), 640, 512)
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, wanted.points, atol=1e-3)
     assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (640, 512)
     assert not prepared.in_init_image
@@ -264,7 +265,7 @@ def test_moving_a_slider_runs_no_network(stand_ins, unit, monkeypatch):
 
 def test_the_references_own_pose_is_its_even_beside_other_photos(engine, unit, mirrored):
     alone = engine.prepare(unit, 640, 512)
-    own = engine.prepare(replace(unit, pose="own", driving=mirrored), 640, 512, init_picture=mirrored)
+    own = engine.prepare(replace(unit, pose="own", driving=mirrored), 640, 512, init_image=mirrored)
     np.testing.assert_array_equal(own.conditioning.landmarks.points, alone.conditioning.landmarks.points)
     assert own.driving.photo is unit.references[0]
     assert not own.in_init_image
@@ -277,11 +278,11 @@ def test_a_photos_points_go_where_the_unit_says(engine, unit, mirrored):
         ({"pose": "own"}, None, (640, 768)),
     ):
         there, here = (
-            engine.prepare(replace(unit, **changes, **place), 640, 768, init_picture=init).conditioning.landmarks
+            engine.prepare(replace(unit, **changes, **place), 640, 768, init_image=init).conditioning.landmarks
             for place in ({"x": 0.3, "size": 0.2}, {})
         )
         assert (there.width, there.height) == size
-        np.testing.assert_array_equal(there.points, moved(here, x=0.3, size=0.2).points)
+        np.testing.assert_array_equal(there.points, reposition(here, x=0.3, size=0.2).points)
         np.testing.assert_allclose(placement(there), (0.3, placement(here)[1], 0.2), atol=1e-5)
 
 
@@ -289,7 +290,7 @@ def test_each_face_of_a_driving_photo_can_drive(engine, unit, group):
     drives = [replace(unit, driving=group, driving_face_index=which) for which in (0, 1)]
     boxes = [tuple(engine.prepare(one, 640, 512).driving.box) for one in drives]
     from_init = [replace(unit, driving_face_index=which) for which in (0, 1)]
-    assert boxes == [tuple(engine.prepare(one, 640, 512, init_picture=group).driving.box) for one in from_init]
+    assert boxes == [tuple(engine.prepare(one, 640, 512, init_image=group).driving.box) for one in from_init]
     assert boxes[0] != boxes[1]
     with pytest.raises(FaceSnapError, match="has no face 6"):
         engine.prepare(replace(unit, driving=group, driving_face_index=6), 512, 512)
@@ -310,13 +311,13 @@ def test_a_padded_close_up_is_said(engine, unit, astronaut):
     close_up = Photo(np.ascontiguousarray(astronaut.pixels[70:165, 178:273]), "close-up.png")
     prepared = engine.prepare(replace(unit, references=(close_up,)), 512, 512)
     assert prepared.references[0].padded
-    assert "close-up.png fills the picture" in prepared.notes[0]
+    assert "close-up.png fills the photo" in prepared.notes[0]
 
 
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("stand-in-pack", "no face recognition pack"),
+        ("stand-in-pack", "no face model pack"),
         ("stand-in-clip", "no CLIP-ViT-H image encoder"),
         ("stand-in-deca.safetensors", "no DECA encoder"),
         ("stand-in-flame.safetensors", "no FLAME head model"),
@@ -354,7 +355,7 @@ def test_decas_and_flames_own_files_are_converted_once(copied, unit, monkeypatch
     told = []
     got = Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append).conditioning.landmarks
     np.testing.assert_allclose(got.points, wanted.points, atol=1e-3)
-    assert told[:2] == ["converting deca_model.tar, once", "converting generic_model.pkl, once"]
+    assert told[:2] == ["converting deca_model.tar (only once)", "converting generic_model.pkl (only once)"]
     told.clear()
     Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append)
     assert not any("converting" in line for line in told)
@@ -364,7 +365,7 @@ def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, 
     cases = [
         (replace(unit, references=()), "without a reference photo"),
         (replace(unit, references=(grey("sky.jpg"),)), "No face .* sky.jpg"),
-        (replace(unit, model="none.safetensors"), "no FaceSnap file none.safetensors .* there is init"),
+        (replace(unit, model="none.safetensors"), "no FaceSnap file none.safetensors .* choose one of init"),
         (replace(unit, model=""), "several FaceSnap files .* choose one"),
     ]
     for wrong, message in cases:
@@ -373,16 +374,16 @@ def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, 
 
 
 def test_encoders_that_do_not_fit_the_file_are_named(engine, unit, monkeypatch):
-    monkeypatch.setattr(engine.encoders, "clip_tokens", lambda files, faces: [torch.zeros(257, 1024)])
-    with pytest.raises(FaceSnapError, match=r"wants features of 64 numbers from the CLIP .* gives 1024"):
+    monkeypatch.setattr(encoders.Encoders, "clip_tokens", lambda self, faces: [torch.zeros(257, 1024)])
+    with pytest.raises(FaceSnapError, match=r"expects 64 numbers per feature from the CLIP .* gives 1024"):
         engine.prepare(replace(unit, reference_mode="averaged"), 512, 512)
 
 
-def test_progress_tells_each_stage(stand_ins, unit):
+def test_progress_names_each_stage(stand_ins, unit):
     told = []
     Engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512, progress=told.append)
     assert told == [
-        "looking for the face",
+        "detecting the face",
         "loading the FaceSnap file",
         "encoding the face",
         "predicting landmarks",
@@ -409,4 +410,4 @@ def test_without_deca_the_packs_own_68_points_of_the_driving_photo_are_taken_and
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(wanted), atol=1.0)
     assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)
     [note] = prepared.notes
-    assert "Without DECA and FLAME the face's points are those of mirrored.png as they are" in note
+    assert "Without DECA and FLAME the landmarks are those detected in mirrored.png" in note

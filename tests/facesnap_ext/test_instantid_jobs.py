@@ -11,24 +11,28 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from facesnap_ext import engine as engine_module
 from facesnap_ext.cache import Cache
 from facesnap_ext.cli.main import main
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
-from facesnap_ext.hosts import a1111, forge, webui
+from facesnap_ext.hosts import a1111, forge
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.hosts.diffusers import conditioned
+from facesnap_ext.hosts.job import prepare as prepare_job
+from facesnap_ext import engine as engine_module
+from facesnap_ext.identity import encoders as encoders_module
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.residuals import Residuals
-from facesnap_ext.settings.unit import Unit, sittings
+from facesnap_ext.settings.script_args import batches_by_reference
+from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file, identity_file
-from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION, recognition_of
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION
+from facesnap_ext.weights.search import find_models
+from facesnap_ext.weights.source import recognition_of
 from tests.facesnap_ext.hosts import test_a1111, test_attention, test_diffusers, test_forge
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet
@@ -74,7 +78,7 @@ def engine(models):
 
 @pytest.fixture(autouse=True)
 def the_pack_is_antelopev2s(models, monkeypatch):
-    monkeypatch.setattr(engine_module, "RECOGNITION_SHA256", sha256(models / "antelopev2" / "glintr100.onnx"))
+    monkeypatch.setattr(encoders_module, "RECOGNITION_SHA256", sha256(models / "antelopev2" / "glintr100.onnx"))
 
 
 @pytest.fixture
@@ -88,15 +92,15 @@ def test_another_recognition_model_is_refused_and_another_file_of_its_name_told(
     engine = Engine(lambda: find_models(folder))
     stand_in_arcface(folder / "antelopev2" / "glintr100.onnx", seed=9)
     [note] = engine.prepare(unit, 512, 512).notes
-    assert "is not antelopev2's, which InstantID is made for" in note
+    assert "is not the file of antelopev2 that InstantID is made for" in note
     (folder / "antelopev2" / "glintr100.onnx").rename(folder / "antelopev2" / "w600k_r50.onnx")
     (folder / "antelopev2").rename(folder / "buffalo_l")
     with pytest.raises(
-        FaceSnapError, match=r"antelopev2's glintr100\.onnx, and the face pack .*buffalo_l has w600k_r50"
+        FaceSnapError, match=r"glintr100\.onnx of antelopev2, but the face model pack .*buffalo_l contains w600k_r50"
     ):
         engine.prepare(unit, 512, 512)
     shutil.copy(stand_ins / "random.safetensors", folder)  # other files take any pack
-    assert engine.check_recognition(engine.files(), recognition_of(folder / "random.safetensors")) == []
+    assert engine.encoders(engine.files()).check_recognition(recognition_of(folder / "random.safetensors")) == []
     shutil.copytree(models / "antelopev2", folder / "zebra")
     assert engine.prepare(replace(unit, model="InstantID"), 512, 512).notes == ()
 
@@ -166,18 +170,16 @@ def test_without_deca_and_flame_the_points_are_the_driving_photos_own_and_that_i
         prepared = bare.prepare(replace(unit, driving=mirrored), 512, 512)
         np.testing.assert_allclose(prepared.conditioning.landmarks.points, prepared.driving.keypoints, atol=1e-3)
         [note] = prepared.notes
-        assert "those of mirrored.png as they are" in note
+        assert "those detected in mirrored.png" in note
         with pytest.raises(FaceSnapError, match=f"There is no .*{missing.upper()}"):
             bare.prepare(replace(unit, pose="sliders"), 512, 512)
 
 
-def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit, grace_hopper, monkeypatch):
-    monkeypatch.setattr(webui, "_engine", engine)
-    monkeypatch.setattr(webui, "progress", lambda *parts: None)
+def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit, grace_hopper):
     each = [unit, replace(unit, references=(grace_hopper,))]
     apart = replace(unit, reference_mode="batch", references=tuple(one.references[0] for one in each))
     p = SimpleNamespace(width=512, height=512)
-    jobs = webui.prepare(p, sittings({1: apart}), lambda: find_models(models))
+    jobs = prepare_job(p, batches_by_reference({1: apart}), engine, lambda *parts: None)
     for one, job in zip(each, jobs, strict=True):
         assert torch.equal(job.people[0].conditioning.tokens, engine.prepare(one, 512, 512).conditioning.tokens)
 
@@ -206,7 +208,7 @@ def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, st
     shutil.copy(stand_ins / "random.safetensors", folder)
     with pytest.raises(FaceSnapError, match="There is no CLIP"):
         save_identity(engine.encoders(engine.files()), unit.references, "again")
-    with pytest.raises(FaceSnapError, match=r"Eileen was saved without CLIP's features, which random.* wants"):
+    with pytest.raises(FaceSnapError, match=r"Eileen was saved without CLIP features, which random.* needs"):
         engine.prepare(replace(eileen, model="random.safetensors"), 512, 512)
 
 
@@ -231,13 +233,13 @@ def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, m
     ]
     assert all(torch.equal(*pair) for pair in zip(*residuals, strict=True))
     assert (
-        packed.check_recognition(packed.files(), recognition_of(out)),
+        packed.encoders(packed.files()).check_recognition(recognition_of(out)),
         facesnap_file.read_info(out).recognition,
     ) == (
         [],
         RECOGNITION,
     )
-    assert (one.text_free, one.hint, one.adapter_weight) == (other.text_free, other.hint, other.adapter_weight)
+    assert (one.text_free, one.hint, one.strength) == (other.text_free, other.hint, other.strength)
     published = {f"ffrnet.{key}": tensor for key, tensor in load_file(models / IDENTITYNET).items()}
     stored = load_file(out)
     assert all(torch.equal(stored[key], tensor) for key, tensor in published.items())
@@ -259,7 +261,7 @@ def test_convert_says_what_it_wants(models, tmp_path, capsys):
         before = out.read_bytes() if out.is_file() else None
         assert main(["convert", "instantid", str(controlnet), str(adapter), str(out)]) == 1
         told = capsys.readouterr().err
-        assert ("is a folder: give the name" if before is None else "is there already and no FaceSnap file") in told
+        assert ("is a folder; give the name" if before is None else "already exists and is not a FaceSnap file") in told
         assert before is None or out.read_bytes() == before
 
 
@@ -269,8 +271,8 @@ def test_an_adapters_keys_and_values_are_made_when_the_picture_begins(engine, mo
     monkeypatch.setattr(
         engine_module, "load_any_adapter", lambda source: lambda *tokens: made.append(tokens) or object()
     )
-    cache = Engine(lambda: find_models(models))
-    conditionings = [cache.prepare(unit, 512, 512).conditioning for _ in range(2)]
+    engine = Engine(lambda: find_models(models))
+    conditionings = [engine.prepare(unit, 512, 512).conditioning for _ in range(2)]
     assert made == []
     assert conditionings[0].has_adapter
     assert conditionings[0].adapter() is conditionings[1].adapter()
@@ -292,8 +294,8 @@ def test_in_a1111_the_job_runs_and_every_weight_has_its_say(engine, unit):
     unet = ldm_unet()
     x, timesteps, context, y = inputs(2)
     pictures = []
-    for changes in ({}, {"adapter": 0.0}, {"adapter": 1.5}, {"weight": 0.5}):
-        conditioning = engine.prepare(replace(unit, **changes), 128, 128).conditioning
+    for changes in ({}, {"adapter_weight": 0.0}, {"adapter_weight": 1.5}, {"weight": 0.5}):
+        conditioning = engine.prepare(changed(unit, **changes), 128, 128).conditioning
         job = test_a1111.Job(unet)
         a1111.attach(job, (conditioning,))
         test_a1111.announce(job, x, 1)

@@ -1,4 +1,4 @@
-"""Photos: every kind of picture file becomes upright RGB, and what is none becomes a clear error."""
+"""Photos: all kinds of image files become upright RGB, and other files raise a clear error."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
-def test_all_readers_agree(tmp_path):
+def test_all_sources_give_the_same_photo(tmp_path):
     pixels = random_pixels()
     data = encoded(Image.fromarray(pixels))
     (tmp_path / "me.png").write_bytes(data)
     text = base64.b64encode(data).decode()
-    read = [
+    results = [
         from_path(tmp_path / "me.png"),
         from_bytes(data, "me.png"),
         from_pil(Image.fromarray(pixels), "me.png"),
@@ -44,13 +44,13 @@ def test_all_readers_agree(tmp_path):
         from_base64(f"data:image/png;base64,{text}", "me.png"),
         from_base64(f" DATA:image/x-png;charset=utf-8;base64,{text[:40]}\r\n{text[40:]}\n", "me.png"),
     ]
-    for photo in read:
+    for photo in results:
         np.testing.assert_array_equal(photo.pixels, pixels)
         assert photo.pixels.dtype == np.uint8
         assert photo.name == "me.png"
 
 
-def test_digest_is_of_pixels_and_shape():
+def test_digest_depends_on_pixels_and_shape():
     pixels = random_pixels(4, 6)
     digest = Photo(pixels, "a").digest
     assert digest == Photo(pixels.copy(), "b").digest
@@ -64,12 +64,12 @@ def test_digest_is_of_pixels_and_shape():
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((4, 4), "uint8"), ((4, 4, 4), "uint8"), ((0, 4, 3), "uint8"), ((4, 4, 3), "float32")]
 )
-def test_a_photo_is_rgb_bytes(shape, dtype):
+def test_photo_must_be_rgb_bytes(shape, dtype):
     with pytest.raises(ValueError, match="uint8"):
         Photo(np.zeros(shape, dtype), "wrong")
 
 
-# How a camera stores an upright picture for each value of the EXIF tag.
+# How a camera stores an upright image, by the value of the EXIF orientation tag
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -84,23 +84,23 @@ STORED = {
 
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
-def test_exif_orientation(orientation, format):
+def test_exif_orientation_is_applied(orientation, format):
     upright = random_pixels()
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
     data = encoded(stored, format, exif=exif, **({"lossless": True} if format == "WEBP" else {}))
-    np.testing.assert_array_equal(from_bytes(data, "turned").pixels, upright)
+    np.testing.assert_array_equal(from_bytes(data, "rotated").pixels, upright)
 
 
 @given(alpha=st.integers(0, 255), value=st.integers(0, 255))
-def test_transparent_shows_white(alpha, value):
+def test_transparent_pixels_are_blended_with_white(alpha, value):
     expected = (alpha * value + (255 - alpha) * 255) / 255
     for image in (Image.new("RGBA", (2, 2), (value,) * 3 + (alpha,)), Image.new("LA", (2, 2), (value, alpha))):
-        assert np.abs(from_bytes(encoded(image), "see-through").pixels - expected).max() <= 1
+        assert np.abs(from_bytes(encoded(image), "transparent").pixels - expected).max() <= 1
 
 
-def test_transparent_colours_show_white():
+def test_transparent_colours_become_white():
     palette = Image.new("P", (2, 1))
     palette.putpalette([200, 10, 20, 0, 0, 0])
     palette.putdata([0, 1])
@@ -111,7 +111,7 @@ def test_transparent_colours_show_white():
     np.testing.assert_array_equal(from_bytes(encoded(colours, transparency=(0, 0, 0)), "rgb").pixels, expected)
 
 
-def test_grey_and_palette():
+def test_greyscale_and_palette_images():
     grey = random_pixels()[:, :, 0]
     np.testing.assert_array_equal(from_bytes(encoded(Image.fromarray(grey)), "grey").pixels, np.stack([grey] * 3, 2))
     bits = Image.fromarray(grey).convert("1")
@@ -121,7 +121,7 @@ def test_grey_and_palette():
     np.testing.assert_array_equal(from_bytes(encoded(palette), "p").pixels, table[np.asarray(palette)])
 
 
-def test_cmyk():
+def test_cmyk_images():
     inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 255, 0], [0, 0, 0, 255], [0, 0, 0, 55]]], np.uint8)
     image = Image.frombytes("CMYK", (5, 1), inks.tobytes())
     expected = [[[255, 255, 255], [0, 255, 255], [255, 0, 0], [0, 0, 0], [200, 200, 200]]]
@@ -145,20 +145,20 @@ RAMP = np.linspace(0, 65535, 64).round().reshape(8, 8)
         (Image.fromarray(RAMP.astype(np.float32)), 65535),
     ],
 )
-def test_deep_grey_is_scaled(image, white):
+def test_16_and_32_bit_greyscale_is_scaled_to_8_bits(image, white):
     expected = np.asarray(image).astype(float) / white * 255
-    pixels = from_pil(image, "deep").pixels
+    pixels = from_pil(image, "grey").pixels
     assert np.abs(pixels - expected[:, :, None]).max() <= 0.51
 
 
-def test_deep_grey_files():
-    """Whatever mode Pillow gives a 16-bit file."""
+def test_16_bit_greyscale_files_are_scaled():
+    """Regardless of the mode in which Pillow opens a 16-bit file."""
     image = Image.fromarray(RAMP.astype("<u2"))
     for format in ("PNG", "TIFF"):
         np.testing.assert_array_equal(from_bytes(encoded(image, format), "x").pixels[:, :, 2], (RAMP / 257).round())
 
 
-def test_deep_colour_is_scaled():
+def test_16_bit_colour_files_are_scaled():
     cv2 = pytest.importorskip("cv2")
     values = np.random.default_rng(0).integers(0, 65536, (6, 5, 3)).astype(np.uint16)
     for ending in (".png", ".tiff"):
@@ -166,42 +166,41 @@ def test_deep_colour_is_scaled():
         assert np.abs(from_bytes(data, "rgb48").pixels - values / 257).max() <= 1
 
 
-def test_numbers_that_are_no_brightness():
+def test_invalid_pixel_values_are_rejected():
     for value in (np.nan, np.inf, 1e20):
         with pytest.raises(FaceSnapError, match=r"odd\.tif"):
             from_pil(Image.fromarray(np.full((2, 2), value, np.float32)), "odd.tif")
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_first_frame(format):
+def test_first_frame_of_animations_is_used(format):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "lime")]
     options = {"lossless": True} if format == "WEBP" else {}
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(data)).n_frames == 3
-    assert (from_bytes(data, "moving").pixels == (255, 0, 0)).all()
+    assert (from_bytes(data, "animation").pixels == (255, 0, 0)).all()
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.parametrize("tolerant", [False, True])
-def test_cut_off(format, tolerant, monkeypatch):
+def test_truncated_files_are_rejected(format, tolerant, monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
     data = encoded(Image.fromarray(random_pixels(64, 64)), format)
-    for part in (0.02, 0.3, 0.6, 0.9):
+    for fraction in (0.02, 0.3, 0.6, 0.9):
         with pytest.raises(FaceSnapError, match=r"half\.jpg"):
-            from_bytes(data[: int(len(data) * part)], "half.jpg")
+            from_bytes(data[: int(len(data) * fraction)], "half.jpg")
     assert tolerant == ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 @given(st.binary(max_size=200))
-def test_not_a_picture(data):
+def test_arbitrary_data_are_rejected(data):
     with pytest.raises(FaceSnapError, match=r"holiday\.doc"):
         from_bytes(data, "holiday.doc")
 
 
 @settings(deadline=None)
 @given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]), st.data())
-def test_damaged(format, data):
-    """Damage gives a photo or FaceSnap's own error, never another one."""
+def test_damaged_files_give_a_photo_or_a_facesnap_error(format, data):
     file = bytearray(encoded(Image.fromarray(random_pixels(16, 16)), format))
     for _ in range(data.draw(st.integers(1, 5))):
         file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
@@ -211,10 +210,10 @@ def test_damaged(format, data):
         assert "damaged" in str(error)
 
 
-def test_postscript_is_not_run():
+def test_postscript_is_not_executed():
     data = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     assert Image.open(io.BytesIO(data)).format == "EPS"
-    with pytest.raises(FaceSnapError, match=r"drawing\.eps is not a picture"):
+    with pytest.raises(FaceSnapError, match=r"drawing\.eps is not a readable image"):
         from_bytes(data, "drawing.eps")
 
 
@@ -227,40 +226,40 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("pillows_limit", [Image.MAX_IMAGE_PIXELS, None])
+@pytest.mark.parametrize("pillow_limit", [Image.MAX_IMAGE_PIXELS, None])
 @pytest.mark.parametrize(("width", "height"), [(10_000, 8_001), (60_000, 60_000)])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_too_large_is_refused_before_decoding(width, height, pillows_limit, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows_limit)
+def test_too_large_images_are_rejected_before_decoding(width, height, pillow_limit, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow_limit)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(FaceSnapError, match=r"bomb\.png has more than 80 million pixels"):
         from_bytes(png_header(width, height), "bomb.png")
 
 
-def test_the_limit_itself_is_allowed(monkeypatch):
+def test_images_of_exactly_the_maximum_size_are_accepted(monkeypatch):
     monkeypatch.setattr(photos, "MAX_PIXELS", 12)
     assert from_pil(Image.new("RGB", (4, 3)), "fits").pixels.shape == (3, 4, 3)
     with pytest.raises(FaceSnapError, match="wide"):
         from_pil(Image.new("RGB", (13, 1)), "wide")
 
 
-def test_base64_is_never_a_place(tmp_path, monkeypatch):
-    """Not even when the text could be base64 and there is such a file."""
+def test_base64_is_never_used_as_a_path_or_address(tmp_path, monkeypatch):
+    """Even if the text is valid base64 and a file of this name exists."""
     monkeypatch.chdir(tmp_path)
     data = encoded(Image.fromarray(random_pixels()))
-    for place in ("face", "face.png", str(tmp_path / "face.png")):
-        (tmp_path / place).write_bytes(data)
-    places = ["face", "face.png", str(tmp_path / "face.png"), (tmp_path / "face.png").as_uri(), "https://a.org/b.png"]
-    for text in [*places, "", "data:text/html;base64,aGVsbG8=", "data:image/png,hello", "ä"]:
+    for name in ("face", "face.png", str(tmp_path / "face.png")):
+        (tmp_path / name).write_bytes(data)
+    paths = ["face", "face.png", str(tmp_path / "face.png"), (tmp_path / "face.png").as_uri(), "https://a.org/b.png"]
+    for text in [*paths, "", "data:text/html;base64,aGVsbG8=", "data:image/png,hello", "ä"]:
         with pytest.raises(FaceSnapError, match="reference 1"):
             from_base64(text, "reference 1")
     with pytest.raises(FaceSnapError, match="is not base64"):
         from_base64("https://a.org/b.png", "reference 1")
 
 
-def test_no_such_file(tmp_path):
-    with pytest.raises(FaceSnapError, match=r"nobody\.png"):
-        from_path(tmp_path / "nobody.png")
+def test_missing_file_is_reported(tmp_path):
+    with pytest.raises(FaceSnapError, match=r"missing\.png"):
+        from_path(tmp_path / "missing.png")
     (tmp_path / "pictures").mkdir()
     with pytest.raises(FaceSnapError, match="pictures"):
         from_path(tmp_path / "pictures")

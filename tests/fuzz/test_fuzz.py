@@ -32,8 +32,9 @@ from facesnap_ext.settings.infotext import from_infotext, label, to_infotext
 from facesnap_ext.settings.unit import CHOICES, UI_ORDER, Unit, from_script_args
 from facesnap_ext.ui import routes
 from facesnap_ext.weights import facesnap_file, identity_file, instantid
-from facesnap_ext.weights.initialise import controlnet_config
-from facesnap_ext.weights.places import ModelFiles, find_models
+from facesnap_ext.weights.controlnet import controlnet_config
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.search import find_models
 from facesnap_ext.weights.tensors import fingerprint, read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_pickled_arrays
 from tests.fuzz import corpus

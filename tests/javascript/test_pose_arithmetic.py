@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from facesnap_ext.hosts.webui import init_region
 from facesnap_ext.landmarks.points72 import Landmarks
-from facesnap_ext.landmarks.poses import TEMPLATES, Pose, for_browser, make_rig, moved, placement, pose_of, pose_points
+from facesnap_ext.landmarks.poses import (
+    TEMPLATES,
+    Pose,
+    for_browser,
+    make_rig,
+    placement,
+    pose_from_unit,
+    pose_points,
+    reposition,
+)
 from facesnap_ext.settings.unit import RANGES, Unit
 from facesnap_lab.miniature.render import head
 
@@ -57,7 +66,7 @@ def test_the_browser_shows_the_points_that_the_job_will_use(
     browser: Browser, unit: Unit, width: int, height: int
 ) -> None:
     shown = browser("facesnapShown({rig, values, width, height})", values=values_of(unit), width=width, height=height)
-    pose = pose_of(unit, width, height)
+    pose = pose_from_unit(unit, width, height)
     np.testing.assert_allclose(shown["points"], pose_points(RIG, pose, width, height), rtol=0, atol=1e-4)
     assert shown["pose"] == pytest.approx(asdict(pose), abs=1e-9)
 
@@ -76,7 +85,7 @@ def test_a_photos_points_are_moved_as_the_job_moves_them(
     landmarks = Landmarks((points * (width, height)).astype(np.float32), width, height)
     state = {"values": {"pose": pose, **place}, "points": (landmarks.points / (width, height)).tolist()}
     shown = browser("facesnapShown(state)", state=state | {"width": width, "height": height})
-    wanted = moved(landmarks, **place)
+    wanted = reposition(landmarks, **place)
     # a job's landmarks are single precision: an ulp of the farthest point
     np.testing.assert_allclose(shown["points"], wanted.points, rtol=0, atol=max(1e-3, 1e-6 * abs(wanted.points).max()))
     assert list(shown["pose"].values()) == pytest.approx(list(placement(wanted)), abs=1e-5)
@@ -102,7 +111,7 @@ def test_points_in_an_init_picture_are_seen_where_the_job_crops_them(
 ) -> None:
     """Moved in the init picture and then cropped, as the job does, or the other way round as the canvas does."""
     parts = np.random.default_rng(seed).uniform(0.2, 0.8, (72, 2))
-    landmarks = moved(Landmarks((parts * size).astype(np.float32), *size), **place)
+    landmarks = reposition(Landmarks((parts * size).astype(np.float32), *size), **place)
     x, y, width, height = init_region(mode, size, output)
     wanted = landmarks.crop(x, y, width, height).scaled(*output)
     window = browser("facesnapInitWindow(mode, size, output)", mode=mode, size=size, output=output)

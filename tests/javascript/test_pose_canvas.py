@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from facesnap_ext.landmarks.points72 import draw
-from facesnap_ext.landmarks.poses import TEMPLATES, for_browser, make_rig, pose_landmarks, pose_of
+from facesnap_ext.landmarks.poses import TEMPLATES, for_browser, make_rig, pose_from_unit, pose_landmarks
 from facesnap_ext.settings.unit import Unit
 from facesnap_lab.miniature.render import head
 
@@ -86,7 +86,7 @@ def page(browser):
 
 
 def expected(values: dict) -> np.ndarray:
-    pose = pose_of(Unit(**{"pose": "sliders", **values}), WIDTH, HEIGHT)
+    pose = pose_from_unit(Unit(**{"pose": "sliders", **values}), WIDTH, HEIGHT)
     return pose_landmarks(RIG, pose, WIDTH, HEIGHT).points
 
 
@@ -101,7 +101,9 @@ def test_the_canvas_shows_what_the_job_draws(page):
         )
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"), float)
         unit = Unit(pose="template", template=name)
-        wanted = draw(pose_landmarks(RIG, pose_of(unit, WIDTH, HEIGHT), WIDTH, HEIGHT), WIDTH, HEIGHT).astype(float)
+        wanted = draw(pose_landmarks(RIG, pose_from_unit(unit, WIDTH, HEIGHT), WIDTH, HEIGHT), WIDTH, HEIGHT).astype(
+            float
+        )
         lit = wanted.max(2) > 0
         assert np.abs(shown - wanted)[lit].mean() < 12, "browsers smooth edges in their own way"
         assert np.abs(shown - wanted)[~lit].mean() < 0.1

@@ -42,8 +42,8 @@ def settings_of(error: str) -> Job:
 
 # what happened, what to do
 SENTENCES = {
-    "no face": (r"No face .*photo 1", r"take one in which"),
-    "no face to drive": (r"No face .*[Dd]riving photo", r"take one in which"),
+    "no face": (r"No face .*photo 1", r"use a photo with"),
+    "no face to drive": (r"No face .*[Dd]riving photo", r"use a photo with"),
     "cut photo": (r"photo 1 is damaged", r"save it anew"),
     "no base64": (r"photo 1 is not (base64|a picture)", r"send|give"),
     "no photo": (r"without a reference photo", r"add one or disable"),
@@ -89,7 +89,7 @@ def test_a_driving_init_picture_without_a_face_is_no_error(host: Host) -> None:
 
 def test_no_model_files(empty_host: Host) -> None:
     message = refusal(empty_host, with_facesnap({}, model=""))
-    assert_one_sentence(message, r"no FaceSnap file in", r"put one there, models/README\.md")
+    assert_one_sentence(message, r"no FaceSnap file in", r"put one there, see models/README\.md")
 
 
 def refusal(host: Host, job: Job) -> Refused:

@@ -21,7 +21,7 @@ if not hasattr(huggingface_hub, "HfFolder"):
     huggingface_hub.HfFolder = None
 import gradio, requests
 from facesnap_ext.ui import routes
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
 with gradio.Blocks() as demo:
     gradio.HTML("page")
 app, url, _ = demo.launch(auth=[("bert", "sesame")], prevent_thread_lock=True, quiet=True)

@@ -1,4 +1,4 @@
-"""Sizes and features for tests of the Mixers, and InstantID's Resampler written out as their reference."""
+"""Sizes and features for testing the Mixers, and a reference implementation of InstantID's Resampler."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ RESAMPLER = ResamplerConfig(
 
 
 def references(people=2, count=1, seed=0):
-    """Embeddings of the length that ArcFace gives: the Resampler looks at it, the paper's Mixer does not."""
+    """Return random embeddings and CLIP tokens. The embeddings have a typical ArcFace norm, which matters to the
+    Resampler but not to the paper's Mixer."""
     g = torch.Generator().manual_seed(seed)
     return 20 * torch.randn(people, count, 12, generator=g), torch.randn(people, count, 7, 10, generator=g)
 
 
 def instantid_resampler(p, embeddings, head_dim=64):
-    """InstantID's Resampler as published (ip_adapter/resampler.py), in plain sums over its tensors.
+    """Compute InstantID's Resampler as published (ip_adapter/resampler.py), explicitly from its tensors.
 
     Args:
-        p: the tensors of `image_proj` in `ip-adapter.bin`.
+        p: tensors of `image_proj` in `ip-adapter.bin`.
         embeddings: [N, 1, 512], not normalised.
+        head_dim: channels of an attention head.
     """
 
     def linear(x, name):

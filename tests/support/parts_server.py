@@ -1,4 +1,4 @@
-"""A server on this machine that has one file, and the faults that servers and connections have."""
+"""A local HTTP server with one file that simulates faults of servers and connections."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from facesnap_ext.weights.catalogue import Part
 
 @dataclass
 class Server:
-    """What it has and how it behaves; `asked` are the ranges of the requests so far."""
+    """The served content, the faults to simulate, and the `Range` headers of all requests so far (`requested`)."""
 
     content: bytes
     url: str = ""
     ranges: bool = True
-    breaks_after: int | None = None  # bytes of a connection
-    length: int | None = None  # what it claims of the whole file
-    announces: bool = True  # any length at all
+    breaks_after: int | None = None  # bytes sent per connection
+    length: int | None = None  # declared length of the file, if not the true one
+    sends_length: bool = True  # whether to send Content-Length
     status: int | None = None
-    page: bytes | None = None  # of HTML, which a proxy sends in place of everything
-    hold: threading.Event | None = None  # waited for after the first half
-    asked: list[str | None] = field(default_factory=list)
+    page: bytes | None = None  # an HTML page that a proxy sends instead of everything
+    hold: threading.Event | None = None  # to wait for after the first half
+    requested: list[str | None] = field(default_factory=list)
 
     def part(self, content: bytes | None = None, **values) -> Part:
-        """A part whose known contents are these, by default the server's own."""
+        """Return a catalogue part with the size and hash of this content, by default the server's."""
         content = self.content if content is None else content
         known = {
             "name": "thing",
@@ -37,8 +37,8 @@ class Server:
             "licence": "MIT",
             "commercial": True,
             "page": "its page",
-            "get": "take it",
-            "into": "things/thing.bin",
+            "how_to_get": "download it",
+            "target": "things/thing.bin",
             "size": len(content),
             "url": self.url,
             "sha256": hashlib.sha256(content).hexdigest(),
@@ -54,25 +54,25 @@ def serve(content: bytes) -> Iterator[Server]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self):
-            asked = self.headers.get("Range")
-            server.asked.append(asked)
+            requested = self.headers.get("Range")
+            server.requested.append(requested)
             if server.page is not None:
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html; charset=utf-8")
-                if server.announces:
+                if server.sends_length:
                     self.send_header("Content-Length", str(len(server.page)))
                 self.end_headers()
                 self.wfile.write(server.page)
                 self.close_connection = True
                 return
             start = 0
-            if server.ranges and asked:
-                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if server.ranges and requested:
+                start = int(requested.removeprefix("bytes=").removesuffix("-"))
             total = len(server.content) if server.length is None else server.length
             self.send_response(server.status or (206 if start else 200))
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-            if server.announces:
+            if server.sends_length:
                 self.send_header("Content-Length", str(total - start))
             self.end_headers()
             body = server.content[start:]

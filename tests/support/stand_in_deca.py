@@ -1,8 +1,8 @@
-"""An untrained encoder in DECA's layout that answers with a sensible face, for tests and the demo.
+"""An untrained encoder with DECA's layout that outputs plausible faces, for tests.
 
-DECA's weights may not be passed on. This one has DECA's keys and codes at small widths and random weights. Its camera
-frames the stand-in head (`head.py`) as DECA's frames a face; all codes vary a little with the picture, in a way that is
-the same each time but has nothing to do with the face in it.
+DECA's weights may not be redistributed. This encoder has DECA's tensor names and codes, but small widths and random
+weights. Its camera frames the stand-in head (`facesnap_lab.miniature.head`) as DECA frames a face. All codes vary
+slightly and deterministically with the image, but independently of the face in it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from facesnap_ext.landmarks.deca import CODE_SIZES, IMAGE_SIZE, Deca, save_deca
 from facesnap_lab.miniature.head import face_layout
 
-WIDTHS = (4, 8, 12, 16)  # of the four levels, each of one block; a block's output is four times as wide
+WIDTHS = (4, 8, 12, 16)  # of the four levels, each with one block, whose output is four times as wide
 HIDDEN = 64
-FACE_IN_CROP = 0.70  # the points' extent over the crop's side
+FACE_IN_CROP = 0.70  # extent of the points, relative to the side of the crop
 SPREADS = {
     "shape": 0.8,
     "tex": 0.1,
@@ -30,10 +30,10 @@ SPREADS = {
 
 
 def stand_in_deca(seed: int = 0) -> dict[str, Tensor]:
-    """A state dict of `Deca` with DECA's 236 codes.
+    """Return a state dict of `Deca` with DECA's 236 codes.
 
-    Over pictures of all kinds the shape codes vary by 0.8 standard deviations, the expression by 0.4, the head's yaw by
-    0.12 radians, the camera by 2 %; the mouth is slightly open.
+    Across images, shape codes have a spread of 0.8 standard deviations, expression codes of 0.4, yaw of 0.12 radians
+    and the camera's scale of 0.2 (about 2 %). The mouth is slightly open.
     """
     generator = torch.Generator().manual_seed(seed)
     deca = Deca(_shapes(), CODE_SIZES)
@@ -42,18 +42,17 @@ def stand_in_deca(seed: int = 0) -> dict[str, Tensor]:
             tensor.data.normal_(std=(2 / tensor[0].numel()) ** 0.5, generator=generator)
     first, last = (layer for layer in deca.layers if isinstance(layer, nn.Linear))
     first.bias.data.zero_()
-    pictures = _pictures(16, generator)
+    images = _random_images(16, generator)
     with torch.no_grad():
         for norm in deca.modules():
             if isinstance(norm, nn.BatchNorm2d):
-                norm.momentum = 1.0  # the statistics become those of the pictures
-        deca.train()(pictures)
+                norm.momentum = 1.0  # use the statistics of these images
+        deca.train()(images)
         deca.eval()
-        wanted_mean, wanted_spread = _code_means(), _code_spreads()
-        answers = deca.layers[:2](deca.encoder(pictures)) @ last.weight.T
-        scale = wanted_spread / answers.std(0)
+        outputs = deca.layers[:2](deca.encoder(images)) @ last.weight.T
+        scale = _code_spreads() / outputs.std(0)
         last.weight *= scale[:, None]
-        last.bias.copy_(wanted_mean - answers.mean(0) * scale)
+        last.bias.copy_(_code_means() - outputs.mean(0) * scale)
     return {key: tensor.detach() for key, tensor in deca.state_dict().items()}
 
 
@@ -76,7 +75,7 @@ def _code_means() -> Tensor:
     scale = 2 * FACE_IN_CROP / (high - low).mean()
     means = {name: torch.zeros(size) for name, size in CODE_SIZES.items()}
     means["cam"] = torch.tensor([scale, *-(low + high) / 2])
-    means["pose"][3] = 0.05  # radians that the jaw hangs down
+    means["pose"][3] = 0.05  # rotation of the jaw in radians
     return torch.cat(list(means.values()))
 
 
@@ -85,8 +84,8 @@ def _code_spreads() -> Tensor:
     return torch.cat(list(spreads.values()))
 
 
-def _pictures(count: int, generator: torch.Generator) -> Tensor:
-    """[count,3,S,S] in 0…1: blurred noise of all sizes, contrasts and tints."""
+def _random_images(count: int, generator: torch.Generator) -> Tensor:
+    """Return images [count,3,S,S] in 0…1 of smooth noise at various scales, contrasts and tints."""
     total = torch.zeros(count, 3, IMAGE_SIZE, IMAGE_SIZE)
     for cells in (2, 4, 8, 16, 32, 64):
         noise = torch.randn(count, 3, cells, cells, generator=generator)

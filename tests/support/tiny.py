@@ -1,4 +1,4 @@
-"""Tiny networks with random weights, of the same classes and shapes as the real ones."""
+"""Tiny networks with random weights, with the classes and structure of the real ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from facesnap_ext.settings.unit import STRENGTH_NAMES
 WIDTHS = (32, 64, 96)
 CONTEXT = 48
 ADM = 68
-DIFFUSERS = {  # the same sizes, as diffusers' UNet and ControlNet take them
+DIFFUSERS = {  # the same sizes as arguments of diffusers' UNet and ControlNet
     "block_out_channels": WIDTHS,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "transformer_layers_per_block": (1, 1, 2),
@@ -45,7 +45,7 @@ def config(**changes) -> FFRNetConfig:
 
 
 def randomise(network: nn.Module, seed: int = 0, std: float = 0.08) -> nn.Module:
-    """Give every parameter a random value, those that start as zero too."""
+    """Set all parameters to random values, including those initialised to zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -63,7 +63,7 @@ def landmarks(seed: int = 0, width: int = 128, height: int = 128) -> Landmarks:
 
 
 def side_by_side() -> tuple[Conditioning, Conditioning]:
-    """Two people of two weight files; the first one on the left, and on the conditional side only."""
+    """Two people with different weight files, side by side. The first, on the left, only acts on conditional rows."""
     left = PaintedRegion(np.float32([[1, 0]]))
     return (
         conditioning(cond_only=True, weight=0.7, region=left),

@@ -1,4 +1,4 @@
-"""Weight files of many kinds, with the keys of the real ones and few numbers."""
+"""Tiny weight files of many kinds, with the keys of real ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONTROLNET = {
     "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (8, 768),
 }
 
-# kind → tensors with the real files' telling keys and shapes
+# by kind: the keys and shapes by which real files are recognised
 KINDS = {
     "SDXL": {**SDXL, "conditioner.embedders.1.model.ln_final.weight": (8,)},
     "SDXL_REFINER": SDXL,

@@ -24,7 +24,7 @@ def test_models_lists_every_part_and_hashes_on_request(tmp_path, capsys):
     assert (listed["folder"], listed["elsewhere"]) == (str(folder), [str(other)])
     parts = {part["name"]: part for part in listed["parts"]}
     assert [part for part, described in parts.items() if described["missing"]] == ["face_pack", "deca", "flame"]
-    assert parts["clip"]["holdings"][0]["files"][0]["sha256"] == sha256(clip)
+    assert parts["clip"]["found"][0]["files"][0]["sha256"] == sha256(clip)
     assert main(["models", "--models", str(folder), "--also-look-in", str(other)]) == 0
     table = capsys.readouterr().out
     assert sha256(clip) in table
@@ -39,11 +39,11 @@ def test_models_get_downloads_once_and_prints_the_path(tmp_path, capsys, monkeyp
             assert main(["models", *arguments]) == 0
             output = capsys.readouterr()
             assert output.out.strip() == str(tmp_path / "things" / "thing.bin")
-        assert len(server.asked) == 1
+        assert len(server.requested) == 1
         assert "the thing: 100 %" in output.err or not output.err.strip()
         assert (tmp_path / "things" / "thing.bin").read_bytes() == b"content"
         assert main(["models", "--models", str(tmp_path), "get", "another"]) == 1
-        assert "There is no part 'another'; there is thing." in capsys.readouterr().err
+        assert "There is no part 'another'; choose one of thing." in capsys.readouterr().err
 
 
 def test_interrupted_download_says_how_to_resume(tmp_path, capsys, monkeypatch):

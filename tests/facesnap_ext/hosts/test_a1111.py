@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import a1111
+from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.networks.ffrnet import FFRNet
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet, reference_walk
@@ -92,7 +93,7 @@ def expected(unet, conditionings, x, timesteps, context, y, cond_rows: int) -> T
                 for residual in network(one[0], one[1], network.embed_tokens(conditioning.tokens), features)
             ]
             if conditioning.region is not None:
-                masks = [conditioning.region.mask(residual.shape[3], residual.shape[2]) for residual in own]
+                masks = [conditioning.region.sample(residual.shape[3], residual.shape[2]) for residual in own]
                 own = [residual * torch.from_numpy(mask) for residual, mask in zip(own, masks)]
             residuals = [a + b for a, b in zip(residuals, own)]
         with torch.no_grad():
@@ -292,7 +293,7 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
         call(unet, *args, [0, 1])
     assert torch.equal(call(unet, *args, [0, 1]), plain)
     (told,) = job.comments
-    assert "FaceSnap does not act there" in told
+    assert "FaceSnap does not act in those calls" in told
 
     a1111.attach(job, (tiny.conditioning(),))
     announce(job, args[0], 1)
@@ -301,7 +302,7 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
     call(unet, *args, [0, 1])
     assert len(job.comments) == 1
 
-    a1111.attach(job, FaceSnapError("No face in reference photo 1; choose another."))
+    a1111.refuse(job, Refusal("No face in reference photo 1; choose another."))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match="No face"):
         call(unet, *tile, [0, 1])
@@ -323,7 +324,7 @@ def test_memory_that_runs_out_halfway_does_not_spoil_the_jobs_after(unet, monkey
         announce(failed, args[0], 1)
         with pytest.raises(torch.cuda.OutOfMemoryError):
             call(unet, *args, [0])
-        assert conditioning.ffrnet in a1111.placed, "or it would never be moved out"
+        assert conditioning.ffrnet in a1111.on_gpu, "or it would never be moved out"
     job = Job(unet)
     a1111.attach(job, (conditioning,))
     announce(job, args[0], 1)
@@ -391,7 +392,7 @@ def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
     args = inputs(1)
     plain = call(unet, *args, [0])
     job, other = Job(unet), Job(unet)
-    a1111.attach(job, FaceSnapError("There is no face in reference photo 1; choose another photo."))
+    a1111.refuse(job, Refusal("There is no face in reference photo 1; choose another photo."))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError, match="no face in reference photo 1"):
         call(unet, *args, [0])
@@ -403,7 +404,10 @@ def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
 def test_the_hook_of_a_refused_job_goes_when_that_does(unet, network):
     before = hooks_of(unet)
     args, job = inputs(1), Job(unet)
-    a1111.attach(job, FaceSnapError("No face.") if network is None else (tiny.conditioning(network=network),))
+    if network is None:
+        a1111.refuse(job, Refusal("No face."))
+    else:
+        a1111.attach(job, (tiny.conditioning(network=network),))
     announce(job, args[0], 1)
     with pytest.raises(FaceSnapError):
         call(unet, *args, [0])
@@ -416,7 +420,10 @@ def test_the_hook_of_a_refused_job_goes_when_that_does(unet, network):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda job, host: setattr(job, "is_sdxl", False), "needs an SDXL checkpoint and loaded.safetensors is none"),
+        (
+            lambda job, host: setattr(job, "is_sdxl", False),
+            r"SDXL checkpoint and loaded\.safetensors is not one",
+        ),
         (lambda job, host: setattr(host, "current_unet", object()), "alternative UNet"),
     ],
 )

@@ -328,7 +328,7 @@ def test_forges_quantised_projections_which_do_not_say_their_width(unet, monkeyp
         monkeypatch.setattr(layer, "dim_head", layer.to_q.weight.shape[0] // layer.heads, raising=False)
     job = test_forge.make_job(ForgeUNet(unet))
     forge.attach(job, (conditioning,))
-    assert job.sd_model.forge_objects.unet.controlnet_linked_list.refusal is None
+    assert isinstance(job.sd_model.forge_objects.unet.controlnet_linked_list, forge.FaceSnapControl)
     forge.detach(job)
 
 

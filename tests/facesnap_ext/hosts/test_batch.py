@@ -16,7 +16,7 @@ from facesnap_ext.hosts import webui
 from facesnap_ext.settings.infotext import DIGITS
 from facesnap_ext.settings.script_args import batches_by_reference
 from facesnap_ext.settings.unit import Unit
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from tests.support import mock_processing
 from tests.support.mock_processing import Processing, Runner, process_images
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import forge
+from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.hosts.forge import FaceSnapControl
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.residuals import landmark_image
@@ -215,7 +216,7 @@ def expected(unet, conditionings, x, sigmas, context, y, is_cond) -> Tensor:
                 )
             ]
             if conditioning.region is not None:
-                masks = [conditioning.region.mask(r.shape[3], r.shape[2]) for r in own]
+                masks = [conditioning.region.sample(r.shape[3], r.shape[2]) for r in own]
                 own = [r * torch.from_numpy(mask) for r, mask in zip(own, masks)]
             residuals = [a + b for a, b in zip(residuals, own)]
         rows.append(reference_walk(unet, latent, timestep, context[row : row + 1], y[row : row + 1], residuals))
@@ -397,13 +398,15 @@ def test_a_refiner_of_other_widths_goes_on_alone_and_that_is_said(unet, prepared
     job.sd_model = load(narrow) if other == "widths" else load(unet, is_sdxl=False)
     announce(job, inputs(1)[0], 0.6)
     assert job.sd_model.forge_objects.unet.list_controlnets() == []
-    assert job.comments == ["FaceSnap acted until the refiner took over, whose UNet has other widths."]
+    assert job.comments == [
+        "FaceSnap stopped acting when the refiner took over, because its UNet has other channel widths."
+    ]
     assert prepared == []
 
 
 def test_a_refiner_from_the_first_step_on_makes_nobody_forget_why_the_job_must_stop(unet, prepared):
     job = make_job(unet)
-    forge.attach(job, FaceSnapError("No face in reference photo 1; choose another."))
+    forge.refuse(job, Refusal("No face in reference photo 1; choose another."))
     job.sd_model = load(unet)
     x, _, context, y = inputs(1)
     with pytest.raises(FaceSnapError, match="No face"):
@@ -428,7 +431,7 @@ def test_multidiffusions_tiles_are_refused_with_a_sentence(unet):
     forge.attach(job, (tiny.conditioning(),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
     for asked in ("cond_hint", "cond_hint_original"):
-        with pytest.raises(FaceSnapError, match="cannot act in MultiDiffusion's tiles; switch one of the two off"):
+        with pytest.raises(FaceSnapError, match="cannot act in the tiles of MultiDiffusion; disable one of the two"):
             getattr(control, asked)
 
 
@@ -487,7 +490,7 @@ def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda unet: (make_job(unet), FaceSnapError("No face in reference photo 1; choose another.")), "No face"),
+        (lambda unet: (make_job(unet), Refusal("No face in reference photo 1; choose another.")), "No face"),
         (lambda unet: (make_job(unet, is_sdxl=False), (tiny.conditioning(),)), "needs an SDXL checkpoint"),
         (
             lambda unet: (
@@ -500,8 +503,11 @@ def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():
     ids=["preparation failed", "not SDXL", "other widths"],
 )
 def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message):
-    job, conditionings = make(unet)
-    forge.attach(job, conditionings)
+    job, people = make(unet)
+    if isinstance(people, Refusal):
+        forge.refuse(job, people)
+    else:
+        forge.attach(job, people)
     x, _, context, y = inputs(1)
     with pytest.raises(FaceSnapError, match=message):
         sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])

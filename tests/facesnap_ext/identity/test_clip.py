@@ -1,4 +1,4 @@
-"""CLIP image tokens: against transformers itself, and against open_clip's arithmetic written out."""
+"""CLIP image tokens, compared with transformers and with a reference implementation of open_clip."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def vision_config(**changes):
 
 
 def randomise(network: torch.nn.Module) -> torch.nn.Module:
-    """Random norms and biases too, so that each matters."""
+    """Randomise norms and biases as well, so that every parameter affects the result."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -51,48 +51,48 @@ def model(request):
     return randomise(transformers.CLIPVisionModelWithProjection(vision_config(hidden_act=request.param)))
 
 
-def penultimate(model, pictures: list[np.ndarray]) -> torch.Tensor:
-    """What IP-Adapter and others take: `hidden_states[-2]`."""
+def penultimate(model, images: list[np.ndarray]) -> torch.Tensor:
+    """Return `hidden_states[-2]`, as used by IP-Adapter and others."""
     with torch.no_grad():
-        return model(preprocess(pictures, model.config.image_size), output_hidden_states=True).hidden_states[-2]
+        return model(preprocess(images, model.config.image_size), output_hidden_states=True).hidden_states[-2]
 
 
 def open_clip_tower(width: int, layers: int, mlp: int, patch: int = 8, grid: int = 4) -> dict[str, torch.Tensor]:
-    """Random tensors under the names of open_clip's `VisionTransformer`."""
+    """Return random tensors with the names of open_clip's `VisionTransformer`."""
     generator = torch.Generator().manual_seed(width)
 
-    def some(*shape: int, scale: float = 0.1) -> torch.Tensor:
+    def randn(*shape: int, scale: float = 0.1) -> torch.Tensor:
         return scale * torch.randn(shape, generator=generator)
 
     def norm(name: str) -> dict[str, torch.Tensor]:
-        return {f"{name}.weight": 1 + some(width), f"{name}.bias": some(width)}
+        return {f"{name}.weight": 1 + randn(width), f"{name}.bias": randn(width)}
 
     scale = width**-0.5
     tower = {
-        "class_embedding": some(width),
-        "positional_embedding": some(grid**2 + 1, width),
-        "proj": some(width, 12),
-        "conv1.weight": some(width, 3, patch, patch),
+        "class_embedding": randn(width),
+        "positional_embedding": randn(grid**2 + 1, width),
+        "proj": randn(width, 12),
+        "conv1.weight": randn(width, 3, patch, patch),
     }
     tower |= norm("ln_pre") | norm("ln_post")
     for layer in range(layers):
         block = f"transformer.resblocks.{layer}"
         tower |= norm(f"{block}.ln_1") | norm(f"{block}.ln_2")
         tower |= {
-            f"{block}.attn.in_proj_weight": some(3 * width, width, scale=2 * scale),
-            f"{block}.attn.in_proj_bias": some(3 * width),
-            f"{block}.attn.out_proj.weight": some(width, width, scale=scale),
-            f"{block}.attn.out_proj.bias": some(width),
-            f"{block}.mlp.c_fc.weight": some(mlp, width, scale=scale),
-            f"{block}.mlp.c_fc.bias": some(mlp),
-            f"{block}.mlp.c_proj.weight": some(width, mlp, scale=scale),
-            f"{block}.mlp.c_proj.bias": some(width),
+            f"{block}.attn.in_proj_weight": randn(3 * width, width, scale=2 * scale),
+            f"{block}.attn.in_proj_bias": randn(3 * width),
+            f"{block}.attn.out_proj.weight": randn(width, width, scale=scale),
+            f"{block}.attn.out_proj.bias": randn(width),
+            f"{block}.mlp.c_fc.weight": randn(mlp, width, scale=scale),
+            f"{block}.mlp.c_fc.bias": randn(mlp),
+            f"{block}.mlp.c_proj.weight": randn(width, mlp, scale=scale),
+            f"{block}.mlp.c_proj.bias": randn(width),
         }
     return tower
 
 
 def open_clip_tokens(tower: dict[str, torch.Tensor], pixels: torch.Tensor, heads: int, layers: int, act):
-    """open_clip's forward pass through the first `layers` layers, written out."""
+    """Reference implementation of open_clip's forward pass through the first `layers` layers."""
     width, patch = tower["conv1.weight"].shape[0], tower["conv1.weight"].shape[-1]
 
     def norm(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +124,7 @@ def save(path, tensors: dict[str, torch.Tensor]) -> None:
         torch.save(tensors, path)
 
 
-def test_folder(model, tmp_path):
+def test_transformers_folder_loads(model, tmp_path):
     model.save_pretrained(tmp_path)
     encoder = load_image_encoder(tmp_path)
     tokens = encoder(crops())
@@ -135,7 +135,7 @@ def test_folder(model, tmp_path):
     torch.testing.assert_close(tokens, penultimate(model, crops()), rtol=1e-5, atol=1e-5)
 
 
-def test_it_is_the_penultimate_layer(model, tmp_path):
+def test_tokens_are_those_of_the_penultimate_layer(model, tmp_path):
     model.save_pretrained(tmp_path)
     tokens = load_image_encoder(tmp_path)(crops())
     with torch.no_grad():
@@ -146,17 +146,17 @@ def test_it_is_the_penultimate_layer(model, tmp_path):
     assert min(distances[i] for i in (0, 1, 3)) > 0.1
 
 
-def test_whole_clip_model(tmp_path):
+def test_complete_clip_model_loads(tmp_path):
     text = transformers.CLIPTextConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50
     )
     config = transformers.CLIPConfig(
         text_config=text.to_dict(), vision_config=vision_config().to_dict(), projection_dim=12
     )
-    whole = randomise(transformers.CLIPModel(config))
-    whole.save_pretrained(tmp_path)
+    clip = randomise(transformers.CLIPModel(config))
+    clip.save_pretrained(tmp_path)
     with torch.no_grad():
-        vision = whole.vision_model(preprocess(crops(), 32), output_hidden_states=True)
+        vision = clip.vision_model(preprocess(crops(), 32), output_hidden_states=True)
     expected = vision.hidden_states[-2]
     torch.testing.assert_close(load_image_encoder(tmp_path)(crops()), expected, rtol=1e-5, atol=1e-5)
     [file] = [path for path in tmp_path.iterdir() if "model" in path.name]  # .bin before transformers 4.35
@@ -165,10 +165,10 @@ def test_whole_clip_model(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["vision_model.", "", "image_encoder.vision_model."])
 @pytest.mark.parametrize("name", ["clip_h.pth", "model.safetensors", "clip.bin", "clip.pt"])
-def test_file_with_transformers_names(prefix, name, model, tmp_path):
+def test_files_with_transformers_names_load(prefix, name, model, tmp_path):
     tensors = {key.removeprefix("vision_model."): value for key, value in model.state_dict().items()}
     tensors = {f"{prefix}{key}": value for key, value in tensors.items() if key.split(".")[0] != "visual_projection"}
-    tensors[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]  # in files of older versions
+    tensors[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]  # contained in files of older versions
     save(tmp_path / name, tensors)
     (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
     tokens = load_image_encoder(tmp_path / name)(crops())
@@ -177,10 +177,10 @@ def test_file_with_transformers_names(prefix, name, model, tmp_path):
 
 @pytest.mark.parametrize("prefix", ["visual.", "", "model.visual."])
 @pytest.mark.parametrize("name", ["clip_h.pth", "clip.safetensors"])
-def test_file_with_open_clip_names(prefix, name, tmp_path):
+def test_files_with_open_clip_names_load(prefix, name, tmp_path):
     tower = open_clip_tower(width=128, layers=3, mlp=96)
     tensors = {f"{prefix}{key}": tensor for key, tensor in tower.items()}
-    if prefix:  # the text encoder beside it
+    if prefix:  # complete open_clip files also contain the text encoder
         tensors |= {"token_embedding.weight": torch.zeros(5, 8), "positional_embedding": torch.zeros(7, 8)}
     save(tmp_path / name, tensors)
     encoder = load_image_encoder(tmp_path / name)
@@ -192,8 +192,8 @@ def test_file_with_open_clip_names(prefix, name, tmp_path):
     ("width", "heads", "act"),
     [(1280, 16, F.gelu), (1408, 16, F.gelu), (1664, 16, F.gelu), (1024, 16, quick_gelu), (768, 12, quick_gelu)],
 )
-def test_heads_and_activation_of_the_known_widths(width, heads, act, tmp_path):
-    """ViT-H, g and bigG of open_clip; ViT-L and ViT-B of OpenAI."""
+def test_heads_and_activation_of_known_widths(width, heads, act, tmp_path):
+    """open_clip's ViT-H, ViT-g and ViT-bigG; OpenAI's ViT-L and ViT-B."""
     tower = open_clip_tower(width, layers=2, mlp=24, patch=8, grid=2)
     save(tmp_path / "clip.safetensors", tower)
     tokens = load_image_encoder(tmp_path / "clip.safetensors")(crops(1))
@@ -201,7 +201,7 @@ def test_heads_and_activation_of_the_known_widths(width, heads, act, tmp_path):
     torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_config_of_another_model_is_not_used(tmp_path):
+def test_config_of_another_model_is_ignored(tmp_path):
     tower = open_clip_tower(width=128, layers=3, mlp=96)
     save(tmp_path / "clip.safetensors", tower)
     expected = open_clip_tokens(tower, preprocess(crops(), 32), heads=2, layers=2, act=F.gelu)
@@ -214,22 +214,22 @@ def test_config_of_another_model_is_not_used(tmp_path):
         torch.testing.assert_close(tokens, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_preprocessing_is_clips_own():
+def test_preprocessing_matches_transformers():
     name = "CLIPImageProcessorPil" if hasattr(transformers, "CLIPImageProcessorPil") else "CLIPImageProcessor"
     processor = getattr(transformers, name)(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    pictures = [*crops(), np.asarray(Image.fromarray(crops()[0]).resize((9, 9)))]
-    expected = processor([Image.fromarray(picture) for picture in pictures], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(preprocess(pictures, 32), expected, rtol=1e-5, atol=1e-5)
+    images = [*crops(), np.asarray(Image.fromarray(crops()[0]).resize((9, 9)))]
+    expected = processor([Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(preprocess(images, 32), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(MEAN, processor.image_mean)
     np.testing.assert_allclose(STD, processor.image_std)
 
 
-def test_crops_are_square():
+def test_crops_must_be_square():
     with pytest.raises(ValueError, match="square"):
         preprocess([np.zeros((4, 5, 3), np.uint8)], 32)
 
 
-def test_type_of_the_encoder(model, tmp_path):
+def test_weights_are_converted_to_the_requested_type(model, tmp_path):
     model.half().save_pretrained(tmp_path)
     assert load_image_encoder(tmp_path)(crops()).dtype == torch.float32
     tokens = load_image_encoder(tmp_path, dtype=torch.bfloat16)(crops())
@@ -237,7 +237,7 @@ def test_type_of_the_encoder(model, tmp_path):
     torch.testing.assert_close(tokens.float(), penultimate(model.float(), crops()), rtol=0.1, atol=0.1)
 
 
-def test_nothing_is_left_unloaded(model, tmp_path):
+def test_no_tensor_is_left_on_the_meta_device(model, tmp_path):
     model.save_pretrained(tmp_path)
     encoder = load_image_encoder(tmp_path)
     assert not any(tensor.is_meta for tensor in [*encoder.parameters(), *encoder.buffers()])
@@ -246,11 +246,11 @@ def test_nothing_is_left_unloaded(model, tmp_path):
 
 
 @pytest.fixture
-def no_model_is_built(monkeypatch):
+def forbid_building_models(monkeypatch):
     monkeypatch.setattr(transformers, "CLIPVisionModel", lambda *_: pytest.fail("a model was built"))
 
 
-@pytest.mark.usefixtures("no_model_is_built")
+@pytest.mark.usefixtures("forbid_building_models")
 @pytest.mark.parametrize(
     ("tensors", "what"),
     [
@@ -262,29 +262,29 @@ def no_model_is_built(monkeypatch):
         ({"something": (2, 2)}, "does not know"),
     ],
 )
-def test_other_files_are_refused(tensors, what, tmp_path):
+def test_other_files_are_rejected(tensors, what, tmp_path):
     save(tmp_path / "other.safetensors", {key: torch.zeros(shape) for key, shape in tensors.items()})
     with pytest.raises(FaceSnapError, match=rf"other\.safetensors is .*{what}.*CLIP-ViT-H-14") as error:
         load_image_encoder(tmp_path / "other.safetensors")
     assert str(error.value).count("CLIP image encoder") == 1
 
 
-@pytest.mark.usefixtures("no_model_is_built")
-def test_unknown_heads(tmp_path):
+@pytest.mark.usefixtures("forbid_building_models")
+def test_unknown_number_of_heads_is_reported(tmp_path):
     save(tmp_path / "clip.safetensors", open_clip_tower(width=48, layers=2, mlp=8))
     with pytest.raises(FaceSnapError, match=r"heads of clip\.safetensors .* config\.json"):
         load_image_encoder(tmp_path / "clip.safetensors")
 
 
-def test_incomplete(tmp_path):
+def test_missing_tensors_are_reported(tmp_path):
     tower = open_clip_tower(width=64, layers=3, mlp=8)
     del tower["transformer.resblocks.1.mlp.c_fc.bias"]
     save(tmp_path / "clip.safetensors", tower)
-    with pytest.raises(FaceSnapError, match=r"clip\.safetensors is not a whole .*layers\.1\.mlp\.fc1\.bias"):
+    with pytest.raises(FaceSnapError, match=r"clip\.safetensors is not a complete .*layers\.1\.mlp\.fc1\.bias"):
         load_image_encoder(tmp_path / "clip.safetensors")
 
 
-def test_missing_and_damaged(tmp_path):
+def test_missing_and_damaged_files_are_reported(tmp_path):
     with pytest.raises(FaceSnapError, match=r"nothing\.safetensors"):
         load_image_encoder(tmp_path / "nothing.safetensors")
     with pytest.raises(FaceSnapError, match=str(tmp_path)):
@@ -295,12 +295,12 @@ def test_missing_and_damaged(tmp_path):
         load_image_encoder(tmp_path)
 
 
-class Spy:
+class MaliciousObject:
     def __reduce__(self):
-        return pytest.fail, ("a pickle was run",)
+        return pytest.fail, ("a pickle was executed",)
 
 
-def test_pickles_are_not_run(tmp_path):
-    torch.save({"visual.class_embedding": torch.zeros(8), "spy": Spy()}, tmp_path / "clip.pth")
+def test_pickles_are_not_executed(tmp_path):
+    torch.save({"visual.class_embedding": torch.zeros(8), "malicious": MaliciousObject()}, tmp_path / "clip.pth")
     with pytest.raises(FaceSnapError, match=r"clip\.pth"):
         load_image_encoder(tmp_path / "clip.pth")

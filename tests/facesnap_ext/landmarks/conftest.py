@@ -31,7 +31,7 @@ def predictor(stand_in_files: tuple[Path, Path]) -> LandmarkPredictor:
 
 
 def blobs(seed: int, height: int, width: int) -> np.ndarray:
-    """A colourful picture, smooth at the scale of a few pixels."""
+    """Return a colourful image that is smooth at the scale of a few pixels."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / 40
     waves = [random.normal(0, 1, 3) * np.sin(x * a + y * b + c)[..., None] for a, b, c in random.normal(0, 2, (12, 3))]

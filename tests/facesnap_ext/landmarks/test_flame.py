@@ -33,7 +33,7 @@ vectors = st.lists(st.floats(-4, 4, allow_subnormal=False), min_size=3, max_size
 
 
 def small_flame(seed: int = 0, vertices: int = 60) -> Flame:
-    """A model with FLAME's joints and no likeness to a head; every tensor is dense and random."""
+    """Return a model with FLAME's joints but random dense tensors, not shaped like a head."""
     random = np.random.default_rng(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -58,8 +58,8 @@ def random_codes(seed: int, count: int, shapes: int = 7, expressions: int = 4) -
     return [torch.from_numpy(random.normal(0, 0.7, size)).float() for size in sizes]
 
 
-def skin_by_hand(flame: Flame, shape: np.ndarray, expression: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """One FLAME mesh in float64 from 4x4 matrices: a joint's world matrix times the inverse of its rest matrix."""
+def reference_skinning(flame: Flame, shape: np.ndarray, expression: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Pose one FLAME mesh in float64 with 4x4 matrices: each joint's world matrix times its inverse rest matrix."""
     template, shapes, expressions, correctives, regressor, weights = (
         getattr(flame, name).double().numpy()
         for name in ("v_template", "shapedirs", "expressiondirs", "posedirs", "J_regressor", "weights")
@@ -71,11 +71,11 @@ def skin_by_hand(flame: Flame, shape: np.ndarray, expression: np.ndarray, pose: 
         rest += coefficient * direction
     joints = regressor @ rest
 
-    turns = Rotation.from_rotvec(pose).as_matrix()
-    feature = [entry for turn in turns[1:] for entry in (turn - np.eye(3)).ravel()]
-    bent = rest + sum(value * direction for value, direction in zip(feature, correctives.transpose(2, 0, 1)))
+    rotations = Rotation.from_rotvec(pose).as_matrix()
+    feature = [entry for rotation in rotations[1:] for entry in (rotation - np.eye(3)).ravel()]
+    corrected = rest + sum(value * direction for value, direction in zip(feature, correctives.transpose(2, 0, 1)))
 
-    def move(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    def rigid(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
         matrix = np.eye(4)
         matrix[:3, :3], matrix[:3, 3] = rotation, translation
         return matrix
@@ -83,60 +83,60 @@ def skin_by_hand(flame: Flame, shape: np.ndarray, expression: np.ndarray, pose: 
     world: list[np.ndarray] = []
     for joint, parent in enumerate(flame.parents.tolist()):
         if parent < 0:
-            world.append(move(turns[joint], joints[joint]))
+            world.append(rigid(rotations[joint], joints[joint]))
         else:
-            world.append(world[parent] @ move(turns[joint], joints[joint] - joints[parent]))
-    skinning = [matrix @ np.linalg.inv(move(np.eye(3), place)) for matrix, place in zip(world, joints)]
+            world.append(world[parent] @ rigid(rotations[joint], joints[joint] - joints[parent]))
+    skinning = [matrix @ np.linalg.inv(rigid(np.eye(3), position)) for matrix, position in zip(world, joints)]
 
-    result = np.empty_like(bent)
-    for vertex, (position, blend_weights) in enumerate(zip(bent, weights)):
-        blended = sum(share * matrix for share, matrix in zip(blend_weights, skinning))
+    result = np.empty_like(corrected)
+    for vertex, (position, blend_weights) in enumerate(zip(corrected, weights)):
+        blended = sum(weight * matrix for weight, matrix in zip(blend_weights, skinning))
         result[vertex] = (blended @ [*position, 1])[:3]
     return result
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(vectors, min_size=1, max_size=4))
-def test_rotation_vectors_agree_with_scipy(rotation_vectors: list[list[float]]) -> None:
+def test_rotation_matrices_match_scipy(rotation_vectors: list[list[float]]) -> None:
     ours = rotation_matrices(torch.tensor(rotation_vectors, dtype=torch.float64))
     np.testing.assert_allclose(ours, Rotation.from_rotvec(rotation_vectors).as_matrix(), atol=1e-12)
 
 
 @pytest.mark.parametrize("length", [0.0, 1e-30, 1e-8, math.pi, 2 * math.pi, 30.0])
-def test_rotations_of_every_length_are_rotations(length: float) -> None:
-    turn = rotation_matrices(torch.tensor([[0.6, 0.0, -0.8]], dtype=torch.float64) * length)[0]
-    torch.testing.assert_close(turn @ turn.T, torch.eye(3, dtype=torch.float64))
-    assert torch.linalg.det(turn) == pytest.approx(1)
+def test_rotation_matrices_are_orthogonal_at_every_angle(length: float) -> None:
+    rotation = rotation_matrices(torch.tensor([[0.6, 0.0, -0.8]], dtype=torch.float64) * length)[0]
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(3, dtype=torch.float64))
+    assert torch.linalg.det(rotation) == pytest.approx(1)
 
 
-def test_zero_pose_is_template_and_shape_to_the_last_bit(flame: Flame) -> None:
+def test_zero_pose_equals_unposed_mesh_bit_for_bit(flame: Flame) -> None:
     shape, expression = torch.zeros(2, 100), torch.zeros(2, 50)
     shape[1, 3], expression[1, 5] = 1.5, -2
     posed = posed_vertices(flame, shape, expression, torch.zeros(2, 5, 3))
     assert torch.equal(posed[0], flame.v_template)
     assert torch.equal(posed, unposed_vertices(flame, shape, expression))
-    by_hand = flame.v_template + 1.5 * flame.shapedirs[..., 3] - 2 * flame.expressiondirs[..., 5]
-    torch.testing.assert_close(posed[1], by_hand, atol=1e-7, rtol=0)
+    expected = flame.v_template + 1.5 * flame.shapedirs[..., 3] - 2 * flame.expressiondirs[..., 5]
+    torch.testing.assert_close(posed[1], expected, atol=1e-7, rtol=0)
 
 
-def test_agrees_with_skinning_by_hand() -> None:
+def test_posed_vertices_match_reference_skinning() -> None:
     flame = small_flame()
     codes = random_codes(1, 3)
     posed = posed_vertices(flame, *codes)
     for index in range(3):
-        by_hand = skin_by_hand(flame, *(code[index].double().numpy() for code in codes))
-        np.testing.assert_allclose(posed[index], by_hand, atol=1e-5, rtol=1e-5)
+        expected = reference_skinning(flame, *(code[index].double().numpy() for code in codes))
+        np.testing.assert_allclose(posed[index], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_agrees_with_skinning_by_hand_on_a_head(flame: Flame) -> None:
+def test_posed_vertices_match_reference_skinning_on_a_head(flame: Flame) -> None:
     codes = random_codes(2, 1, 100, 50)
-    by_hand = skin_by_hand(flame, *(code[0].double().numpy() for code in codes))
-    np.testing.assert_allclose(posed_vertices(flame, *codes)[0], by_hand, atol=1e-6)
+    expected = reference_skinning(flame, *(code[0].double().numpy() for code in codes))
+    np.testing.assert_allclose(posed_vertices(flame, *codes)[0], expected, atol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
 @given(vectors)
-def test_a_global_rotation_turns_the_mesh_about_its_joint(vector: list[float]) -> None:
+def test_global_rotation_turns_the_mesh_about_its_joint(vector: list[float]) -> None:
     flame = small_flame(3)
     shape, expression, pose = random_codes(4, 1)
     pose = torch.zeros_like(pose)
@@ -147,7 +147,7 @@ def test_a_global_rotation_turns_the_mesh_about_its_joint(vector: list[float]) -
     np.testing.assert_allclose(posed_vertices(flame, shape, expression, pose)[0], turned, atol=2e-5)
 
 
-def test_the_jaw_moves_the_lower_lip_and_not_the_brows(flame: Flame) -> None:
+def test_jaw_moves_the_lower_lip_but_not_the_brows(flame: Flame) -> None:
     pose = torch.zeros(2, 5, 3)
     pose[1, JAW, 0] = 0.3
     closed, opened = points_on(
@@ -159,19 +159,19 @@ def test_the_jaw_moves_the_lower_lip_and_not_the_brows(flame: Flame) -> None:
     assert moved[brows].max() < 1e-4
     assert moved[[71, 70, 8]].min() > 0.01
     assert (opened - closed)[[71, 70, 8], 1].max() < -0.01, "a positive angle opens the mouth"
-    assert moved[62] < 0.002, "the upper lip stays"
+    assert moved[62] < 0.002, "the upper lip does not move"
 
 
-def test_batches_equal_singles(flame: Flame) -> None:
+def test_batch_matches_single_meshes(flame: Flame) -> None:
     codes = random_codes(5, 4, 100, 50)
-    together = posed_vertices(flame, *codes)
+    batched = posed_vertices(flame, *codes)
     for index in range(4):
         torch.testing.assert_close(
-            together[index : index + 1], posed_vertices(flame, *(c[index : index + 1] for c in codes))
+            batched[index : index + 1], posed_vertices(flame, *(c[index : index + 1] for c in codes))
         )
 
 
-def test_fewer_coefficients_leave_the_other_directions_at_zero(flame: Flame) -> None:
+def test_missing_coefficients_are_zero(flame: Flame) -> None:
     shape, expression, pose = random_codes(6, 1, 100, 50)
     shape[:, 10:], expression[:, 6:] = 0, 0
     torch.testing.assert_close(
@@ -179,7 +179,7 @@ def test_fewer_coefficients_leave_the_other_directions_at_zero(flame: Flame) -> 
     )
 
 
-def test_full_pose_puts_decas_numbers_on_global_and_jaw(flame: Flame) -> None:
+def test_full_pose_assigns_decas_code_to_global_and_jaw_joints(flame: Flame) -> None:
     pose = full_pose(flame, torch.arange(12.0).reshape(2, 6))
     assert pose.shape == (2, 5, 3)
     assert pose[1, GLOBAL].tolist() == [6, 7, 8]
@@ -188,7 +188,7 @@ def test_full_pose_puts_decas_numbers_on_global_and_jaw(flame: Flame) -> None:
 
 
 def flame_pickle(vertices: int = 30) -> dict[str, object]:
-    """What generic_model.pkl holds, with its types, at another size."""
+    """Return the contents of a generic_model.pkl, with the same types but fewer vertices."""
     import scipy.sparse
 
     random = np.random.default_rng(9)
@@ -206,7 +206,7 @@ def flame_pickle(vertices: int = 30) -> dict[str, object]:
     }
 
 
-def test_a_pickle_converts_to_its_own_numbers(tmp_path: Path) -> None:
+def test_pickle_converts_exactly(tmp_path: Path) -> None:
     content = flame_pickle()
     source, destination = tmp_path / "generic_model.pkl", tmp_path / "flame.safetensors"
     source.write_bytes(pickle.dumps(content, protocol=2))
@@ -227,32 +227,32 @@ def test_a_pickle_converts_to_its_own_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"shapedirs": None}, "lacks shapedirs"),
-        ({"weights": np.ones((30, 4))}, "weights is"),
-        ({"posedirs": np.ones((30, 3, 27))}, "posedirs is"),
+        ({"shapedirs": None}, "shapedirs is missing"),
+        ({"weights": np.ones((30, 4))}, "weights has the wrong shape"),
+        ({"posedirs": np.ones((30, 3, 27))}, "posedirs has the wrong shape"),
         ({"f": np.full((40, 3), 30)}, "triangles"),
         ({"kintree_table": np.array([[-1, 2, 0, 1, 1]] * 2)}, "joints"),
     ],
 )
-def test_a_pickle_that_is_no_flame_is_named(tmp_path: Path, change: dict[str, object], said: str) -> None:
+def test_pickles_that_are_not_flame_are_rejected(tmp_path: Path, change: dict[str, object], message: str) -> None:
     source = tmp_path / "model.pkl"
     content = {key: value for key, value in (flame_pickle() | change).items() if value is not None}
     source.write_bytes(pickle.dumps(content, protocol=2))
-    with pytest.raises(FaceSnapError, match=rf"model\.pkl.*{said}"):
+    with pytest.raises(FaceSnapError, match=rf"model\.pkl.*{message}"):
         convert_flame(source, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_saved_model_loads_as_it_was(tmp_path: Path) -> None:
+def test_saved_model_loads_unchanged(tmp_path: Path) -> None:
     tensors = stand_in_flame(3, 5, 4)
     save_flame(tmp_path / "f.safetensors", tensors, "test")
     loaded = load_flame(tmp_path / "f.safetensors")
     assert all(torch.equal(getattr(loaded, name), tensor) for name, tensor in tensors.items())
 
 
-def test_the_pickle_itself_is_not_loaded(tmp_path: Path) -> None:
+def test_unconverted_pickle_is_rejected(tmp_path: Path) -> None:
     source = tmp_path / "generic_model.pkl"
     source.write_bytes(pickle.dumps(flame_pickle(), protocol=2))
     with pytest.raises(FaceSnapError, match=r"generic_model\.pkl .* convert"):

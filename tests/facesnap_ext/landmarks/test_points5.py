@@ -1,4 +1,4 @@
-"""InstantID's picture of five points against its formula in closed form: which pixels lie in which ellipse or disc."""
+"""InstantID's control image, compared with a closed form: which pixels lie inside which ellipse or disc."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ FACE = np.float32([[120.6, 100.2], [200.9, 110.5], [163.3, 150.7], [130.1, 190.8
 
 
 def closed_form(points, width, height, slack):
-    """The picture with everything grown by `slack` pixels. A cv2 ellipse is an outline of whole-numbered corners and a
-    cv2 line covers the pixels it touches, so a pixel's edge may be off by one."""
+    """Return the image with all shapes enlarged by `slack` pixels.
+
+    OpenCV approximates ellipses by polygons with integer corners, and fills all pixels that an edge touches. Edges may
+    thus differ by one pixel.
+    """
     y, x = np.mgrid[:height, :width].astype(float)
-    picture = np.zeros((height, width, 3), int)
-    whole = np.trunc(points)
+    image = np.zeros((height, width, 3), int)
+    truncated = np.trunc(points)
     for end, colour in zip((0, 1, 3, 4), (RED, GREEN, YELLOW, PURPLE)):
         (ax, ay), (bx, by) = points[end].astype(float), points[2].astype(float)
         cx, cy = int((ax + bx) / 2), int((ay + by) / 2)
@@ -30,26 +33,26 @@ def closed_form(points, width, height, slack):
         across = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
         half = int(np.hypot(ax - bx, ay - by) / 2)
         inside = (along / (half + slack)) ** 2 + (across / (4 + slack)) ** 2 <= 1
-        picture[inside] = np.array(colour) * 6 // 10
-    for (px, py), colour in zip(whole, (RED, GREEN, BLUE, YELLOW, PURPLE)):
-        picture[(x - px) ** 2 + (y - py) ** 2 <= (10 + slack) ** 2] = colour
-    return picture
+        image[inside] = np.array(colour) * 6 // 10
+    for (px, py), colour in zip(truncated, (RED, GREEN, BLUE, YELLOW, PURPLE)):
+        image[(x - px) ** 2 + (y - py) ** 2 <= (10 + slack) ** 2] = colour
+    return image
 
 
-def test_it_is_the_published_formula():
+def test_matches_the_published_formula():
     drawn = draw_five(Landmarks(FACE, 320, 256), 320, 256).astype(int)
     small, large = closed_form(FACE, 320, 256, -1.0), closed_form(FACE, 320, 256, 1.0)
-    sure = (small == large).all(axis=2)  # away from every edge
-    assert sure.mean() > 0.95
-    assert (drawn[sure] == small[sure]).all()
-    for colour in (RED, GREEN, BLUE, YELLOW, PURPLE):  # and the areas are a disc's of radius 10, rounded as cv2 does
+    certain = (small == large).all(axis=2)  # pixels away from all edges
+    assert certain.mean() > 0.95
+    assert (drawn[certain] == small[certain]).all()
+    for colour in (RED, GREEN, BLUE, YELLOW, PURPLE):  # the area of a disc of radius 10, up to OpenCV's rounding
         assert abs((drawn == colour).all(axis=2).sum() - np.pi * 10**2) < 20
     colours = {tuple(pixel) for pixel in drawn.reshape(-1, 3)}
     sticks = {tuple(part * 6 // 10 for part in colour) for colour in (RED, GREEN, YELLOW, PURPLE)}
     assert colours == {(0, 0, 0), RED, GREEN, BLUE, YELLOW, PURPLE} | sticks
 
 
-def test_the_places_are_the_points_without_their_fractions():
+def test_points_are_truncated_to_whole_pixels():
     drawn = draw_five(Landmarks(FACE, 320, 256), 320, 256)
     for (x, y), colour in zip(FACE, (RED, GREEN, BLUE, YELLOW, PURPLE)):
         rows, columns = np.nonzero((drawn == colour).all(axis=2))
@@ -57,25 +60,25 @@ def test_the_places_are_the_points_without_their_fractions():
         assert (rows.min(), rows.max()) == (int(y) - 10, int(y) + 10)
 
 
-def test_of_72_points_the_five_are_drawn_at_the_passs_own_size():
+def test_five_of_72_points_are_drawn_at_the_requested_size():
     landmarks = tiny.landmarks(3)
     five = Landmarks(five_points(landmarks.points), landmarks.width, landmarks.height)
     np.testing.assert_array_equal(draw_five(landmarks, 256, 192), draw_five(five, 256, 192))
-    stretched = five.scaled(256, 192)
-    np.testing.assert_array_equal(draw_five(five, 256, 192), draw_five(stretched, 256, 192))
-    picture = landmark_image(landmarks, 256, 192, POINTS5)
-    assert picture.shape == (1, 3, 192, 256)
-    assert torch.equal(picture[0].permute(1, 2, 0) * 255, torch.from_numpy(draw_five(landmarks, 256, 192)).float())
+    resized = five.scaled(256, 192)
+    np.testing.assert_array_equal(draw_five(five, 256, 192), draw_five(resized, 256, 192))
+    image = landmark_image(landmarks, 256, 192, POINTS5)
+    assert image.shape == (1, 3, 192, 256)
+    assert torch.equal(image[0].permute(1, 2, 0) * 255, torch.from_numpy(draw_five(landmarks, 256, 192)).float())
 
 
 @pytest.mark.parametrize("points", [np.full((5, 2), 50.5), FACE + 5000, FACE - (400, 90), FACE * (1, 0)])
-def test_points_in_one_place_outside_or_on_a_line_are_drawn_as_far_as_they_go(points):
+def test_degenerate_points_are_drawn_where_visible(points):
     drawn = draw_five(Landmarks(points.astype(np.float32), 320, 256), 320, 256)
-    seen = ((points > -10) & (points < (330, 266))).all(axis=1)
-    assert drawn.any() == seen.any()
+    visible = ((points > -10) & (points < (330, 266))).all(axis=1)
+    assert drawn.any() == visible.any()
 
 
-def test_five_points_have_the_box_of_a_whole_face():
+def test_box_of_five_points_covers_the_whole_face():
     box = Landmarks(FACE, 320, 256).box
     low, high = FACE.min(axis=0), FACE.max(axis=0)
     np.testing.assert_allclose(box, [*(low - (high - low) / 2), *(high + (high - low) / 2)], rtol=1e-6)

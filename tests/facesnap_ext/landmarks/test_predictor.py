@@ -24,35 +24,35 @@ def codes(predictor: LandmarkPredictor, photos: list[np.ndarray], boxes: list[np
     return predictor.encode_batch(photos, boxes)
 
 
-def test_codes_and_photo_are_kept_apart(codes: list[FaceCodes], boxes: list[np.ndarray]) -> None:
+def test_each_photo_has_its_own_codes(codes: list[FaceCodes], boxes: list[np.ndarray]) -> None:
     first, second = codes
     assert (first.width, first.height) == (420, 300)
     np.testing.assert_allclose(second.transform, crop_transform(boxes[1]))
     assert [len(code) for code in (first.shape, first.expression, first.pose, first.cam)] == [100, 50, 6, 3]
-    assert (first.shape - second.shape).abs().max() > 0.1, "two photos, two shapes"
+    assert (first.shape - second.shape).abs().max() > 0.1, "different photos, different shapes"
 
 
-def test_batches_equal_singles(
+def test_batch_matches_single_photos(
     predictor: LandmarkPredictor, codes: list[FaceCodes], photos: list[np.ndarray], boxes: list[np.ndarray]
 ) -> None:
-    for together, photo, box in zip(codes, photos, boxes):
-        alone = predictor.encode(photo, box)
+    for batched, photo, box in zip(codes, photos, boxes):
+        single = predictor.encode(photo, box)
         for name in ("shape", "expression", "pose", "cam"):
-            torch.testing.assert_close(getattr(together, name), getattr(alone, name), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(getattr(batched, name), getattr(single, name), atol=1e-5, rtol=1e-4)
 
 
-def test_only_the_shape_is_the_sources(predictor: LandmarkPredictor, codes: list[FaceCodes]) -> None:
+def test_only_the_shape_is_taken_from_the_source(predictor: LandmarkPredictor, codes: list[FaceCodes]) -> None:
     source, driving = codes
     predicted = predictor.predict(source, driving)
     only_shape = replace(driving, shape=source.shape)
     np.testing.assert_array_equal(predicted.points, predictor.predict(only_shape, driving).points)
     np.testing.assert_array_equal(predicted.points, predictor.predict(source, only_shape).points)
     np.testing.assert_array_equal(predictor.predict(only_shape, only_shape).points, predicted.points)
-    assert np.abs(predicted.points - predictor.predict(driving, driving).points).max() > 1, "the shape does show"
+    assert np.abs(predicted.points - predictor.predict(driving, driving).points).max() > 1, "the shape is visible"
 
 
 @pytest.mark.parametrize("name", ["expression", "pose", "cam"])
-def test_the_driving_photos_pose_expression_and_camera_count(
+def test_driving_expression_pose_and_camera_are_used(
     predictor: LandmarkPredictor, codes: list[FaceCodes], name: str
 ) -> None:
     source, driving = codes
@@ -60,16 +60,14 @@ def test_the_driving_photos_pose_expression_and_camera_count(
     assert np.abs(predictor.predict(source, driving).points - predictor.predict(source, other).points).max() > 0.5
 
 
-def test_landmarks_are_the_drivings_in_its_photo(predictor: LandmarkPredictor, codes: list[FaceCodes]) -> None:
+def test_landmarks_have_the_size_of_the_driving_photo(predictor: LandmarkPredictor, codes: list[FaceCodes]) -> None:
     source, driving = codes
     predicted = predictor.predict(source, driving)
     assert (predicted.width, predicted.height) == (driving.width, driving.height)
 
 
-def test_at_rest_the_points_are_template_and_shape_seen_by_the_camera(
-    predictor: LandmarkPredictor, codes: list[FaceCodes]
-) -> None:
-    """The whole chain in float64, apart from the skinning, which its own tests cover."""
+def test_neutral_pose_projects_the_unposed_mesh(predictor: LandmarkPredictor, codes: list[FaceCodes]) -> None:
+    """Compute all steps in float64 except skinning, which has its own tests."""
     source, driving = codes
     driving = replace(driving, pose=torch.zeros(6))
     flame = predictor.flame
@@ -88,20 +86,18 @@ def test_at_rest_the_points_are_template_and_shape_seen_by_the_camera(
     np.testing.assert_allclose(predictor.predict(source, driving).points, photo, atol=2e-3)
 
 
-def test_a_turn_of_the_driving_head_turns_the_sources_points(
-    predictor: LandmarkPredictor, codes: list[FaceCodes]
-) -> None:
-    """Rolling the head in the picture's plane turns the 2D points about the projected joint by the same angle."""
-    flat = replace(predictor, flame=replace(predictor.flame, posedirs=predictor.flame.posedirs * 0))
+def test_roll_of_the_driving_head_rotates_the_points(predictor: LandmarkPredictor, codes: list[FaceCodes]) -> None:
+    """Rolling the head in the image plane rotates the 2D points about the projected joint by the same angle."""
+    without_posedirs = replace(predictor, flame=replace(predictor.flame, posedirs=predictor.flame.posedirs * 0))
     source, driving = codes
-    still = replace(driving, pose=torch.zeros(6))
+    unrotated = replace(driving, pose=torch.zeros(6))
     rolled = replace(driving, pose=torch.tensor([0, 0, 0.4, 0, 0, 0]))
-    before, after = flat.predict(source, still).points, flat.predict(source, rolled).points
-    turn = Rotation.from_rotvec([0, 0, -0.4]).as_matrix()[:2, :2]  # y points down in the picture
-    np.testing.assert_allclose(after - after.mean(0), (before - before.mean(0)) @ turn.T, atol=1e-2)
+    before, after = (without_posedirs.predict(source, pose).points for pose in (unrotated, rolled))
+    rotation = Rotation.from_rotvec([0, 0, -0.4]).as_matrix()[:2, :2]  # y points down in the image
+    np.testing.assert_allclose(after - after.mean(0), (before - before.mean(0)) @ rotation.T, atol=1e-2)
 
 
-def test_the_drivings_jaw_opens_the_sources_mouth(predictor: LandmarkPredictor, codes: list[FaceCodes]) -> None:
+def test_driving_jaw_opens_the_sources_mouth(predictor: LandmarkPredictor, codes: list[FaceCodes]) -> None:
     source, driving = codes
     pose = driving.pose.clone()
     pose[3] += 0.3
@@ -110,23 +106,25 @@ def test_the_drivings_jaw_opens_the_sources_mouth(predictor: LandmarkPredictor, 
     assert np.abs(moved[BROWS]).max() < 1
 
 
-def test_moving_the_photo_moves_the_points(
+def test_padding_the_photo_shifts_the_points(
     predictor: LandmarkPredictor, photos: list[np.ndarray], boxes: list[np.ndarray]
 ) -> None:
     photo, box = photos[0], boxes[0]
-    here = predictor.encode(photo, box)
-    wider = np.pad(photo, ((31, 0), (57, 10), (0, 0)))
-    there = predictor.encode(wider, box + np.array([57, 31, 57, 31]))
-    points = predictor.predict(here, here).points
-    np.testing.assert_allclose(predictor.predict(there, there).points, points - [-57, -31], atol=0.05)
+    original = predictor.encode(photo, box)
+    padded_photo = np.pad(photo, ((31, 0), (57, 10), (0, 0)))
+    padded = predictor.encode(padded_photo, box + np.array([57, 31, 57, 31]))
+    points = predictor.predict(original, original).points
+    np.testing.assert_allclose(predictor.predict(padded, padded).points, points - [-57, -31], atol=0.05)
     box_centre = (box[:2] + box[2:]) / 2
-    assert np.linalg.norm(points.mean(0) - box_centre) < 0.3 * np.ptp(box[::2]), "the stand-in's face lies in the box"
+    assert np.linalg.norm(points.mean(0) - box_centre) < 0.3 * np.ptp(box[::2]), (
+        "the stand-in's face lies inside the box"
+    )
 
 
-def test_files_that_do_not_belong_together_are_named(tmp_path: Path, stand_in_files: tuple[Path, Path]) -> None:
+def test_mismatched_files_are_reported(tmp_path: Path, stand_in_files: tuple[Path, Path]) -> None:
     deca, flame = stand_in_files
     write_stand_in_flame(tmp_path / "few.safetensors", shapes=20, expressions=50)
-    with pytest.raises(FaceSnapError, match=r"few\.safetensors has 20 shape directions .* gives 100"):
+    with pytest.raises(FaceSnapError, match=r"few\.safetensors has 20 shape directions, but .* requires 100"):
         load_predictor(deca, tmp_path / "few.safetensors")
     tensors = dict(vars(load_predictor(deca, flame).flame))
     save_flame(tmp_path / "cut.safetensors", tensors | {"faces": tensors["faces"][:-1]}, "test")

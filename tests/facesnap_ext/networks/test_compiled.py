@@ -1,4 +1,4 @@
-"""FFRNet with compiled blocks, and what happens where they cannot be compiled."""
+"""FFRNet with compiled blocks, and the fallback when compiling fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import tiny
 
 
 @pytest.fixture(autouse=True)
-def nothing_failed(monkeypatch):
+def reset_failure(monkeypatch):
     monkeypatch.setattr(compiled, "failure", None)
 
 
@@ -39,8 +39,8 @@ def has_compiled_blocks(network: FFRNet) -> bool:
     return any("forward" in vars(module) for module in network.modules() if isinstance(module, TransformerBlock))
 
 
-def fails_with(error, monkeypatch):
-    """A compiler that is found wanting when something is to be computed, as they are."""
+def make_compiler_fail(error, monkeypatch):
+    """Make compiled functions fail on their first call, as they do in practice, and return a list of those calls."""
 
     def call(*args):
         calls.append(args)
@@ -51,24 +51,24 @@ def fails_with(error, monkeypatch):
     return calls
 
 
-def test_blocks_are_compiled_whole_once_and_compute_the_same(network, monkeypatch):
+def test_blocks_are_compiled_once_and_without_graph_breaks(network, monkeypatch):
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
     plain = residuals(network)
     assert counter.frame_count == 0
     assert equal(residuals(network, compile=True), plain)
     blocks = sum(isinstance(module, TransformerBlock) for module in network.modules())
-    first = counter.frame_count
-    assert 0 < first <= blocks
+    compilations = counter.frame_count
+    assert 0 < compilations <= blocks
     assert equal(residuals(network, compile=True), plain)
-    assert counter.frame_count == first
+    assert counter.frame_count == compilations
     assert compiled.failure is None
-    assert not has_compiled_blocks(network)  # who does not ask for it does not get it
+    assert not has_compiled_blocks(network)  # later calls without compile=True run uncompiled
 
 
-def test_where_it_fails_ffrnet_runs_as_it_is_and_says_so_once(network, monkeypatch, caplog):
+def test_failure_falls_back_to_uncompiled_and_is_reported_once(network, monkeypatch, caplog):
     plain = residuals(network)
-    calls = fails_with(RuntimeError("no Triton\nanywhere"), monkeypatch)
+    calls = make_compiler_fail(RuntimeError("no Triton\nanywhere"), monkeypatch)
     for _ in range(2):
         assert equal(residuals(network, compile=True), plain)
     assert len(calls) == 1
@@ -77,27 +77,27 @@ def test_where_it_fails_ffrnet_runs_as_it_is_and_says_so_once(network, monkeypat
     assert not has_compiled_blocks(network)
 
 
-def test_too_little_memory_is_no_compilers_fault(network, monkeypatch):
-    fails_with(torch.cuda.OutOfMemoryError("full"), monkeypatch)
+def test_out_of_memory_is_not_a_compile_failure(network, monkeypatch):
+    make_compiler_fail(torch.cuda.OutOfMemoryError("full"), monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         residuals(network, compile=True)
     assert compiled.failure is None
     assert not has_compiled_blocks(network)
 
 
-def test_an_error_of_ffrnets_own_stays_one(network, monkeypatch):
-    fails_with(RuntimeError("no Triton"), monkeypatch)
+def test_errors_in_ffrnet_itself_propagate(network, monkeypatch):
+    make_compiler_fail(RuntimeError("no Triton"), monkeypatch)
     monkeypatch.setattr(FFRNet, "forward", lambda self, *inputs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         residuals(network, compile=True)
     assert compiled.failure is None
 
 
-def test_a_network_with_compiled_blocks_is_let_go(network, monkeypatch):
+def test_networks_with_compiled_blocks_are_garbage_collected(network, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda forward: partial(forward))
     other = tiny.ffrnet()
     residuals(other, compile=True)
-    gone = weakref.ref(other)
+    reference = weakref.ref(other)
     del other
     gc.collect()
-    assert gone() is None
+    assert reference() is None

@@ -1,4 +1,4 @@
-"""FFRNet against diffusers' ControlNet, and its sizes."""
+"""FFRNet: equivalence to diffusers' ControlNet, and sizes derived from tensor shapes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("size", [(16, 16), (33, 41)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_equals_diffusers_controlnet(shape, size):
+def test_matches_diffusers_controlnet(shape, size):
     widths, layers, heads, down = SHAPES[shape]
     reference = controlnet(widths, layers, heads, context=48, size_dim=8, pooled=20, down=down)
     network = as_ffrnet(reference, heads, size_dim=8)
@@ -67,7 +67,7 @@ def test_it_equals_diffusers_controlnet(shape, size):
     x, tokens = torch.randn(2, 4, *size, generator=g), torch.randn(2, 16, 48, generator=g)
     timesteps = torch.tensor([3.0, 871.0])
     height, width = 8 * size[0], 8 * size[1]
-    picture = torch.rand(2, 3, height, width, generator=g)
+    image = torch.rand(2, 3, height, width, generator=g)
     text = torch.randn(2, 20, generator=g)
     sizes = torch.tensor([[height, width, 0.0, 0, height, width]] * 2)
 
@@ -79,18 +79,18 @@ def test_it_equals_diffusers_controlnet(shape, size):
             x,
             timesteps,
             tokens,
-            picture,
+            image,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
             return_dict=False,
         )
-        residuals = network(x, timesteps, network.embed_tokens(tokens), network.embed_landmarks(picture), y)
+        residuals = network(x, timesteps, network.embed_tokens(tokens), network.embed_landmarks(image), y)
         assert len(residuals) == len(down_residuals) + 1
-        for own, other in zip(residuals, [*down_residuals, middle]):
-            assert other.abs().mean() > 1e-3
-            torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
+        for actual, expected in zip(residuals, [*down_residuals, middle]):
+            assert expected.abs().mean() > 1e-3
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_at_full_size_it_has_the_tensors_of_an_sdxl_controlnet():
+def test_full_size_has_the_tensors_of_an_sdxl_controlnet():
     with torch.device("meta"):
         shapes = {key: tuple(t.shape) for key, t in diffusers.ControlNetModel(**SDXL).state_dict().items()}
         network = FFRNet(FFRNetConfig.from_shapes(shapes))
@@ -101,19 +101,19 @@ def test_at_full_size_it_has_the_tensors_of_an_sdxl_controlnet():
     assert network.config.skip_widths == (320, 320, 320, 320, 640, 640, 640, 1280, 1280)
 
 
-def test_one_run_serves_both_rows_of_an_image():
-    """Text-free residuals cannot tell the conditional row from the unconditional one."""
+def test_conditional_and_unconditional_rows_have_equal_residuals():
+    """Text-free residuals are the same for both rows of an image, so one forward pass serves both."""
     network = tiny.ffrnet()
     x, tokens = torch.randn(1, 4, 16, 16), torch.randn(1, 16, tiny.CONTEXT)
     features = network.embed_landmarks(torch.rand(1, 3, 128, 128))
-    once = network(x, torch.tensor([500.0]), network.embed_tokens(tokens), features)
+    single = network(x, torch.tensor([500.0]), network.embed_tokens(tokens), features)
     both = network(x.expand(2, -1, -1, -1), torch.tensor([500.0, 500.0]), network.embed_tokens(tokens), features)
-    for one, two in zip(once, both):
+    for one, two in zip(single, both):
         torch.testing.assert_close(two[0], two[1], atol=0, rtol=0)
         torch.testing.assert_close(two[:1], one, atol=1e-5, rtol=1e-5)
 
 
-def test_channels_that_inpainting_appends_are_left_out():
+def test_extra_inpainting_channels_are_ignored():
     network = tiny.ffrnet()
     x, tokens = torch.randn(1, 9, 8, 8), torch.randn(1, 16, tiny.CONTEXT)
     features = network.embed_landmarks(torch.rand(1, 3, 64, 64))
@@ -129,15 +129,15 @@ widths = st.lists(st.sampled_from([32, 64, 96]), min_size=1, max_size=4).map(tup
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), widths=widths, middle=st.integers(-1, 2))
-def test_sizes_read_from_tensors_are_the_sizes_they_were_made_with(data, widths, middle):
-    """Any widths and depths that a UNet may have, a middle without attention included."""
+def test_config_is_recovered_from_tensor_shapes(data, widths, middle):
+    """For any widths and depths, including a middle block without attention."""
     resnets = data.draw(st.integers(1, 3))
     depths = []
     for _ in widths:
         attention = data.draw(st.booleans())
         depths.append(tuple(data.draw(st.integers(1, 3)) if attention else 0 for _ in range(resnets)))
     if middle < 1 and not any(map(any, depths)):
-        depths[-1] = (1,) * resnets  # tokens must enter somewhere
+        depths[-1] = (1,) * resnets  # at least one cross-attention is needed
     middle = middle if middle else 1
     config = tiny.config(widths=widths, depths=tuple(depths), middle_depth=middle, heads=(2,) * len(widths))
     with torch.device("meta"):
@@ -151,6 +151,6 @@ def test_sizes_read_from_tensors_are_the_sizes_they_were_made_with(data, widths,
     assert [r.shape[1] for r in residuals] == [*config.skip_widths, widths[-1]]
 
 
-def test_a_conditioning_too_narrow_for_six_sizes_is_refused():
-    with pytest.raises(ValueError, match="no room"):
+def test_adm_dim_too_small_for_six_sizes_is_rejected():
+    with pytest.raises(ValueError, match="too small for 6 sizes"):
         tiny.config(adm_dim=47)

@@ -1,4 +1,4 @@
-"""The Mixer against equations 1 and 2 written out, and how it treats several references."""
+"""The Mixer, compared with equations 1 and 2 written out, and its treatment of several references."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def references(people=2, count=1, seed=0):
 
 
 def attention(p, q, kv):
-    """Multi-head attention in plain sums, from an nn.MultiheadAttention's parameters."""
+    """Compute multi-head attention explicitly from the parameters of an nn.MultiheadAttention."""
     wq, wk, wv = p["in_proj_weight"].chunk(3)
     bq, bk, bv = p["in_proj_bias"].chunk(3)
     q, k, v = q @ wq.T + bq, kv @ wk.T + bk, kv @ wv.T + bv
@@ -36,7 +36,7 @@ def attention(p, q, kv):
     return torch.cat(heads, -1) @ p["out_proj.weight"].T + p["out_proj.bias"]
 
 
-def test_it_is_equations_1_and_2(mixer):
+def test_matches_equations_1_and_2(mixer):
     embeddings, clip_tokens = references()
     p = dict(mixer.named_parameters())
 
@@ -66,19 +66,20 @@ def test_it_is_equations_1_and_2(mixer):
     torch.testing.assert_close(mixer(embeddings, clip_tokens), f_mix, atol=1e-5, rtol=1e-5)
 
 
-def test_an_untrained_mixer_lets_the_embedding_through_beside_clip():
-    """Beside 257 CLIP tokens an embedding of length 1 would change the tokens by a thousandth of that."""
+def test_untrained_mixer_depends_on_the_embedding_as_well_as_clip():
+    """With an unscaled embedding of unit norm, its influence would be a thousandth of that of the 257 CLIP tokens."""
     torch.manual_seed(0)
     mixer = FacialAttributeMixer(MixerConfig(id_dim=512, clip_dim=64, dim=64, heads=4, feedforward=128)).eval()
     embeddings, clip_tokens = torch.randn(40, 1, 512), torch.randn(40, 1, 257, 64) + torch.randn(40, 1, 1, 64)
     with torch.no_grad():
-        of_identity = mixer(embeddings, clip_tokens[:1].expand_as(clip_tokens)).var(0).mean()
-        of_clip = mixer(embeddings[:1].expand_as(embeddings), clip_tokens).var(0).mean()
-    assert of_identity > of_clip / 10
+        identity_variance = mixer(embeddings, clip_tokens[:1].expand_as(clip_tokens)).var(0).mean()
+        clip_variance = mixer(embeddings[:1].expand_as(embeddings), clip_tokens).var(0).mean()
+    assert identity_variance > clip_variance / 10
 
 
-def test_an_untrained_mixers_tokens_are_not_one_token_many_times():
-    """By how alike a person's tokens are in what sets that person apart: 0.95 with PyTorch's own start."""
+def test_untrained_mixer_gives_distinct_tokens():
+    """Measured by the similarity of a person's tokens after subtracting the mean over people. PyTorch's default
+    initialisation gives 0.95."""
     torch.manual_seed(0)
     mixer = FacialAttributeMixer(MixerConfig(id_dim=512, clip_dim=64, dim=256, heads=4, feedforward=512)).eval()
     with torch.no_grad():
@@ -86,7 +87,7 @@ def test_an_untrained_mixers_tokens_are_not_one_token_many_times():
     assert alike(tokens) < 0.5
 
 
-def test_the_papers_sizes():
+def test_default_sizes_are_those_of_the_paper():
     with torch.device("meta"):
         mixer = FacialAttributeMixer(MixerConfig())
         tokens = mixer(torch.empty(3, 1, 512), torch.empty(3, 1, 257, 1280))
@@ -96,9 +97,9 @@ def test_the_papers_sizes():
     assert MixerConfig.from_shapes(shapes, heads=32) == MixerConfig()
 
 
-def test_averaging_weighs_a_short_embedding_like_a_long_one():
+def test_averaging_is_independent_of_embedding_norms():
     embeddings = torch.tensor([[[3.0, 0.0], [0.0, 1.0]]])
     clip_tokens = torch.tensor([[[[2.0]], [[4.0]]]])
     mean, tokens = average_references(embeddings, clip_tokens)
-    torch.testing.assert_close(mean, torch.tensor([[[2**0.5, 2**0.5]]]))  # halfway, of the mean length 2
+    torch.testing.assert_close(mean, torch.tensor([[[2**0.5, 2**0.5]]]))  # halfway between, mean norm 2
     torch.testing.assert_close(tokens, torch.tensor([[[[3.0]]]]))

@@ -1,4 +1,4 @@
-"""The Mixer that starts from InstantID against InstantID's Resampler written out, and what is added to it."""
+"""The Mixer initialised from InstantID, compared with InstantID's Resampler written out, and its CLIP layers."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facesnap_ext.networks.resampler import ADDED, ResamplerConfig, ResamplerMixer
+from facesnap_ext.networks.resampler import CLIP_PREFIXES, ResamplerConfig, ResamplerMixer
 from tests.support import tiny
 from tests.support.mixers import RESAMPLER, instantid_resampler, references
 
 
 @pytest.fixture(scope="module")
-def mixer():
-    """Trained: CLIP has its say."""
-    return tiny.randomise(ResamplerMixer(RESAMPLER), std=0.3)
-
-
-@pytest.fixture(scope="module")
 def start():
-    """As training starts: what is added to the Resampler is as it was made."""
+    """The state at the start of training: random Resampler, and CLIP layers as initialised."""
     torch.manual_seed(0)
     mixer = ResamplerMixer(RESAMPLER)
-    added = {key: tensor.clone() for key, tensor in mixer.state_dict().items() if key.startswith(ADDED)}
+    added = {key: tensor.clone() for key, tensor in mixer.state_dict().items() if key.startswith(CLIP_PREFIXES)}
     tiny.randomise(mixer, std=0.3).load_state_dict(added, strict=False)
     return mixer
 
 
-def test_it_starts_as_instantids_resampler(start):
+def test_starts_equal_to_instantids_resampler(start):
     embeddings, clip_tokens = references(3)
     expected = instantid_resampler(start.state_dict(), embeddings, head_dim=16)
     assert expected.shape == (3, 4, 48)
@@ -35,13 +29,13 @@ def test_it_starts_as_instantids_resampler(start):
     torch.testing.assert_close(start(embeddings, clip_tokens), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_length_of_an_embedding_counts(start):
+def test_norm_of_the_embedding_matters(start):
     """InstantID was trained on embeddings that were not normalised."""
     embeddings, clip_tokens = references()
     assert (start(embeddings, clip_tokens) - start(F.normalize(embeddings, dim=-1), clip_tokens)).abs().max() > 0.1
 
 
-def test_training_reaches_clip_from_the_first_step(start):
+def test_clip_layers_receive_gradients_from_the_first_step(start):
     embeddings, clip_tokens = references()
     projections = [attention.to_out.weight for attention in start.clip_layers]
     for weight in projections:
@@ -53,13 +47,13 @@ def test_training_reaches_clip_from_the_first_step(start):
     assert all(gradient.abs().max() > 1e-4 for gradient in gradients)
 
 
-def test_at_full_size_it_has_the_tensors_of_instantids_resampler():
-    """As many, and as many numbers, as `image_proj` of the published `ip-adapter.bin` has."""
+def test_full_size_has_the_tensors_of_instantids_resampler():
+    """The numbers of tensors and parameters are those of `image_proj` in the published `ip-adapter.bin`."""
     with torch.device("meta"):
         mixer = ResamplerMixer(ResamplerConfig())
         tokens = mixer(torch.empty(3, 2, 512), torch.empty(3, 2, 257, 1280))
     assert tokens.shape == (3, 16, 2048)
-    own = {key: tensor for key, tensor in mixer.state_dict().items() if not key.startswith(ADDED)}
+    own = {key: tensor for key, tensor in mixer.state_dict().items() if not key.startswith(CLIP_PREFIXES)}
     shapes = {key: tuple(tensor.shape) for key, tensor in own.items()}
     assert len(shapes) == 51
     assert sum(tensor.numel() for tensor in own.values()) == 81_978_624

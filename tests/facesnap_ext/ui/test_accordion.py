@@ -18,7 +18,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo, from_base64
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from tests.support import mock_webui
 
 
@@ -131,7 +131,7 @@ def test_the_init_picture_drives_in_its_own_frame_where_it_would_in_a_job(
 def test_without_deca_or_flame_the_status_says_whose_points_there_are_and_the_canvas_that_it_has_none(
     page, stand_ins, astronaut, tmp_path
 ) -> None:
-    said = "the face's points are those of the driving photo as they are"
+    said = "the landmarks are those detected in the driving photo"
     assert said not in page.status(find_models(stand_ins))
     for part in ("deca", "flame"):
         models = shutil.copytree(stand_ins, tmp_path / part)

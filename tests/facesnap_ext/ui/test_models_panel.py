@@ -12,8 +12,9 @@ from typing import ClassVar
 import pytest
 
 from facesnap_ext.weights import catalogue, download
-from facesnap_ext.weights.inventory import compute_hashes, list_models
-from facesnap_ext.weights.places import ModelFiles, find_models
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.model_list import compute_hashes, list_models
+from facesnap_ext.weights.search import find_models
 from tests.support import mock_webui
 from tests.support.parts_server import serve
 from tests.support.weight_files import KINDS, write
@@ -91,7 +92,7 @@ def test_everything_known_is_in_the_panel_and_foreign_text_is_text(module, tmp_p
         assert part.title in text
         assert f"{part.licence}: {part.use}" in text
     for role in roles:
-        assert all(file.sha256[:12] in text for holding in role.holdings for file in holding.files)
+        assert all(file.sha256[:12] in text for holding in role.found for file in holding.files)
     assert str(other / "h.safetensors") in text
     assert text.count("missing") == sum(role.needed and bool(role.missing) for role in roles) == 1
     assert text.count("notes.safetensors is damaged") == 1
@@ -111,10 +112,10 @@ def test_the_button_downloads_shows_how_far_it_is_and_what_there_is_then(module,
         assert "the thing: " in progress
         assert "<progress max='100'" in progress
         assert others == [{}] * 4  # gr.update(): they stay as they are
-        assert server.asked == [] or len(server.asked) == 1
+        assert server.requested == [] or len(server.requested) == 1
         server.hold.set()
         *_, (progress, table, status, *lists) = steps
-    assert "the thing is there: " in progress
+    assert "the thing was downloaded: " in progress
     assert table.startswith("<div class='facesnap-models'>")
     assert "Missing: " in status
     assert lists == [{"choices": [""]}] * 2
@@ -128,7 +129,7 @@ def test_what_goes_wrong_with_a_download_stands_in_the_panel(module, tmp_path, m
         monkeypatch.setattr(module, "PARTS", catalogue.PARTS)
         module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
         *_, (progress, *_) = Clicks.made["models_get_thing"].function()
-        assert "another file than the known one" in progress
+        assert "not the expected file" in progress
         assert "facesnap-problem" in progress
         monkeypatch.setattr(catalogue, "PARTS", ())
         ((progress, *_),) = Clicks.made["models_get_thing"].function()

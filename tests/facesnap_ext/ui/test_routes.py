@@ -21,7 +21,8 @@ from facesnap_ext.settings.schema import unit_schema
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.ui import routes
 from facesnap_ext.weights import catalogue, download
-from facesnap_ext.weights.places import ModelFiles, find_models
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.search import find_models
 from tests.support.parts_server import serve
 
 fastapi = pytest.importorskip("fastapi")
@@ -100,7 +101,7 @@ def test_a_part_is_downloaded_by_its_name_and_nothing_else_is(tmp_path, monkeypa
             assert client.post("/facesnap/models/get", json=body).status_code == 400, body
         form = {"content": b'{"part": "thing"}', "headers": {"Content-Type": "text/plain"}}
         assert client.post("/facesnap/models/get", **form).status_code == 400, "what a foreign page can send"
-        assert server.asked == []
+        assert server.requested == []
         assert client.post("/facesnap/models/stop", json={"part": "thing"}).status_code == 400
 
         server.hold = threading.Event()
@@ -120,7 +121,7 @@ def test_every_part_is_described(empty):
     parts = empty.get("/facesnap/models").json()["parts"]
     assert [part["name"] for part in parts] == list(catalogue.ROLES)
     pack = next(part for part in parts if part["name"] == "face_pack")
-    assert pack["ways"][0]["licence"] == "non-commercial research"
+    assert pack["options"][0]["licence"] == "non-commercial research"
 
 
 def test_faces_are_those_that_the_engine_finds(client, engine, two):
@@ -189,7 +190,7 @@ def test_a_reference_alone_gives_its_own_pose_and_nothing_gives_the_mean_face(cl
         ("detect", {"photos": ["/etc/passwd"]}, 422, "Photo 1 is not"),
         ("detect", {"photos": ["https://example.com/a.png"]}, 422, "Photo 1 is not base64"),
         ("detect", {"photos": ["file:///etc/passwd"]}, 422, "Photo 1 is not base64"),
-        ("landmarks", {"reference": "aGVsbG8="}, 422, "Reference photo is not a picture"),
+        ("landmarks", {"reference": "aGVsbG8="}, 422, "Reference photo is not a readable image"),
         ("landmarks", {"driving": encoded(GREY)}, 422, "No face was found in Driving photo"),
         ("landmarks", {"width": 512}, 400, "width and height belong together"),
         ("landmarks", {"width": 512, "height": True}, 400, "height is True"),

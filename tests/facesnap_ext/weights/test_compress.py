@@ -1,4 +1,4 @@
-"""A lighter file is the same network without some of its blocks."""
+"""A compressed file holds the same network without some of its blocks, or with rounded weights."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DEPTHS = {"depths": ((0, 0), (3, 3), (5, 5)), "middle_depth": 4}
 MIXER = MixerConfig(id_dim=8, clip_dim=6, dim=tiny.CONTEXT, id_tokens=2, queries=3, layers=1, feedforward=8, heads=2)
 
 
-class Nothing(nn.Module):
-    """A block that went: what comes in goes out."""
+class RemovedBlock(nn.Module):
+    """In place of a removed block: returns its input."""
 
     def forward(self, x, identity):
         return x
@@ -41,7 +41,7 @@ def source(tmp_path):
 @pytest.mark.parametrize(
     ("blocks", "deepest", "middle"), [(3, [0, 1, 4], [0, 1, 3]), (2, [0, 4], [0, 3]), (1, [0], [0]), (0, None, [])]
 )
-def test_it_is_the_same_network_without_the_blocks_between_the_first_and_the_last(source, blocks, deepest, middle):
+def test_compressed_network_equals_original_without_the_middle_blocks(source, blocks, deepest, middle):
     out = source.with_name("light.safetensors")
     assert main(["compress", str(source), str(out), "--blocks", str(blocks)]) == 0
     whole, light = load(source), load(out)
@@ -53,23 +53,23 @@ def test_it_is_the_same_network_without_the_blocks_between_the_first_and_the_las
     ):
         for transformer in transformers:
             for number in set(range(len(transformer.transformer_blocks))) - set(kept):
-                transformer.transformer_blocks[number] = Nothing()
+                transformer.transformer_blocks[number] = RemovedBlock()
     x, t, tokens = torch.randn(1, 4, 16, 16), torch.tensor([300.0]), torch.randn(1, 3, tiny.CONTEXT)
     features = whole.ffrnet.embed_landmarks(torch.rand(1, 3, 128, 128))
     identity = [
-        None if isinstance(block, Nothing) else block.attn2.keys_values(tokens)
+        None if isinstance(block, RemovedBlock) else block.attn2.keys_values(tokens)
         for block in whole.ffrnet.modules()
-        if isinstance(block, TransformerBlock | Nothing)
+        if isinstance(block, TransformerBlock | RemovedBlock)
     ]
     assert None in identity
     with torch.no_grad():
-        wanted = whole.ffrnet(x, t, identity, features)
-        got = light.ffrnet(x, t, light.ffrnet.embed_tokens(tokens), features)
-    for one, other in zip(got, wanted, strict=True):
+        expected = whole.ffrnet(x, t, identity, features)
+        actual = light.ffrnet(x, t, light.ffrnet.embed_tokens(tokens), features)
+    for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
-def test_mixer_adapter_and_licence_stay(source):
+def test_compression_keeps_mixer_adapter_and_licence(source):
     out = source.with_name("light.safetensors")
     main(["compress", str(source), str(out), "--blocks", "2"])
     whole, light = load(source), load(out)
@@ -79,21 +79,22 @@ def test_mixer_adapter_and_licence_stay(source):
         facesnap_file.load_adapter(out).parameters(), facesnap_file.load_adapter(source).parameters()
     ):
         assert torch.equal(one, other)
-    assert (light.info.license, light.info.trained_on) == ("Apache-2.0", "faces; blocks in a row: 2")
+    assert (light.info.license, light.info.trained_on) == ("Apache-2.0", "faces; consecutive blocks: 2")
     assert light.info.ffrnet.depths == ((0, 0), (3, 3), (2, 2))
 
 
-def test_where_there_is_nothing_to_drop_it_says_so(source, capsys):
+def test_nothing_to_remove_is_an_error(source, capsys):
     out = source.with_name("light.safetensors")
     assert main(["compress", str(source), str(out), "--blocks", "5"]) == 1
     assert (
-        "no more than 5 transformer blocks in a row where it is deepest; give a lower number" in capsys.readouterr().err
+        "no more than 5 consecutive transformer blocks at its deepest level; give a lower number"
+        in capsys.readouterr().err
     )
     assert not out.exists()
 
 
-def test_in_8_bits_it_is_the_network_with_rounded_matrices(source):
-    """Whatever it is moved to, the matrices keep their 8 bits and the rest the type that is computed in."""
+def test_fp8_rounds_the_weights(source):
+    """Whatever dtype the network is moved to, these weights stay in 8 bits, and all others take that dtype."""
     out = source.with_name("light.safetensors")
     assert main(["compress", str(source), str(out), "--fp8"]) == 0
     whole, light = load(source).ffrnet, load(out).ffrnet
@@ -116,17 +117,17 @@ def test_in_8_bits_it_is_the_network_with_rounded_matrices(source):
             with torch.no_grad():
                 features, identity = network.embed_landmarks(picture), network.embed_tokens(tokens)
                 results.append(network(x.to(dtype), t, identity, features))
-        for got, wanted in zip(*results, strict=True):
-            assert got.dtype == dtype
-            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+        for expected, actual in zip(*results, strict=True):
+            assert expected.dtype == dtype
+            torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
         assert {name for name, tensor in light.state_dict().items() if tensor.dtype == torch.float8_e4m3fn} == eight
         assert light.dtype == dtype
 
 
-def test_both_at_once_and_neither(source, capsys):
+def test_blocks_and_fp8_combine_and_one_of_them_is_required(source, capsys):
     out = source.with_name("light.safetensors")
     assert main(["compress", str(source), str(out), "--blocks", "1", "--fp8"]) == 0
-    assert load(out).info.trained_on == "faces; blocks in a row: 1; in 8 bits"
+    assert load(out).info.trained_on == "faces; consecutive blocks: 1; 8-bit weights"
     assert out.stat().st_size < source.stat().st_size / 3
     assert main(["compress", str(source), str(out)]) == 1
     assert "--blocks 2, --fp8, or both" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Downloads: whole and of the known hash, or not there; what has arrived is not asked for again."""
+"""Downloads are complete and verified, or absent; received data is not requested again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import catalogue, download
-from facesnap_ext.weights.places import ModelFiles
+from facesnap_ext.weights.model_files import ModelFiles
 from tests.support.parts_server import serve
 
 pytest.importorskip("requests")
@@ -32,176 +32,176 @@ def server():
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
+def no_delay(monkeypatch):
     monkeypatch.setattr(download, "WAIT", 0)
     monkeypatch.setattr(download, "_jobs", {})
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
 
-def left(folder):
+def files_in(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_file_arrives_whole_and_is_told_as_it_comes(server, tmp_path):
-    told = []
-    path = download.download(server.part(), tmp_path, told.append)
+def test_download_is_complete_and_reports_progress(server, tmp_path):
+    received = []
+    path = download.download(server.part(), tmp_path, received.append)
     assert path == tmp_path / "things" / "thing.bin"
     assert path.read_bytes() == CONTENT
-    assert left(tmp_path) == ["thing.bin"]
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (0, len(CONTENT))
+    assert files_in(tmp_path) == ["thing.bin"]
+    assert received == sorted(received)
+    assert (received[0], received[-1]) == (0, len(CONTENT))
 
 
-def test_what_is_there_is_not_asked_for_again_and_another_file_is_not_overwritten(server, tmp_path):
+def test_existing_file_is_kept_and_another_file_is_not_overwritten(server, tmp_path):
     path = download.download(server.part(), tmp_path)
     download.download(server.part(), tmp_path)
-    assert len(server.asked) == 1
+    assert len(server.requested) == 1
     path.write_bytes(b"mine")
-    with pytest.raises(FaceSnapError, match=r"another file .*thing.bin already"):
+    with pytest.raises(FaceSnapError, match=r"already another file .*thing.bin"):
         download.download(server.part(), tmp_path)
     assert path.read_bytes() == b"mine"
 
 
-def test_broken_connections_are_gone_on_from_where_they_ended(server, tmp_path):
+def test_broken_connections_are_resumed(server, tmp_path):
     server.breaks_after = 100_000
     path = download.download(server.part(), tmp_path)
     assert path.read_bytes() == CONTENT
-    assert server.asked[0] is None
-    starts = [int(asked[6:-1]) for asked in server.asked[1:]]
+    assert server.requested[0] is None
+    starts = [int(span[6:-1]) for span in server.requested[1:]]
     assert len(starts) >= 2
-    assert starts == sorted(set(starts)), "every connection brought something"
-    assert left(tmp_path) == ["thing.bin"]
+    assert starts == sorted(set(starts)), "every connection transferred something"
+    assert files_in(tmp_path) == ["thing.bin"]
 
 
-def test_a_stopped_download_goes_on_at_the_next_call(server, tmp_path):
-    with pytest.raises(download.Stopped, match=r"stopped at .* of 300 kB, which are kept"):
+def test_stopped_download_is_resumed_by_the_next_call(server, tmp_path):
+    with pytest.raises(download.Stopped, match=r"stopped at .* of 300 kB; download it again to resume"):
         download.download(server.part(), tmp_path, stopped=lambda: True)
-    assert ".thing.bin.part" in left(tmp_path)
-    assert "thing.bin" not in left(tmp_path)
+    assert ".thing.bin.part" in files_in(tmp_path)
+    assert "thing.bin" not in files_in(tmp_path)
     arrived = (tmp_path / "things" / ".thing.bin.part").stat().st_size
     assert 0 < arrived < len(CONTENT)
     assert download.download(server.part(), tmp_path).read_bytes() == CONTENT
-    assert server.asked[-1] == f"bytes={arrived}-"
+    assert server.requested[-1] == f"bytes={arrived}-"
 
 
-def test_a_server_that_knows_no_ranges_starts_anew(server, tmp_path):
+def test_download_restarts_if_the_server_does_not_support_ranges(server, tmp_path):
     with pytest.raises(download.Stopped):
         download.download(server.part(), tmp_path, stopped=lambda: True)
     server.ranges = False
     assert download.download(server.part(), tmp_path).read_bytes() == CONTENT
 
 
-def test_what_arrived_of_something_else_is_removed_and_the_next_call_starts_anew(server, tmp_path):
+def test_wrong_received_data_is_deleted_and_the_next_call_restarts(server, tmp_path):
     arrived = tmp_path / "things" / ".thing.bin.part"
     arrived.parent.mkdir()
     arrived.write_bytes(b"x" * 1000)
-    with pytest.raises(FaceSnapError, match="it was removed; try again"):
+    with pytest.raises(FaceSnapError, match="was deleted; try again"):
         download.download(server.part(), tmp_path)
     assert download.download(server.part(), tmp_path).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("announces", [True, False])
-def test_a_proxys_page_in_place_of_the_file_costs_nothing_of_what_arrived(server, tmp_path, announces):
+@pytest.mark.parametrize("sends_length", [True, False])
+def test_received_data_survives_the_login_page_of_a_proxy(server, tmp_path, sends_length):
     with pytest.raises(download.Stopped):
         download.download(server.part(), tmp_path, stopped=lambda: True)
     arrived = tmp_path / "things" / ".thing.bin.part"
     before = arrived.read_bytes()
-    server.page, server.announces = b"<html>Please log in</html>", announces
-    with pytest.raises(FaceSnapError, match="a web page came: log in"):
+    server.page, server.sends_length = b"<html>Please log in</html>", sends_length
+    with pytest.raises(FaceSnapError, match="A web page was received instead of the thing; log in"):
         download.download(server.part(), tmp_path)
     assert arrived.read_bytes() == before
-    server.page, server.announces = None, True
+    server.page, server.sends_length = None, True
     assert download.download(server.part(), tmp_path).read_bytes() == CONTENT
-    assert server.asked[-1] == f"bytes={len(before)}-"
+    assert server.requested[-1] == f"bytes={len(before)}-"
 
 
-def test_two_processes_do_not_write_into_one_file(server, tmp_path):
-    """Another WebUI on the same folder: here one that has taken half of it so far."""
+def test_two_processes_do_not_write_to_one_file(server, tmp_path):
+    """The other process is a WebUI with the same folder, halfway through the download."""
     code = f"""
 import threading
 from pathlib import Path
 from facesnap_ext.weights import download
 from facesnap_ext.weights.catalogue import Part
-def half_way(done):
+def halfway(done):
     if done:
-        print("half way", flush=True)
+        print("halfway", flush=True)
         input()
-download.download({server.part()!r}, Path({str(tmp_path)!r}), half_way)
+download.download({server.part()!r}, Path({str(tmp_path)!r}), halfway)
 """
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
     with other:
-        assert other.stdout.readline() == "half way\n"
-        with pytest.raises(FaceSnapError, match="Another FaceSnap is downloading the thing into this folder"):
+        assert other.stdout.readline() == "halfway\n"
+        with pytest.raises(FaceSnapError, match="Another FaceSnap process is downloading the thing to this folder"):
             download.download(server.part(), tmp_path)
         other.stdin.write("\n" * 100)
         other.stdin.close()
         assert other.wait(60) == 0
     assert (tmp_path / "things" / "thing.bin").read_bytes() == CONTENT
-    assert left(tmp_path) == ["thing.bin"]
+    assert files_in(tmp_path) == ["thing.bin"]
 
 
-def test_wrong_bytes_are_removed_and_told(server, tmp_path):
+def test_file_with_wrong_hash_is_deleted_and_reported(server, tmp_path):
     part = server.part(CONTENT[::-1])
-    with pytest.raises(FaceSnapError, match=r"another file than the known one \(SHA-256 .*removed"):
+    with pytest.raises(FaceSnapError, match=r"not the expected file \(SHA-256 .*deleted"):
         download.download(part, tmp_path)
-    assert left(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("length", [len(CONTENT) - 1, len(CONTENT) + 1])
-def test_a_length_that_is_not_the_known_one_is_told_before_anything_is_kept(server, tmp_path, length):
+def test_unexpected_length_is_reported_before_anything_is_kept(server, tmp_path, length):
     server.length = length
-    with pytest.raises(FaceSnapError, match=f"another file than the known one .{length} bytes in place of 300000"):
+    with pytest.raises(FaceSnapError, match=f"not the expected one .{length} bytes instead of 300000"):
         download.download(server.part(), tmp_path)
-    assert left(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
-def test_from_a_server_that_announces_no_length_no_more_than_the_known_one_is_taken(server, tmp_path):
-    server.announces = False
-    with pytest.raises(FaceSnapError, match=r"another file than the known one \(more than 1000 bytes"):
+def test_download_without_content_length_stops_at_the_expected_length(server, tmp_path):
+    server.sends_length = False
+    with pytest.raises(FaceSnapError, match=r"not the expected one \(more than 1000 bytes"):
         download.download(server.part(CONTENT[:1000]), tmp_path)
-    assert left(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (404, "no longer where it was .404.: look for it at its page"),
-        (403, "wants a login"),
-        (503, "cannot be downloaded .the server answered 503"),
-        (302, "answered 302"),
+        (404, "no longer at its address .HTTP status 404.; look for it at its page"),
+        (403, "requires a login"),
+        (503, "cannot be downloaded .HTTP status 503"),
+        (302, "sent HTTP status 302"),
     ],
 )
-def test_what_a_server_refuses_is_told(server, tmp_path, status, message):
+def test_refusal_of_the_server_is_reported(server, tmp_path, status, message):
     server.status = status
     with pytest.raises(FaceSnapError, match=message):
         download.download(server.part(), tmp_path)
-    assert left(tmp_path) == []
-    assert len(server.asked) == (download.TRIES if status == 503 else 1)
+    assert files_in(tmp_path) == []
+    assert len(server.requested) == (download.MAX_FAILURES if status == 503 else 1)
 
 
-def test_without_a_network_one_sentence_says_so_and_what_arrived_is_kept(server, tmp_path):
+def test_missing_network_is_reported_and_received_data_is_kept(server, tmp_path):
     with pytest.raises(download.Stopped):
         download.download(server.part(), tmp_path, stopped=lambda: True)
-    kept = left(tmp_path)
+    kept = files_in(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/x"
-    with pytest.raises(FaceSnapError, match="check that this computer is online") as told:
+    with pytest.raises(FaceSnapError, match="check your network connection") as error:
         download.download(server.part(url=url), tmp_path)
-    assert "\n" not in str(told.value)
-    assert left(tmp_path) == kept
+    assert "\n" not in str(error.value)
+    assert files_in(tmp_path) == kept
 
 
-def test_a_full_disk_is_told_before_and_while_it_fills(server, tmp_path, monkeypatch):
+def test_full_disk_is_reported_before_and_during_a_download(server, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     with monkeypatch.context() as patch:
         patch.setattr(download.shutil, "disk_usage", lambda path: usage(free=1000))
-        with pytest.raises(FaceSnapError, match="has 1 kB left, and 300 kB are needed"):
+        with pytest.raises(FaceSnapError, match="has 1 kB left, but 300 kB are needed"):
             download.download(server.part(), tmp_path)
-    assert server.asked == []
+    assert server.requested == []
 
     def full(*args, **values):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -212,8 +212,8 @@ def test_a_full_disk_is_told_before_and_while_it_fills(server, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("error", [NotImplementedError("no flock"), OSError(errno.ENOLCK, "No locks available")])
-def test_a_folder_without_locks_is_downloaded_into(server, tmp_path, monkeypatch, error):
-    """As some network drives are."""
+def test_download_works_in_a_folder_without_locks(server, tmp_path, monkeypatch, error):
+    """Some network drives do not support locks."""
     import filelock
 
     def acquire(self, *args, **values):
@@ -231,8 +231,8 @@ def test_a_folder_without_locks_is_downloaded_into(server, tmp_path, monkeypatch
     st.booleans(),
     st.data(),
 )
-def test_whatever_breaks_the_file_is_whole_or_not_there(tmp_path_factory, size, breaks, ranges, honest, data):
-    """Against the content itself: connections that end anywhere, with and without ranges, right and wrong bytes."""
+def test_file_is_complete_or_absent_whatever_breaks(tmp_path_factory, size, breaks, ranges, honest, data):
+    """Connections end anywhere, with and without ranges, and the content is right or wrong."""
     folder = tmp_path_factory.mktemp("broken")
     content = data.draw(st.binary(min_size=size, max_size=size))
     with serve(content) as server:
@@ -243,13 +243,13 @@ def test_whatever_breaks_the_file_is_whole_or_not_there(tmp_path_factory, size, 
             try:
                 path = download.download(part, folder)
             except FaceSnapError:
-                assert "thing.bin" not in left(folder)
+                assert "thing.bin" not in files_in(folder)
             else:
                 assert honest
                 assert path.read_bytes() == content
                 break
         else:
-            assert not honest, "the last connection was whole"
+            assert not honest, "the last connection was complete"
 
 
 def wait_for(state, job):
@@ -259,7 +259,7 @@ def wait_for(state, job):
     assert job.state == state, job.message
 
 
-def test_a_job_runs_beside_and_is_one_for_each_part(server, tmp_path, monkeypatch):
+def test_a_job_runs_in_the_background_and_each_part_has_one(server, tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
     server.hold = threading.Event()
     job = download.start("thing", ModelFiles(tmp_path))
@@ -269,10 +269,10 @@ def test_a_job_runs_beside_and_is_one_for_each_part(server, tmp_path, monkeypatc
     wait_for("done", job)
     assert job.done == len(CONTENT)
     assert "thing.bin" in job.message
-    assert len(server.asked) == 1
+    assert len(server.requested) == 1
 
 
-def test_a_job_stops_when_it_is_told_to_and_says_what_failed(server, tmp_path, monkeypatch):
+def test_a_job_can_be_stopped_and_reports_failures(server, tmp_path, monkeypatch):
     monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
     server.hold = threading.Event()
     job = download.start("thing", ModelFiles(tmp_path))
@@ -282,19 +282,19 @@ def test_a_job_stops_when_it_is_told_to_and_says_what_failed(server, tmp_path, m
     server.status = 404
     job = download.start("thing", ModelFiles(tmp_path))
     wait_for("failed", job)
-    assert "no longer where it was" in job.message
+    assert "no longer at its address" in job.message
 
 
-def test_only_names_of_the_catalogue_with_a_hash_are_downloaded(tmp_path):
+def test_only_parts_with_a_known_hash_are_downloaded(tmp_path):
     for name in ("https://example.org/x", "../x", "", "nothing"):
         with pytest.raises(FaceSnapError, match="There is no part"):
             download.start(name, ModelFiles(tmp_path))
-    with pytest.raises(FaceSnapError, match="does not download DECA, whose hash it does not know: register"):
+    with pytest.raises(FaceSnapError, match="cannot download DECA, because it does not know its hash; register"):
         download.start("deca", ModelFiles(tmp_path))
 
 
-def test_importing_and_looking_reach_for_no_network(tmp_path):
-    """In a process where opening a socket is an error."""
+def test_importing_and_listing_models_do_not_use_the_network(tmp_path):
+    """Run in a process where opening a socket is an error."""
     code = f"""
 import socket, sys
 def refuse(*args, **values): raise SystemExit("a socket was opened")

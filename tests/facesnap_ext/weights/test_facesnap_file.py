@@ -1,4 +1,4 @@
-"""The FaceSnap file: written, read, refused; made from a checkpoint and from a ControlNet."""
+"""FaceSnap files are written, read and rejected, and created from a checkpoint or a ControlNet."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def saved(tmp_path):
     return path, info, mixer, ffrnet
 
 
-def test_what_was_saved_is_loaded(saved):
+def test_saved_weights_are_loaded(saved):
     path, info, mixer, ffrnet = saved
     weights = facesnap_file.load(path)
     assert weights.info == info
-    for wrote, read in ((mixer, weights.mixer), (ffrnet, weights.ffrnet)):
-        assert not any(parameter.requires_grad for parameter in read.parameters())
-        for key, tensor in wrote.state_dict().items():
-            assert torch.equal(read.state_dict()[key], tensor), key
+    for written, loaded in ((mixer, weights.mixer), (ffrnet, weights.ffrnet)):
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+        for key, tensor in written.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], tensor), key
 
 
-def test_metadata_says_what_a_reader_needs_without_the_package(saved):
+def test_metadata_is_readable_without_this_package(saved):
     from safetensors import safe_open
 
     with safe_open(saved[0], framework="pt") as file:
@@ -57,23 +57,23 @@ def test_metadata_says_what_a_reader_needs_without_the_package(saved):
     assert json.loads(metadata["ffrnet"])["widths"] == list(tiny.WIDTHS)
 
 
-def test_it_loads_in_another_type(saved):
+def test_file_is_loaded_in_another_dtype(saved):
     weights = facesnap_file.load(saved[0], torch.bfloat16)
     assert weights.ffrnet.dtype is torch.bfloat16
     assert weights.mixer.queries.dtype is torch.bfloat16
 
 
-def test_a_file_of_another_kind_is_refused_before_its_numbers_are_read(tmp_path, monkeypatch):
+def test_file_of_another_kind_is_rejected_before_its_data_is_read(tmp_path, monkeypatch):
     path = write(tmp_path / "sd15.safetensors", KINDS["SD15_CONTROLNET"])
-    monkeypatch.setattr(facesnap_file, "read_tensors", lambda *args, **kwargs: pytest.fail("numbers were read"))
+    monkeypatch.setattr(facesnap_file, "read_tensors", lambda *args, **kwargs: pytest.fail("data was read"))
     with pytest.raises(FaceSnapError, match=r"sd15\.safetensors is an SD1\.5 ControlNet, not a FaceSnap file"):
         facesnap_file.load(path)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (lambda t, m: t.pop("ffrnet.conv_in.bias"), r"not whole: 1 tensors .* ffrnet\.conv_in\.bias"),
+        (lambda t, m: t.pop("ffrnet.conv_in.bias"), r"incomplete or damaged: 1 tensors .* ffrnet\.conv_in\.bias"),
         (lambda t, m: t.update({"mixer.foreign": torch.zeros(1)}), r"mixer\.foreign"),
         (lambda t, m: t.update({"ffrnet.conv_in.bias": torch.zeros(7)}), r"ffrnet\.conv_in\.bias"),
         (lambda t, m: m.update(version="2"), "newer FaceSnap"),
@@ -83,17 +83,17 @@ def test_a_file_of_another_kind_is_refused_before_its_numbers_are_read(tmp_path,
         (lambda t, m: m.update(mixer='{"unknown": 1}'), "metadata .* damaged"),
     ],
 )
-def test_a_damaged_file_is_refused_by_name(saved, spoil, message):
+def test_damaged_file_is_rejected_by_name(saved, damage, message):
     path, info, *_ = saved
     tensors, metadata = load_file(path), info.to_metadata()
-    spoil(tensors, metadata)
+    damage(tensors, metadata)
     save_file(tensors, path, metadata)
     with pytest.raises(FaceSnapError, match=message) as caught:
         facesnap_file.load(path)
     assert path.name in str(caught.value)
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_rest(saved, monkeypatch):
+def test_failed_save_keeps_the_old_file_and_leaves_no_temporary_file(saved, monkeypatch):
     path, info, mixer, ffrnet = saved
     before = path.read_bytes()
 
@@ -116,7 +116,7 @@ def unet_checkpoint(tmp_path):
     return unet, path
 
 
-# LDM's names for diffusers' parts, written out for this UNet of three levels with two ResNet blocks each
+# diffusers' block names and LDM's, for this UNet with three levels of two ResNet blocks
 LDM_BLOCKS = {
     "conv_in": "input_blocks.0.0",
     "time_embedding.linear_1": "time_embed.0",
@@ -168,7 +168,7 @@ def as_ldm(state):
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "single file"])
-def test_training_starts_from_the_checkpoints_encoder_and_zero_convolutions(tmp_path, layout):
+def test_initial_file_has_the_checkpoints_encoder_and_zero_convolutions(tmp_path, layout):
     unet, path = unet_checkpoint(tmp_path)
     if layout == "single file":
         save_file(as_ldm(unet.state_dict()), path)
@@ -180,13 +180,13 @@ def test_training_starts_from_the_checkpoints_encoder_and_zero_convolutions(tmp_
     assert (weights.info.mixer.dim, weights.info.mixer.queries) == (tiny.CONTEXT, 16)
 
     reference = diffusers.ControlNetModel.from_unet(unet)
-    own = weights.ffrnet.state_dict()
-    assert own.keys() == reference.state_dict().keys()
+    state = weights.ffrnet.state_dict()
+    assert state.keys() == reference.state_dict().keys()
     for key, tensor in reference.state_dict().items():
         if key.startswith("controlnet_cond_embedding.") and "conv_out" not in key:
-            assert own[key].shape == tensor.shape  # seeded here as there
+            assert state[key].shape == tensor.shape  # randomly initialised in both
         else:
-            assert torch.equal(own[key], tensor), key
+            assert torch.equal(state[key], tensor), key
 
     x, tokens = torch.randn(1, 4, 16, 16), torch.randn(1, 16, tiny.CONTEXT)
     features = weights.ffrnet.embed_landmarks(torch.rand(1, 3, 128, 128))
@@ -196,7 +196,7 @@ def test_training_starts_from_the_checkpoints_encoder_and_zero_convolutions(tmp_
     )
 
 
-def test_the_same_seed_makes_the_same_file_and_leaves_the_processs_randomness_alone(tmp_path):
+def test_equal_seeds_give_equal_files_and_keep_the_global_random_state(tmp_path):
     _, path = unet_checkpoint(tmp_path)
     torch.manual_seed(7)
     expected = torch.rand(1)
@@ -209,7 +209,7 @@ def test_the_same_seed_makes_the_same_file_and_leaves_the_processs_randomness_al
     assert any(not torch.equal(a[key], c[key]) for key in a)
 
 
-def test_an_inpainting_checkpoint_gives_its_first_four_channels(tmp_path):
+def test_additional_channels_of_an_inpainting_checkpoint_are_dropped(tmp_path):
     unet, path = unet_checkpoint(tmp_path)
     state = as_ldm(unet.state_dict())
     key = "model.diffusion_model.input_blocks.0.0.weight"
@@ -220,14 +220,14 @@ def test_an_inpainting_checkpoint_gives_its_first_four_channels(tmp_path):
     assert torch.equal(weights.ffrnet.conv_in.weight, unet.conv_in.weight)
 
 
-def test_only_sdxl_is_a_start(tmp_path):
+def test_only_sdxl_checkpoints_are_accepted(tmp_path):
     path = write(tmp_path / "old.safetensors", KINDS["SD15"])
     with pytest.raises(FaceSnapError, match=r"old\.safetensors is an SD1\.5 checkpoint"):
         initialise(path, tmp_path / "init.safetensors")
     assert not (tmp_path / "init.safetensors").exists()
 
 
-def test_a_diffusers_controlnet_folder_becomes_a_facesnap_file(tmp_path):
+def test_diffusers_controlnet_folder_is_converted_to_a_facesnap_file(tmp_path):
     controlnet = tiny.randomise(diffusers.ControlNetModel(**tiny.DIFFUSERS))
     folder = tmp_path / "IdentityNet"
     controlnet.save_pretrained(folder)
@@ -241,7 +241,7 @@ def test_a_diffusers_controlnet_folder_becomes_a_facesnap_file(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["SD15_CONTROLNET", "LORA", "SDXL", "UNKNOWN"])
-def test_what_cannot_be_converted_is_named(tmp_path, kind):
+def test_unconvertible_file_is_rejected_by_kind(tmp_path, kind):
     from facesnap_ext.weights.recognise import Kind
 
     path = write(tmp_path / "x.safetensors", KINDS[kind])
@@ -250,6 +250,6 @@ def test_what_cannot_be_converted_is_named(tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-def test_a_folder_without_a_controlnet_is_told(tmp_path):
-    with pytest.raises(FaceSnapError, match="give a diffusers ControlNet folder"):
+def test_folder_without_a_controlnet_is_reported(tmp_path):
+    with pytest.raises(FaceSnapError, match="give the folder of a ControlNet in diffusers' layout"):
         convert(tmp_path)

@@ -1,4 +1,4 @@
-"""A person saved as features: exactly what the photos give, none of their pixels, and nothing bad from strangers."""
+"""Saved identities give the same results as the photos, contain no pixels, and are validated when loaded."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_file import load, safe_name, save
-from facesnap_ext.weights.places import choose_identity, find_identities, find_models
+from facesnap_ext.weights.identity_folder import choose_identity, find_identities
 from facesnap_ext.weights.recognise import Kind, recognise
+from facesnap_ext.weights.search import find_models
 from facesnap_ext.weights.tensors import fingerprint
 from tests.support.weight_files import KINDS, write
 
 
 @pytest.fixture(scope="module")
 def models(stand_ins, astronaut, mirrored, tmp_path_factory):
-    """A model folder in which Eileen is saved from two photos."""
+    """A model folder with the identity Eileen, saved from two photos."""
     folder = shutil.copytree(stand_ins, tmp_path_factory.mktemp("saved") / "facesnap")
     save_identity(Encoders(Cache(), find_models(folder)), (astronaut, mirrored), "Eileen")
     return folder
@@ -60,27 +61,28 @@ def eileen(models):
 
 
 @pytest.mark.parametrize("mode", ["fused", "averaged"])
-def test_the_saved_person_is_the_photos_person_bit_for_bit(engine, unit, astronaut, mirrored, grace_hopper, mode):
+def test_saved_identity_is_bit_identical_to_the_photos(engine, unit, astronaut, mirrored, grace_hopper, mode):
     unit = replace(unit, driving=grace_hopper, reference_mode=mode)
     photos = replace(unit, identity="", references=(astronaut, mirrored))
-    saved, shown = (engine.prepare(either, 640, 512) for either in (unit, photos))
-    assert torch.equal(saved.conditioning.tokens, shown.conditioning.tokens)
-    assert np.array_equal(saved.conditioning.landmarks.points, shown.conditioning.landmarks.points)
-    assert torch.equal(saved.embeddings, shown.embeddings)
+    saved, direct = (engine.prepare(either, 640, 512) for either in (unit, photos))
+    assert torch.equal(saved.conditioning.tokens, direct.conditioning.tokens)
+    assert np.array_equal(saved.conditioning.landmarks.points, direct.conditioning.landmarks.points)
+    assert torch.equal(saved.embeddings, direct.embeddings)
     assert saved.references == ()
     assert not torch.equal(
-        shown.conditioning.tokens, engine.prepare(replace(photos, references=(mirrored,)), 640, 512).conditioning.tokens
+        direct.conditioning.tokens,
+        engine.prepare(replace(photos, references=(mirrored,)), 640, 512).conditioning.tokens,
     )
 
 
-def test_clip_is_not_needed_any_more(copied, engine, unit, grace_hopper):
+def test_saved_identity_does_not_need_clip(copied, engine, unit, grace_hopper):
     unit = replace(unit, driving=grace_hopper)
-    wanted = engine.prepare(unit, 512, 512).conditioning.tokens
+    expected = engine.prepare(unit, 512, 512).conditioning.tokens
     shutil.rmtree(copied / "stand-in-clip")
-    assert torch.equal(Engine(lambda: find_models(copied)).prepare(unit, 512, 512).conditioning.tokens, wanted)
+    assert torch.equal(Engine(lambda: find_models(copied)).prepare(unit, 512, 512).conditioning.tokens, expected)
 
 
-def test_photos_beside_a_saved_person_are_mixed_with_it(copied, unit, astronaut, mirrored):
+def test_photos_are_fused_with_a_saved_identity(copied, unit, astronaut, mirrored):
     engine = Engine(lambda: find_models(copied))
     save_identity(engine.encoders(engine.files()), (mirrored,), "second")
     both = engine.prepare(replace(unit, identity="second", references=(astronaut,)), 512, 512)
@@ -91,18 +93,18 @@ def test_photos_beside_a_saved_person_are_mixed_with_it(copied, unit, astronaut,
     assert len(both.embeddings) == 2
 
 
-def test_a_saved_person_has_no_pose_of_its_own(engine, unit, grace_hopper):
+def test_saved_identity_has_no_pose(engine, unit, grace_hopper):
     grey = Photo(np.full((128, 128, 3), 128, np.uint8), "grey.png")
-    for init_picture in (None, grey):
+    for init_image in (None, grey):
         with pytest.raises(FaceSnapError, match="Eileen has no pose of its own; add a driving photo"):
-            engine.prepare(unit, 512, 512, init_picture=init_picture)
-    prepared = engine.prepare(unit, 512, 512, init_picture=grace_hopper)
+            engine.prepare(unit, 512, 512, init_image=init_image)
+    prepared = engine.prepare(unit, 512, 512, init_image=grace_hopper)
     assert prepared.in_init_image
     driven = engine.prepare(replace(unit, driving=grace_hopper), 512, 600)
     assert prepared.driving.photo is driven.driving.photo is grace_hopper
 
 
-def test_a_person_saved_without_deca_is_told_where_landmarks_are_wanted(copied, unit, mirrored, grace_hopper):
+def test_identity_saved_without_deca_is_rejected_if_landmarks_are_needed(copied, unit, mirrored, grace_hopper):
     deca = copied / "stand-in-deca.safetensors"
     deca.rename(copied / "away")
     save_identity(Encoders(Cache(), find_models(copied)), (mirrored,), "shapeless")
@@ -112,7 +114,7 @@ def test_a_person_saved_without_deca_is_told_where_landmarks_are_wanted(copied, 
         Engine(lambda: find_models(copied)).prepare(replace(unit, identity="shapeless", driving=grace_hopper), 512, 512)
 
 
-def test_the_file_holds_features_and_nothing_of_the_pixels(eileen, astronaut, mirrored):
+def test_file_contains_features_but_no_pixels(eileen, astronaut, mirrored):
     content = eileen.read_bytes()
     with safe_open(eileen, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -137,7 +139,7 @@ def test_the_file_holds_features_and_nothing_of_the_pixels(eileen, astronaut, mi
     ("part", "what"),
     [("face_pack", "face recognition model"), ("clip", "CLIP image encoder"), ("deca", "DECA encoder")],
 )
-def test_a_person_seen_by_other_networks_is_refused_by_name(copied, unit, grace_hopper, part, what):
+def test_identity_saved_with_other_networks_is_rejected(copied, unit, grace_hopper, part, what):
     files = find_models(copied)
     if part == "face_pack":
         from tests.support.stand_in_pack import stand_in_arcface
@@ -155,7 +157,7 @@ def test_a_person_seen_by_other_networks_is_refused_by_name(copied, unit, grace_
         Engine(lambda: find_models(copied)).prepare(unit, 512, 512)
 
 
-def test_the_same_networks_in_other_wrappings_are_the_same(copied, unit, grace_hopper):
+def test_same_networks_in_other_containers_are_accepted(copied, unit, grace_hopper):
     clip, deca = copied / "stand-in-clip", copied / "stand-in-deca.safetensors"
     tensors = load_file(clip / "model.safetensors")
     torch.save(dict(reversed(tensors.items())), clip / "pytorch_model.bin")
@@ -167,7 +169,7 @@ def test_the_same_networks_in_other_wrappings_are_the_same(copied, unit, grace_h
     Engine(lambda: find_models(copied)).prepare(replace(unit, driving=grace_hopper), 512, 512)
 
 
-def test_a_fingerprint_is_of_names_types_shapes_and_numbers(tmp_path):
+def test_fingerprint_covers_names_dtypes_shapes_and_values(tmp_path):
     base = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)}
     variants = [
         base,
@@ -177,13 +179,13 @@ def test_a_fingerprint_is_of_names_types_shapes_and_numbers(tmp_path):
         {"a": base["a"] + 1, "b": base["b"]},
         {"a": base["a"].bfloat16(), "b": base["b"]},
     ]
-    found = []
+    fingerprints = []
     for i, tensors in enumerate(variants):
         save_file(tensors, tmp_path / f"{i}.safetensors", {"any": str(i)})
         torch.save({"state_dict": tensors}, tmp_path / f"{i}.pt")
-        found.append(fingerprint(tmp_path / f"{i}.safetensors"))
-        assert fingerprint(tmp_path / f"{i}.pt") == found[-1]
-    assert len(set(found)) == len(variants)
+        fingerprints.append(fingerprint(tmp_path / f"{i}.safetensors"))
+        assert fingerprint(tmp_path / f"{i}.pt") == fingerprints[-1]
+    assert len(set(fingerprints)) == len(variants)
 
 
 def changed(eileen, path, tensors=None, drop=(), **metadata):
@@ -197,42 +199,40 @@ def changed(eileen, path, tensors=None, drop=(), **metadata):
 HASH = "0" * 64
 HOSTILE = {
     "half precision": {"tensors": {"embeddings": torch.ones(2, 512).half()}},
-    "whole numbers": {"tensors": {"clip_tokens": torch.ones(2, 257, 64).int()}},
+    "integers": {"tensors": {"clip_tokens": torch.ones(2, 257, 64).int()}},
     "not a number": {"tensors": {"clip_tokens": torch.full((2, 257, 64), float("nan"))}},
     "infinite": {"tensors": {"embeddings": torch.full((2, 512), float("inf"))}},
-    "no direction": {"tensors": {"embeddings": torch.zeros(2, 512)}},
-    "a picture beside": {"tensors": {"picture": torch.zeros(3, 64, 64)}},
+    "zero embedding": {"tensors": {"embeddings": torch.zeros(2, 512)}},
+    "an additional image": {"tensors": {"picture": torch.zeros(3, 64, 64)}},
     "one photo too many": {"tensors": {"embeddings": torch.ones(3, 512)}},
     "no photo": {"tensors": {"embeddings": torch.ones(0, 512)}, "photos": "[]"},
     "an axis too many": {"tensors": {"embeddings": torch.ones(2, 512, 1)}},
-    "nothing of clip": {"drop": ("clip_tokens",)},
+    "no CLIP tokens": {"drop": ("clip_tokens",)},
     "no name": {"name": None},
     "no version": {"version": None},
     "no photos": {"photos": None},
-    "photos that are none": {"photos": '["../../etc", "0123456789"]'},
+    "invalid photos": {"photos": '["../../etc", "0123456789"]'},
     "photos in a dictionary": {"photos": '{"0123456789": 1}'},
-    "networks that are none": {"networks": "[]"},
-    "a network without name": {"networks": json.dumps({"face_pack": HASH, "clip": HASH, "deca": "x"})},
+    "invalid networks": {"networks": "[]"},
+    "a network without a hash": {"networks": json.dumps({"face_pack": HASH, "clip": HASH, "deca": "x"})},
     "a network missing": {"networks": json.dumps({"face_pack": HASH, "deca": HASH})},
     "deep brackets": {"networks": "[" * 100_000},
-    "no json": {"photos": "\x00"},
+    "not JSON": {"photos": "\x00"},
 }
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_file_that_is_not_as_it_must_be_is_refused_with_a_sentence(eileen, tmp_path, case):
+def test_invalid_file_is_rejected_in_one_sentence(eileen, tmp_path, case):
     path = changed(eileen, tmp_path / "hostile.safetensors", **HOSTILE[case])
-    with pytest.raises(FaceSnapError, match=r"^hostile\.safetensors is damaged \(.*\): save the person again from"):
+    with pytest.raises(FaceSnapError, match=r"^hostile\.safetensors is damaged \(.*\); save the person again from"):
         load(path)
 
 
-def test_sizes_that_the_networks_do_not_have_are_refused_though_the_file_names_these_networks(
-    copied, eileen, unit, grace_hopper
-):
+def test_sizes_that_do_not_match_the_named_networks_are_rejected(copied, eileen, unit, grace_hopper):
     cases = {
-        "embeddings": (torch.ones(2, 256), "wants features of 512 numbers from the face recognition pack"),
-        "clip_tokens": (torch.ones(2, 257, 32), "wants features of 64 numbers from the CLIP image encoder"),
-        "shapes": (torch.ones(2, 7), "face's shape in the saved identity has 7 numbers"),
+        "embeddings": (torch.ones(2, 256), "expects 512 numbers per feature from the face model pack"),
+        "clip_tokens": (torch.ones(2, 257, 32), "expects 64 numbers per feature from the CLIP image encoder"),
+        "shapes": (torch.ones(2, 7), "face shape in the saved identity has 7 numbers"),
     }
     engine = Engine(lambda: find_models(copied))
     for key, (tensor, message) in cases.items():
@@ -241,7 +241,7 @@ def test_sizes_that_the_networks_do_not_have_are_refused_though_the_file_names_t
             engine.prepare(replace(unit, identity=key, driving=grace_hopper), 512, 512)
 
 
-def test_newer_larger_and_other_files_are_refused(eileen, tmp_path, monkeypatch):
+def test_newer_larger_and_foreign_files_are_rejected(eileen, tmp_path, monkeypatch):
     with pytest.raises(FaceSnapError, match="newer FaceSnap"):
         load(changed(eileen, tmp_path / "newer.safetensors", version="2"))
     with pytest.raises(FaceSnapError, match="is a LoRA, not a saved identity"):
@@ -253,7 +253,7 @@ def test_newer_larger_and_other_files_are_refused(eileen, tmp_path, monkeypatch)
     with pytest.raises(FaceSnapError, match="is a Python pickle"):
         load(boom)
     huge = tmp_path / "huge.safetensors"
-    huge.write_bytes(struct.pack("<Q", 2**60) + b"{}")  # a header that is said to be large
+    huge.write_bytes(struct.pack("<Q", 2**60) + b"{}")  # declares a huge header
     with pytest.raises(FaceSnapError, match="damaged"):
         load(huge)
     monkeypatch.setattr(identity_file, "MAX_BYTES", 1000)
@@ -263,7 +263,7 @@ def test_newer_larger_and_other_files_are_refused(eileen, tmp_path, monkeypatch)
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_cut_or_changed_file_gives_a_sentence_or_a_whole_person(eileen, tmp_path, data):
+def test_truncated_or_modified_file_is_rejected_or_loads_completely(eileen, tmp_path, data):
     content = bytearray(eileen.read_bytes())
     header = 8 + struct.unpack("<Q", content[:8])[0]
     path = tmp_path / "damaged.safetensors"
@@ -276,31 +276,31 @@ def test_a_cut_or_changed_file_gives_a_sentence_or_a_whole_person(eileen, tmp_pa
             content[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
         path.write_bytes(content)
         try:
-            person = load(path)
+            identity = load(path)
         except FaceSnapError as error:
             assert len(str(error).splitlines()) == 1
         else:
-            assert person.embeddings.isfinite().all()
-            assert len(person.embeddings) == len(person.clip_tokens) == len(person.photos) == 2
+            assert identity.embeddings.isfinite().all()
+            assert len(identity.embeddings) == len(identity.clip_tokens) == len(identity.photos) == 2
 
 
-def test_nothing_is_overwritten_unless_asked_and_never_a_file_of_another_kind(eileen, tmp_path):
-    person = load(eileen)
+def test_only_identities_are_overwritten_and_only_on_request(eileen, tmp_path):
+    identity = load(eileen)
     path = tmp_path / "deep" / "Eileen.safetensors"
-    save(path, person)
+    save(path, identity)
     before = path.read_bytes()
     with pytest.raises(FaceSnapError, match="already an identity Eileen"):
-        save(path, replace(person, name="other"))
+        save(path, replace(identity, name="other"))
     assert path.read_bytes() == before
-    save(path, replace(person, name="other"), overwrite=True)
+    save(path, replace(identity, name="other"), overwrite=True)
     assert load(path).name == "other"
     lora = write(tmp_path / "lora.safetensors", KINDS["LORA"])
     with pytest.raises(FaceSnapError, match="is a LoRA, not a saved identity; it is not overwritten"):
-        save(lora, person, overwrite=True)
-    assert [file.name for file in path.parent.iterdir()] == ["Eileen.safetensors"]  # nothing half written beside it
+        save(lora, identity, overwrite=True)
+    assert [file.name for file in path.parent.iterdir()] == ["Eileen.safetensors"]  # no temporary file
 
 
-def test_identities_are_found_by_name_and_are_no_model_files(copied, eileen):
+def test_identities_are_found_by_name_and_are_not_model_files(copied, eileen):
     identities = copied / "identities"
     write(identities / "lora.safetensors", KINDS["LORA"])
     (identities / "half.safetensors").write_bytes(b"half")
@@ -309,9 +309,9 @@ def test_identities_are_found_by_name_and_are_no_model_files(copied, eileen):
     assert find_identities(copied) == {"Eileen": identities / "Eileen.safetensors"}
     files = find_models(copied)
     assert "lost.safetensors" not in files.facesnap
-    assert any("lost.safetensors is a saved identity: move it into" in told for told in files.unreadable)
+    assert any("lost.safetensors is a saved identity; move it to" in reason for reason in files.passed_over)
     for name in ("Nobody", "../lost", str(copied / "lost"), "*", ""):
-        with pytest.raises(FaceSnapError, match=r"There is no identity .* there is Eileen"):
+        with pytest.raises(FaceSnapError, match=r"There is no identity .* choose one of Eileen"):
             choose_identity(copied, name)
     with pytest.raises(FaceSnapError, match="damaged"):
         load(choose_identity(copied, "half"))
@@ -322,7 +322,7 @@ def test_identities_are_found_by_name_and_are_no_model_files(copied, eileen):
     st.text(max_size=300)
     | st.sampled_from(["CON", "nul.txt", "Com1", "../../x", "a/b\\c", "...", "LPT¹ .a", "a" * 400])
 )
-def test_a_name_becomes_one_files_name_anywhere(name):
+def test_any_name_becomes_a_valid_file_name(name):
     try:
         safe = safe_name(name)
     except FaceSnapError:
@@ -338,7 +338,7 @@ def test_a_name_becomes_one_files_name_anywhere(name):
     assert safe_name(safe) == safe
 
 
-def test_names_with_meaning_keep_it():
+def test_names_stay_readable():
     assert safe_name("  Jane\tDoe ") == "Jane Doe"
     assert safe_name("Zoë/Chloé") == "Zoë_Chloé"
     assert safe_name("con") == "_con"
@@ -347,8 +347,8 @@ def test_names_with_meaning_keep_it():
         safe_name("../..")
 
 
-def test_the_preview_shows_a_saved_persons_own_shape(engine, astronaut, mirrored, grace_hopper):
-    """That of the first photo that the person was saved from; a photo that is given goes before the name."""
+def test_preview_shows_the_shape_of_a_saved_identity(engine, astronaut, mirrored, grace_hopper):
+    """It is that of the first photo the person was saved from. A given photo takes precedence over the name."""
     rig, points = engine.preview(identity="Eileen")
     assert points is None
     for reference, name, alike in ((astronaut, "", True), (mirrored, "Eileen", False), (None, "", False)):

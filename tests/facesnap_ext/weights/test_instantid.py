@@ -1,4 +1,4 @@
-"""InstantID's published files, and a FaceSnap file that starts from them, give its tokens and its residuals."""
+"""InstantID's published files, and a FaceSnap file created from them, give InstantID's tokens and residuals."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from facesnap_ext.networks.mixer import MixerConfig
 from facesnap_ext.networks.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.residuals import Residuals, landmark_image
 from facesnap_ext.weights import facesnap_file
-from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, from_instantid, load, load_any
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, from_instantid, load
 from facesnap_ext.weights.recognise import Kind, recognise
+from facesnap_ext.weights.search import find_models
+from facesnap_ext.weights.source import load_any
 from tests.support import tiny
 from tests.support.mixers import instantid_resampler
 from tests.support.weight_files import KINDS, write
@@ -33,7 +34,7 @@ WIDTH, HEADS, LAYERS = 96, 2, 2
 
 
 def image_proj(dim=tiny.CONTEXT):
-    """The Resampler's half of `ip-adapter.bin`: its names and forms, with few numbers but the 512 of ArcFace."""
+    """The Resampler's half of `ip-adapter.bin`: real names, and tiny sizes except ArcFace's 512."""
     inner = 64 * HEADS
     shapes = {
         "latents": (1, 16, WIDTH),
@@ -71,7 +72,7 @@ def controlnet():
 
 @pytest.fixture
 def folder(tmp_path, controlnet):
-    """InstantID as it is published."""
+    """InstantID in its published layout."""
     folder = tmp_path / "InstantID"
     controlnet.save_pretrained(folder / "ControlNetModel")
     save_adapter(folder, image_proj())
@@ -79,7 +80,7 @@ def folder(tmp_path, controlnet):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_tokens_and_residuals_are_instantids(tmp_path, folder, controlnet, legacy):
+def test_tokens_and_residuals_equal_instantids(tmp_path, folder, controlnet, legacy):
     save_adapter(folder, image_proj(), _use_new_zipfile_serialization=not legacy)
     assert recognise(folder / "ip-adapter.bin") is Kind.INSTANTID_ADAPTER
     out = tmp_path / "facesnap.safetensors"
@@ -87,7 +88,7 @@ def test_tokens_and_residuals_are_instantids(tmp_path, folder, controlnet, legac
     weights = facesnap_file.load(out)
 
     g = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(2, 1, 512, generator=g)  # 23 long, as ArcFace's are before they are normalised
+    embeddings = torch.randn(2, 1, 512, generator=g)  # of length 23, like ArcFace's before normalisation
     tokens = weights.mixer(embeddings, torch.randn(2, 1, 257, 1280, generator=g))
     expected = instantid_resampler(image_proj(), embeddings)
     assert expected.shape == (2, 16, tiny.CONTEXT)
@@ -116,7 +117,7 @@ def test_tokens_and_residuals_are_instantids(tmp_path, folder, controlnet, legac
         torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
 
 
-def test_the_file_says_what_it_is(tmp_path, folder):
+def test_metadata_describes_the_file(tmp_path, folder):
     out = tmp_path / "facesnap.safetensors"
     from_instantid(folder, out, clip_dim=10)
     info = facesnap_file.read_info(out)
@@ -128,24 +129,24 @@ def test_the_file_says_what_it_is(tmp_path, folder):
     assert info.to_metadata()["mixer_kind"] == "resampler"
 
 
-def test_each_half_keeps_its_type_unless_one_is_asked_for(tmp_path, folder, controlnet):
-    controlnet.half().save_pretrained(folder / "ControlNetModel")  # as InstantID's is
+def test_each_half_keeps_its_dtype_unless_one_is_given(tmp_path, folder, controlnet):
+    controlnet.half().save_pretrained(folder / "ControlNetModel")  # like InstantID's
     out = tmp_path / "facesnap.safetensors"
-    for asked, types in ((None, (torch.float32, torch.float16)), (torch.bfloat16, (torch.bfloat16, torch.bfloat16))):
-        from_instantid(folder, out, dtype=asked)
+    for given, dtypes in ((None, (torch.float32, torch.float16)), (torch.bfloat16, (torch.bfloat16, torch.bfloat16))):
+        from_instantid(folder, out, dtype=given)
         weights = facesnap_file.load(out)
-        for network, dtype in zip((weights.mixer, weights.ffrnet), types):
+        for network, dtype in zip((weights.mixer, weights.ffrnet), dtypes):
             assert {parameter.dtype for parameter in network.parameters()} == {dtype}
 
 
-def test_without_a_config_the_sizes_are_those_asked_for(tmp_path, folder):
+def test_without_a_config_the_given_sizes_are_used(tmp_path, folder):
     (folder / "ControlNetModel" / "config.json").unlink()
     out = tmp_path / "facesnap.safetensors"
     assert main(["init", "--instantid", str(folder), "--out", str(out), "--head-dim", "16", "--size-dim", "8"]) == 0
     assert facesnap_file.read_info(out).ffrnet == tiny.config()
 
 
-def test_the_same_seed_makes_the_same_file_and_leaves_the_processs_randomness_alone(tmp_path, folder):
+def test_equal_seeds_give_equal_files_and_keep_the_global_random_state(tmp_path, folder):
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
@@ -157,7 +158,7 @@ def test_the_same_seed_makes_the_same_file_and_leaves_the_processs_randomness_al
     assert {key.split(".")[1] for key in a if not torch.equal(a[key], c[key])} == {"project_clip", "clip_layers"}
 
 
-def test_files_that_do_not_name_their_mixer_have_the_papers(tmp_path):
+def test_files_without_a_mixer_kind_have_the_papers_mixer(tmp_path):
     config = MixerConfig(id_dim=12, clip_dim=10, dim=tiny.CONTEXT, id_tokens=5, layers=1, feedforward=64, heads=4)
     ffrnet, path = tiny.ffrnet(), tmp_path / "old.safetensors"
     info = facesnap_file.FaceSnapInfo(config, ffrnet.config)
@@ -168,12 +169,18 @@ def test_files_that_do_not_name_their_mixer_have_the_papers(tmp_path):
     assert facesnap_file.load(path).info == info
 
 
-@pytest.mark.parametrize("kind", ["facial attributes", "unheard of"])
-def test_a_file_of_another_mixer_than_it_says_is_refused(tmp_path, folder, kind):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("facial attributes", r"metadata of facesnap\.safetensors is damaged"),
+        ("id only, or not", r"facesnap\.safetensors has a Mixer of the unknown kind 'id only, or not'; .*resampler"),
+    ],
+)
+def test_wrong_and_unknown_mixer_kinds_are_rejected(tmp_path, folder, kind, message):
     path = tmp_path / "facesnap.safetensors"
     from_instantid(folder, path)
     save_file(load_file(path), path, facesnap_file.read_info(path).to_metadata() | {"mixer_kind": kind})
-    with pytest.raises(FaceSnapError, match=r"metadata of facesnap\.safetensors is damaged"):
+    with pytest.raises(FaceSnapError, match=message):
         facesnap_file.load(path)
 
 
@@ -184,26 +191,29 @@ def adapter_without(*parts):
 
 
 def controlnet_without(*parts):
-    def spoil(folder):
+    def damage(folder):
         path = folder / "ControlNetModel" / "diffusion_pytorch_model.safetensors"
         save_file({key: tensor for key, tensor in load_file(path).items() if not key.startswith(parts)}, path)
 
-    return spoil
+    return damage
 
 
 def config_with(**values):
-    def spoil(folder):
+    def damage(folder):
         path = folder / "ControlNetModel" / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
-    return spoil
+    return damage
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
-        (lambda f: (f / "ip-adapter.bin").unlink(), r"no .*ip-adapter\.bin; give InstantID's folder"),
-        (lambda f: (f / "ControlNetModel").rename(f / "other"), r"no .*ControlNetModel/.*; give InstantID's folder"),
+        (lambda f: (f / "ip-adapter.bin").unlink(), r"no file .*ip-adapter\.bin; give InstantID's folder"),
+        (
+            lambda f: (f / "ControlNetModel").rename(f / "other"),
+            r"no file .*ControlNetModel/.*; give InstantID's folder",
+        ),
         (
             lambda f: write(f / "ControlNetModel/diffusion_pytorch_model.safetensors", KINDS["SD15_CONTROLNET"]),
             r"diffusion_pytorch_model\.safetensors is an SD1\.5 ControlNet, not an SDXL ControlNet",
@@ -212,18 +222,18 @@ def config_with(**values):
             lambda f: write(f / "ip-adapter.bin", KINDS["IP_ADAPTER"], "torch"),
             r"ip-adapter\.bin is an IP-Adapter, not InstantID's adapter",
         ),
-        (lambda f: save_adapter(f, image_proj(dim=56)), "tokens of 56 numbers and .* takes 48"),
-        (adapter_without("1.0.norm2.bias"), r"ip-adapter\.bin is not whole .*layers\.1\.0\.norm2\.bias"),
-        (adapter_without("proj_out.weight"), r"ip-adapter\.bin is not whole .*proj_out\.weight"),
-        (controlnet_without("controlnet_mid_block"), r"diffusion_pytorch_model\.safetensors is not whole"),
-        (controlnet_without("conv_in.weight"), r"diffusion_pytorch_model\.safetensors is not whole"),
+        (lambda f: save_adapter(f, image_proj(dim=56)), "tokens of 56 numbers, but .* takes 48"),
+        (adapter_without("1.0.norm2.bias"), r"ip-adapter\.bin is incomplete or damaged .*layers\.1\.0\.norm2\.bias"),
+        (adapter_without("proj_out.weight"), r"ip-adapter\.bin is incomplete or damaged .*proj_out\.weight"),
+        (controlnet_without("controlnet_mid_block"), r"diffusion_pytorch_model\.safetensors is incomplete or damaged"),
+        (controlnet_without("conv_in.weight"), r"diffusion_pytorch_model\.safetensors is incomplete or damaged"),
         (lambda f: (f / "ControlNetModel/config.json").write_text("{"), r"config\.json is damaged"),
         (config_with(attention_head_dim=None, num_attention_heads=None), r"config\.json is damaged"),
         (config_with(num_attention_heads="many"), r"config\.json is damaged"),
     ],
 )
-def test_what_cannot_be_a_start_is_told_in_one_sentence(tmp_path, folder, spoil, message):
-    spoil(folder)
+def test_unusable_files_are_reported_in_one_sentence(tmp_path, folder, damage, message):
+    damage(folder)
     with pytest.raises(FaceSnapError, match=message) as caught:
         from_instantid(folder, tmp_path / "out" / "facesnap.safetensors")
     assert "\n" not in str(caught.value)
@@ -239,45 +249,45 @@ def test_what_cannot_be_a_start_is_told_in_one_sentence(tmp_path, folder, spoil,
     ],
     ids=["T2I-Adapter", "SD1.5 ControlNet", "CLIP"],
 )
-def test_another_networks_config_beside_the_file_says_nothing_of_it(tmp_path, folder, other):
-    """As in a WebUI's flat folder of ControlNets."""
+def test_config_of_another_network_is_ignored(tmp_path, folder, other):
+    """A WebUI keeps all ControlNets in one flat folder."""
     (folder / "ControlNetModel" / "config.json").write_text(json.dumps(other))
     out = tmp_path / "facesnap.safetensors"
     from_instantid(folder, out, head_dim=16, size_dim=8)
     assert facesnap_file.read_info(out).ffrnet == tiny.config()
 
 
-def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path, folder):
+def test_pickle_with_code_is_rejected_and_not_executed(tmp_path, folder):
     class Boom:
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
 
     torch.save({"image_proj": image_proj(), "ip_adapter": {"1.to_k_ip.weight": Boom()}}, folder / "ip-adapter.bin")
-    with pytest.raises(FaceSnapError, match=r"ip-adapter\.bin holds .* beside its tensors"):
+    with pytest.raises(FaceSnapError, match=r"ip-adapter\.bin contains .* besides its tensors"):
         from_instantid(folder, tmp_path / "facesnap.safetensors")
     assert not (tmp_path / "executed").exists()
 
 
-def test_init_wants_one_start(tmp_path, folder, capsys):
-    for starts in ([], ["sdxl.safetensors", "--instantid", str(folder)]):
+def test_init_requires_exactly_one_source(tmp_path, folder, capsys):
+    for sources in ([], ["sdxl.safetensors", "--instantid", str(folder)]):
         with pytest.raises(SystemExit):
-            main(["init", *starts, "--out", str(tmp_path / "x")])
+            main(["init", *sources, "--out", str(tmp_path / "x")])
     assert "--instantid" in capsys.readouterr().err
 
 
-def test_a_copy_saved_after_training_is_loaded(tmp_path, folder):
+def test_trained_file_is_loaded(tmp_path, folder):
     out = tmp_path / "facesnap.safetensors"
     from_instantid(folder, out)
     weights = facesnap_file.load(out)
     trained = tiny.randomise(ResamplerMixer(weights.info.mixer))
     facesnap_file.save(out, weights.info, trained, weights.ffrnet)
-    again = facesnap_file.load(out).mixer
+    loaded = facesnap_file.load(out).mixer
     embeddings, clip_tokens = torch.randn(1, 2, 512), torch.randn(1, 2, 5, 1280)
-    assert torch.equal(again(embeddings, clip_tokens), trained(embeddings, clip_tokens))
+    assert torch.equal(loaded(embeddings, clip_tokens), trained(embeddings, clip_tokens))
 
 
 def layouts():
-    """Where people put InstantID's two files: (of the ControlNet's folder, of the adapter), in the model folder."""
+    """Where users put InstantID's files in the model folder: (folder of the ControlNet, folder of the adapter)."""
     return [
         ("ControlNetModel", "."),
         ("InstantID/ControlNetModel", "InstantID"),
@@ -288,11 +298,11 @@ def layouts():
 
 @pytest.mark.parametrize("layout", layouts(), ids=["repository", "folder", "flat", "flat folder"])
 @pytest.mark.parametrize("renamed", [False, True])
-def test_the_published_files_are_one_choice_wherever_they_lie(tmp_path, folder, layout, renamed):
+def test_published_files_are_one_choice_in_any_layout(tmp_path, folder, layout, renamed):
     models = tmp_path / "facesnap"
     controlnet_folder, adapter_folder = (models / part for part in layout)
-    for place in (controlnet_folder, adapter_folder):
-        place.mkdir(parents=True, exist_ok=True)
+    for path in (controlnet_folder, adapter_folder):
+        path.mkdir(parents=True, exist_ok=True)
     names = ("control.safetensors", "face.bin") if renamed else (IDENTITYNET.split("/")[1], ADAPTER)
     pair = (controlnet_folder / names[0], adapter_folder / names[1])
     shutil.copy(folder / IDENTITYNET, pair[0])
@@ -301,13 +311,13 @@ def test_the_published_files_are_one_choice_wherever_they_lie(tmp_path, folder, 
     files = find_models(models)
     assert files.facesnap == {"InstantID": pair}
     assert files.choose_facesnap() == files.choose_facesnap("InstantID") == pair
-    assert files.clip is None  # whose folders too have a config.json
-    assert files.unreadable == []
+    assert files.clip is None  # a CLIP folder has a config.json, too
+    assert files.passed_over == []
     assert load_any(pair).info.ffrnet == tiny.config()
 
 
-def test_with_several_controlnets_nothing_is_guessed(tmp_path, folder):
-    for count, said in ((0, "there is none"), (2, r"there is .*a\.safetensors, .*b\.safetensors")):
+def test_none_of_several_controlnets_is_chosen(tmp_path, folder):
+    for count, found in ((0, "none"), (2, r".*a\.safetensors, .*b\.safetensors")):
         models = tmp_path / str(count)
         models.mkdir()
         shutil.copy(folder / ADAPTER, models)
@@ -315,11 +325,11 @@ def test_with_several_controlnets_nothing_is_guessed(tmp_path, folder):
             shutil.copy(folder / IDENTITYNET, models / f"{name}.safetensors")
         files = find_models(models)
         assert files.facesnap == {}
-        with pytest.raises(FaceSnapError, match=rf"ip-adapter\.bin is InstantID's adapter .*{said}"):
+        with pytest.raises(FaceSnapError, match=rf"ip-adapter\.bin is InstantID's adapter .*\(found: {found}\)"):
             files.choose_facesnap()
 
 
-def test_the_published_pair_gives_instantids_tokens_residuals_and_null_tokens(folder, controlnet):
+def test_published_pair_gives_instantids_tokens_residuals_and_null_tokens(folder, controlnet):
     weights = load(folder / IDENTITYNET, folder / ADAPTER)
     assert (weights.info.text_free, weights.info.hint, weights.info.null_identity) == (False, "5 points", True)
     assert weights.info.mixer.clip_dim == 0
@@ -327,7 +337,7 @@ def test_the_published_pair_gives_instantids_tokens_residuals_and_null_tokens(fo
     g = torch.Generator().manual_seed(0)
     embedding = torch.randn(1, 1, 512, generator=g)
     tokens, null = (weights.mixer(value) for value in (embedding, torch.zeros(1, 1, 512)))
-    # the pipeline: zeros and the embedding through image_proj together, the unconditional row first
+    # like the pipeline: image_proj of zeros and the embedding in one batch, the unconditional row first
     both = instantid_resampler(image_proj(), torch.cat([torch.zeros(1, 1, 512), embedding]))
     torch.testing.assert_close(torch.cat([null, tokens]), both, atol=1e-5, rtol=1e-5)
 
@@ -350,7 +360,7 @@ def test_the_published_pair_gives_instantids_tokens_residuals_and_null_tokens(fo
     y = torch.cat([text, sinusoid(sizes.flatten(), 8).view(2, -1)], 1)
     expected = [*down, middle]
     assert (expected[-1][0] - expected[-1][1]).abs().max() > 1e-3
-    # rows together, each alone, and the other way round
+    # rows together, separately, and in reverse order
     for calls in ([[0, 1]], [[1], [0]], [[1, 0]], [[0], [1], [0, 1]]):
         residuals = Residuals((conditioning,))
         for rows in calls:

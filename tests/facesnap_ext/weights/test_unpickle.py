@@ -1,3 +1,5 @@
+"""Pickles and torch files are read without executing any code in them."""
+
 from __future__ import annotations
 
 import contextlib
@@ -29,7 +31,7 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
 class Reduced:
-    """Pickles as a call of anything with anything."""
+    """Pickles as a call of any function with any arguments."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -40,7 +42,7 @@ class Reduced:
 
 @pytest.fixture
 def chumpy() -> Iterator[types.SimpleNamespace]:
-    """Modules with chumpy's names and classes whose instances pickle as chumpy's do: as their attributes."""
+    """Stand-ins for chumpy's modules and classes, whose instances pickle like chumpy's, as their attributes."""
 
     def setstate(self: Any, state: dict[str, Any]) -> None:
         raise AssertionError("the reader must not run chumpy's code")
@@ -60,11 +62,11 @@ def chumpy() -> Iterator[types.SimpleNamespace]:
 
 
 def make(kind: type, **attributes: Any) -> Any:
-    made = kind()
-    vars(made).update(
+    instance = kind()
+    vars(instance).update(
         _dirty_vars=set(), _itr=None, _depends_on_deps={"r": {"deps": {"x"}, "value": None}}, **attributes
     )
-    return made
+    return instance
 
 
 def write(path: Path, content: object, protocol: int = 2) -> Path:
@@ -79,7 +81,7 @@ number_arrays = st.one_of(integer_dtypes(endianness="?"), floating_dtypes(endian
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(number_arrays, st.sampled_from(PROTOCOLS), st.booleans())
-def test_arrays_come_back_as_they_were(tmp_path: Path, array: np.ndarray, protocol: int, fortran: bool) -> None:
+def test_arrays_are_read_unchanged(tmp_path: Path, array: np.ndarray, protocol: int, fortran: bool) -> None:
     array = np.asfortranarray(array) if fortran else array
     content = {"name": "text", "array": array, "number": 3, "scalar": np.float64(2.5), "list": [1, {2}]}
     read = read_pickled_arrays(write(tmp_path / "a.pkl", content, protocol))
@@ -88,7 +90,7 @@ def test_arrays_come_back_as_they_were(tmp_path: Path, array: np.ndarray, protoc
     np.testing.assert_array_equal(read["array"], array)
 
 
-def test_numpys_old_module_names_are_known(tmp_path: Path) -> None:
+def test_old_and_new_module_names_of_numpy_are_accepted(tmp_path: Path) -> None:
     array = np.arange(6.0).reshape(2, 3)
     data = pickle.dumps(OrderedDict(a=array), 2)
     assert b"collections\nOrderedDict" in data
@@ -101,8 +103,8 @@ def test_numpys_old_module_names_are_known(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_a_pickle_of_python_2_is_read_as_latin1(tmp_path: Path, binary: bool) -> None:
-    """Written opcode by opcode: Python 2 knows no bytes, its arrays travel as strings with any of 256 characters."""
+def test_pickle_of_python_2_is_read_as_latin1(tmp_path: Path, binary: bool) -> None:
+    """Python 2 has no bytes type, so arrays are pickled as strings of arbitrary bytes, here opcode by opcode."""
     array = np.array([[-1.5, 1e300], [0.1, 3.0]])
 
     def text(value: bytes) -> bytes:
@@ -118,15 +120,15 @@ def test_a_pickle_of_python_2_is_read_as_latin1(tmp_path: Path, binary: bool) ->
         + text(b"<")
         + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     )
-    made = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
+    array_opcodes = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b") + b"\x87R"
     state = b"(K\x01K\x02K\x02\x86" + dtype + b"\x89" + text(array.tobytes()) + b"tb"
-    pickled = b"\x80\x02}" + text(b"v_template") + made + state + b"s."
+    pickled = b"\x80\x02}" + text(b"v_template") + array_opcodes + state + b"s."
     np.testing.assert_array_equal(pickle.loads(pickled, encoding="latin1")["v_template"], array)
     np.testing.assert_array_equal(read_pickled_arrays(write(tmp_path / "p2.pkl", pickled))["v_template"], array)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_chumpy_is_read_without_chumpy(tmp_path: Path, chumpy: types.SimpleNamespace, protocol: int) -> None:
+def test_chumpy_arrays_are_read_without_chumpy(tmp_path: Path, chumpy: types.SimpleNamespace, protocol: int) -> None:
     array = np.arange(24.0).reshape(2, 3, 4)
     ch = make(chumpy.Ch, x=array)
     content = {
@@ -149,7 +151,7 @@ def test_chumpy_is_read_without_chumpy(tmp_path: Path, chumpy: types.SimpleNames
     np.testing.assert_array_equal(read["flat"], [2, 2])
 
 
-def test_an_expression_of_chumpy_is_refused_by_name(tmp_path: Path, chumpy: types.SimpleNamespace) -> None:
+def test_chumpy_expression_is_rejected_by_name(tmp_path: Path, chumpy: types.SimpleNamespace) -> None:
     path = write(tmp_path / "sum.pkl", {"sum": make(chumpy.add, a=1, b=2)})
     with pytest.raises(FaceSnapError, match=r"sum\.pkl.*chumpy's add"):
         read_pickled_arrays(path)
@@ -157,7 +159,7 @@ def test_an_expression_of_chumpy_is_refused_by_name(tmp_path: Path, chumpy: type
 
 @pytest.mark.parametrize("kind", ["csc_matrix", "csr_matrix", "csc_array", "csr_array"])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_sparse_matrices_become_dense(tmp_path: Path, kind: str, protocol: int) -> None:
+def test_sparse_matrices_are_read_as_dense_arrays(tmp_path: Path, kind: str, protocol: int) -> None:
     import scipy.sparse
 
     random = np.random.default_rng(0)
@@ -171,7 +173,7 @@ def test_sparse_matrices_become_dense(tmp_path: Path, kind: str, protocol: int) 
 
 
 def creates(path: Path) -> list[Any]:
-    """Objects that create the file when an ordinary unpickler reads them."""
+    """Objects that create this file or folder when an ordinary unpickler loads them."""
     return [
         Reduced(os.mkdir, str(path)),
         Reduced(eval, f"open({str(path)!r}, 'w')"),
@@ -186,12 +188,12 @@ def test_nothing_in_a_pickle_is_executed(tmp_path: Path, protocol: int, index: i
     evil = creates(created)[index]
     data = pickle.dumps({"v_template": np.zeros(3), "x": evil}, protocol)
     pickle.loads(data)
-    assert created.exists(), "the pickle is a dangerous one"
+    assert created.exists(), "the pickle must be dangerous"
     created.rmdir() if created.is_dir() else created.unlink()
 
     called = pickle.dumps(evil.call[0], 4)
     name = next(word for word in ("mkdir", "eval", "FileIO") if word.encode() in called)
-    with pytest.raises(FaceSnapError, match=rf"evil\.pkl names \w+\.{name}"):
+    with pytest.raises(FaceSnapError, match=rf"evil\.pkl refers to \w+\.{name}"):
         read_pickled_arrays(write(tmp_path / "evil.pkl", data))
     assert not created.exists()
 
@@ -210,27 +212,27 @@ def test_nothing_in_a_pickle_is_executed(tmp_path: Path, protocol: int, index: i
         "codecs open",
     ],
 )
-def test_neighbours_of_the_allowed_names_are_refused(tmp_path: Path, name: str) -> None:
+def test_names_similar_to_allowed_ones_are_rejected(tmp_path: Path, name: str) -> None:
     module, attribute = name.split()
     path = write(tmp_path / "n.pkl", f"\x80\x02}}X\x01\0\0\0ac{module}\n{attribute}\ns.".encode("latin1"))
-    with pytest.raises(FaceSnapError, match=rf"n\.pkl names {module}\.{attribute}"):
+    with pytest.raises(FaceSnapError, match=rf"n\.pkl refers to {module}\.{attribute}"):
         read_pickled_arrays(path)
 
 
-def test_allowed_names_cannot_be_turned_against_the_reader(tmp_path: Path) -> None:
-    """A pickle may set attributes on what it names; the next load must not notice."""
+def test_pickle_cannot_modify_the_reader(tmp_path: Path) -> None:
+    """A pickle can set attributes on the objects it refers to; this must not affect the next load."""
     good = pickle.dumps({"a": np.arange(3.0)}, 2)
-    spoil = [b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"cchumpy.ch\nCh\n", b"cnumpy\nndarray\n",
+    names = [b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"cchumpy.ch\nCh\n", b"cnumpy\nndarray\n",
              b"cscipy.sparse.csc\ncsc_matrix\n", b"ccollections\nOrderedDict\n"]  # fmt: skip
-    for named in spoil:
-        attack = b"\x80\x02}X\x01\0\0\0a" + named + b"N}X\x0c\0\0\0__setstate__cnumpy\ndtype\ns\x86bs."
+    for name in names:
+        attack = b"\x80\x02}X\x01\0\0\0a" + name + b"N}X\x0c\0\0\0__setstate__cnumpy\ndtype\ns\x86bs."
         with contextlib.suppress(FaceSnapError):
             read_pickled_arrays(write(tmp_path / "spoil.pkl", attack))
         np.testing.assert_array_equal(read_pickled_arrays(write(tmp_path / "good.pkl", good))["a"], np.arange(3.0))
 
 
 def array_state(shape: tuple[int, ...], code: str, raw: bytes) -> dict[str, Any]:
-    """An array whose bytes do not have to fit its shape."""
+    """Return a dictionary with an array whose data need not match its shape."""
 
     class Lying:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -241,7 +243,7 @@ def array_state(shape: tuple[int, ...], code: str, raw: bytes) -> dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (array_state((10**12,), "f8", b"12345678"), "shape"),
         (array_state((2**33, 2**33), "f8", b""), "shape"),
@@ -250,48 +252,48 @@ def array_state(shape: tuple[int, ...], code: str, raw: bytes) -> dict[str, Any]
         ({"a": np.array([{}, []], dtype=object)}, "numbers"),
         ({"a": np.array(["text"])}, "numbers"),
         ([np.zeros(3)], "not a dictionary"),
-        (b"\x80\x02r\xff\xff\xff\x7f.", "whole pickle"),
+        (b"\x80\x02r\xff\xff\xff\x7f.", "complete pickle"),
         (b"\x80\x02]r\xff\xff\xff\x7f.", "not a dictionary"),
-        (b"\x80\x02T\xff\xff\xff\x7fabc.", "whole pickle"),
-        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00abc.", "whole pickle"),
-        (pickle.dumps({"a": np.zeros(100)}, 2)[:-40], "whole pickle"),
-        (b"", "whole pickle"),
-        (b"not a pickle", "whole pickle"),
-        (b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".", "whole pickle"),
+        (b"\x80\x02T\xff\xff\xff\x7fabc.", "complete pickle"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00abc.", "complete pickle"),
+        (pickle.dumps({"a": np.zeros(100)}, 2)[:-40], "complete pickle"),
+        (b"", "complete pickle"),
+        (b"not a pickle", "complete pickle"),
+        (b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".", "complete pickle"),
     ],
 )
-def test_absurd_and_damaged_pickles_are_refused(tmp_path: Path, content: object, said: str) -> None:
-    with pytest.raises(FaceSnapError, match=rf"bad\.pkl is .*{said}"):
+def test_implausible_and_damaged_pickles_are_rejected(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(FaceSnapError, match=rf"bad\.pkl is .*{message}"):
         read_pickled_arrays(write(tmp_path / "bad.pkl", content))
 
 
-def test_an_absurdly_large_sparse_matrix_is_refused(tmp_path: Path) -> None:
+def test_huge_sparse_matrix_is_rejected(tmp_path: Path) -> None:
     import scipy.sparse
 
     huge = scipy.sparse.csc_matrix((10**8, 10**3))
-    with pytest.raises(FaceSnapError, match=r"bad\.pkl .*absurdly larger than the file"):
+    with pytest.raises(FaceSnapError, match=r"bad\.pkl .*far larger than the file"):
         read_pickled_arrays(write(tmp_path / "bad.pkl", {"J": huge}))
 
 
-def test_however_often_a_small_pickle_names_its_arrays_they_take_no_more_room(tmp_path: Path) -> None:
+def test_repeated_references_to_an_array_take_no_additional_memory(tmp_path: Path) -> None:
     import scipy.sparse
 
-    one = scipy.sparse.csc_matrix((10**3, 10**4))  # 80 MB with its zeros
+    one = scipy.sparse.csc_matrix((10**3, 10**4))  # 80 MB as a dense array
     assert len(read_pickled_arrays(write(tmp_path / "same.pkl", dict.fromkeys("abcdefgh", one)))) == 8
     others = {name: scipy.sparse.csc_matrix((10**3, 10**4)) for name in "ab"}
-    with pytest.raises(FaceSnapError, match=r"others\.pkl .*absurdly larger than the file"):
+    with pytest.raises(FaceSnapError, match=r"others\.pkl .*far larger than the file"):
         read_pickled_arrays(write(tmp_path / "others.pkl", others))
 
 
-def test_a_pickle_that_says_it_holds_much_gets_no_room_for_it(tmp_path: Path) -> None:
-    """Python makes room for a bytearray before it looks whether the file has as much."""
+def test_declared_sizes_are_not_allocated(tmp_path: Path) -> None:
+    """Python allocates the declared size of a bytearray before it reads the data."""
     path = write(tmp_path / "short.pkl", b"\x80\x05\x96" + (2**34).to_bytes(8, "little") + b"short.")
-    with pytest.raises(FaceSnapError, match=r"short\.pkl is not a whole pickle"):
+    with pytest.raises(FaceSnapError, match=r"short\.pkl is not a complete pickle"):
         read_pickled_arrays(path)
 
 
-def test_what_is_picked_out_of_itself_again_and_again_is_picked_out_once(tmp_path: Path) -> None:
-    """Each level names the one below twice: forty levels would be a trillion steps."""
+def test_nested_selections_are_evaluated_once(tmp_path: Path) -> None:
+    """Each level refers to the next one twice, so 40 levels would take a trillion steps."""
     module = types.ModuleType("chumpy.reordering")
     module.Select = type("Select", (), {"__module__": "chumpy.reordering"})
     array: Any = np.zeros(4, np.int64)
@@ -306,14 +308,14 @@ def test_what_is_picked_out_of_itself_again_and_again_is_picked_out_once(tmp_pat
     np.testing.assert_array_equal(read_pickled_arrays(path)["v"], np.zeros(4))
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_reported_by_name(tmp_path: Path) -> None:
     for read in (read_pickled_arrays, read_torch):
         with pytest.raises(FaceSnapError, match=r"absent\.pkl"):
             read(tmp_path / "absent.pkl")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_torch_files_of_both_formats(tmp_path: Path, zipped: bool) -> None:
+def test_torch_files_of_both_formats_are_read(tmp_path: Path, zipped: bool) -> None:
     shared = torch.arange(12.0).reshape(3, 4)
     content = {"E_flame": OrderedDict(a=shared, b=shared.t()[1:], c=torch.ones(2).half()), "step": 7}
     torch.save(content, tmp_path / "m.tar", _use_new_zipfile_serialization=zipped)
@@ -330,13 +332,13 @@ def test_nothing_in_a_torch_file_is_executed(tmp_path: Path, zipped: bool) -> No
     torch.save(
         {"a": torch.ones(2), "x": creates(created)[0]}, tmp_path / "evil.tar", _use_new_zipfile_serialization=zipped
     )
-    with pytest.raises(FaceSnapError, match=r"evil\.tar holds \w+\.mkdir"):
+    with pytest.raises(FaceSnapError, match=r"evil\.tar contains \w+\.mkdir"):
         read_torch(tmp_path / "evil.tar")
     assert not created.exists()
 
 
-def test_programs_archives_and_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.serialization, "load", lambda *_, **__: pytest.fail("torch must not see these"))
+def test_programs_archives_and_zip_bombs_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.serialization, "load", lambda *_, **__: pytest.fail("torch must not read these"))
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         archive.writestr("model/data.pkl", b"")
         archive.writestr("model/constants.pkl", b"")
@@ -344,7 +346,7 @@ def test_programs_archives_and_bombs_are_refused(tmp_path: Path, monkeypatch: py
         read_torch(tmp_path / "script.pt")
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model/data/0", bytes(10**6))
-    with pytest.raises(FaceSnapError, match=r"bomb\.pt unpacks to an absurd size"):
+    with pytest.raises(FaceSnapError, match=r"bomb\.pt would unpack to an implausible size"):
         read_torch(tmp_path / "bomb.pt")
     with tarfile.open(tmp_path / "old.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"))
@@ -358,7 +360,7 @@ class Program(torch.nn.Module):
 
 
 def two_faced(program: bytes) -> bytes:
-    """A zip whose end states one table of contents, and before whose end lies another, in which a name differs."""
+    """Return a zip with two central directories that differ in a name, to be found by different readers."""
     plain = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(program)) as read, zipfile.ZipFile(plain, "w") as stored:  # without 64 bits
         for name in read.namelist():
@@ -369,31 +371,31 @@ def two_faced(program: bytes) -> bytes:
     return data[:end] + data[start : start + size].replace(b"constants.pkl", b"constants.pkx") + data[end:]
 
 
-def test_what_python_and_torch_read_differently_is_refused_before_torch_reads_it(
+def test_ambiguous_zip_files_are_rejected_before_torch_reads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch before 2.6, which both WebUIs pin, runs TorchScript in spite of `weights_only`."""
+    """torch before 2.6, which both WebUIs pin, executes TorchScript in spite of `weights_only`."""
     program, weights, tar = io.BytesIO(), io.BytesIO(), io.BytesIO()
     torch.jit.save(torch.jit.script(Program()), program)
     torch.save({"a": torch.ones(2)}, weights)
     with tarfile.open(fileobj=tar, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("storages"))
-    monkeypatch.setattr(torch.serialization, "load", lambda *_, **__: pytest.fail("torch must not see these"))
-    data, whole = two_faced(program.getvalue()), weights.getvalue()
+    monkeypatch.setattr(torch.serialization, "load", lambda *_, **__: pytest.fail("torch must not read these"))
+    data, valid = two_faced(program.getvalue()), weights.getvalue()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert not any(name.endswith("constants.pkl") for name in archive.namelist())
     assert any(
         name.endswith("constants.pkl") for name in torch._C.PyTorchFileReader(io.BytesIO(data)).get_all_records()
     )
-    locator = whole.rindex(b"PK\6\7")
-    moved = whole[:locator] + struct.pack("<4sIQI", b"PK\6\7", 0, 0, 1) + whole[locator + 20 :]
+    locator = valid.rindex(b"PK\6\7")
+    moved = valid[:locator] + struct.pack("<4sIQI", b"PK\6\7", 0, 0, 1) + valid[locator + 20 :]
     for name, content, message in (
-        ("two-faced", data, "not the kind of zip that torch writes"),
-        ("elsewhere", moved, "not the kind of zip that torch writes|damaged"),
-        ("comment", whole[:-2] + b"\4\0PKPK", "not the kind of zip that torch writes"),
+        ("two-faced", data, "not a zip file as torch writes it"),
+        ("elsewhere", moved, "not a zip file as torch writes it|damaged"),
+        ("comment", valid[:-2] + b"\4\0PKPK", "not a zip file as torch writes it"),
         ("program", program.getvalue(), "TorchScript program"),
-        ("tar, then zip", tar.getvalue() + whole, "tar archive"),
-        ("text, then zip", b"text" + whole, "damaged or no torch file|not the kind"),
+        ("tar, then zip", tar.getvalue() + valid, "tar archive"),
+        ("text, then zip", b"text" + valid, "damaged or not a torch file|not a zip file"),
     ):
         path = tmp_path / f"{name}.pth"
         path.write_bytes(content)
@@ -404,30 +406,30 @@ def test_what_python_and_torch_read_differently_is_refused_before_torch_reads_it
             read_torch(path)
 
 
-def test_a_tensor_that_is_larger_than_what_is_stored_of_it_is_refused(tmp_path: Path) -> None:
+def test_tensor_far_larger_than_its_stored_data_is_rejected(tmp_path: Path) -> None:
     torch.save({"wide": torch.ones(1).expand(10**5, 10**5)}, tmp_path / "m.pt")
     for read in (read_index, read_tensors, fingerprint):
-        with pytest.raises(FaceSnapError, match=r"m\.pt says that wide is absurdly larger than what is there"):
+        with pytest.raises(FaceSnapError, match=r"m\.pt declares wide as far larger than its stored data"):
             read(tmp_path / "m.pt")
 
 
-def test_a_tensor_that_names_a_number_a_few_times_is_read(tmp_path: Path) -> None:
+def test_slightly_expanded_tensors_are_read_and_sparse_ones_rejected(tmp_path: Path) -> None:
     few = torch.arange(3.0).expand(4, 3)
     torch.save({"few": few, "view": torch.arange(12.0).reshape(3, 4).t()[1:]}, tmp_path / "m.pt")
     assert torch.equal(read_tensors(tmp_path / "m.pt")["few"], few)
     torch.save({"a": torch.eye(2).to_sparse(), "b": few}, tmp_path / "sparse.pt")
-    with pytest.raises(FaceSnapError, match=r"sparse\.pt holds a as a sparse tensor"):
+    with pytest.raises(FaceSnapError, match=r"sparse\.pt contains the sparse tensor a"):
         read_index(tmp_path / "sparse.pt")
 
 
-def test_a_host_that_has_replaced_torch_load_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A1111's own check answers None to files of torch 2.7 and newer."""
+def test_torch_load_as_replaced_by_the_host_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A1111's replacement returns None for files of torch 2.7 and newer."""
     torch.save({"a": torch.ones(2)}, tmp_path / "m.pt")
     monkeypatch.setattr(torch, "load", lambda *_, **__: None)
     assert torch.equal(read_torch(tmp_path / "m.pt")["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 cut short", b"\x80\x02}q\x00.", b"text"])
-def test_damaged_torch_files_are_named(tmp_path: Path, data: bytes) -> None:
+def test_damaged_torch_files_are_reported_by_name(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(FaceSnapError, match=r"cut\.pt"):
         read_torch(write(tmp_path / "cut.pt", data))

@@ -257,7 +257,7 @@ def test_what_is_missing_is_said_before_anything_is_done(people, models, tmp_pat
     with pytest.raises(FaceSnapError, match=r"There is no BLIP-2 in .*nowhere"):
         build_here(bare, blip2=tmp_path / "nowhere")
     (tmp_path / "none").mkdir()
-    with pytest.raises(FaceSnapError, match="no face recognition pack"):
+    with pytest.raises(FaceSnapError, match="no face model pack"):
         builder.build([people], tmp_path / "out", tmp_path / "none", SETTINGS)
     used = tmp_path / "used"
     used.mkdir()
@@ -270,7 +270,7 @@ def test_what_is_missing_is_said_before_anything_is_done(people, models, tmp_pat
 def test_a_face_of_which_the_detector_is_not_sure_is_left_out_by_its_score(build_here, tmp_path, models):
     from facesnap_ext.identity.faces import find_faces, load_pack
     from facesnap_ext.photos import from_path
-    from facesnap_ext.weights.places import find_models
+    from facesnap_ext.weights.search import find_models
 
     pack = load_pack(find_models(models).require("face_pack"), threads=1)
     paths = [save(portraits(index, 1)[0], tmp_path / "p" / f"{index}.png") for index in range(3)]

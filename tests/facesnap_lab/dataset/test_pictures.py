@@ -16,7 +16,7 @@ from facesnap_ext.identity import faces
 from facesnap_ext.landmarks.points72 import Landmarks, five_points
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.photos import Photo, from_path
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights.search import find_models
 from facesnap_lab.dataset import crops, masks
 from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.world import person, scene

@@ -1,4 +1,4 @@
-"""What is found in the model folders, under any names."""
+"""The search for model files finds them in any of the folders, under any name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from facesnap_ext import convert
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.model_folders import shared_model_folders
 from facesnap_ext.landmarks.flame import SHAPE_COLUMNS, load_flame
-from facesnap_ext.weights import places
-from facesnap_ext.weights.places import find_models
+from facesnap_ext.weights import recognise as recognise_module
+from facesnap_ext.weights import search
 from facesnap_ext.weights.recognise import recognise
+from facesnap_ext.weights.search import find_models
 from facesnap_lab.miniature.head import stand_in_flame
 from tests.support.weight_files import KINDS, write
 
@@ -38,7 +39,7 @@ def put(path, *args, **values):
     return write(path, *args, **values)
 
 
-def test_files_are_found_by_what_is_in_them(tmp_path):
+def test_files_are_found_by_their_content(tmp_path):
     clip = write(tmp_path / "zebra.safetensors", KINDS["CLIP_VISION"])
     deca = write(tmp_path / "anything.tar", KINDS["DECA_ORIGINAL"], "torch")
     flame = write(tmp_path / "head.safetensors", {"v_template": (3, 3)}, format="facesnap-flame")
@@ -48,17 +49,17 @@ def test_files_are_found_by_what_is_in_them(tmp_path):
     files = find_models(tmp_path)
     assert (files.clip, files.deca, files.flame, files.face_pack) == (clip, deca, flame, faces)
     assert files.facesnap == {"a.safetensors": second, "b.safetensors": first}
-    assert files.unreadable == []
+    assert files.passed_over == []
 
 
-def test_converted_files_come_before_the_originals(tmp_path):
+def test_converted_files_are_preferred_to_originals(tmp_path):
     write(tmp_path / "a.tar", KINDS["DECA_ORIGINAL"], "torch")
     converted = write(tmp_path / "z.safetensors", {"x": (1,)}, format="facesnap-deca")
     assert find_models(tmp_path).deca == converted
 
 
 @pytest.mark.parametrize("layout", ["antelopev2", "antelopev2/antelopev2"])
-def test_a_pack_is_found_flat_and_nested_here_and_in_insightfaces_folder(tmp_path, layout):
+def test_pack_is_found_flat_and_nested_in_own_and_insightface_folder(tmp_path, layout):
     pack(tmp_path / "here" / layout)
     pack(tmp_path / "insightface" / "models" / layout)
     assert find_models(tmp_path / "here").face_pack == tmp_path / "here" / layout
@@ -67,17 +68,17 @@ def test_a_pack_is_found_flat_and_nested_here_and_in_insightfaces_folder(tmp_pat
     assert find_models(tmp_path / "here", other).face_pack == tmp_path / "here" / layout
 
 
-def test_a_clip_folder_of_transformers_is_found_once(tmp_path):
+def test_clip_folder_of_transformers_is_found_once(tmp_path):
     folder = tmp_path / "CLIP-ViT-H"
     put(folder / "model.safetensors", VIT_H)
     put(folder / "pytorch_model.bin", VIT_H, "torch")
     (folder / "config.json").write_text("{}")
     files = find_models(tmp_path)
     assert files.clip == folder
-    assert [found.path for found in files.found] == [folder]
+    assert [model.path for model in files.found] == [folder]
 
 
-def test_what_is_passed_over_is_said_where_something_is_missing(tmp_path):
+def test_error_about_a_missing_part_lists_passed_over_files(tmp_path):
     write(tmp_path / "control.safetensors", KINDS["SD15_CONTROLNET"])
     (tmp_path / "half.safetensors").write_bytes(b"half")
     (tmp_path / "notes.txt").write_text("not a weight file")
@@ -86,18 +87,18 @@ def test_what_is_passed_over_is_said_where_something_is_missing(tmp_path):
         FaceSnapError, match=r"control\.safetensors is an SD1\.5 ControlNet.*half\.safetensors is damaged"
     ):
         files.choose_facesnap()
-    assert "notes" not in " ".join(files.unreadable)
+    assert "notes" not in " ".join(files.passed_over)
 
 
-def test_a_file_that_changed_is_recognised_anew(tmp_path):
+def test_changed_file_is_recognised_again(tmp_path):
     path = write(tmp_path / "x.safetensors", KINDS["LORA"])
     assert find_models(tmp_path).clip is None
     write(path, KINDS["CLIP_VISION"])
     assert find_models(tmp_path).clip == path
 
 
-def test_nothing_is_stored_twice(tmp_path):
-    """ControlNet's, insightface's and ComfyUI's folders serve where FaceSnap's own has nothing."""
+def test_models_of_other_programs_are_shared(tmp_path):
+    """Folders of ControlNet, insightface and ComfyUI are used for parts that FaceSnap's own folder lacks."""
     data, models = tmp_path, tmp_path / "models"
     comfy = tmp_path / "ComfyUI" / "models"
     clip = put(data / "extensions/sd-webui-controlnet/annotator/downloads/clip_vision/clip_h.pth", VIT_H, "torch")
@@ -112,12 +113,12 @@ def test_nothing_is_stored_twice(tmp_path):
 
     files = find()
     assert (files.clip, files.face_pack, files.deca) == (clip, faces, None)
-    assert [found.path for found in files.found if found.role == "instantid"] == [net, adapter]
-    assert {found.place for found in files.found} == {clip.parent, models / "insightface", models / "ControlNet"}
-    assert (find(comfy).clip, find(comfy).deca) == (comfys, deca)  # what the user named comes first
+    assert [model.path for model in files.found if model.role == "instantid"] == [net, adapter]
+    assert {model.folder for model in files.found} == {clip.parent, models / "insightface", models / "ControlNet"}
+    assert (find(comfy).clip, find(comfy).deca) == (comfys, deca)  # the folder named by the user comes first
     own = put(models / "facesnap" / "mine.safetensors", VIT_H)
     assert find(comfy).clip == own
-    assert files.unreadable == []
+    assert files.passed_over == []
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_nothing_is_stored_twice(tmp_path):
         ("anything.pkl", b"\x80\x02}."),
     ],
 )
-def test_another_programs_folder_gives_only_what_is_beyond_doubt_and_is_not_complained_of(tmp_path, name, content):
+def test_only_unmistakable_files_of_other_programs_are_used_and_others_ignored(tmp_path, name, content):
     path = tmp_path / "other" / name
     if isinstance(content, dict):
         put(path, content)
@@ -139,32 +140,31 @@ def test_another_programs_folder_gives_only_what_is_beyond_doubt_and_is_not_comp
         path.write_bytes(content or b"damaged")
     files = find_models(tmp_path / "own", [tmp_path / "other"])
     assert files.found == []
-    assert files.unreadable == []
+    assert files.passed_over == []
 
 
-def test_a_detector_of_poses_is_no_face_pack(tmp_path):
+def test_pose_detector_is_not_a_face_model_pack(tmp_path):
     pack(tmp_path / "other" / "openpose", "yolox_l.onnx", "dw-ll_ucoco_384.onnx")
     assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack is None
 
 
-def test_the_way_down_is_bounded_and_ends_are_told(tmp_path, monkeypatch):
+def test_search_is_bounded_and_reports_its_limits(tmp_path, monkeypatch):
     put(tmp_path / "a/b/c/d/near.safetensors", VIT_H)
     put(tmp_path / "a/b/c/d/e/far.safetensors", VIT_H)
     put(tmp_path / "checkpoints/x.safetensors", VIT_H)
     (tmp_path / "a" / "round").symlink_to(tmp_path / "a", target_is_directory=True)
     other = find_models(tmp_path / "own", [tmp_path])
-    assert [found.path.name for found in other.found] == ["near.safetensors"]
+    assert [model.path.name for model in other.found] == ["near.safetensors"]
     for number in range(4):
         put(tmp_path / "own" / f"{number}.safetensors", KINDS["LORA"])
-    monkeypatch.setattr(places, "MAX_FILES", 3)
-    told = find_models(tmp_path / "own").unreadable
-    assert "has more than 3 weight files" in told[-1]
-    monkeypatch.setattr(places, "MAX_FOLDERS", 2)
-    assert "has more than 2 folders" in find_models(tmp_path / "own", [tmp_path]).unreadable[-1]
+    monkeypatch.setattr(search, "MAX_FILES", 3)
+    assert "has more than 3 weight files" in find_models(tmp_path / "own").passed_over[-1]
+    monkeypatch.setattr(search, "MAX_FOLDERS", 2)
+    assert "has more than 2 folders" in find_models(tmp_path / "own", [tmp_path]).passed_over[-1]
 
 
-def test_of_large_files_only_the_names_are_read_and_only_once(tmp_path, monkeypatch):
-    """A torch file of 256 MB adds nothing to memory, and a second look reads nothing at all."""
+def test_recognising_large_files_reads_only_names_and_only_once(tmp_path, monkeypatch):
+    """A torch file of 256 MB does not increase memory usage, and a second search reads nothing at all."""
     path = tmp_path / "own" / "large.bin"
     path.parent.mkdir()
     torch.save({"E_flame.x": torch.zeros(2**26)}, path)
@@ -172,19 +172,19 @@ def test_of_large_files_only_the_names_are_read_and_only_once(tmp_path, monkeypa
     assert find_models(path.parent).deca == path
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
     (path.parent / "bad.safetensors").write_bytes(b"bad")
-    told = find_models(path.parent).unreadable
-    monkeypatch.setattr(places, "recognise", lambda path: pytest.fail(f"{path} was read again"))
-    assert find_models(path.parent).unreadable == told
+    passed_over = find_models(path.parent).passed_over
+    monkeypatch.setattr(recognise_module, "recognise", lambda path: pytest.fail(f"{path} was read again"))
+    assert find_models(path.parent).passed_over == passed_over
 
 
-def test_old_torch_files_of_other_programs_are_read_only_when_small(tmp_path, monkeypatch):
+def test_old_torch_files_of_other_programs_are_read_only_if_small(tmp_path, monkeypatch):
     put(tmp_path / "other" / "clip.pth", VIT_H, "torch, old")
     assert find_models(tmp_path / "own", [tmp_path / "other"]).clip is not None
-    monkeypatch.setattr(places, "MAX_OLD_TORCH_BYTES", 1000)
+    monkeypatch.setattr(search, "MAX_OLD_TORCH_BYTES", 1000)
     assert find_models(tmp_path / "own", [tmp_path / "other"]).clip is None
 
 
-def test_flame_of_a_shared_folder_is_converted_into_the_own_one(tmp_path, monkeypatch):
+def test_flame_in_another_programs_folder_is_converted_to_the_own_folder(tmp_path, monkeypatch):
     shared = tmp_path / "other" / "generic_model.pkl"
     shared.parent.mkdir()
     shared.write_bytes(b"\x80\x02}.")
@@ -196,7 +196,7 @@ def test_flame_of_a_shared_folder_is_converted_into_the_own_one(tmp_path, monkey
 
 
 def archive(folder, names):
-    """FLAME's pickles as they are unpacked, of which only `generic_model.pkl` and what is called so is one."""
+    """Write the pickles of an unpacked FLAME archive, of which only the generic ones hold a head model."""
     folder.mkdir(parents=True)
     head = {name: tensor.numpy() for name, tensor in stand_in_flame(0, 1, 1).items()}
     arrays = {name: head[name] for name in ("v_template", "posedirs", "J_regressor", "weights")}
@@ -209,7 +209,7 @@ def archive(folder, names):
 
 @pytest.mark.parametrize("name", ["generic_model.pkl", "FLAME2023_Open.pkl"])
 @pytest.mark.parametrize("place", ["own", "other"])
-def test_of_flames_archives_the_generic_head_is_taken(tmp_path, name, place):
+def test_generic_head_of_a_flame_archive_is_used(tmp_path, name, place):
     archive(tmp_path / place, ["FLAME_masks.pkl", "female_model.pkl", name.replace("FLAME", "flame"), "zebra.pkl"])
     files = find_models(tmp_path / "own", [tmp_path / "other"])
     assert files.flame.name.lower() == name.lower()
@@ -220,8 +220,8 @@ def test_of_flames_archives_the_generic_head_is_taken(tmp_path, name, place):
     assert sorted(path.suffix for path in (tmp_path / "own").iterdir()).count(".part") == 0
 
 
-def test_what_cannot_be_converted_is_passed_over_and_stops_only_what_needs_it(tmp_path):
-    """A cut off or foreign pickle beside the model folder's other files: jobs without DECA and FLAME go on."""
+def test_unconvertible_files_are_passed_over_and_affect_only_their_part(tmp_path):
+    """A truncated or foreign pickle in the model folder does not affect jobs without DECA and FLAME."""
     archive(tmp_path / "own", ["notes.pkl"])
     (tmp_path / "own" / "generic_model.pkl").write_bytes(b"\x80\x04\x95cut off")
     faces = pack(tmp_path / "own" / "pack")
@@ -229,13 +229,13 @@ def test_what_cannot_be_converted_is_passed_over_and_stops_only_what_needs_it(tm
     convert.convert_originals(files, lambda message: None)
     assert (files.flame, files.face_pack) == (None, faces)
     with pytest.raises(
-        FaceSnapError, match=r"no FLAME head model.*Passed over: .*generic_model\.pkl.*notes\.pkl is no FLAME"
+        FaceSnapError, match=r"no FLAME head model.*Passed over: .*generic_model\.pkl.*notes\.pkl is not a FLAME"
     ):
         files.require("flame")
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="the system's own protection is needed")
-def test_where_nothing_can_be_written_the_part_is_missing_with_a_reason(tmp_path):
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs file permissions that apply to this user")
+def test_read_only_folder_leaves_the_part_missing_with_a_reason(tmp_path):
     archive(tmp_path / "other", ["generic_model.pkl"])
     own = tmp_path / "own"
     own.mkdir(mode=0o500)
@@ -245,7 +245,7 @@ def test_where_nothing_can_be_written_the_part_is_missing_with_a_reason(tmp_path
     assert "cannot be written" in files.unconverted["flame"][0]
 
 
-def test_a_full_disk_leaves_the_part_missing_with_a_reason(tmp_path, monkeypatch):
+def test_full_disk_leaves_the_part_missing_with_a_reason(tmp_path, monkeypatch):
     archive(tmp_path / "other", ["generic_model.pkl"])
 
     def full(*arguments):
@@ -258,34 +258,34 @@ def test_a_full_disk_leaves_the_part_missing_with_a_reason(tmp_path, monkeypatch
     assert "No space left" in files.unconverted["flame"][0]
 
 
-def test_a_folder_that_cannot_be_entered_is_passed_over(tmp_path, monkeypatch):
+def test_inaccessible_folder_is_passed_over(tmp_path, monkeypatch):
     (tmp_path / "other" / "closed").mkdir(parents=True)
     put(tmp_path / "other" / "closed" / "x.safetensors", VIT_H)
     clip = put(tmp_path / "other" / "y.safetensors", VIT_H)
-    ask = Path.is_file
+    is_file = Path.is_file
 
     def closed(path):
         if path.parent.name == "closed":
             raise PermissionError(errno.EACCES, "Permission denied")
-        return ask(path)
+        return is_file(path)
 
     monkeypatch.setattr(Path, "is_file", closed)
     assert find_models(tmp_path / "own", [tmp_path / "other"]).clip == clip
 
 
-def test_a_file_that_a_library_stumbles_over_takes_nothing_else_away(tmp_path, monkeypatch):
+def test_unexpected_error_in_one_file_does_not_affect_others(tmp_path, monkeypatch):
     put(tmp_path / "a.safetensors", VIT_H)
     clip = put(tmp_path / "b.safetensors", VIT_H)
 
-    def stumble(path):
+    def fail(path):
         if path.name == "a.safetensors":
             raise KeyError("somewhere inside")
         return recognise(path)
 
-    monkeypatch.setattr(places, "recognise", stumble)
+    monkeypatch.setattr(recognise_module, "recognise", fail)
     files = find_models(tmp_path)
     assert files.clip == clip
-    assert files.unreadable == ["a.safetensors cannot be read ('somewhere inside')."]
+    assert files.passed_over == ["a.safetensors cannot be read ('somewhere inside')."]
 
 
 NET, ADAPTER = KINDS["SDXL_CONTROLNET"], KINDS["INSTANTID_ADAPTER"]
@@ -294,41 +294,44 @@ NET, ADAPTER = KINDS["SDXL_CONTROLNET"], KINDS["INSTANTID_ADAPTER"]
 @pytest.mark.parametrize(
     ("nets", "paired"),
     [
-        (["own/InstantID/ControlNetModel/diffusion_pytorch_model.safetensors"], 0),  # as it is published
-        (["own/InstantID/net.safetensors"], 0),  # beside it, under any name
+        (["own/InstantID/ControlNetModel/diffusion_pytorch_model.safetensors"], 0),  # the published layout
+        (["own/InstantID/net.safetensors"], 0),  # beside the adapter, under any name
         (["own/InstantID/depth.safetensors", "own/InstantID/control_instant_id_sdxl.safetensors"], 1),
-        (["other/canny.safetensors", "other/instantid/net.safetensors"], 1),  # the other half is ControlNet's
-        (["own/InstantID/net.safetensors", "other/instantid/net.safetensors"], 0),  # the nearer one
+        (
+            ["other/canny.safetensors", "other/instantid/net.safetensors"],
+            1,
+        ),  # in the folder of the ControlNet extension
+        (["own/InstantID/net.safetensors", "other/instantid/net.safetensors"], 0),  # the one nearer to the adapter
         (["own/canny.safetensors", "other/canny.safetensors"], None),
         ([], None),
     ],
 )
-def test_instantids_halves_are_paired_and_never_with_just_any_controlnet(tmp_path, nets, paired):
+def test_instantids_halves_are_paired_but_not_with_arbitrary_controlnets(tmp_path, nets, paired):
     adapter = put(tmp_path / "own/InstantID/ip-adapter.bin", ADAPTER, "torch")
     paths = [put(tmp_path / net, NET) for net in nets]
     files = find_models(tmp_path / "own", [tmp_path / "other"])
     assert files.facesnap == ({} if paired is None else {"InstantID": (paths[paired], adapter)})
-    told = " ".join(files.unreadable)
-    assert ("wants InstantID's ControlNet" in told) == (paired is None)
-    assert ("canny.safetensors is an SDXL ControlNet" in told) == (len(nets) > 1 and nets[0].startswith("own/canny"))
+    reasons = " ".join(files.passed_over)
+    assert ("which ControlNet belongs to it is not clear" in reasons) == (paired is None)
+    assert ("canny.safetensors is an SDXL ControlNet" in reasons) == (len(nets) > 1 and nets[0].startswith("own/canny"))
 
 
 @pytest.mark.parametrize(
     "name", ["control_instant_id_sdxl.safetensors", "Instant ID SDXL.safetensors", "instantid/x.bin"]
 )
-def test_in_other_programs_folders_a_controlnet_beside_the_adapter_is_instantids_by_its_name_alone(tmp_path, name):
+def test_controlnet_in_other_programs_folders_needs_instantids_name(tmp_path, name):
     adapter = put(tmp_path / "other/ip-adapter_instant_id_sdxl.bin", ADAPTER, "torch")
     canny = put(tmp_path / "other/diffusers_xl_canny_full.safetensors", NET)
-    places = [tmp_path / "other", tmp_path / "third"]
-    files = find_models(tmp_path / "own", places)
+    folders = [tmp_path / "other", tmp_path / "third"]
+    files = find_models(tmp_path / "own", folders)
     assert files.facesnap == {}
-    with pytest.raises(FaceSnapError, match=rf"a name with InstantID in it; there is {re.escape(str(canny))}"):
+    with pytest.raises(FaceSnapError, match=rf"put InstantID in the name of .* \(found: {re.escape(str(canny))}\)"):
         files.choose_facesnap()
     net = put(tmp_path / "third" / name, NET, "torch" if name.endswith("bin") else "safetensors")
-    assert find_models(tmp_path / "own", places).facesnap == {"InstantID": (net, adapter)}
+    assert find_models(tmp_path / "own", folders).facesnap == {"InstantID": (net, adapter)}
 
 
-def test_of_the_same_in_two_other_places_the_first_serves(tmp_path):
+def test_first_of_two_other_folders_is_used(tmp_path):
     pairs = [
         (put(tmp_path / place / "instantid.safetensors", NET), put(tmp_path / place / "a.bin", ADAPTER, "torch"))
         for place in ("one", "two")
@@ -344,7 +347,7 @@ BUFFALO_L = ("det_10g.onnx", "w600k_r50.onnx")
     "right", ["insightface/models/antelopev2", "insightface/models/antelopev2/antelopev2", "annotator/antelopev2"]
 )
 @pytest.mark.parametrize("wrong", ["own/buffalo_l", "insightface/models/buffalo_l"])
-def test_instantid_takes_the_pack_that_it_is_made_for_wherever_another_is(tmp_path, right, wrong):
+def test_instantid_uses_its_own_pack_wherever_another_one_is(tmp_path, right, wrong):
     def find():
         return find_models(tmp_path / "own", [tmp_path / "insightface", tmp_path / "annotator"])
 
@@ -360,22 +363,22 @@ def test_instantid_takes_the_pack_that_it_is_made_for_wherever_another_is(tmp_pa
     )
 
 
-def test_auraface_whose_model_has_the_same_name_is_not_taken_for_antelopev2(tmp_path):
+def test_auraface_is_not_mistaken_for_antelopev2(tmp_path):
     pack(tmp_path / "own/AuraFace", *ANTELOPEV2)
-    pack(tmp_path / "own/antelopev1", "scrfd_10g_bnkps.onnx", "genderage.onnx")  # half a pack
+    pack(tmp_path / "own/antelopev1", "scrfd_10g_bnkps.onnx", "genderage.onnx")  # incomplete
     right = pack(tmp_path / "other/antelopev2", *ANTELOPEV2)
     put(tmp_path / "own/InstantID/net.safetensors", NET)
     put(tmp_path / "own/InstantID/a.bin", ADAPTER, "torch")
     assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == right
 
 
-def test_a_pack_of_ones_own_comes_first_whatever_its_recognition_model_is_called(tmp_path):
+def test_pack_in_the_own_folder_is_preferred_whatever_its_file_names(tmp_path):
     mine = pack(tmp_path / "own/mine", "det_10g.onnx", "adaface_ir101.onnx")
     pack(tmp_path / "other/buffalo_l", *BUFFALO_L)
     assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == mine
 
 
-def test_a_comfyui_beside_the_webui_is_looked_through(tmp_path):
+def test_comfyui_beside_the_webui_is_searched(tmp_path):
     data = tmp_path / "stable-diffusion-webui"
     for comfyui in ("ComfyUI", "ComfyUI_windows_portable/ComfyUI"):
         clip = put(tmp_path / comfyui / "models/clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors", VIT_H)
@@ -383,16 +386,16 @@ def test_a_comfyui_beside_the_webui_is_looked_through(tmp_path):
         clip.unlink()
 
 
-def test_a_whole_pack_comes_before_half_a_one(tmp_path):
+def test_complete_pack_is_preferred_to_an_incomplete_one(tmp_path):
     pack(tmp_path / "own/antelopev2", "scrfd_10g_bnkps.onnx", "genderage.onnx")
     pack(tmp_path / "own/stray", "something.onnx")
-    whole = pack(tmp_path / "other/buffalo_l", *BUFFALO_L)
-    assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == whole
-    whole = pack(tmp_path / "own/zebra", "detector.onnx", "recognition.onnx")
-    assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == whole
+    complete = pack(tmp_path / "other/buffalo_l", *BUFFALO_L)
+    assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == complete
+    complete = pack(tmp_path / "own/zebra", "detector.onnx", "recognition.onnx")
+    assert find_models(tmp_path / "own", [tmp_path / "other"]).face_pack == complete
 
 
-def test_without_a_name_the_own_folders_file_comes_before_what_serves_from_elsewhere(tmp_path):
+def test_without_a_name_the_file_in_the_own_folder_is_chosen(tmp_path):
     pair = (put(tmp_path / "other/instantid.safetensors", NET), put(tmp_path / "other/a.bin", ADAPTER, "torch"))
 
     def find():
@@ -407,7 +410,7 @@ def test_without_a_name_the_own_folders_file_comes_before_what_serves_from_elsew
         find().choose_facesnap()
 
 
-def test_each_of_several_pairs_has_a_name_of_its_own(tmp_path):
+def test_each_of_several_pairs_has_a_distinct_name(tmp_path):
     pairs = [
         (put(tmp_path / place / "net.safetensors", NET), put(tmp_path / place / "a.bin", ADAPTER, "torch"))
         for place in ("a", "b/x", "c/x", "d/x")
@@ -417,7 +420,7 @@ def test_each_of_several_pairs_has_a_name_of_its_own(tmp_path):
     assert {"InstantID", "InstantID (x)"} < set(found)
 
 
-def test_clip_is_missing_only_where_something_wants_it(tmp_path):
+def test_clip_is_missing_only_if_it_is_required(tmp_path):
     assert "clip" in find_models(tmp_path).missing()
     put(tmp_path / "InstantID/net.safetensors", NET)
     put(tmp_path / "InstantID/a.bin", ADAPTER, "torch")

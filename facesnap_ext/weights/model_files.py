@@ -1,0 +1,151 @@
+"""The contents of the model folders: which file serves as which part, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights.face_pack import onnx_names
+from facesnap_ext.weights.source import WeightSource, paths_of, takes_clip
+
+MISSING_MESSAGES = {  # by part, after "There is"
+    "facesnap": "no FaceSnap file",
+    "face_pack": "no face model pack (the .onnx files of insightface's antelopev2 or buffalo_l, in a folder)",
+    "clip": "no CLIP-ViT-H image encoder",
+    "deca": "no DECA encoder (deca_model.tar)",
+    "flame": "no FLAME head model (generic_model.pkl)",
+}
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A usable file, or a usable folder (a face model pack, or a CLIP in transformers' layout).
+
+    Args:
+        role: a name in `catalogue.ROLES`.
+        kind: completes the sentence "this is …".
+        folder: the folder whose search found it.
+        rank: order of preference among the models of one role in one folder; the lowest is used.
+    """
+
+    role: str
+    path: Path
+    kind: str
+    folder: Path
+    rank: int = 0
+
+
+@dataclass
+class ModelFiles:
+    """What was found in the model folders.
+
+    Args:
+        folder: FaceSnap's own model folder.
+        facesnap: weight sources by file name; InstantID's pairs are named "InstantID".
+        face_pack, clip, deca, flame: the path in use; None if the part is missing.
+        passed_over: why files in the own folder were passed over, one sentence each.
+        unconverted: by part, why its original files could not be converted.
+        elsewhere: the other folders that exist and were searched.
+        found: all usable models, duplicates included; those of the own folder come first.
+    """
+
+    folder: Path
+    facesnap: dict[str, WeightSource] = field(default_factory=dict)
+    face_pack: Path | None = None
+    clip: Path | None = None
+    deca: Path | None = None
+    flame: Path | None = None
+    passed_over: list[str] = field(default_factory=list)
+    unconverted: dict[str, list[str]] = field(default_factory=dict)
+    elsewhere: tuple[Path, ...] = ()
+    found: list[FoundModel] = field(default_factory=list)
+
+    def require(self, part: str) -> Path:
+        """Return the path of a part.
+
+        Raises:
+            FaceSnapError: it is missing; the message says what to put where.
+        """
+        path: Path | None = getattr(self, part)
+        if path is None:
+            raise FaceSnapError(self._missing_message(part))
+        return path
+
+    def choose_facesnap(self, name: str = "") -> WeightSource:
+        """Return the FaceSnap file of this name.
+
+        Without a name, it is the only one in the own folder, or else in the first other folder that has any.
+
+        Raises:
+            FaceSnapError: there is none, or there are several to choose from.
+        """
+        if name in self.facesnap:
+            return self.facesnap[name]
+        names = ", ".join(sorted(self.facesnap))
+        if name:
+            advice = f"choose one of {names}" if names else "there are no others"
+            raise FaceSnapError(f"There is no FaceSnap file {name} in {self.folder}; {advice}.")
+        if not names:
+            raise FaceSnapError(self._missing_message("facesnap"))
+        folder = min(map(self._folder_of, self.facesnap.values()), key=self._folders.index)
+        candidates = {name: source for name, source in self.facesnap.items() if self._folder_of(source) == folder}
+        if len(candidates) > 1:
+            names = ", ".join(sorted(candidates))
+            raise FaceSnapError(f"There are several FaceSnap files in {folder} ({names}); choose one by name.")
+        return next(iter(candidates.values()))
+
+    def match_pack(self, recognition: str) -> None:
+        """Use the first complete face model pack with this recognition model.
+
+        If there is none, or the name is empty, the choice of pack stays. AuraFace's recognition model has the same
+        file name as antelopev2's, so a pack in a folder called antelopev2 is preferred.
+        """
+        packs = [pack.path for pack in self.candidates("face_pack") if pack.rank == 0]
+        matching = [pack for pack in packs if recognition in onnx_names(pack)]
+        antelope = [pack for pack in matching if any("antelope" in part.lower() for part in pack.parts[-2:])]
+        if preferred := antelope or matching:
+            self.face_pack = preferred[0]
+
+    def candidates(self, role: str) -> list[FoundModel]:
+        """Return everything that was found for a role, best first."""
+        candidates = [model for model in self.found if model.role == role]
+        if role == "face_pack":  # an incomplete pack comes last, wherever it is
+            return sorted(candidates, key=lambda model: (model.rank, self._folders.index(model.folder)))
+        return sorted(candidates, key=lambda model: (self._folders.index(model.folder), model.rank))
+
+    @property
+    def can_predict_landmarks(self) -> bool:
+        """Whether the Landmark Predictor's files were found."""
+        return self.deca is not None and self.flame is not None
+
+    def missing(self) -> dict[str, str]:
+        """Return, for each required part that is missing, what to put where. InstantID does not require CLIP."""
+        absent = [part for part in MISSING_MESSAGES if not getattr(self, part)]
+        return {part: self._missing_message(part) for part in absent if part != "clip" or self._needs_clip()}
+
+    def _needs_clip(self) -> bool:
+        try:
+            return not self.facesnap or any(map(takes_clip, self.facesnap.values()))
+        except FaceSnapError:  # a damaged file is reported when a job loads it
+            return True
+
+    @property
+    def _folders(self) -> list[Path]:
+        return [self.folder, *self.elsewhere]
+
+    def _folder_of(self, source: WeightSource) -> Path:
+        """Return the folder in which a source was found.
+
+        It is the own folder if either file of a pair is there, and for a source that a caller added to `facesnap`.
+        """
+        folders = [model.folder for model in self.found if model.path in paths_of(source)]
+        return min(folders, key=self._folders.index, default=self.folder)
+
+    def _missing_message(self, part: str) -> str:
+        message = (
+            f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there, see models/README.md for where to "
+            "get it."
+        )
+        reasons = [*self.unconverted.get(part, ()), *self.passed_over]
+        return f"{message} Passed over: {' '.join(reasons)}" if reasons else message

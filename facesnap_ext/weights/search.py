@@ -1,0 +1,203 @@
+"""Search the model folder, and other programs' folders, for model files (`find_models`)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from facesnap_ext.errors import FaceSnapError, printable
+from facesnap_ext.files import State, state_of
+from facesnap_ext.weights import face_pack, identity_folder
+from facesnap_ext.weights.instantid_pair import pair_instantid
+from facesnap_ext.weights.model_files import FoundModel, ModelFiles
+from facesnap_ext.weights.recognise import Kind, recognise_cached
+from facesnap_ext.weights.source import recognition_of
+from facesnap_ext.weights.tensors import read_index
+from facesnap_ext.weights.unpickle import is_old_torch_file
+
+WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl"}
+CLIP_NAMES = ("model.safetensors", "pytorch_model.bin")  # in a folder of transformers
+FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_open")  # .pkl, in lower case
+MAX_DEPTH = 4  # levels of subfolders: …/insightface/models/antelopev2/antelopev2
+MAX_FOLDERS = 256  # per search of one folder
+MAX_FILES = 512  # weight files per search of one folder
+MAX_OLD_TORCH_BYTES = 64 * 2**20  # files of torch before 1.6 must be read completely to be recognised
+# folders of other programs with large files that FaceSnap cannot use
+SKIPPED = {
+    "animatediff_models",
+    "checkpoints",
+    "codeformer",
+    "diffusion_models",
+    "embeddings",
+    "esrgan",
+    "gfpgan",
+    "hypernetworks",
+    "lora",
+    "loras",
+    "realesrgan",
+    "stable-diffusion",
+    "text_encoder",
+    "text_encoders",
+    "unet",
+    "upscale_models",
+    "vae",
+    "vae-approx",
+}
+
+
+def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
+    """Search the model folder and then other folders. Weight files are recognised by their tensors, not their names.
+
+    Args:
+        folder: FaceSnap's own model folder, with weight files and the folders of face model packs or of a CLIP.
+        elsewhere: folders of other programs. What `folder` has takes precedence, and from these only unmistakable
+            files are used: pickles with a name of FLAME's, CLIP-ViT-H, and packs with insightface's file names.
+    """
+    files = ModelFiles(folder)
+    halves: list[FoundModel] = []  # InstantID's adapters, and SDXL ControlNets, one of which may be its IdentityNet
+    for path in _walk(folder, files.passed_over):
+        _register(files, path, folder, halves)
+    seen = {model.path.resolve() for model in (*files.found, *halves)}
+    for other in elsewhere:
+        if not other.is_dir() or other.resolve() == folder.resolve():
+            continue
+        files.elsewhere += (other,)
+        for path in _walk(other, files.passed_over, own_folder=folder):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                _register(files, path, other, halves)
+    pair_instantid(files, halves)
+    for role in ("face_pack", "clip", "deca", "flame"):
+        if candidates := files.candidates(role):
+            setattr(files, role, candidates[0].path)
+    _match_pack(files)
+    return files
+
+
+def _walk(root: Path, warnings: list[str], own_folder: Path | None = None) -> Iterator[Path]:
+    """Yield weight files and folders with .onnx files below a folder, breadth first and sorted by name.
+
+    Args:
+        warnings: receives a sentence if the search ends early or skips a name.
+        own_folder: FaceSnap's own folder if `root` is another one.
+    """
+    queue = deque([(root, 0)])
+    folders = files = 0
+    while queue:
+        folder, depth = queue.popleft()
+        folders += 1
+        entries = _entries(folder, warnings if own_folder is None else [])
+        if depth and any(entry.suffix == ".onnx" for entry in entries):
+            yield folder
+        for entry in entries:
+            if entry.suffix.lower() in WEIGHT_SUFFIXES and _is_true(entry.is_file):
+                files += 1
+                if files > MAX_FILES:
+                    warnings.append(f"{root} has more than {MAX_FILES} weight files; the others were not searched.")
+                    return
+                yield entry
+            elif depth < MAX_DEPTH and not _is_skipped(entry, own_folder) and _is_true(entry.is_dir):
+                queue.append((entry, depth + 1))
+        if queue and folders == MAX_FOLDERS:
+            warnings.append(f"{root} has more than {MAX_FOLDERS} folders; the others were not searched.")
+            return
+
+
+def _entries(folder: Path, warnings: list[str]) -> list[Path]:
+    """Return the entries of a folder whose names are UTF-8, sorted; none if the folder cannot be listed."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    if invalid := [entry for entry in entries if printable(entry.name) != entry.name]:
+        warnings.append(
+            printable(f"{folder} has names that are not UTF-8 and cannot be shown on a page; rename {invalid[0].name}.")
+        )
+    return [entry for entry in entries if entry not in invalid]
+
+
+def _is_true(query: Callable[[], bool]) -> bool:
+    """Return the result of a query such as `path.is_file`; False in a folder that can be listed but not entered."""
+    try:
+        return query()
+    except OSError:
+        return False
+
+
+def _is_skipped(entry: Path, own_folder: Path | None) -> bool:
+    if own_folder is None:
+        return entry.name == identity_folder.FOLDER_NAME
+    return entry.name.lower() in SKIPPED or (entry.name == own_folder.name and entry.resolve() == own_folder.resolve())
+
+
+def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundModel]) -> None:
+    """Recognise a file, or a folder with .onnx files, and add it to the found models or to `halves`.
+
+    What cannot be used is reported if it is in the own folder, and ignored in other programs' folders.
+    """
+    own = folder == files.folder
+    if path.is_dir():
+        names = face_pack.onnx_names(path)
+        if own or face_pack.has_insightface_names(names):
+            rank = 0 if face_pack.may_be_complete(names) else 1
+            _add(files, FoundModel("face_pack", path, "a face model pack", folder, rank))
+        return
+    try:
+        if not own and path.stat().st_size > MAX_OLD_TORCH_BYTES and is_old_torch_file(path):
+            return
+        kind = recognise_cached(path, state_of(path))
+    except OSError as error:
+        kind = FaceSnapError(f"{path.name} cannot be read ({error.strerror}).")
+    if isinstance(kind, FaceSnapError):
+        if own:
+            files.passed_over.append(str(kind))
+    elif kind is Kind.FACESNAP:
+        files.facesnap.setdefault(path.name, path)
+        files.found.append(FoundModel("facesnap", path, kind.value, folder))
+    elif kind in (Kind.INSTANTID_ADAPTER, Kind.SDXL_CONTROLNET):
+        halves.append(FoundModel("instantid", path, kind.value, folder))
+    elif model := _encoder_or_head(path, kind, folder, own):
+        _add(files, model)
+    elif own and kind is Kind.IDENTITY:
+        target = identity_folder.identity_folder(files.folder)
+        files.passed_over.append(f"{path.name} is a saved identity; move it to {target}.")
+    elif own:
+        files.passed_over.append(f"{path.name} is {kind.value}.")
+
+
+def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundModel | None:
+    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of another kind or not beyond doubt."""
+    if kind is Kind.CLIP_VISION and (own or _is_vit_h(path, state_of(path))):
+        in_folder = path.name in CLIP_NAMES and path.parent != folder and (path.parent / "config.json").is_file()
+        return FoundModel("clip", path.parent if in_folder else path, kind.value, folder)
+    if kind in (Kind.DECA, Kind.DECA_ORIGINAL):
+        return FoundModel("deca", path, kind.value, folder, 0 if kind is Kind.DECA else 1)
+    if kind is Kind.FLAME:
+        return FoundModel("flame", path, kind.value, folder)
+    if kind is Kind.PICKLE and path.stem.lower() in FLAME_NAMES:
+        return FoundModel("flame", path, kind.value, folder, 1)
+    if kind is Kind.PICKLE and own:  # FLAME's archives also hold male and female heads, and masks
+        return FoundModel("flame", path, kind.value, folder, 2)
+    return None
+
+
+def _add(files: ModelFiles, model: FoundModel) -> None:
+    """Add a found model; a folder with several copies of its network is added once."""
+    if not any((known.role, known.path) == (model.role, model.path) for known in files.found):
+        files.found.append(model)
+
+
+def _match_pack(files: ModelFiles) -> None:
+    """If all FaceSnap files are made for one recognition model, use the face model pack that has it."""
+    names = {recognition_of(source) for source in files.facesnap.values()}
+    if len(names) == 1:
+        files.match_pack(names.pop())
+
+
+@lru_cache(maxsize=256)
+def _is_vit_h(path: Path, state: State) -> bool:
+    """Return whether a CLIP has the patch embedding of ViT-H/14: 1280 channels, 14 × 14 pixels."""
+    ends = ("patch_embedding.weight", "visual.conv1.weight")
+    return any(key.endswith(ends) and shape == (1280, 3, 14, 14) for key, shape in read_index(path).shapes.items())

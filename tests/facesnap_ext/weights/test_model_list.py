@@ -1,0 +1,193 @@
+"""The list of model files: location, kind, size, hash and licence of each part, and what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights import catalogue, model_list
+from facesnap_ext.weights.search import find_models
+from tests.support.weight_files import KINDS, write
+
+ADAPTER = KINDS["INSTANTID_ADAPTER"]
+
+
+def roles_of(folder, *elsewhere):
+    return {role.name: role for role in model_list.list_models(find_models(folder, elsewhere))}
+
+
+@pytest.fixture
+def own(tmp_path):
+    folder = tmp_path / "facesnap"
+    (folder / "auraface").mkdir(parents=True)
+    (folder / "auraface" / "scrfd_10g_bnkps.onnx").write_bytes(b"detector")
+    (folder / "auraface" / "glintr100.onnx").write_bytes(b"recognition")
+    write(folder / "a.safetensors", {"ffrnet.x": (1,)}, format="facesnap", license="CC0-1.0")
+    return folder
+
+
+def test_every_part_is_listed_as_found_or_missing(own, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    clip = write(other / "h.safetensors", KINDS["CLIP_VISION"])
+    roles = roles_of(own, other)
+    assert list(roles) == list(catalogue.ROLES)
+    assert {name for name, role in roles.items() if role.needed} == {"facesnap", "face_pack"}
+    assert {name for name, role in roles.items() if role.missing} == {"deca", "flame"}
+    (model,) = roles["clip"].found
+    assert (model.path, model.folder, model.kind) == (str(clip), str(other), "a CLIP image encoder")
+    assert (model.licence, model.used) == ("MIT (commercial use allowed)", True)
+    (model,) = roles["face_pack"].found
+    assert (model.path, model.folder) == ("auraface", str(own))
+    assert model.licence == "Apache-2.0 (commercial use allowed), assuming from its name that it is AuraFace"
+    assert [(file.name, file.size, file.sha256) for file in model.files] == [
+        ("glintr100.onnx", 11, ""),
+        ("scrfd_10g_bnkps.onnx", 8, ""),
+    ]
+    assert roles["facesnap"].found[0].licence == "CC0-1.0"
+
+
+@pytest.mark.parametrize(
+    ("source", "licence"),
+    [
+        ("generic_model.pkl", "depends on its origin: CC-BY-4.0 (commercial use allowed), non-commercial"),
+        ("flame2020.pkl", "non-commercial research (no commercial use), assuming from its name that it is FLAME 2020"),
+        ("flame2023.pkl", "depends on its origin: CC-BY-4.0 (commercial use allowed), non-commercial"),
+        ("flame2023_Open.pkl", "CC-BY-4.0 (commercial use allowed), assuming from its name that it is FLAME 2023 Open"),
+    ],
+)
+def test_converted_file_has_the_licence_of_its_source(own, source, licence):
+    write(own / "flame.safetensors", {"v_template": (3, 3)}, format="facesnap-flame", source=source)
+    assert roles_of(own)["flame"].found[0].licence.startswith(licence)
+
+
+def test_new_users_see_how_to_get_started_and_instantid_users_miss_nothing(tmp_path):
+    empty = find_models(tmp_path / "none")
+    text = model_list.as_text(model_list.list_models(empty), empty)
+    assert "To get started, you need InstantID's two files, which FaceSnap can download" in text
+    assert text.count("MISSING") == 3  # including CLIP, which a FaceSnap file would need
+    write(tmp_path / "ip-adapter.bin", ADAPTER, "torch")
+    write(tmp_path / "net.safetensors", KINDS["SDXL_CONTROLNET"])
+    (tmp_path / "antelopev2").mkdir()
+    for name in ("scrfd_10g_bnkps.onnx", "glintr100.onnx"):
+        (tmp_path / "antelopev2" / name).touch()
+    files = find_models(tmp_path)
+    text = model_list.as_text(model_list.list_models(files), files)
+    assert "To get started" not in text
+    assert "MISSING" not in text
+
+
+def test_unused_models_are_marked(own, tmp_path):
+    first = write(own / "b.safetensors", KINDS["CLIP_VISION"])
+    write(own / "c.safetensors", KINDS["CLIP_VISION"])
+    assert [(model.path, model.used) for model in roles_of(own)["clip"].found] == [
+        (first.name, True),
+        ("c.safetensors", False),
+    ]
+
+
+def test_instantid_is_used_if_there_is_no_facesnap_file(tmp_path):
+    write(tmp_path / "ip-adapter.bin", ADAPTER, "torch")
+    write(tmp_path / "net.safetensors", KINDS["SDXL_CONTROLNET"])
+    files = find_models(tmp_path)
+    roles = {role.name: role for role in model_list.list_models(files)}
+    assert [model.used for model in roles["instantid"].found] == [True, True]
+    assert {name for name, role in roles.items() if role.missing} == {"face_pack", "deca", "flame"}
+    assert model_list.as_text([roles["facesnap"], roles["clip"]], files).count("MISSING") == 0
+
+
+def test_hashes_are_stored_until_a_file_changes(own):
+    messages = []
+    model_list.compute_hashes(find_models(own), messages.append)
+    assert messages == ["hashing a.safetensors", "hashing glintr100.onnx", "hashing scrfd_10g_bnkps.onnx"]
+    files = roles_of(own)["face_pack"].found[0].files
+    assert [file.sha256 for file in files] == [
+        hashlib.sha256(content).hexdigest() for content in (b"recognition", b"detector")
+    ]
+    assert {file.verdict for file in files} == {""}  # the catalogue has no hash of a pack
+    (own / "auraface" / "glintr100.onnx").write_bytes(b"RECOGNITION")
+    assert [bool(file.sha256) for file in roles_of(own)["face_pack"].found[0].files] == [False, True]
+    messages.clear()
+    model_list.compute_hashes(find_models(own), messages.append)
+    assert messages == ["hashing glintr100.onnx"]
+    for damaged in ("{", "[]", '{"a": 1}', '{"a": [1]}', "null"):
+        (own / model_list.HASHES).write_text(damaged)
+        assert roles_of(own)["face_pack"].found[0].files[1].sha256 == ""
+
+
+def test_known_hashes_are_distinguished_from_unknown_ones(own, monkeypatch):
+    path = write(own / "ip-adapter.bin", ADAPTER, "torch")
+    model_list.compute_hashes(find_models(own))
+    assert roles_of(own)["instantid"].found[0].files[0].verdict == "unknown hash"
+    known = replace(catalogue.PARTS[-1], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(catalogue, "PARTS", (known,))
+    assert roles_of(own)["instantid"].found[0].files[0].verdict == "verified: InstantID's adapter"
+
+
+def test_unwritable_hashes_are_reported(own, monkeypatch):
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    files = find_models(own)
+    monkeypatch.setattr(model_list, "_write_hashes", refuse)
+    with pytest.raises(FaceSnapError, match=r"a\.safetensors cannot be computed or stored .*Permission denied"):
+        model_list.compute_hashes(files)
+
+
+def test_existing_file_of_a_part_is_recognised_by_its_size(own, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    path = write(other / "ip-adapter_instant_id_sdxl.bin", ADAPTER, "torch")
+    files = find_models(own, [other])
+    part = replace(catalogue.PARTS[-1], size=path.stat().st_size)
+    assert model_list.existing_file(part, files) == path
+    assert model_list.existing_file(catalogue.PARTS[-1], files) is None
+
+
+def test_text_and_json_agree(own):
+    files = find_models(own)
+    roles = model_list.list_models(files)
+    text = model_list.as_text(roles, files)
+    for part in catalogue.PARTS:
+        assert f"{part.title}, " in text
+        assert part.licence in text
+        assert part.target in text
+    dictionaries = model_list.to_json(roles)
+    assert text.count("MISSING") == sum(role["needed"] and bool(role["missing"]) for role in dictionaries) == 1
+    assert all(gap in text for gap in catalogue.COMMERCIAL_GAPS)
+    assert json.loads(json.dumps(dictionaries))[0]["found"][0]["path"] == "a.safetensors"
+
+
+def test_downloadable_parts_have_a_sourced_hash_and_a_target_in_the_model_folder():
+    names = [part.name for part in catalogue.PARTS]
+    assert len(set(names)) == len(names)
+    assert {part.role for part in catalogue.PARTS} == set(catalogue.ROLES)
+    for part in catalogue.PARTS:
+        assert bool(part.url) == bool(part.sha256) == bool(part.hash_from)
+        assert not part.url or part.url.startswith("https://")
+        assert re.fullmatch(r"([0-9a-f]{64})?", part.sha256)
+        assert not Path(part.target).is_absolute()
+        assert ".." not in Path(part.target).parts
+
+
+def test_only_the_catalogue_names_hosts():
+    package = Path(catalogue.__file__).parents[1]
+    modules = {
+        path.name
+        for path in package.rglob("*.py")
+        if re.search(r"https?://(?!127\.0\.0\.1)[^\s\"']*(huggingface|releases|tue\.mpg)", path.read_text("utf-8"))
+    }
+    assert modules == {"catalogue.py"}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (300_000, "300 kB"), (2_502_139_136, "2.50 GB")]
+)
+def test_sizes_are_formatted_with_units(count, text):
+    assert model_list.format_size(count) == text
