@@ -1,8 +1,7 @@
 """The engine's cache: loaded models, and results such as detected faces and identity tokens.
 
 A model is reloaded when its file changes (`signature_of`). A result is keyed by everything it was computed from. For
-a photo, that is the hash of its pixels, `Photo.digest`: `identity/encoders.py` combines it with the signatures of the
-networks to form a cache key.
+a photo, that is the hash of its pixels, `Photo.digest`, which `face_key` combines with the signatures of the networks.
 """
 
 from __future__ import annotations
@@ -11,12 +10,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 from facesnap_ext.files import state_of
-
-if TYPE_CHECKING:
-    from facesnap_ext.identity.faces import Face
+from facesnap_ext.photos import Photo
 
 T = TypeVar("T")
 MAX_RESULTS = 128  # of each kind; the largest of these, CLIP's tokens, take 1.3 MB each
@@ -83,6 +82,10 @@ def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
     return tuple((str(member), *state_of(member)) for member in members)
 
 
-def face_key(kind: str, networks: tuple[Hashable, ...], face: Face) -> tuple[Hashable, ...]:
-    """The cache key of what networks make of one face: the photo's hash, the face's box, and the networks' files."""
-    return (kind, *networks, face.photo.digest, *face.box)
+def face_key(kind: str, networks: tuple[Hashable, ...], photo: Photo, box: np.ndarray) -> tuple[Hashable, ...]:
+    """Return the cache key of what networks compute from one face: the photo's hash, and the face's box in it.
+
+    Args:
+        networks: the signatures of the networks' files, and whatever else the result depends on.
+    """
+    return (kind, *networks, photo.digest, *box)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from facesnap_ext.cache import Cache, signature_of
@@ -18,11 +17,13 @@ from facesnap_ext.identity.faces import Face, NoFaceError
 from facesnap_ext.identity.likeness import face_at, likeness
 from facesnap_ext.identity.references import ReferenceReport, examine, padded_note
 from facesnap_ext.identity.saved import load_identity
+from facesnap_ext.identity.tokens import embeddings_of, mix, null_tokens, token_signatures
 from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
-from facesnap_ext.landmarks.poses import Rig, pose_from_unit, pose_landmarks, reposition
+from facesnap_ext.landmarks.poses import Rig, pose_landmarks, reposition
 from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
+from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.identity_file import Identity
@@ -67,7 +68,7 @@ class Faces:
     @property
     def embeddings(self) -> Tensor:
         """ArcFace embeddings [R, E] of the references, followed by those of the saved identity."""
-        return _embeddings(self.references, self.saved)
+        return embeddings_of(self.references, self.saved)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ class Engine:
         average = unit.reference_mode == "averaged"
         people = tuple((face.photo.digest, *face.box) for face in faces.references)
         key = ("tokens", signatures, people, faces.saved, average)
-        cond = self._cache.get_or_compute(key, lambda: mix(encoders, weights, faces, average))
+        cond = self._cache.get_or_compute(key, lambda: mix(encoders, weights, faces.references, faces.saved, average))
         uncond = None
         if weights.info.null_identity:
             uncond = self._cache.get_or_compute(("null tokens", signatures), lambda: null_tokens(weights))
@@ -310,46 +311,6 @@ def find_faces(
     return Faces(references, saved, references[0], notes=tuple(notes))
 
 
-def token_signatures(encoders: Encoders, source: WeightSource) -> Hashable:
-    """The state of all files that identity tokens are made from.
-
-    A job caches its results under the state from before it read any file. If a file is exchanged meanwhile, the
-    results are then never found by a later job.
-    """
-    parts = [part for part in ("face_pack", "clip") if getattr(encoders.files, part) is not None]
-    return (signature_of(source), *(encoders.signature(part) for part in parts))
-
-
-def mix(encoders: Encoders, weights: FaceSnapWeights, faces: Faces, average: bool) -> Tensor:
-    """Identity tokens [1, queries, dim] of one person's faces and saved identity.
-
-    Args:
-        average: average the references' features instead of fusing them.
-    """
-    embeddings, clip_tokens = faces.embeddings[None], None
-    if weights.info.mixer.clip_dim > 0:
-        saved_tokens: list[Tensor] = []
-        if faces.saved is not None:
-            if faces.saved.clip_tokens is None:
-                raise FaceSnapError(
-                    f"The identity {faces.saved.name} was saved without CLIP features, which {weights.name} needs; put "
-                    "CLIP-ViT-H into the model folder and save it again from photos."
-                )
-            saved_tokens = [*faces.saved.clip_tokens]
-        clip_tokens = torch.stack([*encoders.clip_tokens(faces.references), *saved_tokens])[None]
-    if average:
-        embeddings, clip_tokens = weights.mixer.average(embeddings, clip_tokens)
-    check_features(embeddings, clip_tokens, weights)
-    with torch.no_grad():
-        return weights.mixer.float()(embeddings, clip_tokens)
-
-
-def null_tokens(weights: FaceSnapWeights) -> Tensor:
-    """Identity tokens [1, queries, dim] of no one: of an embedding of zeros, for weights that were trained with it."""
-    with torch.no_grad():
-        return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
-
-
 def predict_landmarks(
     encoders: Encoders, unit: Unit, faces: Faces, hint: str, width: int, height: int
 ) -> tuple[Landmarks, tuple[str, ...]]:
@@ -393,29 +354,3 @@ def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: L
         region=region_of(unit, landmarks),
         adapter=tokens.adapter,
     )
-
-
-def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: FaceSnapWeights) -> None:
-    """Check that features have the width that the Mixer expects.
-
-    Args:
-        clip_tokens: None for a Mixer that takes none.
-
-    Raises:
-        FaceSnapError: they have another width.
-    """
-    mixer = weights.info.mixer
-    for title, features, expected in (
-        ("face model pack", embeddings, mixer.id_dim),
-        ("CLIP image encoder", clip_tokens, mixer.clip_dim),
-    ):
-        if features is not None and features.shape[-1] != expected:
-            raise FaceSnapError(
-                f"{weights.name} expects {expected} numbers per feature from the {title}, but the installed one gives "
-                f"{features.shape[-1]}; use the {title} that models/README.md lists for this file."
-            )
-
-
-def _embeddings(references: Sequence[Face], saved: Identity | None) -> Tensor:
-    arcface = [torch.from_numpy(face.embedding) for face in references]
-    return torch.stack(arcface + ([] if saved is None else [*saved.embeddings]))

@@ -194,9 +194,10 @@ def detach(p: Any = None) -> None:
 def on_cfg_denoiser(params: Any) -> None:
     """Announce the rows of the next evaluation; register once with `script_callbacks.on_cfg_denoiser`."""
     attached, p = _attached, params.denoiser.p
-    if attached is None or attached.job() is None:
+    job = None if attached is None else attached.job()
+    if attached is None or job is None:
         return
-    if attached.job() is not p:
+    if job is not p:
         attached.withdraw()
         return
     if (unet := p.sd_model.model.diffusion_model) is not attached.unet:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -150,7 +150,7 @@ def small_faces(
     return crops
 
 
-def _inside(place: np.ndarray, box: Sequence[float]) -> bool:
+def _inside(place: np.ndarray, box: Iterable[float]) -> bool:
     left, top, right, bottom = box
     return bool(left <= place[0] <= right and top <= place[1] <= bottom)
 
@@ -305,7 +305,7 @@ def _restored(p: Any) -> Iterator[None]:
 def _without_controlnet(p: Any) -> Iterator[None]:
     """Give the UNet its own forward back inside the `with` block. sd-webui-controlnet replaces it for the whole image
     (`UnetHook.hook` in https://github.com/Mikubill/sd-webui-controlnet), and its control would act on the crop too."""
-    unet = getattr(getattr(p.sd_model, "model", None), "diffusion_model", None)
+    unet: Any = getattr(getattr(p.sd_model, "model", None), "diffusion_model", None)
     hooked = getattr(unet, "forward", None)
     original = getattr(unet, "_original_forward", None)
     if original is None:

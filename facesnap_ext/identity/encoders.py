@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
 from facesnap_ext.identity import faces
 from facesnap_ext.identity.clip import load_image_encoder, weight_file
-from facesnap_ext.identity.faces import Face, NoFaceError
+from facesnap_ext.identity.faces import Face, FacePack, NoFaceError
 from facesnap_ext.landmarks.hints import POINTS5
 from facesnap_ext.landmarks.points72 import Landmarks, from_68
 from facesnap_ext.landmarks.poses import Rig, make_rig
@@ -27,6 +27,8 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.weights.instantid import RECOGNITION_SHA256
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.tensors import fingerprint
+
+NO_PIXELS = Photo(np.zeros((1, 1, 3), np.uint8), "")
 
 
 class Encoders:
@@ -71,7 +73,7 @@ class Encoders:
                 detected = faces.find_faces(self._face_pack(), photo)
             except NoFaceError:
                 detected = []
-            return [replace(face, photo=None) for face in detected]  # pixels are large: they stay with the job
+            return [replace(face, photo=NO_PIXELS) for face in detected]  # large: they stay with the job
 
         cached = self.cache.get_or_compute(("faces", self.signature("face_pack"), photo.digest), find)
         return [replace(face, photo=photo) for face in cached]
@@ -109,14 +111,18 @@ class Encoders:
         path = self.files.require("clip")
         networks = (self.signature("clip"), self.signature("face_pack"))
         encoder = cache(lambda: load_image_encoder(path))
+
+        def encode(face: Face) -> Tensor:
+            return encoder()([face.crop])[0]
+
         return [
-            self.cache.get_or_compute(face_key("clip", networks, face), lambda face=face: encoder()([face.crop])[0])
+            self.cache.get_or_compute(face_key("clip", networks, face.photo, face.box), partial(encode, face))
             for face in references
         ]
 
     def codes(self, face: Face) -> FaceCodes:
         """DECA's codes of a face."""
-        key = face_key("codes", (self.signature("deca"),), face)
+        key = face_key("codes", (self.signature("deca"),), face.photo, face.box)
         return self.cache.get_or_compute(key, lambda: self.predictor().encode(face.photo.pixels, face.box))
 
     def source_shape(self, references: Sequence[Face], saved_shapes: Tensor | None) -> Tensor:
@@ -156,7 +162,7 @@ class Encoders:
             return predictor.predict(predictor.neutral(shape), self.codes(driving))
 
         networks = (self.signature("deca"), self.signature("flame"), shape.numpy().tobytes())
-        return self.cache.get_or_compute(face_key("landmarks", networks, driving), predict)
+        return self.cache.get_or_compute(face_key("landmarks", networks, driving.photo, driving.box), predict)
 
     def detected_landmarks(self, face: Face, hint: str) -> Landmarks:
         """A face's own landmarks as the face model pack detects them, in its photo's pixels: the paper's "drive
@@ -168,7 +174,7 @@ class Encoders:
         Raises:
             FaceSnapError: 72 landmarks are needed and the pack has no model with 68, so DECA and FLAME are missing.
         """
-        key = face_key("detected", (self.signature("face_pack"),), face)
+        key = face_key("detected", (self.signature("face_pack"),), face.photo, face.box)
         height, width = face.photo.pixels.shape[:2]
         if hint == POINTS5:
             return Landmarks(face.keypoints.astype(np.float32), width, height)
@@ -239,5 +245,5 @@ class Encoders:
         compute = sha256 if path.suffix == ".onnx" else fingerprint
         return self.cache.load(f"hash of {part}", path, compute)
 
-    def _face_pack(self) -> faces.FacePack:
+    def _face_pack(self) -> FacePack:
         return self.cache.load("face_pack", self.files.require("face_pack"), faces.load_pack)

@@ -16,17 +16,15 @@ orthographic, as in DECA.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.flame import JAW, Flame, posed_vertices
 from facesnap_ext.landmarks.points72 import COLOURS, LEFT_EYE, POLYLINES, RIGHT_EYE, Landmarks, points_on
-from facesnap_ext.settings.unit import Unit
 
 JAW_OPEN = 0.35  # rotation of FLAME's jaw joint at mouth 1, in radians
 BROW_LIFT = 0.4  # lift of the brows at brows 1, relative to their distance from the eyes; -1 lowers them equally far
@@ -135,31 +133,6 @@ def _lid_directions(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             closed[upper], closed[lower] = -(1 - LIDS_MEET) * opening, LIDS_MEET * opening
             wide[upper], wide[lower] = LIDS_WIDEN[0] * opening, -LIDS_WIDEN[1] * opening
     return closed, wide
-
-
-def pose_from_unit(unit: Unit, width: float, height: float) -> Pose:
-    """Return the pose that a unit's template or sliders describe.
-
-    Where the unit leaves position or size unset, those of the template apply, or with sliders those of "front".
-
-    Args:
-        unit: the settings; `pose` is "template" or "sliders".
-        width: width of the output image in pixels.
-        height: height of the output image in pixels.
-
-    Raises:
-        FaceSnapError: there is no template of this name.
-    """
-    name = unit.template if unit.pose == "template" else "front"
-    if name not in TEMPLATES:
-        raise FaceSnapError(f"FaceSnap has no pose template named {name!r}; choose one of {', '.join(TEMPLATES)}.")
-    pose = TEMPLATES[name]
-    if unit.pose == "sliders":
-        sliders = ("yaw", "pitch", "roll", "mouth", "brows", "eyes")
-        pose = replace(pose, **{name: getattr(unit, name) for name in sliders})
-    pose = replace(pose, size=pose.size * min(1.0, width / height))
-    given = {name: getattr(unit, name) for name in ("x", "y", "size")}
-    return replace(pose, **{name: value for name, value in given.items() if value is not None})
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:

@@ -84,8 +84,9 @@ class FacialAttributeMixer(nn.Module):
         f_id, f_clip = self.id_features(embeddings), self.clip_features(clip_tokens)
         return self.decode(self.fuse(f_id, torch.cat([f_id, f_clip], dim=1)))
 
-    def average(self, embeddings: Tensor, clip_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def average(self, embeddings: Tensor, clip_tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """Average R references into one, see `average_references`."""
+        assert clip_tokens is not None, "this Mixer takes CLIP tokens"
         return average_references(embeddings, clip_tokens)
 
     def id_features(self, embeddings: Tensor) -> Tensor:

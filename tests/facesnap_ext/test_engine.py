@@ -15,11 +15,12 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import encoders, faces
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.points72 import crop_and_resize
-from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, placement, pose_from_unit, pose_landmarks, reposition
+from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, placement, pose_landmarks, reposition
 from facesnap_ext.landmarks.predictor import LandmarkPredictor
 from facesnap_ext.networks.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import around
+from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.search import find_models

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from facesnap_ext import engine as engine_module
 from facesnap_ext.cache import Cache
 from facesnap_ext.cli.main import main
 from facesnap_ext.engine import Engine
@@ -20,7 +21,6 @@ from facesnap_ext.hosts import a1111, forge
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.hosts.job import prepare as prepare_job
-from facesnap_ext import engine as engine_module
 from facesnap_ext.identity import encoders as encoders_module
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.saved import save_identity

@@ -14,16 +14,8 @@ from hypothesis import strategies as st
 
 from facesnap_ext.hosts.webui import init_region
 from facesnap_ext.landmarks.points72 import Landmarks
-from facesnap_ext.landmarks.poses import (
-    TEMPLATES,
-    Pose,
-    for_browser,
-    make_rig,
-    placement,
-    pose_from_unit,
-    pose_points,
-    reposition,
-)
+from facesnap_ext.landmarks.poses import TEMPLATES, Pose, for_browser, make_rig, placement, pose_points, reposition
+from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import RANGES, Unit
 from facesnap_lab.miniature.render import head
 

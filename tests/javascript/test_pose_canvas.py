@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from facesnap_ext.landmarks.points72 import draw
-from facesnap_ext.landmarks.poses import TEMPLATES, for_browser, make_rig, pose_from_unit, pose_landmarks
+from facesnap_ext.landmarks.poses import TEMPLATES, for_browser, make_rig, pose_landmarks
+from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
 from facesnap_lab.miniature.render import head
 

@@ -21,11 +21,11 @@ from facesnap_ext.landmarks.poses import (
     Rig,
     make_rig,
     placement,
-    pose_from_unit,
     pose_landmarks,
     pose_points,
     reposition,
 )
+from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import RANGES, Unit
 from facesnap_lab.miniature.render import head
 

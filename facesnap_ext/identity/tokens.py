@@ -1,0 +1,85 @@
+"""From a person's features to identity tokens: the Mixer, and the checks that features and weights belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from facesnap_ext.cache import signature_of
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.identity.faces import Face
+from facesnap_ext.weights.facesnap_file import FaceSnapWeights
+from facesnap_ext.weights.identity_file import Identity
+from facesnap_ext.weights.source import WeightSource
+
+
+def token_signatures(encoders: Encoders, source: WeightSource) -> Hashable:
+    """The state of all files that identity tokens are made from.
+
+    A job caches its results under the state from before it read any file. If a file is exchanged meanwhile, the
+    results are then never found by a later job.
+    """
+    parts = [part for part in ("face_pack", "clip") if getattr(encoders.files, part) is not None]
+    return (signature_of(source), *(encoders.signature(part) for part in parts))
+
+
+def mix(
+    encoders: Encoders, weights: FaceSnapWeights, references: Sequence[Face], saved: Identity | None, average: bool
+) -> Tensor:
+    """Identity tokens [1, queries, dim] of one person's faces and saved identity.
+
+    Args:
+        average: average the references' features instead of fusing them.
+    """
+    embeddings, clip_tokens = embeddings_of(references, saved)[None], None
+    if weights.info.mixer.clip_dim > 0:
+        saved_tokens: list[Tensor] = []
+        if saved is not None:
+            if saved.clip_tokens is None:
+                raise FaceSnapError(
+                    f"The identity {saved.name} was saved without CLIP features, which {weights.name} needs; put "
+                    "CLIP-ViT-H into the model folder and save it again from photos."
+                )
+            saved_tokens = [*saved.clip_tokens]
+        clip_tokens = torch.stack([*encoders.clip_tokens(references), *saved_tokens])[None]
+    if average:
+        embeddings, clip_tokens = weights.mixer.average(embeddings, clip_tokens)
+    check_features(embeddings, clip_tokens, weights)
+    with torch.no_grad():
+        return weights.mixer.float()(embeddings, clip_tokens)
+
+
+def null_tokens(weights: FaceSnapWeights) -> Tensor:
+    """Identity tokens [1, queries, dim] of no one: of an embedding of zeros, for weights that were trained with it."""
+    with torch.no_grad():
+        return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
+
+
+def embeddings_of(references: Sequence[Face], saved: Identity | None) -> Tensor:
+    """ArcFace embeddings [R, E] of the references, followed by those of the saved identity."""
+    arcface = [torch.from_numpy(face.embedding) for face in references]
+    return torch.stack(arcface + ([] if saved is None else [*saved.embeddings]))
+
+
+def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: FaceSnapWeights) -> None:
+    """Check that features have the width that the Mixer expects.
+
+    Args:
+        clip_tokens: None for a Mixer that takes none.
+
+    Raises:
+        FaceSnapError: they have another width.
+    """
+    mixer = weights.info.mixer
+    for title, features, expected in (
+        ("face model pack", embeddings, mixer.id_dim),
+        ("CLIP image encoder", clip_tokens, mixer.clip_dim),
+    ):
+        if features is not None and features.shape[-1] != expected:
+            raise FaceSnapError(
+                f"{weights.name} expects {expected} numbers per feature from the {title}, but the installed one gives "
+                f"{features.shape[-1]}; use the {title} that models/README.md lists for this file."
+            )
