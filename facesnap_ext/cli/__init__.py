@@ -1,1 +1,1 @@
-"""The `facesnap` command."""
+"""The extension's commands: one module each, with its arguments beside its `run`."""

@@ -44,7 +44,7 @@ class Step:
 def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train the Mixer and FFRNet, and return the last checkpoint's folder, whose `facesnap.safetensors` is the result.
 
-    accelerate manages devices and processes: `accelerate launch -m facesnap_ext train CONFIG`.
+    accelerate manages devices and processes: `accelerate launch -m facesnap_lab train CONFIG`.
 
     Raises:
         FaceSnapError: a file is missing or does not fit the others, the loss is not finite, or the disk is full.

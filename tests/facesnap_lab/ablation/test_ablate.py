@@ -19,7 +19,6 @@ from tests.support.training_world import make_world, train_config
 for package in ("accelerate", "diffusers", "onnx", "peft", "scipy", "tensorboard", "torchmetrics", "webdataset"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
-from facesnap_ext.cli.main import main
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import facesnap_file
 from facesnap_lab import statistics
@@ -27,6 +26,7 @@ from facesnap_lab.ablation import ablate as ablation
 from facesnap_lab.ablation.ablate import AblationConfig, ablate, read_ablation, training_folder
 from facesnap_lab.ablation.pictures import Features, JudgeFeatures, RealPhotoFeatures, Subject
 from facesnap_lab.ablation.rows import MIXER, TABLE_2, TABLE_3, reference_rows, trainings
+from facesnap_lab.cli.main import main
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.training import prepare, trainer
 from facesnap_lab.training.checkpoints import WEIGHTS, list_checkpoints

@@ -1,0 +1,1 @@
+"""The lab's commands: one module each, with its arguments beside its `run`."""
