@@ -197,9 +197,8 @@ def test_each_person_has_their_own_start_and_end(unet):
     job = Job(unet)
     args = inputs(1)
     first, second = tiny.conditioning(1, end=0.5), tiny.conditioning(2, start=0.25, end=0.75)
-    halves = [
-        changed(conditioning, weight=0.5) for conditioning in (first, second)
-    ]  # two people without regions share the image equally
+    # two people without regions share the image equally
+    halves = [changed(conditioning, weight=0.5) for conditioning in (first, second)]
     expected = [expected_output(unet, acting, *args, 1) for acting in ([first], halves, [second], [])]
     a1111.attach(job, (first, second))
     for step in range(4):

@@ -319,9 +319,8 @@ def test_each_person_has_their_own_start_and_end(unet):
     first, second = tiny.conditioning(1, end=0.5), tiny.conditioning(2, start=0.3, end=0.75)
     forge.attach(job, (first, second))
     x, _, context, y = inputs(1)
-    halves = [
-        changed(conditioning, weight=0.5) for conditioning in (first, second)
-    ]  # two people without regions share the image equally
+    # two people without regions share the image equally
+    halves = [changed(conditioning, weight=0.5) for conditioning in (first, second)]
     for progress, acting in ((0.1, [first]), (0.4, halves), (0.7, [second]), (0.9, [])):
         sigma = torch.tensor([14.6 * (1 - progress)])
         got = sample_once(job, x, sigma, context, y, [[(0, 0)]], progress)
