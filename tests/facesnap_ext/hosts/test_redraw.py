@@ -284,7 +284,7 @@ def test_errors_and_interrupts_are_reported_and_leave_the_image_unchanged(world,
     assert redraw(p, image, [person_at(80, 85)], [0.4], lambda photo: [face(*SMALL_FACE)], world.adapter) is image
     (comment,) = p.comments
     assert message in comment
-    assert "as it was" in comment
+    assert "is unchanged" in comment
     assert world.calls[-1] == "detach"
     assert (world.state.job_no, world.state.job_count) == (1, 2)
     assert not world.cmd_opts.no_prompt_history
@@ -320,7 +320,7 @@ def test_a_failure_to_attach_is_an_error(world):
     p, image = finished(), noise()
     found = [face(*SMALL_FACE)]
     assert redraw(p, image, [person_at(80, 85)], [0.4], lambda photo: found, world.adapter) is image
-    assert "did not get in" in p.comments[0]
+    assert "could not be attached" in p.comments[0]
 
 
 def test_controlnet_does_not_act_on_the_crop(world, monkeypatch):
