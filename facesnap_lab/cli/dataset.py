@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from facesnap_lab.dataset.build import build
-    from facesnap_lab.dataset.pictures import Settings
+    from facesnap_lab.dataset.images import Settings
 
     settings = Settings(
         resolution=options.resolution,

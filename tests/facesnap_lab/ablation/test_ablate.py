@@ -240,7 +240,7 @@ def test_selected_rows_need_only_their_trainings(config, tmp_path):
         ("people", 1, "'people' .* at least 2"),
         ("only", ["mixer", "bigger"], "'only' .* list of row names; the rows are id, clip, concat, mixer, "),
         ("landmarks", "none", "'landmarks' .* set by the ablation itself"),
-        ("speed", 1, "'speed' that training does not know"),
+        ("speed", 1, "unknown field 'speed'"),
     ],
 )
 def test_errors_in_the_yaml_are_reported(config, tmp_path, capsys, field, value, message):
