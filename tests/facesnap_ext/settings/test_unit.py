@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -130,6 +130,8 @@ def test_a_string_is_never_a_path_or_a_url(text):
 
 
 @given(weight=st.floats(0, 2), start=st.floats(0, 1), end=st.floats(0, 1))
+@example(weight=0.0, start=0.0, end=1.0)
+@example(weight=1.0, start=0.5, end=0.5)
 def test_a_unit_is_active_only_with_a_weight_and_an_interval(weight, start, end):
     settings = make_unit(weight=weight, start=start, end=end)
     assert settings.active == (weight > 0 and start < end)
