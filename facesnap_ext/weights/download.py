@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,21 +15,17 @@ from typing import Any, Literal
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
 from facesnap_ext.weights.catalogue import Part, downloadable
+from facesnap_ext.weights.connection import BLOCK, ConnectionLost, StopRequested, open_url, pause, read_block
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import existing_file, format_size
 
-BLOCK = 2**16  # bytes
-TIMEOUT = (20, 60)  # seconds: to connect, and between two blocks
 MAX_FAILURES = 3  # consecutive connections that transfer nothing
 WAIT = 2.0  # seconds between two connections
+_TEXT = re.compile(r"\s*(text/|application/([\w.-]+\+)?(json|xml|javascript)\b)", re.IGNORECASE)  # types of content
 
 
 class Stopped(FaceSnapError):
     """The user stopped a download."""
-
-
-class _ConnectionLost(Exception):
-    """A connection ended early; the download can be resumed."""
 
 
 def download(
@@ -46,7 +42,7 @@ def download(
     Args:
         part: must have `url`, `size` and `sha256`.
         progress: called with the number of bytes received so far.
-        stopped: called after each block; the download stops if it returns True.
+        stopped: called after each block and ten times a second; the download stops if it returns True.
 
     Returns:
         The file's path. An existing file with the correct hash is not downloaded again.
@@ -57,12 +53,15 @@ def download(
             same folder, the disk is full, or the hash is wrong, in which case the received data is deleted.
     """
     target = folder / part.target
-    if target.exists():
-        if sha256(target) != part.sha256:
-            raise FaceSnapError(f"There is already another file {target}; move it away, then download again.")
-        return target
     arrived = target.with_name(f".{target.name}.part")
     try:
+        for path in (target, arrived):
+            if path.is_dir():
+                raise FaceSnapError(f"{path} is a folder, but {part.title} is a file; move the folder away.")
+        if target.exists():
+            if sha256(target) != part.sha256:
+                raise FaceSnapError(f"There is already another file {target}; move it away, then download again.")
+            return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(part, target.with_name(f".{target.name}.lock")):
             missing = part.size - _size(arrived)
@@ -80,6 +79,11 @@ def download(
                     "version."
                 )
             arrived.replace(target)
+    except StopRequested as error:
+        raise Stopped(
+            f"The download of {part.title} was stopped at {format_size(_size(arrived))} of {format_size(part.size)}; "
+            "download it again to resume."
+        ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise FaceSnapError(
@@ -121,7 +125,7 @@ def _fetch_all(part: Part, arrived: Path, progress: Callable[[int], None], stopp
         try:
             _fetch(part, arrived, progress, stopped)
             reason = "the connection ended early"
-        except _ConnectionLost as error:
+        except ConnectionLost as error:
             reason = str(error)
         failures = 0 if _size(arrived) > before else failures + 1
         if failures == MAX_FAILURES:
@@ -130,70 +134,64 @@ def _fetch_all(part: Part, arrived: Path, progress: Callable[[int], None], stopp
                 f"resume at {format_size(_size(arrived))} of {format_size(part.size)}."
             )
         if _size(arrived) < part.size:
-            time.sleep(WAIT)
+            pause(WAIT, stopped)
 
 
 def _fetch(part: Part, arrived: Path, progress: Callable[[int], None], stopped: Callable[[], bool]) -> None:
     """Append what one connection transfers to the received data."""
-    try:
-        import requests
-    except ImportError as error:
-        raise FaceSnapError(f"Downloads require the Python package requests ({error}); install it.") from error
     have = _size(arrived)
-    headers = {"Accept-Encoding": "identity"}  # the bytes of a compressed answer could not be counted
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    try:
-        with requests.get(part.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            have = _check_response(response, part, have)
-            blocks = response.iter_content(BLOCK)
-            with arrived.open("ab" if have else "wb", buffering=0) as file:
-                progress(have)
-                while (block := _next_block(blocks)) and have + len(block) <= part.size:
-                    file.write(block)
-                    have += len(block)
-                    progress(have)
-                    if stopped():
-                        raise Stopped(
-                            f"The download of {part.title} was stopped at {format_size(have)} of "
-                            f"{format_size(part.size)}; download it again to resume."
-                        )
-            if block:
-                arrived.unlink()
-                raise FaceSnapError(_unexpected_file(part, f"more than {part.size} bytes"))
-    except requests.RequestException as error:
-        raise _ConnectionLost(type(error).__name__) from error
+    with open_url(part, have, stopped) as response:
+        resumes = _check_response(response, part, have)
+        if resumes:
+            _receive(part, response, arrived, have, progress, stopped)
+            return
+        # It starts at the first byte, and may not be the file at all: received data must survive it.
+        fresh = arrived if not have and _declared_length(response) else arrived.with_name(f"{arrived.name}.new")
+        try:
+            received = _receive(part, response, fresh, 0, progress, stopped)
+            if fresh != arrived and received == part.size:
+                fresh.replace(arrived)
+        finally:
+            if fresh != arrived:
+                fresh.unlink(missing_ok=True)
 
 
-def _next_block(blocks: Any) -> bytes:
-    """Return the next block of a response, empty at its end."""
-    from urllib3.exceptions import HTTPError
+def _receive(
+    part: Part,
+    response: Any,
+    path: Path,
+    start: int,
+    progress: Callable[[int], None],
+    stopped: Callable[[], bool],
+) -> int:
+    """Write a response to a file from byte `start` on, and return the file's size."""
+    have = start
+    blocks = response.iter_content(BLOCK)
+    with path.open("ab" if start else "wb", buffering=0) as file:
+        progress(have)
+        while (block := read_block(response, blocks, stopped)) and have + len(block) <= part.size:
+            file.write(block)
+            have += len(block)
+            progress(have)
+            if stopped():
+                raise StopRequested
+    if block:
+        if not start:
+            path.unlink()
+        raise FaceSnapError(_unexpected_file(part, f"more than {part.size} bytes"))
+    return have
 
-    try:
-        return next(blocks, b"")
-    except HTTPError as error:  # requests does not wrap all of these
-        raise _ConnectionLost(type(error).__name__) from error
 
-
-def _check_response(response: Any, part: Part, have: int) -> int:
-    """Return at which byte of the received data the response continues.
-
-    The received data is kept if the response is not the file, such as the login page of a network.
+def _check_response(response: Any, part: Part, have: int) -> bool:
+    """Return whether the response continues the received data, rather than starting at the file's first byte.
 
     Raises:
-        FaceSnapError: the server refuses, or has another file.
-        _ConnectionLost: it is worth trying again.
+        FaceSnapError: the server refuses, or has another file. Received data is kept.
+        ConnectionLost: it is worth trying again.
     """
     status = response.status_code
-    if status == 206:
-        span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-        if total.isdigit() and int(total) != part.size:
-            raise FaceSnapError(_unexpected_file(part, f"{total} bytes instead of {part.size}"))
-        if not span.startswith(f"{have}-"):
-            raise _ConnectionLost("the server sent another range")
-        return have
     if status in (408, 416, 425, 429) or status >= 500:
-        raise _ConnectionLost(f"HTTP status {status}")
+        raise ConnectionLost(f"HTTP status {status}")
     if status in (401, 403):
         raise FaceSnapError(
             f"{part.title} requires a login (HTTP status {status}); {part.how_to_get} by hand from {part.page}."
@@ -202,17 +200,29 @@ def _check_response(response: Any, part: Part, have: int) -> int:
         raise FaceSnapError(
             f"{part.title} is no longer at its address (HTTP status {status}); look for it at {part.page}."
         )
-    if status != 200:
+    if status not in (200, 206):
         raise FaceSnapError(f"The server of {part.title} sent HTTP status {status}; see {part.page}.")
-    if response.headers.get("Content-Type", "").startswith("text/"):
+    if _TEXT.match(response.headers.get("Content-Type", "")):
         raise FaceSnapError(
-            f"A web page was received instead of {part.title}; log in to your network or proxy, then try again to "
-            "resume."
+            f"A web page or an error message was received instead of {part.title}; log in to your network or proxy, "
+            "then try again to resume."
         )
-    length = response.headers.get("Content-Length", str(part.size))
-    if length != str(part.size):
+    if status == 206:
+        span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+        if total != str(part.size) and total.isdecimal():
+            raise FaceSnapError(_unexpected_file(part, f"{total} bytes instead of {part.size}"))
+        if not span.startswith(f"{have}-"):
+            raise ConnectionLost("the server sent another range")
+        return have > 0
+    length = _declared_length(response)
+    if length not in (None, part.size):
         raise FaceSnapError(_unexpected_file(part, f"{length} bytes instead of {part.size}"))
-    return 0
+    return False
+
+
+def _declared_length(response: Any) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() and len(length) < 20 else None
 
 
 def _unexpected_file(part: Part, difference: str) -> str:

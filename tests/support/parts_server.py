@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -23,9 +24,14 @@ class Server:
     length: int | None = None  # declared length of the file, if not the true one
     sends_length: bool = True  # whether to send Content-Length
     status: int | None = None
-    page: bytes | None = None  # an HTML page that a proxy sends instead of everything
+    page: bytes | None = None  # what a proxy sends instead of everything
+    page_type: str | None = "text/html; charset=utf-8"
+    location: str | None = None  # where everything is redirected to
+    silent_after: int | None = None  # bytes after which nothing more is sent; -1: not even a status
+    drip: float = 0  # seconds between two bytes
     hold: threading.Event | None = None  # to wait for after the first half
     requested: list[str | None] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
 
     def part(self, content: bytes | None = None, **values) -> Part:
         """Return a catalogue part with the size and hash of this content, by default the server's."""
@@ -47,7 +53,7 @@ class Server:
 
 
 @contextmanager
-def serve(content: bytes) -> Iterator[Server]:
+def serve(content: bytes, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     server = Server(content)
 
     class Handler(BaseHTTPRequestHandler):
@@ -56,9 +62,19 @@ def serve(content: bytes) -> Iterator[Server]:
         def do_GET(self):
             requested = self.headers.get("Range")
             server.requested.append(requested)
+            if server.silent_after == -1:
+                server.closing.wait(20)
+                return
+            if server.location is not None:
+                self.send_response(302)
+                self.send_header("Location", server.location)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if server.page is not None:
                 self.send_response(200)
-                self.send_header("Content-Type", "text/html; charset=utf-8")
+                if server.page_type:
+                    self.send_header("Content-Type", server.page_type)
                 if server.sends_length:
                     self.send_header("Content-Length", str(len(server.page)))
                 self.end_headers()
@@ -78,6 +94,19 @@ def serve(content: bytes) -> Iterator[Server]:
             body = server.content[start:]
             if server.breaks_after is not None:
                 body = body[: server.breaks_after]
+            if server.drip:
+                with suppress(OSError):
+                    for byte in body:
+                        self.wfile.write(bytes([byte]))
+                        if server.closing.wait(server.drip):
+                            break
+                self.close_connection = True
+                return
+            if server.silent_after is not None:
+                self.wfile.write(body[: server.silent_after])
+                server.closing.wait(20)
+                self.close_connection = True
+                return
             half = len(body) // 2
             self.wfile.write(body[:half])
             self.wfile.flush()
@@ -90,10 +119,13 @@ def serve(content: bytes) -> Iterator[Server]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        server.url = f"http://127.0.0.1:{http.server_port}/thing.bin"
+        if tls:
+            http.socket = tls.wrap_socket(http.socket, server_side=True)
+        server.url = f"{'https' if tls else 'http'}://127.0.0.1:{http.server_port}/thing.bin"
         thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server
+        server.closing.set()
         if server.hold:
             server.hold.set()
         http.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -108,12 +109,160 @@ def test_received_data_survives_the_login_page_of_a_proxy(server, tmp_path, send
     arrived = tmp_path / "things" / ".thing.bin.part"
     before = arrived.read_bytes()
     server.page, server.sends_length = b"<html>Please log in</html>", sends_length
-    with pytest.raises(FaceSnapError, match="A web page was received instead of the thing; log in"):
+    with pytest.raises(FaceSnapError, match="A web page or an error message was received instead of the thing; log in"):
         download.download(server.part(), tmp_path)
     assert arrived.read_bytes() == before
     server.page, server.sends_length = None, True
     assert download.download(server.part(), tmp_path).read_bytes() == CONTENT
     assert server.requested[-1] == f"bytes={len(before)}-"
+
+
+NOT_THE_FILE = {  # what a proxy or a server may send in its place: body, type, whether with its length
+    "JSON": (b'{"error": "quota"}', "application/json", False),
+    "JSON of a problem": (b'{"title": "quota"}', "application/problem+json", False),
+    "JSON with its length": (b'{"error": "quota"}', "application/json; charset=utf-8", True),
+    "a page": (b"<html>Please log in</html>", "text/html", False),
+    "a page in upper case": (b"<html>Please log in</html>", "Text/HTML", False),
+    "XML": (b"<Error/>", "application/xml", False),
+    "a few bytes without a type": (b"quota", None, False),
+    "many bytes without a type": (b"q" * 250_000, None, False),
+    "a file": (b"quota" * 20, "application/octet-stream", False),
+    "a file with its length": (b"quota" * 20, "application/octet-stream", True),
+    "nothing": (b"", None, False),
+}
+
+
+@pytest.mark.parametrize("kept", [0, 100, 200_000])
+@pytest.mark.parametrize("answer", NOT_THE_FILE)
+def test_received_data_survives_whatever_is_sent_instead_of_the_file(server, tmp_path, answer, kept):
+    arrived = tmp_path / "things" / ".thing.bin.part"
+    arrived.parent.mkdir()
+    arrived.write_bytes(CONTENT[:kept])
+    server.page, server.page_type, server.sends_length = NOT_THE_FILE[answer]
+    with pytest.raises(FaceSnapError) as error:
+        download.download(server.part(), tmp_path)
+    assert "\n" not in str(error.value)
+    assert (arrived.read_bytes() if arrived.exists() else b"") == CONTENT[:kept]
+    assert files_in(tmp_path) in ([], [".thing.bin.part"])
+    server.page, server.sends_length = None, True
+    assert download.download(server.part(), tmp_path).read_bytes() == CONTENT
+    assert server.requested[-1] == (f"bytes={kept}-" if kept else None)
+
+
+@pytest.mark.parametrize("kept", [0, 200_000])
+@pytest.mark.parametrize(
+    "fault",
+    [{"silent_after": -1}, {"silent_after": 0}, {"silent_after": 70_000}, {"drip": 0.05}],
+    ids=["no answer", "no data", "silent in the middle", "drip"],
+)
+def test_stop_takes_effect_at_once_on_a_silent_or_slow_line(server, tmp_path, fault, kept):
+    arrived = tmp_path / "things" / ".thing.bin.part"
+    arrived.parent.mkdir()
+    arrived.write_bytes(CONTENT[:kept])
+    for name, value in fault.items():
+        setattr(server, name, value)
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    start = time.monotonic()
+    with pytest.raises(download.Stopped, match="download it again to resume"):
+        download.download(server.part(), tmp_path, stopped=stop.is_set)
+    assert time.monotonic() - start < 2
+    assert arrived.stat().st_size >= kept
+    server.silent_after, server.drip = None, 0
+    assert download.download(server.part(), tmp_path).read_bytes() == CONTENT
+
+
+def test_stop_takes_effect_at_once_between_two_connections(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "WAIT", 20)
+    server.status = 503
+    start = time.monotonic()
+    with pytest.raises(download.Stopped):
+        download.download(server.part(), tmp_path, stopped=lambda: bool(server.requested))
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "",
+        "http://[::1",
+        "file:///etc/passwd",
+        "ftp://example.org/x",
+        "javascript:alert(1)",
+    ],
+)
+def test_unusable_redirect_is_reported_in_one_sentence(server, tmp_path, location):
+    server.location = location
+    with pytest.raises(FaceSnapError, match=r"^The server of the thing redirects to an unusable address; download it"):
+        download.download(server.part(), tmp_path)
+    assert files_in(tmp_path) == []
+    assert len(server.requested) == 1
+
+
+@pytest.mark.parametrize("location", ["http://a..b/x", "http://\xfc\xff/x", "http://x:99999/", "http://" + "a" * 300])
+def test_redirect_to_an_impossible_host_is_reported_like_a_lost_connection(server, tmp_path, location):
+    server.location = location
+    with pytest.raises(FaceSnapError, match=r"cannot be downloaded|unusable address"):
+        download.download(server.part(), tmp_path)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("location", ["/thing.bin", "http://", "//", "http:///x", "?", "#x"])
+def test_endless_redirects_are_reported(server, tmp_path, location):
+    server.location = location
+    with pytest.raises(FaceSnapError, match="redirects endlessly"):
+        download.download(server.part(), tmp_path)
+
+
+def test_redirects_are_followed(server, tmp_path):
+    with serve(CONTENT) as first:
+        first.location = server.url
+        assert download.download(first.part(), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A self-signed certificate for 127.0.0.1, with its key, in one file."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "certificate.pem"]
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"there is no openssl that can make a certificate: {error}")
+    return folder
+
+
+def test_redirect_from_https_to_http_is_refused(server, tmp_path, certificate, monkeypatch):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "certificate.pem", certificate / "key.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate / "certificate.pem"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serve(CONTENT, context) as encrypted:
+        encrypted.location = server.url
+        with pytest.raises(FaceSnapError, match=r"redirects to an unencrypted address \(http://127\.0\.0\.1\)"):
+            download.download(encrypted.part(), tmp_path)
+        assert server.requested == []
+        assert files_in(tmp_path) == []
+        encrypted.location = "/thing.bin"
+        with pytest.raises(FaceSnapError, match="redirects endlessly"):
+            download.download(encrypted.part(), tmp_path)
+        encrypted.location = None
+        assert download.download(encrypted.part(), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("name", ["thing.bin", ".thing.bin.part"])
+def test_folder_in_the_place_of_the_file_is_reported(server, tmp_path, name):
+    (tmp_path / "things" / name).mkdir(parents=True)
+    with pytest.raises(FaceSnapError, match="is a folder, but the thing is a file; move the folder away"):
+        download.download(server.part(), tmp_path)
+    assert server.requested == []
+
+
+def test_file_in_the_place_of_the_folder_is_reported(server, tmp_path):
+    (tmp_path / "things").write_bytes(b"mine")
+    with pytest.raises(FaceSnapError, match=r"thing.bin cannot be written"):
+        download.download(server.part(), tmp_path)
 
 
 def test_two_processes_do_not_write_to_one_file(server, tmp_path):
@@ -171,7 +320,8 @@ def test_download_without_content_length_stops_at_the_expected_length(server, tm
         (404, "no longer at its address .HTTP status 404.; look for it at its page"),
         (403, "requires a login"),
         (503, "cannot be downloaded .HTTP status 503"),
-        (302, "sent HTTP status 302"),
+        (302, "redirects to an unusable address; download it by hand"),
+        (300, "sent HTTP status 300"),
     ],
 )
 def test_refusal_of_the_server_is_reported(server, tmp_path, status, message):
