@@ -48,7 +48,7 @@ def open_url(part: Part, start: int, stopped: Callable[[], bool]) -> Iterator[An
         headers["Range"] = f"bytes={start}-"
     with requests.Session() as session:
         # requests reads the entire body of a redirect, and follows one to any address
-        session.get_redirect_target = lambda response: None  # type: ignore[method-assign]
+        session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
         url = part.url
         for _ in range(MAX_REDIRECTS):
 
@@ -97,9 +97,9 @@ def pause(seconds: float, stopped: Callable[[], bool]) -> None:
 def _redirect_target(part: Part, url: str, location: str) -> str:
     try:
         target = urljoin(url, location)
-        scheme, host = urlsplit(target).scheme, urlsplit(target).hostname
+        scheme, host = urlsplit(target).scheme, urlsplit(target).hostname or ""
     except ValueError:
-        scheme = host = None
+        scheme = host = ""
     if not location or scheme not in ("http", "https") or not host:
         raise FaceSnapError(
             f"The server of {part.title} redirects to an unusable address; {part.how_to_get} by hand from {part.page}."

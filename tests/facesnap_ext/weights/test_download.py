@@ -44,6 +44,13 @@ def files_in(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
+def stop_early(server, folder):
+    """Download a part and stop it when something has been received."""
+    received = []
+    with pytest.raises(download.Stopped, match=r"stopped at .* of 300 kB; download it again to resume"):
+        download.download(server.part(), folder, received.append, lambda: any(received))
+
+
 def test_download_is_complete_and_reports_progress(server, tmp_path):
     received = []
     path = download.download(server.part(), tmp_path, received.append)
@@ -76,8 +83,7 @@ def test_broken_connections_are_resumed(server, tmp_path):
 
 
 def test_stopped_download_is_resumed_by_the_next_call(server, tmp_path):
-    with pytest.raises(download.Stopped, match=r"stopped at .* of 300 kB; download it again to resume"):
-        download.download(server.part(), tmp_path, stopped=lambda: True)
+    stop_early(server, tmp_path)
     assert ".thing.bin.part" in files_in(tmp_path)
     assert "thing.bin" not in files_in(tmp_path)
     arrived = (tmp_path / "things" / ".thing.bin.part").stat().st_size
@@ -87,8 +93,7 @@ def test_stopped_download_is_resumed_by_the_next_call(server, tmp_path):
 
 
 def test_download_restarts_if_the_server_does_not_support_ranges(server, tmp_path):
-    with pytest.raises(download.Stopped):
-        download.download(server.part(), tmp_path, stopped=lambda: True)
+    stop_early(server, tmp_path)
     server.ranges = False
     assert download.download(server.part(), tmp_path).read_bytes() == CONTENT
 
@@ -104,8 +109,7 @@ def test_wrong_received_data_is_deleted_and_the_next_call_restarts(server, tmp_p
 
 @pytest.mark.parametrize("sends_length", [True, False])
 def test_received_data_survives_the_login_page_of_a_proxy(server, tmp_path, sends_length):
-    with pytest.raises(download.Stopped):
-        download.download(server.part(), tmp_path, stopped=lambda: True)
+    stop_early(server, tmp_path)
     arrived = tmp_path / "things" / ".thing.bin.part"
     before = arrived.read_bytes()
     server.page, server.sends_length = b"<html>Please log in</html>", sends_length
@@ -333,8 +337,7 @@ def test_refusal_of_the_server_is_reported(server, tmp_path, status, message):
 
 
 def test_missing_network_is_reported_and_received_data_is_kept(server, tmp_path):
-    with pytest.raises(download.Stopped):
-        download.download(server.part(), tmp_path, stopped=lambda: True)
+    stop_early(server, tmp_path)
     kept = files_in(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
