@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from facesnap_ext.errors import FaceSnapError
 
@@ -22,10 +22,30 @@ MAX_PIXELS = 80_000_000
 MAX_SIDE = 32_766
 """Photos that are wider or higher are rejected as well: OpenCV before 5 cannot crop them."""
 
+MAX_PHOTOS = 100
+"""More photos in one job or request are rejected before any is decoded."""
+
+MAX_TOTAL_PIXELS = 256_000_000
+"""The photos of one job or request, which stay in memory decoded, may not have more pixels together."""
+
 # Pillow supports more formats, but some are unsafe for untrusted files: PostScript, for example, runs an interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-_load_lock = threading.Lock()
-_DATA_URL = re.compile(r"data:image/[\w.+-]+(;[\w-]+=[^;,]*)*;base64,", re.IGNORECASE)
+_MAX_HEADER = 200  # characters of a data URL before its data
+_ORIENTATION = 0x0112  # EXIF tag
+_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # views of an upright image as cameras store it, by the tag
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
+}
+_ROWS = 256  # converted at a time
+
+# One photo is decoded at a time, because decoding takes several times the memory of the result. It also keeps a second
+# thread from restoring the setting in `_load_strictly` for good.
+_decoding = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,31 +90,16 @@ def from_bytes(data: bytes, name: str) -> Photo:
     Raises:
         FaceSnapError: `data` is not an image file, is damaged or truncated, or exceeds `MAX_PIXELS` or `MAX_SIDE`.
     """
-    Image.init()
-    try:
-        image = Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name) from error
-    except Exception as error:  # Pillow's readers raise all kinds of errors on damaged headers
-        raise FaceSnapError(f"{name} is not a readable image: use a photo in PNG, JPEG or WebP format.") from error
-    return from_pil(image, name)
+    return from_pil(_open(data, name), name)
 
 
 def from_base64(text: str, name: str) -> Photo:
-    """Read a photo from base64, either plain or a `data:image/...;base64,` URL. Paths and web addresses are rejected.
+    """Read a photo from base64, either plain or a `data:...;base64,` URL. Paths and web addresses are rejected.
 
     Raises:
         FaceSnapError: `text` is not base64, or `from_bytes` rejects the decoded data.
     """
-    text = text.strip()
-    header = _DATA_URL.match(text)
-    try:
-        data = base64.b64decode("".join(text[header.end() if header else 0 :].split()), validate=True)
-    except ValueError as error:
-        raise FaceSnapError(
-            f"{name} is not base64: send the contents of an image file as base64 or as data:image/png;base64,..."
-        ) from error
-    return from_bytes(data, name)
+    return from_bytes(_decode_base64(text, name), name)
 
 
 def from_pil(image: Image.Image, name: str) -> Photo:
@@ -110,34 +115,109 @@ def from_pil(image: Image.Image, name: str) -> Photo:
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise _too_large(name)
     try:
-        _load_strictly(image)
-        if image.format != "TIFF":  # Pillow rotates TIFF files when loading them; some versions would rotate them twice
-            image = ImageOps.exif_transpose(image)
-        return Photo(_rgb(image), name)
+        with _decoding:
+            _load_strictly(image)
+            return Photo(_upright(image), name)
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
         raise FaceSnapError(
             f"{name} is damaged or in an unsupported format ({error}): save it again as PNG or JPEG."
         ) from error
 
 
+class PhotoReader:
+    """Reads the photos of one job or request, and rejects them when they are too many or too large together."""
+
+    def __init__(self) -> None:
+        self._number = self._pixels = 0
+
+    def read(self, value: str | bytes | Image.Image, name: str) -> Photo:
+        """Read a photo from base64, the contents of an image file, or a Pillow image.
+
+        Raises:
+            FaceSnapError: `from_base64`, `from_bytes` or `from_pil` rejects it; or the photos exceed `MAX_PHOTOS` or
+                `MAX_TOTAL_PIXELS`.
+        """
+        if isinstance(value, str):
+            value = _decode_base64(value, name)
+        image = _open(value, name) if isinstance(value, bytes) else value
+        check_number(self._number + 1)
+        if self._pixels + image.width * image.height > MAX_TOTAL_PIXELS:
+            raise TooManyPhotosError(
+                f"The photos up to {name} have more than {MAX_TOTAL_PIXELS // 10**6} million pixels together; use "
+                "fewer photos, or scale them down."
+            )
+        photo = from_pil(image, name)
+        self._number += 1
+        self._pixels += image.width * image.height
+        return photo
+
+
+class TooManyPhotosError(FaceSnapError):
+    """The photos of one job or request are too many, or too large together."""
+
+
+def check_number(number: int) -> None:
+    """Raise `TooManyPhotosError` if one job or request may not have so many photos."""
+    if number > MAX_PHOTOS:
+        raise TooManyPhotosError(f"There are more than {MAX_PHOTOS} photos; use fewer at once.")
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """Read the header of an image file."""
+    Image.init()
+    try:
+        return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(name) from error
+    except Exception as error:  # Pillow's readers raise all kinds of errors on damaged headers
+        raise FaceSnapError(f"{name} is not a readable image: use a photo in PNG, JPEG or WebP format.") from error
+
+
+def _decode_base64(text: str, name: str) -> bytes:
+    """Decode base64 or a data URL, in time proportional to its length."""
+    header, comma, _ = text[:_MAX_HEADER].partition(",")
+    is_url = comma and header.strip().lower().startswith("data:") and header.strip().lower().endswith(";base64")
+    try:
+        encoded = (text[len(header) + 1 :] if is_url else text).encode("ascii").translate(None, b" \t\r\n\v\f")
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise FaceSnapError(
+            f"{name} is not base64: send the contents of an image file as base64 or as data:image/png;base64,..."
+        ) from error
+
+
 def _load_strictly(image: Image.Image) -> None:
     """Decode the image, raising an error if it is truncated."""
     # Other code in the process may have made Pillow fill the missing part of truncated files with grey.
-    with _load_lock:  # otherwise, a second thread could restore this thread's temporary setting for good
-        tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-        try:
-            image.load()
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+    tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        image.load()
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """Return the pixels [H, W, 3] uint8 of an image of any mode."""
+def _upright(image: Image.Image) -> np.ndarray:
+    """Return the pixels [H, W, 3] uint8 of a decoded image of any mode, rotated by its EXIF orientation."""
+    # Pillow rotates TIFF files when loading them; some versions would rotate them twice
+    orientation = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
+    stored_as = _STORED.get(orientation, lambda upright: upright)
+    turned = orientation in (5, 6, 7, 8)
+    pixels = np.empty((image.width, image.height, 3) if turned else (image.height, image.width, 3), np.uint8)
+    stored = stored_as(pixels)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return np.repeat(_grey_to_8_bits(image)[:, :, None], 3, axis=2)
+        stored[:] = _grey_to_8_bits(image)[:, :, None]
+        return pixels
+    # strip by strip: Pillow's conversions of the whole image would take several times the memory of the result
+    for top in range(0, image.height, _ROWS):
+        bottom = min(top + _ROWS, image.height)
+        stored[top:bottom] = np.asarray(_rgb(image.crop((0, top, image.width, bottom))))
+    return pixels
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
+    return image.convert("RGB")
 
 
 def _grey_to_8_bits(image: Image.Image) -> np.ndarray:

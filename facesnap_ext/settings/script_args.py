@@ -9,9 +9,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from facesnap_ext import photos
 from facesnap_ext.errors import FaceSnapError, error_prefix
-from facesnap_ext.photos import Photo
+from facesnap_ext.photos import Photo, PhotoReader, TooManyPhotosError, check_number
 from facesnap_ext.settings.unit import BLOCKS, Unit, defaults, from_values, short_repr
 
 # the page's components of one person, in the order in which the script returns them
@@ -31,8 +30,8 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
             person, `{"references": ["<base64>", …], "driving": "<base64>", "weight": 1.0, …}`.
 
     Raises:
-        FaceSnapError: a name is unknown, a value is out of range, or a photo cannot be read. With several enabled
-            units the message names the person.
+        FaceSnapError: a name is unknown, a value is out of range, a photo cannot be read, or there are too many of
+            them. With several enabled units the message names the person.
     """
     by_name = bool(args) and isinstance(args[0], dict)
     if by_name:
@@ -44,10 +43,10 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
         if not (given and given[0]["enabled"]):
             return {}  # the accordion's own checkbox is the first person's
     enabled = {number: values for number, values in enumerate(given, 1) if values.get("enabled")}
-    units = {}
+    units, reader = {}, PhotoReader()
     for number, values in enabled.items():
         with error_prefix(person_prefix(number, enabled)):
-            units[number] = _unit(values if by_name else _from_page(values))
+            units[number] = _unit(values if by_name else _from_page(values), reader)
     return units
 
 
@@ -80,13 +79,19 @@ def person_prefix(number: int, people: Collection[int]) -> str:
     return f"Person {number}: " if len(people) > 1 else ""
 
 
-def reference_photos(values: Sequence[Any] | None) -> tuple[Photo, ...]:
+def reference_photos(values: Sequence[Any] | None, reader: PhotoReader | None = None) -> tuple[Photo, ...]:
     """Read the reference photos that the page or the API sent; empty entries are skipped.
 
+    Args:
+        reader: counts the photos of the job.
+
     Raises:
-        FaceSnapError: some photos cannot be read; the message names each of them.
+        FaceSnapError: some photos cannot be read, and the message names each of them; or there are too many.
     """
-    results = [_photo_or_error(value, f"Reference photo {i}") for i, value in enumerate(filter(None, values or ()), 1)]
+    given = list(filter(None, values or ()))
+    check_number(len(given))
+    reader = reader or PhotoReader()
+    results = [_photo_or_error(value, f"Reference photo {i}", reader) for i, value in enumerate(given, 1)]
     if errors := [str(result) for result in results if isinstance(result, FaceSnapError)]:
         raise FaceSnapError(" ".join(errors))
     return tuple(result for result in results if isinstance(result, Photo))
@@ -107,7 +112,7 @@ def _from_page(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _unit(values: dict[str, Any]) -> Unit:
+def _unit(values: dict[str, Any], reader: PhotoReader) -> Unit:
     known = defaults()
     if unknown := sorted(set(values) - set(known)):
         raise FaceSnapError(
@@ -115,28 +120,26 @@ def _unit(values: dict[str, Any]) -> Unit:
         )
     references, weights = values.get("references") or [], values.get("block_weights") or ()
     parsed = {
-        "references": reference_photos(references if isinstance(references, (list, tuple)) else [references]),
+        "references": reference_photos(references if isinstance(references, (list, tuple)) else [references], reader),
         "block_weights": tuple(weights) if isinstance(weights, (list, tuple)) else (weights,),
     }
     images = {
-        name: _photo(values[name], title) if values.get(name) else None
+        name: _photo(values[name], title, reader) if values.get(name) else None
         for name, title in (("driving", "Driving photo"), ("mask", "Region mask"))
     }
     return from_values({**values, **parsed, **images})
 
 
-def _photo_or_error(value: Any, name: str) -> Photo | FaceSnapError:
+def _photo_or_error(value: Any, name: str, reader: PhotoReader) -> Photo | FaceSnapError:
     try:
-        return _photo(value, name)
+        return _photo(value, name, reader)
+    except TooManyPhotosError:
+        raise
     except FaceSnapError as error:
         return error
 
 
-def _photo(value: Any, name: str) -> Photo:
-    if isinstance(value, str):  # base64 from the API; never a path or a URL
-        return photos.from_base64(value, name)
-    if isinstance(value, bytes):
-        return photos.from_bytes(value, name)
-    if isinstance(value, Image):
-        return photos.from_pil(value, name)
+def _photo(value: Any, name: str, reader: PhotoReader) -> Photo:
+    if isinstance(value, (str, bytes, Image)):  # text is base64 from the API, never a path or a URL
+        return reader.read(value, name)
     raise FaceSnapError(f"{name} is {short_repr(value)}, which is not an image; send an image file encoded in base64.")

@@ -6,7 +6,11 @@ import base64
 import hashlib
 import io
 import struct
+import subprocess
+import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from PIL import Image, ImageFile
 
 from facesnap_ext import photos
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.photos import Photo, from_base64, from_bytes, from_path, from_pil
+from facesnap_ext.photos import Photo, PhotoReader, TooManyPhotosError, from_base64, from_bytes, from_path, from_pil
 
 ORIENTATION = 0x0112
 
@@ -263,3 +267,122 @@ def test_missing_file_is_reported(tmp_path):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(FaceSnapError, match="pictures"):
         from_path(tmp_path / "pictures")
+
+
+SOURCES = {  # one photo of 4 × 3 pixels in every form in which a job or a request may bring it
+    "image": Image.new("RGB", (4, 3)),
+    "bytes": encoded(Image.new("RGB", (4, 3))),
+    "base64": base64.b64encode(encoded(Image.new("RGB", (4, 3)))).decode(),
+    "data URL": "data:image/png;base64," + base64.b64encode(encoded(Image.new("RGB", (4, 3)))).decode(),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_photos_of_one_job_are_limited_in_number_and_total_size(source, monkeypatch):
+    value = SOURCES[source]
+    monkeypatch.setattr(photos, "MAX_PHOTOS", 3)
+    reader = PhotoReader()
+    for number in range(3):
+        assert reader.read(value, f"photo {number}").pixels.shape == (3, 4, 3)
+    with pytest.raises(TooManyPhotosError, match="more than 3 photos; use fewer"):
+        reader.read(value, "photo 3")
+    monkeypatch.setattr(photos, "MAX_TOTAL_PIXELS", 35)
+    reader = PhotoReader()
+    for number in range(2):
+        reader.read(value, f"photo {number}")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(TooManyPhotosError, match=r"photos up to photo 2 have more than .* scale them down"):
+        reader.read(value, "photo 2")
+
+
+def test_rejected_photos_do_not_count(monkeypatch):
+    monkeypatch.setattr(photos, "MAX_PHOTOS", 1)
+    reader = PhotoReader()
+    for value in (b"no photo", "no photo"):
+        with pytest.raises(FaceSnapError, match="thing is not"):
+            reader.read(value, "thing")
+    reader.read(SOURCES["bytes"], "photo")
+
+
+def test_one_photo_is_decoded_at_a_time(monkeypatch):
+    inside, most = [], []
+    load = ImageFile.ImageFile.load
+
+    def slow(self):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return load(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", slow)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: from_bytes(SOURCES["bytes"], "x"), range(16)))
+    assert max(most) == 1
+
+
+def test_decoding_takes_little_more_memory_than_the_image():
+    """Pillow stores RGB in four bytes a pixel; the photo has three. Measured in a process of its own."""
+    code = """
+import io, resource
+from PIL import Image
+from facesnap_ext.photos import from_bytes
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+files = []
+for mode, orientation in (("RGB", 1), ("RGB", 6), ("RGBA", 1), ("L", 3)):
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.new(mode, (6000, 4000)).save(file, "PNG", exif=exif, compress_level=1)
+    files.append(file.getvalue())
+    del file
+from_bytes(files[0], "warm")
+open("/proc/self/clear_refs", "w").write("5")
+import re
+status = lambda name: int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+idle = status("VmRSS")
+for data in files:
+    from_bytes(data, "x")
+print(status("VmHWM") - idle)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if run.returncode:
+        pytest.skip(f"Linux only: {run.stderr.strip().splitlines()[-1]}")
+    assert float(run.stdout) < 24 * (4 + 3) * 1.3, "MB for 24 million pixels"
+
+
+DATA_URLS = {
+    "a parameter without end": lambda n: "data:image/png" + ";a=" * (n // 3),
+    "parameters without a comma": lambda n: "data:image/png" + ";a=b" * (n // 4),
+    "a long type": lambda n: "data:image/" + "a" * n + ";base64,",
+    "spaces": lambda n: "data:image/png;base64," + " " * n,
+    "spaced letters": lambda n: "A " * (n // 2),
+    "commas": lambda n: "," * n,
+    "letters": lambda n: "A" * n + "*",
+}
+
+
+@pytest.mark.parametrize("shape", DATA_URLS)
+def test_parsing_base64_takes_linear_time(shape):
+    """28 MB, the most that a request may bring, where nested repetition took seconds."""
+    text = DATA_URLS[shape](28 * 2**20)
+    start = time.process_time()
+    with pytest.raises(FaceSnapError, match="long"):
+        from_base64(text, "long")
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "data:image/png;base64,",
+        "data:;base64,",
+        "DATA:IMAGE/PNG;BASE64,",
+        "data:application/octet-stream;base64,",
+        "data:image/svg+xml;charset=utf-8;base64,",
+        " data:image/png;name=a.png;base64,",
+        "data:binary/octet-stream;base64, ",
+    ],
+)
+def test_every_form_of_data_url_is_understood(header):
+    assert from_base64(header + SOURCES["base64"], "photo").pixels.shape == (3, 4, 3)
