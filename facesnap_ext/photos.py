@@ -22,6 +22,9 @@ MAX_PIXELS = 80_000_000
 MAX_SIDE = 32_766
 """Photos that are wider or higher are rejected as well: OpenCV before 5 cannot crop them."""
 
+MAX_BYTES = 256 * 2**20
+"""Larger image files are rejected before they are read."""
+
 MAX_PHOTOS = 100
 """More photos in one job or request are rejected before any is decoded."""
 
@@ -42,6 +45,9 @@ _STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # views of an uprigh
     8: lambda upright: np.rot90(upright, -1),
 }
 _ROWS = 256  # converted at a time
+
+one_request = threading.Lock()
+"""Held while a request of the page or the HTTP API has photos in memory, so that their memory does not add up."""
 
 # One photo is decoded at a time, because decoding takes several times the memory of the result. It also keeps a second
 # thread from restoring the setting in `_load_strictly` for good.
@@ -68,7 +74,9 @@ class Photo:
     @cached_property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of shape and pixels. It depends neither on the name nor on the file format."""
-        return hashlib.sha256(repr(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
+        digest = hashlib.sha256(repr(self.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return digest.hexdigest()
 
 
 def from_path(path: str | Path) -> Photo:
@@ -77,11 +85,7 @@ def from_path(path: str | Path) -> Photo:
     Raises:
         FaceSnapError: the file cannot be opened, or `from_bytes` rejects its contents.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise FaceSnapError(f"The photo {path} cannot be opened ({error.strerror}): check its path.") from error
-    return from_bytes(data, Path(path).name)
+    return from_bytes(_read_file(Path(path), str(path)), Path(path).name)
 
 
 def from_bytes(data: bytes, name: str) -> Photo:
@@ -130,15 +134,17 @@ class PhotoReader:
     def __init__(self) -> None:
         self._number = self._pixels = 0
 
-    def read(self, value: str | bytes | Image.Image, name: str) -> Photo:
-        """Read a photo from base64, the contents of an image file, or a Pillow image.
+    def read(self, value: str | bytes | Path | Image.Image, name: str) -> Photo:
+        """Read a photo from base64, an image file or its contents, or a Pillow image. Text is never used as a path.
 
         Raises:
-            FaceSnapError: `from_base64`, `from_bytes` or `from_pil` rejects it; or the photos exceed `MAX_PHOTOS` or
-                `MAX_TOTAL_PIXELS`.
+            FaceSnapError: the function of this module for such a value rejects it; or the photos exceed `MAX_PHOTOS`
+                or `MAX_TOTAL_PIXELS`.
         """
         if isinstance(value, str):
             value = _decode_base64(value, name)
+        elif isinstance(value, Path):
+            value = _read_file(value, name)
         image = _open(value, name) if isinstance(value, bytes) else value
         check_number(self._number + 1)
         if self._pixels + image.width * image.height > MAX_TOTAL_PIXELS:
@@ -160,6 +166,15 @@ def check_number(number: int) -> None:
     """Raise `TooManyPhotosError` if one job or request may not have so many photos."""
     if number > MAX_PHOTOS:
         raise TooManyPhotosError(f"There are more than {MAX_PHOTOS} photos; use fewer at once.")
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise FaceSnapError(f"{name} is larger than {MAX_BYTES // 2**20} MB; save it again as JPEG.")
+        return path.read_bytes()
+    except OSError as error:
+        raise FaceSnapError(f"The photo {name} cannot be opened ({error.strerror}): check its path.") from error
 
 
 def _open(data: bytes, name: str) -> Image.Image:

@@ -191,10 +191,6 @@ function facesnapAddLabels() {
         const block = number.closest(ours), label = block.querySelector("label span, span")?.textContent.trim();
         if (label && block.querySelector("input[type=range]")) number.setAttribute("aria-label", label);
     }
-    for (const button of gradioApp().querySelectorAll(`${ours} button.thumbnail-item:not([aria-label])`)) {
-        const number = [...button.parentElement.querySelectorAll("button.thumbnail-item")].indexOf(button) + 1;
-        button.setAttribute("aria-label", `Photo ${number}`);
-    }
 }
 
 // Make the arrow keys work in a group of radio buttons. Gradio 4 gives each button a group of its own.

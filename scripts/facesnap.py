@@ -161,7 +161,8 @@ def add_settings():
 
 
 def add_routes(demo, app):
-    routes.add_routes(app, model_files, engine, shared.cmd_opts.api_auth)
+    origins = routes.cors_origins(shared.cmd_opts)
+    routes.add_routes(app, model_files, engine, shared.cmd_opts.api_auth, origins)
 
 
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)

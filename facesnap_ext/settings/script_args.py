@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -140,6 +141,8 @@ def _photo_or_error(value: Any, name: str, reader: PhotoReader) -> Photo | FaceS
 
 
 def _photo(value: Any, name: str, reader: PhotoReader) -> Photo:
-    if isinstance(value, (str, bytes, Image)):  # text is base64 from the API, never a path or a URL
+    if isinstance(value, FaceSnapError):  # why the page did not accept it
+        raise value
+    if isinstance(value, (str, bytes, Path, Image)):  # text is base64 from the API, never a path or a URL
         return reader.read(value, name)
     raise FaceSnapError(f"{name} is {short_repr(value)}, which is not an image; send an image file encoded in base64.")

@@ -19,6 +19,7 @@ from facesnap_ext.settings.script_args import UI_ORDER
 from facesnap_ext.settings.unit import PASSES, POSES, PRESETS, RANGES, REFERENCE_MODES, REGIONS, defaults
 from facesnap_ext.ui import callbacks
 from facesnap_ext.ui.errors import problem
+from facesnap_ext.ui.uploads import accept_only_uploads
 from facesnap_ext.weights.model_files import ModelFiles
 
 Controls = dict[str, Any]
@@ -126,24 +127,18 @@ def _labelled(names: Sequence[str], labels: Mapping[str, str]) -> list[tuple[str
 
 
 def _reference_controls(controls: Controls, identities: Sequence[str], ident: Ident) -> None:
-    controls["references"] = gr.File(
-        label="Reference photos",
-        file_count="multiple",
-        file_types=["image"],
-        type="binary",
-        height=120,
-        elem_id=ident("references"),
-        elem_classes="facesnap-photos",
+    controls["references"] = accept_only_uploads(
+        gr.File(
+            label="Reference photos",
+            file_count="multiple",
+            file_types=["image"],
+            type="binary",
+            height=120,
+            elem_id=ident("references"),
+            elem_classes="facesnap-photos",
+        )
     )
-    controls["seen"] = gr.Gallery(
-        label="Detected faces",
-        show_label=False,
-        columns=4,
-        height=180,
-        object_fit="contain",
-        visible=False,
-        elem_id=ident("seen"),
-    )
+    controls["seen"] = gr.HTML(elem_id=ident("seen"), elem_classes="facesnap-seen")
     controls["report"] = gr.HTML(elem_id=ident("report"), elem_classes="facesnap-report")
     with gr.Row():
         controls["face_index"] = gr.Number(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from html import escape
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import gradio as gr
+from PIL import Image
 
 from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.framing import face_thumbnail
+from facesnap_ext.identity.references import Reference
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.poses import for_browser
 from facesnap_ext.settings.script_args import reference_photos
@@ -23,29 +26,43 @@ from facesnap_ext.ui.errors import problem
 from facesnap_ext.weights.identity_folder import find_identities
 
 THUMBNAIL = 96  # pixels
+Callback = TypeVar("Callback", bound=Callable[..., Any])
 
 
+def one_at_a_time(callback: Callback) -> Callback:
+    """Make requests that hold photos in memory wait for each other."""
+
+    @wraps(callback)
+    def run(*args: Any, **values: Any) -> Any:
+        with photos.one_request:
+            return callback(*args, **values)
+
+    return cast(Callback, run)
+
+
+@one_at_a_time
 def check_references(
     engine: Engine, files: list[Any] | None, face_index: float | None, reference_mode: str = "fused"
-) -> tuple[Any, str]:
-    """The gallery of reference photos with their faces framed, and HTML with the warnings and the faces to choose from.
+) -> tuple[str, str]:
+    """HTML of the reference photos with their faces framed, and HTML with the warnings and the faces to choose from.
 
     Args:
-        files: contents of the image files.
+        files: the image files, or their contents.
     """
     if not files:
-        return gr.update(value=[], visible=False), ""
+        return "", ""
     try:
         report = engine.examine(reference_photos(files), int(face_index or 0), reference_mode == "batch")
     except FaceSnapError as error:
-        return gr.update(visible=False), problem(str(error))
+        return "", problem(str(error))
     buttons = (face_buttons("face_index", reference.faces, reference.face_index) for reference in report.references)
     return (
-        gr.update(value=[reference.preview() for reference in report.references], visible=True),
+        "".join(_preview(reference) for reference in report.references),
         "<br>".join(map(escape, report.lines())) + "".join(buttons),
     )
 
 
+@one_at_a_time
 def driving_faces(engine: Engine, driving: Any, driving_face_index: float | None) -> str:
     """HTML for choosing one of the faces in the driving photo."""
     if driving is None:
@@ -68,9 +85,7 @@ def face_buttons(control: str, faces: Sequence[Face], chosen: int | None) -> str
         return ""
     buttons = []
     for i, face in enumerate(faces):
-        buffer = io.BytesIO()
-        face_thumbnail(face, THUMBNAIL).save(buffer, "JPEG", quality=85)
-        url = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        url = _data_url(face_thumbnail(face, THUMBNAIL))
         pressed = str(i == chosen).lower()
         buttons.append(
             f"<button type='button' class='facesnap-face' data-facesnap-of='{control}' data-facesnap-face='{i}' "
@@ -80,6 +95,18 @@ def face_buttons(control: str, faces: Sequence[Face], chosen: int | None) -> str
     return f"<div class='facesnap-faces' role='group' aria-label='{title}'>{''.join(buttons)}</div>"
 
 
+def _preview(reference: Reference) -> str:
+    # A data URL: gradio's gallery would leave a file with the face in its folder of temporary files.
+    return f"<img src='{_data_url(reference.preview())}' alt='{escape(reference.photo.name, quote=True)}'>"
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@one_at_a_time
 def canvas_data(
     engine: Engine,
     files: list[Any] | None,
@@ -94,7 +121,7 @@ def canvas_data(
     """JSON for the canvas: `rig`, and `points` as fractions of the output's width and height, or else `error`.
 
     Args:
-        files: contents of the image files with the reference photos.
+        files: the image files with the reference photos, or their contents.
         size: size of the output and number of the question, which the answer repeats, as in "1024x768 3". It is empty
             until the canvas is visible, and then so is the answer.
         init: img2img's init image as a data URL. If it gives the pose, the answer has `in_init`, and the points are
@@ -107,7 +134,7 @@ def canvas_data(
         models = engine.files()
         if not models.can_predict_landmarks:
             raise FaceSnapError("The pose preview is not available without DECA and FLAME.")
-        reference = next(iter(reference_photos(files)), None)
+        reference = next(iter(reference_photos(list(filter(None, files or ()))[:1])), None)
         driver = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
         init_image = photos.from_base64(init, "Init image") if init and pose == "photo" and driver is None else None
         in_init = init_image is not None and bool(engine.encoders(models).faces(init_image))
@@ -126,6 +153,7 @@ def canvas_data(
     return json.dumps({"question": question, "rig": for_browser(rig), "points": points, "in_init": in_init})
 
 
+@one_at_a_time
 def save_person(
     engine: Engine, files: list[Any] | None, face_index: float | None, reference_mode: str, name: str
 ) -> tuple[str, Any]:

@@ -17,8 +17,9 @@ javascript/facesnap_canvas.js (see `poses.for_browser`). `points` are fractions 
 image if these are given, and else of the driving photo. Photos are base64, plain or as data URLs, never paths or URLs.
 
 An error is answered with `{"detail": "<one sentence>"}` by `add_routes`: 400 for a malformed request, 401 without the
-credentials of the host's --api-auth or a session of the page's login, 413 for a request that is too large, 422 for
-unusable photos or model files, 500 for an internal error.
+credentials of the host's --api-auth or a session of the page's login, 403 for a page of another site, 413 for a request
+that is too large, 415 for one that is not JSON, 422 for unusable photos or model files, 500 for an internal error, 503
+while too many others are answered.
 """
 
 # No postponed annotations here: FastAPI evaluates those of the endpoints, whose types are imported at first use.
@@ -28,20 +29,24 @@ import binascii
 import hmac
 import json
 import logging
+import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from facesnap_ext import __version__, photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.landmarks.poses import for_browser, placement
-from facesnap_ext.photos import Photo
+from facesnap_ext.photos import Photo, PhotoReader
 from facesnap_ext.settings.schema import IMAGE, unit_schema
 from facesnap_ext.weights import download
 from facesnap_ext.weights.model_files import MISSING_MESSAGES, ModelFiles
 from facesnap_ext.weights.model_list import list_models, to_json
 
 MAX_BODY = 32 * 2**20  # bytes of a request
+MAX_REQUESTS = 8  # answered or waiting at once
 MAX_PHOTOS = 16  # in one request
 MAX_SIDE = 16384  # pixels of an output image
 MAX_FACE_INDEX = 999
@@ -65,29 +70,44 @@ def add_routes(
     find_models: Callable[[], ModelFiles],
     engine: Callable[[], Engine],
     api_auth: str | None = None,
+    allowed_origins: Callable[[str], bool] = lambda origin: False,
 ) -> None:
     """Add the routes to a host's FastAPI app.
 
     Args:
         engine: returns the engine of this process. It is called only for requests that need it.
         api_auth: the host's `cmd_opts.api_auth`: "user:password", several of them separated by commas. See `admitted`.
+        allowed_origins: whether another site's pages, such as "https://example.org", may use the host's API.
     """
     from fastapi import Request
     from fastapi.responses import JSONResponse
     from starlette.concurrency import run_in_threadpool
 
-    async def answer(request: Request, compute: Callable[[Values], Values], json_only: bool) -> JSONResponse:
+    places = threading.BoundedSemaphore(MAX_REQUESTS)
+
+    async def answer(request: Request, compute: Callable[[Values], Values]) -> JSONResponse:
         headers = {}
         try:
             if not admitted(request, api_auth):
                 headers = {"WWW-Authenticate": "Basic"} if api_auth else {}
                 advice = "or start the WebUI with --api-auth and send that user and password by HTTP Basic"
                 raise RequestError(401, f"Log in to the page, {advice}.")
-            values = await _values(request) if request.method == "POST" else {}
-            if json_only and not _is_json(request):
-                raise RequestError(400, "This route requires the header Content-Type: application/json; add it.")
-            # in a thread, so that the event loop stays free for others
-            return JSONResponse(await run_in_threadpool(compute, values))
+            if is_foreign(request) and not allowed_origins(request.headers["origin"]):
+                raise RequestError(
+                    403, "Pages of other sites may not use this route; start the WebUI with --cors-allow-origins."
+                )
+            if request.method != "POST":
+                return JSONResponse(await run_in_threadpool(compute, {}))
+            if not _is_json(request):  # no form or script of another site can send this type unless the host allows it
+                raise RequestError(415, "This route requires the header Content-Type: application/json; add it.")
+            if not places.acquire(blocking=False):  # each may bring `MAX_BODY`
+                headers = {"Retry-After": "10"}
+                raise RequestError(503, f"FaceSnap is answering {MAX_REQUESTS} other requests; try again later.")
+            try:
+                # in a thread, so that the event loop stays free for others
+                return JSONResponse(await run_in_threadpool(compute, await _values(request)))
+            finally:
+                places.release()
         except RequestError as error:
             status, sentence = error.status, str(error)
         except FaceSnapError as error:
@@ -104,10 +124,9 @@ def add_routes(
         summary: str,
         compute: Callable[[Values], Values],
         schema: Values | None = None,
-        json_only: bool = False,  # for requests with side effects: a form on another site cannot send this type
     ) -> None:
         async def endpoint(request: Request) -> JSONResponse:
-            return await answer(request, compute, json_only)
+            return await answer(request, compute)
 
         body = {"required": True, "content": {"application/json": {"schema": schema}}}
         extra = {"openapi_extra": {"requestBody": body}} if schema else {}
@@ -117,8 +136,8 @@ def add_routes(
     add("/facesnap/version", "GET", "Version of FaceSnap", lambda values: {"version": __version__})
     add("/facesnap/schema", "GET", "Settings of one person", lambda values: unit_schema())
     add("/facesnap/models", "GET", "Model files", lambda values: describe_models(find_models()))
-    add("/facesnap/models/get", "POST", "Download a part", lambda values: get_part(find_models(), values), PART, True)
-    add("/facesnap/models/stop", "POST", "Stop a download", stop_part, PART, True)
+    add("/facesnap/models/get", "POST", "Download a part", lambda values: get_part(find_models(), values), PART)
+    add("/facesnap/models/stop", "POST", "Stop a download", stop_part, PART)
     add("/facesnap/detect", "POST", "Faces in photos", lambda values: detect(engine(), values), DETECT)
     add("/facesnap/landmarks", "POST", "Landmarks of a pose", lambda values: landmarks(engine(), values), LANDMARKS)
 
@@ -144,6 +163,22 @@ def authorised(header: str | None, api_auth: str | None) -> bool:
     # compare with every "user:password", so that the time reveals nothing
     matches = [hmac.compare_digest(credentials, pair.encode()) for pair in api_auth.split(",") if ":" in pair]
     return any(matches)
+
+
+def is_foreign(request: Any) -> bool:
+    """Whether a browser sends the request for a page of another site. Other clients send no Origin header."""
+    origin = request.headers.get("origin")
+    if origin is None:
+        return False
+    hosts = [request.headers.get(name, "").lower() for name in ("host", "x-forwarded-host")]
+    return not origin.lower().startswith(("http://", "https://")) or origin.lower().partition("://")[2] not in hosts
+
+
+def cors_origins(cmd_opts: Any) -> Callable[[str], bool]:
+    """Whether the host's --cors-allow-origins or --cors-allow-origins-regex names an origin."""
+    origins = (getattr(cmd_opts, "cors_allow_origins", None) or "").split(",")
+    pattern = getattr(cmd_opts, "cors_allow_origins_regex", None)
+    return lambda origin: origin in origins or "*" in origins or bool(pattern and re.fullmatch(pattern, origin))
 
 
 def describe_models(files: ModelFiles) -> Values:
@@ -181,10 +216,14 @@ def detect(engine: Engine, values: Values) -> Values:
     images = values.get("photos")
     if not isinstance(images, list) or not 0 < len(images) <= MAX_PHOTOS:
         raise RequestError(400, f"FaceSnap's photos must be a list of 1 to {MAX_PHOTOS} images in base64.")
-    encoders = engine.encoders(engine.files())
-    results = []
+    with photos.one_request:
+        return _detect(engine.encoders(engine.files()), images)
+
+
+def _detect(encoders: Encoders, images: list[Any]) -> Values:
+    results, reader = [], PhotoReader()
     for number, text in enumerate(images, 1):
-        photo = _photo(text, f"Photo {number}")
+        photo = _photo(text, f"Photo {number}", reader)
         faces = [
             {"box": face.box.tolist(), "score": float(face.score), "padded": face.padded}
             for face in encoders.faces(photo)
@@ -197,10 +236,6 @@ def detect(engine: Engine, values: Values) -> Values:
 def landmarks(engine: Engine, values: Values) -> Values:
     """The rig of a person, and the landmarks of a photo's pose."""
     _check_names(values, LANDMARKS)
-    reference, driving = (
-        _photo(values[name], title) if values.get(name) else None
-        for name, title in (("reference", "Reference photo"), ("driving", "Driving photo"))
-    )
     if ("width" in values) != ("height" in values):
         raise RequestError(400, "FaceSnap's width and height belong together; give both or neither.")
     size = None
@@ -209,7 +244,13 @@ def landmarks(engine: Engine, values: Values) -> Values:
     face_index, driving_face_index = (
         _integer({name: 0, **values}, name, 0, MAX_FACE_INDEX) for name in ("face_index", "driving_face_index")
     )
-    rig, predicted = engine.preview(reference, driving, size, face_index, driving_face_index)
+    with photos.one_request:
+        reader = PhotoReader()
+        reference, driving = (
+            _photo(values[name], title, reader) if values.get(name) else None
+            for name, title in (("reference", "Reference photo"), ("driving", "Driving photo"))
+        )
+        rig, predicted = engine.preview(reference, driving, size, face_index, driving_face_index)
     points = place = None
     if predicted is not None:
         points = (predicted.points / (predicted.width, predicted.height)).tolist()
@@ -276,7 +317,7 @@ async def _values(request: Any) -> Values:
         if len(body) > MAX_BODY:
             raise RequestError(413, f"The request is larger than {MAX_BODY // 2**20} MB; send smaller images.")
     try:
-        values = json.loads(bytes(body))
+        values = json.loads(body)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
@@ -290,10 +331,10 @@ def _check_names(values: Values, schema: Values) -> None:
         raise RequestError(400, f"This route has no parameter {unknown[0]!r}; its parameters are {', '.join(known)}.")
 
 
-def _photo(text: Any, name: str) -> Photo:
+def _photo(text: Any, name: str, reader: PhotoReader) -> Photo:
     if not isinstance(text, str):
         raise RequestError(400, f"{name} is not text; send the content of an image file in base64.")
-    return photos.from_base64(text, name)
+    return reader.read(text, name)
 
 
 def _integer(values: Values, name: str, low: int, high: int) -> int:

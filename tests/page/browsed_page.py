@@ -167,10 +167,10 @@ class Page:
         )
 
     def thumbnails(self) -> list[np.ndarray]:
-        """The images in the first person's gallery, [H,W,3] uint8 each."""
+        """The previews of the first person's photos, [H,W,3] uint8 each."""
         self.at("seen", "img").wait_for()
         sources = self.page.locator(f"{FACESNAP}seen img").evaluate_all("all => [...new Set(all.map(one => one.src))]")
-        images = [Image.open(io.BytesIO(self.page.request.get(source).body())) for source in sources]
+        images = [Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) for source in sources]
         return [np.asarray(image.convert("RGB")) for image in images]
 
     def canvas(self) -> Any:

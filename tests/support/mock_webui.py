@@ -28,6 +28,7 @@ class Component:
         self.listeners.append((function, inputs, outputs))
 
     click = change
+    DEFAULT_TEMP_DIR = "/tmp/gradio"
 
 
 class PasteField(tuple):

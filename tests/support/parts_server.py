@@ -6,7 +6,7 @@ import hashlib
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -52,71 +52,66 @@ class Server:
         return Part(**{**known, **values})
 
 
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faults: Server
+
+    def do_GET(self):
+        faults = self.faults
+        faults.requested.append(self.headers.get("Range"))
+        if faults.silent_after == -1:
+            faults.closing.wait(20)
+        elif faults.location is not None:
+            self.send(302, {"Location": faults.location, "Content-Length": 0})
+        elif faults.page is not None:
+            length = len(faults.page) if faults.sends_length else None
+            self.send(200, {"Content-Type": faults.page_type, "Content-Length": length})
+            self.wfile.write(faults.page)
+        else:
+            self.send_content()
+        self.close_connection = True
+
+    def send(self, status, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, str(value))
+        self.end_headers()
+
+    def send_content(self):
+        faults, requested = self.faults, self.headers.get("Range")
+        start = int(requested.removeprefix("bytes=").removesuffix("-")) if faults.ranges and requested else 0
+        total = len(faults.content) if faults.length is None else faults.length
+        span = f"bytes {start}-{total - 1}/{total}" if start else None
+        length = total - start if faults.sends_length else None
+        self.send(faults.status or (206 if start else 200), {"Content-Range": span, "Content-Length": length})
+        body = faults.content[start:][: faults.breaks_after]
+        if faults.drip:
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                if faults.closing.wait(faults.drip):
+                    return
+        elif faults.silent_after is not None:
+            self.wfile.write(body[: faults.silent_after])
+            faults.closing.wait(20)
+        else:
+            half = len(body) // 2
+            self.wfile.write(body[:half])
+            self.wfile.flush()
+            if faults.hold:
+                faults.hold.wait(20)
+            self.wfile.write(body[half:])
+
+    def log_message(self, *args):
+        pass
+
+
 @contextmanager
 def serve(content: bytes, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
     server = Server(content)
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            requested = self.headers.get("Range")
-            server.requested.append(requested)
-            if server.silent_after == -1:
-                server.closing.wait(20)
-                return
-            if server.location is not None:
-                self.send_response(302)
-                self.send_header("Location", server.location)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            if server.page is not None:
-                self.send_response(200)
-                if server.page_type:
-                    self.send_header("Content-Type", server.page_type)
-                if server.sends_length:
-                    self.send_header("Content-Length", str(len(server.page)))
-                self.end_headers()
-                self.wfile.write(server.page)
-                self.close_connection = True
-                return
-            start = 0
-            if server.ranges and requested:
-                start = int(requested.removeprefix("bytes=").removesuffix("-"))
-            total = len(server.content) if server.length is None else server.length
-            self.send_response(server.status or (206 if start else 200))
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-            if server.sends_length:
-                self.send_header("Content-Length", str(total - start))
-            self.end_headers()
-            body = server.content[start:]
-            if server.breaks_after is not None:
-                body = body[: server.breaks_after]
-            if server.drip:
-                with suppress(OSError):
-                    for byte in body:
-                        self.wfile.write(bytes([byte]))
-                        if server.closing.wait(server.drip):
-                            break
-                self.close_connection = True
-                return
-            if server.silent_after is not None:
-                self.wfile.write(body[: server.silent_after])
-                server.closing.wait(20)
-                self.close_connection = True
-                return
-            half = len(body) // 2
-            self.wfile.write(body[:half])
-            self.wfile.flush()
-            if server.hold:
-                server.hold.wait(20)
-            self.wfile.write(body[half:])
-            self.close_connection = True
-
-        def log_message(self, *args):
-            pass
+    class Handler(_Handler):
+        faults = server
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         http.handle_error = lambda *args: None  # clients that hang up are part of the tests

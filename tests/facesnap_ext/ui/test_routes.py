@@ -8,15 +8,17 @@ import io
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from facesnap_ext import __version__
+from facesnap_ext import __version__, photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.landmarks.poses import Pose, Rig, pose_points
-from facesnap_ext.photos import Photo
+from facesnap_ext.photos import Photo, PhotoReader
 from facesnap_ext.settings.schema import unit_schema
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.ui import routes
@@ -29,10 +31,13 @@ fastapi = pytest.importorskip("fastapi")
 testclient = pytest.importorskip("fastapi.testclient")
 
 
-def client_of(models, engine=None, api_auth=None):
+JSON = {"Content-Type": "application/json"}
+
+
+def client_of(models, engine=None, api_auth=None, cmd_opts=None):
     app = fastapi.FastAPI()
     engine = engine or Engine(lambda: models)
-    routes.add_routes(app, lambda: models, lambda: engine, api_auth)
+    routes.add_routes(app, lambda: models, lambda: engine, api_auth, routes.cors_origins(cmd_opts))
     return testclient.TestClient(app, raise_server_exceptions=False)
 
 
@@ -101,7 +106,7 @@ def test_only_parts_of_the_catalogue_are_downloaded(tmp_path, monkeypatch):
         for body in ({}, {"part": 1}, {"part": "thing", "url": server.url}, {"part": None}):
             assert client.post("/facesnap/models/get", json=body).status_code == 400, body
         form = {"content": b'{"part": "thing"}', "headers": {"Content-Type": "text/plain"}}
-        assert client.post("/facesnap/models/get", **form).status_code == 400, "other sites can send this type"
+        assert client.post("/facesnap/models/get", **form).status_code == 415, "other sites can send this type"
         assert server.requested == []
         assert client.post("/facesnap/models/stop", json={"part": "thing"}).status_code == 400
 
@@ -210,7 +215,7 @@ def test_the_reference_gives_the_pose_and_without_photos_the_rig_is_the_mean_fac
 )  # fmt: skip
 def test_errors_are_one_sentence(client, route, sent, status, sentence):
     content = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
-    answer = client.post(f"/facesnap/{route}", content=content)
+    answer = client.post(f"/facesnap/{route}", content=content, headers=JSON)
     assert answer.status_code == status
     assert list(answer.json()) == ["detail"]
     assert sentence in answer.json()["detail"]
@@ -219,8 +224,8 @@ def test_errors_are_one_sentence(client, route, sent, status, sentence):
 
 def test_a_request_that_is_too_large_is_not_read_to_the_end(client, monkeypatch):
     monkeypatch.setattr(routes, "MAX_BODY", 1000)
-    assert client.post("/facesnap/detect", content=b" " * 1001).status_code == 413
-    assert client.post("/facesnap/detect", content=b" " * 998 + b"{}").status_code == 400, "1000 bytes are allowed"
+    assert client.post("/facesnap/detect", content=b" " * 1001, headers=JSON).status_code == 413
+    assert client.post("/facesnap/detect", content=b" " * 998 + b"{}", headers=JSON).status_code == 400
 
     class Upload:
         async def stream(self):
@@ -278,7 +283,100 @@ def test_every_route_requires_api_auth(tmp_path, method, route):
         assert status(header=header) == 401, header
     assert client.request(method, f"/facesnap/{route}").headers["www-authenticate"] == "Basic"
     for user in (("anna", "sesame"), ("bert", "pass word")):
-        assert status(*user) in (200, 400, 422), "authorised"
+        assert status(*user) in (200, 415), "authorised"
+
+
+CONTENT_TYPES = [None, "", "text/plain", "text/plain; application/json", "multipart/form-data; boundary=x"]
+CONTENT_TYPES += ["application/x-www-form-urlencoded", "application/jsonp", "application/json-seq", "text/json"]
+
+
+@pytest.mark.parametrize("route", [route for method, route in ALL if method == "POST"])
+@pytest.mark.parametrize("content_type", CONTENT_TYPES)
+def test_post_routes_take_nothing_but_json(tmp_path, monkeypatch, route, content_type):
+    """Pages of other sites can send other types without permission, so that their body is not even read."""
+    monkeypatch.setattr(routes, "_values", lambda request: pytest.fail("read"))
+    headers = {} if content_type is None else {"Content-Type": content_type}
+    answer = client_of(ModelFiles(tmp_path)).post(f"/facesnap/{route}", content=b"{}", headers=headers)
+    assert answer.status_code == 415
+    assert "Content-Type: application/json" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON", " application/json ; charset=utf-8"])
+def test_json_is_recognised_in_every_spelling(tmp_path, content_type):
+    answer = client_of(ModelFiles(tmp_path)).post(
+        "/facesnap/models/stop", content=b'{"part": "x"}', headers={"Content-Type": content_type}
+    )
+    assert answer.status_code == 400
+
+
+ORIGINS = {  # the Origin of a request to http://testserver, and whether it is answered
+    "http://testserver": True,
+    "https://testserver": True,
+    "HTTP://TestServer": True,
+    "http://proxy.example": True,
+    "http://testserver.evil.example": False,
+    "http://evil.example": False,
+    "http://testserver:81": False,
+    "http://testserver@evil.example": False,
+    "null": False,
+    "": False,
+    "file://": False,
+    "https://allowed.example": True,
+    "https://a.pattern.example": True,
+    "https://a.pattern.example.evil": False,
+}
+
+
+@pytest.mark.parametrize(("method", "route"), ALL)
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_pages_of_other_sites_get_nothing(tmp_path, method, route, origin):
+    cmd_opts = SimpleNamespace(
+        cors_allow_origins="https://other.example,https://allowed.example",
+        cors_allow_origins_regex=r"https://\w+\.pattern\.example",
+    )
+    client = client_of(ModelFiles(tmp_path), cmd_opts=cmd_opts)
+    headers = {"Origin": origin, "X-Forwarded-Host": "proxy.example"}
+    answer = client.request(method, f"/facesnap/{route}", headers=headers)
+    assert (answer.status_code != 403) == ORIGINS[origin]
+    if not ORIGINS[origin]:
+        assert list(answer.json()) == ["detail"]
+
+
+def test_requests_that_hold_photos_wait_for_each_other_and_are_limited(tmp_path, monkeypatch):
+    inside, most, hold = [], [], threading.Event()
+
+    def slow(self, value, name):
+        inside.append(name)
+        most.append(len(inside))
+        hold.wait(0.05)
+        inside.remove(name)
+        return GREY
+
+    monkeypatch.setattr(PhotoReader, "read", slow)
+    monkeypatch.setattr(routes, "MAX_REQUESTS", 4)
+
+    class Faceless(Engine):
+        def encoders(self, files=None):
+            return SimpleNamespace(faces=lambda photo: [])
+
+    client = client_of(ModelFiles(tmp_path), Faceless(lambda: ModelFiles(tmp_path)))
+    with client, ThreadPoolExecutor(12) as pool:
+        send = lambda i: client.post("/facesnap/detect", json={"photos": ["x"] * 4}).status_code  # noqa: E731
+        statuses = list(pool.map(send, range(12)))
+    assert max(most) == 1
+    assert set(statuses) == {200, 503}
+    assert statuses.count(200) >= 4
+
+
+@pytest.mark.parametrize("route", ["detect", "landmarks"])
+def test_photos_of_one_request_are_limited_in_total_size(client, monkeypatch, route):
+    monkeypatch.setattr(photos, "MAX_TOTAL_PIXELS", 64 * 96 + 1)
+    two = (
+        {"photos": [encoded(GREY)] * 2} if route == "detect" else {"reference": encoded(GREY), "driving": encoded(GREY)}
+    )
+    answer = client.post(f"/facesnap/{route}", json=two)
+    assert answer.status_code == 422
+    assert "million pixels together" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("api_auth", [None, "anna:sesame"])

@@ -1,0 +1,49 @@
+"""Photos that the user uploads to the page.
+
+Gradio 3 opens whatever path a client names, and both versions read all files before FaceSnap could count them. So the
+component passes on the paths of uploaded files, and nothing else of the server's disk can be named.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from facesnap_ext.errors import FaceSnapError
+
+Upload = Path | str | FaceSnapError
+"""An uploaded file, its contents in base64, or why it cannot be used."""
+
+
+def accept_only_uploads(component: Any) -> Any:
+    """Make a `gr.File` for several files pass a list of `Upload` to its callbacks, and return it."""
+    folder = getattr(component, "GRADIO_CACHE", None) or component.DEFAULT_TEMP_DIR  # gradio 4, gradio 3
+    component.preprocess = lambda payload: uploads(payload, Path(folder))
+    return component
+
+
+def uploads(payload: Any, folder: Path) -> list[Upload]:
+    """Return the files that a client sends.
+
+    Args:
+        payload: as gradio passes it: the files' names, of gradio 3 as dictionaries, of gradio 4 as objects.
+        folder: where gradio keeps uploaded files.
+    """
+    files = getattr(payload, "root", payload) or []
+    return [
+        _upload(file, folder, number) for number, file in enumerate(files if isinstance(files, list) else [files], 1)
+    ]
+
+
+def _upload(file: Any, folder: Path, number: int) -> Upload:
+    values = file if isinstance(file, dict) else getattr(file, "__dict__", {})
+    data, path = values.get("data"), values.get("path") or values.get("name")
+    if isinstance(data, str) and not values.get("is_file"):  # gradio 3 may send small files in place of their path
+        return data
+    try:
+        resolved = Path(path).resolve()  # type: ignore[arg-type]
+        if resolved.is_relative_to(folder.resolve()) and resolved.is_file():
+            return resolved
+    except (OSError, RuntimeError, TypeError, ValueError):  # a loop of links, not text, or not a path at all
+        pass
+    return FaceSnapError(f"Reference photo {number} has not been uploaded to this page, or is gone; upload it again.")
