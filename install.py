@@ -1,20 +1,30 @@
 """The WebUI's installer hook: add the packages that face detection needs, and change none that is installed.
 
 The WebUI runs this file in a separate process on every start. It downloads no models, and never makes the start fail.
-If something cannot be installed, it prints one line with the reason and the command to run.
+If something cannot be installed, it prints one line with the reason and the command to run, and tries again a day later
+or when the installed packages have changed. pip does the work, or uv in an environment without pip.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 # Required module -> distributions that provide it. If none of them is installed, the first one is.
@@ -58,45 +68,60 @@ GPU_RELEASES = {
 GPU_PLATFORMS = ("linux-x86_64", "win-amd64")
 
 
+FAILURE = Path(__file__).with_name(".install-failure.json")  # the last failed attempt, and when it was
+QUIET = 24 * 60 * 60  # seconds without another attempt after it
+PATIENCE = 5  # seconds to wait for the package index
+NATIVE = (".so", ".pyd", ".dll", ".dylib")
+PYTHON = sys.version_info[:2]
+
+
 def missing(installed: Collection[str]) -> list[str]:
     """Return the required modules that no distribution in `installed` (lower-case names) provides."""
     return [module for module, names in NEEDED.items() if not any(name in installed for name in names)]
 
 
-def onnxruntime_requirement(installed: Mapping[str, str], platform: str, cuda: str | None) -> str | None:
+def onnxruntime_requirement(
+    installed: Mapping[str, str], platform: str, cuda: str | None, python: tuple[int, int] = PYTHON
+) -> str | None:
     """Return the ONNX Runtime to install, or None if one is installed: two of them together silently run on the CPU.
 
     Args:
         installed: lower-case distribution names and their versions.
         platform: `sysconfig.get_platform()`.
         cuda: the CUDA version that torch was built for, such as "12.1", or None.
+        python: major and minor version.
     """
     if any(name in installed for name in NEEDED["onnxruntime"]):
         return None
     if cuda and platform in GPU_PLATFORMS:
         cudnn = 8 if _older(installed, "torch", 2, 4) else 9
         release = GPU_RELEASES.get((int(cuda.split(".")[0]), cudnn))
-        if release and (cudnn == 9 or _older(installed, "numpy", 2)):  # releases for cuDNN 8 are built for numpy 1
+        # releases for cuDNN 8 are built for numpy 1, and for Python up to 3.12
+        if release and (cudnn == 9 or (_older(installed, "numpy", 2) and python < (3, 13))):
             return release
     return "onnxruntime<1.27" if _older(installed, "protobuf", 4, 25, 8) else "onnxruntime"
 
 
 def pip_commands(
-    modules: Collection[str], installed: Mapping[str, str], platform: str, cuda: str | None
+    modules: Collection[str],
+    installed: Mapping[str, str],
+    platform: str,
+    cuda: str | None,
+    python: tuple[int, int] = PYTHON,
 ) -> list[list[str]]:
     """Return the arguments of the pip calls, in order, that install `modules`.
 
     Args:
-        installed, platform, cuda: see `onnxruntime_requirement`.
+        installed, platform, cuda, python: see `onnxruntime_requirement`.
     """
     complete = [NEEDED[module][0] for module in modules if module not in ("insightface", "onnx", "onnxruntime")]
     bare = []
-    if "onnxruntime" in modules and (runtime := onnxruntime_requirement(installed, platform, cuda)):
+    if "onnxruntime" in modules and (runtime := onnxruntime_requirement(installed, platform, cuda, python)):
         complete.append(runtime)
     if "onnx" in modules:
         # Up to 1.17, onnx requires protobuf 3.20.2 but also runs with the 3.20.0 that WebUIs pin. Later releases really
-        # need 4.25.
-        if _older(installed, "protobuf", 4, 25, 8):
+        # need 4.25, and are the only ones for Python 3.13.
+        if _older(installed, "protobuf", 4, 25, 8) and python < (3, 13):
             bare.append("onnx>=1.14,<1.18")
         else:
             complete.append("onnx>=1.14")
@@ -138,72 +163,209 @@ def _skip_install() -> bool:
     return bool(getattr(args, "skip_install", False))
 
 
-def _pip(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+def installer() -> list[str]:
+    """Return the command that stands for pip in this environment: pip's, or else uv's; empty if there is neither."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    if uv := os.environ.get("UV") or shutil.which("uv"):
+        return [uv, "pip"]
+    return [sys.executable, "-m", "uv", "pip"] if importlib.util.find_spec("uv") else []
 
 
-def _install(commands: list[list[str]], pins: str) -> str:
+def _install(pip: list[str], commands: list[list[str]], pins: str) -> str:
     """Run pip with the installed versions as constraints, so that it only adds packages.
 
     Returns:
         Why it failed, or "" if it did not.
     """
-    options = ["--only-binary", ":all:", "--prefer-binary", "--retries", "2"]
+    if index_hangs(pip):
+        return f"the package index did not answer within {PATIENCE} seconds"
+    options = ["--only-binary", ":all:"]
+    if pip[1] == "pip":
+        options += ["--python", sys.executable]
+    else:
+        options += ["--prefer-binary", "--disable-pip-version-check", "--timeout", str(PATIENCE), "--retries", "0"]
     if index := os.environ.get("INDEX_URL"):  # the WebUI's setting for a mirror
         options += ["--index-url", index]
+    environment = {**os.environ, "UV_HTTP_TIMEOUT": str(PATIENCE), "UV_HTTP_RETRIES": "0"}
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "constraints.txt")
         constraints.write_text(pins, "utf-8")
         for command in commands:
-            result = _pip(*command, *options, "--constraint", str(constraints))
+            result = subprocess.run(
+                [*pip, *command, *options, "--constraint", str(constraints)],
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                check=False,
+                env=environment,
+            )
             if result.returncode != 0:
                 return _reason(result.stderr)
     return ""
 
 
+def index_hangs(pip: list[str]) -> bool:
+    """Whether the package index leaves a request unanswered. Refusals and other errors are for pip to report."""
+    settings = _settings(pip)
+    if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    url = os.environ.get("INDEX_URL") or settings.get("index-url") or "https://pypi.org/simple"
+    proxies = {"http": settings["proxy"], "https": settings["proxy"]} if settings.get("proxy") else None
+    answered = threading.Event()
+
+    def ask() -> None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+        try:
+            with opener.open(f"{url.rstrip('/')}/tqdm/", timeout=PATIENCE):
+                answered.set()
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, TimeoutError):
+                answered.set()
+        except TimeoutError:
+            pass
+        except Exception:
+            answered.set()
+
+    # in a thread, because the look-up of a name has no timeout
+    threading.Thread(target=ask, daemon=True).start()
+    return not answered.wait(PATIENCE)
+
+
+def _settings(pip: list[str]) -> dict[str, str]:
+    """Return pip's or uv's settings of the package index, from the environment and pip's configuration files."""
+    if pip[1] == "pip":
+        index = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("UV_INDEX_URL") or ""
+        return {"index-url": index, "no-index": os.environ.get("UV_NO_INDEX") or os.environ.get("UV_OFFLINE") or ""}
+    with suppress(subprocess.TimeoutExpired):
+        listed = subprocess.run(
+            [*pip, "--disable-pip-version-check", "config", "list"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=PATIENCE,
+        ).stdout
+        return dict(re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", listed, re.M))
+    return {}
+
+
 def _reason(stderr: str) -> str:
     """Return a clause that says why pip failed."""
-    if "conflicting dependencies" in stderr:
+    if "conflicting dependencies" in stderr or "No solution found" in stderr:
         return "pip cannot add them without changing packages that are already installed"
-    if "connection broken" in stderr:
+    if re.search(r"connection broken|from versions: none|timed out|Failed to fetch|error sending request", stderr):
         return "pip cannot reach the package index"
     lines = stderr.strip().splitlines() or ["unknown error"]
     errors = [line for line in lines if line.lower().startswith("error: ")]
     return f"pip says: {(errors or lines)[-1]!r}"
 
 
-def _shell(command: list[str]) -> str:
-    """Return the pip command as the user would type it."""
-    words = [f'"{word}"' if "<" in word or ">" in word else word for word in command]
-    return " ".join([f'"{sys.executable}"', "-m", "pip", *words])
+def _shell(pip: list[str], commands: list[list[str]]) -> str:
+    """Return the commands as the user would type them."""
+    lines = [[*pip, *command] for command in commands]
+    if not pip:
+        lines = [[sys.executable, "-m", "ensurepip"], *([sys.executable, "-m", "pip", *line] for line in lines)]
+    elif pip[1] == "pip":  # uv's
+        lines = [[*line, "--python", sys.executable] for line in lines]
+    return " && ".join(" ".join(map(_quoted, line)) for line in lines)
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"' if re.search(r"[<>\s\\/]", word) else word
+
+
+def _installed() -> tuple[dict[str, str], str]:
+    """Return the installed distributions by lower-case name with their versions, and the same as constraints."""
+    versions: dict[str, str] = {}
+    pins = []
+    for distribution in distributions():  # of two on the path the first counts
+        metadata = distribution.metadata
+        name, version = str(metadata["Name"] or ""), str(metadata["Version"] or "")
+        normal = re.sub(r"[-_.]+", "-", name).lower()
+        if re.fullmatch(r"[\w.-]+", name) and re.fullmatch(r"[\w.+!-]+", version) and normal not in versions:
+            versions[normal] = version
+            pins.append(f"{name}=={version}\n")
+    return versions, "".join(sorted(pins))
+
+
+def damaged(module: str) -> tuple[Distribution, str] | None:
+    """Return the installed distribution that provides a module, and one of its files that is missing or truncated.
+
+    None if its files are complete, as far as they matter and are known.
+    """
+    for name in NEEDED[module]:
+        with suppress(Exception):  # no such distribution, or its metadata are damaged as well
+            distribution = Distribution.from_name(name)
+            for file in distribution.files or ():
+                native = file.name.endswith(NATIVE) or ".so." in file.name
+                if not native and file.name != "__init__.py":
+                    continue
+                path = Path(str(file.locate()))
+                if not path.is_file() or (native and path.stat().st_size < (file.size or 0)):
+                    return distribution, str(file)
+    return None
 
 
 def _report(absent: Collection[str], reason: str) -> str:
     return f"FaceSnap cannot detect faces until these packages are installed: {', '.join(absent)}. Reason: {reason}."
 
 
+def failed_recently(attempt: str) -> bool:
+    """Whether the same attempt failed less than a day ago."""
+    try:
+        failure = json.loads(FAILURE.read_text("utf-8"))
+        return failure["attempt"] == attempt and 0 <= time.time() - failure["time"] < QUIET
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # there is none, or the file is damaged
+        return False
+
+
+def _remember_failure(attempt: str) -> None:
+    with suppress(OSError):  # the folder is read-only
+        FAILURE.write_text(json.dumps({"attempt": attempt, "time": time.time()}), "utf-8")
+
+
+def _report_damage(pip: list[str]) -> bool:
+    """Print which installed package is damaged, and return whether one is."""
+    for module in NEEDED:
+        if found := damaged(module):
+            distribution, file = found
+            name = f"{distribution.metadata['Name']}=={distribution.version}"
+            command = _shell(pip, [["install", "--force-reinstall", "--no-deps", name]])
+            print(
+                f"FaceSnap cannot detect faces because {name} is damaged: its file {file} is missing or incomplete. "
+                f"Run: {command}"
+            )
+            return True
+    return False
+
+
 def main() -> None:
     """Install what is missing, or print why that is not possible."""
+    pip = installer()
+    if _report_damage(pip):
+        return
     absent = [module for module in NEEDED if not _importable(module)]
     if not absent:
         return
-    # pip's resolver sees exactly what pip lists, including editable installs, local versions and direct URLs.
-    listed = _pip("list", "--format=freeze")
-    if listed.returncode != 0:
-        print(_report(absent, _reason(listed.stderr)))
-        return
-    pins = re.findall(r"^([\w.-]+)={2,3}(\S+)$", listed.stdout, re.M)
-    installed = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins}
+    installed, pins = _installed()
     absent = [module for module in absent if module in missing(installed)]
     commands = pip_commands(absent, installed, sysconfig.get_platform(), _torch_cuda())
     if not commands:
         return
-    failure = "the WebUI was started with --skip-install" if _skip_install() else _install(commands, listed.stdout)
+    attempt = hashlib.sha256(repr((pip, commands, pins)).encode()).hexdigest()
+    if _skip_install():
+        failure = "the WebUI was started with --skip-install"
+    elif not pip:
+        failure = "this Python has neither pip nor uv"
+    elif failed_recently(attempt):
+        return
+    elif failure := _install(pip, commands, pins):
+        _remember_failure(attempt)
     if failure:
-        by_hand = " && ".join(map(_shell, commands))
-        print(f"{_report(absent, failure)} Run: {by_hand}")
+        print(f"{_report(absent, failure)} Run: {_shell(pip, commands)}")
     else:
+        FAILURE.unlink(missing_ok=True)
         print(f"FaceSnap installed the packages that it needs to detect faces: {', '.join(absent)}.")
 
 

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,7 @@ _STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # views of an uprigh
     8: lambda upright: np.rot90(upright, -1),
 }
 _ROWS = 256  # converted at a time
+_BLOCK = 2**26  # bytes
 
 one_request = threading.Lock()
 """Held while a request of the page or the HTTP API has photos in memory, so that their memory does not add up."""
@@ -119,7 +121,7 @@ def from_pil(image: Image.Image, name: str) -> Photo:
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
         raise _too_large(name)
     try:
-        with _decoding:
+        with _decoding, _large_blocks():
             _load_strictly(image)
             return Photo(_upright(image), name)
     except Exception as error:  # Pillow's decoders raise all kinds of errors on damaged files
@@ -199,6 +201,20 @@ def _decode_base64(text: str, name: str) -> bytes:
         raise FaceSnapError(
             f"{name} is not base64: send the contents of an image file as base64 or as data:image/png;base64,..."
         ) from error
+
+
+@contextmanager
+def _large_blocks() -> Iterator[None]:
+    """Make Pillow allocate large images in blocks that the C library returns to the system when they are freed.
+
+    It keeps Pillow's usual blocks of 16 MB for the thread that used them, and a host has dozens of threads.
+    """
+    size = Image.core.get_block_size()
+    Image.core.set_block_size(_BLOCK)
+    try:
+        yield
+    finally:
+        Image.core.set_block_size(size)
 
 
 def _load_strictly(image: Image.Image) -> None:

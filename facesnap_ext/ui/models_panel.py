@@ -133,7 +133,9 @@ def _role(role: Role) -> str:
 def _model_file(model: ModelFile) -> str:
     lines = [escape(model.path if model.used else f"{model.path} (not used)"), escape(f"This is {model.kind}.")]
     for file in model.files:
-        digest = f", SHA-256 <code title='{file.sha256}'>{file.sha256[:12]}…</code>" if file.sha256 else ""
+        digest = (
+            f", SHA-256 <code title='{escape(file.sha256)}'>{escape(file.sha256[:12])}…</code>" if file.sha256 else ""
+        )
         verdict = f" ({escape(file.verdict)})" if file.verdict else ""
         lines.append(f"{escape(file.name)}: {format_size(file.size)}{digest}{verdict}")
     if model.licence:
@@ -146,5 +148,5 @@ def _option(part: Part) -> str:
     note = f"<br>{escape(part.note)}" if part.note else ""
     return (
         f"<p><b>{escape(part.title)}</b>, {format_size(part.size)}: {escape(part.how_to_get)}{link}; save it as "
-        f"<code>{escape(part.target)}</code><br>{escape(part.licence)}: {part.use}{note}</p>"
+        f"<code>{escape(part.target)}</code><br>{escape(part.licence)}: {escape(part.use)}{note}</p>"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,12 @@ from facesnap_ext.weights.search import WEIGHT_SUFFIXES
 from facesnap_ext.weights.tensors import read_index
 
 HASHES = "hashes.json"  # in the model folder: path → size, modification time, SHA-256
+MAX_HASHES = 2**22  # bytes of that file, which anybody who writes to the folder may have made
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+Hashes = dict[str, tuple[int, int, str]]
+"""By path: size, modification time in nanoseconds, SHA-256."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,7 @@ def compute_hashes(files: ModelFiles, progress: Callable[[str], None] = lambda m
             if not _stored_hash(path, hashes):
                 progress(f"hashing {path.name}")
                 state = path.stat()
-                hashes[str(path)] = [state.st_size, state.st_mtime_ns, sha256(path)]
+                hashes[str(path)] = (state.st_size, state.st_mtime_ns, sha256(path))
                 _write_hashes(files.folder, hashes)
     except OSError as error:
         raise FaceSnapError(
@@ -154,7 +161,7 @@ def to_json(roles: Sequence[Role]) -> list[dict[str, Any]]:
     return [asdict(role) for role in roles]
 
 
-def _model_file(model: FoundModel, files: ModelFiles, hashes: dict[str, list[Any]]) -> ModelFile:
+def _model_file(model: FoundModel, files: ModelFiles, hashes: Hashes) -> ModelFile:
     known = {part.sha256: part for part in parts_for(model.role) if part.sha256}
     described = []
     for path in _files_of(model.path):
@@ -202,20 +209,34 @@ def _files_of(path: Path) -> list[Path]:
     return [file for file in sorted(path.iterdir()) if file.suffix in {*WEIGHT_SUFFIXES, ".onnx"} and file.is_file()]
 
 
-def _stored_hash(path: Path, hashes: dict[str, list[Any]]) -> str:
-    size, changed, digest = hashes.get(str(path), (None, None, ""))
+def _stored_hash(path: Path, hashes: Hashes) -> str:
+    size, changed, digest = hashes.get(str(path), (0, 0, ""))
     state = path.stat()
     return digest if (size, changed) == (state.st_size, state.st_mtime_ns) else ""
 
 
-def _read_hashes(folder: Path) -> dict[str, list[Any]]:
+def _read_hashes(folder: Path) -> Hashes:
+    """Return the stored hashes that have the right form. Others are computed again."""
     try:
-        stored = json.loads((folder / HASHES).read_text("utf-8"))
-        return {path: [size, changed, digest] for path, (size, changed, digest) in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # missing or damaged; the hashes are computed again
+        with (folder / HASHES).open("rb") as file:
+            content = file.read(MAX_HASHES + 1)
+        stored = json.loads(content) if len(content) <= MAX_HASHES else {}
+    except (OSError, ValueError, RecursionError):  # missing or damaged
         return {}
+    entries = stored.items() if isinstance(stored, dict) else ()
+    return {path: (entry[0], entry[1], entry[2]) for path, entry in entries if _is_hash_entry(entry)}
 
 
-def _write_hashes(folder: Path, hashes: dict[str, list[Any]]) -> None:
+def _is_hash_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, list)
+        and len(entry) == 3
+        and type(entry[0]) is type(entry[1]) is int
+        and isinstance(entry[2], str)
+        and _SHA256.fullmatch(entry[2]) is not None
+    )
+
+
+def _write_hashes(folder: Path, hashes: Hashes) -> None:
     with atomic_write(folder / HASHES) as part:
         part.write_text(json.dumps({path: value for path, value in hashes.items() if Path(path).is_file()}), "utf-8")

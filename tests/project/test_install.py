@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -48,8 +55,8 @@ def run_python(python: str | Path, *arguments: str | Path, **environment: str) -
     return subprocess.run(command, env=clean | environment, cwd="/", capture_output=True, encoding="utf-8", check=False)
 
 
-def make_venv(folder: Path) -> Path:
-    created = run_python(sys.executable, "-m", "venv", folder)
+def make_venv(folder: Path, *options: str) -> Path:
+    created = run_python(sys.executable, "-m", "venv", *options, folder)
     assert created.returncode == 0, created.stderr
     return folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
@@ -63,6 +70,14 @@ def freeze(python: Path, **environment: str) -> dict[str, str]:
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a virtual environment with only pip. Tests do not change it."""
     return make_venv(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A copy of the script in a folder of its own, where it remembers failures."""
+    folder = tmp_path / "extension"
+    folder.mkdir()
+    return Path(shutil.copy(SCRIPT, folder))
 
 
 def missing_without(*names: str) -> list[str]:
@@ -161,9 +176,9 @@ def test_start_with_nothing_missing_is_fast_and_imports_nothing_large(tmp_path: 
     assert min(seconds) < 0.3
 
 
-def test_without_a_network_one_line_says_what_to_do_and_nothing_changes(bare_python: Path):
+def test_without_a_network_one_line_says_what_to_do_and_nothing_changes(bare_python: Path, script: Path):
     before = freeze(bare_python)
-    ran = run_python(bare_python, SCRIPT, **OFFLINE)
+    ran = run_python(bare_python, script, **OFFLINE)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert len(ran.stdout.splitlines()) == 1
     for module in install.NEEDED:
@@ -172,24 +187,24 @@ def test_without_a_network_one_line_says_what_to_do_and_nothing_changes(bare_pyt
     assert freeze(bare_python) == before
 
 
-def test_variant_known_only_by_its_metadata_is_not_duplicated(bare_python: Path, tmp_path: Path):
+def test_variant_known_only_by_its_metadata_is_not_duplicated(bare_python: Path, script: Path, tmp_path: Path):
     for name in ("onnxruntime-gpu", "opencv-contrib-python"):
         add_distribution(tmp_path, name, "1.18.1")
-    ran = run_python(bare_python, SCRIPT, PYTHONPATH=str(tmp_path), **OFFLINE)
+    ran = run_python(bare_python, script, PYTHONPATH=str(tmp_path), **OFFLINE)
     assert "insightface" in ran.stdout
     assert "onnxruntime" not in ran.stdout
     assert "opencv" not in ran.stdout
 
 
-def test_skip_install_is_respected(bare_python: Path, tmp_path: Path):
+def test_skip_install_is_respected(bare_python: Path, script: Path, tmp_path: Path):
     (tmp_path / "launch.py").write_text("import types\nargs = types.SimpleNamespace(skip_install=True)\n")
-    ran = run_python(bare_python, SCRIPT, PYTHONPATH=str(tmp_path), PIP_INDEX_URL="http://127.0.0.1:9/simple")
+    ran = run_python(bare_python, script, PYTHONPATH=str(tmp_path), PIP_INDEX_URL="http://127.0.0.1:9/simple")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "--skip-install" in ran.stdout
     assert len(freeze(bare_python)) <= 2  # pip, and setuptools before Python 3.12
 
 
-def test_conflict_is_reported_and_installs_nothing(bare_python: Path, tmp_path: Path):
+def test_conflict_is_reported_and_installs_nothing(bare_python: Path, script: Path, tmp_path: Path):
     """scikit-image needs another numpy than the installed one, which pip must not change."""
     installed = tmp_path / "installed"
     add_distribution(installed, "numpy", "1.26.2")
@@ -199,10 +214,190 @@ def test_conflict_is_reported_and_installs_nothing(bare_python: Path, tmp_path: 
         add_distribution(installed, name, "1.0")
     environment = OFFLINE | {"PIP_FIND_LINKS": str(wheel.parent), "PYTHONPATH": str(installed)}
     before = freeze(bare_python, **environment)
-    ran = run_python(bare_python, SCRIPT, **environment)
+    ran = run_python(bare_python, script, **environment)
     assert ran.returncode == 0
     assert "installed: skimage. Reason: pip cannot add them without changing packages" in ran.stdout
     assert freeze(bare_python, **environment) == before
+
+
+FAULTS = {  # what a package index does, in bytes that it sends before it falls silent
+    "no answer": b"",
+    "half a status": b"HTTP/1.1 200",
+    "no page": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 1000\r\n\r\n",
+    "half a page": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 1000\r\n\r\n<html>",
+}
+
+
+@contextmanager
+def silent_index(first: bytes) -> Iterator[tuple[str, list[int]]]:
+    """The address of a package index that hangs, and a list that grows with each connection to it."""
+    connections: list[int] = []
+    with socket.socket() as server, ExitStack() as stack:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    connection = stack.enter_context(server.accept()[0])
+                    connections.append(1)
+                    connection.sendall(first)
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/simple", connections
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_hanging_index_delays_one_start_a_day_by_five_seconds(bare_python: Path, script: Path, fault: str):
+    def timed(**environment: str) -> tuple[str, float]:
+        start = time.monotonic()
+        ran = run_python(bare_python, script, **{"NO_PROXY": "127.0.0.1", "PIP_CONFIG_FILE": os.devnull} | environment)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        return ran.stdout, time.monotonic() - start
+
+    _, usual = timed(**OFFLINE)
+    (script.parent / ".install-failure.json").unlink()
+    with silent_index(FAULTS[fault]) as (url, connections):
+        said, seconds = timed(PIP_INDEX_URL=url)
+        assert re.search("the package index did not answer within 5 seconds|pip cannot reach the package index", said)
+        assert len(said.splitlines()) == 1
+        assert "-m pip install" in said
+        assert seconds < 6 + 2 * usual
+        tried = len(connections)
+        assert tried > 0
+        said, seconds = timed(PIP_INDEX_URL=url)
+        assert said == ""
+        assert len(connections) == tried
+        if fault == "no answer":
+            failure = json.loads((script.parent / ".install-failure.json").read_text())
+            failure["time"] -= install.QUIET
+            (script.parent / ".install-failure.json").write_text(json.dumps(failure))
+            assert timed(PIP_INDEX_URL=url)[0] != "", "a day later it tries again"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '"x"', "[" * 5000, '{"attempt": 1}', '{"attempt": "a", "time": "now"}', "\x00", "1e999"]
+    + [f'{{"attempt": "a", "time": {when}}}' for when in ("null", "1e300", "NaN", "-1", "[]", "0")],
+)
+def test_damaged_memory_of_a_failure_means_a_new_attempt(content: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(install, "FAILURE", tmp_path / "failure.json")
+    install.FAILURE.write_text(content)
+    assert not install.failed_recently("a")
+    install._remember_failure("a")
+    assert install.failed_recently("a")
+    assert not install.failed_recently("b"), "other packages are installed now"
+
+
+def test_the_memory_of_a_failure_is_ignored_by_git():
+    assert f"/{install.FAILURE.name}" in (SCRIPT.parent / ".gitignore").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def python_without_pip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As uv makes virtual environments."""
+    return make_venv(tmp_path_factory.mktemp("no-pip"), "--without-pip")
+
+
+FAKE_UV = """#!/bin/sh
+echo "$@" >> "$UV_LOG"
+echo "$UV_ERROR" >&2
+[ -z "$UV_ERROR" ]
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the fake uv is a shell script")
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("", "FaceSnap installed the packages that it needs"),
+        ("  x No solution found when resolving dependencies:", "without changing packages that are already installed"),
+        ("error: Failed to fetch: `https://pypi.org/simple/tqdm/`", "cannot reach the package index"),
+        ("error: The environment is externally managed", "The environment is externally managed"),
+    ],
+)
+def test_uv_installs_where_there_is_no_pip(
+    python_without_pip: Path, script: Path, tmp_path: Path, error: str, expected: str
+):
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(FAKE_UV)
+    uv.chmod(0o755)
+    installed = tmp_path / "installed"
+    add_distribution(installed, "numpy", "1.26.2")
+    environment = {"UV_LOG": str(tmp_path / "log"), "UV_ERROR": error, "UV_OFFLINE": "1", "PYTHONPATH": str(installed)}
+    environment["PATH"] = f"{uv.parent}:{os.environ['PATH']}"
+    ran = run_python(python_without_pip, script, **environment)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert expected in ran.stdout
+    assert len(ran.stdout.splitlines()) == 1
+    calls = (tmp_path / "log").read_text().splitlines()
+    assert len(calls) == (1 if error else 2)
+    assert calls[0].startswith("pip install opencv-python-headless scikit-image requests tqdm onnxruntime")
+    for call in calls:
+        assert f"--python {python_without_pip}" in call
+        assert "--only-binary :all:" in call
+        assert "--constraint " in call
+    if error:
+        assert f'Run: "{uv}" pip install opencv-python-headless' in ran.stdout
+        assert f'"insightface>=2,<3" --python "{python_without_pip}"' in ran.stdout
+
+
+def test_without_pip_and_uv_the_commands_begin_with_pip_itself(python_without_pip: Path, script: Path):
+    ran = run_python(python_without_pip, script, PATH="")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "this Python has neither pip nor uv" in ran.stdout
+    assert f'Run: "{python_without_pip}" -m ensurepip && "{python_without_pip}" -m pip install' in ran.stdout
+
+
+@pytest.mark.parametrize("python", [(3, 10), (3, 11), (3, 12), (3, 13), (3, 14)])
+def test_requirements_have_wheels_for_each_python(python: tuple[int, int]):
+    """onnx 1.17 and the releases of onnxruntime-gpu for cuDNN 8 end at Python 3.12."""
+    old = {"torch": "2.1.2+cu118", "numpy": "1.26.2", "protobuf": "3.20.0"}
+    commands = install.pip_commands(["onnx", "onnxruntime"], old, "linux-x86_64", "11.8", python)
+    words = [word for command in commands for word in command]
+    assert ("onnx>=1.14,<1.18" in words) == (python < (3, 13))
+    assert ("onnxruntime-gpu>=1.15,<1.19" in words) == (python < (3, 13))
+    assert ("onnxruntime<1.27" in words) == (python >= (3, 13))
+
+
+DAMAGE = {  # to the installed files of a package, and whether it is reported
+    "none": (lambda folder: None, False),
+    "no native library": (lambda folder: (folder / "core.so").unlink(), True),
+    "a truncated native library": (lambda folder: (folder / "core.so").write_bytes(b"12345"), True),
+    "an empty native library": (lambda folder: (folder / "core.so").write_bytes(b""), True),
+    "no versioned library": (lambda folder: (folder / "libx.so.1").unlink(), True),
+    "no __init__.py": (lambda folder: (folder / "__init__.py").unlink(), True),
+    "nothing left": (lambda folder: shutil.rmtree(folder), True),
+    "a missing test": (lambda folder: (folder / "test_x.py").unlink(), False),
+    "an edited file": (lambda folder: (folder / "__init__.py").write_text("x = 1"), False),
+}
+
+
+@pytest.mark.parametrize("module", install.NEEDED)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_package_is_reported_and_left_alone(tmp_path: Path, script: Path, module: str, damage: str):
+    site = tmp_path / "site"
+    for name, distributions in install.NEEDED.items():
+        add_distribution(site, distributions[0], "1.2.3")
+        (site / name).mkdir()
+        record = []
+        for file, content in (("__init__.py", ""), ("core.so", "1234567890"), ("libx.so.1", "x"), ("test_x.py", "")):
+            (site / name / file).write_text(content)
+            record.append(f"{name}/{file},,{len(content)}")
+        info = site / f"{distributions[0].replace('-', '_')}-1.2.3.dist-info"
+        (info / "RECORD").write_text("\n".join(record))
+    change, reported = DAMAGE[damage]
+    change(site / module)
+    ran = run_python(sys.executable, "-S", script, PYTHONPATH=str(site))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert bool(ran.stdout) == reported
+    if reported:
+        assert f"{install.NEEDED[module][0]}==1.2.3 is damaged: its file {module}/" in ran.stdout
+        assert f"install --force-reinstall --no-deps {install.NEEDED[module][0]}==1.2.3" in ran.stdout
+        assert len(ran.stdout.splitlines()) == 1
 
 
 def build_wheel(path: Path, name: str, version: str, requires: str) -> None:
@@ -217,7 +412,7 @@ def build_wheel(path: Path, name: str, version: str, requires: str) -> None:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="numpy 1.26 and onnx 1.17 have no wheels for this Python")
-def test_host_with_old_pins_gains_packages_and_keeps_every_version(tmp_path: Path):
+def test_host_with_old_pins_gains_packages_and_keeps_every_version(tmp_path: Path, script: Path):
     """A1111 1.10.1's pins that newer packages would change, a local version of torch, and a real pip."""
     python = make_venv(tmp_path / "venv")
     pins = ["numpy==1.26.2", "protobuf==3.20.0", "requests==2.31.0", "typing_extensions==4.8.0"]
@@ -232,13 +427,13 @@ def test_host_with_old_pins_gains_packages_and_keeps_every_version(tmp_path: Pat
     before = freeze(python)
     assert before["torch"] == "2.1.2+cu121"
 
-    ran = run_python(python, SCRIPT)
+    ran = run_python(python, script)
     after = freeze(python)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert before.items() <= after.items()
     assert {"insightface", "onnx", "onnxruntime", "opencv-python-headless", "scikit-image", "tqdm"} <= set(after)
     assert {"opencv-python", "onnxruntime-gpu"}.isdisjoint(after)
-    assert run_python(python, SCRIPT).stdout == ""
+    assert run_python(python, script).stdout == ""
 
     embed = textwrap.dedent(
         """
