@@ -19,6 +19,7 @@ from facesnap_ext.weights.tensors import read_index
 HASHES = "hashes.json"  # in the model folder: path → size, modification time, SHA-256
 MAX_HASHES = 2**22  # bytes of that file, which anybody who writes to the folder may have made
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_computed: set[tuple[str, int, int, str]] = set()  # path and entry of each hash that this process has computed itself
 
 
 Hashes = dict[str, tuple[int, int, str]]
@@ -85,14 +86,21 @@ def list_models(files: ModelFiles) -> list[Role]:
     missing = files.missing()
     roles = []
     for name, purpose in ROLES.items():
-        found = tuple(_model_file(model, files, hashes) for model in files.found if model.role == name)
+        found = tuple(
+            described
+            for model in files.found
+            if model.role == name and (described := _model_file(model, files, hashes)) is not None
+        )
         needed = name in ("facesnap", "face_pack") or (name == "clip" and name in missing)
         roles.append(Role(name, purpose, needed, missing.get(name, ""), found, parts_for(name)))
     return roles
 
 
 def compute_hashes(files: ModelFiles, progress: Callable[[str], None] = lambda message: None) -> None:
-    """Compute the SHA-256 of every found file that is new or has changed, and store it in the model folder.
+    """Compute the SHA-256 of every found file, and store it in the model folder.
+
+    Files that have not changed since this process computed their hash are skipped. Stored hashes of earlier processes
+    are only what the folder says: they do not make a file a verified one.
 
     Raises:
         FaceSnapError: a file cannot be read, or the model folder cannot be written.
@@ -100,10 +108,11 @@ def compute_hashes(files: ModelFiles, progress: Callable[[str], None] = lambda m
     hashes = _read_hashes(files.folder)
     try:
         for path in (path for model in files.found for path in _files_of(model.path)):
-            if not _stored_hash(path, hashes):
+            if not _is_computed(path, hashes):
                 progress(f"hashing {path.name}")
                 state = path.stat()
                 hashes[str(path)] = (state.st_size, state.st_mtime_ns, sha256(path))
+                _computed.add((str(path), *hashes[str(path)]))
                 _write_hashes(files.folder, hashes)
     except OSError as error:
         raise FaceSnapError(
@@ -161,16 +170,27 @@ def to_json(roles: Sequence[Role]) -> list[dict[str, Any]]:
     return [asdict(role) for role in roles]
 
 
-def _model_file(model: FoundModel, files: ModelFiles, hashes: Hashes) -> ModelFile:
+def _model_file(model: FoundModel, files: ModelFiles, hashes: Hashes) -> ModelFile | None:
+    try:
+        return _describe(model, files, hashes)
+    except OSError:  # it has just been deleted, or may no longer be read
+        return None
+
+
+def _describe(model: FoundModel, files: ModelFiles, hashes: Hashes) -> ModelFile:
     known = {part.sha256: part for part in parts_for(model.role) if part.sha256}
     described = []
     for path in _files_of(model.path):
         digest = _stored_hash(path, hashes)
+        size = path.stat().st_size
         verdict = ""
         if digest and known:
             part = known.get(digest)
-            verdict = f"verified: {part.title}" if part else "unknown hash"
-        described.append(File(path.name, path.stat().st_size, digest, verdict))
+            verdict = "unknown hash"
+            if part and part.size == size:
+                verified = _is_computed(path, hashes)
+                verdict = f"verified: {part.title}" if verified else f"{part.title} by a stored hash, not verified"
+        described.append(File(path.name, size, digest, verdict))
     if model.role == "facesnap":
         used = model.path in files.facesnap.values()
     elif model.role == "instantid":
@@ -213,6 +233,11 @@ def _stored_hash(path: Path, hashes: Hashes) -> str:
     size, changed, digest = hashes.get(str(path), (0, 0, ""))
     state = path.stat()
     return digest if (size, changed) == (state.st_size, state.st_mtime_ns) else ""
+
+
+def _is_computed(path: Path, hashes: Hashes) -> bool:
+    """Whether this process has computed the file's hash, and the file has not changed since."""
+    return bool(_stored_hash(path, hashes)) and (str(path), *hashes[str(path)]) in _computed
 
 
 def _read_hashes(folder: Path) -> Hashes:

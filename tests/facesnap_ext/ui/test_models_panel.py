@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import ClassVar
 
@@ -72,6 +74,71 @@ class NestedTags(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "'><img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    "<\x2ftable><\x2fdiv><iframe src=javascript:alert(1)>",
+    "&lt;script&gt;",
+    "</code><a href=javascript:alert(1)>x",
+    "<!--",
+    "\u202egnp.exe",
+]
+TAGS = {"div", "br", "p", "b", "table", "tr", "th", "td", "code", "a", "ul", "li", "span"}
+ATTRIBUTES = {"class", "title", "href", "target", "rel"}
+
+
+class OwnTags(NestedTags):
+    """Fails on tags and attributes that the panel does not have."""
+
+    def handle_starttag(self, tag, attributes):
+        super().handle_starttag(tag, attributes)
+        assert tag in TAGS
+        for name, value in attributes:
+            assert name in ATTRIBUTES
+            assert name != "href" or value.startswith("https://")
+
+    def handle_comment(self, data):
+        raise AssertionError(data)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_foreign_text_never_becomes_markup(module, tmp_path, text, monkeypatch):
+    """In names of files and folders, metadata, stored hashes and the outcome of downloads."""
+    name = text.replace("/", "\u2215")  # which looks like a slash
+    own, other = tmp_path / name, tmp_path / f"other {name}"
+    own.mkdir()
+    other.mkdir()
+    facesnap = write(own / f"{name}.safetensors", {"ffrnet.x": (1,)}, format="facesnap", license=text, source=text)
+    (own / f"damaged {name}.safetensors").write_bytes(text.encode())
+    pack = own / f"pack {name}"
+    pack.mkdir()
+    for file in ("scrfd_10g_bnkps.onnx", f"glintr100 {name}.onnx"):
+        (pack / file).touch()
+    write(other / f"{name}.safetensors", KINDS["CLIP_VISION"])
+    state = facesnap.stat()
+    (own / "hashes.json").write_text(json.dumps({str(facesnap): [state.st_size, state.st_mtime_ns, text]}))
+    files = find_models(own, [other])
+    roles = list_models(files)
+    html = module.html(roles, files)
+    shown = "".join(OwnTags(html).text)
+    assert name in shown
+    assert str(own) in shown
+    from facesnap_ext.ui import accordion
+
+    OwnTags(accordion.status(files))
+    part = replace(catalogue.PARTS[-1], title=text, page="https://example.org/'\"<", note=text, licence=text)
+    OwnTags(module._option(part))
+    for state in ("done", "failed", "stopped"):
+        OwnTags(module.progress_html([download.Job(part, state=state, message=text)]))
+    role = replace(roles[0], found=tuple(replace(model, kind=text, licence=text) for model in roles[0].found))
+    role = replace(role, purpose=text)
+    poisoned = [replace(file, sha256=text, verdict=text, name=text) for file in role.found[0].files]
+    OwnTags(module.html([replace(role, found=(replace(role.found[0], files=tuple(poisoned)),))], files))
 
 
 def test_the_panel_lists_everything_known_and_escapes_foreign_text(module, tmp_path):

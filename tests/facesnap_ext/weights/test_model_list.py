@@ -125,9 +125,78 @@ def test_known_hashes_are_distinguished_from_unknown_ones(own, monkeypatch):
     path = write(own / "ip-adapter.bin", ADAPTER, "torch")
     model_list.compute_hashes(find_models(own))
     assert roles_of(own)["instantid"].found[0].files[0].verdict == "unknown hash"
-    known = replace(catalogue.PARTS[-1], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    content = path.read_bytes()
+    known = replace(catalogue.PARTS[-1], sha256=hashlib.sha256(content).hexdigest(), size=len(content))
     monkeypatch.setattr(catalogue, "PARTS", (known,))
     assert roles_of(own)["instantid"].found[0].files[0].verdict == "verified: InstantID's adapter"
+
+
+def test_stored_hash_alone_does_not_verify_a_file(own, monkeypatch):
+    """Somebody else may have written hashes.json together with the file."""
+    path = write(own / "ip-adapter.bin", ADAPTER, "torch")
+    known = replace(catalogue.PARTS[-1], sha256="0" * 64, size=path.stat().st_size)
+    monkeypatch.setattr(catalogue, "PARTS", (known,))
+    entry = [path.stat().st_size, path.stat().st_mtime_ns, "0" * 64]
+    (own / model_list.HASHES).write_text(json.dumps({str(path): entry}))
+    verdict = roles_of(own)["instantid"].found[0].files[0].verdict
+    assert verdict == "InstantID's adapter by a stored hash, not verified"
+    monkeypatch.setattr(catalogue, "PARTS", (replace(known, size=known.size + 1),))
+    assert roles_of(own)["instantid"].found[0].files[0].verdict == "unknown hash"
+    model_list.compute_hashes(find_models(own))
+    assert roles_of(own)["instantid"].found[0].files[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+NO_HASHES = [
+    *("'><img src=x onerror=alert(1)>", "<script>alert(1)</script>", '" onmouseover="alert(1)', "javascript:alert(1)"),
+    *("", "0" * 63, "0" * 65, "A" * 64, "g" * 64, "\u0660" * 64, "0" * 64 + "\n"),
+    *(0, 1e999, None, True, [], {}),
+]
+
+
+@pytest.mark.parametrize("value", NO_HASHES)
+def test_stored_hash_of_another_form_is_ignored(own, value):
+    path = own / "a.safetensors"
+    entry = [path.stat().st_size, path.stat().st_mtime_ns, value]
+    (own / model_list.HASHES).write_text(json.dumps({str(path): entry}))
+    assert roles_of(own)["facesnap"].found[0].files[0].sha256 == ""
+    assert model_list._read_hashes(own) == {}
+
+
+DAMAGED = {
+    "deep lists": b"[" * 100_000,
+    "deep objects": b'{"a":' * 100_000,
+    "a number": b"3",
+    "a long number": b"9" * 10_000,
+    "text": b'"x"',
+    "not UTF-8": b"\xff\xfe{}",
+    "UTF-16": "{}".encode("utf-16"),
+    "a null byte": b"\x00",
+    "a list of entries": b'[["a", 1, 2]]',
+    "entries of other forms": b'{"a": 1, "b": [], "c": [1, 2], "d": {"x": 1}, "e": [1, 2, 3, 4], "f": "abc"}',
+    "infinite numbers": b'{"a": [Infinity, NaN, "0"]}',
+    "too large": b" " * 2**23 + b"{}",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_damaged_hashes_are_computed_again(own, content):
+    (own / model_list.HASHES).write_bytes(DAMAGED[content])
+    assert roles_of(own)["facesnap"].found[0].files[0].sha256 == ""
+    model_list.compute_hashes(find_models(own))
+    assert len(roles_of(own)["facesnap"].found[0].files[0].sha256) == 64
+
+
+def test_hashes_that_are_a_folder_are_ignored(own):
+    (own / model_list.HASHES).mkdir()
+    assert roles_of(own)["facesnap"].found[0].files[0].sha256 == ""
+
+
+def test_file_that_vanishes_is_not_listed(own):
+    files = find_models(own)
+    (own / "a.safetensors").unlink()
+    roles = {role.name: role for role in model_list.list_models(files)}
+    assert roles["facesnap"].found == ()
+    assert len(roles["face_pack"].found) == 1
 
 
 def test_unwritable_hashes_are_reported(own, monkeypatch):
