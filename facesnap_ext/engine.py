@@ -25,6 +25,7 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
+from facesnap_ext.weights.catalogue import WHERE_TO_GET
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.model_files import ModelFiles
@@ -35,7 +36,7 @@ ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as th
 
 UNPREDICTED = (
     "Without DECA and FLAME the landmarks are those detected in {0}. They keep the shape of that face, which may not "
-    "be the reference's; models/README.md says where to get both files."
+    f"be the reference's; {WHERE_TO_GET.format('both files')}."
 )
 
 Progress = Callable[[str], None]
@@ -304,9 +305,10 @@ def find_faces(
         except NoFaceError:
             notes.append("The init image has no face; the pose is that of the reference photo.")
     if not references:
+        rigged = saved is not None and saved.shapes is not None and encoders.files.can_predict_landmarks
+        alternative = ", or choose a template or the sliders" if rigged else ""
         raise FaceSnapError(
-            f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or choose a "
-            "template or the sliders."
+            f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face{alternative}."
         )
     return Faces(references, saved, references[0], notes=tuple(notes))
 
@@ -334,7 +336,8 @@ def predict_landmarks(
     else:
         landmarks = encoders.detected_landmarks(faces.driving, hint)
         why = [*files.unconverted.get("deca", ()), *files.unconverted.get("flame", ())]
-        notes = (" ".join((UNPREDICTED.format(faces.driving.photo.name), *why)),)
+        own = any(face is faces.driving for face in faces.references)  # then it has the reference's shape
+        notes = tuple(why) if own else (" ".join((UNPREDICTED.format(faces.driving.photo.name), *why)),)
     if not faces.in_init_image:
         landmarks = crop_and_resize(landmarks, width, height, faces.driving.box)
     return reposition(landmarks, unit.x, unit.y, unit.size), notes

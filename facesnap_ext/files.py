@@ -21,16 +21,19 @@ def state_of(path: Path) -> State:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, private: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which is renamed to `path` when the block ends.
 
     It is removed if the block raises. Missing folders are created. Until the rename, an existing file stays
     unchanged, and other processes and threads may write the same file.
+
+    Args:
+        private: whether only the user may read the file, from its first byte on.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
-        part.touch()
+        part.touch(0o600 if private else 0o666)
         mode = part.stat().st_mode  # some libraries replace the file with one that has other permissions
         yield part
         if part.stat().st_mode != mode:
@@ -42,7 +45,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def user_write(path: Path) -> Iterator[Path]:
+def user_write(path: Path, private: bool = False) -> Iterator[Path]:
     """Like `atomic_write`, for a file that the user requested.
 
     Raises:
@@ -53,7 +56,7 @@ def user_write(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise FaceSnapError(f"{path} is a folder; give the name of a file in it.")
     try:
-        with atomic_write(path) as part:
+        with atomic_write(path, private) as part:
             yield part
     except (OSError, SafetensorError) as error:
         raise FaceSnapError(

@@ -112,7 +112,8 @@ class Script(scripts.Script):
         if requested := job.state_of(p).requested:
             with abort_on_error(p):
                 compiling = bool(getattr(shared.opts, "facesnap_compile", False))
-                p.facesnap.prepared = job.prepare(p, requested, engine(), webui.progress, compiling)
+                names = bool(getattr(shared.opts, "facesnap_identity_names", True))
+                p.facesnap.prepared = job.prepare(p, requested, engine(), webui.progress, compiling, names)
                 job.begin_batch(p, webui.progress)
 
     def process_batch(self, p, *args, **kwargs):
@@ -153,6 +154,13 @@ def add_settings():
     shared.opts.add_option("facesnap_people", people.needs_reload_ui())
     likeness = shared.OptionInfo(False, "Measure the likeness of each image to the first person", section=section)
     shared.opts.add_option("facesnap_likeness", likeness.info("written into infotext; takes about a second per image"))
+    names = shared.OptionInfo(True, "Write the names of saved people into infotext", section=section)
+    shared.opts.add_option(
+        "facesnap_identity_names",
+        names.info(
+            "if off, images do not reveal whom they show, and the saved person has to be chosen again after pasting"
+        ),
+    )
     compiling = shared.OptionInfo(False, "Compile FFRNet", section=section)
     shared.opts.add_option(
         "facesnap_compile",

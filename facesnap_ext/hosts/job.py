@@ -99,7 +99,8 @@ def expand_iterations(
     if len(batches) < 2:
         return batches
     if getattr(p, "_ad_inner", False):
-        return [next(units for units in batches if to_infotext(units).items() <= p.extra_generation_params.items())]
+        written = p.extra_generation_params.items()
+        return [next(units for units in batches if to_infotext(units, with_names=False).items() <= written)]
     if getattr(p, "txt2img_upscale", False):
         raise FaceSnapError(
             "A single finished image cannot be upscaled in reference mode batch; remove all reference photos except "
@@ -148,6 +149,7 @@ def prepare(
     engine: Engine,
     progress: Callable[..., None],
     compile: bool = False,
+    with_names: bool = True,
 ) -> tuple[PreparedBatch, ...]:
     """Prepare a job's conditioning, one batch after the other.
 
@@ -155,6 +157,7 @@ def prepare(
         batches: as `expand_iterations` returns them.
         progress: receives parts of a description of each step.
         compile: see `Conditioning.compile`.
+        with_names: whether infotext may contain the names of saved identities.
 
     Raises:
         FaceSnapError: a photo or a model file is missing or unusable. With several people the message names the person.
@@ -170,7 +173,7 @@ def prepare(
         report = partial(progress, _photo_prefix(i, len(batches)))
         people = _prepare_people(p, units, engine, init_image, report, compile)
         strengths = tuple(unit.redraw_strength for unit in units.values())
-        prepared.append(PreparedBatch(people, init_size, to_infotext(units), strengths))
+        prepared.append(PreparedBatch(people, init_size, to_infotext(units, with_names), strengths))
     return tuple(prepared)
 
 

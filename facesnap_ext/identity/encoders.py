@@ -137,9 +137,14 @@ class Encoders:
         if references:
             return self.codes(references[0]).shape
         if saved_shapes is None:
+            if not self.files.can_predict_landmarks:
+                raise FaceSnapError(
+                    "Without DECA and FLAME, a saved identity can only take the pose of a driving photo; add one with "
+                    "a face, and set Pose to driving photo."
+                )
             raise FaceSnapError(
                 "The identity was saved without the shape of the face, because DECA or FLAME was missing; save it "
-                "again from photos with both installed."
+                "again from photos, or use a reference photo instead of it."
             )
         deca, size = self.files.require("deca"), self.predictor().deca.code_sizes["shape"]
         if len(saved_shapes[0]) != size:

@@ -29,13 +29,20 @@ OLD_VALUES = {
 }
 
 
-def to_infotext(units: Mapping[int, Unit]) -> dict[str, Any]:
-    """The parameters of active units by their numbers: settings that differ from their defaults. Photos are written as
-    the first digits of their content hash."""
+def to_infotext(units: Mapping[int, Unit], with_names: bool = True) -> dict[str, Any]:
+    """The parameters of active units by their numbers: settings that differ from their defaults.
+
+    Photos are written as the first digits of their content hash.
+
+    Args:
+        with_names: whether to write the names of saved identities.
+    """
     text: dict[str, Any] = {MARK: __version__} if units else {}
     for number, unit in units.items():
         values = to_values(unit)
         for name, default in DEFAULTS.items():
+            if name == "identity" and not with_names:
+                continue
             if name == "weight" or values[name] != default:  # the weight marks that the unit is present
                 text[label(name, number)] = _to_text(values[name])
     return text

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from facesnap_ext.engine import UNPREDICTED, Engine
+from facesnap_ext.engine import Engine
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.settings.infotext import from_infotext
 from facesnap_ext.settings.script_args import UI_ORDER
@@ -70,7 +70,12 @@ def status(files: ModelFiles) -> str:
     if missing := [PART_LABELS[part] for part in files.missing()]:
         lines.append(problem(f"Missing: {', '.join(missing)}. Open Model files below to see where to get them."))
     if not files.can_predict_landmarks:
-        lines.append(problem(f"{UNPREDICTED.format('the driving photo')} Templates and sliders need both."))
+        lines.append(
+            problem(
+                "Without DECA and FLAME, the landmarks are those detected in the driving photo, and keep the shape of "
+                "its face. Templates and sliders need both files."
+            )
+        )
     return "<br>".join(lines)
 
 

@@ -88,7 +88,7 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
         "networks": json.dumps(identity.networks),
         "facesnap": __version__,
     }
-    with user_write(path) as part:
+    with user_write(path, private=True) as part:
         save_file({key: tensor.float().contiguous() for key, tensor in tensors.items()}, part, metadata)
 
 
@@ -96,7 +96,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     """Raise `FaceSnapError` if `save` would refuse to write this file."""
     if path.exists():
         if not overwrite:
-            raise FaceSnapError(f"There is already an identity {path.stem}; give another name, or overwrite it.")
+            raise FaceSnapError(f"There is already an identity {path.stem}; give another name, or delete {path} first.")
         require(path, Kind.IDENTITY, "it is not overwritten, give another name.")
 
 

@@ -19,6 +19,7 @@ from facesnap_ext.networks.adapter import Adapter, AdapterConfig
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.networks.resampler import CLIP_PREFIXES, ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.catalogue import WHERE_TO_GET
 from facesnap_ext.weights.controlnet import controlnet_config
 from facesnap_ext.weights.facesnap_file import POINTS5, FaceSnapInfo, FaceSnapWeights
 from facesnap_ext.weights.recognise import Kind, require
@@ -31,7 +32,7 @@ LICENSE = "same as InstantID's weights"
 RECOGNITION = "glintr100.onnx"  # antelopev2's; InstantID's Resampler was trained with its embeddings
 RECOGNITION_SHA256 = "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"  # as pinned by many projects
 RESAMPLER_PREFIX, ADAPTER_PREFIX = "image_proj.", "ip_adapter."
-ADVICE = "use InstantID's file, see models/README.md for where to get it."
+ADVICE = f"use InstantID's file, {WHERE_TO_GET.format('it')}."
 
 
 def load(controlnet: Path, adapter: Path) -> FaceSnapWeights:

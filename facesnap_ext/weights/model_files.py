@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights.catalogue import WHERE_TO_GET
 from facesnap_ext.weights.face_pack import onnx_names
 from facesnap_ext.weights.source import WeightSource, paths_of, takes_clip
 
@@ -92,7 +93,10 @@ class ModelFiles:
         candidates = {name: source for name, source in self.facesnap.items() if self._folder_of(source) == folder}
         if len(candidates) > 1:
             names = ", ".join(sorted(candidates))
-            raise FaceSnapError(f"There are several FaceSnap files in {folder} ({names}); choose one by name.")
+            raise FaceSnapError(
+                f"There are several FaceSnap files in {folder} ({names}); choose one in the accordion under Advanced, "
+                "FaceSnap file, or in the API as model."
+            )
         return next(iter(candidates.values()))
 
     def match_pack(self, recognition: str) -> None:
@@ -143,9 +147,6 @@ class ModelFiles:
         return min(folders, key=self._folders.index, default=self.folder)
 
     def _missing_message(self, part: str) -> str:
-        message = (
-            f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there, see models/README.md for where to "
-            "get it."
-        )
+        message = f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there, {WHERE_TO_GET.format('it')}."
         reasons = [*self.unconverted.get(part, ()), *self.passed_over]
         return f"{message} Passed over: {' '.join(reasons)}" if reasons else message

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -55,6 +57,14 @@ def test_a_unit_at_its_defaults_is_pasted_as_enabled():
     assert from_infotext(text, 1) == {name: one for name, one in defaults().items() if name not in PHOTOS} | {
         "enabled": True
     }
+
+
+@given(st.dictionaries(st.integers(1, 4), UNITS, max_size=3))
+def test_names_of_saved_people_can_be_left_out(units):
+    text = to_infotext(units, with_names=False)
+    assert text == {name: value for name, value in to_infotext(units).items() if not name.endswith(" identity")}
+    for number, unit in units.items():
+        assert from_values(from_infotext(text, number)) == replace(unit, identity="")
 
 
 def test_every_setting_is_written():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from dataclasses import replace
@@ -360,3 +361,72 @@ def test_preview_shows_the_shape_of_a_saved_identity(engine, astronaut, mirrored
         assert np.array_equal(saved.points, other.points) == alike
     with pytest.raises(FaceSnapError, match="Nobody"):
         engine.preview(identity="Nobody")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o002])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_identity_files_are_private_from_the_first_byte(tmp_path, eileen, umask, overwrite, monkeypatch):
+    """Others can read neither the file nor the temporary one beside it."""
+    path = tmp_path / "private.safetensors"
+    if overwrite:
+        path.write_bytes(eileen.read_bytes())
+        path.chmod(0o644)
+    modes = []
+    touch = Path.touch
+
+    def watched(self, *args, **values):
+        touch(self, *args, **values)
+        modes.append(self.stat().st_mode & 0o777)
+
+    monkeypatch.setattr(Path, "touch", watched)
+    before = os.umask(umask)
+    try:
+        save(path, load(eileen), overwrite)
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("pose", ["photo", "own", "template", "sliders"])
+@pytest.mark.parametrize("with_deca", [True, False])
+@pytest.mark.parametrize("shapeless", [True, False])
+def test_messages_about_a_saved_identity_name_a_way_that_works(
+    copied, unit, mirrored, grace_hopper, pose, with_deca, shapeless
+):
+    """Whatever is missing, following the advice makes the job possible, rather than leading to another refusal."""
+    deca = copied / "stand-in-deca.safetensors"
+
+    def without_deca(on):
+        if on == deca.exists():
+            (deca if on else copied / "away").rename(copied / "away" if on else deca)
+
+    without_deca(shapeless)
+    save_identity(Encoders(Cache(), find_models(copied)), (mirrored,), "someone")
+    without_deca(not with_deca)
+    engine = Engine(lambda: find_models(copied))
+    unit = replace(unit, identity="someone", pose=pose, driving=None)
+
+    def attempt(changed):
+        try:
+            engine.prepare(changed, 512, 512)
+        except FaceSnapError as error:
+            return str(error)
+        return ""
+
+    message = attempt(unit)
+    if not message:
+        assert pose in ("template", "sliders")
+        return
+    advised = []
+    if "driving photo" in message:
+        advised.append(replace(unit, pose="photo", driving=grace_hopper))
+    if "choose a template" in message:
+        advised.append(replace(unit, pose="template"))
+    if "use a reference photo instead" in message:
+        advised.append(replace(unit, identity="", references=(mirrored,)))
+    assert advised, message
+    for changed in advised:
+        second = attempt(changed)
+        assert second == "" or "use a reference photo instead" in second
