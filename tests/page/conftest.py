@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,12 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from facesnap_ext.weights import identity_file
+from facesnap_ext.weights.identity_file import Identity
 from facesnap_lab.miniature import shipped
 from tests.page.browsed_page import VERSIONS, Page
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 600  # seconds to wait for the server, on a busy machine
+
+
+GRADIO_FOLDERS: dict[str, Path] = {}
+"""Where gradio keeps its temporary files, by the address of the page."""
+
+
+@pytest.fixture
+def gradio_folder(url: str) -> Path:
+    return GRADIO_FOLDERS[url]
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
@@ -29,6 +42,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         pytest.fail(f"{gradio} does not exist; run `make test`, which installs gradio {request.param} there.")
     models = tmp_path_factory.mktemp("models")
     shipped.write_models(models / "facesnap")
+    write_hostile_files(models / "facesnap")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,10 +65,23 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             assert server.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
+        GRADIO_FOLDERS[address] = models / "gradio"
         yield address
     finally:
         server.kill()
         server.wait()
+
+
+def write_hostile_files(folder: Path) -> None:
+    """Add names, contents and stored hashes that would run a script in a page that took them for HTML."""
+    script = "'><img src=x onerror=window.hostile=1>"
+    (folder / f"{script}.safetensors").write_bytes(script.encode())
+    (folder / "identities").mkdir(exist_ok=True)
+    networks = dict.fromkeys(("face_pack",), "0" * 64)
+    identity = Identity(script, torch.ones(1, 512), None, None, ("0" * 10,), networks)
+    identity_file.save(folder / "identities" / f"{script}.safetensors", identity)
+    hashes = {str(path): [path.stat().st_size, path.stat().st_mtime_ns, script] for path in folder.rglob("*.*")}
+    (folder / "hashes.json").write_text(json.dumps(hashes))
 
 
 def answers(address: str) -> bool:

@@ -56,6 +56,24 @@ def opened(page: Page) -> Page:
     return page
 
 
+def test_hostile_files_in_the_model_folder_are_shown_as_text(opened):
+    """Nothing runs, and the accordion is there."""
+    opened.open("models")
+    assert "onerror=window.hostile" in opened.wait_for_text("models_table", "onerror")
+    opened.press("models_again")
+    opened.at("identity", "input").click()
+    opened.page.wait_for_timeout(SECOND)
+    assert opened.page.evaluate("window.hostile") is None
+    assert opened.page.locator("img[onerror]").count() == 0
+
+
+def test_previews_leave_no_file_in_gradios_folder(opened, gradio_folder):
+    opened.upload("references", photo(ADA))
+    assert len(opened.thumbnails()) == 1
+    names = [path.name for path in gradio_folder.rglob("*") if path.is_file()]
+    assert [name for name in names if not name.startswith("photo0")] == []
+
+
 @pytest.fixture
 def posed(opened: Page) -> Page:
     """The page with a reference photo, the pose set to sliders, and the canvas in view."""

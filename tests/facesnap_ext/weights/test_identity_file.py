@@ -419,6 +419,8 @@ def test_messages_about_a_saved_identity_name_a_way_that_works(
     if not message:
         assert pose in ("template", "sliders")
         return
+    if "put one there" in message:  # a model file, which the panel says where to get
+        return
     advised = []
     if "driving photo" in message:
         advised.append(replace(unit, pose="photo", driving=grace_hopper))
@@ -429,4 +431,4 @@ def test_messages_about_a_saved_identity_name_a_way_that_works(
     assert advised, message
     for changed in advised:
         second = attempt(changed)
-        assert second == "" or "use a reference photo instead" in second
+        assert second == "" or "put one there" in second or "use a reference photo instead" in second
