@@ -149,7 +149,9 @@ def region_of(unit: Unit, landmarks: Landmarks | None) -> Region | None:
             )
         return around(landmarks, unit.region_scale)
     if unit.mask is None:
-        raise FaceSnapError("The region is set to a painted mask, but nothing is painted; paint it or choose another.")
+        raise FaceSnapError(
+            "The region is set to a painted mask, but nothing is painted; paint a mask or choose another region."
+        )
     return painted(unit.mask)
 
 

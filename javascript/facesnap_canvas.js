@@ -102,7 +102,7 @@ function facesnapTranslate(text) {
     return typeof getTranslation === "function" && getTranslation(text) || text;
 }
 
-const facesnapLabel = "Pose preview. Arrow keys move the face, with Shift they turn it. Plus and minus resize it.";
+const facesnapLabel = "Pose preview. Arrow keys move the face; with Shift, they turn it. Plus and minus resize it.";
 
 // Attach a preview to an element; see the top of this file. Returns {canvas, set(changes), values(), destroy()}.
 function facesnapAttach(root, options) {

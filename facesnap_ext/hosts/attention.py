@@ -114,8 +114,8 @@ class AdapterHooks:
                 continue
             if len(queries) != len(call.is_cond):
                 raise FaceSnapError(
-                    "Another extension splits the rows of the UNet call, so InstantID's adapter cannot tell the sides "
-                    "apart; disable that extension or set the adapter weight to 0."
+                    "Another extension splits the rows of the UNet call, so InstantID's adapter cannot tell "
+                    "conditional from unconditional rows; disable that extension or set the adapter weight to 0."
                 )
             sides = [0 if cond else 1 for cond in call.is_cond]
             keys, values = (part[sides] for part in self._moved(i, layer, queries))

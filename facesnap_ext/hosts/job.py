@@ -102,8 +102,8 @@ def expand_iterations(
         return [next(units for units in batches if to_infotext(units).items() <= p.extra_generation_params.items())]
     if getattr(p, "txt2img_upscale", False):
         raise FaceSnapError(
-            "A single finished image cannot be upscaled in reference mode batch; remove all reference photos except "
-            "that of the person in it."
+            "A single finished image cannot be upscaled in batch mode; remove all reference photos except the one of "
+            "the person in the image."
         )
     first = min(batches[0])
     references = [units[first].references[0] for units in batches]

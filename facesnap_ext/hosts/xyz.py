@@ -43,8 +43,8 @@ def _with_axis_values(unit: Unit, axis_values: Mapping[str, Any]) -> Unit:
     if (number := values.pop("reference", None)) is not None:
         if not 1 <= number <= len(unit.references):
             raise FaceSnapError(
-                f"The plot uses reference {number}, but the number of references is {len(unit.references)}; use "
-                "numbers from 1 up to that."
+                f"The plot uses reference {number}, but the number of references is {len(unit.references)}; use the "
+                "number of an existing reference, counted from 1."
             )
         values["references"] = (unit.references[number - 1],)
     if "identity" in values:

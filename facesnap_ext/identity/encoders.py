@@ -144,7 +144,7 @@ class Encoders:
         deca, size = self.files.require("deca"), self.predictor().deca.code_sizes["shape"]
         if len(saved_shapes[0]) != size:
             raise FaceSnapError(
-                f"The face shape in the saved identity has {len(saved_shapes[0])} numbers but {deca.name} makes "
+                f"The face shape in the saved identity has {len(saved_shapes[0])} values but {deca.name} returns "
                 f"{size}; save the identity again from photos."
             )
         return saved_shapes[0]

@@ -23,7 +23,7 @@ CROP_SCALE = 1.5
 """Side of the crop for CLIP, relative to the longer side of the face box. The crop includes hair, ears and chin."""
 
 _PACK_ADVICE = (
-    "unpack a face model pack of insightface there (antelopev2, buffalo_l or AuraFace), with a detector such as"
+    "unpack an insightface face model pack there (antelopev2, buffalo_l or AuraFace), with a detector such as"
     " scrfd_10g_bnkps.onnx and a recognition model such as glintr100.onnx"
 )
 # onnxruntime's execution providers by device. Its own default may be TensorRT, which spends minutes building an engine

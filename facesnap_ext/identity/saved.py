@@ -31,8 +31,8 @@ def load_identity(encoders: Encoders, name: str, progress: Callable[[str], None]
         if getattr(files, part) is not None and encoders.network_hash(part) != expected:
             title = identity_file.NETWORKS[part]
             raise FaceSnapError(
-                f"The identity {name} was saved with another {title} than {getattr(files, part)}, which would produce "
-                f"another person's face; use that {title} again, or save the identity again from photos."
+                f"The identity {name} was saved with a {title} other than {getattr(files, part)}, which would "
+                f"produce another person's face; use that {title} again, or save the identity again from photos."
             )
     return saved
 

@@ -63,8 +63,8 @@ def batches_by_reference(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
             continue
         if number != first:
             raise FaceSnapError(
-                f"{person_prefix(number, units)}Only the first person's photos can be used one image per photo; fuse "
-                "or average these."
+                f"{person_prefix(number, units)}Only the first person can use one image per photo (batch); fuse or "
+                "average this person's photos."
             )
         if unit.identity:
             raise FaceSnapError(

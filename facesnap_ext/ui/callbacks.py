@@ -138,7 +138,7 @@ def save_person(
         references = reference_photos(files)
         if reference_mode == "batch" and len(references) > 1:
             raise FaceSnapError(
-                "In batch mode the photos show different people; keep the photos of one person to save that person."
+                "In batch mode the photos show different people; to save one of them, remove the photos of the others."
             )
         models = engine.files()
         path = save_identity(engine.encoders(models), references, name, face_index=int(face_index or 0))

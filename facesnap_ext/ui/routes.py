@@ -172,7 +172,7 @@ def stop_part(values: Values) -> Values:
         if job.part.name == name:
             job.stop.set()
             return _job(job)
-    raise RequestError(400, "There is no download of a part with this name.")
+    raise RequestError(400, "No download of a part with this name has been started.")
 
 
 def detect(engine: Engine, values: Values) -> Values:
@@ -250,7 +250,7 @@ LANDMARKS = {
 def _part_name(values: Values) -> str:
     _check_names(values, PART)
     if not isinstance(name := values.get("part"), str):
-        raise RequestError(400, "FaceSnap's part must be text, the name of a part in the catalogue.")
+        raise RequestError(400, "FaceSnap's part must be a string, the name of a part in the catalogue.")
     return name
 
 

@@ -128,7 +128,7 @@ def read_info(path: Path) -> FaceSnapInfo:
         FaceSnapError: the file is of another kind, of a newer version, damaged or incomplete, or its Mixer is of an
             unknown kind.
     """
-    require(path, Kind.FACESNAP, "choose a FaceSnap file, see models/README.md.")
+    require(path, Kind.FACESNAP, "choose a FaceSnap file (see models/README.md).")
     index = read_index(path)
     if (kind := index.metadata.get("mixer_kind", PAPER_MIXER)) not in MIXERS:
         raise FaceSnapError(

@@ -144,8 +144,8 @@ class ModelFiles:
 
     def _missing_message(self, part: str) -> str:
         message = (
-            f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there, see models/README.md for where to "
-            "get it."
+            f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there (models/README.md says where to get "
+            "it)."
         )
         reasons = [*self.unconverted.get(part, ()), *self.passed_over]
-        return f"{message} Passed over: {' '.join(reasons)}" if reasons else message
+        return f"{message} Skipped: {' '.join(reasons)}" if reasons else message

@@ -166,7 +166,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
             f"{people} held-out people of the miniature world, {seeds} seeds. Every row generates one image of each "
             "person, from the same reference, driving photo, prompt and noise."
         ),
-        f"Each training: {budget}. Rows that differ only at inference share a training.",
+        f"Each training run: {budget}. Rows that differ only at inference share a training run.",
         (
             "Cosines × 100 to the reference; an image without a face counts as 0. Brackets hold bootstrap 95 % "
             "intervals over people; ± is the standard deviation between seeds."

@@ -141,7 +141,7 @@ def _check_captions(listing: Listing, folders: Sequence[Path], blip2: Path | Non
         person, photo = missing[0]
         path = folders[person.folder] / photo.path
         raise FaceSnapError(
-            f"{len(missing)} photos, such as {path}, have no caption; add one beside each photo as {path.stem}.txt or "
+            f"{len(missing)} photos, such as {path}, have no caption; add one next to each photo as {path.stem}.txt or "
             f"{path.stem}.caption, or pass a folder with BLIP-2 as --blip2."
         )
 
@@ -167,7 +167,7 @@ def _remove_partial_files(out: Path) -> None:
     if not (out / plan.FILE_NAME).exists():
         foreign = [path for path in (*out.iterdir(), *out.glob("work/*")) if path.name not in ("work", "lock")]
         if foreign:
-            raise FaceSnapError(f"{out} contains {foreign[0].name}, but no plan of a build; choose an empty folder.")
+            raise FaceSnapError(f"{out} contains {foreign[0].name}, but no build plan; choose an empty folder.")
 
 
 def _scan_all(paths: Paths, shards: Sequence[PlannedShard], run_jobs: RunJobs) -> None:

@@ -85,7 +85,7 @@ def training_images(
     side = max(right - left, bottom - top)
     if side < settings.min_face:
         return SkippedPhoto(
-            "face too small", f"The face is {side:.0f} pixels large, below the minimum of {settings.min_face}."
+            "face too small", f"The face is {side:.0f} pixels in size, below the minimum of {settings.min_face}."
         )
     return _crop_all(networks.predictor, settings, face, caption, person, keys)
 

@@ -89,7 +89,7 @@ def read_identities(path: Path) -> dict[str, str]:
             continue
         if len(words) != 2 or known.setdefault(PurePosixPath(words[0]).stem, words[1]) != words[1]:
             raise FaceSnapError(
-                f"Line {number} of {path} must be the name of a photo and its only ID; correct the line."
+                f"Line {number} of {path} must have a photo name and one ID that no other line contradicts; correct it."
             )
     return known
 

@@ -78,7 +78,7 @@ def write_or_compare(
     now = [json.loads(line) for line in lines]
     if before != now:
         raise FaceSnapError(
-            f"{_difference(before, now, folders)}; undo this change, or build into another folder than {out}."
+            f"{_difference(before, now, folders)}; undo this change, or build into a folder other than {out}."
         )
 
 
@@ -116,5 +116,5 @@ def write_error(path: Path, error: OSError) -> FaceSnapError:
     """Return the error for the user if a file cannot be written."""
     return FaceSnapError(
         f"{path} cannot be written ({error.strerror or error}); free some disk space or make the folder writable, and "
-        "run the command again, which continues after the finished shards."
+        "run the command again to continue after the finished shards."
     )

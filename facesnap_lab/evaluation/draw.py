@@ -230,7 +230,7 @@ def _is_generated(path: Path, recipe: dict[str, Any]) -> bool:
         return False
     if others := [name for name, value in recipe.items() if note.get(name) != value]:
         raise FaceSnapError(
-            f"{path} was generated with another {others[0]} than this run's; choose another --out or remove its images."
+            f"{path} was generated with a different {others[0]}; choose another --out or remove the images in it."
         )
     return True
 

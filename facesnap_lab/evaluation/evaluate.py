@@ -74,6 +74,6 @@ def named_folders(values: Sequence[str]) -> dict[str, Path]:
         if not equals:
             name, folder = Path(value).resolve().name, value
         if not name or not folder or name in folders:
-            raise FaceSnapError(f"--pictures {value} gives no unique name; write NAME=DIR with another name.")
+            raise FaceSnapError(f"--pictures {value} does not give a unique name; write NAME=DIR with another name.")
         folders[name] = Path(folder)
     return folders

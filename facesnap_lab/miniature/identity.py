@@ -271,7 +271,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--start", type=Path, help=".pt file of an earlier training to continue")
+    parser.add_argument("--start", type=Path, help=".pt file of an earlier training run to continue")
     parser.add_argument("--vae", type=Path, help="VAE that half of the training images pass through")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -182,8 +182,8 @@ def read_batches(images: TrainingImages, rows: Iterable[list[int]], workers: int
         if "DataLoader worker" not in str(error):
             raise
         raise FaceSnapError(
-            f"A process that reads images died ({str(error).splitlines()[0]}); free some memory, also in /dev/shm, or "
-            "set 'workers' to 0, and resume."
+            f"A process that reads images died ({str(error).splitlines()[0]}); free some memory (including /dev/shm) "
+            "or set 'workers' to 0, and resume."
         ) from error
 
 

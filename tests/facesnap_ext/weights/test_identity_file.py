@@ -153,7 +153,7 @@ def test_identity_saved_with_other_networks_is_rejected(copied, unit, grace_hopp
         next(t for t in tensors.values() if t.is_floating_point()).view(-1)[0] += 0.01
         save_file(tensors, path, metadata)
     unit = replace(unit, driving=grace_hopper)
-    with pytest.raises(FaceSnapError, match=f"Eileen was saved with another {what} than .*facesnap"):
+    with pytest.raises(FaceSnapError, match=f"Eileen was saved with a {what} other than .*facesnap"):
         Engine(lambda: find_models(copied)).prepare(unit, 512, 512)
 
 

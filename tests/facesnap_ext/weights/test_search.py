@@ -229,7 +229,7 @@ def test_unconvertible_files_are_passed_over_and_affect_only_their_part(tmp_path
     convert.convert_originals(files, lambda message: None)
     assert (files.flame, files.face_pack) == (None, faces)
     with pytest.raises(
-        FaceSnapError, match=r"no FLAME head model.*Passed over: .*generic_model\.pkl.*notes\.pkl is not a FLAME"
+        FaceSnapError, match=r"no FLAME head model.*Skipped: .*generic_model\.pkl.*notes\.pkl is not a FLAME"
     ):
         files.require("flame")
 
@@ -312,7 +312,7 @@ def test_instantids_halves_are_paired_but_not_with_arbitrary_controlnets(tmp_pat
     files = find_models(tmp_path / "own", [tmp_path / "other"])
     assert files.facesnap == ({} if paired is None else {"InstantID": (paths[paired], adapter)})
     reasons = " ".join(files.passed_over)
-    assert ("which ControlNet belongs to it is not clear" in reasons) == (paired is None)
+    assert ("it is not clear which ControlNet belongs to it" in reasons) == (paired is None)
     assert ("canny.safetensors is an SDXL ControlNet" in reasons) == (len(nets) > 1 and nets[0].startswith("own/canny"))
 
 
