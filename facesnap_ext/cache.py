@@ -30,7 +30,7 @@ class Cache:
         self._results: dict[Hashable, OrderedDict[Hashable, Any]] = {}  # by kind, then by key
 
     def load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
-        """Return the model of a part, loading it if it is not cached, or if its file is another one or has changed.
+        """Return the model of a part, loading it if it is not cached or if its file has changed or been replaced.
 
         Args:
             source: a path, or a tuple of paths; passed to `load`.
@@ -43,7 +43,7 @@ class Cache:
             return self._models[part][1]
 
     def load_variant(self, part: str, source: Any, load: Callable[[Any], T], max_loaded: int) -> T:
-        """Like `load`, for a part of which several files may be loaded at once.
+        """Like `load`, but several files of the part may be loaded at once.
 
         Args:
             max_loaded: the least recently used models beyond this number are freed before another one is loaded.

@@ -90,7 +90,8 @@ def load_pack(folder: str | Path, device: str = "cpu", threads: int | None = Non
     """Load the detector and the recognition model of a face model pack. Nothing is downloaded.
 
     Args:
-        folder: folder that contains the models, or whose only subfolder with models does, as antelopev2 unpacks.
+        folder: folder that contains the models, or whose only subfolder with models does (as when antelopev2 is
+            unpacked).
         device: "cpu", which leaves the GPU memory to image generation, or "cuda".
         threads: CPU threads per model; by default one per core.
 
@@ -113,7 +114,7 @@ def load_landmarks68(folder: str | Path) -> Any:
         insightface's `Landmark`, or None if the pack has no such model.
 
     Raises:
-        FaceSnapError: the pack cannot be loaded, see `load_pack`.
+        FaceSnapError: the pack cannot be loaded; see `load_pack`.
     """
     return _models(Path(folder), ["detection", "landmark_3d_68"]).get("landmark_3d_68")
 

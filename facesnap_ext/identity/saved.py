@@ -20,7 +20,7 @@ def load_identity(encoders: Encoders, name: str, progress: Callable[[str], None]
     """Load a saved identity.
 
     Raises:
-        FaceSnapError: it does not exist, its file is damaged, or its features come from other networks than the
+        FaceSnapError: it does not exist, its file is damaged, or its features come from networks other than the
             installed ones. A network that is not installed is not compared, because the saved features replace it.
     """
     files = encoders.files

@@ -70,7 +70,7 @@ def panel(
     """Create the panel, closed, and connect its buttons.
 
     Args:
-        files: what `find_models` returns at the moment.
+        files: the current result of `find_models`.
         status: the component with `accordion.status`, which the buttons update.
         model_lists: the components that list the FaceSnap files, which the buttons update as well.
     """

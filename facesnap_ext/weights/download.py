@@ -40,7 +40,7 @@ def download(
 ) -> Path:
     """Download a part to the model folder.
 
-    If the download is interrupted, the received data is kept beside the target as `.NAME.part`, and the next call
+    If the download is interrupted, the received data is kept next to the target as `.NAME.part`, and the next call
     resumes it with an HTTP range request. The file gets its final name once its SHA-256 has been verified.
 
     Args:
@@ -176,7 +176,7 @@ def _next_block(blocks: Any) -> bytes:
 
 
 def _check_response(response: Any, part: Part, have: int) -> int:
-    """Return at which byte of the received data the response continues.
+    """Return the byte offset in the received data at which the response continues.
 
     The received data is kept if the response is not the file, such as the login page of a network.
 
@@ -245,7 +245,7 @@ def start(name: str, files: ModelFiles) -> Job:
     """Start downloading a part by its name in the catalogue, or return the running download.
 
     Raises:
-        FaceSnapError: there is no such part, it can only be downloaded by hand, or it is already there.
+        FaceSnapError: there is no such part, it can only be downloaded by hand, or it already exists.
     """
     part = part_to_download(name, files)
     with _lock:
@@ -277,7 +277,7 @@ def _run(job: Job, folder: Path) -> None:
 
 
 def part_to_download(name: str, files: ModelFiles) -> Part:
-    """Return the part of this name, unless it is already there.
+    """Return the part of this name, unless its file already exists.
 
     Raises:
         FaceSnapError: as in `start`.

@@ -125,7 +125,7 @@ def read_info(path: Path) -> FaceSnapInfo:
     """Read a FaceSnap file's metadata and check the names and shapes of its tensors against it.
 
     Raises:
-        FaceSnapError: the file is of another kind, of a newer version, damaged or incomplete, or its Mixer is of an
+        FaceSnapError: the file is of the wrong kind, of a newer version, damaged or incomplete, or its Mixer is of an
             unknown kind.
     """
     require(path, Kind.FACESNAP, "choose a FaceSnap file (see models/README.md).")

@@ -37,10 +37,11 @@ ADVICE = "use InstantID's file (models/README.md says where to get it)."
 def load(controlnet: Path, adapter: Path) -> FaceSnapWeights:
     """Load the published pair to the CPU, like `facesnap_file.load`, each half in its own dtype.
 
-    Sizes that cannot be read from the tensors come from the `config.json` beside the ControlNet, or else are SDXL's.
+    Sizes that cannot be read from the tensors come from the `config.json` next to the ControlNet, or are SDXL's if
+    there is none.
 
     Raises:
-        FaceSnapError: a file is of another kind or incomplete, or the two do not fit together.
+        FaceSnapError: a file is of the wrong kind or incomplete, or the two do not match.
     """
     require(controlnet, Kind.SDXL_CONTROLNET, ADVICE)
     require(adapter, Kind.INSTANTID_ADAPTER, ADVICE)
@@ -111,7 +112,7 @@ def from_instantid(
         dtype: floating-point dtype of the file; by default, each half keeps its own.
 
     Raises:
-        FaceSnapError: a file is missing, of another kind or incomplete, or the two do not fit together.
+        FaceSnapError: a file is missing, of the wrong kind or incomplete, or the two do not match.
     """
     controlnet, adapter = folder / IDENTITYNET, folder / ADAPTER
     for path in (controlnet, adapter):

@@ -15,7 +15,7 @@ def pair_instantid(files: ModelFiles, halves: Sequence[FoundModel]) -> None:
 
     The tensors of IdentityNet do not differ from those of other SDXL ControlNets. It is taken to be, in this order,
 
-    1. a ControlNet with InstantID's name, beside the adapter or in a subfolder there;
+    1. a ControlNet with InstantID's name, next to the adapter or in a subfolder there;
     2. in FaceSnap's own folder, where users put nothing else, the only ControlNet there;
     3. a ControlNet with InstantID's name anywhere.
 

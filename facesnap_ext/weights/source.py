@@ -1,4 +1,4 @@
-"""The weights a job is conditioned by: a FaceSnap file, or the pair of files that InstantID publishes."""
+"""The weights that condition a job: a FaceSnap file, or the pair of files that InstantID publishes."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _among(names: Container[str], rows: Iterable[Row]) -> list[Row]:
 
 
 def _reference_pairs(names: Container[str], counts: Sequence[int]) -> list[tuple[Row, Row]]:
-    """Pair averaged with fused, and one reference with several, as far as both rows are present."""
+    """Pair averaged with fused, and one reference with several, if both rows are present."""
     pairs = []
     for count in counts:
         if count > 1:

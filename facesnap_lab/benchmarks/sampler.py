@@ -1,7 +1,7 @@
 """Sampling with a UNet of SDXL's shape by each method whose cost is measured.
 
 The methods are plain SDXL, FaceSnap, a ControlNet on both rows of classifier-free guidance, and InstantID's shape. All
-networks have random weights, which take as long as trained ones.
+networks have random weights, which run at the same speed as trained ones.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _evaluate_miniature(
 
 
 def _judges(options: argparse.Namespace, device: torch.device) -> Judges:
-    """Load the networks to measure with. The face detector comes from `--models`."""
+    """Load the networks used for measuring. The face detector comes from `--models`."""
     from facesnap_ext.identity import faces
     from facesnap_ext.weights.search import find_models
     from facesnap_lab.evaluation.judges import Judges, load_clip, load_face_judge, load_inception

@@ -89,7 +89,7 @@ def build(
 
     Args:
         folders, layout, identities: as for `layouts.list_people`.
-        per_shard: least number of photos per shard. A person's photos are never split between shards.
+        per_shard: minimum number of photos per shard. A person's photos are never split between shards.
         blip2: folder with BLIP-2, for photos without a caption file.
         workers: number of single-threaded processes. With 0, everything runs in the current process.
 
@@ -205,7 +205,7 @@ def _duplicates(paths: Paths, shards: Sequence[PlannedShard]) -> dict[Path, Skip
 def _caption_all(
     paths: Paths, shards: Sequence[PlannedShard], duplicates: dict[Path, SkippedPhoto], blip2: Path
 ) -> None:
-    """Caption photos in the current process only, as BLIP-2 fills a GPU."""
+    """Caption photos in the current process only, because BLIP-2 fills a GPU."""
     remaining = [planned for planned in shards if not paths.captions(planned).exists()]
     if not any(photo.caption is None for planned in remaining for _, photo in planned.photos):
         return
@@ -272,7 +272,7 @@ def build_shard(job: ShardJob, tick: Tick) -> None:
 
 
 def _images_by_photo(job: ShardJob) -> Iterator[tuple[Person, Path, Iterator[Sample] | SkippedPhoto]]:
-    """Yield each photo of a shard with its training images, or with the reason why it is skipped."""
+    """Yield each photo of a shard with its training images, or with the reason for skipping it."""
     scans = _read_scans(job.paths, job.planned)
     file = job.paths.captions(job.planned)
     captions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else [None] * len(scans)

@@ -2,7 +2,7 @@
 
 The first line of `plan.jsonl` contains the settings; each further line describes a person. Everything that determines
 a shard is in the plan. A build that is continued later, with any number of workers, therefore writes the same bytes,
-and one with other photos is refused.
+and a build with different photos is rejected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pool of worker processes with a common progress bar, which ends when one of them or the parent dies."""
+"""A pool of worker processes with a shared progress bar, which ends when one of them or the parent dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generate a list's images with FaceSnap, measure them and those of other methods, and write the report."""
+"""Generate a list's images with FaceSnap, measure them and the images of other methods, and write the report."""
 
 from __future__ import annotations
 

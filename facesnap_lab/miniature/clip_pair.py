@@ -130,7 +130,7 @@ def train(
     """Train the pair and return it with the number of steps.
 
     Args:
-        start: folder of an earlier training to continue at half the rate.
+        start: folder of an earlier training run to continue at half the rate.
     """
     from transformers import CLIPModel
 

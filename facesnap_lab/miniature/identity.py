@@ -124,7 +124,7 @@ def aligned(pictures: np.ndarray, keypoints: np.ndarray) -> Tensor:
 
 
 def margin_loss(embeddings: Tensor, centres: Tensor, people: Tensor, margin: float, scale: float) -> Tensor:
-    """Return ArcFace's loss: the angle to the own centre is increased by `margin` radians."""
+    """Return ArcFace's loss: the angle to the sample's own class centre is increased by `margin` radians."""
     cosines = F.normalize(embeddings) @ F.normalize(centres).T
     own = cosines.gather(1, people[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
     wide = torch.cos(torch.acos(own) + margin)

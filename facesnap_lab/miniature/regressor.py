@@ -107,7 +107,7 @@ def train(
     """Train the encoder and return it with the number of steps.
 
     Args:
-        start: file of an earlier training to continue at half the rate.
+        start: file of an earlier training run to continue at half the rate.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)

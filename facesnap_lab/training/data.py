@@ -164,7 +164,7 @@ def batch_rows(batch_size: int, process: int, processes: int, first: int, end: i
 
 
 def read_batches(images: TrainingImages, rows: Iterable[list[int]], workers: int) -> Iterator[Batch]:
-    """Read the batches of these rows, in advance in worker processes.
+    """Read the batches of these rows ahead of time in worker processes.
 
     Raises:
         FaceSnapError: an image is damaged, or a worker process died.
