@@ -155,7 +155,7 @@ def test_a_file_replaced_during_preparation_leaves_nothing_of_the_old_file(copie
 
 
 def test_an_identity_file_replaced_by_one_of_the_same_size_and_time_is_loaded_again(copied, unit, grace_hopper):
-    """As when a zip file is unpacked, which sets the times of its files."""
+    """This happens when a zip file is unpacked, which sets the times of its files."""
     engine = Engine(lambda: find_models(copied))
     people = [(unit.references, "Anna"), ((grace_hopper,), "Bert")]
     paths = [save_identity(engine.encoders(engine.files()), photos, name) for photos, name in people]

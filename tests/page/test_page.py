@@ -187,7 +187,7 @@ def test_two_people_appear_on_their_own_sides(opened):
 
 
 def by_side(image: np.ndarray) -> list[np.ndarray]:
-    """Embeddings of the largest face in the left half and of that in the right half."""
+    """Embeddings of the largest faces in the left and in the right half."""
     sides = {}
     for face in faces.find_faces(judge().pack, Photo(image, "Image")):
         side = int(face.box[[0, 2]].mean() > image.shape[1] / 2)

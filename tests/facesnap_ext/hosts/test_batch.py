@@ -153,7 +153,7 @@ def test_an_inactive_unit_does_not_repeat_the_job(host, people, drawn):
 
 
 def test_the_same_job_can_run_again(host, people):
-    """As in img2img's batch tab."""
+    """This happens in img2img's batch tab."""
     p = job(host, {**BATCH, "references": people}, n_iter=2)
     assert [len(process_images(p).images) for _ in range(2)] == [6, 6]
     p.script_args = [{"enabled": False}]

@@ -1,4 +1,4 @@
-"""The HTTP routes: their answers, their errors, and who may use them."""
+"""The HTTP routes: their responses, their errors, and who may use them."""
 
 from __future__ import annotations
 
