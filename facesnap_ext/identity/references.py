@@ -79,7 +79,7 @@ class ReferenceReport:
         for reference in self.references:
             parts = [reference.photo.name]
             if reference.face_index is not None:
-                parts.append(f"face of {round(longer_side(reference.faces[reference.face_index].box))} pixels")
+                parts.append(f"face size {round(longer_side(reference.faces[reference.face_index].box))} pixels")
             if reference.likeness is not None:
                 parts.append(f"likeness to the others {reference.likeness:.2f}")
             lines.append(", ".join(parts))

@@ -89,6 +89,6 @@ def from_controlnet(controlnet: Path, out: Path, config: ControlNetConfig | None
         torch.manual_seed(seed)
         mixer = FacialAttributeMixer(facesnap_file.default_mixer_config(ffrnet_config.context_dim)).to(ffrnet.dtype)
     info = facesnap_file.FaceSnapInfo(
-        mixer.config, ffrnet_config, text_free=False, trained_on=f"FFRNet from {controlnet.name}, Mixer on nothing"
+        mixer.config, ffrnet_config, text_free=False, trained_on=f"FFRNet from {controlnet.name}; Mixer untrained"
     )
     facesnap_file.save(out, info, mixer, ffrnet)

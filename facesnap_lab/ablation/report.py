@@ -21,8 +21,8 @@ from facesnap_lab.sheet import Panel, sheet
 from facesnap_lab.statistics import bootstrap
 
 SHEET_PEOPLE = 8
-TO_REFERENCE = {"face_sim": "judge", "inner": "judge of the inner face", "clip_face": "CLIP-face"}
-TO_UNSEEN = {"face_sim_unseen": "judge", "inner_unseen": "judge of the inner face"}
+TO_REFERENCE = {"face_sim": "judge", "inner": "inner-face judge", "clip_face": "CLIP-face"}
+TO_UNSEEN = {"face_sim_unseen": "judge", "inner_unseen": "inner-face judge"}
 ENOUGH_SEEDS, ENOUGH_PEOPLE = 3, 200
 
 

@@ -1,4 +1,4 @@
-"""The cost of FaceSnap compared with plain SDXL, a ControlNet on both rows, and InstantID's shape.
+"""The cost of FaceSnap compared with plain SDXL, a ControlNet on both rows, and an InstantID-style network.
 
 All methods take turns in one process, so that other load on the machine affects them alike. FLOPs are counted on the
 meta device at SDXL's real size.

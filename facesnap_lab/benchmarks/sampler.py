@@ -1,7 +1,7 @@
 """Sampling with a UNet of SDXL's shape by each method whose cost is measured.
 
-The methods are plain SDXL, FaceSnap, a ControlNet on both rows of classifier-free guidance, and InstantID's shape. All
-networks have random weights, which run at the same speed as trained ones.
+The methods are plain SDXL, FaceSnap, a ControlNet on both rows of classifier-free guidance, and an InstantID-style
+network. All networks have random weights, which run at the same speed as trained ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
 PLAIN = "plain SDXL"
 CONTROLNET = "ControlNet on both rows"
-INSTANTID = "InstantID's shape"
+INSTANTID = "InstantID-style"
 FACESNAP_VARIANTS = {  # whether FFRNet is the light one, and its interval
     "FaceSnap": (False, 1),
     "FaceSnap, light": (True, 1),

@@ -89,7 +89,8 @@ def read_identities(path: Path) -> dict[str, str]:
             continue
         if len(words) != 2 or known.setdefault(PurePosixPath(words[0]).stem, words[1]) != words[1]:
             raise FaceSnapError(
-                f"Line {number} of {path} must be a photo name and an ID, and no photo may have two IDs; correct the line."
+                f"Line {number} of {path} must be a photo name and an ID, and no photo may have two IDs; correct the "
+                "line."
             )
     return known
 
