@@ -201,7 +201,7 @@ class _Evaluation:
         self.labels: list[Label] = []
         self.outputs: list[Tensor] = []  # [K, …] each
         self._inputs: Tensor | None = None  # [K, F]
-        self._seen = Counter[bool]()  # number of rows that count as unconditional, and of others
+        self._seen = Counter[bool]()  # numbers of unconditional and of other rows
 
     def find(self, inputs: Tensor) -> list[int | None]:
         """The index of each row of a call among the stored rows."""

@@ -1,4 +1,4 @@
-"""How strongly a person's conditioning acts, and in which part of sampling: how start and end apply to the sampler."""
+"""How strongly a person's conditioning acts, and in which part of sampling."""
 
 from __future__ import annotations
 

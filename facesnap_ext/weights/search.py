@@ -53,7 +53,7 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
     Args:
         folder: FaceSnap's own model folder, with weight files and the folders of face model packs or of a CLIP.
         elsewhere: folders of other programs. The contents of `folder` take precedence, and from these only unmistakable
-            files are used: pickles with a name of FLAME's, CLIP-ViT-H, and packs with insightface's file names.
+            files are used: pickles with FLAME's file names, CLIP-ViT-H, and packs with insightface's file names.
     """
     files = ModelFiles(folder)
     halves: list[FoundModel] = []  # InstantID's adapters, and SDXL ControlNets, one of which may be its IdentityNet

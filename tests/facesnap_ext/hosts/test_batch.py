@@ -75,7 +75,7 @@ def test_upscaling_a_finished_image_requires_a_single_photo(host, people, drawn)
     """The button under the gallery runs only the hires pass, for the selected image."""
     p = job(host, {**BATCH, "references": people})
     p.txt2img_upscale = True
-    with pytest.raises(FaceSnapError, match="remove all reference photos except that of the person in it"):
+    with pytest.raises(FaceSnapError, match="remove all reference photos except the one of the person"):
         process_images(p)
     assert drawn == []
     alone = job(host, {**BATCH, "references": people[:1]})
