@@ -18,7 +18,7 @@ from facesnap_ext.files import state_of
 from facesnap_ext.photos import Photo
 
 T = TypeVar("T")
-MAX_RESULTS = 128  # of each kind; the largest of these, CLIP's tokens, take 1.3 MB each
+MAX_RESULTS = 128  # per kind of result; the largest ones, CLIP's tokens, take 1.3 MB each
 
 
 class Cache:

@@ -318,7 +318,7 @@ def predict_landmarks(
 
     Args:
         hint: how they are drawn, a key of `HINTS`.
-        width, height: of the output image in pixels.
+        width, height: size of the output image in pixels.
 
     Raises:
         FaceSnapError: a model file that the pose needs is missing.

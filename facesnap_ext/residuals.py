@@ -33,10 +33,12 @@ class Residuals:
     def __init__(self, people: Sequence[Conditioning]):
         self.people = tuple(people)
         self._runners = [_OnePerson(person) for person in self.people]
-        self._weights: dict[tuple[tuple[int, ...], int, int], Tensor] = {}  # by who acts and a residual's size
+        self._weights: dict[
+            tuple[tuple[int, ...], int, int], Tensor
+        ] = {}  # by the people who act and a residual's size
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
-        """Move every FFRNet that is not there yet, or that was moved only in part because memory ran out."""
+        """Move every FFRNet that is not on the device yet, or only in part because memory ran out."""
         for network in ffrnets(self.people):
             ends = (network.conv_in.weight, network.controlnet_mid_block.weight)  # the first and last to be moved
             if any(end.device != torch.device(device) or end.dtype != (dtype or end.dtype) for end in ends):

@@ -49,7 +49,7 @@ class AdapterHooks:
         self.call: Call | None = None
         self._handles: list[Any] = []
         self._queries: dict[int, Tensor] = {}
-        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # of each layer, by person
+        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # for each layer, by person
         self._on_device: dict[tuple[int, int], KeysValues] = {}  # by person and layer, on the UNet's device
 
     def hook(self, unet: nn.Module) -> None:

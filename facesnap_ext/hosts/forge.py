@@ -78,7 +78,7 @@ class ControlLink:
             x_noisy: unscaled latents [R, C, h, w].
             t: sigmas [R].
             cond: the call's conditions; `y` is the pooled text and sizes.
-            rest: the number of chunks; then in reForge the call's transformer options.
+            rest: the number of chunks, followed in reForge by the call's transformer options.
         """
         raise NotImplementedError
 
@@ -108,7 +108,8 @@ class FaceSnapControl(ControlLink):
     """The control that adds the residuals of all people, and their adapters' attention.
 
     Args:
-        patchers: of the FFRNets, for the host's memory management; the host keeps only weak references to them.
+        patchers: the FFRNets' model patchers, for the host's memory management; the host keeps only weak references to
+            them.
     """
 
     def __init__(self, p: Any, people: Sequence[Conditioning], patchers: Sequence[Any] = ()):

@@ -37,7 +37,7 @@ FEATHER = 0.12
 CELL = 64
 """The sides of a redrawn crop are multiples of this number of pixels, which SDXL's UNet can halve exactly."""
 
-COPIED = (  # from the image's own job; some exist only in Forge or in newer hosts
+COPIED = (  # settings copied from the image's job; some exist only in Forge or in newer hosts
     *("outpath_samples", "outpath_grids", "sampler_name", "scheduler", "steps", "cfg_scale", "distilled_cfg_scale"),
     *("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "s_min_uncond", "subseed_strength", "tiling"),
     "disable_extra_networks",
@@ -231,7 +231,7 @@ def _img2img(
         denoising_strength=strength,
         width=size[0],
         height=size[1],
-        prompt=p.prompts[i],  # with the styles in it
+        prompt=p.prompts[i],  # styles have already been applied to it
         negative_prompt=p.negative_prompts[i],
         seed=p.seeds[i],
         subseed=p.subseeds[i],
@@ -240,7 +240,10 @@ def _img2img(
         do_not_save_grid=True,
         **{name: getattr(p, name) for name in COPIED if hasattr(p, name)},
     )
-    job.cached_c, job.cached_uc = [None, None], [None, None]  # not the class's own, which the user's next job reads
+    job.cached_c, job.cached_uc = (
+        [None, None],
+        [None, None],
+    )  # not the class attributes, which the user's next job reads
     job.color_corrections = []  # make none from the crop
     job.script_args = []
     job.scripts = _only_conditioned(p.scripts, people, host)

@@ -52,7 +52,7 @@ def add_likeness(p: Any, batch: PreparedBatch, image: Any, engine: Engine) -> No
     if first.embeddings is None:
         return
     value = engine.likeness(photos.from_pil(image, "Image"), first.embeddings, landmarks, first.recognition)
-    p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # of the previous image
+    p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # left by the previous image
     p.extra_generation_params.update(likeness.infotext(value))
 
 

@@ -35,7 +35,7 @@ def controlnet_config(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Cont
     """Read the `config.json` next to a ControlNet.
 
     Args:
-        shapes: of the ControlNet's tensors.
+        shapes: shapes of the ControlNet's tensors.
 
     Returns:
         None if the file does not exist or belongs to another network, as in a folder with several models.
@@ -77,7 +77,7 @@ def from_controlnet(controlnet: Path, out: Path, config: ControlNetConfig | None
     Args:
         controlnet: ControlNet file in diffusers' layout.
         config: see `controlnet_config`; by default, attention heads are 64 wide and `size_dim` is SDXL's.
-        seed: of the Mixer.
+        seed: seed of the Mixer's random weights.
     """
     tensors = read_tensors(controlnet)
     heads, size_dim = (config.heads, config.size_dim) if config else (None, SIZE_DIM)

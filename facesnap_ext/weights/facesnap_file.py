@@ -21,7 +21,7 @@ from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors, without_prefix
 
 VERSION = 1
-MAX_SIZE = 2**20  # of a width, in metadata
+MAX_SIZE = 2**20  # maximum width accepted in metadata
 
 POINTS72 = "72 points"  # FaceSnap's
 POINTS5 = "5 points"  # InstantID's

@@ -23,10 +23,10 @@ import torch
 from facesnap_ext.errors import FaceSnapError
 
 MAX_PICKLE_BYTES = 2 << 30  # FLAME's pickle is 50 MB
-MAX_EXPANDED_BYTES = 1 << 27  # of all dense copies of sparse matrices, and of chumpy's selections
+MAX_EXPANDED_BYTES = 1 << 27  # total size of dense copies of sparse matrices and of chumpy's selections
 MAX_ZIP_RATIO = 4  # declared size of all entries relative to the zip file; weights hardly compress
 
-_ZIP = b"PK\3\4"  # by which torch recognises its files
+_ZIP = b"PK\3\4"  # the signature by which torch recognises its files
 # the beginning of files of torch before 1.6: a pickle of one number
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 

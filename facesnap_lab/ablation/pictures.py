@@ -50,7 +50,7 @@ class Subject:
     driving: np.ndarray  # another person, whose face has a different shape
     unseen: tuple[np.ndarray, ...]
     prompt: str
-    seed: int  # of the noise
+    seed: int  # seed of the noise
 
 
 @dataclass(frozen=True, eq=False)

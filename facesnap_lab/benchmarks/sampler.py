@@ -173,7 +173,7 @@ def front_face(pixels: int) -> Landmarks:
     """Return the landmarks of a face in the centre of a square image, half as high as the image."""
     from facesnap_lab.miniature.render import face_shapes
 
-    shape = face_shapes(1)[0] * (1, -1)  # from y up to y down
+    shape = face_shapes(1)[0] * (1, -1)  # the y axis is flipped to point down
     shape = (shape - shape.mean(0)) / np.ptp(shape[:, 1])
     return Landmarks((pixels * (0.5 + 0.5 * shape)).astype(np.float32), pixels, pixels)
 

@@ -55,7 +55,7 @@ def write_or_compare(
     """Write the plan, or compare it with the existing one.
 
     Args:
-        settings: everything besides the photos that determines the shards, serialisable to JSON.
+        settings: everything other than the photos that determines the shards, serialisable to JSON.
         folders: the folders of the photos, for error messages only; they may have been moved.
 
     Raises:

@@ -27,7 +27,7 @@ from facesnap_lab.miniature.perception import degrade, fit, warp, write_figures
 from facesnap_lab.miniature.words import BEGIN, END, padded_ids, vocabulary_ids
 
 IMAGE_SIZE, PATCH = 64, 8
-TEXT_LENGTH = 28  # longest caption including commas, begin and end
+TEXT_LENGTH = 28  # longest caption, including commas and the begin and end tokens
 
 _CAPTION = re.compile(
     r"portrait of a (?P<expression>\w+) person in a (?P<clothes>\w+) shirt, (?P<background>\w+) background, "

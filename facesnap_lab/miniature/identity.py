@@ -197,7 +197,7 @@ def verification(embeddings: Tensor, people: np.ndarray, seed: int = 0) -> dict[
     """Measure how well cosines separate pairs of the same person from pairs of different people.
 
     The threshold is chosen on one half of the pairs and tested on the other. `rank_1` looks up one image of each person
-    in a gallery of another image of each.
+    in a gallery that has one other image of each.
     """
     random = np.random.default_rng(seed)
     names, first, counts = np.unique(people, return_index=True, return_counts=True)

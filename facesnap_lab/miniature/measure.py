@@ -50,8 +50,8 @@ class Portrait:
     caption: str  # the prompt, followed by CLIP's description of the reference
     similarity: float
     similarity_off: float
-    same: float  # of another photo of the person
-    different: float  # of the driving photo, which shows another person
+    same: float  # similarity of another photo of the same person
+    different: float  # similarity of the driving photo, which shows another person
     pose_error: float  # degrees between DECA's estimate in the image and the driving scene's pose; nan without a face
     regressor_error: float  # the same for the driving photo
 

@@ -85,7 +85,7 @@ def codes_in_crop(codes: np.ndarray, transforms: np.ndarray, side: int) -> np.nd
         transforms: [N,3,3] of `crop_transform`.
     """
     scale = transforms[:, 0, 0] * side / IMAGE_SIZE
-    # the image's centre in the crop, see `deca.to_photo`
+    # the image's centre in the crop; see `deca.to_photo`
     middle = (transforms[:, :2, 2] + transforms[:, :1, 0] * (side / 2 - 0.5)) / (IMAGE_SIZE / 2) - 1
     moved = codes.copy()
     moved[:, -3] *= scale
@@ -137,7 +137,8 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             answer = deca.layers(deca.encoder(crops))
         answer = answer.float()
-        # compare each face with its own shape and with another's, so that the camera cannot compensate a wrong shape
+        # compare each face with its own shape and with another's, so that the camera cannot compensate for a wrong
+        # shape
         swap = torch.from_numpy(random.permutation(len(rows)))
         ours, true = (
             torch.cat([found, torch.cat([found[swap, :SHAPE_CODES], found[:, SHAPE_CODES:]], 1)])

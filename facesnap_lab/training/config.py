@@ -179,7 +179,7 @@ def _value(path: Path, name: str, value: Any, hint: Any) -> Any:
         if name != "out" and not value.exists():
             raise FaceSnapError(f"'{name}' in {path} is {value}, which does not exist; correct it.")
         return value
-    elif type(value) is not kind:  # not isinstance, for which True is an int
+    elif type(value) is not kind:  # not isinstance, because True is an instance of int
         expected = {int: "a whole number", bool: "true or false", str: "text"}[kind]
         raise _invalid(path, name, value, expected)
     if name in CHOICES and value not in CHOICES[name]:

@@ -402,7 +402,7 @@ def test_without_deca_the_packs_68_points_of_the_driving_photo_are_used_and_repo
     (copied / "stand-in-deca.safetensors").unlink()
     prepared = engine.prepare(asked, 512, 512)
     left, top, right, bottom = prepared.driving.box
-    side = 1.5 * max(right - left, bottom - top)  # of the square that the model sees
+    side = 1.5 * max(right - left, bottom - top)  # side of the square that the model receives
     expected = np.array([left + right, top + bottom]) / 2 + points * side / 2
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(expected), atol=1.0)
     assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-VERSIONS = ("3.41.2", "4.40.0")  # of gradio in A1111 and Forge; `make` installs each into a folder of the environment
+VERSIONS = ("3.41.2", "4.40.0")  # gradio in A1111 and Forge; `make` installs each into a folder of the environment
 ROOT = Path(__file__).parents[2]
 FACESNAP = "#script_txt2img_facesnap_"
 SECOND = 1000  # Playwright uses milliseconds

@@ -267,7 +267,7 @@ def test_hooks_left_by_a_failed_job_do_not_affect_other_jobs(unet):
     plain = call(unet, *args, [0, 1])
     failed = Job(unet)
     a1111.attach(failed, (tiny.conditioning(),))
-    announce(failed, args[0], 1)  # then sampling raises: the announced rows never arrive
+    announce(failed, args[0], 1)  # then sampling raises an error, and the announced rows never arrive
     other = Job(unet)
     announce(other, args[0], 1)
     assert torch.equal(call(unet, *args, [0, 1]), plain)

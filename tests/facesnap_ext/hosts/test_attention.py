@@ -63,7 +63,7 @@ def with_ip_adapter(unet, adapter: Adapter, tokens, weight: float):
         processors[name] = processor
     unet.set_attn_processor(processors)
 
-    def add_tokens(module, args, kwargs):  # as the UNet passes on projected image embeddings
+    def add_tokens(module, args, kwargs):  # the way the UNet passes projected image embeddings
         kwargs["encoder_hidden_states"] = (kwargs["encoder_hidden_states"], [tokens[: len(args[0])][:, None]])
         return args, kwargs
 
@@ -234,7 +234,7 @@ def test_a1111_handles_start_and_end_failed_jobs_and_wrong_adapters(unet):
         test_a1111.announce(job, args[0], 1, step, 4)
         acted.append(not torch.equal(test_a1111.call(unet, *args, [0]), plain))
     assert acted == [True, True, False, False]
-    test_a1111.announce(job, args[0], 1)  # then the job fails before the call
+    test_a1111.announce(job, args[0], 1)  # the job then fails before the call
     test_a1111.announce(other, args[0], 1)
     assert torch.equal(test_a1111.call(unet, *args, [0]), plain)
 

@@ -466,7 +466,7 @@ def test_the_pass_after_detaching_is_bit_identical(unet):
     original = job.sd_model.forge_objects.unet
     forge.attach(job, (tiny.conditioning(),))
     assert not torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
-    assert original.list_controlnets() == []  # the patched one was a clone
+    assert original.list_controlnets() == []  # only a clone was patched
     forge.detach(job)
     assert torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
 

@@ -130,7 +130,7 @@ def test_metadata_describes_the_file(tmp_path, folder):
 
 
 def test_each_half_keeps_its_dtype_unless_one_is_given(tmp_path, folder, controlnet):
-    controlnet.half().save_pretrained(folder / "ControlNetModel")  # like InstantID's
+    controlnet.half().save_pretrained(folder / "ControlNetModel")  # as published by InstantID
     out = tmp_path / "facesnap.safetensors"
     for given, dtypes in ((None, (torch.float32, torch.float16)), (torch.bfloat16, (torch.bfloat16, torch.bfloat16))):
         from_instantid(folder, out, dtype=given)
