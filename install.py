@@ -1,4 +1,4 @@
-"""The WebUI's installer hook: add the packages that face detection needs, and change none that is installed.
+"""The WebUI's installer hook: add the packages that face detection needs, without changing any that are installed.
 
 The WebUI runs this file in a separate process on every start. It downloads no models, and never makes the start fail.
 If something cannot be installed, it prints one line with the reason and the command to run, and tries again a day later
@@ -176,7 +176,7 @@ def _install(pip: list[str], commands: list[list[str]], pins: str) -> str:
     """Run pip with the installed versions as constraints, so that it only adds packages.
 
     Returns:
-        Why it failed, or "" if it did not.
+        The reason for a failure, or "" if pip succeeded.
     """
     if index_hangs(pip):
         return f"the package index did not answer within {PATIENCE} seconds"

@@ -1,4 +1,4 @@
-"""What the server answers when the controls of a person change."""
+"""The server's responses to changes of a person's controls."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def canvas_data(
     identity: str | None = None,
     init: str = "",
 ) -> str:
-    """JSON for the canvas: `rig`, and `points` as fractions of the output's width and height, or else `error`.
+    """JSON for the canvas: `rig`, and `points` as fractions of the output's width and height, or `error` instead.
 
     Args:
         files: the image files with the reference photos, or their contents.
@@ -166,7 +166,7 @@ def save_person(
         references = reference_photos(files)
         if reference_mode == "batch" and len(references) > 1:
             raise FaceSnapError(
-                "In batch mode the photos show different people; keep the photos of one person to save that person."
+                "In batch mode the photos show different people; to save one of them, remove the photos of the others."
             )
         models = engine.files()
         path = save_identity(engine.encoders(models), references, name, face_index=int(face_index or 0))

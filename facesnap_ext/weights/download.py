@@ -36,7 +36,7 @@ def download(
 ) -> Path:
     """Download a part to the model folder.
 
-    If the download is interrupted, the received data is kept beside the target as `.NAME.part`, and the next call
+    If the download is interrupted, the received data is kept next to the target as `.NAME.part`, and the next call
     resumes it with an HTTP range request. The file gets its final name once its SHA-256 has been verified.
 
     Args:
@@ -67,7 +67,7 @@ def download(
             missing = part.size - _size(arrived)
             if (free := shutil.disk_usage(target.parent).free) < missing:
                 raise FaceSnapError(
-                    f"The disk of {folder} has {format_size(free)} left, but {format_size(missing)} are needed; free "
+                    f"The disk with {folder} has {format_size(free)} left, but {format_size(missing)} are needed; free "
                     "up some space."
                 )
             _fetch_all(part, arrived, progress, stopped)
@@ -87,7 +87,7 @@ def download(
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise FaceSnapError(
-                f"The disk of {folder} is full; free up some space, then download {part.title} again to resume."
+                f"The disk with {folder} is full; free up some space, then download {part.title} again to resume."
             ) from error
         raise FaceSnapError(
             f"{target} cannot be written ({error.strerror or error}); check your write permission for the folder."
@@ -255,7 +255,7 @@ def start(name: str, files: ModelFiles) -> Job:
     """Start downloading a part by its name in the catalogue, or return the running download.
 
     Raises:
-        FaceSnapError: there is no such part, it can only be downloaded by hand, or it is already there.
+        FaceSnapError: there is no such part, it can only be downloaded by hand, or it already exists.
     """
     part = part_to_download(name, files)
     with _lock:
@@ -287,14 +287,14 @@ def _run(job: Job, folder: Path) -> None:
 
 
 def part_to_download(name: str, files: ModelFiles) -> Part:
-    """Return the part of this name, unless it is already there.
+    """Return the part of this name, unless its file already exists.
 
     Raises:
         FaceSnapError: as in `start`.
     """
     part = downloadable(name)
     if path := existing_file(part, files):
-        raise FaceSnapError(f"{part.title} is already there: {path}.")
+        raise FaceSnapError(f"{part.title} already exists: {path}.")
     return part
 
 

@@ -38,10 +38,11 @@ ADVICE = f"use InstantID's file, {WHERE_TO_GET.format('it')}."
 def load(controlnet: Path, adapter: Path) -> FaceSnapWeights:
     """Load the published pair to the CPU, like `facesnap_file.load`, each half in its own dtype.
 
-    Sizes that cannot be read from the tensors come from the `config.json` beside the ControlNet, or else are SDXL's.
+    Sizes that cannot be read from the tensors come from the `config.json` next to the ControlNet, or are SDXL's if
+    there is none.
 
     Raises:
-        FaceSnapError: a file is of another kind or incomplete, or the two do not fit together.
+        FaceSnapError: a file is of the wrong kind or incomplete, or the two do not match.
     """
     require(controlnet, Kind.SDXL_CONTROLNET, ADVICE)
     require(adapter, Kind.INSTANTID_ADAPTER, ADVICE)
@@ -112,7 +113,7 @@ def from_instantid(
         dtype: floating-point dtype of the file; by default, each half keeps its own.
 
     Raises:
-        FaceSnapError: a file is missing, of another kind or incomplete, or the two do not fit together.
+        FaceSnapError: a file is missing, of the wrong kind or incomplete, or the two do not match.
     """
     controlnet, adapter = folder / IDENTITYNET, folder / ADAPTER
     for path in (controlnet, adapter):
@@ -157,7 +158,7 @@ def _resampler(path: Path, clip_dim: int = 0, seed: int = 0, dtype: torch.dtype 
 def _check_fit(controlnet: Path, ffrnet: FFRNet, adapter: Path, mixer: ResamplerMixer) -> None:
     if mixer.config.dim != ffrnet.config.context_dim:
         raise FaceSnapError(
-            f"{adapter.name} computes tokens of {mixer.config.dim} numbers, but {controlnet.name} takes "
+            f"{adapter.name} computes tokens of width {mixer.config.dim}, but {controlnet.name} takes "
             f"{ffrnet.config.context_dim}; use files of the same InstantID release."
         )
 

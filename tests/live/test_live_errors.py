@@ -1,4 +1,4 @@
-"""A job that cannot be done is stopped with one sentence for the user, and does not affect the next job."""
+"""A job that cannot be completed is stopped with one sentence for the user, and does not affect the next job."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def test_it_adds_to_the_hosts_controlnets_before_and_after_it(unet, order):
 
 
 def test_start_and_end_are_fractions_of_the_pass_and_other_controls_always_act(unet):
-    """Even in hires fix and img2img, whose passes cover only the end of the noise schedule."""
+    """This includes hires fix and img2img, whose passes cover only the end of the noise schedule."""
     other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
     job = make_job(unet)
     job.sd_model.forge_objects.unet.add_patched_controlnet(other)
@@ -449,7 +449,8 @@ def test_multidiffusion_tiles_are_refused(unet):
 
 
 def test_a_pass_without_people_is_left_unchanged(unet):
-    """Such as the second pass of hires fix, if everyone acts only in the first, whose control is still attached."""
+    """An example is the second pass of hires fix, if everyone acts only in the first, whose control is still
+    attached."""
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))
     forge.attach(job, ())
@@ -465,7 +466,7 @@ def test_the_pass_after_detaching_is_bit_identical(unet):
     original = job.sd_model.forge_objects.unet
     forge.attach(job, (tiny.conditioning(),))
     assert not torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
-    assert original.list_controlnets() == []  # the patched one was a clone
+    assert original.list_controlnets() == []  # only a clone was patched
     forge.detach(job)
     assert torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
 

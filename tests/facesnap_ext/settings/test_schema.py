@@ -104,7 +104,7 @@ def described(schema: dict) -> tuple[str, str, str]:
     if "enum" in schema:
         values = ", ".join(f"`{choice}`" for choice in schema["enum"])
     elif schema["type"] == "array" and "minimum" in schema["items"]:
-        values = f"{BLOCKS} of {schema['items']['minimum']} … {schema['items']['maximum']}, or none"
+        values = f"{BLOCKS} numbers, {schema['items']['minimum']} … {schema['items']['maximum']}, or empty"
     elif "maximum" in schema:
         values = f"{schema['minimum']} … {schema['maximum']}"
     elif "minimum" in schema:
