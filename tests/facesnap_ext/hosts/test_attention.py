@@ -240,7 +240,7 @@ def test_a1111_handles_start_and_end_failed_jobs_and_wrong_adapters(unet):
 
     a1111.attach(job, (replace(conditioning, adapter=lambda: conditioning.adapter()[1:]),))
     test_a1111.announce(job, args[0], 1)
-    with pytest.raises(FaceSnapError, match="set its weight to 0 or choose another checkpoint"):
+    with pytest.raises(FaceSnapError, match="set the adapter weight to 0 or choose another checkpoint"):
         test_a1111.call(unet, *args, [0])
 
 
@@ -357,7 +357,7 @@ def test_rows_split_by_another_extension_stop_the_job(unet):
         [kept(x[i : i + 1], context=context[i : i + 1]) for i in range(len(x))]
     )
     try:
-        with pytest.raises(FaceSnapError, match="splits the UNet's rows"):
+        with pytest.raises(FaceSnapError, match="splits the rows of the UNet call"):
             test_a1111.call(unet, *args, [0, 1])
     finally:
         del layer.forward

@@ -360,7 +360,7 @@ def test_full_disk_is_reported_before_and_during_a_download(server, tmp_path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(FaceSnapError, match=r"disk of .* is full"):
+    with pytest.raises(FaceSnapError, match=r"disk with .* is full"):
         download.download(server.part(), tmp_path)
 
 

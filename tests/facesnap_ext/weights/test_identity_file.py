@@ -233,7 +233,7 @@ def test_sizes_that_do_not_match_the_named_networks_are_rejected(copied, eileen,
     cases = {
         "embeddings": (torch.ones(2, 256), "expects 512 values per feature from the face model pack"),
         "clip_tokens": (torch.ones(2, 257, 32), "expects 64 values per feature from the CLIP image encoder"),
-        "shapes": (torch.ones(2, 7), "face shape in the saved identity has 7 numbers"),
+        "shapes": (torch.ones(2, 7), "face shape in the saved identity has 7 values"),
     }
     engine = Engine(lambda: find_models(copied))
     for key, (tensor, message) in cases.items():
