@@ -102,8 +102,6 @@ def recognise_tensors(shapes: Shapes) -> Kind:
         return Kind.UNKNOWN
     if any(key.startswith("ffrnet.") for key in shapes):
         return Kind.FACESNAP
-    if any(".lora_down." in key or ".lora_A." in key for key in shapes):
-        return Kind.LORA
     if "lora_controlnet" in shapes:
         return Kind.CONTROL_LORA
     if "image_proj.latents" in shapes and any(key.startswith("ip_adapter.") for key in shapes):
@@ -118,6 +116,8 @@ def recognise_tensors(shapes: Shapes) -> Kind:
         return _checkpoint(shapes)
     if "down_blocks.0.resnets.0.conv1.weight" in shapes and "conv_norm_out.weight" in shapes:
         return Kind.SDXL_UNET if "add_embedding.linear_1.weight" in shapes else Kind.OTHER_UNET
+    if any(".lora_down." in key or ".lora_A." in key for key in shapes):
+        return Kind.LORA
     if any(key.startswith("E_flame.") for key in shapes):
         return Kind.DECA_ORIGINAL
     if any(key.endswith(("embeddings.patch_embedding.weight", "visual.conv1.weight")) for key in shapes):
@@ -129,21 +129,20 @@ def recognise_tensors(shapes: Shapes) -> Kind:
     return Kind.UNKNOWN
 
 
-def _is_sd2s(shapes: Shapes) -> bool:
-    """Return whether cross-attention has the context width of SD2, 1024."""
-    widths = (shape for key, shape in shapes.items() if key.endswith("attn2.to_k.weight"))
-    return next(widths, ())[-1:] == (1024,)
+def _context_width(shapes: Shapes) -> int:
+    """Return the width of the text that cross-attention takes: 768 in SD1, 1024 in SD2, 2048 in SDXL; 0 if unknown."""
+    widths = (shape[-1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight") and shape)
+    return next(widths, 0)
 
 
 def _controlnet(shapes: Shapes, sdxl: Kind) -> Kind:
     if any("add_embedding." in key or "label_emb." in key for key in shapes):
         return sdxl
-    return Kind.SD2_CONTROLNET if _is_sd2s(shapes) else Kind.SD15_CONTROLNET
+    return Kind.SD2_CONTROLNET if _context_width(shapes) == 1024 else Kind.SD15_CONTROLNET
 
 
 def _checkpoint(shapes: Shapes) -> Kind:
     if "model.diffusion_model.label_emb.0.0.weight" in shapes:
-        # the refiner has one text encoder, SDXL two
-        two_encoders = any(key.startswith("conditioner.embedders.1.") for key in shapes)
-        return Kind.SDXL if two_encoders else Kind.SDXL_REFINER
-    return Kind.SD2 if _is_sd2s(shapes) else Kind.SD15
+        # the refiner's UNet takes one text encoder's tokens, 1280 wide; a checkpoint may come without text encoders
+        return Kind.SDXL_REFINER if _context_width(shapes) == 1280 else Kind.SDXL
+    return Kind.SD2 if _context_width(shapes) == 1024 else Kind.SD15
