@@ -151,7 +151,7 @@ def load_flame(path: Path) -> Flame:
     version = read_index(path).metadata.get("version", str(VERSION))
     if not re.fullmatch("[0-9]{1,9}", version):
         raise FaceSnapError(
-            f"The metadata of {path.name} is invalid (its version is {reason_of(repr(version), 80)}); convert FLAME's "
+            f"The metadata of {path.name} is damaged (its version is {reason_of(repr(version), 80)}); convert FLAME's "
             "generic_model.pkl again."
         )
     if int(version) > VERSION:

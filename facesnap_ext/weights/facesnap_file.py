@@ -154,7 +154,7 @@ def read_info(path: Path) -> FaceSnapInfo:
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = reason_of(error)
         raise FaceSnapError(
-            f"The metadata of {path.name} is missing or invalid ({reason}); use the file as it was published."
+            f"The metadata of {path.name} is damaged ({reason}); use the file as it was published."
         ) from error
     expected = {
         f"{part}.{key}": tuple(t.shape) for part, net in networks.items() for key, t in net.state_dict().items()

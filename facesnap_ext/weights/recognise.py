@@ -90,10 +90,15 @@ def require(path: Path, expected: Kind, advice: str) -> None:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Return whether the file begins like a pickle and was not written by torch, such as FLAME's."""
+    """Return whether the file begins like a pickle and was not written by torch, such as FLAME's.
+
+    A safetensors file, which begins with the length of its JSON header, may begin with the same two bytes.
+    """
     with path.open("rb") as file:
-        start = file.read(2)
-    return len(start) == 2 and start[0] == 0x80 and start[1] in range(2, 6) and not is_torch_file(path)
+        start = file.read(9)
+    is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+    begins_like_one = len(start) > 1 and start[0] == 0x80 and start[1] in range(2, 6)
+    return begins_like_one and not is_safetensors and not is_torch_file(path)
 
 
 def recognise_tensors(shapes: Shapes) -> Kind:

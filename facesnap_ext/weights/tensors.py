@@ -51,13 +51,17 @@ def read_index(path: Path) -> TensorIndex:
 
 
 def read_tensors(
-    path: Path, rename: Callable[[str], str | None] = lambda key: key, dtype: torch.dtype | None = None
+    path: Path,
+    rename: Callable[[str], str | None] = lambda key: key,
+    dtype: torch.dtype | None = None,
+    check: bool = True,
 ) -> dict[str, Tensor]:
     """Read tensors to the CPU, and check their numbers.
 
     Args:
         rename: maps a key of the file to a key of the result; None skips the tensor.
         dtype: floating-point tensors are converted to it; by default, they keep the dtype of the file.
+        check: whether to check types and values, for callers that do not do so themselves.
 
     Raises:
         FaceSnapError: the file is damaged or quantised, or a tensor has numbers of an unsupported type or that are not
@@ -67,7 +71,8 @@ def read_tensors(
 
     def take(key: str, tensor: Tensor) -> None:
         if (name := rename(key)) is not None:
-            _check_numbers(path, key, tensor)
+            if check:
+                _check_numbers(path, key, tensor)
             result[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
             if dtype is not None and dtype is not tensor.dtype and not is_finite(result[name]):
                 raise FaceSnapError(
@@ -110,8 +115,8 @@ def _check_unquantised(path: Path, keys: Iterable[str]) -> None:
     for key in keys:
         if key.endswith(QUANTISED) or ".quant_state." in key:
             raise FaceSnapError(
-                f"{path.name} is quantised (it has {key}), and FaceSnap cannot read such weights; use the original file "
-                "in half or single precision."
+                f"{path.name} is quantised (it has {key}), and FaceSnap cannot read such weights; use the original "
+                "file in half or single precision."
             )
 
 

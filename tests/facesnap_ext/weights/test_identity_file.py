@@ -28,7 +28,7 @@ from facesnap_ext.weights.identity_file import load, safe_name, save
 from facesnap_ext.weights.identity_folder import choose_identity, find_identities
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.search import find_models
-from facesnap_ext.weights.tensors import fingerprint
+from facesnap_ext.weights.tensors import digest_of, fingerprint
 from tests.support.weight_files import KINDS, write
 
 
@@ -192,6 +192,7 @@ def changed(eileen, path, tensors=None, drop=(), **metadata):
     with safe_open(eileen, "pt") as file:
         known = file.metadata()
     content = {key: tensor for key, tensor in {**load_file(eileen), **(tensors or {})}.items() if key not in drop}
+    known["digest"] = digest_of(sorted(content.items()))
     save_file(content, path, {key: value for key, value in {**known, **metadata}.items() if value is not None})
     return path
 
