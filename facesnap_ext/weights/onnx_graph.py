@@ -84,7 +84,7 @@ class _Parser:
             elif number == _MODEL_FUNCTIONS:
                 nodes = (node for inner, node in self.fields(_message(value)) if inner == _FUNCTION_NODE)
                 in_functions.update(*map(self.unbounded, nodes))
-        if graph is None:
+        if graph is None or not graph.outputs:
             raise ValueError("it has no graph")
         return OnnxGraph(graph.inputs, graph.outputs, tuple(sorted({*graph.unbounded, *in_functions})))
 

@@ -13,6 +13,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import faces
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.photos import Photo
+from facesnap_ext.weights.networks import network_hash
 from facesnap_lab.dataset import crops, masks
 from facesnap_lab.dataset.scan import SkippedPhoto
 from facesnap_lab.training.shards import Sample

@@ -107,7 +107,8 @@ def _check_networks(
         The networks that the trained file is made for, see `FaceSnapInfo.networks`.
 
     Raises:
-        FaceSnapError: the shards do not name their recognition model, or two of these were made with different networks.
+        FaceSnapError: the shards do not name their recognition model, or two of these were made with different
+            networks.
     """
     shard, pack = config.shards[0].name, config.face_pack
     if "face_pack" not in in_shards:
@@ -116,16 +117,16 @@ def _check_networks(
         )
     if frozen.arcface is not None and frozen.arcface.content != in_shards["face_pack"]:
         raise FaceSnapError(
-            f"The embeddings in {shard} come from another recognition model than {frozen.arcface.name} in {pack}, which "
-            "the identity loss compares them with; set 'face_pack' to the pack that the shards were built with."
+            f"The embeddings in {shard} come from another recognition model than {frozen.arcface.name} in {pack}, with "
+            "which the identity loss compares them; set 'face_pack' to the pack that the shards were built with."
         )
     networks = {**in_shards, **({"clip": network_hash("clip", config.clip)} if info.mixer.clip_dim else {})}
     for part, expected in info.networks.items():
         if networks.get(part, expected) != expected:
             origin = config.clip.name if part == "clip" else shard
             raise FaceSnapError(
-                f"{config.start.name} was trained with another {TITLES[part]} than {origin}; use the same one, or start "
-                "from a file that has not been trained."
+                f"{config.start.name} was trained with another {TITLES[part]} than {origin}; use the same one, or "
+                "start from a file that has not been trained."
             )
     return networks
 

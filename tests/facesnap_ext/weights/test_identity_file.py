@@ -132,7 +132,7 @@ def test_file_contains_features_but_no_pixels(eileen, astronaut, mirrored):
         assert photo.name.encode() not in content
     assert metadata["name"] == "Eileen"
     assert json.loads(metadata["photos"]) == [astronaut.digest[:10], mirrored.digest[:10]]
-    assert set(metadata) == {"format", "version", "name", "photos", "networks", "facesnap"}
+    assert set(metadata) == {"format", "version", "name", "photos", "networks", "digest", "facesnap"}
 
 
 @pytest.mark.parametrize(
