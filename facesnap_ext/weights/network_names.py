@@ -21,7 +21,10 @@ def parse_networks(text: str) -> dict[str, str]:
     Raises:
         ValueError: it does not map parts to hashes.
     """
-    networks: Any = json.loads(text)
+    try:
+        networks: Any = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("the networks are nested too deeply") from error
     if not isinstance(networks, dict) or not set(networks) <= set(TITLES):
         raise ValueError("the networks are not named by part")
     if not all(isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) for value in networks.values()):

@@ -142,9 +142,7 @@ def test_files_of_one_type_keep_it(tmp_path, dtype):
     assert {key: (tensor.dtype, tensor.data_ptr()) for key, tensor in weights.state_dict().items()} == before
 
 
-@pytest.mark.parametrize(
-    "key", ["x.scale_weight", "scaled_fp8", "a.weight.absmax", "a.weight.quant_state.bitsandbytes__nf4"]
-)
+@pytest.mark.parametrize("key", ["x.scale_weight", "scaled_fp8", "a.weight.absmax", "a.quant_state.bitsandbytes__nf4"])
 @pytest.mark.parametrize("reader", ["init", "convert", "read"])
 def test_quantised_files_are_refused_in_one_sentence(tmp_path, key, reader):
     path = tmp_path / "model.safetensors"
@@ -167,10 +165,10 @@ def test_quantised_files_are_refused_in_one_sentence(tmp_path, key, reader):
 def test_values_that_overflow_the_target_type_are_refused(tmp_path, stand_ins):
     path = tmp_path / "random.safetensors"
     shutil.copy(stand_ins / path.name, path)
+    rewrite(path, lambda tensor: tensor.float().fill_(1e6))
     with pytest.raises(FaceSnapError, match="too large for float16"):
-        rewrite(path, lambda tensor: tensor.fill_(1e6).float())
         facesnap_file.load(path, torch.float16)
-    rewrite(path, lambda tensor: tensor.fill_(1e6).float(), lambda key, tensor: key.endswith("attn2.to_k.weight"))
-    with pytest.raises(FaceSnapError, match="not written because .* in float8_e4m3fn"):
+    rewrite(path, lambda tensor: tensor.float().fill_(1e6), lambda key, tensor: key.endswith("attn2.to_k.weight"))
+    with pytest.raises(FaceSnapError, match="too large for 8 bits"):
         compress(path, tmp_path / "out.safetensors", fp8=True)
     assert not (tmp_path / "out.safetensors").exists()
