@@ -121,14 +121,14 @@ def recognise_tensors(shapes: Shapes) -> Kind:
         return _checkpoint(shapes)
     if "down_blocks.0.resnets.0.conv1.weight" in shapes and "conv_norm_out.weight" in shapes:
         return Kind.SDXL_UNET if "add_embedding.linear_1.weight" in shapes else Kind.OTHER_UNET
-    if any(".lora_down." in key or ".lora_A." in key for key in shapes):
-        return Kind.LORA
     if any(key.startswith("E_flame.") for key in shapes):
         return Kind.DECA_ORIGINAL
     if any(key.endswith(("embeddings.patch_embedding.weight", "visual.conv1.weight")) for key in shapes):
         return Kind.CLIP_VISION
     if any(key.endswith(("text_model.embeddings.token_embedding.weight", "token_embedding.weight")) for key in shapes):
         return Kind.CLIP_TEXT
+    if any(".lora_down." in key or ".lora_A." in key for key in shapes):  # a stray one changes nothing of the above
+        return Kind.LORA
     if any(key.startswith(("decoder.", "first_stage_model.decoder.")) for key in shapes):
         return Kind.VAE
     return Kind.UNKNOWN

@@ -124,7 +124,8 @@ def _entries(folder: Path, warnings: list[str]) -> list[Path]:
             names = sorted(
                 entry.name
                 for entry in entry_iterator
-                if entry.name[0] != "." and (Path(entry.name).suffix.lower() in WEIGHT_SUFFIXES or not _is_plain(entry))
+                if entry.name[0] != "."
+                and (os.path.splitext(entry.name)[1].lower() in WEIGHT_SUFFIXES or not _is_plain(entry))  # noqa: PTH122
             )
     except OSError:
         return []

@@ -194,11 +194,7 @@ def test_deca_is_used_with_flame_2020_only(tmp_path, name, converted):
     if converted:
         write_stand_in_flame(folder / "head.safetensors", 0)
         metadata = {"format": "facesnap-flame", "source": name}
-        save_file(
-            load_file(folder / "head.safetensors"),
-            folder / "a.safetensors",
-            {"format": "facesnap-flame", "source": name},
-        )
+        save_file(load_file(folder / "head.safetensors"), folder / "a.safetensors", metadata)
         (folder / "head.safetensors").unlink()
     else:
         (folder / name).write_bytes(b"\x80\x04N.")
