@@ -209,3 +209,24 @@ def test_deca_is_used_with_flame_2020_only(tmp_path, name, converted):
             load_predictor(files.deca, folder / "a.safetensors")
     write_stand_in_flame(folder / "z.safetensors", 0)
     assert find_models(folder).flame == folder / "z.safetensors"
+
+
+# Recognition models named by their files
+
+
+@pytest.mark.parametrize("expected", ["W600K_R50.onnx", "w600k_r50.onnx", "glintr100.onnx", "GLINTR100.ONNX"])
+@pytest.mark.parametrize("installed", ["buffalo_l", "antelopev2"])
+def test_a_mismatch_names_the_file_and_ignores_case(tmp_path, expected, installed):
+    from facesnap_ext.cache import Cache
+    from facesnap_ext.identity.encoders import Encoders
+    from tests.support.face_packs import PACKS, write_pack
+
+    write_pack(tmp_path / "models" / installed, installed)
+    encoders = Encoders(Cache(), find_models(tmp_path / "models"))
+    if PACKS[installed][-1] == expected.lower():
+        encoders.check_recognition(expected, "mine.safetensors")
+        return
+    with pytest.raises(FaceSnapError, match=rf"^mine\.safetensors is made for {expected}") as error:
+        encoders.check_recognition(expected, "mine.safetensors")
+    assert ("antelopev2," in str(error.value)) == (expected.lower() == "glintr100.onnx")
+    assert "InstantID" not in str(error.value)
