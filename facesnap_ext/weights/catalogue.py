@@ -154,7 +154,7 @@ PARTS = (
         "register, then download FLAME 2023 Open",
         "flame2023_Open.pkl",
         53_000_000,
-        note="not for DECA, whose codes are FLAME 2020's, so FaceSnap does not use it; credit its authors when you publish",
+        note="not for DECA, whose codes are FLAME 2020's, so it is not used; credit its authors when you publish",
     ),
     Part(
         "instantid-identitynet",

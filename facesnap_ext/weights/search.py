@@ -125,7 +125,7 @@ def _entries(folder: Path, warnings: list[str]) -> list[Path]:
                 entry.name
                 for entry in entry_iterator
                 if entry.name[0] != "."
-                and (os.path.splitext(entry.name)[1].lower() in WEIGHT_SUFFIXES or not _is_plain(entry))  # noqa: PTH122
+                and (entry.name.lower().endswith(tuple(WEIGHT_SUFFIXES)) or not _is_plain(entry))
             )
     except OSError:
         return []
