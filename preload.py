@@ -1,7 +1,10 @@
-"""The command-line options that FaceSnap adds to the WebUI's, which reads this file before anything else."""
+"""Command-line options that FaceSnap adds to the WebUI's. The WebUI reads this file before anything else."""
+
+from argparse import ArgumentParser
 
 
-def preload(parser):
+def preload(parser: ArgumentParser) -> None:
+    """Add FaceSnap's options."""
     parser.add_argument(
         "--facesnap-models-dir", metavar="DIR", help="FaceSnap's model folder (default: models/facesnap)"
     )
@@ -10,5 +13,5 @@ def preload(parser):
         metavar="DIR",
         action="append",
         default=[],
-        help="a folder of another program with models that FaceSnap can use, such as ComfyUI's models; may be repeated",
+        help="another program's model folder to search, such as ComfyUI's models; may be repeated",
     )

@@ -1,4 +1,4 @@
-"""`python -m facesnap_ext` is the command `facesnap`."""
+"""`python -m facesnap_ext` runs the extension's commands."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""The `facesnap` command."""
+"""The extension's commands: one module each, which defines the arguments and `run`."""

@@ -1,67 +1,74 @@
-"""Guidance written to files, to look at what FaceSnap makes of a photo without any host."""
+"""`facesnap prepare`: write the conditioning of a photo to files, to inspect it without a WebUI."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+from facesnap_ext.cli.common import print_progress, print_result
 
-from facesnap_ext import photos
-from facesnap_ext.engine import Engine
-from facesnap_ext.identity.faces import Face
-from facesnap_ext.identity.framing import annotate_faces
-from facesnap_ext.landmarks.hints import HINTS
-from facesnap_ext.landmarks.points72 import Landmarks, draw
-from facesnap_ext.settings.unit import Unit
-from facesnap_ext.weights.search import find_models
+if TYPE_CHECKING:
+    from facesnap_ext.identity.faces import Face
+
+HELP = "write a photo's identity tokens, landmarks and landmark image"
 
 
-def prepare(
-    references: Sequence[Path],
-    driving: Path | None,
-    models: Path,
-    out: Path,
-    *,
-    model: str = "",
-    face: int = 0,
-    reference_mode: str = "fused",
-    width: int = 1024,
-    height: int = 1024,
-    progress: Callable[[str], None] = lambda message: None,
-) -> dict[str, Any]:
-    """Prepare photos as a job does and write `tokens.safetensors`, `landmarks.json`, `landmarks.png`, and each photo
-    with its face framed.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("photo", type=Path, nargs="+", help="reference photos of one person")
+    parser.add_argument(
+        "--drive",
+        type=Path,
+        metavar="PHOTO",
+        help="driving photo: its pose and expression are used (default: those of the first reference photo)",
+    )
+    parser.add_argument("--models", type=Path, required=True, help="folder with the model files")
+    parser.add_argument("--model", default="", help="name of the FaceSnap file, if the folder has more than one")
+    parser.add_argument("--face-index", type=int, default=0, help="face to use in each photo (default: 0 = largest)")
+    parser.add_argument(
+        "--reference-mode",
+        choices=("fused", "averaged"),
+        default="fused",
+        help="how several reference photos are combined (default: fused)",
+    )
+    parser.add_argument("--width", type=int, default=1024, help="image width in pixels (default: 1024)")
+    parser.add_argument("--height", type=int, default=1024, help="image height in pixels (default: 1024)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
-    Args:
-        references: photos of one person. driving: whose pose and expression; by default the first reference's own.
-        models: the folder with the model files. face: which face of each reference, by size from the largest.
-        width, height: of the picture that the landmarks are for.
 
-    Returns:
-        What was found and written, ready for JSON.
-
-    Raises:
-        FaceSnapError: a photo or a model file is missing or unfit.
-    """
+def run(options: argparse.Namespace) -> None:
+    """Prepare photos as a job does. Write `tokens.safetensors`, `landmarks.json`, `landmarks.png`, and each photo with
+    a frame around its face."""
+    from PIL import Image
     from safetensors.torch import save_file
 
+    from facesnap_ext import photos
+    from facesnap_ext.engine import Engine
+    from facesnap_ext.identity.framing import annotate_faces
+    from facesnap_ext.landmarks.hints import HINTS
+    from facesnap_ext.settings.unit import Unit
+    from facesnap_ext.weights.search import find_models
+
+    width, height, out = options.width, options.height, options.out
     unit = Unit(
         enabled=True,
-        references=tuple(map(photos.from_path, references)),
-        driving=photos.from_path(driving) if driving else None,
-        face=face,
-        reference_mode=reference_mode,
-        model=model,
+        references=tuple(map(photos.from_path, options.photo)),
+        driving=photos.from_path(options.drive) if options.drive else None,
+        face_index=options.face_index,
+        reference_mode=options.reference_mode,
+        model=options.model,
     )
-    prepared = Engine(lambda: find_models(models)).prepare(unit, width, height, progress=progress)
-    conditioning = prepared.conditioning
+    engine = Engine(lambda: find_models(options.models))
+    prepared = engine.prepare(unit, width, height, progress=print_progress)
+    conditioning, driving = prepared.conditioning, prepared.driving
+    landmarks = conditioning.landmarks
+    assert landmarks is not None
+    assert driving is not None  # without a saved identity, the first reference drives
 
     out.mkdir(parents=True, exist_ok=True)
     save_file({"tokens": conditioning.tokens.contiguous()}, out / "tokens.safetensors")
-    landmarks = conditioning.landmarks
     points = {"width": width, "height": height, "points": landmarks.points.round(2).tolist()}
     (out / "landmarks.json").write_text(json.dumps(points), encoding="utf-8")
     Image.fromarray(HINTS[conditioning.hint](landmarks, width, height)).save(out / "landmarks.png")
@@ -70,24 +77,17 @@ def prepare(
         annotate_faces(face.photo, [face]).save(out / f"reference-{i}.png")
         written.append(f"reference-{i}.png")
     if unit.driving is not None:
-        annotate_faces(prepared.driving.photo, [prepared.driving]).save(out / "driving.png")
+        annotate_faces(driving.photo, [driving]).save(out / "driving.png")
         written.append("driving.png")
-    return {
+    result = {
         "faces": [_describe(face) for face in prepared.references],
-        "driving": _describe(prepared.driving),
+        "driving": _describe(driving),
         "tokens": list(conditioning.tokens.shape),
         "landmarks": len(landmarks.points),
         "notes": list(prepared.notes),
         "written": [str(out / name) for name in written],
     }
-
-
-def overlay(face: Face, landmarks: Landmarks) -> Image.Image:
-    """The photo, darkened, with landmarks in its own pixels drawn over it."""
-    height, width = face.photo.pixels.shape[:2]
-    drawing = draw(landmarks, width, height)
-    pixels = face.photo.pixels // 2
-    return Image.fromarray(pixels + drawing // 2)
+    print_result(result, options.json)
 
 
 def _describe(face: Face) -> dict[str, Any]:

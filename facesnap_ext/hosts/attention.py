@@ -1,4 +1,4 @@
-"""InstantID's adapter half in a UNet: each cross-attention's output gets what its queries see of the identity tokens.
+"""InstantID's adapter half in a UNet: attention to the identity tokens is added to each cross-attention's output.
 
 Hooks on `to_q` and on the output projection, modules that every host's attention calls whichever kernel computes it,
 compose with LoRAs and other adapters and replace nothing. They are reset for each UNet call: no query outlives its
@@ -28,7 +28,7 @@ class Call:
 
     Attributes:
         size: height and width of the latents.
-        is_cond: whether each row belongs to the conditional side.
+        is_cond: whether each row is conditional.
         acting: whether each person acts.
     """
 
@@ -49,14 +49,14 @@ class AdapterHooks:
         self.call: Call | None = None
         self._handles: list[Any] = []
         self._queries: dict[int, Tensor] = {}
-        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # of each layer, by person
-        self._on_device: dict[tuple[int, int], KeysValues] = {}  # by person and layer, where the UNet is
+        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # for each layer, by person
+        self._on_device: dict[tuple[int, int], KeysValues] = {}  # by person and layer, on the UNet's device
 
     def hook(self, unet: nn.Module) -> None:
-        """Put the hooks on a UNet, and remove them from the one before. Without adapters there are no hooks.
+        """Install the hooks on a UNet, and remove them from the previous one. Without adapters there are no hooks.
 
         Raises:
-            FaceSnapError: the UNet has other cross-attentions than an adapter was made for.
+            FaceSnapError: the UNet's cross-attentions are not those that an adapter was made for.
         """
         self.remove()
         people = self.residuals.people
@@ -105,7 +105,7 @@ class AdapterHooks:
         return add
 
     def _attend(self, call: Call, layer: int, queries: Tensor, heads: int) -> Tensor | None:
-        """What everyone's tokens add to the attention's output [R, N, width]; None if no one acts."""
+        """The contribution of everyone's tokens to the attention's output [R, N, width]; None if no one acts."""
         who = tuple(i for i, acts in enumerate(call.acting) if acts)
         total = None
         for position, i in enumerate(who):
@@ -114,8 +114,8 @@ class AdapterHooks:
                 continue
             if len(queries) != len(call.is_cond):
                 raise FaceSnapError(
-                    "Another extension splits the rows of the UNet call, so InstantID's adapter cannot tell the sides "
-                    "apart; disable that extension or set the adapter weight to 0."
+                    "Another extension splits the rows of the UNet call, so InstantID's adapter cannot tell "
+                    "conditional from unconditional rows; disable that extension or set the adapter weight to 0."
                 )
             sides = [0 if cond else 1 for cond in call.is_cond]
             keys, values = (part[sides] for part in self._moved(i, layer, queries))

@@ -1,7 +1,7 @@
 """How an error reaches the browser.
 
-Hosts swallow the exceptions of scripts and go on to an image of another person. A job that must stop is therefore
-*refused*: the refusal is kept with the job, and raised in the first UNet call, where hosts do show errors.
+Hosts swallow the exceptions of scripts and would continue with an image of a different person. A job that must stop is
+therefore *refused*: the refusal is kept with the job, and raised in the first UNet call, where hosts do show errors.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from facesnap_ext.errors import FaceSnapError
 class Refusal:
     """Why a job must stop.
 
-    It holds the sentence alone. An exception's traceback would keep the whole job alive, and hooks are removed when
-    their job goes.
+    It only holds the sentence. An exception's traceback would keep the whole job alive, whereas hooks are removed when
+    their job is deleted.
     """
 
     message: str

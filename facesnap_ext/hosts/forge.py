@@ -2,8 +2,8 @@
 
 Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument, rows
 are marked by `cond_or_uncond` alone, `model_sampling` replaces `predictor`), which duck typing covers. Before each
-evaluation of the UNet `on_cfg_denoiser` says how far the pass is. Sigmas would give the fraction of the whole noise
-schedule, of which hires fix and img2img only run the end. An adapter's hooks are on the UNet itself, which all jobs
+evaluation of the UNet `on_cfg_denoiser` reports the progress of the pass. Sigmas would give the fraction of the whole
+noise schedule, but hires fix and img2img run only its end. An adapter's hooks are on the UNet itself, which all jobs
 share: they act only in calls whose options were marked by their own control.
 """
 
@@ -33,8 +33,8 @@ class ControlLink:
 
     Attributes:
         previous_controlnet, transformer_options: read and written by the hosts.
-        progress: how far the pass is, from 0 to 1.
-        finalizer: takes the link out of the chain when its job goes.
+        progress: progress of the pass, from 0 to 1.
+        finalizer: removes the link from the chain when its job is deleted.
     """
 
     def __init__(self, p: Any):
@@ -78,7 +78,7 @@ class ControlLink:
             x_noisy: unscaled latents [R, C, h, w].
             t: sigmas [R].
             cond: the call's conditions; `y` is the pooled text and sizes.
-            rest: the number of chunks; then in reForge the call's transformer options.
+            rest: the number of chunks, followed in reForge by the call's transformer options.
         """
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class ControlLink:
 
 
 class RefusalControl(ControlLink):
-    """The control of a job that must stop: its first UNet call raises."""
+    """The control of a job that must stop: its first UNet call raises an error."""
 
     def __init__(self, p: Any, refusal: Refusal):
         super().__init__(p)
@@ -108,7 +108,8 @@ class FaceSnapControl(ControlLink):
     """The control that adds the residuals of all people, and their adapters' attention.
 
     Args:
-        patchers: of the FFRNets, for the host's memory management; the host keeps only weak references to them.
+        patchers: the FFRNets' model patchers, for the host's memory management; the host keeps only weak references to
+            them.
     """
 
     def __init__(self, p: Any, people: Sequence[Conditioning], patchers: Sequence[Any] = ()):
@@ -137,7 +138,7 @@ class FaceSnapControl(ControlLink):
         return merge({"input": [], "middle": [middle], "output": skips}, previous)
 
     def hook(self, unet: nn.Module) -> None:
-        """Put the adapters' hooks on a UNet.
+        """Install the adapters' hooks on a UNet.
 
         Raises:
             FaceSnapError: see `AdapterHooks.hook`.
@@ -158,7 +159,8 @@ class FaceSnapControl(ControlLink):
 
 
 def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
-    """Add two controls, either of which may have gaps. The lists are new, because the UNet empties those it gets."""
+    """Add two controls, either of which may have gaps. The lists are new, because the UNet empties those it is
+    given."""
     merged: Control = {}
     for part, residuals in own.items():
         others: list[Tensor | None] = list(previous.get(part, [])) if previous is not None else []
@@ -174,11 +176,11 @@ def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
 def attach(p: Any, people: Sequence[Conditioning]) -> None:
     """Condition the sampling pass that is about to begin, or refuse the job if its checkpoint does not fit.
 
-    Without people the pass is left alone and has all of the GPU's memory.
+    Without people, the pass is not changed and can use all of the GPU's memory.
     """
     detach(p)  # hires fix first calls this on a UNet that still carries the first pass's control
     if not people:
-        offload()  # the host forgets the networks of earlier jobs and leaves them in GPU memory
+        offload()  # the host loses track of the networks of earlier jobs and leaves them in GPU memory
         return
     unet = p.sd_model.forge_objects.unet.clone()
     patchers = []
@@ -208,12 +210,12 @@ def _add_control(p: Any, unet: Any, control: ControlLink) -> None:
     unet.add_patched_controlnet(control)
     p.sd_model.forge_objects.unet = unet
     _attached = weakref.ref(control)
-    # an exception ends the job without notice; `detach` calls the finalizer off, or residuals would stay until then
+    # an exception can end the job without `detach`; without the finalizer, the residuals would then stay in memory
     control.finalizer = weakref.finalize(p, _forget, weakref.ref(p.sd_model), control)
 
 
 def detach(p: Any) -> None:
-    """Take every FaceSnap control out of the current UNet's chain."""
+    """Remove every FaceSnap control from the current UNet's chain."""
     global _attached
     if _attached is not None and (control := _attached()) is not None:
         control.finalizer.detach()
@@ -224,7 +226,7 @@ def detach(p: Any) -> None:
 
 
 def _forget(model: weakref.ref[Any], control: ControlLink) -> None:
-    """Take a control out when its job is gone. The model may be gone too, if a refiner replaced it in memory."""
+    """Remove a control when its job is deleted. By then, a refiner may have replaced the model in memory."""
     if model() is not None:
         _take_out(model(), lambda link: link is control)
     control.unhook()
@@ -254,7 +256,7 @@ def _compute_dtype(unet: Any) -> Any:
 
 
 def on_cfg_denoiser(params: Any) -> None:
-    """Note how far the pass is; register once with `script_callbacks.on_cfg_denoiser`."""
+    """Record the progress of the pass; register once with `script_callbacks.on_cfg_denoiser`."""
     denoiser = params.denoiser
     if (control := _control_of(denoiser.p)) is None:
         return

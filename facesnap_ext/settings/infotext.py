@@ -10,7 +10,7 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit, defaults, to_values
 
 MARK = "FaceSnap"  # the parameter that says FaceSnap made the image, with its version
-DIGITS = 10  # of a photo's hash
+DIGITS = 10  # digits of a photo's hash in infotext
 PHOTOS = ("references", "driving", "mask")
 DEFAULTS = {name: default for name, default in defaults().items() if name != "enabled"}
 OLD_NAMES = {  # in infotext of development versions
@@ -42,7 +42,7 @@ def to_infotext(units: Mapping[int, Unit]) -> dict[str, Any]:
 
 
 def from_infotext(parameters: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A unit's settings by name, without photos; settings that the text does not name have their defaults.
+    """A unit's settings by name, without photos; settings that the text does not name keep their defaults.
 
     Args:
         parameters: as the host parses them, name to text. Names and values of earlier versions are understood.

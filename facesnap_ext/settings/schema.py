@@ -38,7 +38,7 @@ def unit_schema() -> dict[str, Any]:
         "items": weight,
         "anyOf": [{"maxItems": 0}, {"minItems": BLOCKS, "maxItems": BLOCKS}],
     }
-    properties["enabled"]["default"] = True  # a person who is sent is enabled unless the client says otherwise
+    properties["enabled"]["default"] = True  # a person in the request is enabled unless the client says otherwise
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "FaceSnap: one person in the image",

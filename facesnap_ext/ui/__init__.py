@@ -1,1 +1,1 @@
-"""The accordion, the panel of model files, and the HTTP routes."""
+"""The page and the HTTP API: the accordion, the panel of model files, and the routes."""

@@ -1,4 +1,4 @@
-"""The page's panel of model files: what there is of every part, what is missing, and the buttons to get it."""
+"""The panel of model files: what was found for each part, what is missing, and the buttons that download it."""
 
 from __future__ import annotations
 
@@ -10,137 +10,141 @@ from typing import Any
 import gradio as gr
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ui import accordion as page
+from facesnap_ext.ui import accordion
+from facesnap_ext.ui.errors import problem
 from facesnap_ext.weights import download
 from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, PARTS, TO_BEGIN, Part
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import ModelFile, Role, compute_hashes, format_size, list_models
 
-ROLE_WORDS = {
+ROLE_LABELS = {
     "facesnap": "FaceSnap",
-    "face_pack": "Face pack",
+    "face_pack": "Face model pack",
     "clip": "CLIP-ViT-H",
     "deca": "DECA",
     "flame": "FLAME",
     "instantid": "InstantID",
 }
-EVERY = 0.5  # seconds between two looks at a download
+POLL_INTERVAL = 0.5  # seconds between two updates of a download's progress
 
 
 def html(roles: Sequence[Role], files: ModelFiles) -> str:
-    """HTML of everything that is known about the model files, as `list_models` found it."""
+    """HTML of all parts as `list_models` returns them, and of the folders that were searched."""
     rows = "".join(map(_role, roles))
-    elsewhere = ", ".join(str(place) for place in files.elsewhere)
-    also = f"Also looked at: {escape(elsewhere)}.<br>" if elsewhere else ""
-    also += "Others, such as a ComfyUI's <code>models</code>: <code>--facesnap-also-look-in</code> FOLDER.<br>"
+    elsewhere = ", ".join(str(folder) for folder in files.elsewhere)
+    searched = f"Also searched: {escape(elsewhere)}.<br>" if elsewhere else ""
+    searched += (
+        "To search another folder, such as ComfyUI's <code>models</code>, start the WebUI with "
+        "<code>--facesnap-also-look-in</code> FOLDER.<br>"
+    )
     begin = "" if files.facesnap else f"<p><b>{escape(TO_BEGIN)}</b></p>"
-    passed_over = f"<p>Passed over: {escape(' '.join(files.passed_over))}</p>" if files.passed_over else ""
+    passed_over = f"<p>Skipped: {escape(' '.join(files.passed_over))}</p>" if files.passed_over else ""
     gaps = "".join(f"<li>{escape(gap)}</li>" for gap in COMMERCIAL_GAPS)
     return (
-        f"<div class='facesnap-models'>FaceSnap's own folder: {escape(str(files.folder))}.<br>{also}{begin}"
-        f"<table><tr><th>Part</th><th>There is</th><th>To be had</th></tr>{rows}</table>{passed_over}"
-        f"A set-up for commercial use has {escape(COMMERCIAL_AVAILABLE)}. It lacks:<ul>{gaps}</ul></div>"
+        f"<div class='facesnap-models'>Model folder: {escape(str(files.folder))}.<br>{searched}{begin}"
+        f"<table><tr><th>Part</th><th>Found</th><th>Available</th></tr>{rows}</table>{passed_over}"
+        f"Available for commercial use: {escape(COMMERCIAL_AVAILABLE)}. Not available:<ul>{gaps}</ul></div>"
     )
 
 
 def progress_html(jobs: Sequence[download.Job]) -> str:
-    """HTML of how far downloads are, and of what became of them."""
+    """HTML of the downloads: the progress of those that are running, and the outcome of the others."""
     lines = []
     for job in jobs:
         if job.state == "running":
-            share = 100 * job.done / job.part.size
-            text = f"{job.part.title}: {format_size(job.done)} of {format_size(job.part.size)} ({share:.0f} %)"
-            lines.append(f"{escape(text)}<br><progress max='100' value='{share:.1f}'></progress>")
+            percent = 100 * job.done / job.part.size
+            text = f"{job.part.title}: {format_size(job.done)} of {format_size(job.part.size)} ({percent:.0f} %)"
+            lines.append(f"{escape(text)}<br><progress max='100' value='{percent:.1f}'></progress>")
         else:
-            lines.append(page.problem(job.message) if job.state == "failed" else escape(job.message))
+            lines.append(problem(job.message) if job.state == "failed" else escape(job.message))
     return "<br>".join(lines)
 
 
 def panel(
-    found: ModelFiles,
+    files: ModelFiles,
     find_models: Callable[[], ModelFiles],
-    ident: Callable[[str], str],
+    ident: accordion.Ident,
     status: Any,
-    choices: Sequence[Any],
+    model_lists: Sequence[Any],
 ) -> None:
-    """Draw the panel, closed, and make its buttons answer.
+    """Create the panel, closed, and connect its buttons.
 
     Args:
-        found: what `find_models` has found when the page is drawn.
-        ident: makes an element's id of a name.
-        status, choices: what else on the page says which files are there: `page.status`, and lists of FaceSnap files.
+        files: the current result of `find_models`.
+        status: the component with `accordion.status`, which the buttons update.
+        model_lists: the components that list the FaceSnap files, which the buttons update as well.
     """
 
-    def look(problem: str = "") -> tuple[Any, ...]:
-        files = find_models()
-        progress = page.problem(problem) if problem else progress_html(download.jobs())
-        lists = [gr.update(choices=page.model_choices(files)) for _ in choices]
-        return progress, html(list_models(files), files), page.status(files), *lists
+    def refresh(error: str = "") -> tuple[Any, ...]:
+        current = find_models()
+        progress = problem(error) if error else progress_html(download.jobs())
+        lists = [gr.update(choices=accordion.model_choices(current)) for _ in model_lists]
+        return progress, html(list_models(current), current), accordion.status(current), *lists
 
     def hash_all() -> tuple[Any, ...]:
         try:
             compute_hashes(find_models())
         except FaceSnapError as error:
-            return look(str(error))
-        return look()
+            return refresh(str(error))
+        return refresh()
 
-    def getting(name: str) -> Callable[[], Iterator[tuple[Any, ...]]]:
-        def get() -> Iterator[tuple[Any, ...]]:
+    def download_part(name: str) -> Callable[[], Iterator[tuple[Any, ...]]]:
+        def run() -> Iterator[tuple[Any, ...]]:
             try:
                 job = download.start(name, find_models())
             except FaceSnapError as error:
-                yield look(str(error))
+                yield refresh(str(error))
                 return
             while job.state == "running":
-                yield progress_html(download.jobs()), *(gr.update() for _ in shown[1:])
-                time.sleep(EVERY)
-            yield look()
+                yield progress_html(download.jobs()), *(gr.update() for _ in outputs[1:])
+                time.sleep(POLL_INTERVAL)
+            yield refresh()
 
-        return get
+        return run
 
     def stop_all() -> None:
         for job in download.jobs():
             job.stop.set()
 
     with gr.Accordion("Model files", open=False, elem_id=ident("models")):
-        table = gr.HTML(html(list_models(found), found), elem_id=ident("models_table"))
+        table = gr.HTML(html(list_models(files), files), elem_id=ident("models_table"))
         progress = gr.HTML(elem_id=ident("models_progress"))
-        shown = [progress, table, status, *choices]
+        outputs = [progress, table, status, *model_lists]
         with gr.Row():
-            gr.Button("Look again", elem_id=ident("models_again")).click(look, [], shown, show_progress=False)
-            gr.Button("Compute hashes", elem_id=ident("models_hash")).click(hash_all, [], shown)
+            gr.Button("Refresh", elem_id=ident("models_again")).click(refresh, [], outputs, show_progress=False)
+            gr.Button("Compute hashes", elem_id=ident("models_hash")).click(hash_all, [], outputs)
             stop = gr.Button("Stop downloads", elem_id=ident("models_stop"))
-            stop.click(stop_all, [], [], queue=False)  # not behind the download in the queue
+            stop.click(stop_all, [], [], queue=False)  # the queue is busy with the download
         with gr.Row():
             for part in (part for part in PARTS if part.url):
                 text = f"Download {part.title} ({format_size(part.size)})"
                 button = gr.Button(text, elem_id=ident(f"models_get_{part.name}"))
-                button.click(getting(part.name), [], shown, show_progress=False)
+                button.click(download_part(part.name), [], outputs, show_progress=False)
 
 
 def _role(role: Role) -> str:
-    title = f"<b>{ROLE_WORDS[role.name]}</b>{'' if role.needed else ' (optional)'}<br>{escape(role.purpose)}"
-    there = "".join(map(_holding, role.found))
-    if not there:
-        there = page.problem("missing") if role.needed and role.missing else "none"
-    return f"<tr><td>{title}</td><td>{there}</td><td>{''.join(map(_way, role.options))}</td></tr>"
+    title = f"<b>{ROLE_LABELS[role.name]}</b>{'' if role.needed else ' (optional)'}<br>{escape(role.purpose)}"
+    found = "".join(map(_model_file, role.found))
+    if not found:
+        found = problem("missing") if role.needed and role.missing else "none"
+    return f"<tr><td>{title}</td><td>{found}</td><td>{''.join(map(_option, role.options))}</td></tr>"
 
 
-def _holding(holding: ModelFile) -> str:
-    lines = [escape(holding.path if holding.used else f"{holding.path} (not used)"), escape(f"this is {holding.kind}")]
-    for file in holding.files:
+def _model_file(model: ModelFile) -> str:
+    lines = [escape(model.path if model.used else f"{model.path} (not used)"), escape(f"This is {model.kind}.")]
+    for file in model.files:
         digest = f", SHA-256 <code title='{file.sha256}'>{file.sha256[:12]}…</code>" if file.sha256 else ""
         verdict = f" ({escape(file.verdict)})" if file.verdict else ""
         lines.append(f"{escape(file.name)}: {format_size(file.size)}{digest}{verdict}")
-    if holding.licence:
-        lines.append(f"licence: {escape(holding.licence)}")
+    if model.licence:
+        lines.append(f"Licence: {escape(model.licence)}")
     return f"<p>{'<br>'.join(lines)}</p>"
 
 
-def _way(part: Part) -> str:
+def _option(part: Part) -> str:
     link = f" (<a href='{escape(part.page)}' target='_blank' rel='noopener'>page</a>)" if part.page else ""
     note = f"<br>{escape(part.note)}" if part.note else ""
     return (
-        f"<p><b>{escape(part.title)}</b>, {format_size(part.size)}: {escape(part.how_to_get)}{link}; put it as "
+        f"<p><b>{escape(part.title)}</b>, {format_size(part.size)}: {escape(part.how_to_get)}{link}; save it as "
         f"<code>{escape(part.target)}</code><br>{escape(part.licence)}: {part.use}{note}</p>"
     )

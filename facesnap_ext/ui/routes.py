@@ -1,10 +1,10 @@
-"""HTTP routes under /facesnap/ beside those of the WebUI's own API: what a client may ask before a job.
+"""HTTP routes under /facesnap/, next to those of the WebUI's own API, for what a client needs to know before a job.
 
     GET  /facesnap/version    {"version": "…"}
-    GET  /facesnap/schema     what a job's `alwayson_scripts.FaceSnap.args` may hold for each person, in JSON Schema
-    GET  /facesnap/models     which model files are there, by name, and where the missing ones go; "parts": everything
-                              that is known of each (`model_list.Role`); "downloads": how far they are
-    POST /facesnap/models/get   {"part": "<a name of the catalogue>"} → {"part", "done", "size", "state", "message"}
+    GET  /facesnap/schema     JSON Schema of one person's dictionary in a job's `alwayson_scripts.FaceSnap.args`
+    GET  /facesnap/models     installed model files by name; "missing": where to put each missing one; "parts":
+                              everything known about each part (`model_list.Role`); "downloads": their progress
+    POST /facesnap/models/get   {"part": "<name in the catalogue>"} → {"part", "done", "size", "state", "message"}
     POST /facesnap/models/stop  likewise
     POST /facesnap/detect     {"photos": ["<base64>", …]}
                               → {"photos": [{"width", "height", "faces": [{"box": [l, t, r, b], "score", "padded"}]}]}
@@ -12,14 +12,16 @@
                               optional
                               → {"rig", "points": [72][2] or null, "place": {"x", "y", "size"} or null}
 
-Boxes are pixels of the upright photo, faces by size from the largest. `rig` is what `facesnapPose` of the page's script
-wants (`poses.for_browser`). `points` are parts of width and height: of the output picture where these are given, else
-of the driving photo. Photos are base64, plain or as data URLs, and never a path or an address. What goes wrong is
-`{"detail": "<a sentence>"}`: 400 for a request that cannot be read, 401 without the host's --api-auth or the page's own
-login, 413 for one too large, 422 for photos and files that do not do, 500 for what is FaceSnap's own fault.
+Boxes are in pixels of the upright photo. Faces are ordered by size, the largest first. `rig` is for `facesnapAttach` in
+javascript/facesnap_canvas.js (see `poses.for_browser`). `points` are fractions of the width and height of the output
+image if these are given, otherwise of the driving photo. Photos are base64, plain or as data URLs, never paths or URLs.
+
+An error is answered with `{"detail": "<one sentence>"}` by `add_routes`: 400 for a malformed request, 401 without the
+credentials of the host's --api-auth or a session of the page's login, 413 for a request that is too large, 422 for
+unusable photos or model files, 500 for an internal error.
 """
 
-# no postponed annotations here: FastAPI reads those of the endpoints, whose types are imported at first use
+# No postponed annotations here: FastAPI evaluates those of the endpoints, whose types are imported at first use.
 
 import base64
 import binascii
@@ -40,14 +42,18 @@ from facesnap_ext.weights.model_files import MISSING_MESSAGES, ModelFiles
 from facesnap_ext.weights.model_list import list_models, to_json
 
 MAX_BODY = 32 * 2**20  # bytes of a request
-MAX_PHOTOS = 16  # of one request
-MAX_SIDE = 16384  # pixels of an output picture
+MAX_PHOTOS = 16  # in one request
+MAX_SIDE = 16384  # pixels of an output image
+MAX_FACE_INDEX = 999
 
 log = logging.getLogger("facesnap")
 
+Values = dict[str, Any]
+"""A JSON object: the body of a request, or an answer."""
+
 
 class RequestError(Exception):
-    """A request that cannot be answered, with its HTTP status and a sentence."""
+    """A request that cannot be answered, with an HTTP status and one sentence."""
 
     def __init__(self, status: int, sentence: str):
         super().__init__(sentence)
@@ -63,26 +69,24 @@ def add_routes(
     """Add the routes to a host's FastAPI app.
 
     Args:
-        engine: gives the process's one engine; asked at the first request that needs it.
-        api_auth: the host's `cmd_opts.api_auth`, "user:password" and more of them after commas. With it every route
-            wants HTTP Basic credentials, as the host's own API does, or that of a page with a login; see `admitted`.
+        engine: returns the engine of this process. It is called only for requests that need it.
+        api_auth: the host's `cmd_opts.api_auth`: "user:password", several of them separated by commas. See `admitted`.
     """
     from fastapi import Request
     from fastapi.responses import JSONResponse
     from starlette.concurrency import run_in_threadpool
 
-    async def answer(request: Request, compute: Callable[[dict], dict], changes: bool) -> JSONResponse:
+    async def answer(request: Request, compute: Callable[[Values], Values], json_only: bool) -> JSONResponse:
         headers = {}
         try:
             if not admitted(request, api_auth):
                 headers = {"WWW-Authenticate": "Basic"} if api_auth else {}
-                raise RequestError(
-                    401, "Log in to the page, or start the WebUI with --api-auth and send its user by HTTP Basic."
-                )
+                advice = "or start the WebUI with --api-auth and send that user and password by HTTP Basic"
+                raise RequestError(401, f"Log in to the page, {advice}.")
             values = await _values(request) if request.method == "POST" else {}
-            if changes and not _is_json(request):
-                raise RequestError(400, "Send this with Content-Type: application/json, which no foreign page can.")
-            # not in the event loop, which serves everybody else meanwhile
+            if json_only and not _is_json(request):
+                raise RequestError(400, "This route requires the header Content-Type: application/json; add it.")
+            # in a thread, so that the event loop stays free for other requests
             return JSONResponse(await run_in_threadpool(compute, values))
         except RequestError as error:
             status, sentence = error.status, str(error)
@@ -91,19 +95,19 @@ def add_routes(
         except Exception as error:
             log.exception("FaceSnap failed to answer %s", request.url.path)
             status = 500
-            sentence = f"FaceSnap failed ({type(error).__name__}); the console has the whole story, please report it."
+            sentence = f"FaceSnap failed ({type(error).__name__}); please report it with the traceback in the console."
         return JSONResponse({"detail": sentence}, status, headers)
 
     def add(
         path: str,
         method: str,
         summary: str,
-        compute: Callable[[dict], dict],
-        schema: dict | None = None,
-        changes: bool = False,  # something here, so that no form of a foreign page may reach it
+        compute: Callable[[Values], Values],
+        schema: Values | None = None,
+        json_only: bool = False,  # for requests with side effects: a form on another site cannot send this type
     ) -> None:
-        async def endpoint(request: Request):
-            return await answer(request, compute, changes)
+        async def endpoint(request: Request) -> JSONResponse:
+            return await answer(request, compute, json_only)
 
         body = {"required": True, "content": {"application/json": {"schema": schema}}}
         extra = {"openapi_extra": {"requestBody": body}} if schema else {}
@@ -116,34 +120,34 @@ def add_routes(
     add("/facesnap/models/get", "POST", "Download a part", lambda values: get_part(find_models(), values), PART, True)
     add("/facesnap/models/stop", "POST", "Stop a download", stop_part, PART, True)
     add("/facesnap/detect", "POST", "Faces in photos", lambda values: detect(engine(), values), DETECT)
-    add("/facesnap/landmarks", "POST", "Points of a pose", lambda values: landmarks(engine(), values), LANDMARKS)
+    add("/facesnap/landmarks", "POST", "Landmarks of a pose", lambda values: landmarks(engine(), values), LANDMARKS)
 
 
 def admitted(request: Any, api_auth: str | None) -> bool:
-    """Whether a request may be answered: it has the session of somebody who is logged in to the page, or a user and
-    password of --api-auth; or the host wants neither."""
-    page = getattr(request.app, "auth", None)  # of gradio's app, None without --gradio-auth
-    if page and any(value in request.app.tokens for value in request.cookies.values()):
+    """Whether a request may be answered: it has a session of the page's login or credentials of --api-auth, or the host
+    requires neither."""
+    login = getattr(request.app, "auth", None)  # on gradio's app; None without --gradio-auth
+    if login and any(value in request.app.tokens for value in request.cookies.values()):
         return True
-    return authorised(request.headers.get("authorization"), api_auth) if api_auth else not page
+    return authorised(request.headers.get("authorization"), api_auth) if api_auth else not login
 
 
 def authorised(header: str | None, api_auth: str | None) -> bool:
-    """Whether an Authorization header has a user and password of the host's --api-auth, compared in constant time."""
+    """Whether an Authorization header matches the host's --api-auth, compared in constant time."""
     if not api_auth:
         return True
     scheme, _, encoded = (header or "").partition(" ")
     try:
-        given = base64.b64decode(encoded.strip(), validate=True) if scheme.lower() == "basic" else b""
+        credentials = base64.b64decode(encoded.strip(), validate=True) if scheme.lower() == "basic" else b""
     except (binascii.Error, ValueError):
-        given = b""
-    # "user:password" as a whole: every pair is compared, so that the time tells nothing
-    matches = [hmac.compare_digest(given, pair.encode()) for pair in api_auth.split(",") if ":" in pair]
+        credentials = b""
+    # compare with every "user:password", so that the time reveals nothing
+    matches = [hmac.compare_digest(credentials, pair.encode()) for pair in api_auth.split(",") if ":" in pair]
     return any(matches)
 
 
-def describe_models(files: ModelFiles) -> dict[str, Any]:
-    """Model files by name, what is missing with where it goes, and what was passed over and why."""
+def describe_models(files: ModelFiles) -> Values:
+    """The model files by name, the missing ones, those that were skipped, and the downloads."""
     paths = {part: getattr(files, part) for part in MISSING_MESSAGES if part != "facesnap"}
     names = {part: path and path.name for part, path in paths.items()}
     return {
@@ -156,59 +160,70 @@ def describe_models(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def get_part(files: ModelFiles, values: dict[str, Any]) -> dict[str, Any]:
-    """Start the download of a part, and say how far it is."""
+def get_part(files: ModelFiles, values: Values) -> Values:
+    """Start downloading a part, and return the progress."""
     return _job(download.start(_part_name(values), files))
 
 
-def stop_part(values: dict[str, Any]) -> dict[str, Any]:
-    """Stop the download of a part; what has arrived is kept."""
+def stop_part(values: Values) -> Values:
+    """Stop downloading a part, and return the progress. What has been received is kept."""
     name = _part_name(values)
     for job in download.jobs():
         if job.part.name == name:
             job.stop.set()
             return _job(job)
-    raise RequestError(400, "FaceSnap downloads no part of this name.")
+    raise RequestError(400, "No download of a part with this name has been started.")
 
 
-def detect(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:
-    """The faces in each photo; a photo without one has none."""
-    _known(values, DETECT)
-    given = values.get("photos")
-    if not isinstance(given, list) or not 0 < len(given) <= MAX_PHOTOS:
-        raise RequestError(400, f"FaceSnap's photos must be a list of 1 to {MAX_PHOTOS} pictures in base64.")
+def detect(engine: Engine, values: Values) -> Values:
+    """The faces in each photo."""
+    _check_names(values, DETECT)
+    images = values.get("photos")
+    if not isinstance(images, list) or not 0 < len(images) <= MAX_PHOTOS:
+        raise RequestError(400, f"FaceSnap's photos must be a list of 1 to {MAX_PHOTOS} images in base64.")
     encoders = engine.encoders(engine.files())
-    found = []
-    for number, text in enumerate(given, 1):
+    results = []
+    for number, text in enumerate(images, 1):
         photo = _photo(text, f"Photo {number}")
-        faces = encoders.faces(photo)
+        faces = [
+            {"box": face.box.tolist(), "score": float(face.score), "padded": face.padded}
+            for face in encoders.faces(photo)
+        ]
         height, width = photo.pixels.shape[:2]
-        described = [{"box": face.box.tolist(), "score": float(face.score), "padded": face.padded} for face in faces]
-        found.append({"width": width, "height": height, "faces": described})
-    return {"photos": found}
+        results.append({"width": width, "height": height, "faces": faces})
+    return {"photos": results}
 
 
-def landmarks(engine: Engine, values: dict[str, Any]) -> dict[str, Any]:
-    """The rig of a person, and the points of a photo's pose."""
-    _known(values, LANDMARKS)
+def landmarks(engine: Engine, values: Values) -> Values:
+    """The rig of a person, and the landmarks of a photo's pose."""
+    _check_names(values, LANDMARKS)
     reference, driving = (
         _photo(values[name], title) if values.get(name) else None
         for name, title in (("reference", "Reference photo"), ("driving", "Driving photo"))
     )
     if ("width" in values) != ("height" in values):
-        raise RequestError(400, "FaceSnap's width and height belong together: give both, or none.")
-    size = tuple(_number(values, name, 1, MAX_SIDE) for name in ("width", "height")) if "width" in values else None
-    which, driving_which = (_number({name: 0, **values}, name, 0, 999) for name in ("face_index", "driving_face_index"))
-    rig, found = engine.preview(reference, driving, size, which, driving_which)
+        raise RequestError(400, "FaceSnap's width and height belong together; give both or neither.")
+    size = None
+    if "width" in values:
+        size = _integer(values, "width", 1, MAX_SIDE), _integer(values, "height", 1, MAX_SIDE)
+    face_index, driving_face_index = (
+        _integer({name: 0, **values}, name, 0, MAX_FACE_INDEX) for name in ("face_index", "driving_face_index")
+    )
+    rig, predicted = engine.preview(reference, driving, size, face_index, driving_face_index)
     points = place = None
-    if found is not None:
-        points = (found.points / (found.width, found.height)).tolist()
-        place = dict(zip(("x", "y", "size"), placement(found)))
+    if predicted is not None:
+        points = (predicted.points / (predicted.width, predicted.height)).tolist()
+        place = dict(zip(("x", "y", "size"), placement(predicted)))
     return {"rig": for_browser(rig), "points": points, "place": place}
 
 
 _SIDE = {"type": "integer", "minimum": 1, "maximum": MAX_SIDE}
-_WHICH = {"type": "integer", "minimum": 0, "default": 0, "description": "which face, by size from the largest"}
+_FACE_INDEX = {
+    "type": "integer",
+    "minimum": 0,
+    "default": 0,
+    "description": "index of the face by size; 0 is the largest",
+}
 DETECT = {
     "type": "object",
     "properties": {"photos": {"type": "array", "items": IMAGE, "minItems": 1, "maxItems": MAX_PHOTOS}},
@@ -216,30 +231,30 @@ DETECT = {
 }
 PART = {
     "type": "object",
-    "properties": {"part": {"type": "string", "description": "what the catalogue calls it"}},
+    "properties": {"part": {"type": "string", "description": "name of the part in the catalogue"}},
     "required": ["part"],
 }
 LANDMARKS = {
     "type": "object",
     "properties": {
         "reference": IMAGE,
-        "face_index": _WHICH,
+        "face_index": _FACE_INDEX,
         "driving": IMAGE,
-        "driving_face_index": _WHICH,
+        "driving_face_index": _FACE_INDEX,
         "width": _SIDE,
         "height": _SIDE,
     },
 }
 
 
-def _part_name(values: dict[str, Any]) -> str:
-    _known(values, PART)
+def _part_name(values: Values) -> str:
+    _check_names(values, PART)
     if not isinstance(name := values.get("part"), str):
-        raise RequestError(400, "FaceSnap's part is the name of one in the catalogue, as text.")
+        raise RequestError(400, "FaceSnap's part must be a string, the name of a part in the catalogue.")
     return name
 
 
-def _job(job: download.Job) -> dict[str, Any]:
+def _job(job: download.Job) -> Values:
     return {
         "part": job.part.name,
         "done": job.done,
@@ -253,36 +268,36 @@ def _is_json(request: Any) -> bool:
     return request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
 
 
-async def _values(request: Any) -> dict[str, Any]:
-    """The JSON object in a request, which is read no further than `MAX_BODY`."""
+async def _values(request: Any) -> Values:
+    """The JSON object in a request. Reading stops at `MAX_BODY`."""
     body = bytearray()
     async for part in request.stream():
         body += part
         if len(body) > MAX_BODY:
-            raise RequestError(413, f"The request has more than {MAX_BODY // 2**20} MB: send smaller pictures.")
+            raise RequestError(413, f"The request is larger than {MAX_BODY // 2**20} MB; send smaller images.")
     try:
         values = json.loads(bytes(body))
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise RequestError(400, "The request is not a JSON object; see /docs for what FaceSnap's routes take.")
+        raise RequestError(400, "The request is not a JSON object; /docs describes the requests to FaceSnap's routes.")
     return values
 
 
-def _known(values: dict[str, Any], schema: dict[str, Any]) -> None:
+def _check_names(values: Values, schema: Values) -> None:
     known = schema["properties"]
     if unknown := sorted(set(values) - set(known)):
-        raise RequestError(400, f"FaceSnap knows no {unknown[0]!r} here; it knows {', '.join(known)}.")
+        raise RequestError(400, f"This route has no parameter {unknown[0]!r}; its parameters are {', '.join(known)}.")
 
 
 def _photo(text: Any, name: str) -> Photo:
     if not isinstance(text, str):
-        raise RequestError(400, f"{name} is not text: send a picture file's contents in base64.")
+        raise RequestError(400, f"{name} is not text; send the content of an image file in base64.")
     return photos.from_base64(text, name)
 
 
-def _number(values: dict[str, Any], name: str, low: int, high: int) -> int:
+def _integer(values: Values, name: str, low: int, high: int) -> int:
     value = values[name]
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise RequestError(400, f"FaceSnap's {name} is {value!r}; give a whole number from {low} to {high}.")
+        raise RequestError(400, f"FaceSnap's {name} is {value!r}; use an integer from {low} to {high}.")
     return value

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from facesnap_ext.cli.prepare import overlay
 from facesnap_ext.engine import Engine
+from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.framing import annotate_faces
+from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.landmarks.points72 import draw as draw_points
 from facesnap_ext.photos import Photo
 from facesnap_ext.residuals import landmark_image
@@ -27,7 +28,7 @@ from facesnap_lab.miniature.dataset import SIDE
 from facesnap_lab.miniature.measure import Judge, draw, likeness, photo
 from facesnap_lab.sheet import Panel, heatmap, sheet
 
-PERSON, DRIVER = 3, 8  # of the test split
+PERSON, DRIVER = 3, 8  # indices of people in the test split
 PROMPT = "portrait of a smiling person in a red shirt, blue background, light from front"
 OTHER_PROMPTS = (
     "portrait of a neutral person in a white shirt, green background, light from left",
@@ -99,9 +100,9 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
         ],
         [
             Panel("Driving photo", annotate_faces(drive.photo, [drive]), "another person: pose and expression"),
-            Panel("Reference's landmarks", overlay(face, own_points), "estimated by DECA"),
-            Panel("Driving person's landmarks", overlay(drive, driving_points), "not used: another face"),
-            Panel("Predicted landmarks", overlay(drive, conditioning.landmarks), "the reference's face in this pose"),
+            Panel("Reference's landmarks", _overlay(face, own_points), "estimated by DECA"),
+            Panel("Driving person's landmarks", _overlay(drive, driving_points), "not used: another face"),
+            Panel("Predicted landmarks", _overlay(drive, conditioning.landmarks), "the reference's face in this pose"),
             Panel(
                 "Landmark image",
                 Image.fromarray(draw_points(conditioning.landmarks, 4 * SIDE, 4 * SIDE)),
@@ -121,6 +122,12 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     title = f"FaceSnap in the miniature. Similarity by an independent judge; two photos of this person score {same:.2f}"
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet(f"{title}, these two people {different:.2f}", rows).save(out)
+
+
+def _overlay(face: Face, landmarks: Landmarks) -> Image.Image:
+    """Draw landmarks, in the photo's own pixels, over the darkened photo."""
+    height, width = face.photo.pixels.shape[:2]
+    return Image.fromarray(face.photo.pixels // 2 + draw_points(landmarks, width, height) // 2)
 
 
 def _square(values: np.ndarray) -> np.ndarray:

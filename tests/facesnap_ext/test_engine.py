@@ -1,4 +1,4 @@
-"""From photos and settings to guidance: what is computed, remembered, and refused."""
+"""What the engine computes from photos and settings, what it caches, and what it refuses."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def grey(name="grey.png"):
     return Photo(np.full((256, 256, 3), 128, np.uint8), name)
 
 
-def test_guidance_is_what_the_parts_give_one_by_one(engine, unit, stand_ins, mirrored):
+def test_conditioning_equals_the_results_of_its_parts(engine, unit, stand_ins, mirrored):
     from facesnap_ext.identity import clip, faces
     from facesnap_ext.landmarks.predictor import load_predictor
     from facesnap_ext.weights import facesnap_file
@@ -94,7 +94,7 @@ def count_runs(monkeypatch):
     return runs
 
 
-def test_the_second_job_with_the_same_photos_computes_nothing(stand_ins, unit, mirrored, monkeypatch):
+def test_a_second_job_with_the_same_photos_computes_nothing(stand_ins, unit, mirrored, monkeypatch):
     engine = Engine(lambda: find_models(stand_ins))
     runs = count_runs(monkeypatch)
     first = engine.prepare(replace(unit, driving=mirrored), 512, 512)
@@ -108,7 +108,7 @@ def test_the_second_job_with_the_same_photos_computes_nothing(stand_ins, unit, m
     assert second.conditioning.landmarks.height == 768
 
 
-def test_never_the_identity_of_the_picture_before(engine, unit, grace_hopper, astronaut):
+def test_the_identity_of_an_earlier_job_is_never_reused(engine, unit, grace_hopper, astronaut):
     first = engine.prepare(unit, 512, 512).conditioning
     other = engine.prepare(replace(unit, references=(grace_hopper,)), 512, 512).conditioning
     again = engine.prepare(unit, 512, 512).conditioning
@@ -121,7 +121,7 @@ def test_never_the_identity_of_the_picture_before(engine, unit, grace_hopper, as
 
 
 @pytest.mark.parametrize("part", ["random.safetensors", "stand-in-pack/glintr100.onnx", "stand-in-deca.safetensors"])
-def test_a_file_exchanged_between_two_jobs_is_read_anew(copied, unit, part, monkeypatch):
+def test_a_file_replaced_between_two_jobs_is_loaded_again(copied, unit, part, monkeypatch):
     engine = Engine(lambda: find_models(copied))
     engine.prepare(unit, 512, 512)
     runs = count_runs(monkeypatch)
@@ -131,11 +131,11 @@ def test_a_file_exchanged_between_two_jobs_is_read_anew(copied, unit, part, monk
 
 
 @pytest.mark.parametrize(
-    ("part", "said"),
+    ("part", "stage"),
     [("random.safetensors", "encoding the face"), ("stand-in-pack/glintr100.onnx", "loading the FaceSnap file")],
 )
-def test_a_file_exchanged_while_a_job_is_prepared_leaves_nothing_of_its_predecessor(copied, unit, tmp_path, part, said):
-    """The job under way may be of either file; the next one is of the new file alone."""
+def test_a_file_replaced_during_preparation_leaves_nothing_of_the_old_file(copied, unit, tmp_path, part, stage):
+    """The current job may use either file; the next one uses only the new file."""
     new = tmp_path / "new"
     if part.endswith(".onnx"):
         stand_in_arcface(new, seed=9)
@@ -147,15 +147,15 @@ def test_a_file_exchanged_while_a_job_is_prepared_leaves_nothing_of_its_predeces
     engine = Engine(lambda: find_models(copied))
     old = engine.prepare(unit, 512, 512).conditioning.tokens
     engine = Engine(lambda: find_models(copied))
-    engine.prepare(unit, 512, 512, progress=lambda told: told == said and new.exists() and new.replace(copied / part))
+    engine.prepare(unit, 512, 512, progress=lambda name: name == stage and new.exists() and new.replace(copied / part))
     assert not new.exists()
     tokens = engine.prepare(unit, 512, 512).conditioning.tokens
     assert torch.equal(tokens, Engine(lambda: find_models(copied)).prepare(unit, 512, 512).conditioning.tokens)
     assert not torch.allclose(tokens, old, atol=1e-3)
 
 
-def test_another_person_of_the_same_size_and_time_under_the_same_name_is_another_person(copied, unit, grace_hopper):
-    """As zips unpack: their files have the times that they say."""
+def test_an_identity_file_replaced_by_one_of_the_same_size_and_time_is_loaded_again(copied, unit, grace_hopper):
+    """This happens when a zip file is unpacked, which sets the times of its files."""
     engine = Engine(lambda: find_models(copied))
     people = [(unit.references, "Anna"), ((grace_hopper,), "Bert")]
     paths = [save_identity(engine.encoders(engine.files()), photos, name) for photos, name in people]
@@ -169,9 +169,7 @@ def test_another_person_of_the_same_size_and_time_under_the_same_name_is_another
     assert not torch.allclose(after, before, atol=1e-3)
 
 
-def test_people_of_different_files_have_theirs_loaded_once_and_no_file_more_than_the_job_has(
-    stand_ins, unit, monkeypatch
-):
+def test_each_persons_file_is_loaded_once_and_only_the_jobs_files_are_kept(stand_ins, unit, monkeypatch):
     loads = []
     load = facesnap_file.load
     monkeypatch.setattr(facesnap_file, "load", lambda path: loads.append(path.stem) or load(path))
@@ -185,7 +183,7 @@ def test_people_of_different_files_have_theirs_loaded_once_and_no_file_more_than
     assert loads == ["random", "init", "random"]
 
 
-def test_a_unit_hands_on_where_and_how_it_acts(engine, unit):
+def test_a_units_region_and_strength_are_passed_on(engine, unit):
     asked = changed(unit, region="face", region_scale=2.0, hires="second", block_weights=(0.5,) * 10, cond_only=True)
     conditioning = engine.prepare(asked, 512, 512).conditioning
     assert conditioning.region == around(conditioning.landmarks, 2.0)
@@ -196,17 +194,17 @@ def test_a_unit_hands_on_where_and_how_it_acts(engine, unit):
     )
 
 
-def test_several_references_are_mixed_or_averaged(engine, unit, astronaut, mirrored):
+def test_several_references_are_fused_or_averaged(engine, unit, astronaut, mirrored):
     one = engine.prepare(unit, 512, 512).conditioning.tokens
     both = replace(unit, references=(astronaut, mirrored))
-    mixed = engine.prepare(both, 512, 512).conditioning.tokens
+    fused = engine.prepare(both, 512, 512).conditioning.tokens
     averaged = engine.prepare(replace(both, reference_mode="averaged"), 512, 512).conditioning.tokens
-    assert one.shape == mixed.shape == averaged.shape
-    for a, b in ((one, mixed), (one, averaged), (mixed, averaged)):
+    assert one.shape == fused.shape == averaged.shape
+    for a, b in ((one, fused), (one, averaged), (fused, averaged)):
         assert not torch.allclose(a, b, atol=1e-4)
 
 
-def test_the_init_picture_drives_by_default_in_its_own_pixels(engine, unit, mirrored):
+def test_the_init_image_drives_by_default_in_its_own_pixels(engine, unit, mirrored):
     prepared = engine.prepare(unit, 768, 512, init_image=mirrored)
     assert prepared.in_init_image
     assert prepared.driving.photo is mirrored
@@ -216,7 +214,7 @@ def test_the_init_picture_drives_by_default_in_its_own_pixels(engine, unit, mirr
     assert chosen.driving.photo is unit.references[0]
 
 
-def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_stops_the_job(engine, unit):
+def test_an_init_image_without_a_face_is_reported_and_a_driving_photo_without_one_stops_the_job(engine, unit):
     prepared = engine.prepare(unit, 512, 512, init_image=grey())
     assert not prepared.in_init_image
     assert prepared.driving.photo is unit.references[0]
@@ -225,7 +223,7 @@ def test_an_init_picture_without_a_face_is_said_and_a_driving_photo_without_one_
         engine.prepare(replace(unit, driving=grey("drive me.png")), 512, 512)
 
 
-def test_another_face_of_a_photo_is_another_person(engine, unit, group):
+def test_another_face_index_is_another_person(engine, unit, group):
     photos = replace(unit, references=(group,))
     largest, second = (engine.prepare(replace(photos, face_index=which), 512, 512) for which in (0, 1))
     assert largest.references[0].box[0] != second.references[0].box[0]
@@ -236,9 +234,7 @@ def test_another_face_of_a_photo_is_another_person(engine, unit, group):
 
 
 @pytest.mark.parametrize("pose", ["template", "sliders"])
-def test_templates_and_sliders_pose_the_references_shape_and_need_no_other_photo(
-    engine, unit, stand_ins, mirrored, pose
-):
+def test_templates_and_sliders_pose_the_references_shape_without_another_photo(engine, unit, stand_ins, mirrored, pose):
     from facesnap_ext.landmarks.predictor import load_predictor
 
     posed = replace(unit, pose=pose, template="three quarters right", yaw=20, mouth=0.5, y=0.6)
@@ -246,12 +242,12 @@ def test_templates_and_sliders_pose_the_references_shape_and_need_no_other_photo
     predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
     face = prepared.references[0]
     rig = make_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
-    wanted = pose_landmarks(rig, pose_from_unit(posed, 640, 512), 640, 512)
-    np.testing.assert_allclose(prepared.conditioning.landmarks.points, wanted.points, atol=1e-3)
+    expected = pose_landmarks(rig, pose_from_unit(posed, 640, 512), 640, 512)
+    np.testing.assert_allclose(prepared.conditioning.landmarks.points, expected.points, atol=1e-3)
     assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (640, 512)
     assert not prepared.in_init_image
     assert prepared.driving is None
-    assert placement(wanted)[1] != pytest.approx(TEMPLATES["front"].y, abs=0.05), "the unit's own place"
+    assert placement(expected)[1] != pytest.approx(TEMPLATES["front"].y, abs=0.05), "placed by the unit"
 
 
 def test_moving_a_slider_runs_no_network(stand_ins, unit, monkeypatch):
@@ -264,7 +260,7 @@ def test_moving_a_slider_runs_no_network(stand_ins, unit, monkeypatch):
     assert runs == []
 
 
-def test_the_references_own_pose_is_its_even_beside_other_photos(engine, unit, mirrored):
+def test_pose_own_uses_the_reference_even_if_there_are_other_photos(engine, unit, mirrored):
     alone = engine.prepare(unit, 640, 512)
     own = engine.prepare(replace(unit, pose="own", driving=mirrored), 640, 512, init_image=mirrored)
     np.testing.assert_array_equal(own.conditioning.landmarks.points, alone.conditioning.landmarks.points)
@@ -272,7 +268,7 @@ def test_the_references_own_pose_is_its_even_beside_other_photos(engine, unit, m
     assert not own.in_init_image
 
 
-def test_a_photos_points_go_where_the_unit_says(engine, unit, mirrored):
+def test_landmarks_of_photos_are_moved_to_the_units_place(engine, unit, mirrored):
     for changes, init, size in (
         ({"driving": mirrored}, None, (640, 768)),
         ({}, mirrored, (512, 512)),
@@ -297,7 +293,7 @@ def test_each_face_of_a_driving_photo_can_drive(engine, unit, group):
         engine.prepare(replace(unit, driving=group, driving_face_index=6), 512, 512)
 
 
-def test_jobs_and_requests_of_several_threads_share_what_is_computed(stand_ins, unit, monkeypatch):
+def test_threads_share_computed_results(stand_ins, unit, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
     engine = Engine(lambda: find_models(stand_ins))
@@ -308,7 +304,7 @@ def test_jobs_and_requests_of_several_threads_share_what_is_computed(stand_ins, 
     assert all(torch.equal(result.conditioning.tokens, results[0].conditioning.tokens) for result in results)
 
 
-def test_a_padded_close_up_is_said(engine, unit, astronaut):
+def test_a_padded_close_up_is_reported(engine, unit, astronaut):
     close_up = Photo(np.ascontiguousarray(astronaut.pixels[70:165, 178:273]), "close-up.png")
     prepared = engine.prepare(replace(unit, references=(close_up,)), 512, 512)
     assert prepared.references[0].padded
@@ -325,7 +321,7 @@ def test_a_padded_close_up_is_said(engine, unit, astronaut):
         ("*.safetensors", "no FaceSnap file"),
     ],
 )
-def test_what_is_missing_is_told_with_the_folder_it_belongs_in(copied, unit, part, message):
+def test_missing_files_are_reported_with_the_folder_for_them(copied, unit, part, message):
     for path in copied.glob(part):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     unit = replace(unit, model="" if "*" in part else unit.model)
@@ -335,17 +331,17 @@ def test_what_is_missing_is_told_with_the_folder_it_belongs_in(copied, unit, par
     assert "put one there" in str(caught.value)
 
 
-def test_decas_and_flames_own_files_are_converted_once(copied, unit, monkeypatch):
+def test_the_original_files_of_deca_and_flame_are_converted_once(copied, unit, monkeypatch):
     import pickle
 
     from safetensors.torch import load_file
 
     deca, flame = copied / "stand-in-deca.safetensors", copied / "stand-in-flame.safetensors"
-    wanted = Engine(lambda: find_models(copied)).prepare(unit, 512, 512).conditioning.landmarks
+    expected = Engine(lambda: find_models(copied)).prepare(unit, 512, 512).conditioning.landmarks
     torch.save({"E_flame": load_file(deca)}, copied / "deca_model.tar")
     arrays = {key: tensor.numpy() for key, tensor in load_file(flame).items()}
     shapes, expressions = arrays["shapedirs"], arrays.pop("expressiondirs")
-    directions = np.zeros((*shapes.shape[:2], 400), np.float32)  # FLAME's own: 300 of shape, then 100 of expression
+    directions = np.zeros((*shapes.shape[:2], 400), np.float32)  # as in FLAME: 300 of shape, then 100 of expression
     directions[..., : shapes.shape[2]] = shapes
     directions[..., 300 : 300 + expressions.shape[2]] = expressions
     parents = arrays.pop("parents")
@@ -353,16 +349,16 @@ def test_decas_and_flames_own_files_are_converted_once(copied, unit, monkeypatch
     (copied / "generic_model.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
     deca.unlink()
     flame.unlink()
-    told = []
-    got = Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append).conditioning.landmarks
-    np.testing.assert_allclose(got.points, wanted.points, atol=1e-3)
-    assert told[:2] == ["converting deca_model.tar (only once)", "converting generic_model.pkl (only once)"]
-    told.clear()
-    Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=told.append)
-    assert not any("converting" in line for line in told)
+    messages = []
+    got = Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=messages.append).conditioning.landmarks
+    np.testing.assert_allclose(got.points, expected.points, atol=1e-3)
+    assert messages[:2] == ["converting deca_model.tar (only once)", "converting generic_model.pkl (only once)"]
+    messages.clear()
+    Engine(lambda: find_models(copied)).prepare(unit, 512, 512, progress=messages.append)
+    assert not any("converting" in line for line in messages)
 
 
-def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, unit):
+def test_missing_photos_faces_and_models_and_ambiguous_models_are_reported(engine, unit):
     cases = [
         (replace(unit, references=()), "without a reference photo"),
         (replace(unit, references=(grey("sky.jpg"),)), "No face .* sky.jpg"),
@@ -374,16 +370,16 @@ def test_no_reference_no_face_no_such_model_and_several_models_are_told(engine, 
             engine.prepare(wrong, 512, 512)
 
 
-def test_encoders_that_do_not_fit_the_file_are_named(engine, unit, monkeypatch):
+def test_encoders_that_do_not_fit_the_file_are_reported(engine, unit, monkeypatch):
     monkeypatch.setattr(encoders.Encoders, "clip_tokens", lambda self, faces: [torch.zeros(257, 1024)])
-    with pytest.raises(FaceSnapError, match=r"expects 64 numbers per feature from the CLIP .* gives 1024"):
+    with pytest.raises(FaceSnapError, match=r"expects 64 values per feature from the CLIP .* gives 1024"):
         engine.prepare(replace(unit, reference_mode="averaged"), 512, 512)
 
 
 def test_progress_names_each_stage(stand_ins, unit):
-    told = []
-    Engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512, progress=told.append)
-    assert told == [
+    messages = []
+    Engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512, progress=messages.append)
+    assert messages == [
         "detecting the face",
         "loading the FaceSnap file",
         "encoding the face",
@@ -391,8 +387,8 @@ def test_progress_names_each_stage(stand_ins, unit):
     ]
 
 
-def test_without_deca_the_packs_own_68_points_of_the_driving_photo_are_taken_and_that_is_said(copied, unit, mirrored):
-    """The paper's "drive landmark"; it needs a pack with a model of 68 points, as antelopev2 and buffalo_l are."""
+def test_without_deca_the_packs_68_points_of_the_driving_photo_are_used_and_reported(copied, unit, mirrored):
+    """The paper's "drive landmark". It requires a pack with a 68-point model, such as antelopev2 or buffalo_l."""
     pytest.importorskip("onnx")
     from facesnap_ext.landmarks.points72 import from_68
     from tests.support.stand_in_pack import stand_in_landmarks68
@@ -406,9 +402,9 @@ def test_without_deca_the_packs_own_68_points_of_the_driving_photo_are_taken_and
     (copied / "stand-in-deca.safetensors").unlink()
     prepared = engine.prepare(asked, 512, 512)
     left, top, right, bottom = prepared.driving.box
-    side = 1.5 * max(right - left, bottom - top)  # of the square that the model sees
-    wanted = np.array([left + right, top + bottom]) / 2 + points * side / 2
-    np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(wanted), atol=1.0)
+    side = 1.5 * max(right - left, bottom - top)  # side of the square that the model receives
+    expected = np.array([left + right, top + bottom]) / 2 + points * side / 2
+    np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(expected), atol=1.0)
     assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)
     [note] = prepared.notes
     assert "Without DECA and FLAME the landmarks are those detected in mirrored.png" in note

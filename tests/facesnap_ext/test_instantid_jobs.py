@@ -1,4 +1,4 @@
-"""InstantID's files from the model folder to each host: photo in, guidance out, through every loader."""
+"""Jobs with InstantID's files, from the model folder to each host, with every loader."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def widths():
     return [layer.to_q.out_features for layer in cross_attentions(ldm_unet())]
 
 
-def test_stand_ins_know_a_checkpoints_cross_attentions(widths, tmp_path):
+def test_cross_attention_widths_are_read_from_a_checkpoint(widths, tmp_path):
     checkpoint = tmp_path / "checkpoint.safetensors"
     tensors = {f"model.diffusion_model.{key}": tensor for key, tensor in ldm_unet().state_dict().items()}
     save_file(tensors, checkpoint)
@@ -59,7 +59,7 @@ def test_stand_ins_know_a_checkpoints_cross_attentions(widths, tmp_path):
 
 @pytest.fixture(scope="module")
 def models(stand_ins, widths, tmp_path_factory):
-    """A user's model folder: InstantID's files, a face pack, DECA and FLAME; neither CLIP nor a FaceSnap file."""
+    """A model folder with InstantID's files, a face model pack, DECA and FLAME, but without CLIP or a FaceSnap file."""
     folder = tmp_path_factory.mktemp("instantid") / "facesnap"
     folder.mkdir()
     shutil.copytree(stand_ins / "stand-in-pack", folder / "antelopev2")
@@ -77,7 +77,7 @@ def engine(models):
 
 
 @pytest.fixture(autouse=True)
-def the_pack_is_antelopev2s(models, monkeypatch):
+def the_pack_counts_as_antelopev2(models, monkeypatch):
     monkeypatch.setattr(encoders_module, "RECOGNITION_SHA256", sha256(models / "antelopev2" / "glintr100.onnx"))
 
 
@@ -86,8 +86,10 @@ def unit(astronaut):
     return Unit(enabled=True, references=(astronaut,))
 
 
-def test_another_recognition_model_is_refused_and_another_file_of_its_name_told(models, unit, stand_ins, tmp_path):
-    """With others' embeddings, of as many numbers, InstantID draws somebody else."""
+def test_another_recognition_model_is_refused_and_another_file_of_the_same_name_reported(
+    models, unit, stand_ins, tmp_path
+):
+    """With embeddings from another model, even of the same size, InstantID generates a different person."""
     folder = shutil.copytree(models, tmp_path / "facesnap")
     engine = Engine(lambda: find_models(folder))
     stand_in_arcface(folder / "antelopev2" / "glintr100.onnx", seed=9)
@@ -99,7 +101,7 @@ def test_another_recognition_model_is_refused_and_another_file_of_its_name_told(
         FaceSnapError, match=r"glintr100\.onnx of antelopev2, but the face model pack .*buffalo_l contains w600k_r50"
     ):
         engine.prepare(unit, 512, 512)
-    shutil.copy(stand_ins / "random.safetensors", folder)  # other files take any pack
+    shutil.copy(stand_ins / "random.safetensors", folder)  # other files accept any pack
     assert engine.encoders(engine.files()).check_recognition(recognition_of(folder / "random.safetensors")) == []
     shutil.copytree(models / "antelopev2", folder / "zebra")
     assert engine.prepare(replace(unit, model="InstantID"), 512, 512).notes == ()
@@ -110,19 +112,19 @@ def halves(models):
     return tensors["image_proj"], tensors["ip_adapter"]
 
 
-def test_guidance_is_what_instantids_formulas_make_of_the_face(engine, models, unit, mirrored):
+def test_conditioning_follows_instantids_formulas(engine, models, unit, mirrored):
     prepared = engine.prepare(replace(unit, driving=mirrored), 640, 512)
     conditioning = prepared.conditioning
     resampler, attention = halves(models)
     embedding = torch.from_numpy(prepared.references[0].embedding)[None, None]
     assert abs(embedding.norm() - 1) > 0.1, "not normalised"
-    wanted = instantid_resampler(resampler, torch.cat([embedding, torch.zeros(1, 1, 512)]))
+    expected = instantid_resampler(resampler, torch.cat([embedding, torch.zeros(1, 1, 512)]))
     torch.testing.assert_close(
-        torch.cat([conditioning.tokens, conditioning.uncond_tokens]), wanted, atol=1e-4, rtol=1e-4
+        torch.cat([conditioning.tokens, conditioning.uncond_tokens]), expected, atol=1e-4, rtol=1e-4
     )
     for i, (keys, values) in enumerate(conditioning.adapter()):
         for got, name in ((keys, "to_k_ip"), (values, "to_v_ip")):
-            torch.testing.assert_close(got, wanted @ attention[f"{2 * i + 1}.{name}.weight"].T, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got, expected @ attention[f"{2 * i + 1}.{name}.weight"].T, atol=1e-4, rtol=1e-4)
     assert len(conditioning.adapter()) == len(attention) // 2
     assert (conditioning.strength.adapter_weight, conditioning.text_free, conditioning.name) == (
         0.8,
@@ -130,39 +132,37 @@ def test_guidance_is_what_instantids_formulas_make_of_the_face(engine, models, u
         "InstantID",
     )
 
-    # pose transfer keeps the reference's own shape: the five are of the predicted 72, not of the driving photo
+    # pose transfer keeps the reference's face shape: the five points come from the predicted 72, not from the photo
     assert len(conditioning.landmarks.points) == 72
     detected = engine.encoders(find_models(models)).face(mirrored).keypoints
     assert np.abs(five_points(conditioning.landmarks.points) / (640, 512) - detected / (512, 512)).max() > 0.01
     assert prepared.notes == ()
     y = torch.zeros(1, tiny.ADM)
-    pictures = []
+    images = []
     embed = conditioning.ffrnet.embed_landmarks
-    conditioning.ffrnet.embed_landmarks = lambda picture: pictures.append(picture) or embed(picture)
+    conditioning.ffrnet.embed_landmarks = lambda image: images.append(image) or embed(image)
     try:
         Residuals((conditioning,)).rows(torch.zeros(1, 4, 64, 80), torch.tensor([500.0]), [True], y)
     finally:
         del conditioning.ffrnet.embed_landmarks
     np.testing.assert_array_equal(
-        np.rint(pictures[0][0].permute(1, 2, 0).numpy() * 255), draw_five(conditioning.landmarks, 640, 512)
+        np.rint(images[0][0].permute(1, 2, 0).numpy() * 255), draw_five(conditioning.landmarks, 640, 512)
     )
 
 
-def test_several_references_are_averaged_plainly_or_mixed(engine, models, unit, grace_hopper):
+def test_several_references_are_averaged_or_fused(engine, models, unit, grace_hopper):
     both = replace(unit, references=(*unit.references, grace_hopper))
     averaged = engine.prepare(replace(both, reference_mode="averaged"), 512, 512)
     embeddings = torch.stack([torch.from_numpy(face.embedding) for face in averaged.references])
-    wanted = instantid_resampler(halves(models)[0], embeddings.mean(0)[None, None])
-    torch.testing.assert_close(averaged.conditioning.tokens, wanted, atol=1e-4, rtol=1e-4)
-    mixed = engine.prepare(both, 512, 512).conditioning.tokens
+    expected = instantid_resampler(halves(models)[0], embeddings.mean(0)[None, None])
+    torch.testing.assert_close(averaged.conditioning.tokens, expected, atol=1e-4, rtol=1e-4)
+    fused = engine.prepare(both, 512, 512).conditioning.tokens
     one = engine.prepare(unit, 512, 512).conditioning.tokens
-    assert not torch.allclose(mixed, wanted, atol=1e-3)
-    assert not torch.allclose(mixed, one, atol=1e-3)
+    assert not torch.allclose(fused, expected, atol=1e-3)
+    assert not torch.allclose(fused, one, atol=1e-3)
 
 
-def test_without_deca_and_flame_the_points_are_the_driving_photos_own_and_that_is_said(
-    models, unit, mirrored, tmp_path
-):
+def test_without_deca_or_flame_the_driving_photos_landmarks_are_used_and_reported(models, unit, mirrored, tmp_path):
     for missing in ("deca", "flame"):
         folder = shutil.copytree(models, tmp_path / missing)
         (folder / f"stand-in-{missing}.safetensors").unlink()
@@ -175,27 +175,27 @@ def test_without_deca_and_flame_the_points_are_the_driving_photos_own_and_that_i
             bare.prepare(replace(unit, pose="sliders"), 512, 512)
 
 
-def test_photos_of_a_person_each_are_prepared_without_clip(engine, models, unit, grace_hopper):
+def test_a_batch_is_prepared_without_clip(engine, models, unit, grace_hopper):
     each = [unit, replace(unit, references=(grace_hopper,))]
-    apart = replace(unit, reference_mode="batch", references=tuple(one.references[0] for one in each))
+    batch = replace(unit, reference_mode="batch", references=tuple(one.references[0] for one in each))
     p = SimpleNamespace(width=512, height=512)
-    jobs = prepare_job(p, batches_by_reference({1: apart}), engine, lambda *parts: None)
+    jobs = prepare_job(p, batches_by_reference({1: batch}), engine, lambda *parts: None)
     for one, job in zip(each, jobs, strict=True):
         assert torch.equal(job.people[0].conditioning.tokens, engine.prepare(one, 512, 512).conditioning.tokens)
 
 
-def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, stand_ins, unit, mirrored, tmp_path):
+def test_an_identity_saved_without_clip_works_only_with_instantid(models, stand_ins, unit, mirrored, tmp_path):
     folder = shutil.copytree(models, tmp_path / "facesnap")
     engine = Engine(lambda: find_models(folder))
     path = save_identity(engine.encoders(engine.files()), unit.references, "Eileen")
     saved = identity_file.load(path)
     assert saved.clip_tokens is None
     assert set(saved.networks) == {"face_pack", "deca"}
-    asked = replace(unit, driving=mirrored)
-    eileen = replace(asked, references=(), identity="Eileen")
-    assert torch.equal(*(engine.prepare(either, 512, 512).conditioning.tokens for either in (asked, eileen)))
+    request = replace(unit, driving=mirrored)
+    eileen = replace(request, references=(), identity="Eileen")
+    assert torch.equal(*(engine.prepare(either, 512, 512).conditioning.tokens for either in (request, eileen)))
 
-    # packed into one file it wants no CLIP either
+    # nor does InstantID packed into one file need CLIP
     assert main(["convert", "instantid", *map(str, (folder / IDENTITYNET, folder / ADAPTER, tmp_path / "one"))]) == 0
     packed = shutil.copytree(folder, tmp_path / "packed", ignore=shutil.ignore_patterns("ControlNetModel", ADAPTER))
     shutil.move(tmp_path / "one", packed / "one.safetensors")
@@ -204,7 +204,7 @@ def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, st
     assert files.missing() == {}
     save_identity(Encoders(Cache(), files), unit.references, "packed")
 
-    # a FaceSnap file wants CLIP, when the person is saved and when they are drawn
+    # a FaceSnap file needs CLIP, both to save an identity and to use it
     shutil.copy(stand_ins / "random.safetensors", folder)
     with pytest.raises(FaceSnapError, match="There is no CLIP"):
         save_identity(engine.encoders(engine.files()), unit.references, "again")
@@ -212,7 +212,7 @@ def test_a_person_is_saved_without_clip_and_used_with_instantid_alone(models, st
         engine.prepare(replace(eileen, model="random.safetensors"), 512, 512)
 
 
-def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, mirrored, tmp_path, capsys):
+def test_the_packed_file_is_bit_identical_to_the_pair(engine, models, unit, mirrored, tmp_path, capsys):
     folder = tmp_path / "facesnap"
     shutil.copytree(models, folder, ignore=shutil.ignore_patterns("ControlNetModel", ADAPTER))
     out = folder / "instantid.safetensors"
@@ -221,8 +221,8 @@ def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, m
     assert capsys.readouterr().out == f"{out}\n" * 2
     packed = Engine(lambda: find_models(folder))
     assert list(packed.files().facesnap) == ["instantid.safetensors"]
-    asked = replace(unit, driving=mirrored)
-    one, other = (which.prepare(asked, 512, 512).conditioning for which in (engine, packed))
+    request = replace(unit, driving=mirrored)
+    one, other = (which.prepare(request, 512, 512).conditioning for which in (engine, packed))
     assert torch.equal(one.tokens, other.tokens)
     assert torch.equal(one.uncond_tokens, other.uncond_tokens)
     for a, b in zip(one.adapter(), other.adapter(), strict=True):
@@ -245,7 +245,7 @@ def test_the_packed_file_gives_the_same_bits_as_the_pair(engine, models, unit, m
     assert all(torch.equal(stored[key], tensor) for key, tensor in published.items())
 
 
-def test_convert_says_what_it_wants(models, tmp_path, capsys):
+def test_convert_reports_wrong_arguments_and_overwrites_nothing(models, tmp_path, capsys):
     cases = [
         (["instantid", "a"], "instantid CONTROLNET ADAPTER OUT"),
         (["instantid", str(models / ADAPTER), str(models / ADAPTER), str(tmp_path / "x")], "not an SDXL ControlNet"),
@@ -260,26 +260,27 @@ def test_convert_says_what_it_wants(models, tmp_path, capsys):
     for out in (controlnet, adapter, tmp_path / "letter.txt", tmp_path):
         before = out.read_bytes() if out.is_file() else None
         assert main(["convert", "instantid", str(controlnet), str(adapter), str(out)]) == 1
-        told = capsys.readouterr().err
-        assert ("is a folder; give the name" if before is None else "already exists and is not a FaceSnap file") in told
+        message = capsys.readouterr().err
+        expected = "is a folder; give the name" if before is None else "already exists and is not a FaceSnap file"
+        assert expected in message
         assert before is None or out.read_bytes() == before
 
 
-def test_an_adapters_keys_and_values_are_made_when_the_picture_begins(engine, models, unit, monkeypatch):
-    """InstantID's are 21 MB a person, of whom there may be a folder."""
-    made = []
+def test_an_adapters_keys_and_values_are_computed_when_sampling_begins(engine, models, unit, monkeypatch):
+    """InstantID's take 21 MB per person, and a batch can have many people."""
+    calls = []
     monkeypatch.setattr(
-        engine_module, "load_any_adapter", lambda source: lambda *tokens: made.append(tokens) or object()
+        engine_module, "load_any_adapter", lambda source: lambda *tokens: calls.append(tokens) or object()
     )
     engine = Engine(lambda: find_models(models))
     conditionings = [engine.prepare(unit, 512, 512).conditioning for _ in range(2)]
-    assert made == []
+    assert calls == []
     assert conditionings[0].has_adapter
     assert conditionings[0].adapter() is conditionings[1].adapter()
-    assert len(made) == 1
+    assert len(calls) == 1
 
 
-def test_another_adapter_beside_the_same_controlnet_is_another_job(models, unit, widths, tmp_path):
+def test_replacing_the_adapter_changes_the_next_job(models, unit, widths, tmp_path):
     folder = shutil.copytree(models, tmp_path / "facesnap")
     engine = Engine(lambda: find_models(folder))
     before = engine.prepare(unit, 512, 512).conditioning
@@ -290,28 +291,28 @@ def test_another_adapter_beside_the_same_controlnet_is_another_job(models, unit,
     assert not torch.allclose(before.adapter()[0][0], after.adapter()[0][0], atol=1e-3)
 
 
-def test_in_a1111_the_job_runs_and_every_weight_has_its_say(engine, unit):
+def test_a_job_runs_in_a1111_and_every_weight_has_an_effect(engine, unit):
     unet = ldm_unet()
     x, timesteps, context, y = inputs(2)
-    pictures = []
+    outputs = []
     for changes in ({}, {"adapter_weight": 0.0}, {"adapter_weight": 1.5}, {"weight": 0.5}):
         conditioning = engine.prepare(changed(unit, **changes), 128, 128).conditioning
         job = test_a1111.Job(unet)
         a1111.attach(job, (conditioning,))
         test_a1111.announce(job, x, 1)
-        pictures.append(test_a1111.call(unet, x, timesteps, context, y, [0, 1]))
-        # in two calls, the unconditional one first in line for a mistake
+        outputs.append(test_a1111.call(unet, x, timesteps, context, y, [0, 1]))
+        # conditional and unconditional rows in separate calls
         test_a1111.announce(job, x, 1)
-        apart = [test_a1111.call(unet, x, timesteps, context, y, [row]) for row in (0, 1)]
-        torch.testing.assert_close(torch.cat(apart), pictures[-1], atol=1e-4, rtol=1e-4)
+        separate = [test_a1111.call(unet, x, timesteps, context, y, [row]) for row in (0, 1)]
+        torch.testing.assert_close(torch.cat(separate), outputs[-1], atol=1e-4, rtol=1e-4)
         a1111.detach(job)
-    pictures.append(test_a1111.call(unet, x, timesteps, context, y, [0, 1]))
-    for i, a in enumerate(pictures):
-        for b in pictures[:i]:
+    outputs.append(test_a1111.call(unet, x, timesteps, context, y, [0, 1]))
+    for i, a in enumerate(outputs):
+        for b in outputs[:i]:
             assert not torch.allclose(a, b, atol=1e-4)
 
 
-def test_in_forge_the_job_gives_a1111s_output(engine, unit):
+def test_a_job_in_forge_gives_the_output_of_a1111(engine, unit):
     unet = ldm_unet()
     x, _, context, y = inputs(2)
     conditioning = engine.prepare(unit, 128, 128).conditioning
@@ -320,16 +321,16 @@ def test_in_forge_the_job_gives_a1111s_output(engine, unit):
     job = test_a1111.Job(unet)
     a1111.attach(job, (conditioning,))
     test_a1111.announce(job, scaled, 1)
-    wanted = test_a1111.call(unet, scaled, timesteps, context, y, [0, 1])
+    expected = test_a1111.call(unet, scaled, timesteps, context, y, [0, 1])
     a1111.detach(job)
     job = test_forge.make_job(test_attention.ForgeUNet(unet))
     forge.attach(job, (conditioning,))
     got = test_attention.forge_step(job, x, sigma[:1], context, y, [[(0, 0)], [(1, 1)]])
     forge.detach(job)
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_in_diffusers_the_pipeline_runs(models, unit, tmp_path):
+def test_a_job_runs_in_diffusers(models, unit, tmp_path):
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     pipe = diffusers.StableDiffusionXLPipeline(**test_diffusers.parts(), add_watermarker=False)
     folder = shutil.copytree(models, tmp_path / "facesnap")

@@ -1,4 +1,4 @@
-"""Residuals for whatever rows a host sends."""
+"""FFRNet's residuals for any combination of rows that a host sends."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def alone(conditioning: Conditioning, x, timestep, y=None):
     cond_only=st.booleans(),
     text_free=st.booleans(),
 )
-def test_each_row_gets_what_it_would_get_alone(images, data, cond_only, text_free):
-    """Rows in any order, repeated at will, in any number of calls, over two steps."""
+def test_each_row_gets_the_residuals_it_would_get_alone(images, data, cond_only, text_free):
+    """Rows come in any order, possibly repeated, in any number of calls, over two steps."""
     conditioning = tiny.conditioning(network=NETWORK, cond_only=cond_only, text_free=text_free, weight=0.6)
     residuals = Residuals((conditioning,))
     g = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
@@ -54,13 +54,13 @@ def test_each_row_gets_what_it_would_get_alone(images, data, cond_only, text_fre
             got = residuals.rows(latents[rows], timesteps[rows], sides, y)
             for i, (row, is_cond) in enumerate(zip(rows, sides)):
                 own_y = None if text_free else y[i : i + 1]
-                wanted = alone(conditioning, latents[row : row + 1], timesteps[row : row + 1], own_y)
-                for residual, expected in zip(got, wanted):
-                    mine = residual.expand(len(rows), -1, -1, -1)[i : i + 1]
+                reference = alone(conditioning, latents[row : row + 1], timesteps[row : row + 1], own_y)
+                for residual, expected in zip(got, reference):
+                    actual = residual.expand(len(rows), -1, -1, -1)[i : i + 1]
                     if cond_only and not is_cond:
-                        assert (mine == 0).all()
+                        assert (actual == 0).all()
                     else:
-                        torch.testing.assert_close(mine, expected, atol=1e-4, rtol=1e-4)
+                        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_weights_trained_with_text_refuse_to_run_without_it():
@@ -70,7 +70,7 @@ def test_weights_trained_with_text_refuse_to_run_without_it():
         )
 
 
-def test_landmarks_are_embedded_once_a_size(monkeypatch):
+def test_landmarks_are_embedded_once_per_size(monkeypatch):
     sizes = []
     embed = NETWORK.embed_landmarks
     monkeypatch.setattr(NETWORK, "embed_landmarks", lambda picture: sizes.append(picture.shape[2:]) or embed(picture))
@@ -81,7 +81,7 @@ def test_landmarks_are_embedded_once_a_size(monkeypatch):
     assert sizes == [(64, 64), (96, 64)]
 
 
-def test_tokens_are_embedded_once_a_pass_and_each_side_gets_its_own(monkeypatch):
+def test_tokens_are_embedded_once_per_pass_and_each_side_gets_its_own(monkeypatch):
     conditioning = tiny.conditioning(network=NETWORK)
     conditioning = replace(conditioning, uncond_tokens=2 * conditioning.tokens)
     embedded = []
@@ -95,12 +95,12 @@ def test_tokens_are_embedded_once_a_pass_and_each_side_gets_its_own(monkeypatch)
     for step, parts in enumerate(got):
         for row, is_cond in enumerate(sides[step]):
             tokens = conditioning.tokens if is_cond else conditioning.uncond_tokens
-            wanted = alone(replace(conditioning, tokens=tokens), x + step, t + step)
-            for one, other in zip(parts, wanted):
+            reference = alone(replace(conditioning, tokens=tokens), x + step, t + step)
+            for one, other in zip(parts, reference):
                 torch.testing.assert_close(one[row : row + 1], other, atol=1e-4, rtol=1e-4)
 
 
-def test_it_computes_in_its_own_type_inside_a_hosts_autocast():
+def test_it_computes_in_its_own_dtype_inside_autocast():
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([5.0])
     plain = residuals.rows(x, t, [True])
@@ -112,13 +112,13 @@ def test_it_computes_in_its_own_type_inside_a_hosts_autocast():
 @pytest.mark.parametrize(
     ("start", "end", "acts"), [(0, 1, "1111"), (0.5, 1, "0011"), (0, 0.5, "1100"), (0.5, 0.5, "0000")]
 )
-def test_the_window(start, end, acts):
+def test_it_acts_from_start_to_end(start, end, acts):
     conditioning = tiny.conditioning(network=NETWORK, start=start, end=end)
     assert "".join(str(int(conditioning.strength.acts_at(step / 4))) for step in range(4)) == acts
 
 
-def test_devices_that_know_no_autocast_need_none(monkeypatch):
-    """PyTorch before 2.5 on a Mac, and DirectML, refuse even to switch it off."""
+def test_devices_without_autocast_are_supported(monkeypatch):
+    """PyTorch before 2.5 on a Mac, and DirectML, raise an error even when autocast is disabled."""
 
     def refuse(device_type, **options):
         raise RuntimeError(f"User specified an unsupported autocast device_type {device_type!r}")
@@ -129,14 +129,14 @@ def test_devices_that_know_no_autocast_need_none(monkeypatch):
             pass
 
 
-def test_rows_that_are_no_numbers_are_run_as_the_host_runs_them():
-    """And then the host says that the checkpoint made them."""
+def test_rows_of_nan_are_processed_like_any_others():
+    """The host then detects the NaNs and blames the checkpoint."""
     x = torch.full((2, 4, 8, 8), float("nan"))
     residuals = Residuals((tiny.conditioning(network=NETWORK),)).rows(x, torch.tensor([5.0, 5.0]), [True, False])
     assert all(residual.isnan().any() for residual in residuals)
 
 
-def test_no_landmarks_are_a_black_drawing():
+def test_without_landmarks_the_landmark_image_is_black():
     black = landmark_image(None, 64, 48)
     assert black.shape == (1, 3, 48, 64)
     assert (black == 0).all()
@@ -154,20 +154,20 @@ def of_one(conditioning: Conditioning, x, timestep, y=None):
 
 
 def inputs(rows=1, seed=0):
-    """Latents, and the timestep that all rows of an evaluation have in common."""
+    """Latents, and the timestep that all rows of an evaluation share."""
     g = torch.Generator().manual_seed(seed)
     return torch.randn(rows, 4, 8, 8, generator=g), torch.randint(0, 1000, (1,), generator=g).float().expand(rows)
 
 
 def two(**changes):
-    """Two people of two weight files, on the left and on the right."""
+    """Two people with different weight files, on the left and on the right."""
     return (
         tiny.conditioning(1, NETWORK, region=PaintedRegion(LEFT), weight=0.8, **changes),
         tiny.conditioning(2, OTHER, region=PaintedRegion(1 - LEFT), weight=1.3, **changes),
     )
 
 
-def test_two_people_side_by_side_each_have_their_half_bit_for_bit():
+def test_two_people_side_by_side_are_bit_identical_in_their_halves():
     x, t = inputs(2)
     conditionings = two()
     for got, left, right in zip(
@@ -178,7 +178,7 @@ def test_two_people_side_by_side_each_have_their_half_bit_for_bit():
         assert torch.equal(got[..., middle:], right[..., middle:])
 
 
-def test_two_people_in_one_place_are_half_and_half_and_outside_is_nothing():
+def test_two_people_in_one_place_are_averaged_there_and_zero_elsewhere():
     x, t = inputs()
     a, b = (replace(conditioning, region=PaintedRegion(LEFT)) for conditioning in two())
     for got, first, second in zip(Residuals((a, b)).rows(x, t, [True]), of_one(a, x, t), of_one(b, x, t)):
@@ -187,7 +187,7 @@ def test_two_people_in_one_place_are_half_and_half_and_outside_is_nothing():
         assert (got[..., middle:] == 0).all()
 
 
-def test_one_without_a_region_is_the_ground_of_the_others():
+def test_a_person_without_a_region_fills_the_rest():
     x, t = inputs()
     a, b = two()
     ground = replace(b, region=None)
@@ -212,31 +212,31 @@ def test_the_order_of_people_does_not_matter(order, seeds, cond):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_who_does_not_act_leaves_their_place_to_the_others():
+def test_an_inactive_person_leaves_their_place_to_the_others():
     x, t = inputs()
     a, b = (replace(conditioning, region=PaintedRegion(LEFT)) for conditioning in two())
     residuals = Residuals((a, b))
     half = residuals.rows(x, t, [True], acting=[True, True])
     alone_now = residuals.rows(x, t, [True], acting=[False, True])
     assert not torch.equal(half[0], alone_now[0])
-    for got, wanted in zip(alone_now, Residuals((b,)).rows(x, t, [True])):
-        assert torch.equal(got, wanted)
+    for got, reference in zip(alone_now, Residuals((b,)).rows(x, t, [True])):
+        assert torch.equal(got, reference)
     assert residuals.rows(x, t, [True], acting=[False, False]) is None
 
 
-def test_one_person_may_be_absent_from_the_unconditional_side():
+def test_one_person_can_be_left_out_of_the_unconditional_side():
     x, t = inputs()
     a, b = two()
     a = changed(a, cond_only=True)
     both = x[[0, 0]], t[[0, 0]]
     for got, first, second in zip(Residuals((a, b)).rows(*both, [False, True]), of_one(a, x, t), of_one(b, x, t)):
         middle = got.shape[3] // 2
-        assert (got[0, ..., :middle] == 0).all()  # and nobody takes their place there
+        assert (got[0, ..., :middle] == 0).all()  # and no one takes their place
         assert torch.equal(got[1, ..., :middle], first[0, ..., :middle])
         assert torch.equal(got[:, ..., middle:], second[..., middle:].expand(2, -1, -1, -1))
 
 
-def test_only_who_was_trained_with_text_gets_it():
+def test_only_weights_trained_with_text_receive_it():
     x, t = inputs()
     a, b = two()
     b = replace(b, text_free=False)
@@ -247,7 +247,7 @@ def test_only_who_was_trained_with_text_gets_it():
         assert torch.equal(got[..., middle:], second[..., middle:])
 
 
-def test_ffrnet_runs_once_a_person_and_image_however_rows_come(monkeypatch):
+def test_ffrnet_runs_once_per_person_and_image_however_rows_are_grouped(monkeypatch):
     runs = []
     forward = type(NETWORK).forward
     monkeypatch.setattr(
@@ -264,19 +264,19 @@ def test_ffrnet_runs_once_a_person_and_image_however_rows_come(monkeypatch):
     assert ffrnets((a, b, c)) == [NETWORK, OTHER]
 
 
-def test_without_regions_and_blocks_no_bit_differs_from_the_networks_own():
+def test_without_regions_and_block_weights_residuals_are_bit_identical_to_ffrnets():
     x, t = inputs()
     conditioning = tiny.conditioning(network=NETWORK, weight=1.0)
     with torch.no_grad():
-        wanted = alone(conditioning, x, t)
+        reference = alone(conditioning, x, t)
     for changes in ({}, {"block_weights": (1,) * 10}, {"region": PaintedRegion(np.ones((1, 1), np.float32))}):
         got = Residuals((changed(conditioning, **changes),)).rows(x, t, [True])
-        assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+        assert all(torch.equal(a, b) for a, b in zip(got, reference))
 
 
 @settings(max_examples=10, deadline=None)
 @given(block_weights=st.lists(st.floats(0, 2), min_size=10, max_size=10))
-def test_each_residual_is_scaled_by_its_own_block(block_weights):
+def test_each_residual_is_scaled_by_its_block_weight(block_weights):
     x, t = inputs()
     conditioning = tiny.conditioning(network=NETWORK, weight=0.5)
     plain = Residuals((conditioning,)).rows(x, t, [True])
@@ -287,28 +287,28 @@ def test_each_residual_is_scaled_by_its_own_block(block_weights):
             assert (residual == 0).all()
 
 
-def test_as_many_block_weights_as_residuals():
+def test_the_number_of_block_weights_must_match_the_residuals():
     with pytest.raises(FaceSnapError, match="10 residuals but 3 block weights were given"):
         tiny.conditioning(network=NETWORK, block_weights=(1, 1, 1))
 
 
 @pytest.mark.parametrize(("hires", "acts"), [("both", "11"), ("first", "10"), ("second", "01")])
-def test_the_pass(hires, acts):
+def test_it_acts_in_the_passes_that_hires_names(hires, acts):
     conditioning = tiny.conditioning(network=NETWORK, hires=hires)
     assert "".join(str(int(conditioning.strength.acts_in(second))) for second in (False, True)) == acts
 
 
 @pytest.fixture
 def runs(monkeypatch):
-    """How many rows FFRNet was given, run by run."""
+    """The number of rows in each run of FFRNet."""
     seen = []
     forward = type(NETWORK).forward
     monkeypatch.setattr(type(NETWORK), "forward", lambda self, x, *rest: seen.append(len(x)) or forward(self, x, *rest))
     return seen
 
 
-def test_rows_that_come_one_by_one_are_run_once_each(runs):
-    """As with prompts of different length in a host that splits batches: each side of each image by itself."""
+def test_rows_that_arrive_one_by_one_run_once_each(runs):
+    """Some hosts split batches with prompts of different lengths into single rows."""
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
     x, t = inputs(2)
     for row in (0, 1, 0, 1):
@@ -316,7 +316,7 @@ def test_rows_that_come_one_by_one_are_run_once_each(runs):
     assert runs == [1, 1]
 
 
-def test_tiles_of_a_picture_are_not_kept_without_end(runs):
+def test_residuals_of_tiles_are_kept_only_up_to_a_limit(runs):
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
     x, t = inputs(residuals_module.MAX_ROWS + 1)
     for row in range(len(x)):
@@ -325,13 +325,13 @@ def test_tiles_of_a_picture_are_not_kept_without_end(runs):
     assert len(kept.labels) == len(kept.outputs[0]) == 1
     got = residuals.rows(x[[-1, 0]], t[:2], [True, True])
     for row, i in enumerate((-1, 0)):
-        wanted = alone(residuals.people[0], x[[i]], t[:1])
-        for residual, other in zip(got, wanted):
+        reference = alone(residuals.people[0], x[[i]], t[:1])
+        for residual, other in zip(got, reference):
             torch.testing.assert_close(residual[row : row + 1], other, atol=1e-4, rtol=1e-4)
 
 
-def test_a_batch_of_any_size_is_run_once_for_both_sides(runs):
-    """Also where a host sends the sides one after the other."""
+def test_a_batch_of_any_size_runs_once_for_both_sides(runs):
+    """This includes hosts that send conditional and unconditional rows one after the other."""
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
     x, t = inputs(residuals_module.MAX_ROWS + 4)
     for side in (True, False):
@@ -339,15 +339,15 @@ def test_a_batch_of_any_size_is_run_once_for_both_sides(runs):
     assert runs == [len(x)]
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-def test_every_so_many_evaluations_ffrnet_runs_and_between_its_residuals_stay(runs, every):
-    conditioning = tiny.conditioning(network=NETWORK, ffrnet_interval=every)
+@pytest.mark.parametrize("interval", [1, 2, 3])
+def test_ffrnet_runs_in_every_nth_evaluation_and_its_residuals_are_reused(runs, interval):
+    conditioning = tiny.conditioning(network=NETWORK, ffrnet_interval=interval)
     residuals = Residuals((conditioning,))
     x, t = inputs(2)
     for step in range(7):
         got = residuals.rows(x + step, t - step, [True, True])
-        if step % every == 0:
-            assert len(runs) == step // every + 1
+        if step % interval == 0:
+            assert len(runs) == step // interval + 1
             ran = got
             fresh = Residuals((changed(conditioning, ffrnet_interval=1),)).rows(x + step, t - step, [True, True])
             runs.pop()
@@ -357,9 +357,10 @@ def test_every_so_many_evaluations_ffrnet_runs_and_between_its_residuals_stay(ru
 
 @settings(max_examples=20, deadline=None)
 @given(data=st.data(), images=st.integers(1, 3), sides_differ=st.booleans())
-def test_between_runs_each_image_keeps_its_own_residuals_however_rows_come(data, images, sides_differ):
-    """Calls may be grouped anew, and unconditional rows left out, in each evaluation: hosts keep the order of images
-    within a side. Rows may be run again, and never get another image's or another side's."""
+def test_between_runs_each_image_keeps_its_residuals_however_rows_are_grouped(data, images, sides_differ):
+    """In each evaluation, rows may be grouped differently and unconditional rows may be missing, but hosts keep the
+    order of images among the conditional and among the unconditional rows. Rows may be run again, but never get the
+    residuals of another image or of the other kind of row."""
     conditioning = tiny.conditioning(network=NETWORK, ffrnet_interval=2)
     if sides_differ:
         conditioning = replace(conditioning, uncond_tokens=2 * conditioning.tokens)
@@ -379,14 +380,14 @@ def test_between_runs_each_image_keeps_its_own_residuals_however_rows_come(data,
                 got[row] = parts[-1].expand(len(call), -1, -1, -1)[i]
         return got
 
-    def wanted(row, step):
+    def reference(row, step):
         side, image = row
         tokens = conditioning.uncond_tokens if sides_differ and not side else conditioning.tokens
         return alone(replace(conditioning, tokens=tokens), x[[image]] + step, t[:1] - step)[-1][0]
 
     first, second = evaluate(0), evaluate(1)
     for row, residual in first.items():
-        torch.testing.assert_close(residual, wanted(row, 0), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(residual, reference(row, 0), atol=1e-4, rtol=1e-4)
     for row, residual in second.items():
-        candidates = [wanted(row, step) for step in (0, 1)]
+        candidates = [reference(row, step) for step in (0, 1)]
         assert any(torch.allclose(residual, one, atol=1e-4, rtol=1e-4) for one in candidates)

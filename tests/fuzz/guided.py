@@ -1,7 +1,7 @@
-"""Fuzzing that is led by the code's coverage: `python -m tests.fuzz.guided NAME -runs=5000`.
+"""Coverage-guided fuzzing: `python -m tests.fuzz.guided NAME -runs=5000`.
 
-NAME is that of a test in test_fuzz.py without `test_`; the options are atheris' own. It wants `pip install atheris`,
-which there is for Linux and macOS alone.
+NAME is the name of a test in test_fuzz.py without `test_`. The options are those of atheris, which must be installed
+(`pip install atheris`) and is available only for Linux and macOS.
 """
 
 from __future__ import annotations

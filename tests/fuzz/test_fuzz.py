@@ -1,6 +1,6 @@
-"""Whatever strangers send is read or refused with a sentence; nothing is run, written or taken to the network.
+"""Foreign input is either read or refused with one sentence. It never runs code, writes files or uses the network.
 
-`make test` looks at a fixed sample; `make fuzz` at more than ten thousand new ones.
+`make test` uses fixed examples, and `make fuzz` more than ten thousand new ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,8 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import clip
 from facesnap_ext.settings import infotext
 from facesnap_ext.settings.infotext import from_infotext, label, to_infotext
-from facesnap_ext.settings.unit import CHOICES, UI_ORDER, Unit, from_script_args
+from facesnap_ext.settings.script_args import UI_ORDER, from_script_args
+from facesnap_ext.settings.unit import CHOICES, Unit, defaults, from_values
 from facesnap_ext.ui import routes
 from facesnap_ext.weights import facesnap_file, identity_file, instantid
 from facesnap_ext.weights.controlnet import controlnet_config
@@ -38,14 +38,14 @@ from facesnap_ext.weights.search import find_models
 from facesnap_ext.weights.tensors import fingerprint, read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_pickled_arrays
 from tests.fuzz import corpus
-from tests.fuzz.mutations import json_values, spoilt
+from tests.fuzz.mutations import json_values, mutated
 from tests.fuzz.watch import only_reading
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # of each kind; 0 is the fixed sample
-MEMORY = 2**30  # bytes that all of it may take beyond what was in use before
-START = 2**16  # bytes of a large file that are spoilt: Hypothesis keeps what it has drawn
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # per test; 0 uses the fixed examples
+MEMORY = 2**30  # bytes by which a test may raise the peak memory of the process
+START = 2**16  # only so many bytes of a large file are mutated, because Hypothesis keeps all examples in memory
 ANSWERS = {200, 400, 404, 405, 413, 422}
-FIELDS = [field.name for field in fields(Unit)]
+NAMES = list(defaults())  # the names of all settings
 
 fuzz = settings(
     max_examples=EXAMPLES or 60,
@@ -58,7 +58,7 @@ fuzz = settings(
 
 
 def refused(read: Callable[..., Any], *arguments: Any) -> str | None:
-    """With which sentence something was not read; None where it was."""
+    """The message with which an input was refused, or None if it was read."""
     try:
         read(*arguments)
     except FaceSnapError as error:
@@ -68,7 +68,7 @@ def refused(read: Callable[..., Any], *arguments: Any) -> str | None:
 
 
 def check_sentence(error: Exception) -> None:
-    """A message for people: one line, not endless, without the insides of Python."""
+    """Check that a message is for users: a single line, of limited length, without a traceback."""
     text = str(error)
     assert text.strip()
     assert text.endswith((".", "!"))
@@ -79,7 +79,7 @@ def check_sentence(error: Exception) -> None:
 
 @pytest.fixture(autouse=True)
 def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Work in an empty folder, and take no more memory than there is a reason for."""
+    """Run each test in an empty folder with limited memory."""
     monkeypatch.chdir(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
@@ -89,47 +89,47 @@ def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @cache
 def folder() -> Path:
-    """The model folder, the only one that may be written to."""
-    made = Path(tempfile.mkdtemp(prefix="facesnap-fuzz-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    (made / "identities").mkdir()
-    for content in corpus.weights():  # what libraries do at their first use is not the reading's doing
-        (made / "whole.safetensors").write_bytes(content)
-        read_all(made / "whole.safetensors")
-    return made
+    """The model folder, the only place that may be written to."""
+    path = Path(tempfile.mkdtemp(prefix="facesnap-fuzz-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    (path / "identities").mkdir()
+    for content in corpus.weights():  # initialise the libraries before their actions are audited
+        (path / "valid.safetensors").write_bytes(content)
+        read_all(path / "valid.safetensors")
+    return path
 
 
 @fuzz
 @given(st.data())
 def test_photos(data):
-    content = data.draw(spoilt(corpus.photos()))
+    content = data.draw(mutated(corpus.photos()))
     text = base64.b64encode(content).decode()
     with only_reading(folder()):
         try:
-            found = photos.from_bytes(content, "Photo")
-            # base64 is another way to the same picture
-            assert photos.from_base64(f"data:image/png;base64,{text}", "Photo").digest == found.digest
+            photo = photos.from_bytes(content, "Photo")
+            # the same image in base64
+            assert photos.from_base64(f"data:image/png;base64,{text}", "Photo").digest == photo.digest
         except FaceSnapError as error:
             check_sentence(error)
             assert "Photo" in str(error)
         else:
-            assert found.pixels.dtype == np.uint8
-            assert found.pixels.shape[0] * found.pixels.shape[1] <= photos.MAX_PIXELS
+            assert photo.pixels.dtype == np.uint8
+            assert photo.pixels.shape[0] * photo.pixels.shape[1] <= photos.MAX_PIXELS
 
 
 @fuzz
 @given(st.data())
 def test_weight_files(data):
-    path = folder() / "strange.safetensors"
-    path.write_bytes(data.draw(spoilt(corpus.weights())))
+    path = folder() / "mutated.safetensors"
+    path.write_bytes(data.draw(mutated(corpus.weights())))
     with only_reading(folder()):
         read_all(path)
 
 
 @fuzz
 @given(st.data())
-def test_safetensors_headers_that_lie(data):
-    """The header is JSON that says where which numbers are: every value in it is spoilt in turn."""
+def test_inconsistent_safetensors_headers(data):
+    """The header is JSON that locates the tensors. Some of its values are replaced."""
     header, numbers = corpus.safetensors_headers(data.draw(st.sampled_from(corpus.weights()[:3])))
     values = json_values(st.sampled_from(["F32", "F64", "BF16", "F8_E4M3", "I64", "../../x", "facesnap"]))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -141,7 +141,7 @@ def test_safetensors_headers_that_lie(data):
             header[name] = {**header[name], field: data.draw(values)}
     text = json.dumps(header).encode()
     length = len(text) if data.draw(st.integers(0, 9)) else data.draw(st.integers(0, 2**64 - 1))
-    path = folder() / "lies.safetensors"
+    path = folder() / "header.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + text + numbers)
     with only_reading(folder()):
         read_all(path)
@@ -149,8 +149,8 @@ def test_safetensors_headers_that_lie(data):
 
 @fuzz
 @given(st.data())
-def test_metadata_that_lie(data):
-    """The tensors are whole; what the file says of its networks, JSON in text, has one to three values spoilt."""
+def test_inconsistent_metadata(data):
+    """The tensors are intact, but one to three values in the metadata, which describes the networks, are replaced."""
     header, numbers = corpus.safetensors_headers(data.draw(st.sampled_from(corpus.weights()[:2])))
     header["__metadata__"] = metadata = dict(header["__metadata__"])
     values = json_values(st.sampled_from(["facial attributes", "resampler", "72 points", "a", ""]))
@@ -175,9 +175,9 @@ def test_metadata_that_lie(data):
 
 @fuzz
 @given(st.data())
-def test_configurations_beside_weights(data):
-    """`config.json` of a CLIP and of a ControlNet."""
-    good = {
+def test_config_files(data):
+    """`config.json` of a CLIP model and of a ControlNet."""
+    valid = {
         "model_type": "clip_vision_model",
         "hidden_size": 8,
         "num_hidden_layers": 2,
@@ -186,20 +186,20 @@ def test_configurations_beside_weights(data):
         "block_out_channels": [32, 32],
         "attention_head_dim": 1,
     }
-    values = json_values(st.sampled_from(["clip", "clip_vision_model", "somebody/kernel", "gelu"]))
-    names = st.sampled_from([*good, "vision_config", "hidden_act", "_attn_implementation", "addition_time_embed_dim"])
-    content = data.draw(st.dictionaries(names, values, max_size=4).map(lambda some: {**good, **some}) | values)
+    values = json_values(st.sampled_from(["clip", "clip_vision_model", "someone/kernel", "gelu"]))
+    names = st.sampled_from([*valid, "vision_config", "hidden_act", "_attn_implementation", "addition_time_embed_dim"])
+    content = data.draw(st.dictionaries(names, values, max_size=4).map(lambda some: {**valid, **some}) | values)
     path = folder() / "config.json"
-    path.write_bytes(data.draw(st.just(json.dumps(content).encode()) | spoilt([json.dumps(content).encode()])))
+    path.write_bytes(data.draw(st.just(json.dumps(content).encode()) | mutated([json.dumps(content).encode()])))
     shapes = {f"down_blocks.{i}.resnets.0.conv1.weight": (32, 32, 3, 3) for i in range(2)}
     with only_reading(folder()):
-        for read, arguments in ((clip._described, (path, 8, 2)), (controlnet_config, (path.parent, shapes))):
+        for read, arguments in ((clip._read_config, (path, 8, 2)), (controlnet_config, (path.parent, shapes))):
             refusal = refused(read, *arguments)
             assert refusal is None or path.name in refusal
 
 
 def read_all(path: Path) -> None:
-    """Everything that FaceSnap does with a weight file that somebody has put into its folder."""
+    """Read a weight file in all ways in which FaceSnap reads files in its model folder."""
     find_models(path.parent)
     for read in (read_index, fingerprint, read_tensors, facesnap_file.load, identity_file.load):
         refusal = refused(read, path)
@@ -208,25 +208,25 @@ def read_all(path: Path) -> None:
 
 @fuzz
 @given(st.data())
-def test_instantids_files(data):
+def test_instantid_files(data):
     place = folder() / "InstantID"
     place.mkdir(exist_ok=True)
-    spoilt_one = data.draw(st.sampled_from(sorted(corpus.instantid())))
+    mutated_name = data.draw(st.sampled_from(sorted(corpus.instantid())))
     for name, content in corpus.instantid().items():
         start, rest = content[:START], content[START:]
-        (place / name).write_bytes(data.draw(spoilt([start])) + rest if name == spoilt_one else content)
+        (place / name).write_bytes(data.draw(mutated([start])) + rest if name == mutated_name else content)
     net, adapter = place / Path(instantid.IDENTITYNET).name, place / instantid.ADAPTER
     with only_reading(folder()):
         for read, paths in ((instantid.load, (net, adapter)), (instantid.load_adapter, (adapter,))):
             refusal = refused(read, *paths)
-            assert refusal is None or any(path.name in refusal for path in (*paths, place / spoilt_one))
+            assert refusal is None or any(path.name in refusal for path in (*paths, place / mutated_name))
 
 
 @fuzz
 @given(st.data())
 def test_pickles(data):
-    path = folder() / "strange.pkl"
-    path.write_bytes(data.draw(st.sampled_from(corpus.pickles()) | spoilt(corpus.pickles())))
+    path = folder() / "mutated.pkl"
+    path.write_bytes(data.draw(st.sampled_from(corpus.pickles()) | mutated(corpus.pickles())))
     with only_reading(folder()):
         try:
             arrays = read_pickled_arrays(path)
@@ -240,29 +240,30 @@ def test_pickles(data):
 @fuzz
 @given(st.data())
 def test_infotexts(data):
-    good = to_infotext({1: Unit(enabled=True), 2: Unit(enabled=True, template="left", x=0.5, blocks=(1.0,) * 10)})
-    names = st.sampled_from([*good, *(label(name, n) for name in FIELDS for n in (1, 2, 3))]) | st.text(max_size=20)
+    second = from_values({"enabled": True, "template": "left", "x": 0.5, "block_weights": (1.0,) * 10})
+    valid = to_infotext({1: Unit(enabled=True), 2: second})
+    names = st.sampled_from([*valid, *(label(name, n) for name in NAMES for n in (1, 2, 3))]) | st.text(max_size=20)
     texts = st.text(max_size=40) | st.sampled_from(
         ["True", "nan", "inf", "-1", "1e400", "9" * 5000, "\N{ARABIC-INDIC DIGIT ONE}", "1_0", "None"]
     )
-    parameters = {**good, **data.draw(st.dictionaries(names, texts, max_size=6))}
+    parameters = {**valid, **data.draw(st.dictionaries(names, texts, max_size=6))}
     with only_reading(folder()):
         for number in (1, 2, 3):
             try:
                 values = from_infotext(parameters, number)
             except ValueError:
                 continue
-            assert set(values) == {"enabled", *FIELDS} - set(infotext.PHOTOS)
+            assert set(values) == {"enabled", *NAMES} - set(infotext.PHOTOS)
 
 
 @fuzz
 @given(st.data())
 def test_script_arguments(data):
-    """What a request to /sdapi/v1/txt2img carries, and what the page hands over."""
-    picture = st.sampled_from([base64.b64encode(photo).decode() for photo in corpus.photos()])
-    words = st.sampled_from(sorted({word for words in CHOICES.values() for word in words})) | picture
+    """The arguments of the script, from a request to /sdapi/v1/txt2img and from the page."""
+    image = st.sampled_from([base64.b64encode(photo).decode() for photo in corpus.photos()])
+    words = st.sampled_from(sorted({word for words in CHOICES.values() for word in words})) | image
     values = json_values(words)
-    names = st.sampled_from(FIELDS) | st.text(max_size=10)
+    names = st.sampled_from(NAMES) | st.text(max_size=10)
     unit = st.dictionaries(names, values, max_size=6).map(lambda some: {"references": [], **some})
     if data.draw(st.booleans()):
         arguments = data.draw(st.lists(unit, min_size=1, max_size=3))
@@ -292,25 +293,25 @@ def client() -> Any:
 @fuzz
 @given(st.data())
 def test_routes(data):
-    picture = st.sampled_from([base64.b64encode(photo).decode() for photo in corpus.photos()])
-    values = json_values(picture | st.sampled_from(["/etc/passwd", "http://127.0.0.1:9/x.png", "file:///etc/passwd"]))
+    image = st.sampled_from([base64.b64encode(photo).decode() for photo in corpus.photos()])
+    values = json_values(image | st.sampled_from(["/etc/passwd", "http://127.0.0.1:9/x.png", "file:///etc/passwd"]))
     bodies = {
-        "detect": {"photos": st.lists(picture, max_size=3) | values},
+        "detect": {"photos": st.lists(image, max_size=3) | values},
         "landmarks": {
-            **dict.fromkeys(("reference", "driving"), picture | values),
-            **dict.fromkeys(("face", "driving_face", "width", "height"), st.integers(-1, 70) | values),
+            **dict.fromkeys(("reference", "driving"), image | values),
+            **dict.fromkeys(("face_index", "driving_face_index", "width", "height"), st.integers(-1, 70) | values),
         },
         "models/get": {"part": st.sampled_from(["deca", "clip", "../deca"]) | values},
         "models/stop": {"part": st.sampled_from(["deca", "clip"]) | values},
         "version": {},
     }
     path = data.draw(st.sampled_from([*bodies, "models", "schema"]))
-    fields = st.fixed_dictionaries({}, optional=bodies.get(path, {}))
+    known = st.fixed_dictionaries({}, optional=bodies.get(path, {}))
     foreign = st.dictionaries(st.text(max_size=6), values, max_size=2)
     body = data.draw(
-        fields.map(lambda some: json.dumps(some).encode())
-        | st.tuples(fields, foreign).map(lambda both: json.dumps({**both[0], **both[1]}).encode())
-        | spoilt([b'{"photos": ["aGVsbG8="]}', b'{"width": 64, "height": 64}', b"[" * 5000])
+        known.map(lambda some: json.dumps(some).encode())
+        | st.tuples(known, foreign).map(lambda both: json.dumps({**both[0], **both[1]}).encode())
+        | mutated([b'{"photos": ["aGVsbG8="]}', b'{"width": 64, "height": 64}', b"[" * 5000])
     )
     method = "POST" if path in bodies and data.draw(st.integers(0, 9)) else "GET"
     with only_reading(folder()):

@@ -1,4 +1,4 @@
-"""What code does to the machine while it reads something: nothing but reading is allowed."""
+"""Audit what code does while it reads a file: nothing but reading is allowed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-FORBIDDEN = (  # audit events, by how their names begin
+FORBIDDEN = (  # prefixes of audit events
     *("os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.startfile", "os.system", "pty.spawn", "subprocess."),
     *("os.chmod", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate", "shutil."),
     *("ftplib.", "http.client.", "smtplib.", "urllib.", "webbrowser."),
@@ -18,14 +18,14 @@ FORBIDDEN = (  # audit events, by how their names begin
 )
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-NOT_OURS = "/etc/passwd"  # what requests ask for in the place of a picture
-SECONDS = 20  # that one thing may take to be read; most take a few thousandths
+NOT_OURS = "/etc/passwd"  # a path that requests send in place of an image
+SECONDS = 20  # limit for reading one input; most take a few milliseconds
 
 _watching: list[tuple[Path, list[str]]] = []
 
 
-class Misdeed(AssertionError):
-    """Something was done that reading does not do."""
+class ForbiddenAction(AssertionError):
+    """Code that should only read did something else."""
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -43,13 +43,16 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
             seen.append(f"open {path!r}")
 
 
-sys.addaudithook(_hook)  # a hook cannot be taken off: it sleeps while nothing is watched
+sys.addaudithook(_hook)  # audit hooks cannot be removed; this one does nothing while nothing is watched
 
 
 @contextmanager
 def only_reading(folder: Path) -> Iterator[None]:
-    """Raise `Misdeed` when the block ran a program, reached for the network, opened `NOT_OURS`, wrote outside `folder`
-    or took very long, whatever it raised itself: it may have caught the error that would have told."""
+    """Raise `ForbiddenAction` if the block ran a program, used the network, opened `NOT_OURS`, wrote outside `folder`
+    or took too long.
+
+    Actions are recorded and raised at the end, because the block may catch an error raised in the middle.
+    """
     seen: list[str] = []
     _watching.append((folder.resolve(), seen))
     start = time.monotonic()
@@ -60,4 +63,4 @@ def only_reading(folder: Path) -> Iterator[None]:
         if (seconds := time.monotonic() - start) > SECONDS:
             seen.append(f"took {seconds:.0f} seconds")
         if seen:
-            raise Misdeed("; ".join(seen))
+            raise ForbiddenAction("; ".join(seen))

@@ -1,4 +1,4 @@
-"""Tests against a running WebUI, given by `--url`; without one they skip. See README.md."""
+"""Tests against a running WebUI, given by `--url`; without it they are skipped. See README.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.live.live_host import Host, Job, Pictures
+from tests.live.live_host import Host, Images, Job
 from tests.live.live_page import Page
 
 SCREENSHOTS = Path(__file__).parents[2] / "out" / "live"  # git ignores it
@@ -16,9 +16,9 @@ SCREENSHOTS = Path(__file__).parents[2] / "out" / "live"  # git ignores it
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("live", "a running WebUI")
-    group.addoption("--url", default="", help="a WebUI with FaceSnap, such as http://127.0.0.1:7860")
+    group.addoption("--url", default="", help="a WebUI with FaceSnap, for example http://127.0.0.1:7860")
     group.addoption("--plain-url", default="", help="the same WebUI without FaceSnap, for the bit-identity baselines")
-    group.addoption("--empty-url", default="", help="a WebUI with FaceSnap whose model folder has nothing for it")
+    group.addoption("--empty-url", default="", help="a WebUI with FaceSnap but without its model files")
     group.addoption("--models", default="", help="the folder models/facesnap of the WebUI at --url")
 
 
@@ -27,7 +27,7 @@ def host(request: pytest.FixtureRequest) -> Host:
     """The WebUI with FaceSnap."""
     url = request.config.getoption("--url", default="")
     if not url:
-        pytest.skip("no --url of a running WebUI was given")
+        pytest.skip("--url of a running WebUI was not given")
     host = Host(url)
     host.settle()
     return host
@@ -35,7 +35,7 @@ def host(request: pytest.FixtureRequest) -> Host:
 
 @pytest.fixture(scope="session")
 def plain_host(request: pytest.FixtureRequest, host: Host) -> Host:
-    """The WebUI without FaceSnap; where there is none, the one with it, which is then not told of it."""
+    """The WebUI without FaceSnap, or by default the one with it, in jobs that do not mention FaceSnap."""
     url = request.config.getoption("--plain-url", default="")
     if not url:
         return host
@@ -48,35 +48,35 @@ def plain_host(request: pytest.FixtureRequest, host: Host) -> Host:
 def empty_host(request: pytest.FixtureRequest) -> Host:
     url = request.config.getoption("--empty-url", default="")
     if not url:
-        pytest.skip("no --empty-url of a WebUI without FaceSnap's model files was given")
+        pytest.skip("--empty-url of a WebUI without FaceSnap's model files was not given")
     return Host(url)
 
 
 @pytest.fixture(scope="session")
-def baseline(plain_host: Host) -> Callable[[Job], Pictures]:
-    """Pictures of jobs without FaceSnap; each job runs once."""
-    known: dict[str, Pictures] = {}
+def baseline(plain_host: Host) -> Callable[[Job], Images]:
+    """Runs each job without FaceSnap only once, and returns its images."""
+    known: dict[str, Images] = {}
 
-    def once(job: Job) -> Pictures:
+    def run_once(job: Job) -> Images:
         key = repr(sorted(job.items()))
         if key not in known:
-            known[key] = plain_host.pictures(job)
+            known[key] = plain_host.images(job)
         return known[key]
 
-    return once
+    return run_once
 
 
 @pytest.fixture
 def probed(host: Host) -> Host:
-    """The WebUI with FaceSnap, once more, if the probe runs in it, too."""
+    """The WebUI with FaceSnap, if the probe is installed in it as well."""
     if not host.has("/facesnap-probe/state"):
-        pytest.skip("the WebUI was started without the probe extension (tests/live/probe)")
+        pytest.skip("the WebUI has no probe extension (tests/live/probe)")
     return host
 
 
 @pytest.fixture
 def page(host: Host, browser: Any) -> Iterator[Page]:
-    """The WebUI's page, freshly opened."""
+    """The WebUI's page, newly opened."""
     page = Page(host, browser, SCREENSHOTS)
     yield page
     page.close()

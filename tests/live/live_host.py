@@ -1,4 +1,4 @@
-"""A running WebUI as the tests see it: jobs go in through its API, decoded pictures or a refusal come out."""
+"""Client of a running WebUI: send jobs to its API, and get decoded images or the error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import requests
 from PIL import Image
 
 Job = dict[str, Any]
-Pictures = list[np.ndarray]
+Images = list[np.ndarray]
 
 RANDOM, INIT, OTHER_WIDTHS = "random.safetensors", "init.safetensors", "other-widths.safetensors"
 PLAIN: Job = {
@@ -33,11 +33,11 @@ PLAIN: Job = {
 }
 
 
-LONG: Job = {"steps": 16}  # enough to be interrupted
+LONG: Job = {"steps": 16}  # long enough to be interrupted
 
 
 class Refused(Exception):
-    """The host answered a job with an error: `status` of HTTP and the `message` for people."""
+    """The host responded to a job with an error: the HTTP `status` and the `message` for the user."""
 
     def __init__(self, status: int, message: str):
         super().__init__(f"HTTP {status}: {message}")
@@ -51,8 +51,8 @@ class Host:
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self._session = requests.Session()
-        self._session.trust_env = False  # the host is near; no proxy stands between
-        self._session.headers["Connection"] = "close"  # Forge's server drops a connection after an error
+        self._session.trust_env = False  # no proxy for a local host
+        self._session.headers["Connection"] = "close"  # Forge's server closes the connection after an error
         self.forge = "forge_preset" in self.get("/sdapi/v1/options")
 
     @property
@@ -73,34 +73,39 @@ class Host:
             raise Refused(answer.status_code, _message(answer))
         return answer.json()
 
-    def pictures(self, job: Job) -> Pictures:
-        """What a job gives, [H, W, 3] uint8 each. `job` is changes to `PLAIN`; one with `init_images` is img2img."""
+    def images(self, job: Job) -> Images:
+        """The images of a job, [H, W, 3] uint8 each.
+
+        Args:
+            job: changes to `PLAIN`; with `init_images` it is img2img.
+        """
         kind = "img2img" if "init_images" in job else "txt2img"
         if kind == "img2img":
-            # the latent of an init picture is drawn from torch's global generator, which the last job left somewhere
+            # the latent of an init image is sampled with torch's global generator: make its state independent of
+            # earlier jobs
             self.post("/sdapi/v1/txt2img", {**PLAIN, "steps": 1})
         answer = self.post(f"/sdapi/v1/{kind}", {**PLAIN, **job})
-        return [decode(picture) for picture in answer["images"]]
+        return [decode(image) for image in answer["images"]]
 
     def infotext(self, job: Job) -> str:
-        """What stands in the first picture of a txt2img job."""
+        """The infotext of the first image of a txt2img job."""
         return json.loads(self.post("/sdapi/v1/txt2img", {**PLAIN, **job})["info"])["infotexts"][0]
 
     def settle(self) -> None:
-        """Change to another checkpoint and back: in A1111 the first change moves a pixel by 1, later ones do not."""
+        """Switch to another checkpoint and back. In A1111, the first switch changes a pixel by 1; later ones do not."""
         if (other := self.checkpoint("sd15")) is not None:
-            self.pictures({"override_settings": {"sd_model_checkpoint": other}})
-            self.pictures({})
+            self.images({"override_settings": {"sd_model_checkpoint": other}})
+            self.images({})
 
-    def start(self, job: Job) -> Future[Pictures]:
-        """The same without waiting."""
+    def start(self, job: Job) -> Future[Images]:
+        """Start a job without waiting for its images."""
         pool = ThreadPoolExecutor(1)
-        future = pool.submit(self.pictures, job)
+        future = pool.submit(self.images, job)
         pool.shutdown(wait=False)
         return future
 
-    def interrupted(self) -> Pictures:
-        """What a long job with FaceSnap gives that is interrupted under way."""
+    def interrupted(self) -> Images:
+        """The images of a long job with FaceSnap that is interrupted during sampling."""
         future = self.start(with_facesnap(LONG))
         self.wait_for_step(3)
         self.post("/sdapi/v1/interrupt")
@@ -110,7 +115,7 @@ class Host:
         wait_until(lambda: self.get("/sdapi/v1/progress?skip_current_image=true")["state"]["sampling_step"] >= step)
 
     def checkpoint(self, part: str) -> str | None:
-        """The file name of the first checkpoint that has this in it."""
+        """The file name of the first checkpoint whose name contains this."""
         names = (Path(model["filename"]).name for model in self.get("/sdapi/v1/sd-models"))
         return next((name for name in names if part in name), None)
 
@@ -120,48 +125,48 @@ class Host:
 
     @cached_property
     def controlnet(self) -> Job | None:
-        """The arguments of the first ControlNet that changes the picture, as it should."""
+        """The arguments of the first ControlNet that changes the image."""
         if not self.has("/controlnet/model_list"):
             return None
         for model in self.get("/controlnet/model_list")["model_list"]:
             unit = {"enabled": True, "module": "None" if self.forge else "none", "model": model, "weight": 1.0}
             job = {"ControlNet": {"args": [{**unit, "image": encode(stripes())}]}}
-            if differ(self.pictures({"alwayson_scripts": job})[:1], self.pictures({})):
+            if differ(self.images({"alwayson_scripts": job})[:1], self.images({})):
                 return job
         return None
 
     def probe(self, collect: bool = False) -> Job:
-        """What hangs on the UNet; see probe/scripts/facesnap_probe.py."""
+        """The hooks on the UNet and more; see probe/scripts/facesnap_probe.py."""
         return self.get(f"/facesnap-probe/state?collect={collect}")
 
 
 def with_facesnap(job: Job, **settings: Any) -> Job:
-    """A job with FaceSnap, by default of the astronaut and the random FaceSnap file."""
+    """A job with FaceSnap, by default with the astronaut and the random FaceSnap file."""
     return with_people(job, settings)
 
 
 def failing(job: Job, at: int) -> Job:
-    """The same whose UNet call of this number raises, where the probe is."""
+    """A job with FaceSnap in which the UNet call with this number raises an error. Requires the probe."""
     return with_facesnap({**job, "alwayson_scripts": {"FaceSnap probe": {"args": [{"fail_at": at}]}}})
 
 
 def leftovers(state: Job) -> Job:
-    """What of `Host.probe` must be after a job as it was before."""
+    """The part of `Host.probe` that a job must not change."""
     return {name: state[name] for name in ("hooks", "controls")}
 
 
 def with_people(job: Job, *people: Job) -> Job:
-    """The same for several, each with settings of their own."""
+    """A job with several people, each with their own settings."""
     units = [{"enabled": True, "references": [encode(astronaut())], "model": RANDOM, **person} for person in people]
     return {**job, "alwayson_scripts": {**job.get("alwayson_scripts", {}), "FaceSnap": {"args": units}}}
 
 
-def equal(one: Pictures, other: Pictures) -> bool:
+def equal(one: Images, other: Images) -> bool:
     return len(one) == len(other) and all(map(np.array_equal, one, other))
 
 
-def differ(one: Pictures, other: Pictures) -> bool:
-    """Whether each picture differs from its counterpart."""
+def differ(one: Images, other: Images) -> bool:
+    """Whether each image differs from its counterpart."""
     return len(one) == len(other) and not any(map(np.array_equal, one, other))
 
 
@@ -180,8 +185,8 @@ def grace_hopper() -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def never_seen() -> np.ndarray:
-    """The astronaut, with a pixel that makes it another photo each time."""
+def new_photo() -> np.ndarray:
+    """The astronaut with one random pixel, so that nothing cached for earlier photos is used."""
     pixels = astronaut().copy()
     pixels[0, 0] = np.random.default_rng().integers(256, size=3)
     return pixels
@@ -207,32 +212,32 @@ def small(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((256, 256), Image.LANCZOS))
 
 
-def picture_file(pixels: np.ndarray, suffix: str = "PNG") -> bytes:
+def image_file(pixels: np.ndarray, suffix: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, suffix)
     return file.getvalue()
 
 
-def cut_jpeg() -> bytes:
-    """The first half of a photo's file."""
-    data = picture_file(astronaut(), "JPEG")
+def truncated_jpeg() -> bytes:
+    """The first half of a JPEG file."""
+    data = image_file(astronaut(), "JPEG")
     return data[: len(data) // 2]
 
 
 def encode(pixels: np.ndarray) -> str:
-    return base64.b64encode(picture_file(pixels)).decode()
+    return base64.b64encode(image_file(pixels)).decode()
 
 
-def decode(picture: str | bytes) -> np.ndarray:
-    data = base64.b64decode(picture.split(",", 1)[-1]) if isinstance(picture, str) else picture
+def decode(image: str | bytes) -> np.ndarray:
+    data = base64.b64decode(image.split(",", 1)[-1]) if isinstance(image, str) else image
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     for _ in _ticks(seconds):
-        if true():
+        if condition():
             return
-    raise TimeoutError(f"not within {seconds} s")
+    raise TimeoutError(f"the condition was not met within {seconds} s")
 
 
 def _ticks(seconds: float) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""The txt2img tab of a WebUI's page in a browser, used as people use it."""
+"""Drive the txt2img tab of a WebUI's page in a browser as a user does."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from tests.live.live_host import Host, decode, picture_file
+from tests.live.live_host import Host, decode, image_file
 
-SECOND = 1000  # Playwright counts milliseconds
+SECOND = 1000  # Playwright uses milliseconds
 FACESNAP = "#script_txt2img_facesnap_"
 
 
 class Page:
-    """A page of its own in a browser, at 256x256 and three steps."""
+    """A new browser page, set to 256x256 and three steps."""
 
     def __init__(self, host: Host, browser: Any, screenshots: Path):
         self.host = host
         self.screenshots = screenshots
-        self.errors: list[str] = []  # JavaScript's, with the scripts that they came through
+        self.errors: list[str] = []  # JavaScript errors with their stack traces
         self._page = browser.new_page(viewport={"width": 1400, "height": 1800})
         self._page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
         self._page.goto(host.url, timeout=180 * SECOND, wait_until="domcontentloaded")
-        # made by the host's own script, once the page is whole
+        # created by the host's own script after the page has been loaded
         self._page.wait_for_selector(f"{FACESNAP}enable-visible-checkbox", timeout=180 * SECOND)
         self._page.locator("#txt2img_prompt textarea").fill("a photo of a red house")
         for name, value in {"steps": 3, "width": 256, "height": 256}.items():
@@ -34,9 +34,9 @@ class Page:
         self._page.close()
 
     def open_accordion(self) -> None:
-        """Which also enables FaceSnap."""
+        """Open the accordion, which also enables FaceSnap."""
         self._page.locator(f"{FACESNAP}enable .label-wrap .icon").first.click()
-        self._page.wait_for_timeout(SECOND)  # the accordion moves
+        self._page.wait_for_timeout(SECOND)  # for the animation
         assert self._page.locator(f"{FACESNAP}enable-visible-checkbox").is_checked()
 
     def disable(self) -> None:
@@ -55,7 +55,7 @@ class Page:
         self._page.locator(f"{FACESNAP}canvas canvas").wait_for(timeout=60 * SECOND)
 
     def drag_face(self, right: float, down: float) -> None:
-        """From the middle of the sliders' face, by parts of the canvas."""
+        """Drag the face from its initial position. Distances are fractions of the canvas."""
         canvas = self._page.locator(f"{FACESNAP}canvas canvas")
         canvas.scroll_into_view_if_needed()
         box = canvas.bounding_box()
@@ -67,16 +67,16 @@ class Page:
         self._page.wait_for_timeout(SECOND)
 
     def numbers(self, *controls: str) -> list[float]:
-        """What sliders say."""
+        """The values of sliders."""
         return [float(self._page.locator(f"{FACESNAP}{name} input[type=number]").input_value()) for name in controls]
 
     def clear(self, control: str) -> None:
-        """Take the pictures out again."""
+        """Remove the images from a control."""
         self._page.locator(f"{FACESNAP}{control} button[aria-label=Clear]").click()
 
-    def upload(self, control: str, *pictures: np.ndarray | bytes) -> None:
-        """Give pictures, or contents of a picture file, to one of FaceSnap's controls."""
-        contents = [picture if isinstance(picture, bytes) else picture_file(picture) for picture in pictures]
+    def upload(self, control: str, *images: np.ndarray | bytes) -> None:
+        """Upload images, or contents of image files, to one of FaceSnap's controls."""
+        contents = [image if isinstance(image, bytes) else image_file(image) for image in images]
         files = [{"name": f"photo{i}.png", "mimeType": "image/png", "buffer": c} for i, c in enumerate(contents)]
         block = self._page.locator(f"{FACESNAP}{control}")
         block.locator("input[type=file]").set_input_files(files)
@@ -91,7 +91,7 @@ class Page:
             self._page.locator(element).screenshot(path=path)
 
     def generate(self) -> np.ndarray | str:
-        """Press Generate and wait. The gallery's picture, or the error that stands in the page."""
+        """Run a job and return the image in the gallery, or the error that the page shows."""
         self._page.locator("#txt2img_generate").click()
         display = "getComputedStyle(document.querySelector('#txt2img_interrupt')).display"
         self._page.wait_for_function(f"{display} != 'none'", timeout=60 * SECOND)
@@ -105,7 +105,7 @@ class Page:
         return decode(self._page.request.get(source).body())
 
     def note(self) -> str:
-        """What stands below the picture."""
+        """The text below the image."""
         return self._page.locator("#html_log_txt2img").inner_text()
 
     def _number(self, selector: str, value: int) -> None:

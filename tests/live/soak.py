@@ -1,9 +1,9 @@
-"""Many jobs in a running WebUI, with FaceSnap and without, interrupted and failing: nothing stays behind.
+"""Run many jobs in a WebUI, with and without FaceSnap, interrupted and failing, and check that nothing is left behind.
 
     python -m tests.live.soak http://127.0.0.1:7860 --jobs 300 --out out/soak
 
-Prints JSON, draws the process's memory to OUT/HOST.png and ends with 1 where a promise was broken. The WebUI is as
-README.md asks for, with the probe.
+Print the results as JSON and plot the memory of the process to OUT/HOST.png. The exit status is 1 if a check failed.
+README.md describes the WebUI, which must have the probe.
 """
 
 from __future__ import annotations
@@ -31,18 +31,24 @@ from tests.live.live_host import (
     grace_hopper,
     grey,
     leftovers,
-    never_seen,
+    new_photo,
     with_facesnap,
     with_people,
 )
 
-GROWTH = 0.02  # of the process's memory between the second fifth of the jobs and the last
+GROWTH = 0.02  # allowed growth of the process's memory from the second to the last fifth of the jobs
 
 
 @dataclass(frozen=True)
-class Done:
-    """One job: of which kind, what hung on the UNet afterwards beyond what hung there before the first job, the
-    process's memory in MiB, and whether a plain picture was the first one again."""
+class Result:
+    """The result of one job.
+
+    Attributes:
+        kind: a key of `KINDS`, or `OFF`.
+        left: state of the UNet afterwards, if it differs from that before the first job.
+        memory: memory of the process, in MiB.
+        same: whether a job without FaceSnap gave the same image as the first one.
+    """
 
     kind: str
     left: Job
@@ -51,25 +57,25 @@ class Done:
 
 
 def on(host: Host) -> None:
-    host.pictures(with_facesnap({}))
+    host.images(with_facesnap({}))
 
 
 def other_photo(host: Host) -> None:
-    host.pictures(with_facesnap({}, references=[encode(never_seen())]))
+    host.images(with_facesnap({}, references=[encode(new_photo())]))
 
 
 def failing_in_the_unet(host: Host) -> None:
     with pytest.raises(Refused, match="the probe raised"):
-        host.pictures(failing({}, at=2))
+        host.images(failing({}, at=2))
 
 
 def two_people(host: Host) -> None:
-    host.pictures(with_people({}, {}, {"references": [encode(grace_hopper())]}))
+    host.images(with_people({}, {}, {"references": [encode(grace_hopper())]}))
 
 
 def refused(host: Host) -> None:
     with pytest.raises(Refused, match="No face"):
-        host.pictures(with_facesnap({}, references=[encode(grey())]))
+        host.images(with_facesnap({}, references=[encode(grey())]))
 
 
 OFF = "off"
@@ -83,41 +89,41 @@ KINDS: dict[str, Callable[[Host], object]] = {
 }
 
 
-def soak(host: Host, jobs: int) -> list[Done]:
-    """Run the kinds of jobs in turn, each followed by a plain one."""
+def soak(host: Host, jobs: int) -> list[Result]:
+    """Run the kinds of jobs in turn, each followed by one without FaceSnap."""
     host.settle()
-    first, clean = host.pictures({}), leftovers(host.probe(collect=True))
-    done = []
+    first, clean = host.images({}), leftovers(host.probe(collect=True))
+    results = []
     kinds = cycle([kind for name in KINDS for kind in (name, OFF)])
     for kind in tqdm(list(islice(kinds, jobs)), unit="job"):
         if kind == OFF:
-            same = equal(host.pictures({}), first)
+            same = equal(host.images({}), first)
         else:
             KINDS[kind](host)
             same = True
         state = host.probe(collect=True)
         left = leftovers(state)
-        done.append(Done(kind, {} if left == clean else left, state["memory"] / 2**20, same))
-    return done
+        results.append(Result(kind, {} if left == clean else left, state["memory"] / 2**20, same))
+    return results
 
 
-def report(host: Host, done: list[Done], seconds: float) -> dict[str, object]:
-    fifth = len(done) // 5
-    memory = [one.memory for one in done]
+def report(host: Host, results: list[Result], seconds: float) -> dict[str, object]:
+    fifth = len(results) // 5
+    memory = [one.memory for one in results]
     warm, end = median(memory[fifth : 2 * fifth]), median(memory[-fifth:])
-    plain = [one.same for one in done if one.kind == OFF]
+    plain = [one.same for one in results if one.kind == OFF]
     return {
         "host": host.name,
-        "jobs": dict(Counter(one.kind for one in done)),
+        "jobs": dict(Counter(one.kind for one in results)),
         "seconds": round(seconds),
-        "left on the UNet": {one.kind: one.left for one in done if one.left},
-        "plain pictures equal to the first": f"{sum(plain)} of {len(plain)}",
+        "left on the UNet": {one.kind: one.left for one in results if one.left},
+        "images without FaceSnap equal to the first": f"{sum(plain)} of {len(plain)}",
         "MiB": {"second fifth": round(warm), "last fifth": round(end), "growth": round(end / warm - 1, 4)},
-        "kept": all(plain) and not any(one.left for one in done) and end / warm - 1 <= GROWTH,
+        "passed": all(plain) and not any(one.left for one in results) and end / warm - 1 <= GROWTH,
     }
 
 
-def draw_memory(done: list[Done], path: Path) -> None:
+def plot_memory(results: list[Result], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -125,9 +131,9 @@ def draw_memory(done: list[Done], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
     for kind in (OFF, *KINDS):
-        places = [number for number, one in enumerate(done) if one.kind == kind]
-        axes.plot(places, [done[place].memory for place in places], ".", label=kind)
-    axes.set(xlabel="job", ylabel="process memory in MiB", ylim=(0, 1.1 * max(one.memory for one in done)))
+        places = [number for number, one in enumerate(results) if one.kind == kind]
+        axes.plot(places, [results[place].memory for place in places], ".", label=kind)
+    axes.set(xlabel="job", ylabel="process memory in MiB", ylim=(0, 1.1 * max(one.memory for one in results)))
     axes.legend(ncols=4, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -141,13 +147,13 @@ def main() -> int:
     options = parser.parse_args()
     host = Host(options.url)
     if not host.has("/facesnap-probe/state"):
-        parser.error("the WebUI was started without the probe extension, tests/live/probe; link it and restart")
+        parser.error("the WebUI has no probe extension; link tests/live/probe into its extensions and restart it")
     start = time.monotonic()
-    done = soak(host, options.jobs)
-    found = report(host, done, time.monotonic() - start)
-    draw_memory(done, options.out / f"{host.name}.png")
-    print(json.dumps(found, indent=2))
-    return 0 if found["kept"] else 1
+    results = soak(host, options.jobs)
+    summary = report(host, results, time.monotonic() - start)
+    plot_memory(results, options.out / f"{host.name}.png")
+    print(json.dumps(summary, indent=2))
+    return 0 if summary["passed"] else 1
 
 
 if __name__ == "__main__":

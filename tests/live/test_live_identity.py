@@ -1,4 +1,4 @@
-"""Never the identity of another job: with two at once, and with a FaceSnap file that is exchanged between two."""
+"""No job gets the identity of another one: concurrent jobs, and a FaceSnap file that is replaced between two jobs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.live_host import INIT, RANDOM, Host, Job, Pictures, differ, encode, equal, grace_hopper, with_facesnap
+from tests.live.live_host import INIT, RANDOM, Host, Images, Job, differ, encode, equal, grace_hopper, with_facesnap
 
-Baseline = Callable[[Job], Pictures]
+Baseline = Callable[[Job], Images]
 
 
-def test_of_jobs_at_once_each_is_of_its_own_person(host: Host, baseline: Baseline) -> None:
+def test_concurrent_jobs_keep_their_own_person(host: Host, baseline: Baseline) -> None:
     jobs = [with_facesnap({}), {}, with_facesnap({}, references=[encode(grace_hopper())])]
-    alone = [host.pictures(jobs[0]), baseline({}), host.pictures(jobs[2])]
+    alone = [host.images(jobs[0]), baseline({}), host.images(jobs[2])]
     assert differ(alone[0], alone[2])
     for _ in range(3):
         together = [host.start(job) for job in jobs]
@@ -23,26 +23,24 @@ def test_of_jobs_at_once_each_is_of_its_own_person(host: Host, baseline: Baselin
 
 
 @pytest.fixture
-def exchanged(request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
-    """Makes one FaceSnap file of the WebUI's a copy of another, and gives its name."""
+def replaced(request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
+    """Replaces one of the WebUI's FaceSnap files by a copy of another one, and returns its name."""
     if not (folder := request.config.getoption("--models", default="")):
-        pytest.skip("no --models, the folder models/facesnap of the running WebUI, was given")
-    path = Path(folder, "exchanged.safetensors")
+        pytest.skip("--models, the folder models/facesnap of the running WebUI, was not given")
+    path = Path(folder, "replaced.safetensors")
 
-    def exchange(name: str) -> str:
+    def replace(name: str) -> str:
         new = path.with_suffix(".new")
         shutil.copyfile(path.with_name(name), new)
         new.replace(path)
         return path.name
 
-    yield exchange
+    yield replace
     path.unlink(missing_ok=True)
 
 
-def test_a_file_exchanged_between_two_jobs_is_read_anew(
-    host: Host, baseline: Baseline, exchanged: Callable[[str], str]
-) -> None:
-    whole = host.pictures(with_facesnap({}))
-    assert equal(host.pictures(with_facesnap({}, model=exchanged(RANDOM))), whole)
-    assert equal(host.pictures(with_facesnap({}, model=exchanged(INIT))), baseline({}))
-    assert equal(host.pictures(with_facesnap({}, model=exchanged(RANDOM))), whole)
+def test_a_replaced_file_is_read_again(host: Host, baseline: Baseline, replaced: Callable[[str], str]) -> None:
+    random = host.images(with_facesnap({}))
+    assert equal(host.images(with_facesnap({}, model=replaced(RANDOM))), random)
+    assert equal(host.images(with_facesnap({}, model=replaced(INIT))), baseline({}))
+    assert equal(host.images(with_facesnap({}, model=replaced(RANDOM))), random)

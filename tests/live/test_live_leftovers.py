@@ -1,4 +1,4 @@
-"""Nothing of FaceSnap is left in the host after a job, however the job ended."""
+"""FaceSnap leaves nothing in the host after a job, however the job ends."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from tests.live.live_host import (
     LONG,
     Host,
+    Images,
     Job,
-    Pictures,
     Refused,
     encode,
     equal,
@@ -20,22 +20,22 @@ from tests.live.live_host import (
     with_facesnap,
 )
 
-Baseline = Callable[[Job], Pictures]
+Baseline = Callable[[Job], Images]
 
 
-def test_success(probed: Host) -> None:
+def test_a_completed_job_leaves_nothing(probed: Host) -> None:
     before = leftovers(probed.probe())
-    probed.pictures(with_facesnap({}))
+    probed.images(with_facesnap({}))
     assert leftovers(probed.probe()) == before
 
 
-def test_interrupt(host: Host, baseline: Baseline) -> None:
-    complete = host.pictures(with_facesnap(LONG))
+def test_an_interrupted_job_does_not_affect_the_next_one(host: Host, baseline: Baseline) -> None:
+    complete = host.images(with_facesnap(LONG))
     assert not equal(host.interrupted(), complete)
-    assert equal(host.pictures({}), baseline({}))
+    assert equal(host.images({}), baseline({}))
 
 
-def test_interrupt_leaves_nothing(probed: Host) -> None:
+def test_an_interrupted_job_leaves_nothing(probed: Host) -> None:
     before = leftovers(probed.probe())
     probed.interrupted()
     assert leftovers(probed.probe()) == before
@@ -43,25 +43,24 @@ def test_interrupt_leaves_nothing(probed: Host) -> None:
 
 
 @pytest.mark.parametrize("fail_at", [1, 3])
-def test_exception(probed: Host, baseline: Baseline, fail_at: int) -> None:
+def test_a_failed_job_leaves_nothing(probed: Host, baseline: Baseline, fail_at: int) -> None:
     before = leftovers(probed.probe())
     with pytest.raises(Exception, match="the probe raised"):
-        probed.pictures(failing({"steps": 4}, fail_at))
+        probed.images(failing({"steps": 4}, fail_at))
     assert leftovers(probed.probe(collect=True)) == before
-    assert equal(probed.pictures({}), baseline({}))
+    assert equal(probed.images({}), baseline({}))
     assert leftovers(probed.probe()) == before
 
 
-def test_a_refused_job(probed: Host) -> None:
+def test_a_refused_job_leaves_nothing(probed: Host) -> None:
     before = leftovers(probed.probe())
     with pytest.raises(Refused, match="No face"):
-        probed.pictures(with_facesnap({}, references=[encode(grey())]))
+        probed.images(with_facesnap({}, references=[encode(grey())]))
     assert leftovers(probed.probe(collect=True)) == before
 
 
-def test_facesnap_after_an_exception(probed: Host) -> None:
-    """The next job with FaceSnap is as if nothing had happened."""
-    expected = probed.pictures(with_facesnap({}))
+def test_a_failed_job_does_not_affect_the_next_one_with_facesnap(probed: Host) -> None:
+    expected = probed.images(with_facesnap({}))
     with pytest.raises(Exception, match="the probe raised"):
-        probed.pictures(failing({}, at=1))
-    assert equal(probed.pictures(with_facesnap({})), expected)
+        probed.images(failing({}, at=1))
+    assert equal(probed.images(with_facesnap({})), expected)

@@ -1,4 +1,4 @@
-"""FaceSnap in the browser, by the page's own controls."""
+"""FaceSnap on the page of a running WebUI."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tests.live.live_host import (
     Host,
     Refused,
     astronaut,
-    cut_jpeg,
     grace_hopper,
     grey,
-    picture_file,
+    image_file,
+    truncated_jpeg,
     with_facesnap,
 )
 from tests.live.live_page import FACESNAP, Page
 
 
-def test_on_and_off(page: Page) -> None:
+def test_facesnap_changes_the_image_only_while_enabled(page: Page) -> None:
     plain = page.generate()
     page.open_accordion()
     page.screenshot("accordion", f"{FACESNAP}enable")
@@ -41,7 +41,7 @@ def test_on_and_off(page: Page) -> None:
     assert not [error for error in page.errors if "facesnap" in error]
 
 
-def test_every_photo_counts(page: Page) -> None:
+def test_driving_photo_and_second_reference_change_the_image(page: Page) -> None:
     page.open_accordion()
     page.upload("references", astronaut())
     page.choose_model(RANDOM)
@@ -51,39 +51,39 @@ def test_every_photo_counts(page: Page) -> None:
     page.clear("references")
     page.upload("references", astronaut(), grace_hopper())
     page.screenshot("accordion-full", f"{FACESNAP}enable")
-    mixed = page.generate()
+    fused = page.generate()
     assert not np.array_equal(alone, driven)
-    assert not np.array_equal(driven, mixed)
+    assert not np.array_equal(driven, fused)
 
 
 @pytest.mark.parametrize(
     ("model", "photo"),
     [
-        (RANDOM, lambda: picture_file(grey())),
-        (RANDOM, cut_jpeg),
+        (RANDOM, lambda: image_file(grey())),
+        (RANDOM, truncated_jpeg),
         (RANDOM, None),
-        (OTHER_WIDTHS, lambda: picture_file(astronaut())),
+        (OTHER_WIDTHS, lambda: image_file(astronaut())),
     ],
-    ids=["no face", "cut photo", "no photo", "other widths"],
+    ids=["no face", "truncated photo", "no photo", "other widths"],
 )
-def test_the_reason_stands_in_the_page(
+def test_the_page_shows_the_error(
     host: Host, page: Page, request: pytest.FixtureRequest, model: str, photo: Callable[[], bytes] | None
 ) -> None:
-    """The same sentence as in the API's answer."""
+    """It is the same sentence as in the answer of the API."""
     references = [] if photo is None else [photo()]
     with pytest.raises(Refused) as refused:
-        host.pictures(with_facesnap({}, model=model, references=[base64.b64encode(r).decode() for r in references]))
+        host.images(with_facesnap({}, model=model, references=[base64.b64encode(r).decode() for r in references]))
     page.open_accordion()
     page.choose_model(model)
     if references:
         page.upload("references", *references)
     shown = page.generate()
     page.screenshot(f"error-{request.node.callspec.id.replace(' ', '-')}")
-    assert isinstance(shown, str), "the page shows a picture"
+    assert isinstance(shown, str), "the page shows an image"
     assert refused.value.message in shown
 
 
-def test_another_checkpoint(host: Host, page: Page) -> None:
+def test_an_sd15_checkpoint_is_refused(host: Host, page: Page) -> None:
     sd15, sdxl = host.checkpoint("sd15"), host.get("/sdapi/v1/options")["sd_model_checkpoint"]
     if sd15 is None:
         pytest.skip("the host has no checkpoint with sd15 in its name")
@@ -96,18 +96,17 @@ def test_another_checkpoint(host: Host, page: Page) -> None:
     finally:
         host.post("/sdapi/v1/options", {"sd_model_checkpoint": sdxl})
     page.screenshot("error-checkpoint")
-    assert isinstance(shown, str), "the page shows a picture"
+    assert isinstance(shown, str), "the page shows an image"
     assert "FaceSnap needs an SDXL checkpoint" in shown
 
 
-def test_the_canvas_and_the_sliders_say_the_same(page: Page) -> None:
-    """Dragging the face moves the sliders of its place, and the picture that follows is another one."""
+def test_dragging_the_face_moves_the_sliders_and_changes_the_image(page: Page) -> None:
     page.open_accordion()
     page.upload("references", astronaut())
     page.choose_model(RANDOM)
     page.choose_pose("sliders")
     before = page.generate()
-    page.drag_face(0.1, 0.2)  # parts of the canvas
+    page.drag_face(0.1, 0.2)
     page.screenshot("canvas", f"{FACESNAP}enable")
     assert page.numbers("x", "y") == pytest.approx([0.6, 0.65], abs=0.02)
     assert not np.array_equal(page.generate(), before)

@@ -1,5 +1,5 @@
-"""FaceSnap's axes in the host's X/Y/Z plot: each cell is the picture of a job with these settings, and jobs that follow
-are left alone."""
+"""FaceSnap's axes in the host's X/Y/Z plot: each cell is the image of a job with its values, and later jobs are not
+affected."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 
-from tests.live.live_host import Host, Job, Pictures, Refused, astronaut, encode, equal, grace_hopper, with_facesnap
+from tests.live.live_host import Host, Images, Job, Refused, astronaut, encode, equal, grace_hopper, with_facesnap
 
 PEOPLE = [encode(astronaut()), encode(grace_hopper())]
 PLOT = "x/y/z plot"
 NOTHING = ("Nothing", "")
 
 
-def plot(host: Host, job: Job, x: tuple[str, str], y: tuple[str, str] = NOTHING) -> Pictures:
-    """The cells, row after row. An axis is its label in the host's list and its values with commas between."""
+def plot(host: Host, job: Job, x: tuple[str, str], y: tuple[str, str] = NOTHING) -> Images:
+    """Run a plot and return its cells row by row.
+
+    Args:
+        x, y: label of the axis in the host's list, and its values separated by commas.
+    """
     info = next(script for script in host.get("/sdapi/v1/script-info") if script["name"] == PLOT)
     labels = info["args"][0]["choices"]
     axes = [value for label, values in (x, y, NOTHING) for value in (labels.index(label), values, [])]
@@ -23,37 +27,40 @@ def plot(host: Host, job: Job, x: tuple[str, str], y: tuple[str, str] = NOTHING)
     vary_seeds, margin, csv = [False, False, False], 0, False
     arguments: list[Any] = [*axes, *options.values(), *vary_seeds, margin, csv]
     cells = len(x[1].split(",")) * len(y[1].split(","))
-    return host.pictures({**job, "script_name": PLOT, "script_args": arguments})[-cells:]
+    return host.images({**job, "script_name": PLOT, "script_args": arguments})[-cells:]
 
 
-def test_a_cell_is_the_job_with_its_values(host: Host) -> None:
+def test_a_cell_equals_the_job_with_its_values(host: Host) -> None:
     job = with_facesnap({}, references=PEOPLE)
-    before = host.pictures(job)
+    before = host.images(job)
     cells = plot(host, job, ("[FaceSnap] weight", "0.4, 1.5"), ("[FaceSnap] reference", "1, 2"))
-    wanted = [
-        host.pictures(with_facesnap({}, references=[person], weight=weight))[0]
+    expected = [
+        host.images(with_facesnap({}, references=[person], weight=weight))[0]
         for person in PEOPLE
         for weight in (0.4, 1.5)
     ]
-    assert equal(cells, wanted)
+    assert equal(cells, expected)
     assert all(not equal([cell], [other]) for i, cell in enumerate(cells) for other in cells[:i])
-    assert equal(host.pictures(job), before), "the plot's last values leaked into the job that followed"
+    assert equal(host.images(job), before), "the plot's last values affect the next job"
 
 
-def test_who_has_nothing_to_do_is_told_by_the_cell(host: Host) -> None:
+def test_a_cell_can_activate_a_person_of_weight_0(host: Host) -> None:
     cells = plot(host, with_facesnap({}, weight=0), ("[FaceSnap] weight", "0, 1"))
-    assert equal(cells, host.pictures({}) + host.pictures(with_facesnap({})))
+    assert equal(cells, host.images({}) + host.images(with_facesnap({})))
 
 
-def test_a_plot_does_not_switch_facesnap_on(host: Host) -> None:
+def test_a_plot_does_not_enable_facesnap(host: Host) -> None:
     cells = plot(host, with_facesnap({}, enabled=False), ("[FaceSnap] weight", "0.5, 1.5"))
-    assert equal(cells, host.pictures({}) * 2)
+    assert equal(cells, host.images({}) * 2)
 
 
 @pytest.mark.parametrize(
     ("axis", "values", "sentence"),
-    [("weight", "0.5, 3", "weight is 3 in the plot"), ("reference", "2", "asks for reference 2, and there are 1")],
+    [
+        ("weight", "0.5, 3", "weight is 3 in the plot"),
+        ("reference", "2", "uses reference 2, but the number of references is 1"),
+    ],
 )
-def test_what_no_axis_can_be_is_said(host: Host, axis: str, values: str, sentence: str) -> None:
+def test_invalid_values_of_an_axis_are_refused(host: Host, axis: str, values: str, sentence: str) -> None:
     with pytest.raises(Refused, match=sentence):
         plot(host, with_facesnap({}), (f"[FaceSnap] {axis}", values))

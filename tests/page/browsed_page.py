@@ -1,4 +1,4 @@
-"""The page of `page_server.py` in a browser, used as people use it; controls are named by the ends of their ids."""
+"""Drive the page of `page_server.py` in a browser as a user does. Controls are named by the ends of their ids."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-VERSIONS = ("3.41.2", "4.40.0")  # A1111's and Forge's gradio; `make` puts each into a folder of the environment
+VERSIONS = ("3.41.2", "4.40.0")  # gradio in A1111 and Forge; `make` installs each into a folder of the environment
 ROOT = Path(__file__).parents[2]
 FACESNAP = "#script_txt2img_facesnap_"
-SECOND = 1000  # Playwright counts milliseconds
-PATIENCE = 60 * SECOND  # on a busy machine; the first job loads every network
-# what a host's own script offers; it calls back once all scripts are there
+SECOND = 1000  # Playwright uses milliseconds
+TIMEOUT = 60 * SECOND  # long enough for a busy machine; the first job loads every network
+# what a host's own script provides; it runs the callbacks after all scripts have been loaded
 HOST_SCRIPT = "const gradioApp = () => document, whenLoaded = [], onUiLoaded = run => whenLoaded.push(run);"
 ROLES = {"application", "button", "checkbox", "combobox", "listbox", "radio", "slider", "spinbutton", "tab", "textbox"}
 
 
-def picture_file(pixels: np.ndarray) -> bytes:
-    """[H,W,3] uint8 as PNG."""
+def png(pixels: np.ndarray) -> bytes:
+    """Encode an image, [H,W,3] uint8, as PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
 class Page:
-    """A page of its own, with FaceSnap's scripts and style as a host loads them."""
+    """A new browser page with FaceSnap's scripts and style, loaded as a host loads them."""
 
     def __init__(self, url: str, browser: Any):
-        self.errors: list[str] = []  # of the console and of scripts
+        self.errors: list[str] = []  # from scripts and the console
         self.page = browser.new_page(viewport={"width": 1300, "height": 1600})
-        self.page.set_default_timeout(PATIENCE)
+        self.page.set_default_timeout(TIMEOUT)
         self.page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
         self.page.on("console", self._console)
-        # fonts and analytics: the tests want no network
+        # answer requests for fonts and analytics without the network
         self.page.route(lambda address: not address.startswith(url), lambda route: route.fulfill(status=200, body=""))
         self.page.goto(url, wait_until="domcontentloaded")
         self.at("enable", "input").wait_for()
@@ -55,13 +55,13 @@ class Page:
         self.page.close()
 
     def at(self, control: str, part: str = "") -> Any:
-        """A part of one of FaceSnap's controls, by a selector of CSS."""
+        """A part of one of FaceSnap's controls, given by a CSS selector."""
         return self.page.locator(f"{FACESNAP}{control} {part}").first
 
-    # ---- people's hands
+    # ---- actions
 
     def enable(self, on: bool = True) -> None:
-        """Which also opens the accordion."""
+        """Enable FaceSnap, which also opens the accordion, or disable it."""
         self.at("enable", "input").set_checked(on)
         if on:
             self.at("status").wait_for()
@@ -71,8 +71,8 @@ class Page:
             self.at(name, ".label-wrap").click()
 
     def person(self, number: int) -> None:
-        """Go to a person's tab."""
-        name = f"Person {number}"  # one version of gradio gives its tabs no role
+        """Open a person's tab."""
+        name = f"Person {number}"  # one version of gradio does not give its tabs a role
         self.page.get_by_role("tab", name=name).or_(self.page.get_by_role("button", name=name)).first.click()
         self.at(f"enable_{number}" if number > 1 else "references").wait_for()
 
@@ -80,7 +80,7 @@ class Page:
         self._fill(self.at(control, "input[type=number]"), value)
 
     def side(self, name: str, value: int) -> None:
-        """Width or height of the picture."""
+        """Set the width or height of the image."""
         self._fill(self.page.locator(f"#txt2img_{name} input[type=number]"), value)
 
     def _fill(self, entry: Any, value: float) -> None:
@@ -94,7 +94,7 @@ class Page:
         self.at(control, "input[type=checkbox]").check()
 
     def choose(self, control: str, value: str) -> None:
-        """Of a list that opens, or of buttons."""
+        """Choose a value of a dropdown or of radio buttons."""
         button = self.at(control, f"input[type=radio][value='{value}']")
         if button.count():
             button.check()
@@ -102,15 +102,14 @@ class Page:
             self.at(control, "input").click()
             self.at(control, "ul li").filter(has_text=value).click()
 
-    def upload(self, control: str, *pictures: np.ndarray) -> None:
-        """Waits until the page has said what it sees in reference photos."""
-        self.give(control, *pictures)
-        self.says(control.replace("references", "report"), "Reference photo 1")
+    def upload(self, control: str, *images: np.ndarray) -> None:
+        """Upload reference photos and wait for the report."""
+        self.set_files(control, *images)
+        self.wait_for_text(control.replace("references", "report"), "Reference photo 1")
 
-    def give(self, control: str, *pictures: np.ndarray) -> None:
+    def set_files(self, control: str, *images: np.ndarray) -> None:
         files = [
-            {"name": f"photo{i}.png", "mimeType": "image/png", "buffer": picture_file(picture)}
-            for i, picture in enumerate(pictures)
+            {"name": f"photo{i}.png", "mimeType": "image/png", "buffer": png(image)} for i, image in enumerate(images)
         ]
         self.at(control, "input[type=file]").set_input_files(files)
 
@@ -121,7 +120,7 @@ class Page:
         self.at(button).click()
 
     def generate(self) -> np.ndarray | str:
-        """The picture that stands in the page, or the error that does."""
+        """Run a job and return its image, or the error that the page shows."""
         job = self._job()
         self.page.locator("#txt2img_generate").click()
         self._until("job => (document.querySelector('.job')?.textContent ?? '') !== job", job)
@@ -142,24 +141,24 @@ class Page:
         self.page.locator("#txt2img_prompt textarea").fill(infotext)
         self.page.locator("#paste").click()
 
-    # ---- people's eyes
+    # ---- observations
 
-    def says(self, control: str, words: str) -> str:
-        """The text of a control, as soon as the words are in it."""
-        self.at(control).filter(has_text=words).wait_for()
+    def wait_for_text(self, control: str, text: str) -> str:
+        """Wait until a control contains this text, and return all of its text."""
+        self.at(control).filter(has_text=text).wait_for()
         return self.at(control).inner_text()
 
     def value(self, control: str) -> str:
-        """Of a text, a list or the buttons."""
+        """The value of a textbox, a dropdown or radio buttons."""
         chosen = self.at(control, "input:checked")
         return (chosen if chosen.count() else self.at(control, "input, textarea")).input_value()
 
     def numbers(self, *controls: str) -> list[float]:
-        """What sliders say."""
+        """The values of sliders."""
         return [float(self.at(name, "input[type=number]").input_value()) for name in controls]
 
-    def becomes(self, controls: Sequence[str], values: Sequence[float], tolerance: float = 0.011) -> None:
-        """Wait until sliders say that."""
+    def wait_for_numbers(self, controls: Sequence[str], values: Sequence[float], tolerance: float = 0.011) -> None:
+        """Wait until sliders have these values."""
         selectors = [f"{FACESNAP}{name} input[type=number]" for name in controls]
         self._until(
             "([selectors, values, tolerance]) => selectors.every((selector, i) =>"
@@ -168,22 +167,22 @@ class Page:
         )
 
     def thumbnails(self) -> list[np.ndarray]:
-        """The gallery's pictures [H,W,3] uint8, of the first person's photos."""
+        """The images in the first person's gallery, [H,W,3] uint8 each."""
         self.at("seen", "img").wait_for()
         sources = self.page.locator(f"{FACESNAP}seen img").evaluate_all("all => [...new Set(all.map(one => one.src))]")
-        pictures = [Image.open(io.BytesIO(self.page.request.get(source).body())) for source in sources]
-        return [np.asarray(picture.convert("RGB")) for picture in pictures]
+        images = [Image.open(io.BytesIO(self.page.request.get(source).body())) for source in sources]
+        return [np.asarray(image.convert("RGB")) for image in images]
 
     def canvas(self) -> Any:
-        """The pose's, once it is drawn."""
+        """The canvas, once something is drawn on it."""
         canvas = self.at("canvas", "canvas")
         canvas.wait_for()
         canvas.scroll_into_view_if_needed()
-        self._until(f"() => {drawn()}")
+        self._until(f"() => {is_drawn()}")
         return canvas
 
     def drag(self, right: float, down: float, start: tuple[float, float] = (0.5, 0.55)) -> None:
-        """On the canvas, by parts of its sides."""
+        """Drag on the canvas. Distances are fractions of its sides."""
         box = self.canvas().bounding_box()
         x, y = box["x"] + start[0] * box["width"], box["y"] + start[1] * box["height"]
         self.page.mouse.move(x, y)
@@ -192,17 +191,21 @@ class Page:
         self.page.mouse.up()
 
     def focus_by_tab(self, start: str, goal: str, most: int = 12) -> None:
-        """From one control to another's part with the keyboard alone."""
+        """Move the focus from one control to another with the Tab key.
+
+        Args:
+            goal: CSS selector of the element that must receive the focus.
+            most: number of key presses after which the test fails.
+        """
         self.at(start, "input").focus()
         for _ in range(most):
             self.page.keyboard.press("Tab")
             if self.page.evaluate("goal => document.activeElement.matches(goal)", goal):
                 return
-        raise AssertionError(f"{goal} is not among the next {most} stops after {start}")
+        raise AssertionError(f"{goal} does not receive the focus within {most} presses of Tab after {start}")
 
     def delays(self, control: str, times: int) -> tuple[list[int], list[float]]:
-        """Frames of the browser, and milliseconds, from each input of a slider, by an arrow key, to a canvas that has
-        changed."""
+        """The delays in frames and milliseconds from an arrow key on a slider to the new state of the canvas."""
         self.page.evaluate(
             """([range, canvas]) => {
                 window.delays = {frames: [], milliseconds: []};
@@ -222,35 +225,35 @@ class Page:
             [f"{FACESNAP}{control} input[type=range]", f"{FACESNAP}canvas canvas"],
         )
         self.at(control, "input[type=range]").focus()
-        for done in range(1, times + 1):
+        for count in range(1, times + 1):
             self.page.keyboard.press("ArrowRight")
-            self._until("done => window.delays.frames.length === done", done)
-        found = self.page.evaluate("window.delays")
-        return found["frames"], found["milliseconds"]
+            self._until("count => window.delays.frames.length === count", count)
+        delays = self.page.evaluate("window.delays")
+        return delays["frames"], delays["milliseconds"]
 
-    def unnamed(self) -> list[str]:
-        """The controls in the accordion that have no name for a screen reader: roles, and elements with attributes."""
+    def unlabelled(self) -> list[str]:
+        """The controls in the accordion without an accessible name: role, element and attributes."""
         session = self.page.context.new_cdp_session(self.page)
         for part in ("DOM", "Accessibility"):
             session.send(f"{part}.enable")
         document = session.send("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
         place = {"nodeId": document, "selector": f"{FACESNAP}enable_contents"}
         root = session.send("DOM.querySelector", place)["nodeId"]
-        found = []
+        unlabelled = []
         for node in session.send("Accessibility.queryAXTree", {"nodeId": root})["nodes"]:
             role = node.get("role", {}).get("value")
             if not node["ignored"] and role in ROLES and not node.get("name", {}).get("value", "").strip():
                 element = session.send("DOM.describeNode", {"backendNodeId": node["backendDOMNodeId"]})["node"]
-                found.append(f"{role}: {element['nodeName']} {element.get('attributes')}")
+                unlabelled.append(f"{role}: {element['nodeName']} {element.get('attributes')}")
         session.detach()
-        return found
+        return unlabelled
 
     def _until(self, condition: str, argument: Any = None) -> None:
-        self.page.wait_for_function(condition, arg=argument, timeout=PATIENCE)
+        self.page.wait_for_function(condition, arg=argument, timeout=TIMEOUT)
 
 
-def drawn() -> str:
-    """JavaScript: whether something stands on the canvas."""
+def is_drawn() -> str:
+    """JavaScript that evaluates to whether something is drawn on the canvas."""
     return (
         f"(canvas => canvas.width > 1 && canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)"
         f".data.some((value, i) => i % 4 < 3 && value > 100))(document.querySelector('{FACESNAP}canvas canvas'))"

@@ -1,4 +1,4 @@
-"""The page of `page_server.py` for both versions of gradio, and a browser that looks at it."""
+"""The page served by `page_server.py`, with both versions of gradio, and a browser that shows it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from facesnap_lab.miniature import shipped
 from tests.page.browsed_page import VERSIONS, Page
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 600  # seconds until a server answers, on a busy machine
+PATIENCE = 600  # seconds to wait for the server, on a busy machine
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of the running page."""
+    """The address of the running page."""
     gradio = Path(sys.prefix) / f"gradio-{request.param}"
     if not gradio.is_dir():
-        pytest.fail(f"There is no {gradio}: `make test` puts gradio {request.param} there.")
+        pytest.fail(f"{gradio} does not exist; run `make test`, which installs gradio {request.param} there.")
     models = tmp_path_factory.mktemp("models")
     shipped.write_models(models / "facesnap")
     with socket.socket() as free:
@@ -41,9 +41,9 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         "NO_PROXY": "127.0.0.1",
     }
     log = models / "server.log"
-    with log.open("w") as written:
+    with log.open("w") as output:
         command = [sys.executable, "-m", "tests.page.page_server", str(port), str(models)]
-        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=written, stderr=subprocess.STDOUT)
+        server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}/"
     try:
         deadline = time.monotonic() + PATIENCE
@@ -58,6 +58,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def answers(address: str) -> bool:
+    """Whether the server serves the page. Proxies are bypassed."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         return opener.open(address, timeout=10).status == 200
@@ -67,7 +68,7 @@ def answers(address: str) -> bool:
 
 @pytest.fixture
 def page(url: str, browser: Any) -> Iterator[Page]:
-    """Freshly opened, FaceSnap on. JavaScript's errors fail the test."""
+    """A newly opened page. JavaScript errors fail the test."""
     page = Page(url, browser)
     yield page
     page.close()

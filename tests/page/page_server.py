@@ -1,9 +1,9 @@
-"""The script's accordion on a page of real gradio, with as much of a WebUI around it as it takes to draw a picture.
+"""Serve the script's accordion on a page of real gradio, with a minimal WebUI that generates images.
 
-    PYTHONPATH=<a folder with gradio> python -m tests.page.page_server PORT MODELS
+    PYTHONPATH=<folder with gradio> python -m tests.page.page_server PORT MODELS
 
-The script, its hooks, its components and the engine are FaceSnap's own; the checkpoint is the miniature's SDXL. MODELS
-is the WebUI's model folder.
+The script, its callbacks, its components and the engine are FaceSnap's own. The checkpoint is the miniature's SDXL.
+MODELS is the WebUI's model folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import huggingface_hub
 
 ROOT = Path(__file__).parents[2]
 
-if not hasattr(huggingface_hub, "HfFolder"):  # gradio imports it, to log in; transformers 5 wants a newer one without
+if not hasattr(huggingface_hub, "HfFolder"):  # gradio imports it for logging in, but recent versions do not have it
     huggingface_hub.HfFolder = None
 
 import gradio as gr
@@ -46,7 +46,7 @@ PARAMETER = re.compile(r'([\w ]+): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, |$)')
 
 
 class Host:
-    """What the script's adapter is to a WebUI, for the miniature's pipeline."""
+    """The host adapter for the miniature's pipeline, with the functions of those for WebUIs."""
 
     def __init__(self) -> None:
         self.attached: Any = ()
@@ -65,14 +65,14 @@ class Host:
 
         if isinstance(self.attached, Refusal):
             raise self.attached.error()
-        drawing = sampler()
-        with conditioned(drawing.pipe, *self.attached):
-            return drawing.pipe(
+        few_steps = sampler()
+        with conditioned(few_steps.pipe, *self.attached):
+            return few_steps.pipe(
                 PROMPT,
                 width=p.width,
                 height=p.height,
-                num_inference_steps=drawing.steps,
-                guidance_scale=drawing.scale,
+                num_inference_steps=few_steps.steps,
+                guidance_scale=few_steps.scale,
                 generator=torch.Generator().manual_seed(p.seed),
             ).images[0]
 
@@ -83,7 +83,7 @@ def sampler() -> shipped.Sampler:
 
 
 def load_script(models: Path, host: Host) -> Any:
-    """The script, made by a WebUI whose gradio is the real one."""
+    """Load the script as a WebUI does, with a mock of the WebUI and real gradio."""
     mock_webui.install(models)
     sys.modules["gradio"] = gr
     sys.modules["modules.ui_components"].InputAccordion = input_accordion
@@ -97,20 +97,22 @@ def load_script(models: Path, host: Host) -> Any:
 
 @contextmanager
 def input_accordion(value: bool, label: str, elem_id: str) -> Iterator[Any]:
-    """A tick that opens an accordion, where the hosts' is in the accordion's title."""
-    ticked = gr.Checkbox(value, label=label, elem_id=elem_id)
+    """A checkbox that opens an accordion. In the hosts, it is part of the accordion's title."""
+    checkbox = gr.Checkbox(value, label=label, elem_id=elem_id)
     with gr.Accordion(f"{label}: settings", open=value, elem_id=f"{elem_id}_contents") as contents:
-        yield ticked
-    ticked.change(lambda on: gr.update(open=on), [ticked], [contents], show_progress="hidden")
+        yield checkbox
+    checkbox.change(lambda on: gr.update(open=on), [checkbox], [contents], show_progress="hidden")
 
 
 def generate(script: Any, host: Host, width: float, height: float, *args: Any) -> tuple[str, str, str]:
-    """A job as the hosts run it: what hooks raise is swallowed, what sampling raises ends the job and is on the page.
+    """Run a job as the hosts do.
+
+    Exceptions of callbacks are swallowed. An exception in sampling ends the job and is shown on the page.
 
     Returns:
-        HTML of the picture, its infotext, and HTML of what else there is to say.
+        HTML of the image, its infotext, and HTML of the error or the comments.
     """
-    job = f"<p class='job'>Job {next(JOBS)}</p>"  # so that whoever looks sees that it is over
+    job = f"<p class='job'>Job {next(JOBS)}</p>"  # tells the test that the job is finished
     notes: list[str] = []
     p = SimpleNamespace(width=int(width), height=int(height), seed=1, extra_generation_params={}, comment=notes.append)
 
@@ -122,11 +124,11 @@ def generate(script: Any, host: Host, width: float, height: float, *args: Any) -
     hook("process")
     hook("process_before_every_sampling")
     try:
-        picture = host.sample(p)
+        image = host.sample(p)
     except Exception as error:
         return "", "", f"{job}<div class='error'>{html.escape(f'{type(error).__name__}: {error}')}</div>"
     hook("post_sample", None)
-    hook("postprocess_image", SimpleNamespace(image=picture))
+    hook("postprocess_image", SimpleNamespace(image=image))
     hook("postprocess", None)
     parameters = {
         "Steps": sampler().steps,
@@ -135,14 +137,14 @@ def generate(script: Any, host: Host, width: float, height: float, *args: Any) -
         **p.extra_generation_params,
     }
     line = ", ".join(f"{name}: {quoted(value)}" for name, value in parameters.items() if value is not None)
-    return shown(picture), f"{PROMPT}\n{line}", job + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return image_html(image), f"{PROMPT}\n{line}", job + "".join(f"<p>{html.escape(note)}</p>" for note in notes)
 
 
-def shown(picture: Image.Image) -> str:
-    """HTML of a picture with all its pixels, which gradio's own would compress in one version and not in the other."""
+def image_html(image: Image.Image) -> str:
+    """HTML of an image without loss. One version of gradio would compress it."""
     file = io.BytesIO()
-    picture.save(file, "PNG")
-    return f"<img alt='Picture' src='data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'>"
+    image.save(file, "PNG")
+    return f"<img alt='Image' src='data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'>"
 
 
 def quoted(value: Any) -> str:
@@ -150,19 +152,21 @@ def quoted(value: Any) -> str:
     return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
 
 
-def parsed(text: str) -> dict[str, str]:
-    """The parameters of an infotext."""
+def parse(text: str) -> dict[str, str]:
+    """The parameters in infotext."""
     pairs = PARAMETER.findall(text.strip().split("\n")[-1])
     return {name: json.loads(value) if value.startswith('"') else value for name, value in pairs}
 
 
 def paste(script: Any, text: str) -> list[Any]:
-    """What becomes of each of the script's fields, in their order: the hosts make a value of the type that the
-    component began with, and leave alone what gives None."""
-    return [pasted(component, target, parsed(text)) for component, target in script.infotext_fields]
+    """The updates of the script's fields, in their order.
+
+    As in the hosts, a value is converted to the type of the component's initial value, and None changes nothing.
+    """
+    return [paste_field(component, target, parse(text)) for component, target in script.infotext_fields]
 
 
-def pasted(component: Any, target: Any, parameters: Mapping[str, str]) -> Any:
+def paste_field(component: Any, target: Any, parameters: Mapping[str, str]) -> Any:
     value = target(parameters) if callable(target) else parameters.get(target)
     if value is None:
         return gr.update()
@@ -180,12 +184,12 @@ def page(script: Any, host: Host) -> gr.Blocks:
         ]
         controls = script.ui(False)
         button = gr.Button("Generate", elem_id="txt2img_generate")
-        picture = gr.HTML(elem_id="txt2img_gallery")
+        image = gr.HTML(elem_id="txt2img_gallery")
         infotext = gr.Textbox(label="Infotext", elem_id="txt2img_infotext", interactive=False)
         log = gr.HTML(elem_id="html_log_txt2img")
         text = gr.Textbox(label="Infotext to paste", elem_id="txt2img_prompt")
         paste_button = gr.Button("Paste", elem_id="paste")
-        button.click(partial(generate, script, host), [*sizes, *controls], [picture, infotext, log])
+        button.click(partial(generate, script, host), [*sizes, *controls], [image, infotext, log])
         paste_button.click(partial(paste, script), [text], [component for component, _ in script.infotext_fields])
     return blocks
 

@@ -1,4 +1,4 @@
-"""The routes behind the login of a page of real gradio, both versions."""
+"""The routes on a page with a login, with both versions of gradio."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ with gradio.Blocks() as demo:
     gradio.HTML("page")
 app, url, _ = demo.launch(auth=[("bert", "sesame")], prevent_thread_lock=True, quiet=True)
 routes.add_routes(app, lambda: ModelFiles(Path(sys.argv[1])), lambda: None)
-session, asked = requests.Session(), f"{url}facesnap/models"
-before = session.get(asked).status_code
+session, route = requests.Session(), f"{url}facesnap/models"
+before = session.get(route).status_code
 session.post(f"{url}login", data={"username": "bert", "password": "wrong"})
-wrong = session.get(asked).status_code
+wrong = session.get(route).status_code
 session.post(f"{url}login", data={"username": "bert", "password": "sesame"})
-answers = [before, wrong, session.get(asked).status_code, requests.get(asked).status_code]
+answers = [before, wrong, session.get(route).status_code, requests.get(route).status_code]
 demo.close()
 print(json.dumps(answers))
 """
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_routes_want_the_login_of_the_page(tmp_path, version):
+def test_the_routes_require_the_login_of_the_page(tmp_path, version):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(sys.prefix) / f"gradio-{version}"), str(ROOT)]),

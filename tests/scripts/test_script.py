@@ -1,4 +1,4 @@
-"""The WebUI's entry script: it is light to import, and no failure is silent."""
+"""The script that the WebUI loads: importing it is cheap, and no failure is silent."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def job(**values):
 
 
 def run(host, p, *args):
-    """The host's calls for one picture, which swallow exceptions as the host does."""
+    """Make the host's calls for one image. Like the host, swallow exceptions."""
     with suppress(Exception):
         host.script.before_process(p, *args)
     with suppress(Exception):
@@ -61,8 +61,8 @@ def attached(host):
     return [call[1] for call in host.calls if isinstance(call, tuple)]
 
 
-def test_importing_it_loads_nothing_heavy(tmp_path):
-    """In a process that has torch, PIL and gradio, as every host has by then."""
+def test_importing_the_script_loads_no_heavy_package(tmp_path):
+    """The process has already imported torch, PIL and gradio, as in every host."""
     code = f"""
 import sys
 sys.path.insert(0, {str(SCRIPT.parents[1])!r})
@@ -79,23 +79,23 @@ print(*sorted(loaded & set({HEAVY!r})))
     assert run.stdout.split() == []
 
 
-def test_the_page_hands_over_what_settings_read(host):
+def test_the_pages_components_are_those_that_settings_read(host):
     for people in (1, 2, 4):
         host.opts.facesnap_people = people
         components = host.script.ui(is_img2img=False)
         ids = [component.values.get("elem_id") for component in components]
-        wanted = [
+        expected = [
             name if number == 1 else f"{name}_{number}"
             for number in range(1, people + 1)
             for name in ("enable", *UI_ORDER[1:])
         ]
-        assert ids == wanted
+        assert ids == expected
     assert host.script.show(is_img2img=True) == "always"
-    host.script.ui(is_img2img=True)  # the API asks for it again
+    host.script.ui(is_img2img=True)  # the API builds it again
 
 
 def test_every_setting_is_pasted_back(host):
-    """What a picture's infotext says is what the page shows, but for photos."""
+    """After pasting, the page shows the settings in the image's infotext, except for photos."""
     components = host.script.ui(is_img2img=False)
     unit = make_unit(
         weight=0.5,
@@ -111,14 +111,14 @@ def test_every_setting_is_pasted_back(host):
     text = {name: str(value) for name, value in to_infotext({2: unit}).items()}
     pasted = {id(component): paste(text) for component, paste in host.script.infotext_fields}
     values = [pasted.get(id(component)) for component in components]
-    values[0] = True  # the accordion's tick is the first person's, who is not in this picture
+    values[0] = True  # the accordion's checkbox enables person 1, who is not in this image
     units = from_script_args(values)
     assert units[2] == unit
     assert units[1] == Unit(True)
 
 
-def test_the_command_line_moves_the_model_folder_and_adds_others(host, tmp_path, monkeypatch):
-    """Options as the host reads them from preload.py, and as they are missing until it starts anew."""
+def test_command_line_options_move_the_model_folder_and_add_others(host, tmp_path, monkeypatch):
+    """The host reads the options from preload.py. After installation, they are missing until the host is restarted."""
     assert host.module.model_files().folder == Path(sys.modules["modules.paths"].models_path) / "facesnap"
     spec = importlib.util.spec_from_file_location("facesnap_preload", SCRIPT.parents[1] / "preload.py")
     preload = importlib.util.module_from_spec(spec)
@@ -138,29 +138,29 @@ def test_the_command_line_moves_the_model_folder_and_adds_others(host, tmp_path,
     assert vars(parser.parse_args([])) == {"facesnap_models_dir": None, "facesnap_also_look_in": []}
 
 
-def test_rows_are_announced_through_one_callback(host):
+def test_exactly_one_denoiser_callback_is_registered(host):
     assert host.denoiser_callbacks == [host.module.host.on_cfg_denoiser]
 
 
-def test_a_job_is_guided_and_let_go_again(host, astronaut):
+def test_a_job_is_conditioned_and_released(host, astronaut):
     p = job()
     values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "weight": 0.7}
     run(host, p, values)
     ((conditioning,),) = attached(host)
     assert conditioning.strength.weight == 0.7
     assert conditioning.landmarks.width == 512
-    assert host.calls[0] == "detach"  # what an earlier job left
+    assert host.calls[0] == "detach"  # removes what an earlier job may have left
     assert host.calls[-2:] == ["detach", "detach"]
     assert p.extra_generation_params["FaceSnap weight"] == 0.7
     assert host.state.textinfo.startswith("FaceSnap")
 
 
 @pytest.mark.parametrize("args", [[False], [], [{"enabled": False}], [{"weight": 0}], [{"start": 0.5, "end": 0.5}]])
-def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, monkeypatch):
+def test_an_inactive_unit_is_neither_prepared_nor_attached(host, args, monkeypatch):
     monkeypatch.setattr(host_job, "prepare", lambda *args: pytest.fail("prepared"))
     p = job()
     run(host, p, *args)
-    assert attached(host) == [()], "nobody"
+    assert attached(host) == [()], "no people"
     assert p.extra_generation_params == {}
 
 
@@ -176,7 +176,7 @@ def test_disabled_or_without_effect_nothing_is_attached_nor_read(host, args, mon
         ({"odd": 1}, "no setting named 'odd'"),
     ],
 )
-def test_what_goes_wrong_in_preparing_is_handed_to_the_adapter_to_stop_the_job(host, values, message):
+def test_errors_during_preparation_stop_the_job(host, values, message):
     run(host, job(), values)
     (refusal,) = attached(host)
     assert isinstance(refusal, Refusal)
@@ -184,7 +184,7 @@ def test_what_goes_wrong_in_preparing_is_handed_to_the_adapter_to_stop_the_job(h
         raise refusal.error()
 
 
-def test_each_active_unit_is_somebody_in_the_picture(host, astronaut):
+def test_each_active_unit_is_a_person_in_the_image(host, astronaut):
     values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
     p = job()
     run(host, p, {**values, "weight": 0.7}, {"weight": 0}, {**values, "weight": 0.4, "region": "face"})
@@ -195,7 +195,7 @@ def test_each_active_unit_is_somebody_in_the_picture(host, astronaut):
     assert second.region is not None
 
 
-def test_a_unit_that_fails_is_named_by_its_place_on_the_page(host, astronaut):
+def test_an_error_names_the_person_by_number(host, astronaut):
     good = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
     for bad, message in (({}, r"^Person 3: .*without a reference photo"), ({"odd": 1}, r"^Person 3: .*named 'odd'")):
         host.calls.clear()
@@ -205,15 +205,15 @@ def test_a_unit_that_fails_is_named_by_its_place_on_the_page(host, astronaut):
             raise refusal.error()
 
 
-def test_a_pass_without_anybody_takes_the_last_ones_guidance_off(host, astronaut):
+def test_a_pass_without_people_attaches_no_one(host, astronaut):
     p = job()
     run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors", "hires": "second"})
     assert attached(host) == [()]
 
 
 @pytest.mark.parametrize("where", ["prepare", "for_pass"])
-def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch, where):
-    """The host swallows a script's exceptions; the picture of somebody else must not follow."""
+def test_internal_errors_stop_the_job(host, monkeypatch, where):
+    """The host swallows a script's exceptions, but must not generate an image of a different person."""
     monkeypatch.setattr(host_job, "prepare", lambda *args: (PreparedBatch(()),))
     monkeypatch.setattr(windows if where == "for_pass" else host_job, where, lambda *args: 1 / 0)
     run(host, job(), {"references": []})
@@ -222,8 +222,8 @@ def test_a_mistake_of_ours_stops_the_job_too(host, monkeypatch, where):
     assert "ZeroDivisionError" in refusal.message
 
 
-def test_a_mistake_while_the_guidance_gets_in_stops_the_job_too(host, astronaut, monkeypatch):
-    """The host swallows it and would make a picture of a stranger."""
+def test_an_internal_error_while_attaching_stops_the_job(host, astronaut, monkeypatch):
+    """The host swallows it and would generate an image of a different person."""
 
     def fail(p, people):
         raise AttributeError("no such thing")
@@ -234,13 +234,13 @@ def test_a_mistake_while_the_guidance_gets_in_stops_the_job_too(host, astronaut,
     assert "FaceSnap failed: AttributeError('no such thing')" in refusal.message
 
 
-def test_a_webui_that_knows_no_place_for_guidance_is_told_to_be_updated(host, monkeypatch):
+def test_an_outdated_webui_is_reported(host, monkeypatch):
     monkeypatch.delattr(sys.modules["modules.scripts"].Script, "process_before_every_sampling")
     with pytest.raises(ImportError, match=r"needs AUTOMATIC1111 1\.10 or later, or Forge; update the WebUI"):
         exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), {"__name__": "facesnap"})
 
 
-def test_the_next_job_knows_nothing_of_the_last(host):
+def test_an_error_does_not_affect_the_next_job(host):
     p = job()
     run(host, p, {})
     host.calls.clear()
@@ -248,7 +248,7 @@ def test_the_next_job_knows_nothing_of_the_last(host):
     assert attached(host) == [()]
 
 
-def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
+def test_the_init_image_drives_and_notes_reach_the_page(host, astronaut):
     p = job(init_images=[Image.new("RGB", (300, 200), "grey")], resize_mode=0, paste_to=None)
     run(host, p, {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"})
     assert "init image has no face" in p.comments[0]
@@ -258,12 +258,12 @@ def test_img2imgs_init_picture_drives_and_notes_reach_the_page(host, astronaut):
     assert p.comments == []
 
 
-def test_compiling_is_a_setting_and_the_page_hears_of_its_failure(host, astronaut, monkeypatch):
+def test_compiling_is_a_setting_and_its_failure_is_reported(host, astronaut, monkeypatch):
     values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
-    for wanted in (False, True):
-        host.opts.facesnap_compile = wanted
+    for compiling in (False, True):
+        host.opts.facesnap_compile = compiling
         run(host, p := job(), values)
-        assert attached(host)[-1][0].compile == wanted
+        assert attached(host)[-1][0].compile == compiling
         assert p.comments == []
     monkeypatch.setattr(compiled, "failure", "There is no Triton.")
     run(host, p := job(), values)
@@ -273,8 +273,8 @@ def test_compiling_is_a_setting_and_the_page_hears_of_its_failure(host, astronau
     assert p.comments == []
 
 
-def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypatch):
-    """A face that the finder sees in the picture, where the landmarks are and small; and the infotext leads back."""
+def test_a_small_face_is_redrawn_and_then_measured(host, astronaut, monkeypatch):
+    """The detector finds a small face at the landmarks. Pasting the infotext restores the setting."""
     host.opts.facesnap_likeness = True
     measured = []
 
@@ -297,30 +297,30 @@ def test_a_small_face_is_drawn_again_and_then_measured(host, astronaut, monkeypa
     faces = Encoders.faces
     monkeypatch.setattr(Encoders, "faces", lambda self, photo: [small] if photo.name == "Image" else faces(self, photo))
     monkeypatch.setattr(engine, "likeness", see)
-    made = process_images(p)
-    pixels = np.asarray(made.images[0])
+    result = process_images(p)
+    pixels = np.asarray(result.images[0])
     assert tuple(pixels[round(y), round(x)]) == (255, 0, 0)
     assert tuple(pixels[-1, -1]) == (0, 0, 255)
     assert np.array_equal(measured[0].pixels, pixels)
-    (text,) = made.infotexts
+    (text,) = result.infotexts
     assert (text["FaceSnap redraw strength"], text["FaceSnap likeness"]) == (0.4, "0.50")
     assert from_infotext({name: str(value) for name, value in text.items()}, 1)["redraw_strength"] == 0.4
     assert host.calls[-1] == "detach"
 
 
-def test_without_a_wish_nothing_is_looked_for_in_the_picture(host, astronaut, monkeypatch):
+def test_finished_images_are_not_examined_by_default(host, astronaut, monkeypatch):
     monkeypatch.setattr("facesnap_ext.hosts.redraw.redraw", lambda *args: pytest.fail("looked"))
     values = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
-    made = process_images(Processing(world=host, script_args=[values], scripts=Runner(host.script)))
-    assert "FaceSnap redraw strength" not in made.infotexts[0]
+    result = process_images(Processing(world=host, script_args=[values], scripts=Runner(host.script)))
+    assert "FaceSnap redraw strength" not in result.infotexts[0]
 
 
 @pytest.mark.parametrize("where", ["status", "person_controls"])
 @pytest.mark.parametrize(
-    ("error", "told"), [(FaceSnapError("The folder cannot be read."), "cannot be read"), (KeyError("x"), "KeyError")]
+    ("error", "message"), [(FaceSnapError("The folder cannot be read."), "cannot be read"), (KeyError("x"), "KeyError")]
 )
-def test_an_accordion_that_cannot_be_drawn_says_so_and_stops_only_jobs_with_facesnap(
-    host, monkeypatch, caplog, where, error, told
+def test_a_failing_accordion_is_reported_and_stops_only_jobs_with_facesnap(
+    host, monkeypatch, caplog, where, error, message
 ):
     shown = []
 
@@ -329,17 +329,17 @@ def test_an_accordion_that_cannot_be_drawn_says_so_and_stops_only_jobs_with_face
 
     monkeypatch.setattr(host.module.accordion, where, fail)
     monkeypatch.setattr(host.module.gr, "HTML", lambda text="", **values: shown.append(text))
-    assert len(host.script.ui(is_img2img=False)) == 1  # the API's arguments need a place
+    assert len(host.script.ui(is_img2img=False)) == 1  # so that API requests can pass arguments
     assert host.script.infotext_fields == []
     assert "could not be drawn" in shown[-1]
-    assert told in shown[-1]
-    assert told in caplog.text
+    assert message in shown[-1]
+    assert message in caplog.text
 
     for args in ([False], [{"enabled": False}], []):
-        made = process_images(Processing(world=host, script_args=args, scripts=Runner(host.script)))
-        assert len(made.images) == 1
+        result = process_images(Processing(world=host, script_args=args, scripts=Runner(host.script)))
+        assert len(result.images) == 1
     for args in ([True], [{"references": []}]):
-        with pytest.raises(FaceSnapError, match=f"could not be drawn: .*{told}"):
+        with pytest.raises(FaceSnapError, match=f"could not be drawn: .*{message}"):
             process_images(Processing(world=host, script_args=args, scripts=Runner(host.script)))
 
     monkeypatch.undo()
@@ -347,16 +347,16 @@ def test_an_accordion_that_cannot_be_drawn_says_so_and_stops_only_jobs_with_face
     assert host.script.failure is None
 
 
-def test_choosing_a_saved_person_shows_that_persons_rig(host, monkeypatch):
-    """The page asks for the canvas anew, with the name beside everything else that it says."""
+def test_choosing_a_saved_person_shows_their_rig(host, monkeypatch):
+    """The page requests a new preview, with the name among its inputs."""
     components = dict(zip(UI_ORDER, host.script.ui(is_img2img=False)))
-    asked = []
+    requests = []
     rig = Rig(np.zeros((72, 3), np.float32), np.zeros((4, 72, 3), np.float32))
-    monkeypatch.setattr(Engine, "preview", lambda self, *args: asked.append(args) or (rig, None))
+    monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or (rig, None))
     shown = {"identity": "Ada", "pose": "own", "canvas_size": "640x512"}
     answers = []
     for function, inputs, outputs in components["identity"].listeners:
         if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:
             answers.append(json.loads(function(*(shown.get(component.values["elem_id"]) for component in inputs))))
     assert [set(answer) for answer in answers] == [{"question", "rig", "points", "in_init"}]
-    assert asked == [(None, None, (640, 512), 0, 0, "Ada")]
+    assert requests == [(None, None, (640, 512), 0, 0, "Ada")]

@@ -1,4 +1,4 @@
-"""A real LDM UNet (of PyPI's stable-diffusion-sdkit), whose block walk A1111's and Forge's UNets share."""
+"""A real LDM UNet, from stable-diffusion-sdkit. It runs its blocks in the same order as A1111's and Forge's UNets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support import tiny
 
 
 def ldm_unet(seed: int = 1) -> nn.Module:
-    """As wide as `tiny.ffrnet` wants it, with SDXL's vector conditioning."""
+    """Return a UNet with the widths of `tiny.ffrnet` and SDXL's vector conditioning."""
     module = pytest.importorskip(
         "ldm.modules.diffusionmodules.openaimodel", reason="stable-diffusion-sdkit is not installed"
     )
@@ -39,7 +39,7 @@ def ldm_unet(seed: int = 1) -> nn.Module:
 def reference_walk(
     unet: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, residuals: list[Tensor] | None
 ) -> Tensor:
-    """The UNet's forward pass written out, with residuals added to its skips and its middle."""
+    """Run the UNet's forward pass, written out, with residuals added to the skips and the middle block."""
     from ldm.modules.diffusionmodules.util import timestep_embedding
 
     emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels)) + unet.label_emb(y)
@@ -55,7 +55,7 @@ def reference_walk(
 
 
 def inputs(rows: int, size: tuple[int, int] = (16, 16), seed: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Latents, timesteps, context and y of some rows, all different."""
+    """Return latents, timesteps, context and y, different for each row."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, 4, *size, generator=g)
     timesteps = torch.randint(0, 1000, (rows,), generator=g).float()

@@ -1,7 +1,7 @@
-"""A job as A1111's `modules/processing.py` runs it, in outline and in its order: which of a script's moments come when,
-what the job holds by then, and what scripts have to clean up themselves.
+"""An outline of A1111's `modules/processing.py`: the order in which a job calls the callbacks of scripts, which
+attributes it has at each of them, and what scripts must clean up themselves.
 
-Sampling is `world.draw(p, seed, guidances)`, by default one colour for each seed.
+Sampling is `world.draw(p, index, people)`, which by default returns one colour per seed.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from facesnap_ext.hosts.errors import Refusal
 
 
 class Runner:
-    """The host's `ScriptRunner`, which swallows what scripts raise."""
+    """The host's `ScriptRunner`, which swallows the exceptions of scripts."""
 
     def __init__(self, *scripts: Any):
         self.alwayson_scripts = list(scripts)
         self.callback_map: dict[str, Any] = {}
 
-    def call(self, moment: str, p: Any, *given: Any, **named: Any) -> None:
+    def call(self, callback: str, p: Any, *args: Any, **kwargs: Any) -> None:
         for script in self.alwayson_scripts:
-            method = getattr(script, moment, lambda *args, **named: None)
+            method = getattr(script, callback, lambda *args, **kwargs: None)
             with suppress(Exception):
-                method(p, *given, *p.script_args[script.args_from : script.args_to], **named)
+                method(p, *args, *p.script_args[script.args_from : script.args_to], **kwargs)
 
 
 @dataclass
 class Processing:
-    """`StableDiffusionProcessing`; equal jobs are equal, so it has no hash, as the host's."""
+    """`StableDiffusionProcessing`. Like the host's, it is compared by value and therefore not hashable."""
 
     world: Any = None
     prompt: Any = "portrait"
@@ -88,11 +88,11 @@ def process_images(p: Processing) -> SimpleNamespace:
     world = p.world or _worlds[-1]
     state = world.state
     p.scripts.call("before_process", p)
-    many = p.prompt if isinstance(p.prompt, list) else [p.prompt] * (p.n_iter * p.batch_size)
-    p.all_prompts = many
-    p.all_negative_prompts = [p.negative_prompt] * len(many)
-    p.all_seeds = p.seed if isinstance(p.seed, list) else [p.seed + i for i in range(len(many))]
-    p.all_subseeds = [p.subseed + i for i in range(len(many))]
+    prompts = p.prompt if isinstance(p.prompt, list) else [p.prompt] * (p.n_iter * p.batch_size)
+    p.all_prompts = prompts
+    p.all_negative_prompts = [p.negative_prompt] * len(prompts)
+    p.all_seeds = p.seed if isinstance(p.seed, list) else [p.seed + i for i in range(len(prompts))]
+    p.all_subseeds = [p.subseed + i for i in range(len(prompts))]
     p.scripts.call("process", p)
     if state.job_count == -1:
         state.job_count = p.n_iter
@@ -123,23 +123,23 @@ def process_images(p: Processing) -> SimpleNamespace:
             p.scripts.call("postprocess_image", p, result)
             images.append(result.image)
             infotexts.append({"Seed": p.seeds[i], **p.extra_generation_params})
-    world.sd_model.applied_token_merged_ratio = 0.0  # in the host: of every job, one inside another one too
+    world.sd_model.applied_token_merged_ratio = 0.0  # as in the host after every job, nested ones included
     processed = SimpleNamespace(images=images, infotexts=infotexts)
     p.scripts.call("postprocess", p, processed)
     return processed
 
 
 def colour(p: Processing, index: int, people: Any) -> Image.Image:
-    """A picture that is different for each seed."""
+    """An image of one colour, which depends on the seed."""
     shade = np.random.default_rng(p.seeds[index]).integers(0, 256, 3, np.uint8)
     return Image.fromarray(np.broadcast_to(shade, (p.height, p.width, 3)).copy())
 
 
-_worlds: list[Any] = []  # of the mock hosts, the last one at work
+_worlds: list[Any] = []  # the current mock host
 
 
 def install(world: Any) -> None:
-    """Give a mock host (`mock_webui.install`) what jobs need."""
+    """Add what jobs need to the mock host of `mock_webui.install`."""
     _worlds[:] = [world]
     world.draw, world.history, world.calls = colour, [], []
     world.sd_model = Processing.sd_model

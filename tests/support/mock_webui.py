@@ -1,4 +1,4 @@
-"""As much of a WebUI's modules as `scripts/facesnap.py` touches, and of gradio."""
+"""Mocks of the parts of a WebUI's modules and of gradio that `scripts/facesnap.py` uses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from types import ModuleType, SimpleNamespace
 from tests.support import mock_processing
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "facesnap.py"
-MOMENTS = (
+CALLBACKS = (
     *("before_process", "process", "process_batch", "process_before_every_sampling", "post_sample"),
     *("postprocess_image", "postprocess"),
 )
 
 
-def nothing(self, *args, **values) -> None:
-    """What the host's own Script does at each moment."""
+def do_nothing(self, *args, **values) -> None:
+    """The host's default for each callback."""
 
 
 class Component:
@@ -36,19 +36,19 @@ class PasteField(tuple):
 
 
 def install(models: Path) -> SimpleNamespace:
-    """Put the modules into `sys.modules`; returns what the script leaves in them."""
+    """Put the mocks into `sys.modules`. Return the state that they share with the script."""
     state = SimpleNamespace(textinfo=None, job="", job_no=0, job_count=-1, interrupted=False, skipped=False)
     cmd_opts = SimpleNamespace(api_auth=None, no_prompt_history=False)
     seen = SimpleNamespace(denoiser_callbacks=[], state=state, opts=SimpleNamespace(), cmd_opts=cmd_opts)
     mock_processing.install(seen)
 
     def module(name: str, **attributes) -> ModuleType:
-        made = ModuleType(name)
-        made.__dict__.update(attributes)
-        sys.modules[name] = made
+        mock = ModuleType(name)
+        mock.__dict__.update(attributes)
+        sys.modules[name] = mock
         if "." in name:
-            setattr(sys.modules[name.rsplit(".", 1)[0]], name.rsplit(".", 1)[1], made)
-        return made
+            setattr(sys.modules[name.rsplit(".", 1)[0]], name.rsplit(".", 1)[1], mock)
+        return mock
 
     @contextmanager
     def container(*args, **values):
@@ -75,7 +75,7 @@ def install(models: Path) -> SimpleNamespace:
     others = ("on_ui_settings", "on_before_ui", "on_app_started")
     callbacks = {name: lambda callback: None for name in others}
     module("modules.script_callbacks", on_cfg_denoiser=seen.denoiser_callbacks.append, **callbacks)
-    script = type("Script", (), {"elem_id": lambda self, name: name, **dict.fromkeys(MOMENTS, nothing)})
+    script = type("Script", (), {"elem_id": lambda self, name: name, **dict.fromkeys(CALLBACKS, do_nothing)})
     module("modules.scripts", Script=script, AlwaysVisible="always", scripts_data=[])
     module("modules.shared", state=seen.state, opts=seen.opts, cmd_opts=cmd_opts)
     module("modules.sd_unet", current_unet=None)

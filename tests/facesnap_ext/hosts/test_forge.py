@@ -1,4 +1,4 @@
-"""Forge's and reForge's adapter on stand-ins with their signatures, around a real LDM UNet."""
+"""The host adapter for Forge and reForge, on stand-ins with their signatures around a real LDM UNet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.units import changed
 
 
 class Predictor:
-    """An eps-predictor of the variance-exploding kind: what the UNet sees is scaled, sigma is not a timestep."""
+    """A variance-exploding eps predictor, which scales the UNet's input and converts sigma to a timestep."""
 
     def calculate_input(self, sigma: Tensor, noise: Tensor) -> Tensor:
         return noise / (sigma[:, None, None, None] ** 2 + 1) ** 0.5
@@ -33,7 +33,7 @@ class Predictor:
         return (sigma * 60).round()
 
     def percent_to_sigma(self, percent: float) -> float:
-        raise NotImplementedError("the pass's own progress counts")
+        raise NotImplementedError("use the progress of the pass instead")
 
 
 class Model:
@@ -67,15 +67,15 @@ class UnetPatcher(ModelPatcher):
         self.controlnet_linked_list = control
 
     def list_controlnets(self):
-        found, link = [], self.controlnet_linked_list
+        links, link = [], self.controlnet_linked_list
         while link is not None:
-            found.append(link)
+            links.append(link)
             link = link.previous_controlnet
-        return found
+        return links
 
 
 class OtherControl:
-    """The host's own ControlNet: constant residuals on some places, gaps on the others."""
+    """A ControlNet of the host, with constant residuals for some blocks and none for others."""
 
     def __init__(self, control):
         self.control, self.previous_controlnet, self.runs = control, None, []
@@ -104,14 +104,14 @@ class OtherControl:
 
 
 class Job(SimpleNamespace):
-    """Of the host's jobs there are weak references."""
+    """A job that can be weakly referenced, like the host's."""
 
     def comment(self, text: str) -> None:
         self.comments.append(text)
 
 
 class Loaded(SimpleNamespace):
-    """And of its models."""
+    """A model that can be weakly referenced, like the host's."""
 
 
 def make_job(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True):
@@ -126,7 +126,7 @@ def load(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True) -> Loaded
 
 
 def announce(job, x: Tensor, progress: float) -> None:
-    """What the host does before each evaluation."""
+    """Do what the host does before each evaluation."""
     denoiser = SimpleNamespace(p=job, step=round(100 * progress), total_steps=100)
     forge.on_cfg_denoiser(SimpleNamespace(x=x, denoiser=denoiser))
 
@@ -141,10 +141,10 @@ def sample_once(
     calls: list[list[tuple[int, int]]],
     progress: float = 0.0,
 ):
-    """One step as the host makes it: each call has chunks of (side, image rows' offset), all of the same length.
+    """Run one step like the host.
 
     Args:
-        calls: for each call the chunks as (cond_or_uncond, first row); a chunk has as many rows as there are images.
+        calls: the chunks of each UNet call as (cond_or_uncond, first row). A chunk has one row per image.
     """
     announce(job, x[: len(sigmas)], progress)
     patcher = job.sd_model.forge_objects.unet
@@ -177,7 +177,7 @@ def sample_once(
 
 
 def forge_walk(unet, x, timesteps, context, y, control) -> Tensor:
-    """Forge's UNet: control lists are emptied from their ends."""
+    """The forward pass of Forge's UNet, which pops residuals from the ends of the control's lists."""
     from ldm.modules.diffusionmodules.util import timestep_embedding
 
     def apply(h, part):
@@ -196,8 +196,8 @@ def forge_walk(unet, x, timesteps, context, y, control) -> Tensor:
 
 
 @torch.no_grad()
-def expected(unet, conditionings, x, sigmas, context, y, is_cond) -> Tensor:
-    """Each row by itself through each FFRNet and the written-out walk; people side by side, or one alone."""
+def expected_output(unet, conditionings, x, sigmas, context, y, is_cond) -> Tensor:
+    """Compute each row separately with each FFRNet and `reference_walk`, for one person or people side by side."""
     rows = []
     scale = Predictor()
     for row in range(len(x)):
@@ -228,7 +228,7 @@ def unet():
     return ldm_unet()
 
 
-# seen orders: images; the calls' chunks as (0 cond | 1 uncond, first row)
+# groupings seen in hosts: number of images, and each call's chunks as (0 cond | 1 uncond, first row)
 GROUPINGS = {
     "normal, unconditional first": (1, [[(1, 0), (0, 1)]]),
     "CFG 1": (1, [[(0, 0)]]),
@@ -243,7 +243,7 @@ GROUPINGS = {
 @pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
 @pytest.mark.parametrize("people", tiny.PEOPLE)
 @pytest.mark.parametrize("grouping", GROUPINGS)
-def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, grouping, reforge, people):
+def test_each_row_gets_its_own_residuals_in_every_grouping(unet, grouping, reforge, people):
     images, calls = GROUPINGS[grouping]
     chunks = [chunk for call in calls for chunk in call]
     conditionings = tiny.PEOPLE[people]()
@@ -254,13 +254,13 @@ def test_every_row_gets_its_residuals_however_the_host_groups_rows(unet, groupin
     job = make_job(unet, reforge)
     forge.attach(job, conditionings)
     got = sample_once(job, x, sigmas, context, y, calls)
-    wanted = expected(unet, conditionings, x, torch.cat([sigmas] * len(chunks)), context, y, is_cond)
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    expected = expected_output(unet, conditionings, x, torch.cat([sigmas] * len(chunks)), context, y, is_cond)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
-    """Beside a control with gaps and a shorter list."""
+def test_it_adds_to_the_hosts_controlnets_before_and_after_it(unet, order):
+    """The other control has gaps and a shorter list."""
     conditioning = tiny.conditioning()
     x, _, context, y = inputs(1)
     other = {
@@ -286,16 +286,16 @@ def test_it_adds_to_the_hosts_own_controlnet_on_either_side_of_it(unet, order):
         )
         residuals[1] = residuals[1] + 0.2
         residuals[-1] = residuals[-1] + 0.3
-        wanted = reference_walk(unet, latent, timestep, context, y, residuals)
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+        expected = reference_walk(unet, latent, timestep, context, y, residuals)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     models = job.sd_model.forge_objects.unet.controlnet_linked_list.get_models()
     assert "other" in models
     assert conditioning.ffrnet in [getattr(model, "model", None) for model in models]
     assert job.sd_model.forge_objects.unet.controlnet_linked_list.inference_memory_requirements(None) == 77
 
 
-def test_start_and_end_are_parts_of_the_pass_and_pass_on_what_came_before(unet):
-    """Of hires fix's or img2img's pass too, which sees the end of the noise schedule alone."""
+def test_start_and_end_are_fractions_of_the_pass_and_other_controls_always_act(unet):
+    """This includes hires fix and img2img, whose passes cover only the end of the noise schedule."""
     other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
     job = make_job(unet)
     job.sd_model.forge_objects.unet.add_patched_controlnet(other)
@@ -314,21 +314,22 @@ def test_start_and_end_are_parts_of_the_pass_and_pass_on_what_came_before(unet):
     assert acted == [False, True, True, False]
 
 
-def test_each_person_has_a_window_of_their_own(unet):
+def test_each_person_has_their_own_start_and_end(unet):
     job = make_job(unet)
     first, second = tiny.conditioning(1, end=0.5), tiny.conditioning(2, start=0.3, end=0.75)
     forge.attach(job, (first, second))
     x, _, context, y = inputs(1)
-    halves = [
-        changed(conditioning, weight=0.5) for conditioning in (first, second)
-    ]  # two people everywhere share evenly
+    # two people without regions share the image equally
+    halves = [changed(conditioning, weight=0.5) for conditioning in (first, second)]
     for progress, acting in ((0.1, [first]), (0.4, halves), (0.7, [second]), (0.9, [])):
         sigma = torch.tensor([14.6 * (1 - progress)])
         got = sample_once(job, x, sigma, context, y, [[(0, 0)]], progress)
-        torch.testing.assert_close(got, expected(unet, acting, x, sigma, context, y, [True]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            got, expected_output(unet, acting, x, sigma, context, y, [True]), atol=1e-4, rtol=1e-4
+        )
 
 
-def test_each_ffrnet_is_handed_to_the_hosts_memory_management_once(unet):
+def test_each_ffrnet_is_registered_once_with_the_hosts_memory_management(unet):
     job = make_job(unet)
     a, b = tiny.side_by_side()
     forge.attach(job, (a, b, replace(a, landmarks=None)))
@@ -336,24 +337,24 @@ def test_each_ffrnet_is_handed_to_the_hosts_memory_management_once(unet):
     assert [model.model for model in models] == [a.ffrnet, b.ffrnet]
 
 
-def test_a_picture_without_anybody_has_all_of_the_gpus_memory(unet, monkeypatch):
-    """The host drops an earlier job's patcher without moving the network, which lives on for the next job."""
+def test_an_image_without_people_offloads_all_ffrnets(unet, monkeypatch):
+    """The host drops an earlier job's patcher without offloading the network, which is kept for the next job."""
     forge.offload()
     sent = []
     monkeypatch.setattr(FFRNet, "to", lambda self, *args: sent.append(args[0]) or self)
-    job, people = make_job(unet), tiny.side_by_side()  # whom the engine remembers
+    job, people = make_job(unet), tiny.side_by_side()  # kept, as in the engine's cache
     forge.attach(job, people)
     sent.clear()
     del job
     forge.attach(make_job(unet), ())
     assert sent == ["cpu"] * len(people)
     forge.attach(make_job(unet), ())
-    assert len(sent) == len(people), "once is enough"
+    assert len(sent) == len(people), "offloaded only once"
 
 
 @pytest.fixture
 def prepared(monkeypatch):
-    """The UNets that the host was told to prepare for sampling."""
+    """The UNets that were passed to the host's `sampling_prepare`."""
     seen = []
 
     def sampling_prepare(unet, x):
@@ -367,7 +368,7 @@ def prepared(monkeypatch):
     return seen
 
 
-def test_a_refiner_is_followed_and_its_forerunner_let_go(unet, prepared):
+def test_it_follows_a_refiner_and_releases_the_base_model(unet, prepared):
     job, conditioning = make_job(unet), tiny.conditioning(start=0.3)
     x, _, context, y = inputs(1)
     sigma = torch.tensor([2.0])
@@ -380,9 +381,9 @@ def test_a_refiner_is_followed_and_its_forerunner_let_go(unet, prepared):
     announce(job, x, 0.6)
     assert prepared == [job.sd_model.forge_objects.unet]
     got = sample_once(job, x, sigma, context, y, [[(0, 0)]], 0.6)
-    wanted = expected(unet, (conditioning,), x, sigma, context, y, [True])
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
-    assert len(prepared) == 1, "once"
+    expected = expected_output(unet, (conditioning,), x, sigma, context, y, [True])
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert len(prepared) == 1, "prepared once"
     forge.detach(job)
     announce(job, x, 0.7)
     assert job.sd_model.forge_objects.unet.list_controlnets() == []
@@ -390,7 +391,7 @@ def test_a_refiner_is_followed_and_its_forerunner_let_go(unet, prepared):
 
 
 @pytest.mark.parametrize("other", ["widths", "kind"])
-def test_a_refiner_of_other_widths_goes_on_alone_and_that_is_said(unet, prepared, other):
+def test_a_refiner_with_other_widths_runs_without_facesnap_and_is_reported(unet, prepared, other):
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))
     narrow = ldm_unet(seed=6)
@@ -404,7 +405,7 @@ def test_a_refiner_of_other_widths_goes_on_alone_and_that_is_said(unet, prepared
     assert prepared == []
 
 
-def test_a_refiner_from_the_first_step_on_makes_nobody_forget_why_the_job_must_stop(unet, prepared):
+def test_a_refusal_survives_a_refiner_that_starts_at_the_first_step(unet, prepared):
     job = make_job(unet)
     forge.refuse(job, Refusal("No face in reference photo 1; choose another."))
     job.sd_model = load(unet)
@@ -413,8 +414,8 @@ def test_a_refiner_from_the_first_step_on_makes_nobody_forget_why_the_job_must_s
         sample_once(job, x, torch.tensor([2.0]), context, y, [[(0, 0)]])
 
 
-def test_a_pass_that_is_over_keeps_nothing_while_its_job_goes_on(unet):
-    """Residuals take 60 MB of the GPU's memory for each row at 1024²."""
+def test_a_finished_pass_frees_its_residuals_while_the_job_continues(unet):
+    """Residuals take 60 MB of GPU memory per row at 1024²."""
     job, gone = make_job(unet), []
     x, _, context, y = inputs(1)
     for _batch in range(3):
@@ -427,7 +428,7 @@ def test_a_pass_that_is_over_keeps_nothing_while_its_job_goes_on(unet):
 
 
 def test_progress_is_the_number_of_finished_evaluations(unet):
-    """An evaluation that has just begun is not done: with 4 of them the third one begins halfway."""
+    """An evaluation that has just begun is not counted: the third of four begins halfway."""
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
@@ -438,24 +439,25 @@ def test_progress_is_the_number_of_finished_evaluations(unet):
     forge.detach(job)
 
 
-def test_multidiffusions_tiles_are_refused_with_a_sentence(unet):
+def test_multidiffusion_tiles_are_refused(unet):
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
-    for asked in ("cond_hint", "cond_hint_original"):
+    for attribute in ("cond_hint", "cond_hint_original"):
         with pytest.raises(FaceSnapError, match="cannot act in the tiles of MultiDiffusion; disable one of the two"):
-            getattr(control, asked)
+            getattr(control, attribute)
 
 
-def test_a_pass_in_which_nobody_acts_is_left_alone(unet):
-    """Hires fix's second pass, when everybody is wanted in the first; the host calls on a UNet that is still guided."""
+def test_a_pass_without_people_is_left_unchanged(unet):
+    """An example is the second pass of hires fix, if everyone acts only in the first, whose control is still
+    attached."""
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))
     forge.attach(job, ())
     assert job.sd_model.forge_objects.unet.list_controlnets() == []
 
 
-def test_the_pass_after_is_the_very_same_as_before(unet):
+def test_the_pass_after_detaching_is_bit_identical(unet):
     x, _, context, y = inputs(2)
     calls = [[(1, 0), (0, 1)]]
     job = make_job(unet)
@@ -464,12 +466,12 @@ def test_the_pass_after_is_the_very_same_as_before(unet):
     original = job.sd_model.forge_objects.unet
     forge.attach(job, (tiny.conditioning(),))
     assert not torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
-    assert original.list_controlnets() == []  # the patched one was a clone
+    assert original.list_controlnets() == []  # only a clone was patched
     forge.detach(job)
     assert torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
 
 
-def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
+def test_attaching_twice_leaves_one_control_and_keeps_others(unet):
     job = make_job(unet)
     objects = job.sd_model.forge_objects
     first, last = OtherControl({}), OtherControl({})
@@ -484,7 +486,7 @@ def test_attaching_twice_leaves_one_control_and_the_others_alone(unet):
     assert objects.unet.list_controlnets() == [last, first]
 
 
-def test_a_job_that_an_exception_ended_takes_its_own_control_along(unet):
+def test_the_control_of_a_failed_job_is_removed_with_the_job(unet):
     failed = make_job(unet)
     objects = failed.sd_model.forge_objects
     forge.attach(failed, (tiny.conditioning(),))
@@ -494,7 +496,7 @@ def test_a_job_that_an_exception_ended_takes_its_own_control_along(unet):
     assert objects.unet.list_controlnets() == [another]
 
 
-def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():
+def test_detaching_works_before_a_model_is_loaded():
     forge.detach(SimpleNamespace(sd_model=SimpleNamespace(forge_objects=None)))
     forge.detach(SimpleNamespace(sd_model=SimpleNamespace()))
 
@@ -514,7 +516,7 @@ def test_before_the_first_model_is_loaded_there_is_nothing_to_take_off():
     ],
     ids=["preparation failed", "not SDXL", "other widths"],
 )
-def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message):
+def test_unsupported_jobs_stop_with_a_reason(unet, make, message):
     job, people = make(unet)
     if isinstance(people, Refusal):
         forge.refuse(job, people)
@@ -530,12 +532,12 @@ def test_what_cannot_be_guided_stops_the_job_with_its_reason(unet, make, message
     assert model.forge_objects.unet.controlnet_linked_list is None
 
 
-def test_the_host_may_empty_the_lists_it_gets(unet):
+def test_the_host_may_pop_from_the_returned_lists(unet):
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))
     x, _, context, y = inputs(2)
     x[1] = x[0]
     sigma = torch.tensor([2.0])
     joint = sample_once(job, x, sigma, context, y, [[(1, 0), (0, 1)]])
-    apart = sample_once(job, x, sigma, context, y, [[(0, 1)], [(1, 0)]])
-    torch.testing.assert_close(joint, apart, atol=1e-5, rtol=1e-5)
+    separate = sample_once(job, x, sigma, context, y, [[(0, 1)], [(1, 0)]])
+    torch.testing.assert_close(joint, separate, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Small faces of a finished picture are drawn again and put back, and nothing else is any other than before."""
+"""Small faces in a finished image are redrawn and pasted back, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ RED = Image.new("RGB", (8, 8), (255, 0, 0))
 
 
 def face(left, top, right, bottom, width=512, height=512) -> Face:
-    photo = Photo(np.zeros((height, width, 3), np.uint8), "picture")
+    photo = Photo(np.zeros((height, width, 3), np.uint8), "image")
     box, points = np.float32([left, top, right, bottom]), np.zeros((5, 2), np.float32)
     return Face(photo, box, points, np.ones(4, np.float32), 1.0, False, 640)
 
 
 def person_at(x, y, size=20, width=512, height=512, **changes):
-    """Somebody whose landmarks are a square around a place, given in a picture half as large."""
+    """A person whose landmarks span a square around a point. They are given for an image of half the size."""
     points = np.linspace((x - size / 2, y - size / 2), (x + size / 2, y + size / 2), 72) / 2
     landmarks = Landmarks(points.astype(np.float32), width // 2, height // 2)
     return tiny.conditioning(network=NETWORK, landmarks=landmarks, **changes)
@@ -66,7 +66,7 @@ def faces_in_pictures(draw):
 
 
 @given(faces_in_pictures())
-def test_the_crop_is_a_square_around_the_face_inside_the_picture(given_face):
+def test_the_crop_is_a_square_around_the_face_inside_the_image(given_face):
     box, width, height = given_face
     crop = crop_around(box, width, height)
     left, top, right, bottom = crop.box
@@ -83,12 +83,12 @@ def test_the_crop_is_a_square_around_the_face_inside_the_picture(given_face):
         (left, right, seen[0], seen[2], width),
         (top, bottom, seen[1], seen[3], height),
     ):
-        if start > 0 and end < length:  # not at the picture's edge: in the middle
+        if start > 0 and end < length:  # away from the image's edges: centred
             assert abs((start + end) / 2 - (low + high) / 2) <= 0.5 + 1e-6
 
 
 @given(st.integers(2, 1500), st.integers(2, 1500), st.sampled_from([AREA, 832 * 1216, 1024 * 1024]))
-def test_a_crop_is_drawn_with_its_own_shape_and_the_jobs_area_as_far_as_cells_allow(width, height, area):
+def test_a_crop_is_redrawn_in_its_own_shape_and_the_jobs_area_rounded_to_cells(width, height, area):
     w, h = redraw_size(Crop(0, 0, width, height), area)
     assert w % CELL == h % CELL == 0
     scale = math.sqrt(area / (width * height))
@@ -100,11 +100,11 @@ def test_a_crop_is_drawn_with_its_own_shape_and_the_jobs_area_as_far_as_cells_al
 
 @settings(deadline=None, max_examples=40)
 @given(faces_in_pictures(), st.integers(0, 9))
-def test_outside_the_crop_no_pixel_changes_and_the_face_is_wholly_new(given_face, seed):
+def test_pixels_outside_the_crop_are_unchanged_and_the_face_is_replaced(given_face, seed):
     box, width, height = given_face
     crop = crop_around(box, width, height)
     before = noise(width, height, seed)
-    before.info["parameters"] = "as they were"
+    before.info["parameters"] = "unchanged"
     after = paste_back(before, crop, RED)
     old, new = np.asarray(before), np.asarray(after)
     left, top, right, bottom = crop.box
@@ -119,8 +119,8 @@ def test_outside_the_crop_no_pixel_changes_and_the_face_is_wholly_new(given_face
     assert after.info == before.info
 
 
-def test_the_seam_is_a_smooth_step_and_there_is_none_at_the_pictures_edge():
-    """A black picture and a white patch show how much of each there is."""
+def test_the_seam_is_a_smooth_step_except_at_the_images_edge():
+    """With a black image and a white patch, the pixel values are the blend weights."""
     black, white = Image.new("L", (200, 100)).convert("RGB"), Image.new("RGB", (9, 9), "white")
     seen = np.asarray(paste_back(black, Crop(0, 0, 100, 100), white))[50, :, 0] / 255
     band = FEATHER * 100
@@ -130,7 +130,7 @@ def test_the_seam_is_a_smooth_step_and_there_is_none_at_the_pictures_edge():
     assert (np.asarray(paste_back(black, Crop(0, 0, 200, 100), white)) == 255).all()
 
 
-def test_a_small_face_is_whose_landmarks_are_nearest_to_it():
+def test_a_small_face_belongs_to_the_person_with_the_nearest_landmarks():
     left, right, large = face(60, 60, 100, 110), face(400, 60, 440, 110), face(150, 200, 350, 460)
     found = small_faces(
         [large, left, right], [person_at(420, 85), person_at(85, 90), person_at(250, 330)], 512, 512, AREA
@@ -144,20 +144,20 @@ def test_a_small_face_is_whose_landmarks_are_nearest_to_it():
 @pytest.mark.parametrize(
     ("people", "owners"),
     [
-        ([(80, 85), (82, 85)], [0, 1]),  # two in one place are half and half, in the crop too
-        ([(80, 85), (115, 85)], [0]),  # the other one's face is missing in the picture
-        ([(110, 85), (118, 85)], [0]),  # neither is right there: the nearer one
-        ([(300, 300)], None),  # somebody else's face
+        ([(80, 85), (82, 85)], [0, 1]),  # two people in one place are blended, in the crop as well
+        ([(80, 85), (115, 85)], [0]),  # the other person's face is missing from the image
+        ([(110, 85), (118, 85)], [0]),  # neither matches exactly: the nearer one
+        ([(300, 300)], None),  # another person's face
     ],
 )
-def test_people_at_one_face(people, owners):
+def test_which_people_are_redrawn_at_a_face(people, owners):
     found = small_faces([face(60, 60, 100, 110)], [person_at(*place) for place in people], 512, 512, AREA)
     assert [sorted(own) for _, own in found] == ([] if owners is None else [owners])
 
 
 @pytest.mark.parametrize(("height", "side", "small"), [(127, 512, True), (129, 512, False), (500, 2048, False)])
-def test_small_is_under_a_quarter_of_the_height_with_fewer_pixels_than_are_drawn(height, side, small):
-    """Hires fix to 2048: a face of 500 pixels is under a quarter and its crop has more than 512 x 512."""
+def test_a_face_is_small_below_a_quarter_of_the_height_and_the_jobs_area(height, side, small):
+    """After hires fix to 2048, a 500-pixel face is below a quarter of the height, but its crop exceeds 512 x 512."""
     middle = side / 2
     there = face(middle - 40, middle - height / 2, middle + 40, middle + height / 2, side, side)
     found = small_faces([there], [person_at(middle, middle, width=side, height=side)], side, side, AREA)
@@ -170,19 +170,19 @@ def test_small_is_under_a_quarter_of_the_height_with_fewer_pixels_than_are_drawn
 @pytest.fixture
 def world(tmp_path):
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("modules", "gradio")}
-    made = mock_webui.install(tmp_path)
-    made.adapter = SimpleNamespace(
-        attach=lambda p, conditionings: made.calls.append((p, conditionings)),
-        detach=lambda p: made.calls.append("detach"),
+    mock = mock_webui.install(tmp_path)
+    mock.adapter = SimpleNamespace(
+        attach=lambda p, conditionings: mock.calls.append((p, conditionings)),
+        detach=lambda p: mock.calls.append("detach"),
     )
-    yield made
+    yield mock
     for name in [name for name in sys.modules if name.split(".")[0] in ("modules", "gradio")]:
         del sys.modules[name]
     sys.modules.update(before)
 
 
 class Other:
-    """Another extension, which has no business in the crop."""
+    """Another extension, which must not run for the crop."""
 
     args_from = args_to = 0
 
@@ -191,19 +191,19 @@ class Other:
 
 
 def finished(**values) -> Processing:
-    """A job that has just made a batch of two, at its second picture."""
+    """A job that has just generated a batch of two images, at the second of them."""
     p = Processing(seed=5, scripts=Runner(Other()), extra_generation_params={"FaceSnap": "1"}, **values)
     p.prompts, p.negative_prompts = ["first", "second <lora:a:1>"], ["", "blurred"]
     p.seeds, p.subseeds, p.batch_index = [5, 6], [7, 8], 1
     return p
 
 
-SMALL_FACE = (60, 60, 100, 108)  # of 48 pixels: a crop of 106, 2.2 times as large, around (80, 84)
+SMALL_FACE = (60, 60, 100, 108)  # 48 pixels high; the crop is 2.2 times as large, 106 pixels around (80, 84)
 CROP = (27, 31, 133, 137)
 
 
-def test_the_crop_is_a_job_of_its_own_with_the_pictures_settings(world):
-    """And with the landmarks where they are in it: 512 / 106 times as far from its corner."""
+def test_the_crop_is_a_separate_job_with_the_images_settings(world):
+    """Its landmarks are shifted to the crop's corner and scaled by 512 / 106."""
     jobs = []
 
     def draw(p, index, conditionings):
@@ -213,17 +213,17 @@ def test_the_crop_is_a_job_of_its_own_with_the_pictures_settings(world):
     world.draw = draw
     world.state.job_no, world.state.job_count, world.state.textinfo = 1, 3, "before"
     world.sd_model.applied_token_merged_ratio = 0.4
-    p, picture = finished(tiling=True, sampler_name="DPM++ SDE"), noise()
+    p, image = finished(tiling=True, sampler_name="DPM++ SDE"), noise()
     person = person_at(80, 85, weight=0.7, start=0.1, end=0.9, region=RoundedBox(0.5, 0.5, 0.1, 0.1), hires="first")
-    after = redraw(p, picture, [person], [0.4], lambda photo: [face(*SMALL_FACE)], world.adapter)
+    after = redraw(p, image, [person], [0.4], lambda photo: [face(*SMALL_FACE)], world.adapter)
 
     ((job, _),) = jobs
-    wanted = {"prompt": "second <lora:a:1>", "negative_prompt": "blurred", "seed": 6, "subseed": 8, "steps": p.steps}
-    wanted |= {"sampler_name": "DPM++ SDE", "cfg_scale": p.cfg_scale, "tiling": True, "restore_faces": False}
-    wanted |= {"width": 512, "height": 512, "denoising_strength": 0.4, "n_iter": 1, "batch_size": 1}
-    wanted |= {"do_not_save_samples": True, "do_not_save_grid": True, "closed": True}
-    assert {name: getattr(job, name) for name in wanted} == wanted
-    crop = picture.crop(CROP).resize((512, 512), Image.Resampling.LANCZOS)
+    expected = {"prompt": "second <lora:a:1>", "negative_prompt": "blurred", "seed": 6, "subseed": 8, "steps": p.steps}
+    expected |= {"sampler_name": "DPM++ SDE", "cfg_scale": p.cfg_scale, "tiling": True, "restore_faces": False}
+    expected |= {"width": 512, "height": 512, "denoising_strength": 0.4, "n_iter": 1, "batch_size": 1}
+    expected |= {"do_not_save_samples": True, "do_not_save_grid": True, "closed": True}
+    assert {name: getattr(job, name) for name in expected} == expected
+    crop = image.crop(CROP).resize((512, 512), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(np.asarray(job.init_images[0]), np.asarray(crop))
 
     ((attached_to, (conditioning,)),) = [call for call in world.calls if isinstance(call, tuple)]
@@ -233,7 +233,7 @@ def test_the_crop_is_a_job_of_its_own_with_the_pictures_settings(world):
     points = (person.landmarks.scaled(512, 512).points - CROP[:2]) * 512 / 106
     np.testing.assert_allclose(conditioning.landmarks.scaled(512, 512).points, points, atol=1e-3)
 
-    np.testing.assert_array_equal(np.asarray(after), np.asarray(paste_back(picture, Crop(27, 31, 106, 106), RED)))
+    np.testing.assert_array_equal(np.asarray(after), np.asarray(paste_back(image, Crop(27, 31, 106, 106), RED)))
     assert world.calls[-1] == "detach"
     assert (world.state.job_no, world.state.job_count, world.state.textinfo) == (1, 3, "before")
     assert world.sd_model.applied_token_merged_ratio == 0.4
@@ -244,7 +244,7 @@ def test_the_crop_is_a_job_of_its_own_with_the_pictures_settings(world):
     assert len(p.scripts.alwayson_scripts) == 1
 
 
-def test_each_ones_face_is_drawn_with_the_ones_own_strength(world):
+def test_each_face_is_redrawn_with_its_persons_strength(world):
     jobs = []
     world.draw = lambda p, i, conditionings: jobs.append((p.denoising_strength, len(conditionings))) or p.init_images[0]
     faces = [face(60, 60, 100, 110), face(400, 60, 440, 110), face(200, 300, 240, 350)]
@@ -253,15 +253,13 @@ def test_each_ones_face_is_drawn_with_the_ones_own_strength(world):
     assert jobs == [(0.3, 1), (0.6, 2)]
 
 
-def test_without_a_face_or_a_small_one_the_picture_stays(world):
+def test_without_a_small_face_the_image_is_unchanged(world):
     world.draw = lambda p, i, conditionings: pytest.fail("drawn")
-    picture = noise()
-    for found, told in (([], "No face was found"), ([face(100, 100, 300, 360)], None)):
+    image = noise()
+    for found, message in (([], "No face was found"), ([face(100, 100, 300, 360)], None)):
         p = finished()
-        assert (
-            redraw(p, picture, [person_at(200, 230)], [0.4], lambda photo, found=found: found, world.adapter) is picture
-        )
-        assert [told in comment for comment in p.comments] == ([True] if told else [])
+        assert redraw(p, image, [person_at(200, 230)], [0.4], lambda photo, found=found: found, world.adapter) is image
+        assert [message in comment for comment in p.comments] == ([True] if message else [])
 
 
 def broken(p, i, conditionings):
@@ -278,57 +276,55 @@ def skipped(p, i, conditionings):
     return p.init_images[0]
 
 
-@pytest.mark.parametrize(("draw", "told"), [(broken, "out of memory"), (interrupted, "interr"), (skipped, "interr")])
-def test_an_error_or_an_interrupt_leaves_the_picture_and_is_told(world, draw, told):
+@pytest.mark.parametrize(("draw", "message"), [(broken, "out of memory"), (interrupted, "interr"), (skipped, "interr")])
+def test_errors_and_interrupts_are_reported_and_leave_the_image_unchanged(world, draw, message):
     world.draw = draw
-    p, picture = finished(), noise()
+    p, image = finished(), noise()
     world.state.job_no, world.state.job_count = 1, 2
-    assert redraw(p, picture, [person_at(80, 85)], [0.4], lambda photo: [face(*SMALL_FACE)], world.adapter) is picture
+    assert redraw(p, image, [person_at(80, 85)], [0.4], lambda photo: [face(*SMALL_FACE)], world.adapter) is image
     (comment,) = p.comments
-    assert told in comment
-    assert "as it was" in comment
+    assert message in comment
+    assert "is unchanged" in comment
     assert world.calls[-1] == "detach"
     assert (world.state.job_no, world.state.job_count) == (1, 2)
     assert not world.cmd_opts.no_prompt_history
 
 
-def test_interrupted_before_nothing_is_begun(world):
+def test_an_interrupted_job_is_not_redrawn(world):
     world.draw = lambda p, i, conditionings: pytest.fail("drawn")
     for name in ("interrupted", "skipped"):
-        p, picture = finished(), noise()
+        p, image = finished(), noise()
         world.state.interrupted = world.state.skipped = False
         setattr(world.state, name, True)
         found = [face(*SMALL_FACE)]
-        assert (
-            redraw(p, picture, [person_at(80, 85)], [0.4], lambda photo, found=found: found, world.adapter) is picture
-        )
+        assert redraw(p, image, [person_at(80, 85)], [0.4], lambda photo, found=found: found, world.adapter) is image
         assert "interrupted" in p.comments[0]
 
 
-def test_a_missing_face_pack_is_told(world):
+def test_a_missing_face_pack_is_reported(world):
     def find(photo):
         raise FaceSnapError("There is no face pack.")
 
-    p, picture = finished(), noise()
-    assert redraw(p, picture, [person_at(80, 85)], [0.4], find, world.adapter) is picture
+    p, image = finished(), noise()
+    assert redraw(p, image, [person_at(80, 85)], [0.4], find, world.adapter) is image
     assert "no face pack" in p.comments[0]
 
 
-def test_guidance_that_does_not_get_in_is_an_error(world):
-    """The host swallows what a script raises, and would draw somebody else's face."""
+def test_a_failure_to_attach_is_an_error(world):
+    """The host swallows exceptions of scripts and would draw another person's face."""
 
     def attach(p, conditionings):
         raise RuntimeError("no room")
 
     world.adapter.attach = attach
-    p, picture = finished(), noise()
+    p, image = finished(), noise()
     found = [face(*SMALL_FACE)]
-    assert redraw(p, picture, [person_at(80, 85)], [0.4], lambda photo: found, world.adapter) is picture
-    assert "did not get in" in p.comments[0]
+    assert redraw(p, image, [person_at(80, 85)], [0.4], lambda photo: found, world.adapter) is image
+    assert "could not be attached" in p.comments[0]
 
 
-def test_controlnet_acts_on_the_whole_picture_alone(world, monkeypatch):
-    """It takes the place of the UNet's forward from a job's beginning to its end."""
+def test_controlnet_does_not_act_on_the_crop(world, monkeypatch):
+    """ControlNet replaces the UNet's `forward` from the beginning to the end of a job."""
     unet = SimpleNamespace(forward="ControlNet's", _original_forward="own")
     model = SimpleNamespace(applied_token_merged_ratio=0, model=SimpleNamespace(diffusion_model=unet))
     monkeypatch.setattr(Processing, "sd_model", model)

@@ -1,4 +1,4 @@
-"""How an init picture's landmarks follow the host's way of fitting it into the output."""
+"""The people who act in each pass: their landmarks and regions follow the host's cropping and resizing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ sides = st.integers(64, 2048)
 
 
 @given(size=st.tuples(sides, sides), output=st.tuples(sides, sides))
-def test_cropping_keeps_proportions_inside_and_filling_keeps_them_around(size, output):
+def test_crop_and_resize_stays_inside_the_image_and_resize_and_fill_extends_beyond_it(size, output):
     for mode, inside in ((1, True), (2, False)):
         x, y, width, height = init_region(mode, size, output)
         assert width / height == pytest.approx(output[0] / output[1])
@@ -54,7 +54,7 @@ def test_cropping_keeps_proportions_inside_and_filling_keeps_them_around(size, o
     assert init_region(0, size, output) == (0, 0, *size) == init_region(3, size, output)
 
 
-def test_landmarks_of_a_driving_photo_stay_as_they_were_placed():
+def test_landmarks_of_a_driving_photo_are_not_moved():
     p = prepared(in_init_image=False)
     (conditioning,) = for_pass(job(resize_mode=1), PreparedBatch((p,), (400, 200)))
     assert conditioning.landmarks is p.conditioning.landmarks
@@ -64,13 +64,13 @@ def test_landmarks_of_a_driving_photo_stay_as_they_were_placed():
 @pytest.mark.parametrize(
     ("values", "point"),
     [
-        ({"resize_mode": 0}, (256, 256)),  # 400 × 200 stretched to 512 × 512: the middle stays the middle
+        ({"resize_mode": 0}, (256, 256)),  # 400 × 200 stretched to 512 × 512: the centre stays the centre
         ({"resize_mode": 1}, (256, 256)),
-        ({"paste_to": (150, 50, 100, 100)}, (256, 256)),  # inpainting "only masked", around the middle
+        ({"paste_to": (150, 50, 100, 100)}, (256, 256)),  # inpainting "only masked", around the centre
         ({"paste_to": (200, 100, 100, 100)}, (0, 0)),
     ],
 )
-def test_the_init_pictures_middle_is_where_the_host_puts_it(values, point):
+def test_the_centre_of_the_init_image_is_where_the_host_puts_it(values, point):
     p = prepared(in_init_image=True)
     p.conditioning.landmarks.points[:] = (200, 100)
     (conditioning,) = for_pass(job(**values), PreparedBatch((p,), (400, 200)))
@@ -80,15 +80,15 @@ def test_the_init_pictures_middle_is_where_the_host_puts_it(values, point):
 
 @settings(max_examples=25, deadline=None)
 @given(x=st.integers(0, 300), y=st.integers(0, 100), width=st.integers(40, 100), height=st.integers(40, 100))
-def test_only_masked_inpainting_at_the_pictures_edge_fills_up_around_the_crop(x, y, width, height):
-    """The host crops, fits the crop into the output and fills up the rest; a dot is followed through that."""
+def test_only_masked_inpainting_at_the_images_edge_pads_the_crop(x, y, width, height):
+    """The host crops, fits the crop into the output and fills the rest. The test follows a point through this."""
     p = prepared(in_init_image=True)
     p.conditioning.landmarks.points[:] = (x + 0.3 * width, y + 0.8 * height)
     (conditioning,) = for_pass(job(paste_to=(x, y, width, height), height=768), PreparedBatch((p,), (400, 200)))
-    scale = min(512 / width, 768 / height)  # resize mode 2: inside, in the middle
+    scale = min(512 / width, 768 / height)  # resize mode 2: inside, centred
     left, top = (512 - scale * width) / 2, (768 - scale * height) / 2
-    wanted = (left + 0.3 * scale * width, top + 0.8 * scale * height)
-    np.testing.assert_allclose(conditioning.landmarks.scaled(512, 768).points[0], wanted, atol=0.05)
+    expected = (left + 0.3 * scale * width, top + 0.8 * scale * height)
+    np.testing.assert_allclose(conditioning.landmarks.scaled(512, 768).points[0], expected, atol=0.05)
 
 
 HALF = PaintedRegion(np.float32([[1, 0]]))
@@ -107,30 +107,30 @@ HALF = PaintedRegion(np.float32([[1, 0]]))
     ],
 )
 @pytest.mark.parametrize("in_init_image", [True, False])
-def test_what_is_drawn_lies_in_the_init_picture_wherever_the_pose_is_from(values, seen, in_init_image):
+def test_a_painted_region_covers_the_init_image_whatever_the_pose_source(values, seen, in_init_image):
     p = prepared(in_init_image, region=HALF)
     (conditioning,) = for_pass(job(**values), PreparedBatch((p,), (400, 200)))
     np.testing.assert_allclose(conditioning.region.sample(4, 1)[0], seen, atol=1e-6)
 
 
-def test_a_region_around_the_face_goes_where_the_landmarks_do():
+def test_a_face_region_follows_the_landmarks():
     p = prepared(in_init_image=True)
     whole = around(p.conditioning.landmarks, 1.8)
     for in_init_image in (True, False):
         conditioning = replace(p.conditioning, region=whole)
         person = replace(p, conditioning=conditioning, in_init_image=in_init_image)
         (seen,) = for_pass(job(paste_to=(100, 50, 120, 120)), PreparedBatch((person,), (400, 200)))
-        wanted = around(seen.landmarks, 1.8)
+        expected = around(seen.landmarks, 1.8)
         for name in ("x", "y", "half_width", "half_height"):
-            assert getattr(seen.region, name) == pytest.approx(getattr(wanted, name), abs=1e-5)
+            assert getattr(seen.region, name) == pytest.approx(getattr(expected, name), abs=1e-5)
         assert (seen.region == whole) != in_init_image
 
 
 @pytest.mark.parametrize(("hires", "first", "second"), [("both", 1, 1), ("first", 1, 0), ("second", 0, 1)])
-def test_each_pass_has_those_who_are_wanted_in_it(hires, first, second):
+def test_each_pass_has_the_people_whose_settings_include_it(hires, first, second):
     people = PreparedBatch((prepared(False), prepared(False, hires=hires)))
     size = {"hr_upscale_to_x": 1024, "hr_upscale_to_y": 1024, "truncate_x": 0, "truncate_y": 0}
-    assert len(for_pass(job(), people)) == 1 + first  # img2img's jobs have no passes
+    assert len(for_pass(job(), people)) == 1 + first  # img2img has only one pass
     assert len(for_pass(job(is_hr_pass=False), people)) == 1 + first
     assert for_pass(job(is_hr_pass=True, **size), people) == tuple(
         p.conditioning for p in people.people if p.conditioning.strength.hires in ("both", "second")
@@ -138,10 +138,10 @@ def test_each_pass_has_those_who_are_wanted_in_it(hires, first, second):
     assert len(for_pass(job(is_hr_pass=True, **size), people)) == 1 + second
 
 
-def test_hires_fix_to_another_shape_cuts_off_on_both_sides_and_all_follows():
-    """Upscaled 512 × 512 to 1024 × 1024, of which 1024 × 640 stays: the host drops 24 cells above and 24 below."""
+def test_hires_fix_to_another_aspect_ratio_crops_landmarks_and_regions():
+    """512 × 512 is upscaled to 1024 × 1024 and cropped to 1024 × 640: the host drops 24 cells at either end."""
     values = {"hr_upscale_to_x": 1024, "hr_upscale_to_y": 1024, "truncate_x": 0, "truncate_y": 48}
-    cells = np.arange(128)  # as the host: samples[:, :, t // 2 : shape - (t + 1) // 2]
+    cells = np.arange(128)  # like the host: samples[:, :, t // 2 : shape - (t + 1) // 2]
     for cut in (48, 49):
         kept = cells[cut // 2 : len(cells) - (cut + 1) // 2]
         window = hires_window(job(**{**values, "truncate_y": cut}))
@@ -154,7 +154,7 @@ def test_hires_fix_to_another_shape_cuts_off_on_both_sides_and_all_follows():
     assert conditioning.region.half_height == pytest.approx(0.1 * 1024 / 640)
 
 
-def test_an_init_pictures_window_without_a_crop_is_the_whole():
+def test_the_init_window_without_a_crop_is_the_whole_image():
     assert init_window(job(), (400, 200)) == (0, 0, 1, 1)
 
 
@@ -175,33 +175,33 @@ def page(tmp_path):
     sys.modules.update(before)
 
 
-def asked(**values):
+def job_with_comments(**values):
     comments = []
     return job(extra_generation_params={}, comments=comments, comment=comments.append, **values)
 
 
-def test_notes_and_errors_name_the_person_only_where_there_are_several(page):
-    p = asked()
-    (made,) = prepare(p, [{1: Unit(), 3: Unit()}], StubEngine(), progress)
-    assert len(made.people) == 2
-    assert made.init_size is None
+def test_notes_and_errors_name_the_person_only_if_there_are_several(page):
+    p = job_with_comments()
+    (batch,) = prepare(p, [{1: Unit(), 3: Unit()}], StubEngine(), progress)
+    assert len(batch.people) == 2
+    assert batch.init_size is None
     assert p.comments == ["FaceSnap: Person 1: Padded.", "FaceSnap: Person 3: Padded."]
-    p = asked()
+    p = job_with_comments()
     prepare(p, [{3: Unit()}], StubEngine(), progress)
     assert p.comments == ["FaceSnap: Padded."]
     with pytest.raises(FaceSnapError, match=r"^Person 3: No face was found\.$"):
-        prepare(asked(), [{1: Unit(), 3: make_unit(weight=2)}], StubEngine(), progress)
+        prepare(job_with_comments(), [{1: Unit(), 3: make_unit(weight=2)}], StubEngine(), progress)
     with pytest.raises(FaceSnapError, match=r"^No face was found\.$"):
-        prepare(asked(), [{3: make_unit(weight=2)}], StubEngine(), progress)
+        prepare(job_with_comments(), [{3: make_unit(weight=2)}], StubEngine(), progress)
 
 
-def test_a_person_of_a_second_pass_that_does_not_come_is_told(page):
-    for values, told in (({}, True), ({"enable_hr": False}, True), ({"enable_hr": True}, False)):
-        p = asked(**values)
+def test_a_person_for_a_second_pass_is_reported_if_hires_fix_is_off(page):
+    for values, reported in (({}, True), ({"enable_hr": False}, True), ({"enable_hr": True}, False)):
+        p = job_with_comments(**values)
         prepare(p, [{1: make_unit(hires="second")}], StubEngine(), progress)
-        assert any("second pass of hires fix, which is off" in comment for comment in p.comments) == told
+        assert any("second pass of hires fix, which is off" in comment for comment in p.comments) == reported
 
 
-def test_img2imgs_picture_gives_the_frame_of_what_is_drawn(page):
-    p = asked(init_images=[Image.new("RGB", (300, 200))])
+def test_the_size_of_the_init_image_is_recorded(page):
+    p = job_with_comments(init_images=[Image.new("RGB", (300, 200))])
     assert prepare(p, [{1: Unit()}], StubEngine(), progress)[0].init_size == (300, 200)

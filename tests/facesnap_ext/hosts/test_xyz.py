@@ -23,7 +23,7 @@ UNIT = make_unit(True, PHOTOS, weight=0.7)
 
 @dataclass
 class AxisOption:
-    """As the host defines it."""
+    """Like the host's class."""
 
     label: str
     type: type
@@ -52,7 +52,7 @@ def axes(monkeypatch) -> dict[str, AxisOption]:
 
 
 def test_each_cell_keeps_its_own_values(axes):
-    """As the plot does it: each cell is a shallow copy of the job, and values of several axes come one by one."""
+    """As in the plot: each cell is a shallow copy of the job, and the values of several axes are applied one by one."""
     job = SimpleNamespace()
     axes["weight"].apply(job, 0.9, [])
     cells = []
@@ -85,7 +85,7 @@ def test_yaw_switches_the_pose_to_sliders(axes):
     assert xyz.with_axes(job, {1: UNIT}) == {1: changed(UNIT, yaw=30.0, pose="sliders")}
 
 
-def test_references_one_by_one(axes):
+def test_references_can_be_used_one_by_one(axes):
     job = SimpleNamespace()
     axes["reference"].apply(job, 2, [])
     assert xyz.with_axes(job, {1: UNIT})[1].references == (PHOTOS[1],)
@@ -96,7 +96,7 @@ def test_references_one_by_one(axes):
 
 
 def test_a_missing_reference_is_reported_before_the_plot_begins(axes):
-    """The plot hands over the whole job, with FaceSnap's arguments among those of other scripts."""
+    """The plot passes the whole job, with FaceSnap's arguments among those of other scripts."""
     picture = Image.new("RGB", (8, 8))
     person = {"references": [picture, picture]}
     ours = SimpleNamespace(title=lambda: "FaceSnap", args_from=1, args_to=3)

@@ -1,4 +1,4 @@
-"""FaceSnap's part of infotext, and the way back from it to the same settings."""
+"""FaceSnap's settings in infotext, and pasting them back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ UNITS = st.builds(make_unit, **{name: a_field(name, one) for name, one in DEFAUL
 
 @given(st.dictionaries(st.integers(1, 4), UNITS, max_size=3))
 def test_pasting_infotext_restores_the_same_settings(units):
-    """By way of text, as the host reads it from the image."""
+    """The settings pass through text, as the host reads it from an image."""
     text = {name: str(value) for name, value in to_infotext(units).items()}
     for number in range(1, 6):
         pasted = from_infotext(text, number)
@@ -62,7 +62,7 @@ def test_every_setting_is_written():
 
 
 @given(UNITS)
-def test_infotext_of_development_versions_still_pastes(unit):
+def test_infotext_of_development_versions_can_still_be_pasted(unit):
     text = {name: str(value) for name, value in to_infotext({2: unit}).items()}
     old = {"fused": "mixed", "batch": "apart", "image": "everywhere", "mask": "drawn"}
     for name in ("reference_mode", "region"):

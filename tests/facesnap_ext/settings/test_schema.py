@@ -1,4 +1,4 @@
-"""What the API says of a unit, in its schema and in docs/api.md, is what it takes."""
+"""The API accepts exactly what its schema and docs/api.md describe."""
 
 from __future__ import annotations
 
@@ -24,76 +24,76 @@ DOCS = Path(__file__).parents[3] / "docs" / "api.md"
 SCHEMA = unit_schema()["properties"]
 
 
-def taken(values: dict) -> Unit:
-    """What a request with these values for one person becomes, by way of JSON."""
+def parsed(values: dict) -> Unit:
+    """The unit that results from a JSON request with these values for one person."""
     return from_script_args([json.loads(json.dumps(values))])[1]
 
 
 @pytest.fixture(scope="module")
-def picture() -> str:
+def image() -> str:
     file = io.BytesIO()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
-def test_the_schema_names_every_field_and_no_other():
+def test_the_schema_lists_exactly_the_settings_of_a_unit():
     assert list(SCHEMA) == list(defaults())
     assert not unit_schema()["additionalProperties"]
 
 
-def test_what_it_says_of_defaults_is_what_is_taken_when_nothing_is_sent():
-    assert taken({name: schema["default"] for name, schema in SCHEMA.items()}) == taken({}) == Unit(enabled=True)
+def test_the_schemas_defaults_are_used_if_nothing_is_sent():
+    assert parsed({name: schema["default"] for name, schema in SCHEMA.items()}) == parsed({}) == Unit(enabled=True)
 
 
-def test_each_number_has_the_range_in_which_it_is_taken():
+def test_numbers_are_accepted_exactly_in_their_range():
     for name, (low, high) in RANGES.items():
         assert (SCHEMA[name]["minimum"], SCHEMA[name]["maximum"]) == (low, high), name
     for name, schema in SCHEMA.items():
         if schema["type"] == "integer":
             ends = [schema["minimum"], schema.get("maximum", 99)]
-            assert [to_values(taken({name: end}))[name] for end in ends] == ends
+            assert [to_values(parsed({name: end}))[name] for end in ends] == ends
             for wrong in (ends[0] - 1, *([ends[1] + 1] if "maximum" in schema else [])):
                 with pytest.raises(FaceSnapError, match=name):
-                    taken({name: wrong})
+                    parsed({name: wrong})
 
 
-def test_each_choice_is_one_that_is_taken():
+def test_every_choice_is_accepted():
     for name, choices in {**CHOICES, "template": TEMPLATES}.items():
         assert SCHEMA[name]["enum"] == list(choices), name
-        assert [to_values(taken({name: choice}))[name] for choice in SCHEMA[name]["enum"]] == list(choices)
+        assert [to_values(parsed({name: choice}))[name] for choice in SCHEMA[name]["enum"]] == list(choices)
 
 
 @given(st.lists(st.floats(0, 2), max_size=2 * BLOCKS))
-def test_block_weights_are_taken_in_the_numbers_that_it_allows(weights):
+def test_block_weights_are_accepted_exactly_in_the_allowed_numbers_and_range(weights):
     lengths = SCHEMA["block_weights"]["anyOf"]
     allowed = any(size.get("minItems", 0) <= len(weights) <= size["maxItems"] for size in lengths)
     if allowed:
-        assert taken({"block_weights": weights}).strength.block_weights == tuple(weights)
+        assert parsed({"block_weights": weights}).strength.block_weights == tuple(weights)
     else:
         with pytest.raises(FaceSnapError, match="block_weights"):
-            taken({"block_weights": weights})
+            parsed({"block_weights": weights})
     low, high = SCHEMA["block_weights"]["items"]["minimum"], SCHEMA["block_weights"]["items"]["maximum"]
     for beyond in (low - 0.1, high + 0.1):
         with pytest.raises(FaceSnapError, match="block_weights"):
-            taken({"block_weights": [beyond] * BLOCKS})
+            parsed({"block_weights": [beyond] * BLOCKS})
 
 
-def test_pictures_are_text_or_none(picture):
+def test_images_are_text_or_null(image):
     for name, schema in SCHEMA.items():
         if "image file" in str(schema):
             many = schema["type"] == "array"
-            assert to_values(taken({name: [picture] if many else picture}))[name], name
-            assert not to_values(taken({name: schema["default"]}))[name], name
+            assert to_values(parsed({name: [image] if many else image}))[name], name
+            assert not to_values(parsed({name: schema["default"]}))[name], name
 
 
 def table() -> dict[str, list[str]]:
-    """The rows of the table of fields in docs/api.md, by the field."""
+    """The rows of the table of settings in docs/api.md, by name."""
     rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", DOCS.read_text("utf-8").partition("## Routes")[0], re.M)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
 
 
 def described(schema: dict) -> tuple[str, str, str]:
-    """Type, values and default as the table says them."""
+    """A setting's type, values and default, as written in the table."""
     kinds = [
         kind for kind in ([schema["type"]] if isinstance(schema["type"], str) else schema["type"]) if kind != "null"
     ]
@@ -104,7 +104,7 @@ def described(schema: dict) -> tuple[str, str, str]:
     if "enum" in schema:
         values = ", ".join(f"`{choice}`" for choice in schema["enum"])
     elif schema["type"] == "array" and "minimum" in schema["items"]:
-        values = f"{BLOCKS} of {schema['items']['minimum']} … {schema['items']['maximum']}, or none"
+        values = f"{BLOCKS} numbers, {schema['items']['minimum']} … {schema['items']['maximum']}, or empty"
     elif "maximum" in schema:
         values = f"{schema['minimum']} … {schema['maximum']}"
     elif "minimum" in schema:
@@ -112,20 +112,20 @@ def described(schema: dict) -> tuple[str, str, str]:
     return kind, values, f"`{json.dumps(schema['default'])}`"
 
 
-def test_the_documents_table_is_the_schema():
+def test_the_table_in_the_docs_matches_the_schema():
     rows = table()
     assert list(rows) == list(SCHEMA)
     for name, schema in SCHEMA.items():
-        *said, meaning = rows[name]
-        assert tuple(said) == described(schema), f"docs/api.md says of {name} what it is not"
+        *documented, meaning = rows[name]
+        assert tuple(documented) == described(schema), f"docs/api.md describes {name} incorrectly"
         assert meaning, f"docs/api.md does not say what {name} means"
 
 
-def test_the_documents_examples_name_fields_that_there_are():
+def test_examples_in_the_docs_use_existing_settings():
     text = DOCS.read_text("utf-8")
     bodies = [json.loads(body) for body in re.findall(r"```json\n(.+?)```", text, re.S)]
     people = [person for body in bodies for person in body["alwayson_scripts"]["FaceSnap"]["args"]]
     assert people
     for person in people:
         assert set(person) <= set(SCHEMA)
-        assert taken({name: value for name, value in person.items() if "image file" not in str(SCHEMA[name])})
+        assert parsed({name: value for name, value in person.items() if "image file" not in str(SCHEMA[name])})

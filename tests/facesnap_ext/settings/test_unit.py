@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -34,7 +34,7 @@ def b64(image):
 
 
 def page(**values) -> list:
-    """A unit's components as the page first shows them, except for `values`."""
+    """The values of a unit's components on a fresh page, except for `values`."""
     shown = defaults() | {"enabled": True, "references": None}
     shown |= {"placed": False, "x": 0.5, "y": 0.45, "size": 0.45, "block_weights": ""}
     return [{**shown, **values}[name] for name in UI_ORDER]
@@ -72,7 +72,7 @@ def test_the_page_and_the_api_give_the_same_unit():
                 "weight": 0.8,
                 "hires": "first",
             },
-            *page()[1:],  # with which the host pads the list
+            *page()[1:],  # the host pads the list with these
         ]
     )
     (shown,), (named,) = shown.values(), named.values()
@@ -86,7 +86,7 @@ def test_an_untouched_page_gives_the_defaults():
     assert from_script_args(page()) == {1: Unit(True)}
 
 
-def test_several_people():
+def test_several_people_keep_their_numbers():
     two = [{"references": [b64(picture(i))], "weight": weight} for i, weight in ((0, 0.5), (1, 1.5))]
     shown = from_script_args(
         [*page(references=[png(picture(0))], weight=0.5), *page(enabled=False), *page(references=[png(picture(1))])]
@@ -99,11 +99,11 @@ def test_several_people():
 
 
 @pytest.mark.parametrize("args", [[], [False], [False, "no picture", None, None, 9], [{"enabled": False, "odd": 1}]])
-def test_disabled_means_nothing_is_read(args):
+def test_disabled_units_are_not_parsed(args):
     assert from_script_args(args) == {}
 
 
-def test_a_shorter_argument_list_of_an_older_page_means_the_same():
+def test_a_shorter_argument_list_from_an_older_page_is_accepted():
     assert from_script_args(page(weight=0.5)[:-1]) == from_script_args(page(weight=0.5))
 
 
@@ -124,13 +124,15 @@ def test_values_out_of_range_are_reported(name, value):
 
 
 @pytest.mark.parametrize("text", ["/etc/passwd", "file:///etc/passwd", "https://example.org/face.png", "C:\\face.png"])
-def test_a_string_is_never_a_path_or_an_address(text):
+def test_a_string_is_never_a_path_or_a_url(text):
     with pytest.raises(FaceSnapError, match="Reference photo 1"):
         from_script_args([{"references": [text]}])
 
 
 @given(weight=st.floats(0, 2), start=st.floats(0, 1), end=st.floats(0, 1))
-def test_it_acts_only_with_a_weight_and_a_window(weight, start, end):
+@example(weight=0.0, start=0.0, end=1.0)
+@example(weight=1.0, start=0.5, end=0.5)
+def test_a_unit_is_active_only_with_a_weight_and_an_interval(weight, start, end):
     settings = make_unit(weight=weight, start=start, end=end)
     assert settings.active == (weight > 0 and start < end)
     assert not replace(settings, enabled=False).active

@@ -1,4 +1,4 @@
-"""What the server answers to the page."""
+"""The status of the model files, pasted values, and the server's responses to the page."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo, from_base64
+from facesnap_ext.settings.infotext import to_infotext
+from facesnap_ext.settings.unit import from_values
 from facesnap_ext.weights.search import find_models
 from tests.support import mock_webui
 
 
 @pytest.fixture
 def page(tmp_path):
-    """The module, beside a mock of gradio."""
+    """The package `facesnap_ext.ui` with a mock of gradio."""
     before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("gradio", "modules")}
     mock_webui.install(tmp_path)
-    yield importlib.import_module("facesnap_ext.ui.accordion")
+    importlib.import_module("facesnap_ext.ui.accordion")
+    yield importlib.import_module("facesnap_ext.ui")
     for name in [name for name in sys.modules if name.split(".")[0] in ("gradio", "modules")]:
         del sys.modules[name]
     sys.modules.update(before)
@@ -66,82 +69,89 @@ def face(photo: Photo, box: tuple[float, float, float, float]) -> Face:
     )
 
 
-def test_faces_are_chosen_by_pictures_of_them(page) -> None:
+def test_faces_are_offered_as_buttons_with_thumbnails(page) -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[20:80, 20:80] = (250, 0, 0)
     pixels[30:70, 130:170] = (0, 0, 250)
     photo = Photo(pixels, "<b>'photo'")
-    html = page.face_choice("face", [face(photo, (20, 20, 80, 80)), face(photo, (130, 30, 170, 70))], 1)
+    html = page.callbacks.face_buttons("face", [face(photo, (20, 20, 80, 80)), face(photo, (130, 30, 170, 70))], 1)
     assert [(b["data-facesnap-of"], b["data-facesnap-face"], b["aria-pressed"]) for b in buttons(html)] == [
         ("face", "0", "false"),
         ("face", "1", "true"),
     ]
-    pictures = [from_base64(text, "Face").pixels for text in re.findall(r"src='([^']*)'", html)]
-    middle = [picture[picture.shape[0] // 2, picture.shape[1] // 2].astype(int) for picture in pictures]
+    thumbnails = [from_base64(text, "Face").pixels for text in re.findall(r"src='([^']*)'", html)]
+    middle = [pixels[pixels.shape[0] // 2, pixels.shape[1] // 2].astype(int) for pixels in thumbnails]
     np.testing.assert_allclose(middle, [(250, 0, 0), (0, 0, 250)], atol=12)
-    assert "<b>" not in html, "a photo's name is no markup"
-    assert page.face_choice("face", [face(photo, (20, 20, 80, 80))], 0) == "", "nothing to choose"
+    assert "<b>" not in html, "a photo's name is escaped"
+    assert page.callbacks.face_buttons("face", [face(photo, (20, 20, 80, 80))], 0) == "", "there is no choice"
 
 
-def test_the_faces_of_a_group_are_offered_for_references_and_driving_photo(page, engine, group, astronaut) -> None:
-    _, report = page.look(engine, [png(astronaut.pixels), png(group.pixels)], 2)
+def test_all_faces_of_a_photo_are_offered_for_references_and_driving_photo(page, engine, group, astronaut) -> None:
+    _, report = page.callbacks.check_references(engine, [png(astronaut.pixels), png(group.pixels)], 2)
     offered = buttons(report)
-    count = len(engine.encoders().faces(group))
+    count = len(engine.encoders(engine.files()).faces(group))
     assert count > 2
     assert [button["data-facesnap-face"] for button in offered] == [str(i) for i in range(count)]
     assert [i for i, button in enumerate(offered) if button["aria-pressed"] == "true"] == [2]
-    driving = page.look_at_driving(engine, Image.fromarray(group.pixels), 1)
-    assert {button["data-facesnap-of"] for button in buttons(driving)} == {"driving_face"}
+    driving = page.callbacks.driving_faces(engine, Image.fromarray(group.pixels), 1)
+    assert {button["data-facesnap-of"] for button in buttons(driving)} == {"driving_face_index"}
     assert len(buttons(driving)) == count
-    assert page.look_at_driving(engine, None, 0) == page.look_at_driving(engine, Image.new("RGB", (64, 64)), 0) == ""
+    for without_faces in (None, Image.new("RGB", (64, 64))):
+        assert page.callbacks.driving_faces(engine, without_faces, 0) == ""
 
 
-def test_the_canvas_is_answered_with_its_questions_number(page, engine, astronaut) -> None:
-    answer = json.loads(page.preview(engine, [png(astronaut.pixels)], 0, None, 0, "own", "320x640 17"))
+def test_answers_to_the_canvas_repeat_the_number_of_the_question(page, engine, astronaut) -> None:
+    answer = json.loads(page.callbacks.canvas_data(engine, [png(astronaut.pixels)], 0, None, 0, "own", "320x640 17"))
     assert answer["question"] == "17"
     _, landmarks = engine.preview(photo_of(astronaut), None, (320, 640))
     np.testing.assert_allclose(answer["points"], landmarks.points / (320, 640), atol=1e-6)
-    failed = json.loads(page.preview(engine, [b"no picture"], 0, None, 0, "own", "320x640 18"))
+    failed = json.loads(page.callbacks.canvas_data(engine, [b"not an image"], 0, None, 0, "own", "320x640 18"))
     assert failed["question"] == "18"
     assert "Reference photo 1" in failed["error"]
-    assert page.preview(engine, None, 0, None, 0, "own", "") == "", "nobody has asked yet"
+    assert page.callbacks.canvas_data(engine, None, 0, None, 0, "own", "") == "", "the page has not sent a request yet"
 
 
-def test_the_init_picture_drives_in_its_own_frame_where_it_would_in_a_job(
-    page, engine, astronaut, grace_hopper
-) -> None:
+def test_the_init_image_gives_the_pose_if_it_does_in_the_job(page, engine, astronaut, grace_hopper) -> None:
     references, init = [png(astronaut.pixels)], url(grace_hopper)
 
     def ask(pose: str, driving: Photo | None = None, init: str = init) -> dict:
         other = None if driving is None else Image.fromarray(driving.pixels)
-        return json.loads(page.preview(engine, references, 0, other, 0, pose, "320x640 1", init=init))
+        return json.loads(page.callbacks.canvas_data(engine, references, 0, other, 0, pose, "320x640 1", init=init))
 
     driven = ask("photo")
     assert driven["in_init"]
-    wanted: Landmarks = engine.preview(photo_of(astronaut), photo_of(grace_hopper))[1]
+    expected: Landmarks = engine.preview(photo_of(astronaut), photo_of(grace_hopper))[1]
     height, width = grace_hopper.pixels.shape[:2]
-    np.testing.assert_allclose(driven["points"], wanted.points / (width, height), atol=1e-6)
+    np.testing.assert_allclose(driven["points"], expected.points / (width, height), atol=1e-6)
     for other in (ask("own"), ask("photo", driving=grace_hopper), ask("photo", init="")):
         assert not other["in_init"]
     faceless = ask("photo", init=url(Photo(np.full((64, 64, 3), 128, np.uint8), "grey")))
     assert not faceless["in_init"]
-    assert faceless["points"] == ask("own")["points"], "as the job says: the reference's own"
+    assert faceless["points"] == ask("own")["points"], "the job uses the reference's own pose"
 
 
-def test_without_deca_or_flame_the_status_says_whose_points_there_are_and_the_canvas_that_it_has_none(
+def test_without_deca_or_flame_the_status_and_the_canvas_say_what_is_missing(
     page, stand_ins, astronaut, tmp_path
 ) -> None:
-    said = "the landmarks are those detected in the driving photo"
-    assert said not in page.status(find_models(stand_ins))
+    warning = "the landmarks are those detected in the driving photo"
+    assert warning not in page.accordion.status(find_models(stand_ins))
     for part in ("deca", "flame"):
         models = shutil.copytree(stand_ins, tmp_path / part)
         (models / f"stand-in-{part}.safetensors").unlink()
-        status = page.status(find_models(models)).replace("&#x27;", "'")
-        assert said in status
+        status = page.accordion.status(find_models(models)).replace("&#x27;", "'")
+        assert warning in status
         assert f"Missing: {part.upper()}." in status
         bare = Engine(lambda models=models: find_models(models))
-        answer = json.loads(page.preview(bare, [png(astronaut.pixels)], 0, None, 0, "own", "320x640 1"))
-        assert answer == {"question": "1", "error": "The pose cannot be shown here without DECA and FLAME."}
+        answer = json.loads(page.callbacks.canvas_data(bare, [png(astronaut.pixels)], 0, None, 0, "own", "320x640 1"))
+        assert answer == {"question": "1", "error": "The pose preview is not available without DECA and FLAME."}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_pasted_block_weights_are_numbers_for_the_text_box(page, number) -> None:
+    unit = from_values({"enabled": True, "block_weights": (1.0,) * 9 + (0.5,)})
+    infotext = {name: str(value) for name, value in to_infotext({number: unit}).items()}
+    assert page.accordion.paste_value(infotext, number, "block_weights") == "1.0 " * 9 + "0.5"
+    assert page.accordion.paste_value({}, number, "block_weights") == ""
 
 
 def photo_of(photo: Photo) -> Photo:

@@ -1,4 +1,4 @@
-"""The panel of model files: what it says, and what its buttons do."""
+"""The panel of model files: its contents, and the effect of its buttons."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.support import mock_webui
 from tests.support.parts_server import serve
 from tests.support.weight_files import KINDS, write
 
-OTHERS = ("status", ["list", "list of person 2"])  # of the page's parts that follow the panel
+OTHERS = ("status", ["list", "list of person 2"])  # components that the panel updates
 
 
 class Clicks(mock_webui.Component):
-    """Components that remember what a click on them does."""
+    """Components that record what a click calls."""
 
-    made: ClassVar[dict[str, Clicks]] = {}
+    by_id: ClassVar[dict[str, Clicks]] = {}
 
     def __init__(self, *args, **values):
         super().__init__(*args, **values)
-        self.made[values["elem_id"]] = self
+        self.by_id[values["elem_id"]] = self
 
     def click(self, function, inputs, outputs, **options):
         self.function, self.outputs = function, outputs
@@ -37,14 +37,14 @@ class Clicks(mock_webui.Component):
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """The module with a mock of gradio, which real processes have."""
+    """The module with a mock of gradio."""
     names = ("gradio", "modules", "facesnap_ext.ui.models_panel")
     before = {name: module for name, module in sys.modules.items() if name.startswith(names)}
     mock_webui.install(tmp_path)
     sys.modules.pop("facesnap_ext.ui.models_panel", None)
     module = importlib.import_module("facesnap_ext.ui.models_panel")
-    monkeypatch.setattr(module, "EVERY", 0.01)
-    monkeypatch.setattr(Clicks, "made", {})
+    monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
+    monkeypatch.setattr(Clicks, "by_id", {})
     for name in ("Button", "HTML"):
         monkeypatch.setattr(module.gr, name, Clicks)
     monkeypatch.setattr(download, "_jobs", {})
@@ -54,8 +54,8 @@ def module(tmp_path, monkeypatch):
     sys.modules.update(before)
 
 
-class Balanced(HTMLParser):
-    """Fails where tags do not nest."""
+class NestedTags(HTMLParser):
+    """Fails if tags are not properly nested."""
 
     def __init__(self, text):
         super().__init__()
@@ -74,7 +74,7 @@ class Balanced(HTMLParser):
         self.text.append(data)
 
 
-def test_everything_known_is_in_the_panel_and_foreign_text_is_text(module, tmp_path):
+def test_the_panel_lists_everything_known_and_escapes_foreign_text(module, tmp_path):
     own = tmp_path / "<b>own"
     own.mkdir()
     write(own / "a.safetensors", {"ffrnet.x": (1,)}, format="facesnap", license="<script>alert(1)</script>")
@@ -87,12 +87,12 @@ def test_everything_known_is_in_the_panel_and_foreign_text_is_text(module, tmp_p
     roles = list_models(files)
     html = module.html(roles, files)
     assert "<script>" not in html
-    text = " ".join(Balanced(html).text)
+    text = " ".join(NestedTags(html).text)
     for part in catalogue.PARTS:
         assert part.title in text
         assert f"{part.licence}: {part.use}" in text
     for role in roles:
-        assert all(file.sha256[:12] in text for holding in role.found for file in holding.files)
+        assert all(file.sha256[:12] in text for model in role.found for file in model.files)
     assert str(other / "h.safetensors") in text
     assert text.count("missing") == sum(role.needed and bool(role.missing) for role in roles) == 1
     assert text.count("notes.safetensors is damaged") == 1
@@ -100,18 +100,18 @@ def test_everything_known_is_in_the_panel_and_foreign_text_is_text(module, tmp_p
     assert len(re.findall("<tr>", html)) == 1 + len(roles)
 
 
-def test_the_button_downloads_shows_how_far_it_is_and_what_there_is_then(module, tmp_path, monkeypatch):
+def test_the_download_button_shows_progress_and_then_the_new_state(module, tmp_path, monkeypatch):
     pytest.importorskip("requests")
     with serve(b"x" * 1000) as server:
         server.hold = threading.Event()
         monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
         monkeypatch.setattr(module, "PARTS", (server.part(),))
         module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
-        steps = Clicks.made["models_get_thing"].function()
+        steps = Clicks.by_id["models_get_thing"].function()
         progress, *others = next(steps)
         assert "the thing: " in progress
         assert "<progress max='100'" in progress
-        assert others == [{}] * 4  # gr.update(): they stay as they are
+        assert others == [{}] * 4  # gr.update(): no change
         assert server.requested == [] or len(server.requested) == 1
         server.hold.set()
         *_, (progress, table, status, *lists) = steps
@@ -122,26 +122,26 @@ def test_the_button_downloads_shows_how_far_it_is_and_what_there_is_then(module,
     assert (tmp_path / "things" / "thing.bin").is_file()
 
 
-def test_what_goes_wrong_with_a_download_stands_in_the_panel(module, tmp_path, monkeypatch):
+def test_the_panel_shows_why_a_download_failed(module, tmp_path, monkeypatch):
     pytest.importorskip("requests")
     with serve(b"x" * 1000) as server:
         monkeypatch.setattr(catalogue, "PARTS", (server.part(b"y" * 1000),))
         monkeypatch.setattr(module, "PARTS", catalogue.PARTS)
         module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
-        *_, (progress, *_) = Clicks.made["models_get_thing"].function()
+        *_, (progress, *_) = Clicks.by_id["models_get_thing"].function()
         assert "not the expected file" in progress
         assert "facesnap-problem" in progress
         monkeypatch.setattr(catalogue, "PARTS", ())
-        ((progress, *_),) = Clicks.made["models_get_thing"].function()
+        ((progress, *_),) = Clicks.by_id["models_get_thing"].function()
         assert "There is no part" in progress
 
 
-def test_drawing_the_panel_and_looking_again_downloads_nothing(module, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "start", lambda *args: pytest.fail("started"))
+def test_creating_and_refreshing_the_panel_downloads_nothing(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "start", lambda *args: pytest.fail("a download was started"))
     module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
-    progress, table, *_ = Clicks.made["models_again"].function()
+    progress, table, *_ = Clicks.by_id["models_again"].function()
     assert progress == ""
     assert str(tmp_path) in table
-    Clicks.made["models_stop"].function()
-    buttons = [name for name in Clicks.made if name.startswith("models_get_")]
+    Clicks.by_id["models_stop"].function()
+    buttons = [name for name in Clicks.by_id if name.startswith("models_get_")]
     assert buttons == ["models_get_instantid-identitynet", "models_get_instantid-adapter"]

@@ -1,4 +1,4 @@
-"""The HTTP routes: what they answer, what they refuse, and who may ask."""
+"""The HTTP routes: their responses, their errors, and who may use them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ testclient = pytest.importorskip("fastapi.testclient")
 
 def client_of(models, engine=None, api_auth=None):
     app = fastapi.FastAPI()
-    made = engine or Engine(lambda: models)
-    routes.add_routes(app, lambda: models, lambda: made, api_auth)
+    engine = engine or Engine(lambda: models)
+    routes.add_routes(app, lambda: models, lambda: engine, api_auth)
     return testclient.TestClient(app, raise_server_exceptions=False)
 
 
@@ -48,12 +48,13 @@ def client(stand_ins, engine):
 
 @pytest.fixture
 def empty(tmp_path):
+    """A client without model files."""
     return client_of(ModelFiles(tmp_path))
 
 
 @pytest.fixture(scope="module")
 def two(astronaut):
-    """A photo of two faces."""
+    """A photo with two faces."""
     mirrored = astronaut.pixels[:, ::-1]
     return Photo(np.ascontiguousarray(np.concatenate([astronaut.pixels, mirrored], 1)[:400]), "two")
 
@@ -67,7 +68,7 @@ def encoded(photo: Photo) -> str:
 GREY = Photo(np.full((64, 96, 3), 128, np.uint8), "grey")
 
 
-def test_version_and_models(client, stand_ins):
+def test_version_and_model_files(client, stand_ins):
     assert client.get("/facesnap/version").json() == {"version": __version__}
     models = client.get("/facesnap/models").json()
     assert models["facesnap"] == sorted(path.name for path in stand_ins.glob("[!s]*.safetensors"))
@@ -75,11 +76,11 @@ def test_version_and_models(client, stand_ins):
     assert models["missing"] == {}
 
 
-def test_the_units_schema(client):
+def test_the_schema_of_a_person(client):
     assert client.get("/facesnap/schema").json() == unit_schema()
 
 
-def test_missing_models_are_told_with_the_folder_they_go_to(empty, tmp_path):
+def test_missing_model_files_are_listed_with_their_folder(empty, tmp_path):
     models = empty.get("/facesnap/models").json()
     assert models["facesnap"] == []
     assert models["clip"] is None
@@ -87,7 +88,7 @@ def test_missing_models_are_told_with_the_folder_they_go_to(empty, tmp_path):
     assert all(str(tmp_path) in sentence for sentence in models["missing"].values())
 
 
-def test_a_part_is_downloaded_by_its_name_and_nothing_else_is(tmp_path, monkeypatch):
+def test_only_parts_of_the_catalogue_are_downloaded(tmp_path, monkeypatch):
     pytest.importorskip("requests")
     monkeypatch.setattr(download, "_jobs", {})
     client = client_of(ModelFiles(tmp_path))
@@ -100,7 +101,7 @@ def test_a_part_is_downloaded_by_its_name_and_nothing_else_is(tmp_path, monkeypa
         for body in ({}, {"part": 1}, {"part": "thing", "url": server.url}, {"part": None}):
             assert client.post("/facesnap/models/get", json=body).status_code == 400, body
         form = {"content": b'{"part": "thing"}', "headers": {"Content-Type": "text/plain"}}
-        assert client.post("/facesnap/models/get", **form).status_code == 400, "what a foreign page can send"
+        assert client.post("/facesnap/models/get", **form).status_code == 400, "other sites can send this type"
         assert server.requested == []
         assert client.post("/facesnap/models/stop", json={"part": "thing"}).status_code == 400
 
@@ -108,8 +109,10 @@ def test_a_part_is_downloaded_by_its_name_and_nothing_else_is(tmp_path, monkeypa
         job = client.post("/facesnap/models/get", json={"part": "thing"}).json()
         assert (job["part"], job["size"], job["state"]) == ("thing", 7, "running")
         server.hold.set()
-        ends = time.monotonic() + 20
-        while client.get("/facesnap/models").json()["downloads"][0]["state"] == "running" and time.monotonic() < ends:
+        deadline = time.monotonic() + 20
+        while (
+            client.get("/facesnap/models").json()["downloads"][0]["state"] == "running" and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
     assert (tmp_path / "things" / "thing.bin").read_bytes() == b"content"
     (job,) = client.get("/facesnap/models").json()["downloads"]
@@ -117,27 +120,33 @@ def test_a_part_is_downloaded_by_its_name_and_nothing_else_is(tmp_path, monkeypa
     assert client.post("/facesnap/models/stop", json={"part": "thing"}).json() == job
 
 
-def test_every_part_is_described(empty):
+def test_all_parts_are_described(empty):
     parts = empty.get("/facesnap/models").json()["parts"]
     assert [part["name"] for part in parts] == list(catalogue.ROLES)
     pack = next(part for part in parts if part["name"] == "face_pack")
     assert pack["options"][0]["licence"] == "non-commercial research"
 
 
-def test_faces_are_those_that_the_engine_finds(client, engine, two):
+def test_detect_returns_the_faces_that_the_engine_finds(client, engine, two):
     answer = client.post("/facesnap/detect", json={"photos": [encoded(two), encoded(GREY)]})
     assert answer.status_code == 200
-    crowd, nobody = answer.json()["photos"]
-    wanted = engine.encoders().faces(two)
-    assert len(wanted) == 2
-    np.testing.assert_allclose([face["box"] for face in crowd["faces"]], [face.box for face in wanted])
-    assert [face["score"] for face in crowd["faces"]] == pytest.approx([face.score for face in wanted])
-    assert (crowd["width"], crowd["height"]) == (1024, 400)
-    assert nobody == {"width": 96, "height": 64, "faces": []}
+    with_faces, without = answer.json()["photos"]
+    expected = engine.encoders(engine.files()).faces(two)
+    assert len(expected) == 2
+    np.testing.assert_allclose([face["box"] for face in with_faces["faces"]], [face.box for face in expected])
+    assert [face["score"] for face in with_faces["faces"]] == pytest.approx([face.score for face in expected])
+    assert (with_faces["width"], with_faces["height"]) == (1024, 400)
+    assert without == {"width": 96, "height": 64, "faces": []}
 
 
-def test_points_are_those_of_the_job_that_follows(client, engine, astronaut, two):
-    sent = {"reference": encoded(astronaut), "driving": encoded(two), "driving_face": 1, "width": 640, "height": 512}
+def test_landmarks_are_those_of_the_job(client, engine, astronaut, two):
+    sent = {
+        "reference": encoded(astronaut),
+        "driving": encoded(two),
+        "driving_face_index": 1,
+        "width": 640,
+        "height": 512,
+    }
     answer = client.post("/facesnap/landmarks", json=sent).json()
     unit = Unit(True, (astronaut,), driving=two, driving_face_index=1, model="random.safetensors")
     job = engine.prepare(unit, 640, 512).conditioning.landmarks
@@ -152,41 +161,41 @@ def test_points_are_those_of_the_job_that_follows(client, engine, astronaut, two
     np.testing.assert_allclose(pose_points(rig, Pose(yaw=20, x=0.4, y=0.5, size=0.3), 640, 512), job.points, atol=1e-3)
 
 
-def test_without_a_size_points_are_parts_of_the_driving_photo(client, engine, astronaut, two):
-    """As an init picture's are in img2img."""
+def test_without_a_size_points_are_fractions_of_the_driving_photo(client, engine, astronaut, two):
+    """As for an init image in img2img."""
     sent = {"reference": encoded(astronaut), "driving": encoded(two)}
     answer = client.post("/facesnap/landmarks", json=sent).json()
     unit = Unit(True, (astronaut,), model="random.safetensors")
-    job = engine.prepare(unit, 512, 512, init_picture=two).conditioning.landmarks
+    job = engine.prepare(unit, 512, 512, init_image=two).conditioning.landmarks
     assert (job.width, job.height) == (1024, 400)
     np.testing.assert_allclose(np.array(answer["points"]) * (1024, 400), job.points, atol=1e-3)
 
 
-def test_a_reference_alone_gives_its_own_pose_and_nothing_gives_the_mean_face(client, engine, astronaut):
+def test_the_reference_gives_the_pose_and_without_photos_the_rig_is_the_mean_face(client, engine, astronaut):
     alone = client.post("/facesnap/landmarks", json={"reference": encoded(astronaut), "width": 640, "height": 512})
     own = engine.prepare(Unit(True, (astronaut,), pose="own", model="random.safetensors"), 640, 512)
     np.testing.assert_allclose(
         np.array(alone.json()["points"]) * (640, 512), own.conditioning.landmarks.points, atol=1e-3
     )
-    nothing = client.post("/facesnap/landmarks", json={}).json()
-    assert nothing["points"] is None
-    assert nothing["place"] is None
-    apart = np.abs(np.array(nothing["rig"]["rest"]) - alone.json()["rig"]["rest"])
-    assert apart.max() > 1e-3, "the person's face is not the mean one"
+    mean = client.post("/facesnap/landmarks", json={}).json()
+    assert mean["points"] is None
+    assert mean["place"] is None
+    distance = np.abs(np.array(mean["rig"]["rest"]) - alone.json()["rig"]["rest"])
+    assert distance.max() > 1e-3, "the reference's face is not the mean face"
 
 
 @pytest.mark.parametrize(
     ("route", "sent", "status", "sentence"),
     [
-        ("detect", b"no json", 400, "not a JSON object"),
+        ("detect", b"not json", 400, "not a JSON object"),
         ("detect", b"[1]", 400, "not a JSON object"),
         ("detect", b"\xff", 400, "not a JSON object"),
         ("detect", b"[" * 100_000, 400, "not a JSON object"),
-        ("detect", {}, 400, "1 to 16 pictures"),
-        ("detect", {"photos": ["x"] * 17}, 400, "1 to 16 pictures"),
-        ("detect", {"photos": "x"}, 400, "1 to 16 pictures"),
+        ("detect", {}, 400, "1 to 16 images"),
+        ("detect", {"photos": ["x"] * 17}, 400, "1 to 16 images"),
+        ("detect", {"photos": "x"}, 400, "1 to 16 images"),
         ("detect", {"photos": [3]}, 400, "Photo 1 is not text"),
-        ("detect", {"photos": [], "path": "/etc/passwd"}, 400, "knows no 'path'"),
+        ("detect", {"photos": [], "path": "/etc/passwd"}, 400, "no parameter 'path'"),
         ("detect", {"photos": ["/etc/passwd"]}, 422, "Photo 1 is not"),
         ("detect", {"photos": ["https://example.com/a.png"]}, 422, "Photo 1 is not base64"),
         ("detect", {"photos": ["file:///etc/passwd"]}, 422, "Photo 1 is not base64"),
@@ -195,11 +204,11 @@ def test_a_reference_alone_gives_its_own_pose_and_nothing_gives_the_mean_face(cl
         ("landmarks", {"width": 512}, 400, "width and height belong together"),
         ("landmarks", {"width": 512, "height": True}, 400, "height is True"),
         ("landmarks", {"width": 0, "height": 512}, 400, "width is 0"),
-        ("landmarks", {"face": -1}, 400, "face is -1"),
-        ("landmarks", {"face": "0"}, 400, "face is '0'"),
+        ("landmarks", {"face_index": -1}, 400, "face_index is -1"),
+        ("landmarks", {"face_index": "0"}, 400, "face_index is '0'"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_answered_is_said_in_one_sentence(client, route, sent, status, sentence):
+def test_errors_are_one_sentence(client, route, sent, status, sentence):
     content = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
     answer = client.post(f"/facesnap/{route}", content=content)
     assert answer.status_code == status
@@ -208,39 +217,39 @@ def test_what_cannot_be_answered_is_said_in_one_sentence(client, route, sent, st
     assert "\n" not in answer.json()["detail"]
 
 
-def test_a_request_too_large_is_refused_before_it_is_whole(client, monkeypatch):
+def test_a_request_that_is_too_large_is_not_read_to_the_end(client, monkeypatch):
     monkeypatch.setattr(routes, "MAX_BODY", 1000)
     assert client.post("/facesnap/detect", content=b" " * 1001).status_code == 413
-    assert client.post("/facesnap/detect", content=b" " * 998 + b"{}").status_code == 400, "1000 bytes are not too many"
+    assert client.post("/facesnap/detect", content=b" " * 998 + b"{}").status_code == 400, "1000 bytes are allowed"
 
     class Upload:
         async def stream(self):
             for _ in range(3):
                 yield b" " * 500
-            raise AssertionError("read on")
+            raise AssertionError("the request was read further")
 
-    with pytest.raises(routes.RequestError, match="send smaller pictures"):
+    with pytest.raises(routes.RequestError, match="send smaller images"):
         asyncio.run(routes._values(Upload()))
 
 
-def test_missing_model_files_are_told(empty):
+def test_landmarks_name_the_missing_model_files(empty):
     answer = empty.post("/facesnap/landmarks", json={})
     assert answer.status_code == 422
     assert "DECA" in answer.json()["detail"]
 
 
-def test_a_fault_of_facesnap_says_one_sentence_and_shows_no_code(stand_ins, caplog):
+def test_an_internal_error_is_one_sentence_without_details(stand_ins, caplog):
     class Broken(Engine):
         def preview(self, *args):
-            raise ValueError("secret: /home/somebody/code.py line 3")
+            raise ValueError("secret: /home/user/code.py line 3")
 
     answer = client_of(None, Broken(lambda: find_models(stand_ins))).post("/facesnap/landmarks", json={})
     assert answer.status_code == 500
     assert answer.json() == {
-        "detail": "FaceSnap failed (ValueError); the console has the whole story, please report it."
+        "detail": "FaceSnap failed (ValueError); please report it with the traceback in the console."
     }
     assert "secret" not in answer.text
-    assert "secret" in caplog.text, "the console does have it"
+    assert "secret" in caplog.text, "the console has the details"
 
 
 ALL = [
@@ -255,7 +264,7 @@ ALL = [
 
 
 @pytest.mark.parametrize(("method", "route"), ALL)
-def test_every_route_wants_the_hosts_api_auth(tmp_path, method, route):
+def test_every_route_requires_api_auth(tmp_path, method, route):
     client = client_of(ModelFiles(tmp_path), api_auth="anna:sesame,bert:pass word")
 
     def status(*user, header=None):
@@ -269,17 +278,17 @@ def test_every_route_wants_the_hosts_api_auth(tmp_path, method, route):
         assert status(header=header) == 401, header
     assert client.request(method, f"/facesnap/{route}").headers["www-authenticate"] == "Basic"
     for user in (("anna", "sesame"), ("bert", "pass word")):
-        assert status(*user) in (200, 400, 422), "past the door"
+        assert status(*user) in (200, 400, 422), "authorised"
 
 
 @pytest.mark.parametrize("api_auth", [None, "anna:sesame"])
-def test_a_page_with_a_login_lets_nobody_ask_who_is_not_logged_in(tmp_path, api_auth):
+def test_a_page_with_a_login_requires_a_session(tmp_path, api_auth):
     client = client_of(ModelFiles(tmp_path), api_auth=api_auth)
-    client.app.auth, client.app.tokens = {"bert": "pass word"}, {"a session": "bert"}  # as gradio's app has them
-    stranger = client.get("/facesnap/models")
-    assert stranger.status_code == 401
-    assert "Log in to the page" in stranger.json()["detail"]
-    assert ("www-authenticate" in stranger.headers) == bool(api_auth)
+    client.app.auth, client.app.tokens = {"bert": "pass word"}, {"a session": "bert"}  # set by gradio on its app
+    refused = client.get("/facesnap/models")
+    assert refused.status_code == 401
+    assert "Log in to the page" in refused.json()["detail"]
+    assert ("www-authenticate" in refused.headers) == bool(api_auth)
     assert client.post("/facesnap/models/get", json={"part": "deca"}).status_code == 401
     for cookie, status in (("access-token=guessed", 401), ("access-token=a session", 200)):
         assert client.get("/facesnap/models", headers={"Cookie": cookie}).status_code == status
@@ -287,7 +296,7 @@ def test_a_page_with_a_login_lets_nobody_ask_who_is_not_logged_in(tmp_path, api_
         assert client.get("/facesnap/models", auth=("anna", "sesame")).status_code == 200
 
 
-def test_without_api_auth_everybody_may_ask_and_an_unusable_one_lets_nobody_in():
+def test_no_api_auth_admits_everyone_and_an_unusable_one_admits_no_one():
     assert routes.authorised(None, None)
     assert routes.authorised(None, "")
     assert not routes.authorised(None, "anna")
@@ -295,7 +304,7 @@ def test_without_api_auth_everybody_may_ask_and_an_unusable_one_lets_nobody_in()
     assert not routes.authorised("Basic ", ",")
 
 
-def test_work_is_done_beside_the_event_loop(tmp_path):
+def test_answers_are_computed_outside_the_event_loop(tmp_path):
     threads = []
 
     def models():
@@ -315,10 +324,10 @@ def test_work_is_done_beside_the_event_loop(tmp_path):
     assert threads[0] is not threads[1]
 
 
-def test_the_schema_names_what_each_route_takes(client):
+def test_openapi_describes_the_routes_and_their_parameters(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert sorted(
         (method.upper(), path.removeprefix("/facesnap/")) for path, ways in paths.items() for method in ways
     ) == sorted(ALL)
     body = paths["/facesnap/landmarks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert sorted(body["properties"]) == ["driving", "driving_face", "face", "height", "reference", "width"]
+    assert sorted(body["properties"]) == ["driving", "driving_face_index", "face_index", "height", "reference", "width"]

@@ -58,7 +58,7 @@ def test_existing_file_is_kept_and_another_file_is_not_overwritten(server, tmp_p
     download.download(server.part(), tmp_path)
     assert len(server.requested) == 1
     path.write_bytes(b"mine")
-    with pytest.raises(FaceSnapError, match=r"already another file .*thing.bin"):
+    with pytest.raises(FaceSnapError, match=r"different file .*thing.bin already exists"):
         download.download(server.part(), tmp_path)
     assert path.read_bytes() == b"mine"
 

@@ -202,7 +202,7 @@ def test_deca_is_used_with_flame_2020_only(tmp_path, name, converted):
     convert_originals(files, lambda message: None)
     assert files.flame is None
     assert [model.role for model in files.found].count("flame") == 1  # it is listed, but not used
-    with pytest.raises(FaceSnapError, match=r"no FLAME head model.*Passed over: .* is (FLAME 2023|a FLAME model wi)"):
+    with pytest.raises(FaceSnapError, match=r"no FLAME head model.*Skipped: .* is (FLAME 2023|a FLAME model wi)"):
         files.require("flame")
     if converted:
         with pytest.raises(FaceSnapError, match="use FLAME 2020's generic_model"):

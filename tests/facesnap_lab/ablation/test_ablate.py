@@ -19,7 +19,6 @@ from tests.support.training_world import make_world, train_config
 for package in ("accelerate", "diffusers", "onnx", "peft", "scipy", "tensorboard", "torchmetrics", "webdataset"):
     pytest.importorskip(package, reason=f"{package} is not installed")
 
-from facesnap_ext.cli.main import main
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import facesnap_file
 from facesnap_lab import statistics
@@ -27,6 +26,7 @@ from facesnap_lab.ablation import ablate as ablation
 from facesnap_lab.ablation.ablate import AblationConfig, ablate, read_ablation, training_folder
 from facesnap_lab.ablation.pictures import Features, JudgeFeatures, RealPhotoFeatures, Subject
 from facesnap_lab.ablation.rows import MIXER, TABLE_2, TABLE_3, reference_rows, trainings
+from facesnap_lab.cli.main import main
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.training import prepare, trainer
 from facesnap_lab.training.checkpoints import WEIGHTS, list_checkpoints
@@ -38,7 +38,7 @@ PEOPLE = 2
 
 
 class Killed(BaseException):
-    """Like KeyboardInterrupt, not caught by anything."""
+    """Like KeyboardInterrupt, this is not caught by anything."""
 
 
 class TinySetup:
@@ -94,7 +94,7 @@ def setup(frozen) -> TinySetup:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(frozen):
-    """Share the frozen networks among all trainings."""
+    """Share the frozen networks among all training runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "load_frozen", lambda config, device: frozen)
         patch.setattr(statistics, "RESAMPLES", 50)
@@ -190,7 +190,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(config, setup, done, tmp
     monkeypatch.setattr(ablation, "draw", draw_until_killed)
     with pytest.raises(Killed):
         ablate(config, out, setup)
-    assert steps == [1, 2, 2]  # resumes from the checkpoint; no other training runs
+    assert steps == [1, 2, 2]  # resumes from the checkpoint; nothing else is trained
     monkeypatch.setattr(ablation, "draw", lambda *arguments: generated.append(1) or draw(*arguments))
     ablate(config, out, setup)
     assert len(generated) == PEOPLE * len(config.rows) + 1  # one image was lost
@@ -240,7 +240,7 @@ def test_selected_rows_need_only_their_trainings(config, tmp_path):
         ("people", 1, "'people' .* at least 2"),
         ("only", ["mixer", "bigger"], "'only' .* list of row names; the rows are id, clip, concat, mixer, "),
         ("landmarks", "none", "'landmarks' .* set by the ablation itself"),
-        ("speed", 1, "'speed' that training does not know"),
+        ("speed", 1, "unknown field 'speed'"),
     ],
 )
 def test_errors_in_the_yaml_are_reported(config, tmp_path, capsys, field, value, message):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from facesnap_ext.cli.main import main
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_lab.benchmarks import bench as benchmarks
 from facesnap_lab.benchmarks.sampler import CONTROLNET, FACESNAP_VARIANTS, INSTANTID, PLAIN, BenchSampler, Networks
+from facesnap_lab.cli.main import main
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 

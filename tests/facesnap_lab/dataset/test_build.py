@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facesnap_ext.cli.main import main
 from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.cli.main import main
 from facesnap_lab.dataset import build as builder
 from facesnap_lab.training.shards import read_sample, read_shard_index
 from tests.support.dataset_photos import SETTINGS, SIDE, portraits, save
@@ -44,7 +44,7 @@ def arguments(people: Path, out: Path, models: Path, workers: int) -> list[str]:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="requires /proc")
 def test_build_killed_and_continued_with_more_workers_gives_the_same_bytes(built, people, models, tmp_path, capsys):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "facesnap_ext", *arguments(people, out, models, workers=1)]
+    command = [sys.executable, "-m", "facesnap_lab", *arguments(people, out, models, workers=1)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         while not (out / "work" / "shard-000000.json").exists():
@@ -262,7 +262,7 @@ def test_missing_inputs_are_reported_before_anything_is_written(people, models, 
     used = tmp_path / "used"
     used.mkdir()
     (used / "shard-000000.tar").write_bytes(b"existing")
-    with pytest.raises(FaceSnapError, match=r"contains shard-000000\.tar, but no plan"):
+    with pytest.raises(FaceSnapError, match=r"contains shard-000000\.tar, but no build plan"):
         builder.build([people], used, models, SETTINGS)
     assert (used / "shard-000000.tar").read_bytes() == b"existing"
 

@@ -13,9 +13,9 @@ pytest.importorskip("diffusers", reason="images are generated with diffusers")
 pytest.importorskip("matplotlib", reason="the plot is drawn with matplotlib")
 pytest.importorskip("torchmetrics", reason="FID is computed with torchmetrics")
 
-from facesnap_ext.cli.main import main
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import from_path
+from facesnap_lab.cli.main import main
 from facesnap_lab.evaluation.draw import NOTE
 from facesnap_lab.evaluation.evaluate import evaluate, named_folders
 from facesnap_lab.evaluation.judges import Judges
@@ -177,7 +177,7 @@ def test_named_folders(tmp_path):
         ("PuLID", str(tmp_path / "PuLID")),
     ]
     for values in (["a=x", "a=y"], ["=x"], ["a="], ["x/a", "y/a"]):
-        with pytest.raises(FaceSnapError, match="no unique name"):
+        with pytest.raises(FaceSnapError, match="not give a unique name"):
             named_folders(values)
 
 

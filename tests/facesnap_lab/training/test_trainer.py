@@ -19,9 +19,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from facesnap_ext.cli.main import main
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import facesnap_file
+from facesnap_lab.cli.main import main
 from facesnap_lab.training import checkpoints, trainer
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.prepare import prepare_run
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 class Killed(BaseException):
-    """Like KeyboardInterrupt, not an Exception, so that nothing catches it."""
+    """Like KeyboardInterrupt, this is not an Exception, so nothing catches it."""
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_two_processes_equal_one_with_twice_the_batch_size(config, random_start,
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [*launch, "-m", "facesnap_ext", "train", str(path)],
+        [*launch, "-m", "facesnap_lab", "train", str(path)],
         env=environment,
         capture_output=True,
         text=True,

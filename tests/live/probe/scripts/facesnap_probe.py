@@ -1,7 +1,8 @@
-"""Test aid, an extension of its own: makes a UNet evaluation fail on request and counts what was left behind.
+"""An extension for the tests: it makes a UNet call fail on request and counts what a job leaves behind.
 
-API: `"FaceSnap probe": {"args": [{"fail_at": 2}]}` makes the second UNet call of that job raise in its middle block.
-GET /facesnap-probe/state answers what hangs on the UNet now, the memory of the process and the last job's evaluations.
+In a request to the API, `"FaceSnap probe": {"args": [{"fail_at": 2}]}` makes the second UNet call of the job raise an
+error in its middle block. GET /facesnap-probe/state returns the hooks on the UNet, the memory of the process and the
+number of UNet evaluations of the last job.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ _evaluations = 0
 
 
 def unet():
-    """None until the first job: Forge loads its checkpoint then."""
+    """The UNet; None before the first job, because Forge loads its checkpoint only then."""
     objects = getattr(shared.sd_model, "forge_objects", None)
     holder = shared.sd_model if objects is None else objects.unet
     return holder.model.diffusion_model if hasattr(holder, "model") else None
 
 
 class FailingHook:
-    """Raises at its k-th call, half-way through the UNet, and is gone."""
+    """A hook in the middle of the UNet that raises an error at its n-th call and removes itself."""
 
     def __init__(self, at: int):
         self.left = at
@@ -35,7 +36,7 @@ class FailingHook:
         self.left -= 1
         if self.left == 0:
             self.handle.remove()
-            raise RuntimeError("the probe raised, as it was told to")
+            raise RuntimeError("the probe raised this error on request")
 
 
 class Script(scripts.Script):
@@ -76,7 +77,11 @@ def count_evaluation(params):
 
 
 def state(collect: bool = False):
-    """With `collect` after Python's garbage collection: a job that failed is held by its own traceback until then."""
+    """The state of the host.
+
+    Args:
+        collect: run Python's garbage collection first, because a failed job is kept alive by its own traceback.
+    """
     Script.remove()
     if collect:
         gc.collect()
@@ -85,26 +90,26 @@ def state(collect: bool = False):
     return {
         "hooks": sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules),
         "controls": controls(),
-        "memory": own_memory(),
+        "memory": used_memory(),
         "evaluations": _evaluations,
     }
 
 
-def own_memory():
-    """Bytes that the process has in use.
+def used_memory():
+    """Bytes in use by the process.
 
-    Without the pages of files that it has mapped, weights among them, of which the system keeps as many in memory as it
-    likes; and without what is free but not given back: glibc keeps that in a heap for each thread, and hosts run each
-    job in another thread.
+    Memory-mapped files such as weights are not counted, because the system decides how much of them stays in memory.
+    Free memory that glibc keeps in the heaps of threads is not counted either, because hosts run each job in another
+    thread.
     """
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
     info = psutil.Process().memory_info()
-    return info.rss - getattr(info, "shared", 0)  # elsewhere than on Linux not told apart
+    return info.rss - getattr(info, "shared", 0)  # known only on Linux
 
 
 def controls():
-    """Class names of the controls on each of Forge's UNet patchers; none on A1111."""
+    """Class names of the controls on each of Forge's UNet patchers; empty on A1111."""
     names = []
     for objects in ("forge_objects", "forge_objects_original", "forge_objects_after_applying_lora"):
         link = getattr(getattr(shared.sd_model, objects, None), "unet", None)

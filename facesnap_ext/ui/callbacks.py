@@ -1,0 +1,148 @@
+"""The server's responses to changes of a person's controls."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from facesnap_ext import photos
+from facesnap_ext.engine import Engine
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.identity.faces import Face
+from facesnap_ext.identity.framing import face_thumbnail
+from facesnap_ext.identity.saved import save_identity
+from facesnap_ext.landmarks.poses import for_browser
+from facesnap_ext.settings.script_args import reference_photos
+from facesnap_ext.ui.errors import problem
+from facesnap_ext.weights.identity_folder import find_identities
+
+THUMBNAIL = 96  # pixels
+
+
+def check_references(
+    engine: Engine, files: list[Any] | None, face_index: float | None, reference_mode: str = "fused"
+) -> tuple[Any, str]:
+    """The gallery of reference photos with their faces framed, and HTML with the warnings and the faces to choose from.
+
+    Args:
+        files: contents of the image files.
+    """
+    if not files:
+        return gr.update(value=[], visible=False), ""
+    try:
+        report = engine.examine(reference_photos(files), int(face_index or 0), reference_mode == "batch")
+    except FaceSnapError as error:
+        return gr.update(visible=False), problem(str(error))
+    buttons = (face_buttons("face_index", reference.faces, reference.face_index) for reference in report.references)
+    return (
+        gr.update(value=[reference.preview() for reference in report.references], visible=True),
+        "<br>".join(map(escape, report.lines())) + "".join(buttons),
+    )
+
+
+def driving_faces(engine: Engine, driving: Any, driving_face_index: float | None) -> str:
+    """HTML for choosing one of the faces in the driving photo."""
+    if driving is None:
+        return ""
+    try:
+        faces = engine.encoders(engine.files()).faces(photos.from_pil(driving, "Driving photo"))
+    except FaceSnapError as error:
+        return problem(str(error))
+    return face_buttons("driving_face_index", faces, int(driving_face_index or 0))
+
+
+def face_buttons(control: str, faces: Sequence[Face], chosen: int | None) -> str:
+    """HTML of a photo's faces as buttons that set a control to the index of the face; empty for fewer than two faces.
+
+    Args:
+        control: name of the control that the buttons set.
+        chosen: index of the face that is used; None if there is none.
+    """
+    if len(faces) < 2:
+        return ""
+    buttons = []
+    for i, face in enumerate(faces):
+        buffer = io.BytesIO()
+        face_thumbnail(face, THUMBNAIL).save(buffer, "JPEG", quality=85)
+        url = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        pressed = str(i == chosen).lower()
+        buttons.append(
+            f"<button type='button' class='facesnap-face' data-facesnap-of='{control}' data-facesnap-face='{i}' "
+            f"aria-pressed='{pressed}'><img src='{url}' alt='Face'> <span>{i}</span></button>"
+        )
+    title = escape(faces[0].photo.name, quote=True)
+    return f"<div class='facesnap-faces' role='group' aria-label='{title}'>{''.join(buttons)}</div>"
+
+
+def canvas_data(
+    engine: Engine,
+    files: list[Any] | None,
+    face_index: float | None,
+    driving: Any,
+    driving_face_index: float | None,
+    pose: str,
+    size: str,
+    identity: str | None = None,
+    init: str = "",
+) -> str:
+    """JSON for the canvas: `rig`, and `points` as fractions of the output's width and height, or `error` instead.
+
+    Args:
+        files: contents of the image files with the reference photos.
+        size: size of the output and number of the request, which the response repeats, as in "1024x768 3". While it is
+            empty, because the canvas is not visible yet, the response is empty too.
+        init: img2img's init image as a data URL. If it provides the pose, the response has `in_init`, and the points
+            are fractions of the init image's width and height.
+    """
+    if not size:
+        return ""
+    size, _, question = size.partition(" ")
+    try:
+        models = engine.files()
+        if not models.can_predict_landmarks:
+            raise FaceSnapError("The pose preview is not available without DECA and FLAME.")
+        reference = next(iter(reference_photos(files)), None)
+        driver = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
+        init_image = photos.from_base64(init, "Init image") if init and pose == "photo" and driver is None else None
+        in_init = init_image is not None and bool(engine.encoders(models).faces(init_image))
+        width, height = map(int, size.split("x"))
+        rig, landmarks = engine.preview(
+            reference,
+            init_image if in_init else driver,
+            None if in_init else (width, height),
+            int(face_index or 0),
+            int(driving_face_index or 0),
+            identity or "",
+        )
+    except FaceSnapError as error:
+        return json.dumps({"question": question, "error": str(error)})
+    points = None if landmarks is None else (landmarks.points / (landmarks.width, landmarks.height)).tolist()
+    return json.dumps({"question": question, "rig": for_browser(rig), "points": points, "in_init": in_init})
+
+
+def save_person(
+    engine: Engine, files: list[Any] | None, face_index: float | None, reference_mode: str, name: str
+) -> tuple[str, Any]:
+    """Save the person in the reference photos as an identity.
+
+    Returns:
+        HTML of the outcome, and the updated list of saved identities with the new one selected.
+    """
+    try:
+        references = reference_photos(files)
+        if reference_mode == "batch" and len(references) > 1:
+            raise FaceSnapError(
+                "In batch mode the photos show different people; to save one of them, remove the photos of the others."
+            )
+        models = engine.files()
+        path = save_identity(engine.encoders(models), references, name, face_index=int(face_index or 0))
+    except FaceSnapError as error:
+        return problem(str(error)), gr.update()
+    choices = ["", *sorted(find_identities(models.folder))]
+    return f"Saved as {escape(path.name)}: features, no pixels.", gr.update(choices=choices, value=path.stem)

@@ -1,0 +1,77 @@
+"""`facesnap dataset build`: turn photos into training shards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from facesnap_ext.cli.common import positive_int, print_result
+
+HELP = "build a training dataset"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    build = parser.add_subparsers(required=True, metavar="ACTION").add_parser(
+        "build",
+        help="turn folders of photos into shards",
+        description="Turn folders of photos into shards. To resume after an interruption, run the command again.",
+    )
+    build.add_argument("folder", type=Path, nargs="+", help="photos in the layout of VGGFace2, FFHQ or CelebA-HQ")
+    build.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    build.add_argument(
+        "--models", type=Path, required=True, help="folder with the face model pack (insightface), DECA and FLAME"
+    )
+    build.add_argument("--resolution", type=positive_int, default=1024, help="width and height (default: 1024)")
+    build.add_argument(
+        "--crops", type=positive_int, default=5, help="crops per photo, all but one augmented (default: 5)"
+    )
+    build.add_argument("--min-face", type=positive_int, default=64, help="minimum face size in pixels (default: 64)")
+    build.add_argument("--min-score", type=float, default=0.5, help="minimum detector confidence (default: 0.5)")
+    build.add_argument(
+        "--jpeg", type=int, choices=range(1, 101), metavar="QUALITY", help="store JPEG at this quality (default: PNG)"
+    )
+    build.add_argument("--per-shard", type=positive_int, default=200, help="photos per shard (default: 200)")
+    build.add_argument(
+        "--layout",
+        choices=("auto", "people", "singles"),
+        default="auto",
+        help="people: one folder per person; singles: one person per photo (default: auto)",
+    )
+    build.add_argument(
+        "--identities", type=Path, metavar="FILE", help="identities of the photos in a flat folder, as lines NAME ID"
+    )
+    build.add_argument("--blip2", type=Path, metavar="FOLDER", help="BLIP-2, to caption photos without a caption file")
+    build.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device of detector, ArcFace and DECA (default: cpu)"
+    )
+    build.add_argument(
+        "--workers", type=positive_int, default=os.cpu_count(), help="worker processes (default: one per core)"
+    )
+    build.add_argument("--json", action="store_true", help="print the counts as JSON")
+
+
+def run(options: argparse.Namespace) -> None:
+    from facesnap_lab.dataset.build import build
+    from facesnap_lab.dataset.images import Settings
+
+    settings = Settings(
+        resolution=options.resolution,
+        crops=options.crops,
+        min_face=options.min_face,
+        min_score=options.min_score,
+        jpeg=options.jpeg,
+        device=options.device,
+    )
+    result = build(
+        options.folder,
+        options.out,
+        options.models,
+        settings,
+        per_shard=options.per_shard,
+        layout=options.layout,
+        identities=options.identities,
+        blip2=options.blip2,
+        workers=options.workers,
+    )
+    print_result(result, options.json)

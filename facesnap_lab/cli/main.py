@@ -1,0 +1,29 @@
+"""The `facesnap` command line, with the extension's and the lab's commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from facesnap_ext.cli import main as extension
+from facesnap_lab.cli import ablation, bench, dataset, demo, evaluate, plan, train
+
+COMMANDS: Mapping[str, extension.Command] = {
+    **extension.COMMANDS,
+    "demo": demo,
+    "dataset": dataset,
+    "train": train,
+    "plan": plan,
+    "evaluate": evaluate,
+    "ablation": ablation,
+    "bench": bench,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit code."""
+    return extension.run(COMMANDS, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
