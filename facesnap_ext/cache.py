@@ -6,26 +6,36 @@ a photo, that is the hash of its pixels, `Photo.digest`, which `face_key` combin
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
-from facesnap_ext.files import state_of
+from facesnap_ext.files import State, state_of
 from facesnap_ext.photos import Photo
 
 T = TypeVar("T")
+MODEL_SUFFIXES = (".onnx", ".safetensors", ".bin", ".json")  # in a face model pack, or a folder of transformers
+MAX_MEMBERS = 1024  # files of a folder that are looked at
 MAX_RESULTS = 128  # per kind of result; the largest ones, CLIP's tokens, take 1.3 MB each
 
 
 class Cache:
-    """Models and results. Thread-safe: jobs and the page's requests run in different threads."""
+    """Models and results. Thread-safe: jobs and the page's requests run in different threads.
+
+    Each model and each result has a lock of its own while it is loaded or computed, so that a slow network delays only
+    those who wait for the same result.
+    """
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        self._lock = Lock()  # of the dictionaries below; never held while something is loaded or computed
+        self._key_locks: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
         self._models: dict[str, tuple[Hashable, Any]] = {}  # by part: the files' signature, and the model
         self._results: dict[Hashable, OrderedDict[Hashable, Any]] = {}  # by kind, then by key
 
@@ -36,11 +46,17 @@ class Cache:
             source: a path, or a tuple of paths; passed to `load`.
         """
         signature = signature_of(source)
-        with self.lock:
-            if self._models.get(part, (None,))[0] != signature:
+        with self._key_lock(part):
+            with self._lock:
+                cached = self._models.get(part, (None, None))
+                if cached[0] == signature:
+                    return cached[1]
                 self._models.pop(part, None)  # free the old model before loading the new one
-                self._models[part] = (signature, load(source))
-            return self._models[part][1]
+            del cached
+            model = load(source)
+            with self._lock:
+                self._models[part] = (signature, model)
+            return model
 
     def load_variant(self, part: str, source: Any, load: Callable[[Any], T], max_loaded: int) -> T:
         """Like `load`, but several files of the part may be loaded at once.
@@ -49,13 +65,15 @@ class Cache:
             max_loaded: the least recently used models beyond this number are freed before another one is loaded.
         """
         name = f"{part} {source}"
-        with self.lock:
+        with self._lock:
             others = [other for other in self._models if other.startswith(f"{part} ") and other != name]
             for other in others[: max(0, len(others) + 1 - max_loaded)]:
                 del self._models[other]
-            model = self.load(name, source, load)
-            self._models[name] = self._models.pop(name)  # the last entry is the most recently used
-            return model
+        model = self.load(name, source, load)
+        with self._lock:
+            if name in self._models:
+                self._models[name] = self._models.pop(name)  # the last entry is the most recently used
+        return model
 
     def get_or_compute(self, key: tuple[Hashable, ...], compute: Callable[[], T], max_results: int = MAX_RESULTS) -> T:
         """Return a cached result, computing it if there is none.
@@ -64,22 +82,47 @@ class Cache:
             key: the kind of result, followed by everything that it is computed from.
             max_results: how many results of this kind are kept; the least recently used are dropped.
         """
-        with self.lock:
-            results = self._results.setdefault(key[0], OrderedDict())
-            if key not in results:
-                results[key] = compute()
+        with self._key_lock(key):
+            with self._lock:
+                results = self._results.setdefault(key[0], OrderedDict())
+                if key in results:
+                    results.move_to_end(key)
+                    return results[key]
+            result = compute()
+            with self._lock:
+                results[key] = result
                 while len(results) > max_results:
                     results.popitem(last=False)
-            results.move_to_end(key)
-            return results[key]
+            return result
+
+    def _key_lock(self, key: Hashable) -> Any:
+        """Return the lock of one model or result, which exists as long as someone holds it or waits for it."""
+        with self._lock:
+            return self._key_locks.setdefault(key, RLock())
 
 
 def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
-    """Return a value that changes when the file, any file in the folder, or any of several paths changes."""
+    """Return a value that changes when the file, a weight file directly in the folder, or any of several paths changes.
+
+    A file that cannot be read, such as a dangling link, has a signature too: whoever needs it reports it.
+    """
     if isinstance(path, tuple):
         return tuple(map(signature_of, path))
-    members = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return tuple((str(member), *state_of(member)) for member in members)
+    members = [path]
+    if path.is_dir():
+        with suppress(OSError):
+            with os.scandir(path) as entries:
+                names = [entry.name for entry in entries]
+            names = [name for name in names if name[0] != "." and name.endswith(MODEL_SUFFIXES)]
+            members = [path / name for name in sorted(names)[:MAX_MEMBERS]]
+    return tuple((str(member), *_state_or_nothing(member)) for member in members)
+
+
+def _state_or_nothing(path: Path) -> State:
+    try:
+        return state_of(path)
+    except OSError:
+        return ()
 
 
 def face_key(kind: str, networks: tuple[Hashable, ...], photo: Photo, box: np.ndarray) -> tuple[Hashable, ...]:

@@ -86,7 +86,7 @@ def convert_originals(files: ModelFiles, progress: Callable[[str], None]) -> Non
     """
     for part in ("deca", "flame"):
         setattr(files, part, None)
-        for found in files.candidates(part):
+        for found in files.usable(part):
             path = found.path
             try:
                 if path.suffix != ".safetensors":

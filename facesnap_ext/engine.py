@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from threading import Lock
 
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.faces import Face, NoFaceError
 from facesnap_ext.identity.likeness import face_at, likeness
 from facesnap_ext.identity.references import ReferenceReport, examine, padded_note
-from facesnap_ext.identity.saved import load_identity
+from facesnap_ext.identity.saved import choose_networks, load_identity
 from facesnap_ext.identity.tokens import embeddings_of, mix, null_tokens, token_signatures
 from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
 from facesnap_ext.landmarks.poses import Rig, pose_landmarks, reposition
@@ -29,7 +31,7 @@ from facesnap_ext.weights.catalogue import WHERE_TO_GET
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.model_files import ModelFiles
-from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter, recognition_of
+from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter
 
 POSED = ("template", "sliders")  # poses that do not come from a photo
 ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as the page allows in one image
@@ -94,7 +96,7 @@ class Prepared:
         references, driving, in_init_image: see `Faces`.
         notes: sentences that tell the user where the result deviates from the request.
         embeddings: see `Faces.embeddings`.
-        recognition: the recognition model that the embeddings must come from; see `FaceSnapInfo.recognition`.
+        face_pack: the pack that the embeddings come from.
     """
 
     conditioning: Conditioning
@@ -103,7 +105,7 @@ class Prepared:
     in_init_image: bool
     notes: tuple[str, ...]
     embeddings: Tensor | None = None
-    recognition: str = ""
+    face_pack: Path | None = None
 
 
 class Engine:
@@ -113,11 +115,12 @@ class Engine:
     def __init__(self, find_models: Callable[[], ModelFiles]):
         self._find_models = find_models
         self._cache = Cache()
+        self._converting = Lock()
 
     def files(self, progress: Progress = no_progress) -> ModelFiles:
         """The installed model files. The originals of DECA and FLAME are converted first, once."""
         files = self._find_models()
-        with self._cache.lock:
+        with self._converting:
             convert_originals(files, progress)
         return files
 
@@ -154,11 +157,10 @@ class Engine:
             pose_from_unit(unit, width, height)  # report an unknown template before anything is loaded
         files = self.files(progress)
         source = files.choose_facesnap(unit.model)
-        recognition = recognition_of(source)
-        files.match_pack(recognition)
+        choose_networks(files, source, unit.identity)
         encoders = self.encoders(files)
         signatures = token_signatures(encoders, source)
-        notes = encoders.check_recognition(recognition)
+        notes = encoders.check_networks(source)
 
         progress("detecting the face")
         faces = find_faces(encoders, unit, init_image, progress)
@@ -175,7 +177,7 @@ class Engine:
             in_init_image=faces.in_init_image,
             notes=(*notes, *faces.notes, *landmark_notes),
             embeddings=faces.embeddings,
-            recognition=recognition,
+            face_pack=files.face_pack,
         )
 
     def encode(
@@ -227,16 +229,16 @@ class Engine:
         return examine([(photo, encoders.faces(photo)) for photo in photos], face_index, batch)
 
     def likeness(
-        self, image: Photo, embeddings: Tensor, landmarks: Landmarks | None, recognition: str = ""
+        self, image: Photo, embeddings: Tensor, landmarks: Landmarks | None, face_pack: Path | None = None
     ) -> float | None:
         """`likeness.likeness` of the face in a finished image that is closest to the landmarks; None without a face.
 
         Args:
-            embeddings, recognition: as in `Prepared`.
+            embeddings, face_pack: as in `Prepared`; by default the installed pack.
             landmarks: for this image, at any size.
         """
         files = self._find_models()
-        files.match_pack(recognition)
+        files.face_pack = face_pack or files.face_pack
         faces = self.encoders(files).faces(image)
         return likeness(face_at(faces, landmarks), embeddings) if faces else None
 

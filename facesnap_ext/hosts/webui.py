@@ -51,7 +51,7 @@ def add_likeness(p: Any, batch: PreparedBatch, image: Any, engine: Engine) -> No
     landmarks = None if batch.init_size is not None else first.conditioning.landmarks
     if first.embeddings is None:
         return
-    value = engine.likeness(photos.from_pil(image, "Image"), first.embeddings, landmarks, first.recognition)
+    value = engine.likeness(photos.from_pil(image, "Image"), first.embeddings, landmarks, first.face_pack)
     p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # left by the previous image
     p.extra_generation_params.update(likeness.infotext(value))
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from facesnap_ext.errors import FaceSnapError, reason_of
+from facesnap_ext.weights.clip_file import encoder_names, split_qkv, weight_file
 from facesnap_ext.weights.recognise import Kind, Shapes, recognise_tensors
 from facesnap_ext.weights.tensors import read_index, read_tensors
 
@@ -34,21 +35,6 @@ _OPENAI_WIDTHS = (768, 1024)
 # transformers' defaults for values missing from a config.json, and the activations that are accepted
 _CONFIG_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
 _ACTIVATIONS = ("gelu", "quick_gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
-
-_FROM_OPEN_CLIP = (
-    ("positional_embedding", "embeddings.position_embedding.weight"),
-    ("class_embedding", "embeddings.class_embedding"),
-    ("conv1.", "embeddings.patch_embedding."),
-    ("ln_pre.", "pre_layrnorm."),
-    ("ln_post.", "post_layernorm."),
-    ("transformer.resblocks.", "encoder.layers."),
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".attn.in_proj_", ".self_attn.in_proj."),
-    (".attn.out_proj.", ".self_attn.out_proj."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-)
 
 
 class ImageEncoder(nn.Module):
@@ -125,7 +111,7 @@ def load_image_encoder(
     path = Path(path).expanduser()
     file = weight_file(path)
     shapes = read_index(file).shapes
-    names = _names(shapes)
+    names = encoder_names(shapes)
     if not names:
         raise _not_clip(file, shapes)
     config = _config(file, names, shapes)
@@ -137,7 +123,7 @@ def load_image_encoder(
     expected = {key for key, _ in model.named_parameters()}
     prefix = next(key for key in expected if key.endswith("embeddings.class_embedding"))
     prefix = prefix.removesuffix("embeddings.class_embedding")  # "vision_model." before transformers 5
-    tensors = _split_qkv(read_tensors(file, names.get, dtype))
+    tensors = split_qkv(read_tensors(file, names.get, dtype))
     tensors = {prefix + name: tensor for name, tensor in tensors.items() if prefix + name in expected}
     if missing := sorted(expected - tensors.keys()):
         raise FaceSnapError(
@@ -150,16 +136,6 @@ def load_image_encoder(
     return encoder.to(device).eval().requires_grad_(False)
 
 
-def weight_file(path: Path) -> Path:
-    """Return the file with the tensors: `path` itself, or the weight file inside a transformers folder."""
-    if not path.is_dir():
-        return path
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (path / name).is_file():
-            return path / name
-    raise FaceSnapError(f"The folder {path} contains no model.safetensors: put the CLIP image encoder there.")
-
-
 def _not_clip(file: Path, shapes: Shapes) -> FaceSnapError:
     kind = recognise_tensors(shapes)
     what = "an image encoder of another design" if kind is Kind.CLIP_VISION else kind.value
@@ -167,40 +143,6 @@ def _not_clip(file: Path, shapes: Shapes) -> FaceSnapError:
         f"{file.name} is {what}, not a CLIP image encoder: download CLIP-ViT-H-14-laion2B-s32B-b79K as a transformers"
         " folder or as a single file in transformers or open_clip format."
     )
-
-
-def _names(shapes: Shapes) -> dict[str, str]:
-    """Map the tensor names in the file to those of transformers without their prefix (`embeddings.…`, `encoder.…`).
-
-    The result is empty if the file contains no image encoder.
-    """
-    for key in shapes:
-        prefix = key.removesuffix("class_embedding")
-        if key == prefix:
-            continue
-        if prefix.endswith("embeddings.") and f"{prefix}patch_embedding.weight" in shapes:
-            prefix = prefix.removesuffix("embeddings.")
-            return {key: key[len(prefix) :] for key in shapes if key.startswith(prefix)}
-        if f"{prefix}conv1.weight" in shapes and f"{prefix}positional_embedding" in shapes:
-            return {key: _from_open_clip(key[len(prefix) :]) for key in shapes if key.startswith(prefix)}
-    return {}
-
-
-def _from_open_clip(name: str) -> str:
-    for old, new in _FROM_OPEN_CLIP:
-        name = name.replace(old, new)
-    return name
-
-
-def _split_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Split open_clip's joint projections into query, key and value, which they contain in this order."""
-    split: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if ".in_proj." in name:
-            split |= {name.replace("in_proj", f"{letter}_proj"): part for letter, part in zip("qkv", tensor.chunk(3))}
-        else:
-            split[name] = tensor
-    return split
 
 
 def _config(file: Path, names: dict[str, str], file_shapes: Shapes) -> CLIPVisionConfig:

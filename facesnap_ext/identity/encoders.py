@@ -9,25 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from facesnap_ext.cache import Cache, face_key, signature_of
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import sha256
 from facesnap_ext.identity import faces
-from facesnap_ext.identity.clip import load_image_encoder, weight_file
+from facesnap_ext.identity.clip import load_image_encoder
 from facesnap_ext.identity.faces import Face, FacePack, NoFaceError
 from facesnap_ext.landmarks.hints import POINTS5
 from facesnap_ext.landmarks.points72 import Landmarks, from_68
 from facesnap_ext.landmarks.poses import Rig, make_rig
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.photos import Photo
-from facesnap_ext.weights.instantid import RECOGNITION_SHA256
+from facesnap_ext.weights.face_pack import pack_files
+from facesnap_ext.weights.instantid import RECOGNITION, RECOGNITION_SHA256
 from facesnap_ext.weights.model_files import ModelFiles
-from facesnap_ext.weights.tensors import fingerprint
+from facesnap_ext.weights.network_names import TITLES
+from facesnap_ext.weights.networks import network_hash
+from facesnap_ext.weights.source import WeightSource, networks_of, recognition_of
 
 NO_PIXELS = Photo(np.zeros((1, 1, 3), np.uint8), "")
 
@@ -211,16 +212,13 @@ class Encoders:
         paths = (self.files.require("deca"), self.files.require("flame"))
         return self.cache.load("predictor", paths, lambda both: load_predictor(*both))
 
-    def recognition(self) -> Path:
-        """The file of the face model pack's recognition model."""
-        return Path(self._face_pack().recognition.model_file)
-
-    def check_recognition(self, expected: str) -> list[str]:
-        """Check that embeddings come from the recognition model that a FaceSnap file was made for. Those of another
-        model would show another person.
+    def check_recognition(self, expected: str, name: str = "InstantID") -> list[str]:
+        """Check that embeddings come from the recognition model that a FaceSnap file was made for, by its file name.
+        Those of another model would show another person.
 
         Args:
             expected: from `recognition_of`; empty if any model will do.
+            name: of the FaceSnap file, for messages.
 
         Returns:
             A note if the model has the right name but is a different file.
@@ -230,27 +228,48 @@ class Encoders:
         """
         if not expected:
             return []
-        path = self.recognition()
-        if path.name.lower() != expected:
+        is_instantids = expected.lower() == RECOGNITION
+        path = pack_files(self.files.require("face_pack")).recognition
+        if path is None or path.name.lower() != expected.lower():
+            pack, contains = self.files.face_pack, "none" if path is None else path.name
+            model, advice = (f"{expected} of antelopev2", "antelopev2") if is_instantids else (expected, "its pack")
             raise FaceSnapError(
-                f"InstantID is made for {expected} of antelopev2, but the face model pack {path.parent} contains "
-                f"{path.name}, which would produce another person's face; put antelopev2 into {self.files.folder}."
+                f"{name} is made for {model}, but the face model pack {pack} contains {contains}, which would produce "
+                f"another person's face; put {advice} into {self.files.folder}."
             )
-        if self.network_hash("face_pack") != RECOGNITION_SHA256:
-            return [
-                f"{path} is not the file of antelopev2 that InstantID is made for; the face may not be recognisable."
-            ]
+        if is_instantids and self.network_hash("face_pack") != RECOGNITION_SHA256:
+            return [f"{path} is not the file of antelopev2 that {name} is made for; the face may not be recognisable."]
         return []
 
+    def check_networks(self, source: WeightSource) -> list[str]:
+        """Check that the installed networks are those that a FaceSnap file was trained with, by their content. If it
+        does not name its recognition model so, that is checked by its file name.
+
+        Returns:
+            Notes: what differs without showing another person.
+
+        Raises:
+            FaceSnapError: the recognition model or CLIP is another one, or there is no face model pack.
+        """
+        networks, recognition = networks_of(source), recognition_of(source)
+        name = "InstantID" if isinstance(source, tuple) else source.name
+        notes = [] if "face_pack" in networks else self.check_recognition(recognition, name)
+        for part, expected in networks.items():
+            if getattr(self.files, part) is None or self.network_hash(part) == expected:
+                continue
+            title, path = TITLES[part], getattr(self.files, part)
+            if part in ("face_pack", "clip"):
+                hint = f" ({recognition})" if part == "face_pack" and recognition else ""
+                raise FaceSnapError(
+                    f"{name} was trained with another {title}{hint} than {path}, which would produce another person's "
+                    f"face; put the one it was trained with into {self.files.folder}."
+                )
+            notes.append(f"{name} was trained with another {title} than {path.name}; the pose may be less accurate.")
+        return notes
+
     def network_hash(self, part: str) -> str:
-        """The content hash of a network that produces features, by its name in `identity_file.NETWORKS`."""
-        path = self.files.require(part)
-        if part == "face_pack":
-            path = self.recognition()
-        elif part == "clip":
-            path = weight_file(path)
-        compute = sha256 if path.suffix == ".onnx" else fingerprint
-        return self.cache.load(f"hash of {part}", path, compute)
+        """The content hash of an installed network, by its name in `ModelFiles`."""
+        return network_hash(part, self.files.require(part))
 
     def _face_pack(self) -> FacePack:
         return self.cache.load("face_pack", self.files.require("face_pack"), faces.load_pack)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.photos import Photo
+from facesnap_ext.weights.face_pack import onnx_files, pack_files
+from facesnap_ext.weights.onnx_graph import read_graph
 
 DETECTOR_SIZES = (640, 576, 512, 448, 384, 320, 256, 192)
 """Side of the detector's square input in pixels. The smaller sizes are only used for padded photos."""
@@ -87,7 +89,7 @@ class Face:
 
 
 def load_pack(folder: str | Path, device: str = "cpu", threads: int | None = None) -> FacePack:
-    """Load the detector and the recognition model of a face model pack. Nothing is downloaded.
+    """Load the detector and the recognition model of a face model pack, file by file. Nothing is downloaded.
 
     Args:
         folder: folder that contains the models, or whose only subfolder with models does (as when antelopev2 is
@@ -98,13 +100,17 @@ def load_pack(folder: str | Path, device: str = "cpu", threads: int | None = Non
     Raises:
         FaceSnapError: the folder, one of the two models or insightface is missing or cannot be loaded.
     """
-    models = _models(Path(folder), ["detection", "recognition"], device, threads)
-    folder = _folder_of_models(Path(folder).expanduser())
-    if "detection" not in models or not models["detection"].use_kps:
-        raise FaceSnapError(f"{folder} has no face detector with five keypoints: {_PACK_ADVICE}.")
-    if "recognition" not in models:
-        raise FaceSnapError(f"{folder} has no face recognition model: {_PACK_ADVICE}.")
-    return FacePack(folder, models["detection"], models["recognition"])
+    files = pack_files(_folder_of_models(Path(folder).expanduser()))
+    if not files.is_complete and files.problems:
+        raise FaceSnapError(f"The face models in {files.folder} cannot be read ({files.problems[0]}): {_PACK_ADVICE}.")
+    if files.detector is None:
+        raise FaceSnapError(f"{files.folder} has no face detector with five keypoints: {_PACK_ADVICE}.")
+    if files.recognition is None:
+        raise FaceSnapError(f"{files.folder} has no face recognition model: {_PACK_ADVICE}.")
+    detector = _load_model(files.detector, "detection", device, threads)
+    if not detector.use_kps:
+        raise FaceSnapError(f"{files.folder} has no face detector with five keypoints: {_PACK_ADVICE}.")
+    return FacePack(files.folder, detector, _load_model(files.recognition, "recognition", device, threads))
 
 
 def load_landmarks68(folder: str | Path) -> Any:
@@ -114,9 +120,10 @@ def load_landmarks68(folder: str | Path) -> Any:
         insightface's `Landmark`, or None if the pack has no such model.
 
     Raises:
-        FaceSnapError: the pack cannot be loaded; see `load_pack`.
+        FaceSnapError: the model cannot be loaded, see `load_pack`.
     """
-    return _models(Path(folder), ["detection", "landmark_3d_68"]).get("landmark_3d_68")
+    path = pack_files(_folder_of_models(Path(folder).expanduser())).landmarks68
+    return None if path is None else _load_model(path, "landmark_3d_68")
 
 
 def detect_landmarks68(model: Any, face: Face) -> np.ndarray:
@@ -132,34 +139,44 @@ def detect_landmarks68(model: Any, face: Face) -> np.ndarray:
     from insightface.app.common import Face as InsightFace
 
     bgr = np.ascontiguousarray(face.photo.pixels[:, :, ::-1])
-    return np.asarray(model.get(bgr, InsightFace(bbox=face.box)), np.float32)[:, :2]
+    points = np.asarray(model.get(bgr, InsightFace(bbox=face.box)), np.float32)[:, :2]
+    if not np.isfinite(points).all():
+        raise _not_finite(model)
+    return points
 
 
-def _models(folder: Path, tasks: list[str], device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
-    """Load a pack's models for the given insightface tasks.
+def _load_model(path: Path, task: str, device: str = "cpu", threads: int | None = None) -> Any:
+    """Load one network for an insightface task.
 
-    Returns:
-        The available models by task; empty if the pack has no detector.
+    Raises:
+        FaceSnapError: insightface is missing, or the file cannot be loaded.
     """
-    folder = _folder_of_models(folder.expanduser())
     try:
         import onnxruntime
-        from insightface.app import FaceAnalysis
+        from insightface import model_zoo
+        from insightface.app import common  # noqa: F401 (its Face is used with the models)
     except ImportError as error:
         raise FaceSnapError(
             f"Faces cannot be detected because insightface cannot be loaded ({error}): install insightface and"
             " onnxruntime."
         ) from error
+    if unbounded := read_graph(path).unbounded:
+        raise FaceSnapError(
+            f"{path} uses the operation {unbounded[0]}, which may never end, so it is not run: {_PACK_ADVICE}."
+        )
+    onnxruntime.set_default_logger_severity(3)
     session: dict[str, Any] = {"providers": _PROVIDERS[device]}
     if threads is not None:
         session["sess_options"] = onnxruntime.SessionOptions()
         session["sess_options"].intra_op_num_threads = threads
     try:
-        return FaceAnalysis(str(folder.resolve()), allowed_modules=tasks, **session).models
-    except (AssertionError, KeyError):  # raised by insightface if there is no detector
-        return {}
-    except Exception as error:
-        raise FaceSnapError(f"The face models in {folder} cannot be read ({error}): {_PACK_ADVICE}.") from error
+        model = model_zoo.get_model(str(path.absolute()), **session)
+        if model is None or model.taskname != task:
+            raise ValueError(f"it is not a model for the task {task}")
+        return model
+    except Exception as error:  # onnxruntime, onnx and insightface raise errors of many types
+        reason = reason_of(error)
+        raise FaceSnapError(f"The face model {path} cannot be loaded ({reason}): {_PACK_ADVICE}.") from error
 
 
 def find_faces(pack: FacePack, photo: Photo) -> list[Face]:
@@ -248,9 +265,9 @@ def _folder_of_models(folder: Path) -> Path:
     """Return `folder` if it contains ONNX files, otherwise its only subfolder that does."""
     if not folder.is_dir():
         raise FaceSnapError(f"The folder {folder} does not exist: create it and {_PACK_ADVICE}.")
-    if any(folder.glob("*.onnx")):
+    if onnx_files(folder):
         return folder
-    subfolders = sorted(path for path in folder.iterdir() if any(path.glob("*.onnx")))
+    subfolders = sorted(path for path in folder.iterdir() if onnx_files(path))
     if not subfolders:
         raise FaceSnapError(f"The folder {folder} contains no face models: {_PACK_ADVICE}.")
     if len(subfolders) > 1:
@@ -290,7 +307,17 @@ def _embedding(pack: FacePack, bgr: np.ndarray, keypoints: np.ndarray) -> np.nda
     """Return the ArcFace embedding [E] float32 of the face with these keypoints [5, 2] in `bgr` [H, W, 3]."""
     from insightface.app.common import Face as InsightFace
 
-    return np.asarray(pack.recognition.get(bgr, InsightFace(kps=keypoints)), np.float32)
+    embedding = np.asarray(pack.recognition.get(bgr, InsightFace(kps=keypoints)), np.float32)
+    if not np.isfinite(embedding).all():
+        raise _not_finite(pack.recognition)
+    return embedding
+
+
+def _not_finite(model: Any) -> FaceSnapError:
+    return FaceSnapError(
+        f"The face model {model.model_file} returns values that are not finite numbers, so it is damaged: unpack the"
+        " face model pack again."
+    )
 
 
 def longer_side(box: np.ndarray) -> float:

@@ -14,6 +14,31 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.identity_folder import choose_identity, identity_folder
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_ext.weights.network_names import TITLES, parse_networks
+from facesnap_ext.weights.networks import choose_fitting
+from facesnap_ext.weights.source import WeightSource, networks_of, recognition_of
+from facesnap_ext.weights.tensors import read_index
+
+
+def choose_networks(files: ModelFiles, source: WeightSource, identity: str = "") -> None:
+    """Among several candidates, use the networks that a FaceSnap file was trained with, or else those that a saved
+    identity's features come from.
+
+    Args:
+        identity: the name of the saved identity; empty without one.
+    """
+    recognition, named = recognition_of(source), networks_of(source)
+    files.match_pack(recognition)
+    choose_fitting(files, named)
+    if identity:
+        try:
+            path = choose_identity(files.folder, identity)
+            saved = parse_networks(read_index(path).metadata.get("networks", "{}"))
+        except (FaceSnapError, ValueError):  # a missing or damaged identity is reported when it is loaded
+            return
+        decided = {*named, *(["face_pack"] if recognition else [])}
+        choose_fitting(files, {part: digest for part, digest in saved.items() if part not in decided})
 
 
 def load_identity(encoders: Encoders, name: str, progress: Callable[[str], None] = lambda message: None) -> Identity:
@@ -29,7 +54,7 @@ def load_identity(encoders: Encoders, name: str, progress: Callable[[str], None]
     progress("comparing the saved identity's networks")
     for part, expected in saved.networks.items():
         if getattr(files, part) is not None and encoders.network_hash(part) != expected:
-            title = identity_file.NETWORKS[part]
+            title = TITLES[part]
             raise FaceSnapError(
                 f"The identity {name} was saved with a {title} other than {getattr(files, part)}, which would "
                 f"produce another person's face; use that {title} again, or save the identity again from photos."

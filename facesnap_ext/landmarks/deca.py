@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_torch
@@ -24,6 +25,7 @@ from facesnap_ext.weights.unpickle import read_torch
 VERSION = 1
 CODE_SIZES = {"shape": 100, "tex": 50, "exp": 50, "pose": 6, "cam": 3, "light": 27}  # published DECA
 IMAGE_SIZE = 224
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, MAX_CODE = 16, 1024, 4096  # in metadata
 CROP_SCALE = 1.25  # side of the crop, relative to the mean side of the face box
 CROP_SHIFT = 0.12  # distance of the crop's centre below the box's centre, relative to the mean side of the face box
 
@@ -204,18 +206,29 @@ def load_deca(path: Path) -> Deca:
     """
     require(path, Kind.DECA, "convert deca_model.tar once with `facesnap convert`.")
     metadata = read_index(path).metadata
-    if int(metadata.get("version", VERSION)) > VERSION:
-        raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
     try:
+        if int(metadata.get("version", VERSION)) > VERSION:
+            raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
         code_sizes, image_size = json.loads(metadata["code_sizes"]), int(metadata["image_size"])
-    except (KeyError, ValueError) as error:
+        _check_metadata(code_sizes, image_size)
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
         raise FaceSnapError(
-            f"The metadata of {path.name} is damaged ({error}); convert deca_model.tar again."
+            f"The metadata of {path.name} is damaged ({reason_of(error)}); convert deca_model.tar again."
         ) from error
     tensors = read_tensors(path)
     deca = _build_encoder(tensors, code_sizes, image_size, path.name)
     deca.load_state_dict(tensors, assign=True)
     return deca.float().eval().requires_grad_(False)  # the file may be in half precision; crops are float32
+
+
+def _check_metadata(code_sizes: Any, image_size: int) -> None:
+    """Raise `ValueError` for sizes that no DECA encoder has."""
+    if not isinstance(code_sizes, dict) or not set(CODE_SIZES) >= set(code_sizes) >= {"shape", "exp", "pose", "cam"}:
+        raise ValueError(f"the codes are {reason_of(repr(code_sizes), 80)}")
+    if not all(type(size) is int and 0 <= size <= MAX_CODE for size in code_sizes.values()):
+        raise ValueError(f"the sizes of the codes are {reason_of(repr(code_sizes), 80)}")
+    if not MIN_IMAGE_SIZE <= image_size <= MAX_IMAGE_SIZE:
+        raise ValueError(f"the side of the crop is {image_size} pixels")
 
 
 def save_deca(

@@ -14,6 +14,7 @@ rotation.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_pickled_arrays
@@ -147,7 +148,13 @@ def load_flame(path: Path) -> Flame:
             inconsistent.
     """
     require(path, Kind.FLAME, "convert FLAME's generic_model.pkl once with `facesnap convert`.")
-    if int(read_index(path).metadata.get("version", VERSION)) > VERSION:
+    version = read_index(path).metadata.get("version", str(VERSION))
+    if not re.fullmatch("[0-9]{1,9}", version):
+        raise FaceSnapError(
+            f"The metadata of {path.name} is damaged (its version is {reason_of(repr(version), 80)}); convert FLAME's "
+            "generic_model.pkl again."
+        )
+    if int(version) > VERSION:
         raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
     tensors = read_tensors(path)
     check_flame(tensors, path.name)

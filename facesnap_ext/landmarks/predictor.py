@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.landmarks.deca import Deca, crop_face, crop_transform, load_deca, project, to_photo
+from facesnap_ext.landmarks.deca import CODE_SIZES, Deca, crop_face, crop_transform, load_deca, project, to_photo
 from facesnap_ext.landmarks.flame import Flame, full_pose, load_flame, posed_vertices
 from facesnap_ext.landmarks.points72 import TRIANGLES, Landmarks, points_on
+from facesnap_ext.weights.flame_release import unfit_for_deca
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,16 @@ def load_predictor(deca_path: Path, flame_path: Path, device: torch.device | str
     """Load a converted DECA file and a converted FLAME file that match each other.
 
     Raises:
-        FaceSnapError: a file is unusable, or the FLAME model has a different topology or fewer directions than DECA has
-            codes.
+        FaceSnapError: a file is unusable, or the FLAME model is not of the release that DECA's codes are for, has a
+            different topology, or has fewer directions than DECA has codes.
     """
+    if unfit := unfit_for_deca(flame_path):
+        raise FaceSnapError(unfit)
     deca, flame = load_deca(deca_path), load_flame(flame_path)
+    if any(deca.code_sizes[code] != CODE_SIZES[code] for code in ("pose", "cam")):
+        raise FaceSnapError(
+            f"{deca_path.name} has other codes for pose and camera than the published DECA; convert deca_model.tar."
+        )
     if len(flame.faces) != TRIANGLES:
         raise FaceSnapError(
             f"{flame_path.name} has {len(flame.faces)} triangles, but the 72 points require FLAME's {TRIANGLES}; "

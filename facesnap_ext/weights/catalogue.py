@@ -155,7 +155,7 @@ PARTS = (
         "register, then download FLAME 2023 Open",
         "flame2023_Open.pkl",
         53_000_000,
-        note="credit its authors when you publish",
+        note="not for DECA, whose codes are FLAME 2020's, so it is not used; credit its authors when you publish",
     ),
     Part(
         "instantid-identitynet",
@@ -195,7 +195,7 @@ COMMERCIAL_GAPS = (
     "a landmark detector to replace it: insightface's 1k3d68.onnx is for non-commercial research",
     "a face detector with a clear licence: AuraFace's detector has the file name of an insightface model",
 )
-COMMERCIAL_AVAILABLE = "CLIP-ViT-H (MIT), FLAME 2023 Open (CC-BY-4.0) and AuraFace's recognition model (Apache-2.0)"
+COMMERCIAL_AVAILABLE = "CLIP-ViT-H (MIT) and AuraFace's recognition model (Apache-2.0)"
 
 
 def parts_for(role: str) -> tuple[Part, ...]:

@@ -31,7 +31,8 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
             float8_e4m3fn.
 
     Raises:
-        FaceSnapError: `source` is not a FaceSnap file, or does not have more blocks than that.
+        FaceSnapError: `source` is not a FaceSnap file, does not have more blocks than that, or has numbers that are
+            too large for 8 bits.
     """
     weights = facesnap_file.load(source)
     ffrnet = weights.ffrnet
@@ -45,8 +46,12 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
         _keep_blocks(ffrnet, blocks)
         changes.append(f"consecutive blocks: {blocks}")
     if fp8:
-        for module in ffrnet.modules():
+        for name, module in ffrnet.named_modules():
             if isinstance(module, Linear | Conv2d):
+                if float(module.weight.float().abs().max()) > torch.finfo(torch.float8_e4m3fn).max:
+                    raise FaceSnapError(
+                        f"{source.name} has numbers in {name} that are too large for 8 bits; leave out --fp8."
+                    )
                 module.weight.data = module.weight.data.to(torch.float8_e4m3fn)
         changes.append("8-bit weights")
     adapter = facesnap_file.load_adapter(source) if weights.info.adapter is not None else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.networks.mixer import FacialAttributeMixer
+from facesnap_ext.networks.number_types import unify_types
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.tensors import read_tensors, shapes_of
 
@@ -69,6 +71,20 @@ def controlnet_config(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Cont
         ) from error
 
 
+@contextmanager
+def reports_unusable(path: Path, kind: str) -> Iterator[None]:
+    """Report a file whose tensors do not make up an FFRNet.
+
+    Args:
+        kind: what the file should be, for the message.
+    """
+    try:
+        yield
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        what = f"{error.args[0]} is missing" if isinstance(error, KeyError) else reason_of(error, 200)
+        raise FaceSnapError(f"{path.name} is not {kind}, or is incomplete ({what}); choose another file.") from error
+
+
 def from_controlnet(controlnet: Path, out: Path, config: ControlNetConfig | None = None, seed: int = 0) -> None:
     """Write a FaceSnap file whose FFRNet is a trained SDXL ControlNet and whose Mixer is untrained.
 
@@ -78,13 +94,18 @@ def from_controlnet(controlnet: Path, out: Path, config: ControlNetConfig | None
         controlnet: ControlNet file in diffusers' layout.
         config: see `controlnet_config`; by default, attention heads are 64 wide and `size_dim` is SDXL's.
         seed: seed of the Mixer's random weights.
+
+    Raises:
+        FaceSnapError: the file is incomplete or of another size, or its numbers are unusable.
     """
     tensors = read_tensors(controlnet)
     heads, size_dim = (config.heads, config.size_dim) if config else (None, SIZE_DIM)
-    ffrnet_config = FFRNetConfig.from_shapes(shapes_of(tensors), heads, size_dim)
-    with torch.device("meta"):
-        ffrnet = FFRNet(ffrnet_config)
-    ffrnet.load_state_dict(tensors, assign=True)
+    with reports_unusable(controlnet, "an SDXL ControlNet in diffusers' layout"):
+        ffrnet_config = FFRNetConfig.from_shapes(shapes_of(tensors), heads, size_dim)
+        with torch.device("meta"):
+            ffrnet = FFRNet(ffrnet_config)
+        ffrnet.load_state_dict(tensors, assign=True)
+    unify_types(ffrnet)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mixer = FacialAttributeMixer(facesnap_file.default_mixer_config(ffrnet_config.context_dim)).to(ffrnet.dtype)

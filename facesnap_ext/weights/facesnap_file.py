@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,9 +16,11 @@ from facesnap_ext.files import user_write
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
+from facesnap_ext.networks.number_types import unify_types
 from facesnap_ext.networks.resampler import ResamplerConfig, ResamplerMixer
+from facesnap_ext.weights.network_names import parse_networks
 from facesnap_ext.weights.recognise import Kind, require
-from facesnap_ext.weights.tensors import read_index, read_tensors, without_prefix
+from facesnap_ext.weights.tensors import is_finite, read_index, read_tensors, without_prefix
 
 VERSION = 1
 MAX_SIZE = 2**20  # maximum width accepted in metadata
@@ -49,6 +51,8 @@ class FaceSnapInfo:
         null_identity: whether unconditional rows get separate tokens, computed from an embedding of zeros.
         adapter: sizes of the adapter that adds attention to the UNet; None if there is none.
         recognition: file name of the recognition model whose embeddings the Mixer was trained with; empty if unknown.
+        networks: content hashes of the networks that it was trained with, by the keys of `network_names.TITLES`; empty
+            if unknown.
     """
 
     mixer: MixerConfig | ResamplerConfig
@@ -60,6 +64,7 @@ class FaceSnapInfo:
     null_identity: bool = False
     adapter: AdapterConfig | None = None
     recognition: str = ""
+    networks: dict[str, str] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata as strings, as safetensors requires, with configs as JSON."""
@@ -76,6 +81,7 @@ class FaceSnapInfo:
             "null_identity": json.dumps(self.null_identity),
             **({} if self.adapter is None else {"adapter": json.dumps(asdict(self.adapter))}),
             **({"recognition": self.recognition} if self.recognition else {}),
+            **({"networks": json.dumps(self.networks, sort_keys=True)} if self.networks else {}),
         }
 
     @classmethod
@@ -96,6 +102,7 @@ class FaceSnapInfo:
             null_identity=json.loads(metadata.get("null_identity", "false")),
             adapter=None if adapter is None else AdapterConfig(**_tuples(adapter)),
             recognition=metadata.get("recognition", ""),
+            networks=parse_networks(metadata.get("networks", "{}")),
         )
 
 
@@ -146,7 +153,9 @@ def read_info(path: Path) -> FaceSnapInfo:
                 networks["adapter"] = Adapter(info.adapter)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = reason_of(error)
-        raise FaceSnapError(f"The metadata of {path.name} is damaged ({reason}); download the file again.") from error
+        raise FaceSnapError(
+            f"The metadata of {path.name} is damaged ({reason}); use the file as it was published."
+        ) from error
     expected = {
         f"{part}.{key}": tuple(t.shape) for part, net in networks.items() for key, t in net.state_dict().items()
     }
@@ -200,6 +209,7 @@ def load(path: Path, dtype: torch.dtype | None = None) -> FaceSnapWeights:
     networks: dict[str, nn.Module] = {"mixer": mixer, "ffrnet": ffrnet}
     for part, network in networks.items():
         network.load_state_dict(_strip(tensors, f"{part}."), assign=True)
+        unify_types(network)
         network.eval().requires_grad_(False)
     return FaceSnapWeights(info, mixer, ffrnet, path.name)
 
@@ -215,6 +225,7 @@ def load_adapter(path: Path) -> Adapter:
     with torch.device("meta"):
         adapter = Adapter(config)
     adapter.load_state_dict(read_tensors(path, without_prefix("adapter.")), assign=True)
+    unify_types(adapter)
     return adapter.eval().requires_grad_(False)
 
 
@@ -222,7 +233,7 @@ def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module, ad
     """Write a FaceSnap file atomically.
 
     Raises:
-        FaceSnapError: the file cannot be written.
+        FaceSnapError: the file cannot be written, or a weight is not a finite number.
     """
     from safetensors.torch import save_file
 
@@ -232,6 +243,11 @@ def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module, ad
         for part, network in networks.items()
         for key, tensor in network.state_dict().items()
     }
+    if wrong := next((key for key, tensor in tensors.items() if not is_finite(tensor)), None):
+        raise FaceSnapError(
+            f"{path.name} is not written because {wrong} has numbers that are not finite in "
+            f"{str(tensors[wrong].dtype).removeprefix('torch.')}; use a wider number type."
+        )
     with user_write(path) as part:
         save_file(tensors, part, info.to_metadata())
 

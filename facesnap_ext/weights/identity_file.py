@@ -20,15 +20,13 @@ from torch import Tensor
 from facesnap_ext import __version__
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import user_write
+from facesnap_ext.weights.network_names import parse_networks
 from facesnap_ext.weights.recognise import Kind, require
-from facesnap_ext.weights.tensors import read_index, read_tensors
+from facesnap_ext.weights.tensors import digest_of, read_index, read_tensors
 
 VERSION = 1
 MAX_BYTES = 256 * 2**20
 """Larger files are rejected before they are read; one reference takes 1.3 MB with CLIP-ViT-H."""
-
-NETWORKS = {"face_pack": "face recognition model", "clip": "CLIP image encoder", "deca": "DECA encoder"}
-"""The networks that compute the features, named as in `ModelFiles`, and their names in messages."""
 
 _AXES = {"embeddings": 2, "clip_tokens": 3, "shapes": 2}
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # in file names, on Windows or elsewhere
@@ -44,7 +42,7 @@ class Identity:
         clip_tokens: [R, T, C] float32; None if the person was saved without CLIP, which InstantID does not need.
         shapes: [R, S] float32, DECA's shape codes; None if the person was saved without DECA.
         photos: the first ten digits of each photo's content hash.
-        networks: the content hash of each network in `NETWORKS` that computed the features, in hexadecimal.
+        networks: the content hash of each network that computed the features, see `network_names`.
     """
 
     name: str
@@ -79,17 +77,19 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
     from safetensors.torch import save_file
 
     check_target(path, overwrite)
-    tensors = {key: tensor for key in _AXES if (tensor := getattr(identity, key)) is not None}
+    features = {key: tensor for key in _AXES if (tensor := getattr(identity, key)) is not None}
+    tensors = {key: tensor.float().contiguous() for key, tensor in features.items()}
     metadata = {
         "format": "facesnap-identity",
         "version": str(VERSION),
         "name": identity.name,
         "photos": json.dumps(identity.photos),
         "networks": json.dumps(identity.networks),
+        "digest": digest_of(sorted(tensors.items())),
         "facesnap": __version__,
     }
     with user_write(path, private=True) as part:
-        save_file({key: tensor.float().contiguous() for key, tensor in tensors.items()}, part, metadata)
+        save_file(tensors, part, metadata)
 
 
 def check_target(path: Path, overwrite: bool) -> None:
@@ -113,10 +113,12 @@ def load(path: Path) -> Identity:
     try:
         if int(index.metadata.get("version", "")) > VERSION:
             raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
-        photos, networks = _photos(index.metadata), _networks(index.metadata)
+        photos, networks = _photos(index.metadata), parse_networks(index.metadata["networks"])
         _check_shapes(index.shapes, len(photos), networks)
-        tensors = read_tensors(path)
+        tensors = read_tensors(path, check=False)
         _check_numbers(tensors)
+        if digest_of(sorted(tensors.items())) != index.metadata["digest"]:
+            raise ValueError("its features have changed since they were saved")
         name = _printable(index.metadata["name"])[:200]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FaceSnapError(f"{path.name} is damaged ({error}); save the person again from photos.") from error
@@ -128,13 +130,6 @@ def _photos(metadata: dict[str, str]) -> tuple[str, ...]:
     if not isinstance(photos, list) or not photos or not all(_is_hash(photo, 10) for photo in photos):
         raise ValueError("its photos are not identified by hashes")
     return tuple(photos)
-
-
-def _networks(metadata: dict[str, str]) -> dict[str, str]:
-    networks: Any = json.loads(metadata["networks"])
-    if not isinstance(networks, dict) or not all(_is_hash(value, 64) for value in networks.values()):
-        raise ValueError("its networks are not identified by hashes")
-    return networks
 
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]], references: int, networks: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig, LandmarkEmbedding
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.controlnet import reports_unusable
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.tensors import read_index, read_tensors, shapes_of
 
@@ -64,14 +65,29 @@ def initialise(
             times for SDXL's VAE, which reduces images by a factor of 8.
 
     Raises:
-        FaceSnapError: the file is not an SDXL checkpoint.
+        FaceSnapError: the file is not an SDXL checkpoint with SDXL's UNet, or its numbers are unusable.
     """
     kind = recognise(checkpoint)
     if kind not in (Kind.SDXL, Kind.SDXL_UNET):
         raise FaceSnapError(f"{checkpoint.name} is {kind.value}; choose an SDXL checkpoint.")
     tensors = read_encoder(checkpoint, dtype)
-    tensors["conv_in.weight"] = tensors["conv_in.weight"][:, :4]  # drop an inpainting checkpoint's additional channels
+    with reports_unusable(checkpoint, "an SDXL checkpoint with SDXL's UNet"):
+        _initialise(tensors, checkpoint, out, head_dim, size_dim, seed, dtype, mixer, hint_widths)
 
+
+def _initialise(
+    tensors: dict[str, Tensor],
+    checkpoint: Path,
+    out: Path,
+    head_dim: int,
+    size_dim: int,
+    seed: int,
+    dtype: torch.dtype,
+    mixer: MixerConfig | None,
+    hint_widths: Sequence[int],
+) -> None:
+    """Write the file of `initialise` from the encoder half of the checkpoint."""
+    tensors["conv_in.weight"] = tensors["conv_in.weight"][:, :4]  # drop an inpainting checkpoint's additional channels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         landmarks = LandmarkEmbedding(hint_widths, tensors["conv_in.weight"].shape[0]).to(dtype)

@@ -16,7 +16,8 @@ import torch
 
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
-from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
+from facesnap_ext.networks.ffrnet import FLOAT8_TYPES, FFRNet, FFRNetConfig
+from facesnap_ext.networks.number_types import unify_types
 from facesnap_ext.networks.resampler import CLIP_PREFIXES, ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.catalogue import WHERE_TO_GET
@@ -76,6 +77,7 @@ def load_adapter(path: Path) -> Adapter:
     with _reports_incomplete(path), torch.device("meta"):
         adapter = Adapter(AdapterConfig.from_shapes(shapes_of(tensors)))
         adapter.load_state_dict(tensors, assign=True)
+    unify_types(adapter)
     return adapter.eval().requires_grad_(False)
 
 
@@ -141,6 +143,7 @@ def _identitynet(path: Path, head_dim: int = 64, size_dim: int = 256, dtype: tor
             config = replace(config, heads=tuple(max(1, width // head_dim) for width in config.widths))
         ffrnet = FFRNet(config)
         ffrnet.load_state_dict(tensors, assign=True)
+    unify_types(ffrnet)
     return ffrnet.eval().requires_grad_(False)
 
 
@@ -149,9 +152,12 @@ def _resampler(path: Path, clip_dim: int = 0, seed: int = 0, dtype: torch.dtype 
     tensors = read_tensors(path, without_prefix(RESAMPLER_PREFIX), dtype)
     with _reports_incomplete(path), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mixer = ResamplerMixer(ResamplerConfig.from_shapes(shapes_of(tensors), clip_dim)).to(tensors["latents"].dtype)
+        mixer = ResamplerMixer(ResamplerConfig.from_shapes(shapes_of(tensors), clip_dim))
         added = {key: tensor for key, tensor in mixer.state_dict().items() if key.startswith(CLIP_PREFIXES)}
-        mixer.load_state_dict(tensors | added)
+        latents = tensors["latents"].dtype
+        added = {key: tensor.to(torch.float16 if latents in FLOAT8_TYPES else latents) for key, tensor in added.items()}
+        mixer.load_state_dict(tensors | added, assign=True)
+    unify_types(mixer)
     return mixer.eval().requires_grad_(False)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights.catalogue import WHERE_TO_GET
-from facesnap_ext.weights.face_pack import onnx_names
+from facesnap_ext.weights.face_pack import pack_files
 from facesnap_ext.weights.source import WeightSource, paths_of, takes_clip
 
 MISSING_MESSAGES = {  # by part, after "There is"
@@ -28,6 +28,7 @@ class FoundModel:
         kind: completes the sentence "this is …".
         folder: the folder whose search found it.
         rank: order of preference among the models of one role in one folder; the lowest is used.
+        unfit: why it is never used, in one sentence; empty if it may be.
     """
 
     role: str
@@ -35,6 +36,7 @@ class FoundModel:
     kind: str
     folder: Path
     rank: int = 0
+    unfit: str = ""
 
 
 @dataclass
@@ -101,13 +103,14 @@ class ModelFiles:
         return next(iter(candidates.values()))
 
     def match_pack(self, recognition: str) -> None:
-        """Use the first complete face model pack with this recognition model.
+        """Use the first complete face model pack whose recognition model has this file name.
 
         If there is no such pack, or the name is empty, the choice of pack does not change. AuraFace's recognition model
         has the same file name as antelopev2's, so a pack in a folder called antelopev2 is preferred.
         """
         packs = [pack.path for pack in self.candidates("face_pack") if pack.rank == 0]
-        matching = [pack for pack in packs if recognition in onnx_names(pack)]
+        names = {pack: path.name.lower() for pack in packs if (path := pack_files(pack).recognition)}
+        matching = [pack for pack, name in names.items() if name == recognition.lower()]
         antelope = [pack for pack in matching if any("antelope" in part.lower() for part in pack.parts[-2:])]
         if preferred := antelope or matching:
             self.face_pack = preferred[0]
@@ -118,6 +121,10 @@ class ModelFiles:
         if role == "face_pack":  # an incomplete pack comes last, wherever it is
             return sorted(candidates, key=lambda model: (model.rank, self._folders.index(model.folder)))
         return sorted(candidates, key=lambda model: (self._folders.index(model.folder), model.rank))
+
+    def usable(self, role: str) -> list[FoundModel]:
+        """Return the candidates for a role without those that are never used."""
+        return [model for model in self.candidates(role) if not model.unfit]
 
     @property
     def can_predict_landmarks(self) -> bool:
@@ -150,5 +157,6 @@ class ModelFiles:
 
     def _missing_message(self, part: str) -> str:
         message = f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there, {WHERE_TO_GET.format('it')}."
-        reasons = [*self.unconverted.get(part, ()), *self.passed_over]
+        unfit = [model.unfit for model in self.candidates(part) if model.unfit]
+        reasons = [*self.unconverted.get(part, ()), *unfit, *self.passed_over]
         return f"{message} Skipped: {' '.join(reasons)}" if reasons else message

@@ -12,6 +12,7 @@ from typing import Any
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write, sha256
 from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, ROLES, TO_BEGIN, Part, parts_for
+from facesnap_ext.weights.face_pack import onnx_files
 from facesnap_ext.weights.model_files import FoundModel, ModelFiles
 from facesnap_ext.weights.search import WEIGHT_SUFFIXES
 from facesnap_ext.weights.tensors import read_index
@@ -226,7 +227,9 @@ def _metadata(path: Path, field: str) -> str:
 def _files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    return [file for file in sorted(path.iterdir()) if file.suffix in {*WEIGHT_SUFFIXES, ".onnx"} and file.is_file()]
+    if packs := onnx_files(path):
+        return packs
+    return [file for file in sorted(path.iterdir()) if file.suffix in WEIGHT_SUFFIXES and file.is_file()]
 
 
 def _stored_hash(path: Path, hashes: Hashes) -> str:

@@ -90,10 +90,15 @@ def require(path: Path, expected: Kind, advice: str) -> None:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Return whether the file begins like a pickle and was not written by torch, such as FLAME's."""
+    """Return whether the file begins like a pickle and was not written by torch, such as FLAME's.
+
+    A safetensors file, which begins with the length of its JSON header, may begin with the same two bytes.
+    """
     with path.open("rb") as file:
-        start = file.read(2)
-    return len(start) == 2 and start[0] == 0x80 and start[1] in range(2, 6) and not is_torch_file(path)
+        start = file.read(9)
+    is_safetensors = start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+    begins_like_one = len(start) > 1 and start[0] == 0x80 and start[1] in range(2, 6)
+    return begins_like_one and not is_safetensors and not is_torch_file(path)
 
 
 def recognise_tensors(shapes: Shapes) -> Kind:
@@ -102,8 +107,6 @@ def recognise_tensors(shapes: Shapes) -> Kind:
         return Kind.UNKNOWN
     if any(key.startswith("ffrnet.") for key in shapes):
         return Kind.FACESNAP
-    if any(".lora_down." in key or ".lora_A." in key for key in shapes):
-        return Kind.LORA
     if "lora_controlnet" in shapes:
         return Kind.CONTROL_LORA
     if "image_proj.latents" in shapes and any(key.startswith("ip_adapter.") for key in shapes):
@@ -124,26 +127,27 @@ def recognise_tensors(shapes: Shapes) -> Kind:
         return Kind.CLIP_VISION
     if any(key.endswith(("text_model.embeddings.token_embedding.weight", "token_embedding.weight")) for key in shapes):
         return Kind.CLIP_TEXT
+    if any(".lora_down." in key or ".lora_A." in key for key in shapes):  # a stray one changes nothing of the above
+        return Kind.LORA
     if any(key.startswith(("decoder.", "first_stage_model.decoder.")) for key in shapes):
         return Kind.VAE
     return Kind.UNKNOWN
 
 
-def _is_sd2s(shapes: Shapes) -> bool:
-    """Return whether cross-attention has the context width of SD2, 1024."""
-    widths = (shape for key, shape in shapes.items() if key.endswith("attn2.to_k.weight"))
-    return next(widths, ())[-1:] == (1024,)
+def _context_width(shapes: Shapes) -> int:
+    """Return the width of the text that cross-attention takes: 768 in SD1, 1024 in SD2, 2048 in SDXL; 0 if unknown."""
+    widths = (shape[-1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight") and shape)
+    return next(widths, 0)
 
 
 def _controlnet(shapes: Shapes, sdxl: Kind) -> Kind:
     if any("add_embedding." in key or "label_emb." in key for key in shapes):
         return sdxl
-    return Kind.SD2_CONTROLNET if _is_sd2s(shapes) else Kind.SD15_CONTROLNET
+    return Kind.SD2_CONTROLNET if _context_width(shapes) == 1024 else Kind.SD15_CONTROLNET
 
 
 def _checkpoint(shapes: Shapes) -> Kind:
     if "model.diffusion_model.label_emb.0.0.weight" in shapes:
-        # the refiner has one text encoder, SDXL two
-        two_encoders = any(key.startswith("conditioner.embedders.1.") for key in shapes)
-        return Kind.SDXL if two_encoders else Kind.SDXL_REFINER
-    return Kind.SD2 if _is_sd2s(shapes) else Kind.SD15
+        # the refiner's UNet takes one text encoder's tokens, 1280 wide; a checkpoint may come without text encoders
+        return Kind.SDXL_REFINER if _context_width(shapes) == 1280 else Kind.SDXL
+    return Kind.SD2 if _context_width(shapes) == 1024 else Kind.SD15

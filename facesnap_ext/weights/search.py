@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError, printable
 from facesnap_ext.files import State, state_of
 from facesnap_ext.weights import face_pack, identity_folder
+from facesnap_ext.weights.clip_file import WEIGHT_FILES
+from facesnap_ext.weights.flame_release import unfit_for_deca
 from facesnap_ext.weights.instantid_pair import pair_instantid
 from facesnap_ext.weights.model_files import FoundModel, ModelFiles
+from facesnap_ext.weights.networks import choose_fitting
 from facesnap_ext.weights.recognise import Kind, recognise_cached
-from facesnap_ext.weights.source import recognition_of
+from facesnap_ext.weights.source import networks_of, recognition_of
 from facesnap_ext.weights.tensors import read_index
 from facesnap_ext.weights.unpickle import is_old_torch_file
 
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl"}
-CLIP_NAMES = ("model.safetensors", "pytorch_model.bin")  # in a folder of transformers
 FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_open")  # .pkl, in lower case
 MAX_DEPTH = 4  # levels of subfolders: …/insightface/models/antelopev2/antelopev2
 MAX_FOLDERS = 256  # per search of one folder
@@ -70,8 +73,8 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
                 _register(files, path, other, halves)
     pair_instantid(files, halves)
     for role in ("face_pack", "clip", "deca", "flame"):
-        if candidates := files.candidates(role):
-            setattr(files, role, candidates[0].path)
+        if usable := files.usable(role):
+            setattr(files, role, usable[0].path)
     _match_pack(files)
     return files
 
@@ -79,17 +82,23 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
 def _walk(root: Path, warnings: list[str], own_folder: Path | None = None) -> Iterator[Path]:
     """Yield weight files and folders with .onnx files below a folder, breadth first and sorted by name.
 
+    A folder that is reached again through a link is not searched again.
+
     Args:
         warnings: receives a sentence if the search ends early or skips a name.
         own_folder: FaceSnap's own folder if `root` is a different folder.
     """
     queue = deque([(root, 0)])
+    visited: set[Path] = set()
     folders = files = 0
     while queue:
         folder, depth = queue.popleft()
+        if (place := folder.resolve()) in visited:
+            continue
+        visited.add(place)
         folders += 1
         entries = _entries(folder, warnings if own_folder is None else [])
-        if depth and any(entry.suffix == ".onnx" for entry in entries):
+        if depth and face_pack.onnx_files(folder):
             yield folder
         for entry in entries:
             if entry.suffix.lower() in WEIGHT_SUFFIXES and _is_true(entry.is_file):
@@ -98,7 +107,7 @@ def _walk(root: Path, warnings: list[str], own_folder: Path | None = None) -> It
                     warnings.append(f"{root} has more than {MAX_FILES} weight files; the others were not searched.")
                     return
                 yield entry
-            elif depth < MAX_DEPTH and not _is_skipped(entry, own_folder) and _is_true(entry.is_dir):
+            elif depth < MAX_DEPTH and _is_true(entry.is_dir) and not _is_skipped(entry, own_folder):
                 queue.append((entry, depth + 1))
         if queue and folders == MAX_FOLDERS:
             warnings.append(f"{root} has more than {MAX_FOLDERS} folders; the others were not searched.")
@@ -106,16 +115,31 @@ def _walk(root: Path, warnings: list[str], own_folder: Path | None = None) -> It
 
 
 def _entries(folder: Path, warnings: list[str]) -> list[Path]:
-    """Return the entries of a folder whose names are UTF-8, sorted; none if the folder cannot be listed."""
+    """Return the entries of a folder that may be weight files or folders, and whose names are UTF-8, sorted.
+
+    There are none if the folder cannot be listed.
+    """
     try:
-        entries = sorted(folder.iterdir())
+        with os.scandir(folder) as entry_iterator:
+            names = sorted(
+                entry.name
+                for entry in entry_iterator
+                if entry.name[0] != "."
+                and (entry.name.lower().endswith(tuple(WEIGHT_SUFFIXES)) or not _is_plain(entry))
+            )
     except OSError:
         return []
+    entries = [folder / name for name in names]
     if invalid := [entry for entry in entries if printable(entry.name) != entry.name]:
         warnings.append(
             printable(f"{folder} has names that are not UTF-8 and cannot be shown on a page; rename {invalid[0].name}.")
         )
     return [entry for entry in entries if entry not in invalid]
+
+
+def _is_plain(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a file and not a link, which the folder's listing itself says."""
+    return _is_true(partial(entry.is_file, follow_symlinks=False))
 
 
 def _is_true(query: Callable[[], bool]) -> bool:
@@ -139,9 +163,8 @@ def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundMod
     """
     own = folder == files.folder
     if path.is_dir():
-        names = face_pack.onnx_names(path)
-        if own or face_pack.has_insightface_names(names):
-            rank = 0 if face_pack.may_be_complete(names) else 1
+        if own or face_pack.has_insightface_names(path):
+            rank = 0 if face_pack.pack_files(path).is_complete else 1
             _add(files, FoundModel("face_pack", path, "a face model pack", folder, rank))
         return
     try:
@@ -168,20 +191,28 @@ def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundMod
 
 
 def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundModel | None:
-    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of another kind or cannot be identified with
-    certainty."""
-    if kind is Kind.CLIP_VISION and (own or _is_vit_h(path, state_of(path))):
-        in_folder = path.name in CLIP_NAMES and path.parent != folder and (path.parent / "config.json").is_file()
-        return FoundModel("clip", path.parent if in_folder else path, kind.value, folder)
+    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of another kind or cannot be
+    identified with certainty."""
+    if kind is Kind.CLIP_VISION and ((is_vit_h := _is_vit_h(path, state_of(path))) or own):
+        in_folder = path.name in WEIGHT_FILES and path.parent != folder and (path.parent / "config.json").is_file()
+        return FoundModel("clip", path.parent if in_folder else path, kind.value, folder, 0 if is_vit_h else 1)
     if kind in (Kind.DECA, Kind.DECA_ORIGINAL):
         return FoundModel("deca", path, kind.value, folder, 0 if kind is Kind.DECA else 1)
     if kind is Kind.FLAME:
-        return FoundModel("flame", path, kind.value, folder)
+        return FoundModel("flame", path, kind.value, folder, unfit=_unfit_flame(path))
     if kind is Kind.PICKLE and path.stem.lower() in FLAME_NAMES:
-        return FoundModel("flame", path, kind.value, folder, 1)
+        return FoundModel("flame", path, kind.value, folder, 1, _unfit_flame(path))
     if kind is Kind.PICKLE and own:  # FLAME's archives also hold male and female heads, and masks
-        return FoundModel("flame", path, kind.value, folder, 2)
+        return FoundModel("flame", path, kind.value, folder, 2, _unfit_flame(path))
     return None
+
+
+def _unfit_flame(path: Path) -> str:
+    """Return why a FLAME model does not fit DECA; empty if nothing says so."""
+    try:
+        return unfit_for_deca(path)
+    except FaceSnapError:  # a damaged file is reported when it is loaded or converted
+        return ""
 
 
 def _add(files: ModelFiles, model: FoundModel) -> None:
@@ -192,9 +223,11 @@ def _add(files: ModelFiles, model: FoundModel) -> None:
 
 def _match_pack(files: ModelFiles) -> None:
     """If all FaceSnap files are made for one recognition model, use the face model pack that has it."""
-    names = {recognition_of(source) for source in files.facesnap.values()}
-    if len(names) == 1:
-        files.match_pack(names.pop())
+    models = {(recognition_of(source), networks_of(source).get("face_pack")) for source in files.facesnap.values()}
+    if len(models) == 1:
+        name, digest = models.pop()
+        files.match_pack(name)
+        choose_fitting(files, {} if digest is None else {"face_pack": digest})
 
 
 @lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.networks.adapter import Adapter
 from facesnap_ext.weights import facesnap_file, instantid
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
+from facesnap_ext.weights.network_names import parse_networks
 from facesnap_ext.weights.tensors import read_index
 
 WeightSource: TypeAlias = Path | tuple[Path, Path]
@@ -33,6 +34,16 @@ def load_any_adapter(source: WeightSource) -> Adapter:
 def takes_clip(source: WeightSource) -> bool:
     """Return whether the Mixer takes CLIP tokens in addition to embeddings; InstantID's does not."""
     return not isinstance(source, tuple) and facesnap_file.read_info(source).mixer.clip_dim > 0
+
+
+def networks_of(source: WeightSource) -> dict[str, str]:
+    """Return `FaceSnapInfo.networks` of a source; only the header is read."""
+    if isinstance(source, tuple):
+        return {}
+    try:
+        return parse_networks(read_index(source).metadata.get("networks", "{}"))
+    except (FaceSnapError, ValueError):  # a damaged file is reported when a job loads it
+        return {}
 
 
 def recognition_of(source: WeightSource) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.networks.ffrnet import FLOAT8_TYPES
 from facesnap_ext.weights.unpickle import is_torch_file, read_torch
 
 MAX_EXPANSION = 64  # size of a tensor relative to its stored data, which strides may refer to repeatedly
 MAX_SMALL = 2**20  # bytes; smaller tensors may be expanded without limit
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, *FLOAT8_TYPES)
+INTEGER_NAMES = ("parents", "faces", "position_ids", "num_batches_tracked")  # last parts of keys; all others are floats
+QUANTISED = (".scale_weight", ".scale_input", ".weight_scale", ".absmax", ".quant_map", "scaled_fp8", ".qweight")
+"""Ends of the keys that scaled fp8, NF4 and similar files have beside the weights, which mean nothing without them."""
 
 
 @dataclass(frozen=True)
@@ -46,29 +51,82 @@ def read_index(path: Path) -> TensorIndex:
 
 
 def read_tensors(
-    path: Path, rename: Callable[[str], str | None] = lambda key: key, dtype: torch.dtype | None = None
+    path: Path,
+    rename: Callable[[str], str | None] = lambda key: key,
+    dtype: torch.dtype | None = None,
+    check: bool = True,
 ) -> dict[str, Tensor]:
-    """Read tensors to the CPU.
+    """Read tensors to the CPU, and check their numbers.
 
     Args:
         rename: maps a key of the file to a key of the result; None skips the tensor.
         dtype: floating-point tensors are converted to it; by default, they keep the dtype of the file.
+        check: whether to check types and values, for callers that do not do so themselves.
+
+    Raises:
+        FaceSnapError: the file is damaged or quantised, or a tensor has numbers of an unsupported type or that are not
+            finite.
     """
     result: dict[str, Tensor] = {}
 
     def take(key: str, tensor: Tensor) -> None:
         if (name := rename(key)) is not None:
+            if check:
+                _check_numbers(path, key, tensor)
             result[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+            if dtype is not None and dtype is not tensor.dtype and not is_finite(result[name]):
+                raise FaceSnapError(
+                    f"{path.name} has numbers in {key} that are too large for {str(dtype).removeprefix('torch.')}; use "
+                    "a file in single precision, or one that was converted from it correctly."
+                )
 
     if is_torch_file(path):
-        for key, tensor in _torch_tensors(path).items():
+        tensors = _torch_tensors(path)
+        _check_unquantised(path, tensors)
+        for key, tensor in tensors.items():
             take(key, tensor)
     else:
         with _open_safetensors(path) as file:
+            _check_unquantised(path, file.keys())
             for key in file.keys():  # noqa: SIM118
                 if rename(key) is not None:
                     take(key, file.get_tensor(key))
     return result
+
+
+def _check_numbers(path: Path, key: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOAT_TYPES and (
+        key.rpartition(".")[2] not in INTEGER_NAMES or tensor.dtype not in (torch.int64, torch.int32)
+    ):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise FaceSnapError(
+            f"{path.name} stores {key} as {kind}, which FaceSnap cannot use; use the original file, whose weights are "
+            "floating-point numbers."
+        )
+    if not is_finite(tensor):
+        raise FaceSnapError(
+            f"{path.name} has numbers in {key} that are not finite (NaN or infinity), so it is damaged; download or "
+            "create it again."
+        )
+
+
+def _check_unquantised(path: Path, keys: Iterable[str]) -> None:
+    """Raise `FaceSnapError` for a file whose weights are quantised with separate scales."""
+    for key in keys:
+        if key.endswith(QUANTISED) or ".quant_state." in key:
+            raise FaceSnapError(
+                f"{path.name} is quantised (it has {key}), and FaceSnap cannot read such weights; use the original "
+                "file in half or single precision."
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers are finite. A sum is faster, and overflows only for numbers near the largest."""
+    if not tensor.is_floating_point():
+        return True
+    if tensor.dtype in FLOAT8_TYPES:
+        tensor = tensor.to(torch.float16)
+    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -82,24 +140,22 @@ def without_prefix(prefix: str) -> Callable[[str], str | None]:
 
 
 def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file's tensors, in hexadecimal.
+    """Return the `digest_of` a file's tensors, which does not depend on container, order or metadata.
 
-    It covers names, dtypes, shapes and values, and does not depend on container, order or metadata. Safetensors files
-    are read one tensor at a time.
+    Safetensors files are read one tensor at a time.
     """
-    digest = hashlib.sha256()
+    if is_torch_file(path):
+        return digest_of(sorted(_torch_tensors(path).items()))
+    with _open_safetensors(path) as file:
+        return digest_of((key, file.get_tensor(key)) for key in sorted(file.keys()))
 
-    def add(key: str, tensor: Tensor) -> None:
+
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the SHA-256 of tensors in hexadecimal. It covers names, dtypes, shapes and values."""
+    digest = hashlib.sha256()
+    for key, tensor in tensors:
         digest.update(repr((key, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-    if is_torch_file(path):
-        for key, tensor in sorted(_torch_tensors(path).items()):
-            add(key, tensor)
-    else:
-        with _open_safetensors(path) as file:
-            for key in sorted(file.keys()):
-                add(key, file.get_tensor(key))
     return digest.hexdigest()
 
 

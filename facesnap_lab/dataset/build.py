@@ -23,11 +23,11 @@ from typing import Any
 
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import sha256
+from facesnap_ext.weights.face_pack import file_hash, pack_files
 from facesnap_ext.weights.search import find_models
 from facesnap_lab.dataset import plan
 from facesnap_lab.dataset.captions import check_blip2, load_blip2, read_caption
-from facesnap_lab.dataset.images import NetworkFiles, Settings, load_networks, training_images
+from facesnap_lab.dataset.images import NetworkFiles, Settings, load_networks, network_hashes, training_images
 from facesnap_lab.dataset.layouts import Listing, Person, PhotoFile, list_people
 from facesnap_lab.dataset.plan import PlannedShard, write_text
 from facesnap_lab.dataset.pool import RunJobs, worker_processes
@@ -147,10 +147,10 @@ def _check_captions(listing: Listing, folders: Sequence[Path], blip2: Path | Non
 
 
 def _fingerprints(files: NetworkFiles, blip2: Path | None) -> dict[str, Any]:
-    """Identify the networks by the hashes of their files, but BLIP-2, which is large, by file names and sizes."""
-    fingerprints: dict[str, Any] = {}
-    for part, path in vars(files).items():
-        fingerprints[part] = sha256(*(sorted(path.rglob("*.onnx")) if path.is_dir() else [path]))
+    """Identify the networks by their content, but BLIP-2, which is large, by file names and sizes."""
+    fingerprints: dict[str, Any] = network_hashes(files)
+    detector = pack_files(files.face_pack).detector
+    fingerprints["detector"] = "" if detector is None else file_hash(detector)
     if blip2:
         fingerprints["blip2"] = {file.name: file.stat().st_size for file in sorted(blip2.glob("*")) if file.is_file()}
     return fingerprints

@@ -13,6 +13,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import faces
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.photos import Photo
+from facesnap_ext.weights.networks import network_hash
 from facesnap_lab.dataset import crops, masks
 from facesnap_lab.dataset.scan import SkippedPhoto
 from facesnap_lab.training.shards import Sample
@@ -45,8 +46,11 @@ class NetworkFiles:
 
 @dataclass(frozen=True)
 class Networks:
+    """hashes: their content hashes, for the shards."""
+
     pack: faces.FacePack
     predictor: LandmarkPredictor
+    hashes: dict[str, str]
 
 
 @lru_cache(maxsize=1)
@@ -61,7 +65,12 @@ def load_networks(files: NetworkFiles, device: str) -> Networks:
         raise FaceSnapError(
             "The installed onnxruntime does not support CUDA; install onnxruntime-gpu, or omit --device cuda."
         )
-    return Networks(pack, load_predictor(files.deca, files.flame, device))
+    return Networks(pack, load_predictor(files.deca, files.flame, device), network_hashes(files))
+
+
+def network_hashes(files: NetworkFiles) -> dict[str, str]:
+    """Return the content hashes of the networks that compute embeddings and points, as shards name them."""
+    return {part: network_hash(part, path) for part, path in vars(files).items()}
 
 
 def training_images(
@@ -87,12 +96,13 @@ def training_images(
         return SkippedPhoto(
             "face too small", f"The face is {side:.0f} pixels in size, below the minimum of {settings.min_face}."
         )
-    return _crop_all(networks.predictor, settings, face, caption, person, keys)
+    return _crop_all(networks, settings, face, caption, person, keys)
 
 
 def _crop_all(
-    predictor: LandmarkPredictor, settings: Settings, face: faces.Face, caption: str, person: str, keys: list[str]
+    networks: Networks, settings: Settings, face: faces.Face, caption: str, person: str, keys: list[str]
 ) -> Iterator[Sample]:
+    predictor = networks.predictor
     pixels, resolution = face.photo.pixels, settings.resolution
     height, width = pixels.shape[:2]
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]])
@@ -114,4 +124,5 @@ def _crop_all(
             person=person,
             points=crops.transform_points(transform, landmarks.points),
             box=crops.transform_box(transform, face.box),
+            networks=networks.hashes,
         )

@@ -13,6 +13,7 @@ import numpy as np
 
 from facesnap_ext.identity import faces
 from facesnap_ext.landmarks.points72 import five_points
+from facesnap_ext.weights.networks import network_hash
 from facesnap_lab.miniature import dataset
 from facesnap_lab.training.shards import Sample, write_shards
 
@@ -26,6 +27,7 @@ def samples(data: Path, pack: Path, seed: int = 0) -> Iterator[Sample]:
 
     world = dataset.load(data)
     recognition = faces.load_pack(pack).recognition
+    networks = {"face_pack": network_hash("face_pack", pack)}
     random = np.random.default_rng(seed)
     for i, picture in enumerate(world.pictures):
         picture, points = np.array(picture), np.array(world.points[i])
@@ -41,6 +43,7 @@ def samples(data: Path, pack: Path, seed: int = 0) -> Iterator[Sample]:
             person=f"{world.people[i]:06d}",
             points=points,
             box=np.array(world.boxes[i]),
+            networks=networks,
         )
 
 

@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
+from facesnap_ext.weights.face_pack import file_hash, onnx_files, pack_files, role_of
+from facesnap_ext.weights.onnx_graph import read_graph
+from facesnap_ext.weights.tensors import is_finite
 
 TEMPLATE = (  # eyes, nose and mouth corners in a 112 × 112 crop (insightface, utils/face_align.py)
     (38.2946, 51.6963),
@@ -24,13 +27,17 @@ SIDE = 112
 
 
 class ArcFace(nn.Module):
-    """A frozen face recognition network from insightface; see `load_arcface`."""
+    """A frozen face recognition network from insightface; see `load_arcface`.
+
+    name: of its file. content: the SHA-256 of the file, which names the network.
+    """
 
     def __init__(self, path: Path):
         super().__init__()
         import onnx
 
         self.name = path.name
+        self.content = file_hash(path)
         graph = onnx.load(str(path)).graph
         stored = {tensor.name for tensor in graph.initializer}
         inputs = [value for value in graph.input if value.name not in stored]
@@ -92,29 +99,36 @@ class ArcFace(nn.Module):
 def load_arcface(folder: Path) -> ArcFace:
     """Load the recognition model of an insightface pack, frozen, on the CPU.
 
-    It is the `.onnx` file with one input and one output whose input images are square, with a side of at least 112
-    pixels that is divisible by 16.
-
     Args:
-        folder: the pack, or the `.onnx` file itself.
+        folder: the pack, or a folder with only one pack in it, or the `.onnx` file itself.
 
     Raises:
-        FaceSnapError: the folder contains no recognition model, or the model uses an unsupported operation.
+        FaceSnapError: there is no recognition model, or it is damaged or uses an unsupported operation.
     """
-    import onnx
+    file = folder if folder.is_file() else _recognition_model(folder)
+    if role_of(read_graph(file)) != "recognition":
+        raise FaceSnapError(f"{file} is not a face recognition model; choose one from an insightface pack.")
+    try:
+        network = ArcFace(file).eval().requires_grad_(False)
+    except FaceSnapError:
+        raise
+    except Exception as error:  # protobuf's errors have no common base class
+        raise FaceSnapError(f"{file} is not a valid ONNX file ({reason_of(error)}); copy it again.") from error
+    if not all(is_finite(weight) for weight in network.buffers()):
+        raise FaceSnapError(f"{file} has weights that are not finite numbers; unpack the pack again.")
+    return network
 
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.onnx")) or sorted(folder.glob("*/*.onnx"))
-    for file in files:
-        try:
-            graph = onnx.load(str(file), load_external_data=False).graph
-        except Exception as error:  # protobuf's errors have no common base class
-            raise FaceSnapError(f"{file} is not a valid ONNX file ({error}); copy it again.") from error
-        stored = {tensor.name for tensor in graph.initializer}
-        shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in stored]
-        if len(graph.output) == len(shapes) == 1 and len(shapes[0]) == 4:
-            height, width = shapes[0][2].dim_value, shapes[0][3].dim_value
-            if height == width >= SIDE and height % 16 == 0:
-                return ArcFace(file).eval().requires_grad_(False)
+
+def _recognition_model(folder: Path) -> Path:
+    packs = [folder] if onnx_files(folder) else sorted(path.parent for path in folder.glob("*/*.onnx"))
+    problems: list[str] = []
+    for pack in dict.fromkeys(packs):
+        files = pack_files(pack)
+        if files.recognition is not None:
+            return files.recognition
+        problems += files.problems
+    if problems:
+        raise FaceSnapError(f"{problems[0]}.")
     raise FaceSnapError(f"{folder} contains no face recognition model (.onnx); put an insightface pack there.")
 
 

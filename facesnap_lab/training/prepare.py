@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ import facesnap_lab.ablated_mixers  # noqa: F401 (registers the ablated Mixers, 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo
+from facesnap_ext.weights.network_names import TITLES
+from facesnap_ext.weights.networks import network_hash
 from facesnap_lab.training import checkpoints
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.data import ImageSizes, TrainingImages
@@ -17,7 +20,7 @@ from facesnap_lab.training.frozen import Frozen, load_frozen
 from facesnap_lab.training.networks import TokensInText, TrainedNetworks, checkpoint_activations
 from facesnap_lab.training.objective import Objective
 from facesnap_lab.training.run import Run
-from facesnap_lab.training.shards import read_shard_index
+from facesnap_lab.training.shards import read_networks, read_shard_index
 
 
 def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
@@ -41,6 +44,9 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     sizes = _image_sizes(config, start.info, frozen)
     images = TrainingImages(index, sizes, config.seed, config.reference, config.landmarks, config.jitter)
     _check_fit(config, start.info, frozen, images)
+    networks_used = _check_networks(config, start.info, frozen, read_networks(index))
+    recognition = start.info.recognition if frozen.arcface is None else frozen.arcface.name
+    info = replace(start.info, networks=networks_used, recognition=recognition)
 
     file_dtype = start.ffrnet.dtype
     networks = _trained_networks(config, start)
@@ -48,7 +54,7 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     return Run(
         config=config,
         accelerator=accelerator,
-        info=start.info,
+        info=info,
         file_dtype=file_dtype,
         networks=networks,
         optimizer=optimizer,
@@ -90,6 +96,39 @@ def _check_fit(config: TrainConfig, info: FaceSnapInfo, frozen: Frozen, images: 
             f"{config.shards[0].name} have {id_dim}; build the shards with the face model pack that the file was "
             "created for."
         )
+
+
+def _check_networks(
+    config: TrainConfig, info: FaceSnapInfo, frozen: Frozen, in_shards: dict[str, str]
+) -> dict[str, str]:
+    """Check that shards, L_id, the image encoder and the start file belong together, by the networks' content.
+
+    Returns:
+        The networks that the trained file is made for, see `FaceSnapInfo.networks`.
+
+    Raises:
+        FaceSnapError: the shards do not name their recognition model, or two of these were made with different
+            networks.
+    """
+    shard, pack = config.shards[0].name, config.face_pack
+    if "face_pack" not in in_shards:
+        raise FaceSnapError(
+            f"{shard} does not name the recognition model that its embeddings come from; build the shards again."
+        )
+    if frozen.arcface is not None and frozen.arcface.content != in_shards["face_pack"]:
+        raise FaceSnapError(
+            f"The embeddings in {shard} come from another recognition model than {frozen.arcface.name} in {pack}, with "
+            "which the identity loss compares them; set 'face_pack' to the pack that the shards were built with."
+        )
+    networks = {**in_shards, **({"clip": network_hash("clip", config.clip)} if info.mixer.clip_dim else {})}
+    for part, expected in info.networks.items():
+        if networks.get(part, expected) != expected:
+            origin = config.clip.name if part == "clip" else shard
+            raise FaceSnapError(
+                f"{config.start.name} was trained with another {TITLES[part]} than {origin}; use the same one, or "
+                "start from a file that has not been trained."
+            )
+    return networks
 
 
 def _trained_networks(config: TrainConfig, start: facesnap_file.FaceSnapWeights) -> TrainedNetworks:

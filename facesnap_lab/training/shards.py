@@ -5,20 +5,23 @@ A shard is a tar file. The members of a sample share the key `PERSON-IMAGE` (`00
     png, jpg or jpeg  the image, square
     mask.png          the face mask, of the image's size, white inside
     npy               ArcFace embedding of the face [E] float32
-    json              {"caption": str, "person": str, "points": [[x, y] * 72], "box": [left, top, right, bottom]},
-                      in pixels of the image
+    json              {"caption": str, "person": str, "points": [[x, y] * 72], "box": [left, top, right, bottom],
+                      "networks": {"face_pack": hash, "deca": hash, "flame": hash}, "digest": str},
+                      points and box in pixels of the image; networks: the content hashes of those that computed the
+                      embedding and the points (facesnap_ext.weights.networks); digest: the SHA-256 of the npy member
 
 The images of one person are consecutive and in the same shard.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights.network_names import TITLES, parse_networks
 
 IMAGES = ("png", "jpg", "jpeg")
 REQUIRED = ("mask.png", "npy", "json")
@@ -37,7 +41,8 @@ class Sample:
     """One training image of a person.
 
     key: `PERSON-IMAGE`. image: [S,S,3] uint8 RGB. mask: [S,S] uint8, 255 on the face. embedding: [E] float32.
-    points: [72,2] float32 and box: [4] float32 (left, top, right, bottom) in pixels of the image.
+    points: [72,2] float32 and box: [4] float32 (left, top, right, bottom) in pixels of the image. networks: the content
+    hashes of the networks that computed embedding and points, by the keys of `network_names.TITLES`.
     """
 
     key: str
@@ -48,6 +53,7 @@ class Sample:
     person: str
     points: np.ndarray
     box: np.ndarray
+    networks: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:
@@ -121,14 +127,16 @@ def _add(writer: Any, sample: Sample, jpeg: int | None = None) -> None:
 
 
 def _members(sample: Sample, jpeg: int | None = None) -> dict[str, bytes]:
+    array = io.BytesIO()
+    np.save(array, np.asarray(sample.embedding, np.float32))
     metadata = {
         "caption": sample.caption,
         "person": sample.person,
         "points": np.asarray(sample.points, np.float64).round(4).tolist(),
         "box": np.asarray(sample.box, np.float64).round(4).tolist(),
+        "networks": dict(sample.networks),
+        "digest": hashlib.sha256(array.getvalue()).hexdigest(),
     }
-    array = io.BytesIO()
-    np.save(array, np.asarray(sample.embedding, np.float32))
     image = {"png": _png(sample.image)} if jpeg is None else {"jpg": _jpeg(sample.image, jpeg)}
     return {
         **image,
@@ -251,6 +259,8 @@ def read_sample(index: ShardIndex, number: int) -> Sample:
             members = _split(file.read(end - start))
         image = next(members[extension] for extension in IMAGES if extension in members)
         metadata = json.loads(members["json"])
+        if metadata.get("digest", digest := hashlib.sha256(members["npy"]).hexdigest()) != digest:
+            raise ValueError("its embedding has changed since it was written")
         sample = Sample(
             key="",
             image=np.asarray(Image.open(io.BytesIO(image)).convert("RGB")),
@@ -260,8 +270,21 @@ def read_sample(index: ShardIndex, number: int) -> Sample:
             person=metadata["person"],
             points=np.asarray(metadata["points"], np.float32),
             box=np.asarray(metadata["box"], np.float32),
+            networks=parse_networks(json.dumps(metadata.get("networks", {}))),
         )
-    except (OSError, tarfile.TarError, EOFError, KeyError, ValueError, SyntaxError, StopIteration) as error:
+        if not all(np.isfinite(values).all() for values in (sample.embedding, sample.points, sample.box)):
+            raise ValueError("its embedding, points or box are not finite numbers")
+    except (
+        OSError,
+        tarfile.TarError,
+        EOFError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        SyntaxError,
+        StopIteration,
+    ) as error:
         raise FaceSnapError(
             f"Image {number} of the training data, at byte {start} of {path}, is damaged ({error}); build the shard "
             "again."
@@ -273,6 +296,26 @@ def read_sample(index: ShardIndex, number: int) -> Sample:
             "shard again."
         )
     return sample
+
+
+def read_networks(index: ShardIndex) -> dict[str, str]:
+    """Return the networks that computed the features in the shards, from the first image of each shard.
+
+    Raises:
+        FaceSnapError: an image is damaged, or two shards were made with different networks.
+    """
+    _, firsts = np.unique(index.shard, return_index=True)
+    networks: dict[str, str] = {}
+    for i, first in enumerate(firsts.tolist()):
+        named = dict(read_sample(index, first).networks)
+        if i and named != networks:
+            part = next(part for part in TITLES if named.get(part) != networks.get(part))
+            raise FaceSnapError(
+                f"{index.shards[index.shard[first]]} was made with another {TITLES[part]} than {index.shards[0]}; "
+                "build all shards with the same networks."
+            )
+        networks = named
+    return networks
 
 
 def _split(content: bytes) -> dict[str, bytes]:

@@ -9,6 +9,7 @@ import torch
 
 from facesnap_ext.networks.mixer import MixerConfig
 from facesnap_ext.weights.initialise import initialise
+from facesnap_ext.weights.networks import network_hash
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.shards import Sample, write_shards
 from tests.support import tiny
@@ -75,7 +76,7 @@ def sdxl(prediction_type: str = "epsilon", seed: int = 0):
         )
 
 
-def samples(people: int = 5, images_each: int = 3, side: int = SIDE):
+def samples(people: int = 5, images_each: int = 3, side: int = SIDE, networks=None):
     """Samples of blurred noise, with a disc as face mask. The result is deterministic."""
     rng = np.random.default_rng(0)
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
@@ -96,6 +97,7 @@ def samples(people: int = 5, images_each: int = 3, side: int = SIDE):
                 person=f"person {person}",
                 points=points.astype(np.float32),
                 box=np.array([*(centre - radius), *(centre + radius)], np.float32),
+                networks=networks or {},
             )
 
 
@@ -117,7 +119,8 @@ def make_world(folder: Path) -> Path:
         torch.manual_seed(0)
         size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
         CLIPVisionModel(CLIPVisionConfig(**size, image_size=28, patch_size=14)).save_pretrained(folder / "clip")
-    write_shards(folder / "shards", samples(), per_shard=6)
+    networks = {"face_pack": network_hash("face_pack", folder / "pack")}
+    write_shards(folder / "shards", samples(networks=networks), per_shard=6)
     return folder
 
 

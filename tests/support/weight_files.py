@@ -31,7 +31,11 @@ CONTROLNET = {
 # by kind: the keys and shapes by which real files are recognised
 KINDS = {
     "SDXL": {**SDXL, "conditioner.embedders.1.model.ln_final.weight": (8,)},
-    "SDXL_REFINER": SDXL,
+    "SDXL_REFINER": {
+        **SDXL,
+        "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (8, 1280),
+        "model.diffusion_model.label_emb.0.0.weight": (8, 2560),
+    },
     "SD15": LDM_UNET,
     "SD2": {**LDM_UNET, "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (8, 1024)},
     "SD15_CONTROLNET": CONTROLNET,

@@ -320,16 +320,17 @@ def test_missing_insightface_is_reported(face_pack_folder, monkeypatch):
 
 
 def test_pack_runs_on_the_cpu_unless_cuda_is_requested(face_pack, face_pack_folder, monkeypatch):
-    import insightface.app
+    from insightface import model_zoo
 
     requested, cpu, cuda = [], "CPUExecutionProvider", "CUDAExecutionProvider"
-    real = insightface.app.FaceAnalysis
+    real = model_zoo.get_model
 
-    def analysis(*args, providers, **options):
-        requested.append(providers)
+    def get_model(*args, providers, **options):
+        if "scrfd" in args[0]:
+            requested.append(providers)
         return real(*args, providers=[cpu], **options)
 
-    monkeypatch.setattr(insightface.app, "FaceAnalysis", analysis)
+    monkeypatch.setattr(model_zoo, "get_model", get_model)
     for device in ("cpu", "cuda"):
         assert load_pack(face_pack_folder, device).providers == [cpu]
     load_pack(face_pack_folder)

@@ -29,7 +29,7 @@ from facesnap_ext.weights.identity_file import load, safe_name, save
 from facesnap_ext.weights.identity_folder import choose_identity, find_identities
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.search import find_models
-from facesnap_ext.weights.tensors import fingerprint
+from facesnap_ext.weights.tensors import digest_of, fingerprint
 from tests.support.weight_files import KINDS, write
 
 
@@ -133,7 +133,7 @@ def test_file_contains_features_but_no_pixels(eileen, astronaut, mirrored):
         assert photo.name.encode() not in content
     assert metadata["name"] == "Eileen"
     assert json.loads(metadata["photos"]) == [astronaut.digest[:10], mirrored.digest[:10]]
-    assert set(metadata) == {"format", "version", "name", "photos", "networks", "facesnap"}
+    assert set(metadata) == {"format", "version", "name", "photos", "networks", "digest", "facesnap"}
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,7 @@ def changed(eileen, path, tensors=None, drop=(), **metadata):
     with safe_open(eileen, "pt") as file:
         known = file.metadata()
     content = {key: tensor for key, tensor in {**load_file(eileen), **(tensors or {})}.items() if key not in drop}
+    known["digest"] = digest_of(sorted(content.items()))
     save_file(content, path, {key: value for key, value in {**known, **metadata}.items() if value is not None})
     return path
 

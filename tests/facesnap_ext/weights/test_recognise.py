@@ -121,3 +121,22 @@ def test_read_tensors_selects_renames_and_casts(tmp_path):
     path = write(tmp_path / "x.safetensors", {"a.one": (2,), "b.two": (3,)})
     result = tensors.read_tensors(path, lambda key: key[2:] if key.startswith("a.") else None, torch.float16)
     assert {key: (t.dtype, tuple(t.shape)) for key, t in result.items()} == {"one": (torch.float16, (2,))}
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if name not in ("LORA", "UNKNOWN", "CLIP_TEXT", "VAE")])
+def test_a_stray_lora_key_does_not_make_a_file_a_lora(tmp_path, kind):
+    shapes = {**KINDS[kind], "lora_unet_mid_block.lora_down.weight": (4, 8)}
+    assert recognise(write(tmp_path / "file.safetensors", shapes)).name == kind
+
+
+def test_an_sdxl_checkpoint_without_text_encoders_is_not_a_refiner(tmp_path):
+    shapes = {key: shape for key, shape in KINDS["SDXL"].items() if not key.startswith("conditioner.")}
+    assert recognise(write(tmp_path / "file.safetensors", shapes)).name == "SDXL"
+
+
+@pytest.mark.parametrize("length", range(0x280, 0x700, 8))
+def test_a_safetensors_file_is_not_taken_for_a_pickle_by_its_length(tmp_path, length):
+    path = tmp_path / "file.safetensors"
+    header = b'{"weight":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
+    path.write_bytes(length.to_bytes(8, "little") + header.ljust(length) + bytes(12))
+    assert recognise(path).name == "UNKNOWN"

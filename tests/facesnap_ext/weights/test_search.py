@@ -22,6 +22,7 @@ from facesnap_ext.weights import search
 from facesnap_ext.weights.recognise import recognise
 from facesnap_ext.weights.search import find_models
 from facesnap_lab.miniature.head import stand_in_flame
+from tests.support.face_packs import write_layout
 from tests.support.weight_files import KINDS, write
 
 VIT_H = KINDS["CLIP_VISION"]
@@ -30,7 +31,7 @@ VIT_H = KINDS["CLIP_VISION"]
 def pack(folder, *names):
     folder.mkdir(parents=True)
     for name in names or ("det_10g.onnx", "w600k_r50.onnx"):
-        (folder / name).touch()
+        write_layout(folder / name)
     return folder
 
 
@@ -203,11 +204,11 @@ def archive(folder, names):
     arrays["shapedirs"] = np.zeros((*head["v_template"].shape, SHAPE_COLUMNS + 5), np.float32)
     arrays |= {"kintree_table": np.stack([head["parents"]] * 2), "f": head["faces"]}
     for name in names:
-        content = pickle.dumps(arrays) if name.startswith(("generic", "flame2023")) else pickle.dumps({"masks": 1})
+        content = pickle.dumps(arrays) if name.startswith(("generic", "flame20")) else pickle.dumps({"masks": 1})
         (folder / name).write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["generic_model.pkl", "FLAME2023_Open.pkl"])
+@pytest.mark.parametrize("name", ["generic_model.pkl", "FLAME2020.pkl"])
 @pytest.mark.parametrize("place", ["own", "other"])
 def test_generic_head_of_a_flame_archive_is_used(tmp_path, name, place):
     archive(tmp_path / place, ["FLAME_masks.pkl", "female_model.pkl", name.replace("FLAME", "flame"), "zebra.pkl"])

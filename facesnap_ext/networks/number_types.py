@@ -1,0 +1,26 @@
+"""Give all weights of a loaded network types that it can compute with."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import nn
+
+from facesnap_ext.networks.ffrnet import FLOAT8_TYPES, Conv2d, Linear
+
+
+def unify_types(network: nn.Module) -> None:
+    """Convert the weights of a file with mixed types to one type, the widest that the file has.
+
+    Weights in 8 bits stay so where the layer casts them when it computes (`ffrnet.Linear` and `ffrnet.Conv2d`), and
+    become half precision elsewhere, as in a file that was cast to 8 bits as a whole. No number changes its value,
+    except that double precision becomes single.
+    """
+    kept = {id(module.weight) for module in network.modules() if isinstance(module, Linear | Conv2d)}
+    others = [weight for weight in network.parameters() if weight.dtype not in FLOAT8_TYPES]
+    widest = reduce(torch.promote_types, {weight.dtype for weight in others}) if others else torch.float16
+    widest = torch.float32 if widest is torch.float64 else widest
+    for weight in network.parameters():
+        if weight.dtype is not widest and not (weight.dtype in FLOAT8_TYPES and id(weight) in kept):
+            weight.data = weight.data.to(widest)
