@@ -1,7 +1,8 @@
 """Forge and reForge: residuals are one more link in the UNet patcher's chain of controls.
 
 Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument, rows
-are marked by `cond_or_uncond` alone, `model_sampling` replaces `predictor`), which duck typing covers. Before each
+are marked by `cond_or_uncond` alone, `model_sampling` replaces `predictor`), which duck typing covers. The link adds
+its residuals in a patch of the output blocks, which sees the size of the features. Before each
 evaluation of the UNet `on_cfg_denoiser` says how far the pass is. Sigmas would give the fraction of the whole noise
 schedule, of which hires fix and img2img only run the end. An adapter's hooks are on the UNet itself, which all jobs
 share: they act only in calls whose options were marked by their own control.
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 
 from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts.attention import AdapterHooks, call_of
-from facesnap_ext.hosts.errors import Refusal, refusal_of
-from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, on_gpu
+from facesnap_ext.hosts.attention import ROWS_SPLIT, AdapterHooks, Call
+from facesnap_ext.hosts.errors import Refusal, refusal_of, report_stop
+from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted, offload, on_gpu
 from facesnap_ext.residuals import Residuals
 
 Control = dict[str, list[Tensor | None]]
@@ -132,9 +133,14 @@ class FaceSnapControl(ControlLink):
         is_cond = [side == 0 for side in chunks for _ in range(len(x_noisy) // len(chunks))]
         x = self._predictor.calculate_input(t, x_noisy)
         blended = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting) or []
-        options[CALL] = (self, call_of(x, is_cond, acting))  # the dictionary belongs to this call
         *skips, middle = (residual.to(x_noisy.dtype) for residual in blended)
-        return merge({"input": [], "middle": [middle], "output": skips}, previous)
+        merged = merge({"input": [], "middle": [middle], "output": skips}, previous)
+        # the dictionary belongs to this call, but the one with the patches to all of them
+        options[CALL] = (self, Call(tuple(is_cond), tuple(acting)))
+        patches = options.get("patches", {})
+        others = patches.get("output_block_patch", [])
+        options["patches"] = {**patches, "output_block_patch": [adding(merged), *others]}
+        return {"input": merged["input"], "middle": [None], "output": [None] * len(merged["output"])}
 
     def hook(self, unet: nn.Module) -> None:
         """Put the adapters' hooks on a UNet.
@@ -155,6 +161,31 @@ class FaceSnapControl(ControlLink):
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         owner, call = (kwargs.get("transformer_options") or {}).get(CALL, (None, None))
         self.adapters.call = call if owner is self else None
+
+
+def adding(control: Control) -> Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor]]:
+    """A patch of the output blocks that adds a control's residuals before any other patch, as the host would.
+
+    The host itself drops residuals whose size differs from that of the features, and only prints a line.
+    """
+    (middle,), skips = control["middle"], control["output"]
+
+    def add(h: Tensor, skip: Tensor, transformer_options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        block = transformer_options["block"][1]
+        if block == 0:
+            _add(middle, h)
+        _add(skips[-1 - block], skip)  # the decoder takes the skips from deep to shallow
+        return h, skip
+
+    return add
+
+
+def _add(residual: Tensor | None, features: Tensor) -> None:
+    if residual is None:
+        return
+    if len(residual) not in (1, len(features)):
+        raise FaceSnapError(ROWS_SPLIT)
+    features += fitted(residual, features)
 
 
 def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
@@ -288,7 +319,7 @@ def _follow_refiner(p: Any, control: ControlLink, x: Tensor) -> None:
         check_fit(p, people, p.sd_model.forge_objects.unet.model.diffusion_model)
     except FaceSnapError:
         detach(p)
-        p.comment(REFINER_DIFFERS)
+        report_stop(p, "refiner", REFINER_DIFFERS)
         return
     from modules.sd_samplers_common import sampling_prepare
 

@@ -10,6 +10,7 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit, defaults, to_values
 
 MARK = "FaceSnap"  # the parameter that says FaceSnap made the image, with its version
+STOPPED = f"{MARK} stopped"  # the parameter that says where it did not act
 DIGITS = 10  # of a photo's hash
 PHOTOS = ("references", "driving", "mask")
 DEFAULTS = {name: default for name, default in defaults().items() if name != "enabled"}

@@ -27,6 +27,7 @@ class Job:
     is_sdxl: bool = True
     lowvram: bool = False  # --medvram or --lowvram
     comments: list[str] = field(default_factory=list)
+    extra_generation_params: dict[str, str] = field(default_factory=dict)
 
     @property
     def sd_model(self):

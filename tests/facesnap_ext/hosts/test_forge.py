@@ -115,7 +115,7 @@ class Loaded(SimpleNamespace):
 
 
 def make_job(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True):
-    return Job(sd_model=load(unet, reforge, is_sdxl), reforge=reforge, comments=[])
+    return Job(sd_model=load(unet, reforge, is_sdxl), reforge=reforge, comments=[], extra_generation_params={})
 
 
 def load(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True) -> Loaded:
@@ -164,34 +164,46 @@ def sample_once(
             if job.reforge:
                 control = head.get_control(x[rows], t, cond, len(chunks), options)
             else:
-                cond["transformer_options"] = {**options, "sigmas": sigmas}
+                options["sigmas"] = sigmas
+                cond["transformer_options"] = options
                 for link in patcher.list_controlnets():
                     link.transformer_options = cond["transformer_options"]
                 control = head.get_control(x[rows], t, cond.copy(), len(chunks))
         scaled, timesteps = Predictor().calculate_input(t, x[rows]), Predictor().timestep(t)
-        result = forge_walk(model.diffusion_model, scaled, timesteps, context[rows], y[rows], control)
+        result = forge_walk(model.diffusion_model, scaled, timesteps, context[rows], y[rows], control, options)
         out.update(zip(rows, result))
     for control in patcher.list_controlnets():
         control.cleanup()
     return torch.stack([out[row] for row in sorted(out)])
 
 
-def forge_walk(unet, x, timesteps, context, y, control) -> Tensor:
-    """The forward pass of Forge's UNet, which pops residuals from the ends of the control's lists."""
+def forge_walk(unet, x, timesteps, context, y, control, options) -> Tensor:
+    """The forward pass of Forge's UNet, which pops residuals from the ends of the control's lists, and runs patches."""
     from ldm.modules.diffusionmodules.util import timestep_embedding
 
     def apply(h, part):
         residual = control[part].pop() if control and control[part] else None
+        if residual is not None and residual.dim() == 4 and residual.shape[2:] != h.shape[2:]:
+            return h  # the host drops it
         return h if residual is None else h + residual
+
+    def patched(kind, block, *features):
+        options["block"] = block
+        for patch in options.get("patches", {}).get(kind, []):
+            features = patch(*features, options)
+            features = features if isinstance(features, tuple) else (features,)
+        return features
 
     emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels)) + unet.label_emb(y)
     h, hs = x, []
-    for block in unet.input_blocks:
-        h = apply(block(h, emb, context), "input")
+    for i, block in enumerate(unet.input_blocks):
+        (h,) = patched("input_block_patch", ("input", i), apply(block(h, emb, context), "input"))
         hs.append(h)
+        (h,) = patched("input_block_patch_after_skip", ("input", i), h)
     h = apply(unet.middle_block(h, emb, context), "middle")
-    for block in unet.output_blocks:
-        h = block(torch.cat([h, apply(hs.pop(), "output")], dim=1), emb, context)
+    for i, block in enumerate(unet.output_blocks):
+        h, skip = patched("output_block_patch", ("output", i), h, apply(hs.pop(), "output"))
+        h = block(torch.cat([h, skip], dim=1), emb, context)
     return unet.out(h)
 
 
@@ -303,14 +315,15 @@ def test_start_and_end_are_fractions_of_the_pass_and_other_controls_always_act(u
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
     control.pre_run(job.sd_model.forge_objects.unet.model, Predictor().percent_to_sigma)
     x, _, _, y = inputs(1)
-    options = {"cond_or_uncond": [0]}
     acted = []
     for progress in (0.1, 0.3, 0.7, 0.9):
         announce(job, x, progress)
         sigma = torch.tensor([0.3 * (1 - progress)])
+        options = {"cond_or_uncond": [0]}
         out = control.get_control(x, sigma, {"y": y, "transformer_options": options}, 1)
-        acted.append(len(out["output"]) > 0)
-        assert torch.equal(out["middle"][0], torch.ones(1)) != acted[-1]
+        acted.append("patches" in options)
+        # when FaceSnap acts, it adds the other control's residuals together with its own
+        assert (out["middle"] == [None]) == acted[-1]
     assert acted == [False, True, True, False]
 
 
