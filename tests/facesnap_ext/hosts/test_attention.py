@@ -442,7 +442,11 @@ def test_rows_that_no_side_can_be_told_for_stop_the_job(unet, monkeypatch, chang
     test_a1111.announce(job, args[0], 1)
     layer = cross_attentions(unet)[0]
     kept = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda x, context=None, **_: kept(change(x), context=context[:1])[:1])
+    monkeypatch.setattr(
+        layer,
+        "forward",
+        lambda x, context=None, **_: kept(change(x), context=context[:1].expand(len(change(x)), -1, -1)),
+    )
     with pytest.raises(FaceSnapError, match="cannot tell the positive from the negative prompt"):
         test_a1111.call(unet, *args, [0, 1])
 

@@ -6,6 +6,7 @@ import gc
 import sys
 import weakref
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -157,7 +158,7 @@ def sample_once(
         rows = [row for _, first in chunks for row in range(first, first + images)]
         sides = [side for side, _ in chunks]
         t = torch.cat([sigmas] * len(chunks))
-        options = {"cond_or_uncond": sides}
+        options = {"cond_or_uncond": sides, **getattr(job, "options", {})}
         cond = {"c_crossattn": context[rows], "y": y[rows]}
         control = None
         if (head := patcher.controlnet_linked_list) is not None:
@@ -177,14 +178,20 @@ def sample_once(
     return torch.stack([out[row] for row in sorted(out)])
 
 
-def forge_walk(unet, x, timesteps, context, y, control, options) -> Tensor:
-    """The forward pass of Forge's UNet, which pops residuals from the ends of the control's lists, and runs patches."""
+def forge_walk(unet, x, timesteps, context, y, control, options, resizing=False) -> Tensor:
+    """The forward pass of Forge's UNet, which pops residuals from the ends of the control's lists, and runs patches.
+
+    Args:
+        resizing: resize residuals that do not fit; the host drops them.
+    """
     from ldm.modules.diffusionmodules.util import timestep_embedding
 
     def apply(h, part):
         residual = control[part].pop() if control and control[part] else None
         if residual is not None and residual.dim() == 4 and residual.shape[2:] != h.shape[2:]:
-            return h  # the host drops it
+            if not resizing:
+                return h  # the host drops it
+            residual = nn.functional.interpolate(residual, h.shape[2:], mode="bilinear")
         return h if residual is None else h + residual
 
     def patched(kind, block, *features):
@@ -306,6 +313,72 @@ def test_it_adds_to_the_hosts_controlnets_before_and_after_it(unet, order):
     assert job.sd_model.forge_objects.unet.controlnet_linked_list.inference_memory_requirements(None) == 77
 
 
+def kohya_hrfix(block: int, factor: float, after_skip: bool):
+    """The patches of Forge's Kohya HRFix, which shrink the features from a block on."""
+
+    def shrink(h, options):
+        if options["block"][1] != block:
+            return h
+        return nn.functional.interpolate(h, [round(side / factor) for side in h.shape[2:]], mode="bilinear")
+
+    def enlarge(h, skip, options):
+        return nn.functional.interpolate(h, skip.shape[2:], mode="bilinear"), skip
+
+    name = "input_block_patch_after_skip" if after_skip else "input_block_patch"
+    return {"patches": {name: [shrink], "output_block_patch": [enlarge]}}
+
+
+@pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
+@pytest.mark.parametrize("with_controlnet", [False, True], ids=["alone", "ControlNet"])
+@pytest.mark.parametrize("after_skip", [True, False], ids=["after skip", "before skip"])
+@pytest.mark.parametrize(("block", "factor"), [(1, 2), (3, 2), (3, 1.4), (5, 2), (8, 2), (3, 0.6)])
+def test_residuals_take_the_size_of_what_they_are_added_to(unet, block, factor, after_skip, with_controlnet, reforge):
+    """Forge itself drops residuals that do not fit."""
+    conditioning, options = tiny.conditioning(), kohya_hrfix(block, factor, after_skip)
+    x, _, context, y = inputs(1)
+    job, sigmas = make_job(unet, reforge), torch.tensor([2.0])
+    job.options = options
+    if with_controlnet:
+        other = {"input": [], "middle": [torch.full((1, 96, 4, 4), 0.3)], "output": [None] * 9}
+        job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
+    forge.attach(job, (conditioning,))
+    got = sample_once(job, x, sigmas, context, y, [[(0, 0)]])
+
+    latent, timestep = Predictor().calculate_input(sigmas, x), Predictor().timestep(sigmas)
+    with torch.no_grad():
+        features = conditioning.ffrnet.embed_landmarks(landmark_image(conditioning.landmarks, 128, 128))
+        tokens = conditioning.ffrnet.embed_tokens(conditioning.tokens)
+        *skips, middle = conditioning.ffrnet(latent, timestep, tokens, features)
+        control = {"input": [], "middle": [middle + 0.3 * with_controlnet], "output": skips}
+        expected = forge_walk(unet, latent, timestep, context, y, control, dict(options), resizing=True)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert len(options["patches"]["output_block_patch"]) == 1, "the patches are shared by all calls"
+
+
+@pytest.mark.parametrize("cond_only", [False, True], ids=["shared residuals", "residuals of each row"])
+def test_a_call_whose_rows_are_split_after_the_control_adds_shared_residuals_or_stops(unet, cond_only):
+    """Such as the calls of Regional Prompter's latent mode."""
+    x, timesteps, context, y = inputs(2)
+    x[1] = x[0]
+    job = make_job(unet)
+    forge.attach(job, (tiny.conditioning(cond_only=cond_only),))
+    announce(job, x[:1], 0.0)
+    patcher = job.sd_model.forge_objects.unet
+    patcher.controlnet_linked_list.pre_run(patcher.model, None)
+    options = {"cond_or_uncond": [0, 1]}
+    cond = {"y": y, "transformer_options": options}
+    control = patcher.controlnet_linked_list.get_control(x, torch.full((2,), 2.0), cond, 2)
+    walk = partial(forge_walk, unet, x[:1], timesteps[:1], context[:1], y[:1])
+    with torch.no_grad():
+        plain = walk(None, {})
+        for _part in range(2):
+            if cond_only:
+                with pytest.raises(FaceSnapError, match="splits the rows of the UNet calls"):
+                    walk(control, options)
+            else:
+                assert not torch.allclose(walk(control, options), plain, atol=1e-3)
+
+
 def test_start_and_end_are_fractions_of_the_pass_and_other_controls_always_act(unet):
     """Even in hires fix and img2img, whose passes cover only the end of the noise schedule."""
     other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
@@ -416,6 +489,7 @@ def test_a_refiner_with_other_widths_runs_without_facesnap_and_is_reported(unet,
         "FaceSnap stopped acting when the refiner took over, because its UNet has other channel widths."
     ]
     assert prepared == []
+    assert job.extra_generation_params == {"FaceSnap stopped": "refiner"}
 
 
 def test_a_refusal_survives_a_refiner_that_starts_at_the_first_step(unet, prepared):
