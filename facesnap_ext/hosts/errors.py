@@ -43,5 +43,13 @@ def report_stop(p: Any, where: str, sentence: str) -> None:
         where: that part in a few words, such as "refiner".
     """
     p.comment(sentence)
-    others = [one for one in p.extra_generation_params.get(STOPPED, "").split("; ") if one not in ("", where)]
-    p.extra_generation_params[STOPPED] = "; ".join([*others, where])
+    forget_stop(p, where)
+    others = p.extra_generation_params.get(STOPPED)
+    p.extra_generation_params[STOPPED] = f"{others}; {where}" if others else where
+
+
+def forget_stop(p: Any, where: str) -> None:
+    """Remove what `report_stop` wrote into the infotext of the images before."""
+    parts = p.extra_generation_params.pop(STOPPED, "").split("; ")
+    if others := [part for part in parts if part not in ("", where)]:
+        p.extra_generation_params[STOPPED] = "; ".join(others)
