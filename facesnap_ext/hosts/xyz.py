@@ -114,7 +114,9 @@ def _confirm(name: str, choices: Choices | None = None) -> Callable[[Any, Sequen
     """A check before the plot begins, because it swallows the errors of its cells and leaves them empty."""
 
     def confirm(p: Any, values: Sequence[Any]) -> None:
-        units = list(_units(p).values()) or [Unit()]
+        units = list(_units(p).values())
+        if name != "reference":
+            units = units or [Unit()]
         known = None if choices is None else choices()
         for value in values:
             if known is not None and value not in known:
