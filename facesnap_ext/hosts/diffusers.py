@@ -1,4 +1,4 @@
-"""diffusers: residuals are passed to the UNet as its own additional residuals."""
+"""diffusers: residuals are added to what the UNet's up blocks get, where the features have their final size."""
 
 from __future__ import annotations
 
