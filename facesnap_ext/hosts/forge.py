@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -136,10 +137,10 @@ class FaceSnapControl(ControlLink):
         *skips, middle = (residual.to(x_noisy.dtype) for residual in blended)
         merged = merge({"input": [], "middle": [middle], "output": skips}, previous)
         # the dictionary belongs to this call, but the one with the patches to all of them
-        options[CALL] = (self, Call(tuple(is_cond), tuple(acting)))
+        options[CALL] = (self, Call(tuple(is_cond), tuple(acting)), Parts(len(is_cond)))
         patches = options.get("patches", {})
         others = patches.get("output_block_patch", [])
-        options["patches"] = {**patches, "output_block_patch": [adding(merged), *others]}
+        options["patches"] = {**patches, "output_block_patch": [adding(merged, Parts(len(is_cond))), *others]}
         return {"input": merged["input"], "middle": [None], "output": [None] * len(merged["output"])}
 
     def hook(self, unet: nn.Module) -> None:
@@ -159,33 +160,60 @@ class FaceSnapControl(ControlLink):
             self._handle.remove()
 
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        owner, call = (kwargs.get("transformer_options") or {}).get(CALL, (None, None))
-        self.adapters.call = call if owner is self else None
+        self.adapters.call = None
+        owner, call, parts = (kwargs.get("transformer_options") or {}).get(CALL, (None, None, None))
+        if owner is self:
+            self.adapters.call = replace(call, is_cond=call.is_cond[parts.next(len(args[0]))])
 
 
-def adding(control: Control) -> Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor]]:
+class Parts:
+    """The rows of a call that another extension's wrapper of the UNet sends in parts, one after the other.
+
+    Regional Prompter's latent mode does so after the control was computed for all rows.
+    """
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self._start = 0
+
+    def next(self, count: int) -> slice:
+        """The rows of the next part, which has this number of them.
+
+        Raises:
+            FaceSnapError: more rows come than the call has.
+        """
+        if count == self.rows:
+            return slice(count)
+        part = slice(self._start, self._start + count)
+        self._start += count
+        if self._start > self.rows:
+            raise FaceSnapError(ROWS_SPLIT)
+        return part
+
+
+def adding(control: Control, parts: Parts) -> Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor]]:
     """A patch of the output blocks that adds a control's residuals before any other patch, as the host would.
 
     The host itself drops residuals whose size differs from that of the features, and only prints a line.
     """
     (middle,), skips = control["middle"], control["output"]
+    rows = slice(None)
 
     def add(h: Tensor, skip: Tensor, transformer_options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        nonlocal rows
         block = transformer_options["block"][1]
         if block == 0:
-            _add(middle, h)
-        _add(skips[-1 - block], skip)  # the decoder takes the skips from deep to shallow
+            rows = parts.next(len(h))
+            _add(middle, h, rows)
+        _add(skips[-1 - block], skip, rows)  # the decoder takes the skips from deep to shallow
         return h, skip
 
     return add
 
 
-def _add(residual: Tensor | None, features: Tensor) -> None:
-    if residual is None:
-        return
-    if len(residual) not in (1, len(features)):
-        raise FaceSnapError(ROWS_SPLIT)
-    features += fitted(residual, features)
+def _add(residual: Tensor | None, features: Tensor, rows: slice) -> None:
+    if residual is not None:
+        features += fitted(residual if len(residual) == 1 else residual[rows], features)
 
 
 def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:

@@ -461,6 +461,27 @@ def test_rows_that_are_equal_on_both_sides_are_told_apart_by_their_place_or_refu
     assert sides_of(whole[1:].clone(), whole, [True, True]) == [True]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_forge_rows_that_a_wrapper_sends_in_parts_attend_to_the_tokens_of_their_side(unet, kind):
+    people = people_of(unet, kind)
+    x, _, context, y = inputs(3)
+    sigmas, options = torch.full((3,), 2.0), {"cond_or_uncond": [1, 0, 0]}
+    scaled, timesteps = test_forge.Predictor().calculate_input(sigmas, x), test_forge.Predictor().timestep(sigmas)
+    parts = [[t[row : row + 1] for t in (scaled, timesteps, context, y)] for row in range(3)]
+    expected = [reference_output(unet, people, part, row > 0, x.shape[2:]) for row, part in enumerate(parts)]
+    job = test_forge.make_job(ForgeUNet(unet))
+    forge.attach(job, tuple(conditioning for conditioning, *_ in people))
+    patcher = job.sd_model.forge_objects.unet
+    patcher.controlnet_linked_list.pre_run(patcher.model, None)
+    cond = {"y": y, "transformer_options": options}
+    control = patcher.controlnet_linked_list.get_control(x, sigmas, cond, 3)
+    with torch.no_grad():
+        for part, result in zip(parts, expected):
+            got = patcher.model.diffusion_model(*part, control=control, transformer_options=options)
+            torch.testing.assert_close(got, result, atol=1e-4, rtol=1e-4)
+    forge.detach(job)
+
+
 @pytest.mark.parametrize("shrunk", [(7, 7), (5, 9), (8, 8), (16, 16)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_act_on_features_of_any_size(unet, kind, shrunk):

@@ -6,7 +6,6 @@ import gc
 import sys
 import weakref
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -355,28 +354,34 @@ def test_residuals_take_the_size_of_what_they_are_added_to(unet, block, factor, 
     assert len(options["patches"]["output_block_patch"]) == 1, "the patches are shared by all calls"
 
 
-@pytest.mark.parametrize("cond_only", [False, True], ids=["shared residuals", "residuals of each row"])
-def test_a_call_whose_rows_are_split_after_the_control_adds_shared_residuals_or_stops(unet, cond_only):
-    """Such as the calls of Regional Prompter's latent mode."""
-    x, timesteps, context, y = inputs(2)
-    x[1] = x[0]
+@pytest.mark.parametrize("people", tiny.PEOPLE)
+@pytest.mark.parametrize("images", [1, 2])
+def test_rows_that_a_wrapper_of_the_unet_sends_in_parts_get_their_own_residuals(unet, images, people):
+    """Such as those of Regional Prompter's latent mode, which come after the control was computed for all rows."""
+    conditionings, sides = tiny.PEOPLE[people](), [1, 0, 0]
+    x, _, context, y = inputs(3 * images)
+    x, sigmas = torch.cat([x[:images]] * 3), torch.full((3 * images,), 2.0)
     job = make_job(unet)
-    forge.attach(job, (tiny.conditioning(cond_only=cond_only),))
-    announce(job, x[:1], 0.0)
+    forge.attach(job, conditionings)
+    announce(job, x[:images], 0.0)
     patcher = job.sd_model.forge_objects.unet
     patcher.controlnet_linked_list.pre_run(patcher.model, None)
-    options = {"cond_or_uncond": [0, 1]}
+    options = {"cond_or_uncond": sides}
     cond = {"y": y, "transformer_options": options}
-    control = patcher.controlnet_linked_list.get_control(x, torch.full((2,), 2.0), cond, 2)
-    walk = partial(forge_walk, unet, x[:1], timesteps[:1], context[:1], y[:1])
+    control = patcher.controlnet_linked_list.get_control(x, sigmas, cond, 3)
+    scaled, timesteps = Predictor().calculate_input(sigmas, x), Predictor().timestep(sigmas)
+    is_cond = [side == 0 for side in sides for _ in range(images)]
+    expected = expected_output(unet, conditionings, x, sigmas, context, y, is_cond)
+
+    def call(rows):
+        return forge_walk(unet, scaled[rows], timesteps[rows], context[rows], y[rows], control, options)
+
     with torch.no_grad():
-        plain = walk(None, {})
-        for _part in range(2):
-            if cond_only:
-                with pytest.raises(FaceSnapError, match="splits the rows of the UNet calls"):
-                    walk(control, options)
-            else:
-                assert not torch.allclose(walk(control, options), plain, atol=1e-3)
+        for i in range(3):
+            rows = slice(i * images, (i + 1) * images)
+            torch.testing.assert_close(call(rows), expected[rows], atol=1e-4, rtol=1e-4)
+        with pytest.raises(FaceSnapError, match="splits the rows of the UNet calls"):
+            call(slice(images))
 
 
 def test_start_and_end_are_fractions_of_the_pass_and_other_controls_always_act(unet):
