@@ -1,4 +1,4 @@
-"""The WebUI's installer hook: add the packages that face detection needs, and change none that is installed.
+"""The WebUI's installer hook: add the packages that face detection needs, without changing any that are installed.
 
 The WebUI runs this file in a separate process on every start. It downloads no models, and never makes the start fail.
 If something cannot be installed, it prints one line with the reason and the command to run.
@@ -147,7 +147,7 @@ def _install(commands: list[list[str]], pins: str) -> str:
     """Run pip with the installed versions as constraints, so that it only adds packages.
 
     Returns:
-        Why it failed, or "" if it did not.
+        The reason for a failure, or "" if pip succeeded.
     """
     options = ["--only-binary", ":all:", "--prefer-binary", "--retries", "2"]
     if index := os.environ.get("INDEX_URL"):  # the WebUI's setting for a mirror
@@ -184,7 +184,7 @@ def _report(absent: Collection[str], reason: str) -> str:
 
 
 def main() -> None:
-    """Install what is missing, or print why that is not possible."""
+    """Install the missing packages, or print why that is not possible."""
     absent = [module for module in NEEDED if not _importable(module)]
     if not absent:
         return

@@ -18,7 +18,7 @@ from facesnap_ext.files import state_of
 from facesnap_ext.photos import Photo
 
 T = TypeVar("T")
-MAX_RESULTS = 128  # of each kind; the largest of these, CLIP's tokens, take 1.3 MB each
+MAX_RESULTS = 128  # per kind of result; the largest ones, CLIP's tokens, take 1.3 MB each
 
 
 class Cache:
@@ -30,7 +30,7 @@ class Cache:
         self._results: dict[Hashable, OrderedDict[Hashable, Any]] = {}  # by kind, then by key
 
     def load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
-        """Return the model of a part, loading it if it is not cached, or if its file is another one or has changed.
+        """Return the model of a part, loading it if it is not cached or if its file has changed or been replaced.
 
         Args:
             source: a path, or a tuple of paths; passed to `load`.
@@ -43,7 +43,7 @@ class Cache:
             return self._models[part][1]
 
     def load_variant(self, part: str, source: Any, load: Callable[[Any], T], max_loaded: int) -> T:
-        """Like `load`, for a part of which several files may be loaded at once.
+        """Like `load`, but several files of the part may be loaded at once.
 
         Args:
             max_loaded: the least recently used models beyond this number are freed before another one is loaded.

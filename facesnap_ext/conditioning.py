@@ -21,14 +21,14 @@ class Conditioning:
 
     Attributes:
         tokens: identity tokens [1, 16, context_dim].
-        landmarks: the points that are drawn as the control image; None draws none, so that identity alone conditions.
+        landmarks: the points that are drawn as the control image; with None, only the identity conditions.
         text_free: whether FFRNet was trained without text. If not, it receives the rows' own pooled text `y`.
         hint: how the landmarks are drawn, a key of `hints.HINTS`.
-        uncond_tokens: identity tokens of the unconditional rows, like `tokens`; None uses `tokens` for both sides.
+        uncond_tokens: identity tokens of the unconditional rows, like `tokens`; None uses `tokens` for all rows.
         name: the weight file's name, for messages.
         region: where the person acts in the output image; None means everywhere.
         adapter: returns the keys and values that `networks.adapter.Adapter` makes for the UNet; None without adapter.
-        compile: run FFRNet through torch.compile, see `networks.compiled`.
+        compile: run FFRNet through torch.compile; see `networks.compiled`.
 
     Raises:
         FaceSnapError: the number of block weights differs from FFRNet's number of residuals.
@@ -62,5 +62,5 @@ class Conditioning:
 
 
 def ffrnets(people: Sequence[Conditioning]) -> list[FFRNet]:
-    """The FFRNets of several people, each once; people with the same weight file share one."""
+    """The distinct FFRNets of several people; people with the same weight file share one."""
     return list({id(one.ffrnet): one.ffrnet for one in people}.values())

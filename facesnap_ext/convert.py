@@ -22,7 +22,7 @@ def convert(source: Path, out: Path | None = None) -> Path:
     """Convert a file, recognised by its tensors, or the folder of a ControlNet in diffusers' layout.
 
     Args:
-        out: by default a `.safetensors` file beside the source.
+        out: by default a `.safetensors` file next to the source.
 
     Returns:
         The path of the new file.
@@ -64,8 +64,8 @@ def convert_instantid(controlnet: Path, adapter: Path, out: Path) -> Path:
         The path of the new file.
 
     Raises:
-        FaceSnapError: a file is missing, of another kind or incomplete, the two do not fit together, or `out` is an
-            existing file of another kind.
+        FaceSnapError: a file is missing, of the wrong kind or incomplete, the two do not match, or `out` is an existing
+            file of another kind.
     """
     controlnet = _weights_in(controlnet) if controlnet.is_dir() else controlnet
     if out.is_file() and (out.resolve() in (controlnet.resolve(), adapter.resolve()) or not _is_facesnap(out)):
@@ -77,7 +77,7 @@ def convert_instantid(controlnet: Path, adapter: Path, out: Path) -> Path:
 def convert_originals(files: ModelFiles, progress: Callable[[str], None]) -> None:
     """Convert the original files of DECA and FLAME, unless they have been converted before.
 
-    A converted file is written beside its original, or to FaceSnap's model folder if the original is in another
+    A converted file is written next to its original, or to FaceSnap's model folder if the original is in another
     program's folder. If there are several originals, the first that can be converted is used. If there is none, the
     part counts as missing and `files.unconverted` states why, because not every job needs it.
 

@@ -30,7 +30,7 @@ from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter, recognition_of
 
-POSED = ("template", "sliders")  # poses that no photo gives
+POSED = ("template", "sliders")  # poses that do not come from a photo
 ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as the page allows in one image
 
 UNPREDICTED = (
@@ -42,7 +42,7 @@ Progress = Callable[[str], None]
 
 
 def no_progress(message: str) -> None:
-    """Report progress to no one."""
+    """Ignore progress reports."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Faces:
             templates and sliders.
         in_init_image: whether `driving` is in the init image. Landmarks are then in that image's pixels, and the host
             crops them as it crops the image.
-        notes: what was done differently from what was requested, in sentences.
+        notes: sentences that tell the user where the result deviates from the request.
     """
 
     references: tuple[Face, ...]
@@ -73,7 +73,7 @@ class Faces:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A person's identity tokens [1, queries, dim], and what else a FaceSnap file makes of them.
+    """A person's identity tokens [1, queries, dim], and what a FaceSnap file derives from them.
 
     Attributes:
         uncond: tokens for unconditional rows; None if they are the same.
@@ -87,13 +87,13 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A person's conditioning, and what the user may want to know about it.
+    """A person's conditioning, and information about it for the user.
 
     Attributes:
         references, driving, in_init_image: see `Faces`.
-        notes: what was done differently from what was requested, in sentences.
+        notes: sentences that tell the user where the result deviates from the request.
         embeddings: see `Faces.embeddings`.
-        recognition: the recognition model that the embeddings must come from, see `FaceSnapInfo.recognition`.
+        recognition: the recognition model that the embeddings must come from; see `FaceSnapInfo.recognition`.
     """
 
     conditioning: Conditioning
@@ -139,8 +139,8 @@ class Engine:
             width, height: size of the output image in pixels, in which the landmarks are placed.
             init_image: the image that img2img starts from; the default driving photo, if it has a face.
             progress: receives a short description of each step.
-            files_kept: number of FaceSnap files that stay loaded, this one included. A job whose people use different
-                files needs as many as there are files.
+            files_kept: number of FaceSnap files that stay loaded, this one included. A job needs one for each different
+                file that its people use.
 
         Raises:
             FaceSnapError: a photo or a model file is missing or unusable.
@@ -148,7 +148,7 @@ class Engine:
         if not unit.references and not unit.identity:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
         if unit.reference_mode == "batch" and len(unit.references) > 1:
-            raise ValueError("photos in batch mode are prepared one by one, see batches_by_reference")
+            raise ValueError("photos in batch mode are prepared one by one; see batches_by_reference")
         if unit.pose in POSED:
             pose_from_unit(unit, width, height)  # report an unknown template before anything is loaded
         files = self.files(progress)
@@ -189,7 +189,7 @@ class Engine:
         """Mix a person's features into identity tokens.
 
         Args:
-            signatures: of the files before any of them was read, see `token_signatures`.
+            signatures: the files' signatures from before any of them was read; see `token_signatures`.
         """
         average = unit.reference_mode == "averaged"
         people = tuple((face.photo.digest, *face.box) for face in faces.references)
@@ -204,9 +204,9 @@ class Engine:
         return Tokens(cond, uncond, adapter)
 
     def _adapter(self, source: WeightSource, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
-        """What a FaceSnap file's adapter makes of a person's tokens, see `Adapter.forward`.
+        """The keys and values that a FaceSnap file's adapter makes from a person's tokens; see `Adapter.forward`.
 
-        The result is large (21 MB a person for InstantID, from 1.4 GB of weights). It is made when the person's image
+        The result is large (21 MB per person for InstantID, from 1.4 GB of weights). It is made when the person's image
         begins, from weights that are read for it, and cached for the people of one image.
         """
         key = ("adapter", signature_of(source), tokens.numpy().tobytes())
@@ -248,12 +248,12 @@ class Engine:
         driving_face_index: int = 0,
         identity: str = "",
     ) -> tuple[Rig, Landmarks | None]:
-        """What a job will pose, before it runs.
+        """The rig and the landmarks of a job, before it runs.
 
         Args:
-            reference: the photo of the person; None for the saved identity named `identity`. Without either, the rig is
-                FLAME's mean face and the landmarks have the driving face's own shape.
-            driving: the photo of the pose and expression; None for the reference's own.
+            reference: the photo of the person; None uses the saved identity named `identity`. Without either, the rig
+                is FLAME's mean face and the landmarks have the driving face's own shape.
+            driving: the photo that provides pose and expression; None uses the reference's own.
             size: width and height of the output image in which the landmarks are placed; None leaves them in the
                 driving photo's pixels, as with an init image.
             face_index, driving_face_index: the face to use in either photo.
@@ -288,7 +288,7 @@ def find_faces(
     """Find the faces that a unit uses.
 
     Raises:
-        FaceSnapError: a photo has no such face, or nothing gives the pose.
+        FaceSnapError: a photo has no such face, or there is no source for the pose.
     """
     references = tuple(encoders.face(photo, unit.face_index) for photo in unit.references)
     notes = [padded_note(face) for face in references if face.padded]
@@ -314,11 +314,11 @@ def find_faces(
 def predict_landmarks(
     encoders: Encoders, unit: Unit, faces: Faces, hint: str, width: int, height: int
 ) -> tuple[Landmarks, tuple[str, ...]]:
-    """The landmarks of a person in the output image, or in the init image if that gives the pose, and notes.
+    """The landmarks of a person, and notes. They are in the output image, or in the init image if it provides the pose.
 
     Args:
         hint: how they are drawn, a key of `HINTS`.
-        width, height: of the output image in pixels.
+        width, height: size of the output image in pixels.
 
     Raises:
         FaceSnapError: a model file that the pose needs is missing.
@@ -341,7 +341,7 @@ def predict_landmarks(
 
 
 def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: Landmarks) -> Conditioning:
-    """Put a person's conditioning together."""
+    """Assemble a person's conditioning."""
     return Conditioning(
         ffrnet=weights.ffrnet,
         tokens=tokens.cond,

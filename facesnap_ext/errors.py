@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 
 
 def reason_of(error: BaseException | str, max_length: int | None = 300) -> str:
-    """Return a library's error message on one line, truncated, to be quoted in a message of ours."""
+    """Return a library's error message on one line, truncated, for quoting in one of our messages."""
     return " ".join(str(error).split())[:max_length]
 
 

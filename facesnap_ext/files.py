@@ -1,4 +1,4 @@
-"""Atomic writes, hashes, and the state of a file that changes when the file does."""
+"""Atomic writes, hashes, and a value that changes whenever a file does."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ State = tuple[int, ...]
 
 
 def state_of(path: Path) -> State:
-    """Return a value that changes with the file, even if another file of equal size and time replaces it."""
+    """Return a value that changes with the file, even if it is replaced by another one of the same size and time."""
     state = path.stat()
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which is renamed to `path` when the block ends.
+    """Yield a temporary path next to `path`, which is renamed to `path` when the block ends.
 
     It is removed if the block raises. Missing folders are created. Until the rename, an existing file stays
     unchanged, and other processes and threads may write the same file.
@@ -46,7 +46,7 @@ def user_write(path: Path) -> Iterator[Path]:
     """Like `atomic_write`, for a file that the user requested.
 
     Raises:
-        FaceSnapError: the file cannot be written, or only in part.
+        FaceSnapError: the file cannot be written completely.
     """
     from safetensors import SafetensorError  # safetensors raises it in place of OSError
 

@@ -77,8 +77,8 @@ class PaintedRegion:
     """A region as the user painted it.
 
     Attributes:
-        mask: [H, W] float32 in 0…1, stretched over the frame. Its edge continues outside, as hosts repeat an image's
-            edge where they pad it.
+        mask: [H, W] float32 in 0…1, stretched over the frame. Its edge is continued outside, just as hosts repeat an
+            image's edge when padding it.
         window: the part of the frame that is visible.
     """
 
@@ -99,7 +99,7 @@ class PaintedRegion:
 
 def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
     """[cells, pixels]: the fraction of each cell between `low` and `high` (fractions of the pixels' total length) that
-    lies in each pixel. The first and the last pixel extend outwards without end."""
+    lies in each pixel. The first and the last pixel extend outwards indefinitely."""
     edges = np.linspace(low, high, cells + 1) * pixels
     starts, ends = np.arange(pixels, dtype=np.float64), np.arange(1, pixels + 1, dtype=np.float64)
     starts[0], ends[-1] = -np.inf, np.inf
@@ -108,13 +108,13 @@ def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
 
 
 def blend_weights(masks: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Share an image among people so that nowhere the weights add up to more than one person.
+    """Share an image among people so that the weights never add up to more than one person at any point.
 
     People with a region have their mask there. Where masks add up to more than 1 they are scaled to add up to 1: two
-    regions that fully overlap get one half each, and a single region is never weakened by another one elsewhere.
-    Outside all regions no one acts, unless someone has no region. That person is the background and gets what the
-    regions leave, because a user who sets one person everywhere and another one to a region expects the second person
-    alone in that region, not a mixture. Several people without a region share the rest evenly.
+    regions that fully overlap get half each, and a region is never weakened by another one elsewhere. Outside all
+    regions no one acts, unless someone has no region. That person is the background and gets what the regions leave,
+    because a user who gives one person the whole image and another a region expects only the second person in that
+    region, not a mixture. Several people without a region share the rest evenly.
 
     Args:
         masks: for each person [h, w] in 0…1, all of one size, or None for the whole image.
@@ -137,7 +137,7 @@ def region_of(unit: Unit, landmarks: Landmarks | None) -> Region | None:
             stretched over the output image, or over the init image in img2img, where the user paints it.
 
     Raises:
-        FaceSnapError: nothing was painted, or there is no face for the region to surround.
+        FaceSnapError: nothing was painted, or there is no face to place the region around.
     """
     if unit.region == "image":
         return None
@@ -149,7 +149,9 @@ def region_of(unit: Unit, landmarks: Landmarks | None) -> Region | None:
             )
         return around(landmarks, unit.region_scale)
     if unit.mask is None:
-        raise FaceSnapError("The region is set to a painted mask, but nothing is painted; paint it or choose another.")
+        raise FaceSnapError(
+            "The region is set to a painted mask, but nothing is painted; paint a mask or choose another region."
+        )
     return painted(unit.mask)
 
 

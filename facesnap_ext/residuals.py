@@ -1,6 +1,6 @@
 """FFRNet's residuals for each UNet call of one sampling pass.
 
-Several people in one image share it by their regions, see `regions.blend_weights`. At every position the weights add
+Several people in one image share it by their regions; see `regions.blend_weights`. At every position, the weights add
 up to one person at most, so that no part of the UNet receives more than it was trained with.
 """
 
@@ -21,10 +21,10 @@ from facesnap_ext.networks import compiled
 from facesnap_ext.networks.ffrnet import FFRNet, KeysValues
 from facesnap_ext.regions import blend_weights
 
-MAX_ROWS = 8  # kept of one evaluation that arrives in many calls; each takes 60 MB at 1024²
+MAX_ROWS = 8  # rows kept if one evaluation arrives in many calls; each takes 60 MB at 1024²
 
 Label = tuple[bool, int]
-"""A row's side (True: unconditional, where the sides differ) and its number among the rows of that side."""
+"""Whether a row counts as unconditional (if that makes a difference), and its number among such rows."""
 
 
 class Residuals:
@@ -33,10 +33,12 @@ class Residuals:
     def __init__(self, people: Sequence[Conditioning]):
         self.people = tuple(people)
         self._runners = [_OnePerson(person) for person in self.people]
-        self._weights: dict[tuple[tuple[int, ...], int, int], Tensor] = {}  # by who acts and a residual's size
+        self._weights: dict[
+            tuple[tuple[int, ...], int, int], Tensor
+        ] = {}  # by the people who act and a residual's size
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
-        """Move every FFRNet that is not there yet, or that was moved only in part because memory ran out."""
+        """Move every FFRNet that is not on the device yet, or only in part because memory ran out."""
         for network in ffrnets(self.people):
             ends = (network.conv_in.weight, network.controlnet_mid_block.weight)  # the first and last to be moved
             if any(end.device != torch.device(device) or end.dtype != (dtype or end.dtype) for end in ends):
@@ -52,14 +54,14 @@ class Residuals:
     ) -> list[Tensor] | None:
         """Weighted and blended residuals for the rows of one UNet call.
 
-        Only the people who act at this time share the image. The sides do not change the weights: a `cond_only` person
-        is missing from unconditional rows and no one else takes their place there, so that classifier-free guidance
-        pushes towards that person alone.
+        Only the people who act at this time share the image. The weights are the same for conditional and unconditional
+        rows: a `cond_only` person is missing from unconditional rows and no one else takes their place there, so that
+        classifier-free guidance pushes towards that person alone.
 
         Args:
             x: scaled latents [R, C, h, w].
             timesteps: discrete timesteps [R].
-            is_cond: whether each row belongs to the conditional side.
+            is_cond: whether each row is conditional.
             y: the rows' pooled text and sizes [R, adm_dim]; only used by weights that were trained with text.
             acting: whether each person acts now; by default all do.
 
@@ -85,7 +87,7 @@ class Residuals:
         return self._weights[key]
 
     def _blend(self, who: tuple[int, ...], parts: Sequence[Tensor]) -> Tensor:
-        """The weighted sum of one residual of each person, [R or 1, C, h, w]."""
+        """The weighted sum of everyone's residuals for one block, [R or 1, C, h, w]."""
         height, width = parts[0].shape[2:]
         weights = self.blend_weights(who, height, width).to(parts[0])
         first, *others = (part * weight for part, weight in zip(parts, weights))
@@ -97,17 +99,17 @@ class _OnePerson:
 
     Without text, a row's residuals depend on nothing but its latent and timestep. All rows of one image therefore
     share one run of FFRNet, whatever the order, grouping or number of calls in which the host sends them. Rows are
-    compared by everything they depend on, which includes the pooled text, and the side where the sides have tokens of
-    their own.
+    compared by everything they depend on, which includes the pooled text and, if unconditional rows have their own
+    tokens, whether the row is unconditional.
 
-    With an `ffrnet_interval` above 1 most evaluations reuse the residuals of the evaluation before. Each image reuses
-    its own, identified by its position among the images of its side.
+    With an `ffrnet_interval` above 1, most evaluations reuse the residuals of the previous evaluation. Each image
+    reuses its own, identified by its position among the conditional or the unconditional rows.
     """
 
     def __init__(self, person: Conditioning):
         self.person = person
         self._landmark_features: dict[tuple[int, int], Tensor] = {}  # by latent size
-        self._identity: list[KeysValues] = []  # embedded tokens: the conditional side's and, if any, the other's
+        self._identity: list[KeysValues] = []  # embedded tokens: of conditional and, if they differ, unconditional rows
         self._evaluations = 0
         self._current = self._previous = _Evaluation(math.nan)
 
@@ -140,7 +142,7 @@ class _OnePerson:
         self._evaluations += 1
 
     def _find_or_run(self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> list[int]:
-        """The place of each row in the current evaluation; FFRNet runs for the rows that it does not hold yet."""
+        """The position of each row in the current evaluation; FFRNet runs for the rows that are not in it yet."""
         inputs = _comparable(x, timesteps, sides, y)
         places = self._current.find(inputs)
         if None in places and not self._current.has_room(inputs):
@@ -166,7 +168,7 @@ class _OnePerson:
         return self._previous.outputs_of(labels, size)
 
     def _run(self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> list[Tensor]:
-        """Weighted residuals; `sides` is True for rows that get the unconditional side's own tokens."""
+        """Weighted residuals; `sides` is True for rows that get the unconditional tokens."""
         with _without_autocast(x.device.type):
             identity = self._embedded_tokens(x.device)
             if self.person.uncond_tokens is not None:
@@ -201,14 +203,14 @@ class _Evaluation:
         self.labels: list[Label] = []
         self.outputs: list[Tensor] = []  # [K, …] each
         self._inputs: Tensor | None = None  # [K, F]
-        self._seen = Counter[bool]()  # number of rows of each side
+        self._seen = Counter[bool]()  # numbers of unconditional and of other rows
 
     def find(self, inputs: Tensor) -> list[int | None]:
-        """The index of each row of a call among the rows held."""
+        """The index of each row of a call among the stored rows."""
         return [None] * len(inputs) if self._inputs is None else _find(inputs, self._inputs)
 
     def labels_for(self, sides: Sequence[bool]) -> list[Label]:
-        """Labels for rows that follow those held."""
+        """Labels for rows that follow the stored ones."""
         seen = self._seen.copy()
         labels = []
         for side in sides:
@@ -217,7 +219,7 @@ class _Evaluation:
         return labels
 
     def outputs_of(self, labels: list[Label], size: torch.Size) -> list[Tensor] | None:
-        """The residuals of rows by their labels; None if some are not held or the latents had another size."""
+        """The residuals of rows by their labels; None if some are not stored or the latents had a different size."""
         if not set(labels) <= set(self.labels) or self.outputs[0].shape[2:] != size:
             return None
         if labels == self.labels:
@@ -235,11 +237,11 @@ class _Evaluation:
         self._seen.update(side for side, _ in labels)
 
     def has_room(self, inputs: Tensor) -> bool:
-        """Whether rows can be added: not rows of another size, and not many rows in many calls, as tiles come."""
+        """Whether rows can be added: only rows of the same size, and only a few, since tiles come in many calls."""
         return self._inputs is None or (inputs.shape[1] == self._inputs.shape[1] and len(self.labels) < MAX_ROWS)
 
     def forget(self) -> None:
-        """Drop the rows but keep their count, so that later rows get other labels."""
+        """Drop the rows but keep their count, so that later rows get new labels."""
         self.labels, self._inputs, self.outputs = [], None, []
 
 
@@ -273,5 +275,5 @@ def _find(rows: Tensor, known: Tensor) -> list[int | None]:
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Let the network's own type decide even inside a host's autocast; some devices do not know autocast at all."""
+    """Use the network's own dtype even inside a host's autocast; some devices do not support autocast at all."""
     return torch.autocast(device_type, enabled=False) if device_type in ("cuda", "cpu", "xpu") else nullcontext()

@@ -23,7 +23,7 @@ class Panel:
 
 
 def sheet(title: str, rows: list[list[Panel]]) -> Image.Image:
-    """Arrange panels in rows under a title. Images keep their proportions; a row is as high as its highest image."""
+    """Arrange panels in rows under a title. Images keep their proportions; a row is as high as its tallest image."""
     columns = max(map(len, rows))
     fitted = [[_fitted(panel.picture) for panel in row] for row in rows]
     heights = [max(picture.height for picture in row) for row in fitted]

@@ -65,7 +65,7 @@ function facesnapDrawPose(canvas, rig, values, width, height) {
     return points;
 }
 
-// The handles with their positions, in pixels of the output image. A photo's points have none for turning.
+// The handles with their positions, in pixels of the output image. A photo's points do not have handles for turning.
 function facesnapHandles(points, pose, reach) {
     const [left, top, right, bottom] = facesnapBox(points);
     const handles = [[left, top], [right, top], [right, bottom], [left, bottom]].map(at => ({action: "resize", at}));
@@ -102,7 +102,7 @@ function facesnapTranslate(text) {
     return typeof getTranslation === "function" && getTranslation(text) || text;
 }
 
-const facesnapLabel = "Pose preview. Arrow keys move the face, with Shift they turn it. Plus and minus resize it.";
+const facesnapLabel = "Pose preview. Arrow keys move the face; with Shift, they turn it. Plus and minus resize it.";
 
 // Attach a preview to an element; see the top of this file. Returns {canvas, set(changes), values(), destroy()}.
 function facesnapAttach(root, options) {
@@ -123,7 +123,7 @@ function facesnapAttach(root, options) {
     let frame = 0, drag = null, shown = null, stroke = false;
     // pixels of the output image per CSS pixel
     const pixelsPerCss = () => state.width / (canvas.clientWidth || state.width);
-    // how near to a handle the pointer must be; on a small face less, so that there is room to move it
+    // maximum distance of the pointer from a handle; smaller on a small face, to leave room for moving it
     const reach = () => Math.min(10 * pixelsPerCss(), shown.pose.size * state.height / 4);
     const handles = () => facesnapHandles(shown.points, shown.pose, reach());
 

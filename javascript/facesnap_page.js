@@ -1,9 +1,9 @@
 // Wiring of the page: the accordion's controls update the canvas within a frame or two, and drags and strokes on the
-// canvas update the controls. The server is asked only for a person's rig and for faces.
+// canvas update the controls. Only a person's rig and faces are requested from the server.
 
 "use strict";
 
-const facesnapPollInterval = 50;  // milliseconds; the page is polled because many of its changes send no event
+const facesnapPollInterval = 50;  // milliseconds; the page is polled because many of its changes do not send an event
 const facesnapThumbnailSide = 64;  // side of a template's thumbnail in units of the line width
 
 onUiLoaded(() => {
@@ -33,7 +33,7 @@ function facesnapWire(root) {
     const brush = () => region.active ? tools.brush() : null;
     const placeWindow = () => found.in_init ? output.window : facesnapFullWindow;  // x, y and size are relative to this
 
-    // The settings of the preview, as the controls have them.
+    // The settings of the preview, as set in the controls.
     function readValues() {
         const values = {pose: choice("pose"), template: choice("template")};
         for (const name of facesnapRigFields) values[name] = number(name);
@@ -50,7 +50,7 @@ function facesnapWire(root) {
             const place = facesnapPlaceFields.every(name => changed[name] !== null);  // null: a drag was cancelled
             if (place && !placed.checked) {
                 const {pose} = facesnapPreviewOf({...foundInOutput(), values: readValues()});
-                changed = {x: pose.x, y: pose.y, size: pose.size, ...changed};  // keep what was not dragged
+                changed = {x: pose.x, y: pose.y, size: pose.size, ...changed};  // keep values that were not dragged
             }
             if (place !== placed.checked) placed.click();
         }
@@ -66,7 +66,7 @@ function facesnapWire(root) {
         facesnapType(control("mask", "textarea"), url);
     }
 
-    // The server's answer, with points relative to the output.
+    // The server's response, with points relative to the output.
     function foundInOutput() {
         const [left, top, w, h] = placeWindow();
         const points = found.points && found.points.map(([x, y]) => [(x - left) / w, (y - top) / h]);
@@ -83,8 +83,8 @@ function facesnapWire(root) {
         tools.outline(context);
     }
 
-    // Ask the server if something changed on which its answer depends. Questions are numbered, and the server repeats
-    // the number, so that late answers to earlier questions can be ignored.
+    // Send a request to the server if anything that its response depends on has changed. Requests are numbered, and the
+    // server repeats the number, so that late responses to earlier requests can be ignored.
     function ask() {
         const init = facesnapInitUrl(output.image);
         const size = `${output.width}x${output.height}`;
@@ -147,10 +147,10 @@ function facesnapWire(root) {
     }
 
     setInterval(update, facesnapPollInterval, true);
-    // Follow sliders without waiting for the poll, but do not ask the server. Our own writes are already drawn.
+    // Follow sliders without waiting for the poll, but do not send requests. Our own writes are already drawn.
     document.addEventListener("input", event => {
         if (!event.isTrusted || !event.target.matches?.("input")) return;
-        queueMicrotask(() => update(false));  // by then gradio has updated the number beside the slider
+        queueMicrotask(() => update(false));  // by then gradio has updated the number next to the slider
     });
     facesnapArrowKeys(element("template"));
     facesnapAcceptPhotos(root, element);
@@ -184,7 +184,7 @@ function facesnapThumbnails(group, rig, version) {
     }
 }
 
-// Label elements for screen readers where Gradio 3 does not: the number beside a slider, and a gallery's thumbnails.
+// Label elements for screen readers where Gradio 3 does not: the number next to a slider, and a gallery's thumbnails.
 function facesnapAddLabels() {
     const ours = "[id^=script_][id*=_facesnap_]";
     for (const number of gradioApp().querySelectorAll(`${ours} input[type=number]:not([aria-label])`)) {

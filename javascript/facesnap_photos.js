@@ -31,7 +31,7 @@ function facesnapAcceptPhotos(root, element) {
         const images = facesnapImageFiles(event.dataTransfer);
         if (!images.length) return;
         const empty = () => block.querySelector("input[type=file]");
-        if (empty()) {  // the component takes the drop itself, but may lose it
+        if (empty()) {  // the component accepts the drop itself, but may lose it
             facesnapUntil(() => block.querySelector("a[href]"), 4).then(arrived => {
                 if (!arrived && !empty()) facesnapAddPhotos(block, element("report"), images);
             });
@@ -51,7 +51,7 @@ function facesnapAcceptPhotos(root, element) {
 
 // Add files to those of a file component. The component accepts files only while it is empty, so it is cleared and
 // all files are uploaded again. Gradio 3 loses an upload if any event of the page is answered meanwhile, including
-// those that follow from clearing. Hence the waits, and further attempts that wait longer after clearing.
+// those caused by clearing. Hence the waits, and further attempts with longer waits after clearing.
 async function facesnapAddPhotos(block, report, files) {
     const links = () => [...block.querySelectorAll("a[href]")];
     const existing = await Promise.all(links().map(async (link, i) => {

@@ -1,7 +1,7 @@
 // Pose arithmetic of the preview: the 72 points for a pose, and the pose that results from a drag or a key.
 //
 // The formulas are those of facesnap_ext/landmarks/poses.py and of facesnap_ext/hosts/windows.py; a test compares the
-// results. This file uses neither the page nor the other files.
+// results. This file does not use the page or the other files.
 
 "use strict";
 
@@ -66,13 +66,14 @@ function facesnapBox(points) {
     return [Math.min(...xs), Math.min(...ys), Math.max(...xs), Math.max(...ys)];
 }
 
-// poses.placement: the place of a photo's points, which are fractions of the image's width and height.
+// poses.placement: the position and size of a photo's points, which are fractions of the image's width and height.
 function facesnapPlacement(points) {
     const [left, top, right, bottom] = facesnapBox(points);
     return {x: (left + right) / 2, y: (top + bottom) / 2, size: bottom - top};
 }
 
-// poses.reposition: a photo's points, in fractions of the image, as [72][2] pixels at the place in `values`.
+// poses.reposition: a photo's points, in fractions of the image, as [72][2] pixels at the position and size in
+// `values`.
 function facesnapReposition(points, values, width, height) {
     const current = facesnapPlacement(points);
     const place = {...current};
@@ -107,7 +108,7 @@ function facesnapDrag(action, pose, middle, from, to, width, height) {
         move: () => ({x: pose.x + dx / width, y: pose.y + dy / height}),
         resize: () => ({size: pose.size * distance(to) / Math.max(distance(from), 1e-6)}),
         turn: () => ({yaw: pose.yaw + 90 * dx / face, pitch: pose.pitch + 90 * dy / face}),
-        // the shorter way round
+        // the shorter way around
         tilt: () => ({roll: pose.roll + (angle(to) - angle(from) + 540) % 360 - 180}),
     }[action]();
     return Object.fromEntries(Object.entries(changes).map(([name, value]) => [name, facesnapClamp(name, value)]));

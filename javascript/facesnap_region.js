@@ -23,7 +23,7 @@ function facesnapRegion() {
     const layer = facesnapMaskCanvas();
     const context = layer.getContext("2d", {willReadFrequently: true});
     const pixels = () => context.getImageData(0, 0, facesnapMaskSide, facesnapMaskSide);
-    let history = [], tinted = null, middle = null;  // the latter two as last drawn
+    let history = [], tinted = null, middle = null;  // the last two as they were last drawn
 
     function clear() {
         tinted = null;
@@ -35,7 +35,7 @@ function facesnapRegion() {
     return {
         active: false,  // whether the region is set to the mask and the person is enabled
 
-        // Begin a change that `undo` takes back as a whole.
+        // Begin a change that `undo` reverts in one step.
         begin() {
             history = [...history, pixels()].slice(-facesnapUndoSteps);
         },

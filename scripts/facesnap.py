@@ -37,7 +37,7 @@ def engine():
 
 @contextmanager
 def abort_on_error(p) -> Iterator[None]:
-    """Refuse the job after an error inside the `with` block, and leave nothing of ours in it."""
+    """Refuse the job after an error inside the `with` block, and remove everything of FaceSnap's from it."""
     try:
         yield
     except Exception as error:
@@ -66,7 +66,7 @@ class Script(scripts.Script):
             reason = str(error) if isinstance(error, FaceSnapError) else f"{error!r}; please report it"
             self.failure = f"FaceSnap's accordion could not be drawn: {reason.rstrip('.')}."
             log.error(self.failure, exc_info=error)
-        column.visible = False  # together with what had been drawn by then
+        column.visible = False  # together with the components drawn so far
         with gr.Accordion("FaceSnap", open=False, elem_id=self.elem_id("failed")):
             gr.HTML(accordion.problem(self.failure))
             return [gr.Checkbox(False, label="Enabled", visible=False, elem_id=self.elem_id("failed_enable"))]
@@ -99,7 +99,7 @@ class Script(scripts.Script):
         return self.elem_id(name if number == 1 else f"{name}_{number}")
 
     def before_process(self, p, *args):
-        host.detach(p)  # what an exception in an earlier job may have left behind
+        host.detach(p)  # anything that an exception in an earlier job may have left behind
         p.facesnap = JobState()
         with abort_on_error(p):
             units = xyz.with_axes(p, from_script_args(args))

@@ -148,7 +148,7 @@ def host(stand_ins: Path, monkeypatch: pytest.MonkeyPatch):
     sys.modules.update(before)
 
 
-@pytest.fixture(scope="module")  # no longer than that: Playwright's event loop disturbs other tests
+@pytest.fixture(scope="module")  # only for that long: Playwright's event loop disturbs other tests
 def browser() -> Iterator[Any]:
     """Chromium, driven by Playwright."""
     with chromium() as browser:

@@ -1,1 +1,1 @@
-"""The extension's commands: one module each, with its arguments beside its `run`."""
+"""The extension's commands: one module each, which defines the arguments and `run`."""

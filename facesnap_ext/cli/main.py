@@ -1,4 +1,4 @@
-"""The `facesnap` command line, with the commands that need nothing but the extension."""
+"""The `facesnap` command line, with the commands that only need the extension."""
 
 from __future__ import annotations
 

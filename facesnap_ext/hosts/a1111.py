@@ -1,10 +1,10 @@
 """AUTOMATIC1111: residuals are added by module hooks on sgm's UNet, for one sampling pass at a time.
 
-Nothing of the host is replaced. `on_cfg_denoiser` fires before each evaluation of the UNet and says which job it is for
+Nothing in the host is replaced. `on_cfg_denoiser` fires before each evaluation of the UNet and says which job it is for
 and how many of its rows are conditional. The rows then pass through the UNet in that order, in one call or in several
 (prompts of different lengths, `--medvram`'s split batches, skipped unconditional rows). Hooks act only on rows that
-were announced for their own job, so a hook that an exception left behind does nothing. It is removed when its job goes
-or the next one comes.
+were announced for their own job, so a hook that an exception left behind does nothing. It is removed when its job is
+deleted or the next one starts.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class PassHooks:
         self.low_memory = bool(getattr(p.sd_model, "lowvram", False))
         self.unet: nn.Module | None = None
         self._handles: list[Any] = []
-        self._sides: deque[bool] = deque()  # announced rows that are still to come: conditional or not
+        self._sides: deque[bool] = deque()  # whether each announced row that is still to come is conditional
         self._size: tuple[int, ...] | None = None  # latent size of this job's running evaluation; None: another job's
 
     def hook(self, unet: Any) -> None:
-        """Put the hooks on a UNet, and remove them from the one before."""
+        """Install the hooks on a UNet, and remove them from the previous one."""
         self.remove()
         self.unet = unet
         self._handles = [unet.register_forward_pre_hook(self._before_unet, with_kwargs=True)]
@@ -55,7 +55,7 @@ class PassHooks:
         """Announce the rows [R, C, h, w] that pass through the UNet next, the conditional ones first.
 
         Args:
-            progress: how far the pass is, from 0 to 1.
+            progress: progress of the pass, from 0 to 1.
         """
         self._size = tuple(x.shape[2:])
         self._sides = deque(i < cond_rows for i in range(len(x)))
@@ -70,7 +70,7 @@ class PassHooks:
 
 
 class RefusedPass(PassHooks):
-    """A pass of a job that must stop: its first UNet call raises."""
+    """A pass of a job that must stop: its first UNet call raises an error."""
 
     def __init__(self, p: Any, refusal: Refusal):
         super().__init__(p)
@@ -152,7 +152,7 @@ class ConditionedPass(PassHooks):
         sides = [self._sides.popleft() for _ in range(len(x))]
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
-            on_gpu.update(ffrnets(self.residuals.people))  # first, because moving may run out of memory halfway
+            on_gpu.update(ffrnets(self.residuals.people))  # first, because memory may run out during the move
             self.residuals.to(x.device, x.dtype)
             self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
             self.adapters.call = Call(tuple(sides), tuple(self._acting))
@@ -174,7 +174,7 @@ class ConditionedPass(PassHooks):
 def attach(p: Any, people: Sequence[Conditioning]) -> None:
     """Condition the sampling pass that is about to begin, or refuse the job if its checkpoint does not fit.
 
-    Without people the pass is left alone and has all of the GPU's memory.
+    Without people, the pass is not changed and can use all of the GPU's memory.
     """
     global _attached
     detach()

@@ -1,4 +1,4 @@
-"""InstantID's adapter half in a UNet: each cross-attention's output gets what its queries see of the identity tokens.
+"""InstantID's adapter half in a UNet: attention to the identity tokens is added to each cross-attention's output.
 
 Hooks on `to_q` and on the output projection, modules that every host's attention calls whichever kernel computes it,
 compose with LoRAs and other adapters and replace nothing. They are reset for each UNet call: no query outlives its
@@ -62,10 +62,10 @@ class AdapterHooks:
         self._on_device: dict[tuple[int, int], KeysValues] = {}  # by person and layer, where the UNet is
 
     def hook(self, unet: nn.Module) -> None:
-        """Put the hooks on a UNet, and remove them from the one before. Without adapters there are no hooks.
+        """Install the hooks on a UNet, and remove them from the previous one. Without adapters there are no hooks.
 
         Raises:
-            FaceSnapError: the UNet has other cross-attentions than an adapter was made for.
+            FaceSnapError: the UNet's cross-attentions are not those that an adapter was made for.
         """
         self.remove()
         people = self.residuals.people

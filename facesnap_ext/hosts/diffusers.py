@@ -20,7 +20,7 @@ from facesnap_ext.residuals import Residuals
 def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
     """Condition every call of an SDXL pipeline inside the `with` block.
 
-    This composes with a ControlNet pipeline: FaceSnap's residuals are added to those that the UNet already gets.
+    This composes with a ControlNet pipeline: FaceSnap's residuals are added to those that the UNet already receives.
 
     Args:
         pipe: an SDXL pipeline of diffusers (text to image, image to image, inpainting, with or without ControlNet).
@@ -28,8 +28,8 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
             passes.
 
     Raises:
-        FaceSnapError: the pipeline's UNet has other widths than a person's FFRNet, or other cross-attentions than the
-            adapter was made for.
+        FaceSnapError: the widths of the pipeline's UNet differ from those of a person's FFRNet, or its cross-attentions
+            from those that the adapter was made for.
     """
     unet: nn.Module = pipe.unet
     widths = tuple(pipe.unet.config.block_out_channels)
@@ -92,7 +92,7 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
 
 
 def _progress(pipe: Any) -> float:
-    """How far the pass is, from 0 to 1."""
+    """Progress of the pass, from 0 to 1."""
     scheduler = pipe.scheduler
     return ((scheduler.step_index or 0) - (scheduler.begin_index or 0)) / max(1, pipe.num_timesteps)
 

@@ -18,8 +18,8 @@ from facesnap_ext.settings.infotext import STOPPED
 class Refusal:
     """Why a job must stop.
 
-    It holds the sentence alone. An exception's traceback would keep the whole job alive, and hooks are removed when
-    their job goes.
+    It only holds the sentence. An exception's traceback would keep the whole job alive, whereas hooks are removed when
+    their job is deleted.
     """
 
     message: str

@@ -35,8 +35,8 @@ class ControlLink:
 
     Attributes:
         previous_controlnet, transformer_options: read and written by the hosts.
-        progress: how far the pass is, from 0 to 1.
-        finalizer: takes the link out of the chain when its job goes.
+        progress: progress of the pass, from 0 to 1.
+        finalizer: removes the link from the chain when its job is deleted.
     """
 
     def __init__(self, p: Any):
@@ -80,7 +80,7 @@ class ControlLink:
             x_noisy: unscaled latents [R, C, h, w].
             t: sigmas [R].
             cond: the call's conditions; `y` is the pooled text and sizes.
-            rest: the number of chunks; then in reForge the call's transformer options.
+            rest: the number of chunks, followed in reForge by the call's transformer options.
         """
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class ControlLink:
 
 
 class RefusalControl(ControlLink):
-    """The control of a job that must stop: its first UNet call raises."""
+    """The control of a job that must stop: its first UNet call raises an error."""
 
     def __init__(self, p: Any, refusal: Refusal):
         super().__init__(p)
@@ -110,7 +110,8 @@ class FaceSnapControl(ControlLink):
     """The control that adds the residuals of all people, and their adapters' attention.
 
     Args:
-        patchers: of the FFRNets, for the host's memory management; the host keeps only weak references to them.
+        patchers: the FFRNets' model patchers, for the host's memory management; the host keeps only weak references to
+            them.
     """
 
     def __init__(self, p: Any, people: Sequence[Conditioning], patchers: Sequence[Any] = ()):
@@ -144,7 +145,7 @@ class FaceSnapControl(ControlLink):
         return {"input": merged["input"], "middle": [None], "output": [None] * len(merged["output"])}
 
     def hook(self, unet: nn.Module) -> None:
-        """Put the adapters' hooks on a UNet.
+        """Install the adapters' hooks on a UNet.
 
         Raises:
             FaceSnapError: see `AdapterHooks.hook`.
@@ -217,7 +218,8 @@ def _add(residual: Tensor | None, features: Tensor, rows: slice) -> None:
 
 
 def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
-    """Add two controls, either of which may have gaps. The lists are new, because the UNet empties those it gets."""
+    """Add two controls, either of which may have gaps. The lists are new, because the UNet empties those it is
+    given."""
     merged: Control = {}
     for part, residuals in own.items():
         others: list[Tensor | None] = list(previous.get(part, [])) if previous is not None else []
@@ -233,11 +235,11 @@ def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
 def attach(p: Any, people: Sequence[Conditioning]) -> None:
     """Condition the sampling pass that is about to begin, or refuse the job if its checkpoint does not fit.
 
-    Without people the pass is left alone and has all of the GPU's memory.
+    Without people, the pass is not changed and can use all of the GPU's memory.
     """
     detach(p)  # hires fix first calls this on a UNet that still carries the first pass's control
     if not people:
-        offload()  # the host forgets the networks of earlier jobs and leaves them in GPU memory
+        offload()  # the host loses track of the networks of earlier jobs and leaves them in GPU memory
         return
     unet = p.sd_model.forge_objects.unet.clone()
     patchers = []
@@ -267,12 +269,12 @@ def _add_control(p: Any, unet: Any, control: ControlLink) -> None:
     unet.add_patched_controlnet(control)
     p.sd_model.forge_objects.unet = unet
     _attached = weakref.ref(control)
-    # an exception ends the job without notice; `detach` calls the finalizer off, or residuals would stay until then
+    # an exception can end the job without `detach`; without the finalizer, the residuals would then stay in memory
     control.finalizer = weakref.finalize(p, _forget, weakref.ref(p.sd_model), control)
 
 
 def detach(p: Any) -> None:
-    """Take every FaceSnap control out of the current UNet's chain."""
+    """Remove every FaceSnap control from the current UNet's chain."""
     global _attached
     if _attached is not None and (control := _attached()) is not None:
         control.finalizer.detach()
@@ -283,7 +285,7 @@ def detach(p: Any) -> None:
 
 
 def _forget(model: weakref.ref[Any], control: ControlLink) -> None:
-    """Take a control out when its job is gone. The model may be gone too, if a refiner replaced it in memory."""
+    """Remove a control when its job is deleted. By then, a refiner may have replaced the model in memory."""
     if model() is not None:
         _take_out(model(), lambda link: link is control)
     control.unhook()
@@ -313,7 +315,7 @@ def _compute_dtype(unet: Any) -> Any:
 
 
 def on_cfg_denoiser(params: Any) -> None:
-    """Note how far the pass is; register once with `script_callbacks.on_cfg_denoiser`."""
+    """Record the progress of the pass; register once with `script_callbacks.on_cfg_denoiser`."""
     denoiser = params.denoiser
     if (control := _control_of(denoiser.p)) is None:
         return

@@ -27,7 +27,7 @@ PER_IMAGE = ("prompt", "negative_prompt", "seed", "subseed")
 
 @dataclass(frozen=True, eq=False)
 class PreparedBatch:
-    """What was prepared for a job, or for its images of one reference photo.
+    """Everything prepared for a job, or for the images of one reference photo.
 
     Attributes:
         people: one for each unit, in the order of the page.
@@ -47,7 +47,7 @@ class JobState:
     """FaceSnap's state in a job, kept as `p.facesnap`.
 
     Attributes:
-        requested: the active units of each batch by their numbers, see `script_args.batches_by_reference`; empty if no
+        requested: the active units of each batch by their numbers; see `script_args.batches_by_reference`; empty if no
             one acts.
         prepared: what was prepared for each of them; empty before `process`.
         refusal: why the job must stop.
@@ -59,13 +59,13 @@ class JobState:
 
 
 def state_of(p: Any) -> JobState:
-    """FaceSnap's state in a job; an empty one for jobs that it has not seen."""
+    """FaceSnap's state in a job; an empty one for a job without any."""
     state = getattr(p, "facesnap", None)
     return state if isinstance(state, JobState) else JobState()
 
 
 def current_batch(p: Any) -> PreparedBatch | None:
-    """What was prepared for the iteration under way; None if no one acts or the job is refused."""
+    """The batch prepared for the current iteration; None if no one acts or the job is refused."""
     prepared = state_of(p).prepared
     return prepared[_batch_index(p)] if prepared else None
 
@@ -78,7 +78,7 @@ def _batch_index(p: Any) -> int:
 def expand_iterations(
     p: Any, batches: list[dict[int, Unit]], engine: Engine, progress: Callable[..., None]
 ) -> list[dict[int, Unit]]:
-    """Multiply a job's iterations by the number of batches, before the host makes its seeds and prompts.
+    """Multiply a job's iterations by the number of batches, before the host creates its seeds and prompts.
 
     The job then makes its images once for each batch, one after the other. `restore_job` undoes this.
 
@@ -86,11 +86,11 @@ def expand_iterations(
         batches: see `script_args.batches_by_reference`.
 
     Returns:
-        The batches of this job. ADetailer's own pass over a finished image has the single batch of that image.
+        The batches of this job. ADetailer's own pass over a finished image has only the batch of that image.
 
     Raises:
-        FaceSnapError: some photos have no face, which is reported for all of them before any image is made; another
-            script requests images that fill no complete batches; or the job upscales one finished image.
+        FaceSnapError: some photos have no face (all of them are reported before any image is generated); another script
+            requests images that do not fill complete batches; or the job upscales one finished image.
     """
     from modules import shared
 
@@ -102,8 +102,8 @@ def expand_iterations(
         return [next(units for units in batches if to_infotext(units).items() <= p.extra_generation_params.items())]
     if getattr(p, "txt2img_upscale", False):
         raise FaceSnapError(
-            "A single finished image cannot be upscaled in reference mode batch; remove all reference photos except "
-            "that of the person in it."
+            "A single finished image cannot be upscaled in batch mode; remove all reference photos except the one of "
+            "the person in the image."
         )
     first = min(batches[0])
     references = [units[first].references[0] for units in batches]
@@ -131,7 +131,7 @@ def restore_job(p: Any) -> None:
 
 
 def begin_batch(p: Any, progress: Callable[..., None]) -> None:
-    """Make infotext and page name the batch whose images come next."""
+    """Update the infotext and the page for the batch whose images come next."""
     batch = current_batch(p)
     if batch is not None:
         p.extra_generation_params.pop(STOPPED, None)  # of the batch before

@@ -1,7 +1,7 @@
 """Redraw the small faces of a finished image: img2img of an enlarged square around each face, which is pasted back.
 
 The crop's own job runs no scripts except FaceSnap's conditioning, saves nothing, and leaves the host unchanged. After
-an error or an interrupt the image stays as it was, and a comment says why.
+an error or an interrupt, the image is unchanged, and a comment gives the reason.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALL = 0.25
 """A face is small if its box, from brows to chin, is lower than this fraction of the image's height."""
 
 CROP_SCALE = 2.2
-"""Side of the square that is redrawn, relative to the longer side of the face's box: with hair and neck."""
+"""Side of the redrawn square, relative to the longer side of the face's box; it includes hair and neck."""
 
 FEATHER = 0.12
 """Width of the blend from the old to the new image at each edge of the square, as a fraction of its side."""
@@ -38,7 +38,7 @@ FEATHER = 0.12
 CELL = 64
 """The sides of a redrawn crop are multiples of this number of pixels, which SDXL's UNet can halve exactly."""
 
-COPIED = (  # from the image's own job; some exist only in Forge or in newer hosts
+COPIED = (  # settings copied from the image's job; some exist only in Forge or in newer hosts
     *("outpath_samples", "outpath_grids", "sampler_name", "scheduler", "steps", "cfg_scale", "distilled_cfg_scale"),
     *("eta", "s_churn", "s_tmin", "s_tmax", "s_noise", "s_min_uncond", "subseed_strength", "tiling"),
     "disable_extra_networks",
@@ -171,7 +171,7 @@ def redraw(
         p: the host's job; the image is the one of its `batch_index`.
         people: everyone in the image, with landmarks for this image.
         strengths: denoising strength for each person; 0 leaves the face as it is.
-        find: returns all faces of a photo.
+        find: a function that returns all faces in a photo.
         host: the host adapter.
     """
     from modules import shared
@@ -205,7 +205,7 @@ def redraw(
 
 
 def _report(p: Any, error: Exception) -> None:
-    """Report an error, the host's own included, without losing the image."""
+    """Report an error, including the host's own, without losing the image."""
     log.error("FaceSnap: a small face could not be redrawn", exc_info=error)
     report_stop(p, REDRAWING, f"FaceSnap: A small face could not be redrawn ({error}); it is unchanged.")
 
@@ -234,7 +234,7 @@ def _img2img(
         denoising_strength=strength,
         width=size[0],
         height=size[1],
-        prompt=p.prompts[i],  # with the styles in it
+        prompt=p.prompts[i],  # styles have already been applied to it
         negative_prompt=p.negative_prompts[i],
         seed=p.seeds[i],
         subseed=p.subseeds[i],
@@ -243,7 +243,10 @@ def _img2img(
         do_not_save_grid=True,
         **{name: getattr(p, name) for name in COPIED if hasattr(p, name)},
     )
-    job.cached_c, job.cached_uc = [None, None], [None, None]  # not the class's own, which the user's next job reads
+    job.cached_c, job.cached_uc = (
+        [None, None],
+        [None, None],
+    )  # not the class attributes, which the user's next job reads
     job.color_corrections = []  # make none from the crop
     job.script_args = []
     job.scripts = _only_conditioned(p.scripts, people, host)
@@ -256,7 +259,7 @@ def _img2img(
         job.close()
     if interrupted or not made.images:
         return None
-    if not job.scripts.alwayson_scripts[0].conditioned:  # the host swallows what a script raises
+    if not job.scripts.alwayson_scripts[0].conditioned:  # the host swallows exceptions raised by scripts
         raise FaceSnapError("the conditioning could not be attached; the console says why")
     return made.images[0]
 

@@ -1,4 +1,4 @@
-"""What the UNets of all WebUIs share: LDM's block layout, and the GPU memory that FFRNets occupy beside them."""
+"""Features common to the UNets of all WebUIs: LDM's block layout, and GPU memory shared with FFRNets."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_fit(p: Any, people: Sequence[Conditioning], unet: nn.Module) -> None:
     """Check that a job's checkpoint is SDXL and that its UNet has the widths that each person's file was made for.
 
     Raises:
-        FaceSnapError: it is not, or it has other widths.
+        FaceSnapError: the checkpoint is not SDXL, or its UNet has different widths.
     """
     if not getattr(p.sd_model, "is_sdxl", False):
         title = getattr(getattr(p.sd_model, "sd_checkpoint_info", None), "title", "the loaded checkpoint")

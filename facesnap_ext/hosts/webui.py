@@ -1,4 +1,4 @@
-"""What every WebUI shares: one engine per process, progress and comments, and what is done with finished images."""
+"""Features common to all WebUIs: one engine per process, progress, comments, and processing of finished images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def shared_engine(find_models: Callable[[], ModelFiles]) -> Engine:
 
 
 def progress(*parts: str) -> None:
-    """Show on the page what is being done."""
+    """Show the current activity on the page."""
     from modules import shared
 
     shared.state.textinfo = "".join(["FaceSnap: ", *parts])
@@ -40,7 +40,7 @@ def forget_infotext(p: Any) -> None:
 
 
 def comment_on_compiling(p: Any, batch: PreparedBatch) -> None:
-    """Add a comment to the image if FFRNet should have been compiled and could not be."""
+    """Add a comment to the image if FFRNet was to be compiled and could not be."""
     if compiled.failure is not None and any(prepared.conditioning.compile for prepared in batch.people):
         p.comment(f"FaceSnap: {compiled.failure}")
 
@@ -52,12 +52,12 @@ def add_likeness(p: Any, batch: PreparedBatch, image: Any, engine: Engine) -> No
     if first.embeddings is None:
         return
     value = engine.likeness(photos.from_pil(image, "Image"), first.embeddings, landmarks, first.recognition)
-    p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # of the image before
+    p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # left by the previous image
     p.extra_generation_params.update(likeness.infotext(value))
 
 
 def redraw_small_faces(p: Any, batch: PreparedBatch, image: Any, host: ModuleType, engine: Engine) -> Any:
-    """A finished image with its small faces redrawn, for the people who want it; see `redraw.redraw`."""
+    """A finished image with the small faces redrawn of those people whose settings request it; see `redraw.redraw`."""
     if not any(batch.redraw_strengths):
         return image
     last_was_second = bool(getattr(p, "enable_hr", False))

@@ -29,7 +29,7 @@ def for_pass(p: Any, batch: PreparedBatch) -> tuple[Conditioning, ...]:
 def through_window(
     p: Any, batch: PreparedBatch, people: Sequence[Prepared], second_pass: bool
 ) -> tuple[Conditioning, ...]:
-    """The conditioning of people as it lies in the image of a pass.
+    """The conditioning of people, transformed to the image of a pass.
 
     Args:
         second_pass: whether it is hires fix's second pass.
@@ -60,8 +60,8 @@ def _cropped(prepared: Prepared, window: Window, everything: bool) -> Conditioni
 def init_window(p: Any, size: tuple[int, int]) -> Window:
     """The part of the init image, of `size`, that fills the output.
 
-    "Only masked" inpainting first crops it to `p.paste_to`, and pads that crop if it has another shape than the output
-    at the image's edge.
+    "Only masked" inpainting first crops it to `p.paste_to`, and at the image's edge pads that crop if its aspect ratio
+    differs from the output's.
     """
     left, top, width, height = p.paste_to or (0, 0, *size)
     mode = 2 if p.paste_to else p.resize_mode

@@ -41,7 +41,7 @@ def with_axes(p: Any, units: Mapping[int, Unit]) -> dict[int, Unit]:
     then inactive are left out.
 
     Raises:
-        FaceSnapError: there is no reference with the plot's number.
+        FaceSnapError: there is no reference with the number given in the plot.
     """
     values = getattr(p, "facesnap_axes", {})
     changed = {number: _with_axis_values(unit, values) for number, unit in units.items()}
@@ -53,8 +53,8 @@ def _with_axis_values(unit: Unit, axis_values: Mapping[str, Any]) -> Unit:
     if (number := values.pop("reference", None)) is not None:
         if not 1 <= number <= len(unit.references):
             raise FaceSnapError(
-                f"The plot uses reference {number}, but the number of references is {len(unit.references)}; use "
-                "numbers from 1 up to that."
+                f"The plot uses reference {number}, but the number of references is {len(unit.references)}; use the "
+                "number of an existing reference, counted from 1."
             )
         values["references"] = (unit.references[number - 1],)
     if "identity" in values:

@@ -1,4 +1,5 @@
-"""What the networks see in photos: faces with ArcFace embeddings, CLIP tokens, DECA codes, and landmarks.
+"""Features that networks extract from photos: faces with ArcFace embeddings, CLIP tokens, DECA codes, and
+landmarks.
 
 `Encoders` belong to the model files of one job. Each network is loaded at its first use and each photo is encoded once.
 """
@@ -35,7 +36,7 @@ class Encoders:
     """Face model pack, CLIP and DECA of one job, on the CPU.
 
     Results are cached by the networks' files and by the photo's pixels. The files' signatures are taken once: if a file
-    is exchanged while the job runs, what the job caches is never found by a later one.
+    is replaced while the job runs, later jobs never use the results that this job caches.
     """
 
     def __init__(self, cache: Cache, files: ModelFiles):
@@ -73,7 +74,7 @@ class Encoders:
                 detected = faces.find_faces(self._face_pack(), photo)
             except NoFaceError:
                 detected = []
-            return [replace(face, photo=NO_PIXELS) for face in detected]  # large: they stay with the job
+            return [replace(face, photo=NO_PIXELS) for face in detected]  # large, so they are kept only for this job
 
         cached = self.cache.get_or_compute(("faces", self.signature("face_pack"), photo.digest), find)
         return [replace(face, photo=photo) for face in cached]
@@ -132,7 +133,7 @@ class Encoders:
             saved_shapes: [R, S] of a saved identity; None if it was saved without.
 
         Raises:
-            FaceSnapError: there is neither, or the saved code does not fit this DECA.
+            FaceSnapError: neither exists, or the saved code does not match this DECA.
         """
         if references:
             return self.codes(references[0]).shape
@@ -144,7 +145,7 @@ class Encoders:
         deca, size = self.files.require("deca"), self.predictor().deca.code_sizes["shape"]
         if len(saved_shapes[0]) != size:
             raise FaceSnapError(
-                f"The face shape in the saved identity has {len(saved_shapes[0])} numbers but {deca.name} makes "
+                f"The face shape in the saved identity has {len(saved_shapes[0])} values but {deca.name} returns "
                 f"{size}; save the identity again from photos."
             )
         return saved_shapes[0]
@@ -169,7 +170,8 @@ class Encoders:
         landmark".
 
         Args:
-            hint: how they are drawn, a key of `HINTS`. Five points are the detector's; 72 are made of the pack's 68.
+            hint: how they are drawn, a key of `HINTS`. Five points are the detector's; 72 are derived from the pack's
+                68.
 
         Raises:
             FaceSnapError: 72 landmarks are needed and the pack has no model with 68, so DECA and FLAME are missing.
@@ -216,10 +218,10 @@ class Encoders:
             expected: from `recognition_of`; empty if any model will do.
 
         Returns:
-            A note if the model has the right name but is another file.
+            A note if the model has the right name but is a different file.
 
         Raises:
-            FaceSnapError: there is no face model pack, or its recognition model is another one.
+            FaceSnapError: there is no face model pack, or its recognition model is not the expected one.
         """
         if not expected:
             return []

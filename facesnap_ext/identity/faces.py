@@ -23,7 +23,7 @@ CROP_SCALE = 1.5
 """Side of the crop for CLIP, relative to the longer side of the face box. The crop includes hair, ears and chin."""
 
 _PACK_ADVICE = (
-    "unpack a face model pack of insightface there (antelopev2, buffalo_l or AuraFace), with a detector such as"
+    "unpack an insightface face model pack there (antelopev2, buffalo_l or AuraFace), with a detector such as"
     " scrfd_10g_bnkps.onnx and a recognition model such as glintr100.onnx"
 )
 # onnxruntime's execution providers by device. Its own default may be TensorRT, which spends minutes building an engine
@@ -90,7 +90,8 @@ def load_pack(folder: str | Path, device: str = "cpu", threads: int | None = Non
     """Load the detector and the recognition model of a face model pack. Nothing is downloaded.
 
     Args:
-        folder: folder that contains the models, or whose only subfolder with models does, as antelopev2 unpacks.
+        folder: folder that contains the models, or whose only subfolder with models does (as when antelopev2 is
+            unpacked).
         device: "cpu", which leaves the GPU memory to image generation, or "cuda".
         threads: CPU threads per model; by default one per core.
 
@@ -113,7 +114,7 @@ def load_landmarks68(folder: str | Path) -> Any:
         insightface's `Landmark`, or None if the pack has no such model.
 
     Raises:
-        FaceSnapError: the pack cannot be loaded, see `load_pack`.
+        FaceSnapError: the pack cannot be loaded; see `load_pack`.
     """
     return _models(Path(folder), ["detection", "landmark_3d_68"]).get("landmark_3d_68")
 

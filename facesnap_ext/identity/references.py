@@ -1,4 +1,4 @@
-"""Check reference photos: which face is used, whether its quality suffices, and whether all photos show the same
+"""Check reference photos: which face is used, whether its quality is sufficient, and whether all photos show the same
 person."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Reference:
         photo: the photo.
         faces: all faces in the photo by size, largest first; may be empty.
         face_index: index of the face that is used; None if the photo has no face with that index.
-        blur: blur of that face, see `blur`; None without a face.
+        blur: blur of that face (see `blur`); None without a face.
         likeness: mean cosine similarity of its embedding to those of the other photos; None without others.
         warnings: sentences for the user.
     """
@@ -79,7 +79,7 @@ class ReferenceReport:
         for reference in self.references:
             parts = [reference.photo.name]
             if reference.face_index is not None:
-                parts.append(f"face of {round(longer_side(reference.faces[reference.face_index].box))} pixels")
+                parts.append(f"face size {round(longer_side(reference.faces[reference.face_index].box))} pixels")
             if reference.likeness is not None:
                 parts.append(f"likeness to the others {reference.likeness:.2f}")
             lines.append(", ".join(parts))
@@ -157,7 +157,7 @@ def cosines(embeddings: Sequence[np.ndarray | None]) -> np.ndarray:
 
 
 def find_outlier(matrix: np.ndarray) -> int | None:
-    """Return the index of the one photo that shows another person than all others.
+    """Return the index of the only photo that shows a different person.
 
     Its mean similarity to the others is below `DIFFERENT_PERSON`, while each of the others has a mean similarity of at
     least `SAME_PERSON` to the rest. At least three faces are needed; of two photos, either could be the wrong one.
@@ -223,7 +223,7 @@ def _warnings(
             f"The face in {photo.name} is small ({round(side)} pixels; at least {ARCFACE_SIDE} are recommended): use a "
             "photo with a larger face for a better likeness."
         )
-    elif measured_blur is not None and measured_blur > BLUR_THRESHOLD:  # small faces are always blurred by enlarging
+    elif measured_blur is not None and measured_blur > BLUR_THRESHOLD:  # enlarging always blurs small faces
         warnings.append(f"The face in {photo.name} is blurred: use a sharper photo for a better likeness.")
     if is_outlier:
         warnings.append(

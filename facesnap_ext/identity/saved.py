@@ -20,7 +20,7 @@ def load_identity(encoders: Encoders, name: str, progress: Callable[[str], None]
     """Load a saved identity.
 
     Raises:
-        FaceSnapError: it does not exist, its file is damaged, or its features come from other networks than the
+        FaceSnapError: it does not exist, its file is damaged, or its features come from networks other than the
             installed ones. A network that is not installed is not compared, because the saved features replace it.
     """
     files = encoders.files
@@ -31,8 +31,8 @@ def load_identity(encoders: Encoders, name: str, progress: Callable[[str], None]
         if getattr(files, part) is not None and encoders.network_hash(part) != expected:
             title = identity_file.NETWORKS[part]
             raise FaceSnapError(
-                f"The identity {name} was saved with another {title} than {getattr(files, part)}, which would produce "
-                f"another person's face; use that {title} again, or save the identity again from photos."
+                f"The identity {name} was saved with a {title} other than {getattr(files, part)}, which would "
+                f"produce another person's face; use that {title} again, or save the identity again from photos."
             )
     return saved
 

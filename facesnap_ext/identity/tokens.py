@@ -1,4 +1,4 @@
-"""From a person's features to identity tokens: the Mixer, and the checks that features and weights belong together."""
+"""From a person's features to identity tokens: the Mixer, and the checks that features and weights match."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from facesnap_ext.weights.source import WeightSource
 def token_signatures(encoders: Encoders, source: WeightSource) -> Hashable:
     """The state of all files that identity tokens are made from.
 
-    A job caches its results under the state from before it read any file. If a file is exchanged meanwhile, the
-    results are then never found by a later job.
+    A job caches its results under the state from before it read any file, so if a file is replaced meanwhile, later
+    jobs never use these results.
     """
     parts = [part for part in ("face_pack", "clip") if getattr(encoders.files, part) is not None]
     return (signature_of(source), *(encoders.signature(part) for part in parts))
@@ -53,7 +53,7 @@ def mix(
 
 
 def null_tokens(weights: FaceSnapWeights) -> Tensor:
-    """Identity tokens [1, queries, dim] of no one: of an embedding of zeros, for weights that were trained with it."""
+    """Identity tokens [1, queries, dim] of an embedding of zeros (no one), for weights that were trained with it."""
     with torch.no_grad():
         return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
 
@@ -68,10 +68,10 @@ def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: Face
     """Check that features have the width that the Mixer expects.
 
     Args:
-        clip_tokens: None for a Mixer that takes none.
+        clip_tokens: None for a Mixer without CLIP input.
 
     Raises:
-        FaceSnapError: they have another width.
+        FaceSnapError: their width differs.
     """
     mixer = weights.info.mixer
     for title, features, expected in (
@@ -80,6 +80,6 @@ def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: Face
     ):
         if features is not None and features.shape[-1] != expected:
             raise FaceSnapError(
-                f"{weights.name} expects {expected} numbers per feature from the {title}, but the installed one gives "
+                f"{weights.name} expects {expected} values per feature from the {title}, but the installed one gives "
                 f"{features.shape[-1]}; use the {title} that models/README.md lists for this file."
             )

@@ -1,4 +1,4 @@
-"""The kinds of landmark image that FFRNet is trained on. The metadata of a weight file name the kind it needs."""
+"""The kinds of landmark image that FFRNet is trained on. The metadata of a weight file names the kind it needs."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ STICK_BRIGHTNESS = 0.6  # brightness of a stick, relative to the colour of its p
 def draw_five(landmarks: Landmarks, width: int, height: int) -> np.ndarray:
     """Draw the five points on black.
 
-    A slim ellipse joins the nose to each other point, in a darker shade of that point's colour. A disc of 10 pixels
-    radius marks each point, on top of all ellipses.
+    A slim ellipse joins the nose to each other point, in a darker shade of that point's colour. A disc with a radius of
+    10 pixels marks each point, on top of all ellipses.
 
     Args:
         landmarks: 72 or five points.

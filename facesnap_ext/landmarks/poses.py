@@ -175,9 +175,9 @@ def reposition(
 
     Args:
         landmarks: the points; returned unchanged if all other arguments are None.
-        x: new horizontal position, as in `placement`; None keeps the present one.
-        y: new vertical position, as in `placement`; None keeps the present one.
-        size: new size, as in `placement`; None keeps the present one.
+        x: new horizontal position, as in `placement`; None keeps the current one.
+        y: new vertical position, as in `placement`; None keeps the current one.
+        size: new size, as in `placement`; None keeps the current one.
     """
     if x is None and y is None and size is None:
         return landmarks

@@ -28,7 +28,7 @@ class FaceCodes:
     shape: Tensor  # [S] standard deviations
     expression: Tensor  # [E] standard deviations
     pose: Tensor  # [6] global and jaw rotation vectors in radians
-    cam: Tensor  # [3] scale and translation, see `deca.project`
+    cam: Tensor  # [3] scale and translation; see `deca.project`
     transform: np.ndarray  # [3,3] from pixel indices of the photo to pixel indices of the crop
     width: int  # width of the photo in pixels
     height: int  # height of the photo in pixels

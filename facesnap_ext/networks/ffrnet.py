@@ -110,7 +110,7 @@ def _count_blocks(shapes: Mapping[str, Sequence[int]], attention: str) -> int:
 
 
 class FFRNet(nn.Module):
-    """The network, see `forward`. Given the same weights and inputs, it computes the same as diffusers'
+    """The network; see `forward`. Given the same weights and inputs, it computes the same as diffusers'
     `ControlNetModel`."""
 
     def __init__(self, config: FFRNetConfig):

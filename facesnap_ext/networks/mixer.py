@@ -85,7 +85,7 @@ class FacialAttributeMixer(nn.Module):
         return self.decode(self.fuse(f_id, torch.cat([f_id, f_clip], dim=1)))
 
     def average(self, embeddings: Tensor, clip_tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Average R references into one, see `average_references`."""
+        """Average R references into one; see `average_references`."""
         assert clip_tokens is not None, "this Mixer takes CLIP tokens"
         return average_references(embeddings, clip_tokens)
 

@@ -43,7 +43,7 @@ def to_infotext(units: Mapping[int, Unit]) -> dict[str, Any]:
 
 
 def from_infotext(parameters: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A unit's settings by name, without photos; settings that the text does not name have their defaults.
+    """A unit's settings by name, without photos; settings that the text does not name keep their defaults.
 
     Args:
         parameters: as the host parses them, name to text. Names and values of earlier versions are understood.

@@ -52,10 +52,10 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
 
 
 def batches_by_reference(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
-    """The units of each batch of a job, by number: one batch per reference photo in reference mode "batch", else one.
+    """The units of each batch of a job, by number: one batch per reference photo in "batch" mode, otherwise one.
 
     Raises:
-        FaceSnapError: another person than the first is in batch mode, or a saved identity is combined with it.
+        FaceSnapError: a person other than the first is in batch mode, or a saved identity is combined with it.
     """
     first = min(units, default=0)
     for number, unit in units.items():
@@ -63,8 +63,8 @@ def batches_by_reference(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
             continue
         if number != first:
             raise FaceSnapError(
-                f"{person_prefix(number, units)}Only the first person's photos can be used one image per photo; fuse "
-                "or average these."
+                f"{person_prefix(number, units)}Only the first person can use one image per photo (batch); fuse or "
+                "average this person's photos."
             )
         if unit.identity:
             raise FaceSnapError(
@@ -93,7 +93,7 @@ def reference_photos(values: Sequence[Any] | None) -> tuple[Photo, ...]:
 
 
 def _from_page(values: dict[str, Any]) -> dict[str, Any]:
-    """A unit's values under their API names; an emptied component counts as untouched."""
+    """A unit's values under their API names; an emptied component counts as unchanged."""
     values = {name: value for name, value in values.items() if value is not None}
     if not values.pop("placed", False):
         values |= {"x": None, "y": None, "size": None}

@@ -1,4 +1,4 @@
-"""How strongly a person's conditioning acts, and in which part of sampling: where start and end meet the sampler."""
+"""How strongly a person's conditioning acts, and in which part of sampling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Strength:
             files without an adapter ignore this setting.
         start, end: the fractions of the sampling pass between which the conditioning acts, from 0 to 1.
         ffrnet_interval: run FFRNet on every n-th UNet evaluation and reuse its residuals in between, from 1 to 4.
-        cond_only: leave the unconditional side alone.
+        cond_only: do not condition unconditional rows.
         hires: the passes in which it acts: "first", "second" (hires fix) or "both".
         block_weights: one factor per residual, from the shallowest skip to the middle block, from 0 to 2; empty means
             1 for all of them.
@@ -38,7 +38,7 @@ class Strength:
     def acts_at(self, progress: float) -> bool:
         """Whether it acts at this fraction of the pass: `start <= progress < end`.
 
-        An end of 1 never ends, because samplers with several UNet calls per step run past their own step count.
+        An end of 1 means no end, because samplers with several UNet calls per step run past their own step count.
         """
         return self.start <= progress and (progress < self.end or self.end >= 1)
 

@@ -53,10 +53,10 @@ class Unit:
     """One person in the image.
 
     Attributes:
-        references: photos of one person; in `reference_mode` "batch" of one person each.
+        references: photos of one person; in `reference_mode` "batch", one photo per person.
         face_index: the face to use in each reference photo, by size; 0 is the largest.
         reference_mode: "fused" puts all references through the Mixer together, "averaged" averages their features,
-            "batch" makes the job's images once for each photo.
+            "batch" generates the job's images once per photo.
         identity: name of a saved identity, used instead of the photos or together with them.
         model: name of the FaceSnap file; empty selects the only one.
         pose: where the pose comes from. "photo" is `driving`, or the init image, or else the reference photo; the
@@ -72,7 +72,7 @@ class Unit:
         size: height of the face from brows to chin as a fraction of the image's height; None keeps the pose's own.
         region: where the person acts: the whole "image", around the predicted "face", or where `mask` is white.
         region_scale: size of the region around the face relative to the face's box.
-        redraw_strength: denoising strength for redrawing small faces; 0 leaves them as they are.
+        redraw_strength: denoising strength for redrawing small faces; 0 does not redraw them.
     """
 
     enabled: bool = False
@@ -131,7 +131,7 @@ STRENGTH_NAMES = tuple(one.name for one in fields(Strength))
 
 
 def defaults() -> dict[str, Any]:
-    """The default of every setting by name, in the order of the fields, with those of `Strength` in place."""
+    """The default of every setting by name, in the order of the fields, including those of `Strength`."""
     return to_values(Unit)
 
 
@@ -148,7 +148,7 @@ def to_values(unit: Unit | type[Unit]) -> dict[str, Any]:
 
 
 def from_values(values: Mapping[str, Any]) -> Unit:
-    """The unit with these settings; those that are not given have their defaults.
+    """A unit with these settings; settings that are not given keep their defaults.
 
     Raises:
         FaceSnapError: a value is out of range or of the wrong type.
@@ -168,7 +168,7 @@ def with_values(unit: Unit, values: Mapping[str, Any]) -> Unit:
 
 
 def short_repr(value: Any) -> str:
-    """A value as text for a message, on one line and of limited length whatever it is."""
+    """A value as text for a message, on one line and of limited length."""
     return reprlib.repr(value)
 
 

@@ -28,7 +28,7 @@ Ident = Callable[[str], str]
 """Makes an element id from a name."""
 
 PLACE = {name: getattr(TEMPLATES["front"], name) for name in ("x", "y", "size")}
-"""Initial values of the sliders for position and size. They count only if `placed` is checked."""
+"""Initial values of the sliders for position and size. They are used only if `placed` is checked."""
 
 PART_LABELS = {
     "facesnap": "FaceSnap",
@@ -210,7 +210,7 @@ def _place_controls(controls: Controls, ident: Ident) -> None:
 def _canvas_data(controls: Controls, ident: Ident) -> None:
     """Hidden text that the page's script and the server exchange.
 
-    The script writes the size of the output with the number of its question, the init image and the painted mask
+    The script writes the size of the output with the number of its request, the init image and the painted mask
     (images as data URLs). The server writes the rig and points of the person.
     """
     for name in ("canvas_size", "canvas_init", "canvas_rig", "mask"):

@@ -1,4 +1,4 @@
-"""What the server answers when the controls of a person change."""
+"""The server's responses to changes of a person's controls."""
 
 from __future__ import annotations
 
@@ -91,14 +91,14 @@ def canvas_data(
     identity: str | None = None,
     init: str = "",
 ) -> str:
-    """JSON for the canvas: `rig`, and `points` as fractions of the output's width and height, or else `error`.
+    """JSON for the canvas: `rig`, and `points` as fractions of the output's width and height, or `error` instead.
 
     Args:
         files: contents of the image files with the reference photos.
-        size: size of the output and number of the question, which the answer repeats, as in "1024x768 3". It is empty
-            until the canvas is visible, and then so is the answer.
-        init: img2img's init image as a data URL. If it gives the pose, the answer has `in_init`, and the points are
-            fractions of the init image's width and height.
+        size: size of the output and number of the request, which the response repeats, as in "1024x768 3". While it is
+            empty, because the canvas is not visible yet, the response is empty too.
+        init: img2img's init image as a data URL. If it provides the pose, the response has `in_init`, and the points
+            are fractions of the init image's width and height.
     """
     if not size:
         return ""
@@ -138,7 +138,7 @@ def save_person(
         references = reference_photos(files)
         if reference_mode == "batch" and len(references) > 1:
             raise FaceSnapError(
-                "In batch mode the photos show different people; keep the photos of one person to save that person."
+                "In batch mode the photos show different people; to save one of them, remove the photos of the others."
             )
         models = engine.files()
         path = save_identity(engine.encoders(models), references, name, face_index=int(face_index or 0))

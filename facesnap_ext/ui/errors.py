@@ -1,6 +1,6 @@
-"""How an error reaches the page outside a job: as HTML in place of the answer.
+"""How an error reaches the page outside a job: as HTML in place of the response.
 
-Errors of a job take the way described in `hosts.errors`, and those of the HTTP routes the one in `ui.routes`.
+For errors of a job see `hosts.errors`, and for those of the HTTP routes see `ui.routes`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def html(roles: Sequence[Role], files: ModelFiles) -> str:
         "<code>--facesnap-also-look-in</code> FOLDER.<br>"
     )
     begin = "" if files.facesnap else f"<p><b>{escape(TO_BEGIN)}</b></p>"
-    passed_over = f"<p>Passed over: {escape(' '.join(files.passed_over))}</p>" if files.passed_over else ""
+    passed_over = f"<p>Skipped: {escape(' '.join(files.passed_over))}</p>" if files.passed_over else ""
     gaps = "".join(f"<li>{escape(gap)}</li>" for gap in COMMERCIAL_GAPS)
     return (
         f"<div class='facesnap-models'>Model folder: {escape(str(files.folder))}.<br>{searched}{begin}"
@@ -70,7 +70,7 @@ def panel(
     """Create the panel, closed, and connect its buttons.
 
     Args:
-        files: what `find_models` returns at the moment.
+        files: the current result of `find_models`.
         status: the component with `accordion.status`, which the buttons update.
         model_lists: the components that list the FaceSnap files, which the buttons update as well.
     """

@@ -2,7 +2,7 @@
 
     GET  /facesnap/version    {"version": "…"}
     GET  /facesnap/schema     JSON Schema of one person's dictionary in a job's `alwayson_scripts.FaceSnap.args`
-    GET  /facesnap/models     installed model files by name; "missing": the place for each missing one; "parts":
+    GET  /facesnap/models     installed model files by name; "missing": where to put each missing one; "parts":
                               everything known about each part (`model_list.Role`); "downloads": their progress
     POST /facesnap/models/get   {"part": "<name in the catalogue>"} → {"part", "done", "size", "state", "message"}
     POST /facesnap/models/stop  likewise
@@ -14,7 +14,7 @@
 
 Boxes are in pixels of the upright photo. Faces are ordered by size, the largest first. `rig` is for `facesnapAttach` in
 javascript/facesnap_canvas.js (see `poses.for_browser`). `points` are fractions of the width and height of the output
-image if these are given, and else of the driving photo. Photos are base64, plain or as data URLs, never paths or URLs.
+image if these are given, otherwise of the driving photo. Photos are base64, plain or as data URLs, never paths or URLs.
 
 An error is answered with `{"detail": "<one sentence>"}` by `add_routes`: 400 for a malformed request, 401 without the
 credentials of the host's --api-auth or a session of the page's login, 413 for a request that is too large, 422 for
@@ -86,7 +86,7 @@ def add_routes(
             values = await _values(request) if request.method == "POST" else {}
             if json_only and not _is_json(request):
                 raise RequestError(400, "This route requires the header Content-Type: application/json; add it.")
-            # in a thread, so that the event loop stays free for others
+            # in a thread, so that the event loop stays free for other requests
             return JSONResponse(await run_in_threadpool(compute, values))
         except RequestError as error:
             status, sentence = error.status, str(error)
@@ -147,7 +147,7 @@ def authorised(header: str | None, api_auth: str | None) -> bool:
 
 
 def describe_models(files: ModelFiles) -> Values:
-    """The model files by name, the missing ones, those that were passed over, and the downloads."""
+    """The model files by name, the missing ones, those that were skipped, and the downloads."""
     paths = {part: getattr(files, part) for part in MISSING_MESSAGES if part != "facesnap"}
     names = {part: path and path.name for part, path in paths.items()}
     return {
@@ -172,7 +172,7 @@ def stop_part(values: Values) -> Values:
         if job.part.name == name:
             job.stop.set()
             return _job(job)
-    raise RequestError(400, "There is no download of a part with this name.")
+    raise RequestError(400, "No download of a part with this name has been started.")
 
 
 def detect(engine: Engine, values: Values) -> Values:
@@ -250,7 +250,7 @@ LANDMARKS = {
 def _part_name(values: Values) -> str:
     _check_names(values, PART)
     if not isinstance(name := values.get("part"), str):
-        raise RequestError(400, "FaceSnap's part must be text, the name of a part in the catalogue.")
+        raise RequestError(400, "FaceSnap's part must be a string, the name of a part in the catalogue.")
     return name
 
 

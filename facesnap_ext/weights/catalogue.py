@@ -11,7 +11,7 @@ ROLES = {  # what each part is for; the names are those of `FoundModel.role`
     "instantid": "InstantID's two files, which do the same and are used if there is no FaceSnap file",
     "face_pack": "finds faces and computes their identity embeddings",
     "clip": "captures the appearance of a face: hair, skin, age; InstantID does not need it",
-    "deca": "estimates pose, expression and face shape; without it, the face takes the shape of the driving photo's",
+    "deca": "estimates pose, expression and face shape; without it, the driving photo's face shape is used",
     "flame": "the head model whose 72 landmarks carry pose, expression and shape; used together with DECA",
 }
 TO_BEGIN = (
@@ -192,7 +192,7 @@ COMMERCIAL_GAPS = (
     "a FaceSnap file trained on data and with a face model pack that permit it: none has been published",
     "an encoder of pose, expression and shape: DECA is for non-commercial research",
     "a landmark detector to replace it: insightface's 1k3d68.onnx is for non-commercial research",
-    "a face detector with a clear licence: AuraFace's has the file name of one of insightface's",
+    "a face detector with a clear licence: AuraFace's detector has the file name of an insightface model",
 )
 COMMERCIAL_AVAILABLE = "CLIP-ViT-H (MIT), FLAME 2023 Open (CC-BY-4.0) and AuraFace's recognition model (Apache-2.0)"
 

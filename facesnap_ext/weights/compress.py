@@ -25,8 +25,8 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
     Args:
         blocks: maximum number of consecutive transformer blocks at the deepest level and in the middle block. The
             first ones, which process the output of the ResNet block, and the last ones, whose output the following
-            layers are trained on, are kept; of an odd number, one more of the first. With 0, identity is injected
-            only at the levels above.
+            layers are trained on, are kept; if the number is odd, one more of the first is kept. With 0, identity is
+            injected only at the levels above.
         fp8: whether to store the weights of linear and convolution layers in ResNet and transformer blocks as
             float8_e4m3fn.
 

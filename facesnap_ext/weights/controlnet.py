@@ -1,4 +1,4 @@
-"""Convert an SDXL ControlNet in diffusers' layout to a FaceSnap file, and read the `config.json` beside it."""
+"""Convert an SDXL ControlNet in diffusers' layout to a FaceSnap file, and read the `config.json` next to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE_DIM = 256  # SDXL's `addition_time_embed_dim`
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """What diffusers' `config.json` states and the tensors do not show.
+    """Values from diffusers' `config.json` that cannot be derived from the tensors.
 
     Args:
         heads: attention heads of each level.
@@ -32,13 +32,13 @@ class ControlNetConfig:
 
 
 def controlnet_config(folder: Path, shapes: Mapping[str, Sequence[int]]) -> ControlNetConfig | None:
-    """Read the `config.json` beside a ControlNet.
+    """Read the `config.json` next to a ControlNet.
 
     Args:
-        shapes: of the ControlNet's tensors.
+        shapes: shapes of the ControlNet's tensors.
 
     Returns:
-        None if there is none, or if it belongs to another network, as in a folder with several models.
+        None if the file does not exist or belongs to another network, as in a folder with several models.
 
     Raises:
         FaceSnapError: the file is damaged.
@@ -77,7 +77,7 @@ def from_controlnet(controlnet: Path, out: Path, config: ControlNetConfig | None
     Args:
         controlnet: ControlNet file in diffusers' layout.
         config: see `controlnet_config`; by default, attention heads are 64 wide and `size_dim` is SDXL's.
-        seed: of the Mixer.
+        seed: seed of the Mixer's random weights.
     """
     tensors = read_tensors(controlnet)
     heads, size_dim = (config.heads, config.size_dim) if config else (None, SIZE_DIM)
@@ -89,6 +89,6 @@ def from_controlnet(controlnet: Path, out: Path, config: ControlNetConfig | None
         torch.manual_seed(seed)
         mixer = FacialAttributeMixer(facesnap_file.default_mixer_config(ffrnet_config.context_dim)).to(ffrnet.dtype)
     info = facesnap_file.FaceSnapInfo(
-        mixer.config, ffrnet_config, text_free=False, trained_on=f"FFRNet from {controlnet.name}, Mixer on nothing"
+        mixer.config, ffrnet_config, text_free=False, trained_on=f"FFRNet from {controlnet.name}; Mixer untrained"
     )
     facesnap_file.save(out, info, mixer, ffrnet)

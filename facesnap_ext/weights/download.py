@@ -40,7 +40,7 @@ def download(
 ) -> Path:
     """Download a part to the model folder.
 
-    If the download is interrupted, the received data is kept beside the target as `.NAME.part`, and the next call
+    If the download is interrupted, the received data is kept next to the target as `.NAME.part`, and the next call
     resumes it with an HTTP range request. The file gets its final name once its SHA-256 has been verified.
 
     Args:
@@ -59,7 +59,7 @@ def download(
     target = folder / part.target
     if target.exists():
         if sha256(target) != part.sha256:
-            raise FaceSnapError(f"There is already another file {target}; move it away, then download again.")
+            raise FaceSnapError(f"A different file {target} already exists; move it elsewhere, then download again.")
         return target
     arrived = target.with_name(f".{target.name}.part")
     try:
@@ -68,7 +68,7 @@ def download(
             missing = part.size - _size(arrived)
             if (free := shutil.disk_usage(target.parent).free) < missing:
                 raise FaceSnapError(
-                    f"The disk of {folder} has {format_size(free)} left, but {format_size(missing)} are needed; free "
+                    f"The disk with {folder} has {format_size(free)} left, but {format_size(missing)} are needed; free "
                     "up some space."
                 )
             _fetch_all(part, arrived, progress, stopped)
@@ -83,7 +83,7 @@ def download(
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise FaceSnapError(
-                f"The disk of {folder} is full; free up some space, then download {part.title} again to resume."
+                f"The disk with {folder} is full; free up some space, then download {part.title} again to resume."
             ) from error
         raise FaceSnapError(
             f"{target} cannot be written ({error.strerror or error}); check your write permission for the folder."
@@ -176,7 +176,7 @@ def _next_block(blocks: Any) -> bytes:
 
 
 def _check_response(response: Any, part: Part, have: int) -> int:
-    """Return at which byte of the received data the response continues.
+    """Return the byte offset in the received data at which the response continues.
 
     The received data is kept if the response is not the file, such as the login page of a network.
 
@@ -203,7 +203,7 @@ def _check_response(response: Any, part: Part, have: int) -> int:
             f"{part.title} is no longer at its address (HTTP status {status}); look for it at {part.page}."
         )
     if status != 200:
-        raise FaceSnapError(f"The server of {part.title} sent HTTP status {status}; see {part.page}.")
+        raise FaceSnapError(f"The server for {part.title} sent HTTP status {status}; see {part.page}.")
     if response.headers.get("Content-Type", "").startswith("text/"):
         raise FaceSnapError(
             f"A web page was received instead of {part.title}; log in to your network or proxy, then try again to "
@@ -245,7 +245,7 @@ def start(name: str, files: ModelFiles) -> Job:
     """Start downloading a part by its name in the catalogue, or return the running download.
 
     Raises:
-        FaceSnapError: there is no such part, it can only be downloaded by hand, or it is already there.
+        FaceSnapError: there is no such part, it can only be downloaded by hand, or it already exists.
     """
     part = part_to_download(name, files)
     with _lock:
@@ -277,14 +277,14 @@ def _run(job: Job, folder: Path) -> None:
 
 
 def part_to_download(name: str, files: ModelFiles) -> Part:
-    """Return the part of this name, unless it is already there.
+    """Return the part of this name, unless its file already exists.
 
     Raises:
         FaceSnapError: as in `start`.
     """
     part = downloadable(name)
     if path := existing_file(part, files):
-        raise FaceSnapError(f"{part.title} is already there: {path}.")
+        raise FaceSnapError(f"{part.title} already exists: {path}.")
     return part
 
 

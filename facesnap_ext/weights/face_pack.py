@@ -22,6 +22,6 @@ def has_insightface_names(names: Sequence[str]) -> bool:
 def may_be_complete(names: Sequence[str]) -> bool:
     """Return whether there may be both a detector and a recognition model.
 
-    A file that has none of the names of insightface's other networks counts as a recognition model.
+    A file counts as a recognition model unless it has the name of one of insightface's other networks.
     """
     return len(names) > 1 and any(not name.startswith((*DETECTOR_NAMES, *OTHER_NAMES)) for name in names)

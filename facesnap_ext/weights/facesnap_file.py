@@ -21,7 +21,7 @@ from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import read_index, read_tensors, without_prefix
 
 VERSION = 1
-MAX_SIZE = 2**20  # of a width, in metadata
+MAX_SIZE = 2**20  # maximum width accepted in metadata
 
 POINTS72 = "72 points"  # FaceSnap's
 POINTS5 = "5 points"  # InstantID's
@@ -125,10 +125,10 @@ def read_info(path: Path) -> FaceSnapInfo:
     """Read a FaceSnap file's metadata and check the names and shapes of its tensors against it.
 
     Raises:
-        FaceSnapError: the file is of another kind, of a newer version, damaged or incomplete, or its Mixer is of an
+        FaceSnapError: the file is of the wrong kind, of a newer version, damaged or incomplete, or its Mixer is of an
             unknown kind.
     """
-    require(path, Kind.FACESNAP, "choose a FaceSnap file, see models/README.md.")
+    require(path, Kind.FACESNAP, "choose a FaceSnap file (see models/README.md).")
     index = read_index(path)
     if (kind := index.metadata.get("mixer_kind", PAPER_MIXER)) not in MIXERS:
         raise FaceSnapError(

@@ -97,7 +97,7 @@ def check_target(path: Path, overwrite: bool) -> None:
     if path.exists():
         if not overwrite:
             raise FaceSnapError(f"There is already an identity {path.stem}; give another name, or overwrite it.")
-        require(path, Kind.IDENTITY, "it is not overwritten, give another name.")
+        require(path, Kind.IDENTITY, "it is not overwritten; give another name.")
 
 
 def load(path: Path) -> Identity:

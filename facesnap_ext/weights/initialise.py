@@ -57,11 +57,11 @@ def initialise(
 
     Args:
         checkpoint: an SDXL checkpoint in a single file, or a UNet file in diffusers' layout.
-        head_dim: channels of an attention head, 64 in SDXL; a checkpoint does not state it.
-        size_dim: channels of one embedded size, 256 in SDXL; a checkpoint does not state it either.
+        head_dim: channels of an attention head, 64 in SDXL; cannot be read from a checkpoint.
+        size_dim: channels of one embedded size, 256 in SDXL; cannot be read from a checkpoint either.
         mixer: sizes of the Mixer; by default the paper's, with tokens as wide as the UNet's context.
-        hint_widths: channels of the landmark embedding. Between two of them, the landmark image is halved: three times
-            for SDXL's VAE, which reduces images by a factor of 8.
+        hint_widths: channels of the landmark embedding. The landmark image is halved between consecutive widths: three
+            times for SDXL's VAE, which reduces images by a factor of 8.
 
     Raises:
         FaceSnapError: the file is not an SDXL checkpoint.
@@ -100,7 +100,7 @@ def with_mixer(start: Path, out: Path, kind: str, seed: int) -> None:
         seed: initialises the Mixer.
 
     Raises:
-        FaceSnapError: the file has another Mixer than the paper's.
+        FaceSnapError: the file's Mixer is not the paper's.
     """
     weights = facesnap_file.load(start)
     if type(weights.info.mixer) is not MixerConfig:

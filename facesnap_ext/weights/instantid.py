@@ -31,16 +31,17 @@ LICENSE = "same as InstantID's weights"
 RECOGNITION = "glintr100.onnx"  # antelopev2's; InstantID's Resampler was trained with its embeddings
 RECOGNITION_SHA256 = "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"  # as pinned by many projects
 RESAMPLER_PREFIX, ADAPTER_PREFIX = "image_proj.", "ip_adapter."
-ADVICE = "use InstantID's file, see models/README.md for where to get it."
+ADVICE = "use InstantID's file (models/README.md says where to get it)."
 
 
 def load(controlnet: Path, adapter: Path) -> FaceSnapWeights:
     """Load the published pair to the CPU, like `facesnap_file.load`, each half in its own dtype.
 
-    Sizes that cannot be read from the tensors come from the `config.json` beside the ControlNet, or else are SDXL's.
+    Sizes that cannot be read from the tensors come from the `config.json` next to the ControlNet, or are SDXL's if
+    there is none.
 
     Raises:
-        FaceSnapError: a file is of another kind or incomplete, or the two do not fit together.
+        FaceSnapError: a file is of the wrong kind or incomplete, or the two do not match.
     """
     require(controlnet, Kind.SDXL_CONTROLNET, ADVICE)
     require(adapter, Kind.INSTANTID_ADAPTER, ADVICE)
@@ -111,7 +112,7 @@ def from_instantid(
         dtype: floating-point dtype of the file; by default, each half keeps its own.
 
     Raises:
-        FaceSnapError: a file is missing, of another kind or incomplete, or the two do not fit together.
+        FaceSnapError: a file is missing, of the wrong kind or incomplete, or the two do not match.
     """
     controlnet, adapter = folder / IDENTITYNET, folder / ADAPTER
     for path in (controlnet, adapter):
@@ -156,7 +157,7 @@ def _resampler(path: Path, clip_dim: int = 0, seed: int = 0, dtype: torch.dtype 
 def _check_fit(controlnet: Path, ffrnet: FFRNet, adapter: Path, mixer: ResamplerMixer) -> None:
     if mixer.config.dim != ffrnet.config.context_dim:
         raise FaceSnapError(
-            f"{adapter.name} computes tokens of {mixer.config.dim} numbers, but {controlnet.name} takes "
+            f"{adapter.name} computes tokens of width {mixer.config.dim}, but {controlnet.name} takes "
             f"{ffrnet.config.context_dim}; use files of the same InstantID release."
         )
 

@@ -15,7 +15,7 @@ def pair_instantid(files: ModelFiles, halves: Sequence[FoundModel]) -> None:
 
     The tensors of IdentityNet do not differ from those of other SDXL ControlNets. It is taken to be, in this order,
 
-    1. a ControlNet with InstantID's name, beside the adapter or in a subfolder there;
+    1. a ControlNet with InstantID's name, next to the adapter or in a subfolder there;
     2. in FaceSnap's own folder, where users put nothing else, the only ControlNet there;
     3. a ControlNet with InstantID's name anywhere.
 
@@ -39,13 +39,13 @@ def pair_instantid(files: ModelFiles, halves: Sequence[FoundModel]) -> None:
         else:
             found = ", ".join(str(net.path) for net in near or nets) or "none"
             files.passed_over.append(
-                f"{adapter.path} is {adapter.kind}, but which ControlNet belongs to it is not clear, because all SDXL "
-                f"ControlNets have the same tensors; put InstantID in the name of the file or its folder (found: "
+                f"{adapter.path} is {adapter.kind}, but it is not clear which ControlNet belongs to it, because all "
+                f"SDXL ControlNets have the same tensors; put InstantID in the name of the file or its folder (found: "
                 f"{found})."
             )
     paired = {path for source in files.facesnap.values() if isinstance(source, tuple) for path in source}
     files.passed_over += [
-        f"{net.path} has InstantID's name, but cannot be used without the {ADAPTER} that belongs beside it."
+        f"{net.path} has InstantID's name, but cannot be used without {ADAPTER}; put that file next to it."
         for net in named
         if net.path not in paired and net.folder == files.folder
     ]

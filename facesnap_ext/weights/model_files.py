@@ -44,10 +44,10 @@ class ModelFiles:
         folder: FaceSnap's own model folder.
         facesnap: weight sources by file name; InstantID's pairs are named "InstantID".
         face_pack, clip, deca, flame: the path in use; None if the part is missing.
-        passed_over: why files in the own folder were passed over, one sentence each.
+        passed_over: why files in FaceSnap's own folder were skipped, one sentence each.
         unconverted: by part, why its original files could not be converted.
         elsewhere: the other folders that exist and were searched.
-        found: all usable models, duplicates included; those of the own folder come first.
+        found: all usable models, duplicates included; those in FaceSnap's own folder come first.
     """
 
     folder: Path
@@ -75,10 +75,11 @@ class ModelFiles:
     def choose_facesnap(self, name: str = "") -> WeightSource:
         """Return the FaceSnap file of this name.
 
-        Without a name, it is the only one in the own folder, or else in the first other folder that has any.
+        Without a name, it is the only one in FaceSnap's own folder or, if that has none, in the first other folder that
+        has any.
 
         Raises:
-            FaceSnapError: there is none, or there are several to choose from.
+            FaceSnapError: no file exists, or there are several to choose from.
         """
         if name in self.facesnap:
             return self.facesnap[name]
@@ -98,8 +99,8 @@ class ModelFiles:
     def match_pack(self, recognition: str) -> None:
         """Use the first complete face model pack with this recognition model.
 
-        If there is none, or the name is empty, the choice of pack stays. AuraFace's recognition model has the same
-        file name as antelopev2's, so a pack in a folder called antelopev2 is preferred.
+        If there is no such pack, or the name is empty, the choice of pack does not change. AuraFace's recognition model
+        has the same file name as antelopev2's, so a pack in a folder called antelopev2 is preferred.
         """
         packs = [pack.path for pack in self.candidates("face_pack") if pack.rank == 0]
         matching = [pack for pack in packs if recognition in onnx_names(pack)]
@@ -137,15 +138,16 @@ class ModelFiles:
     def _folder_of(self, source: WeightSource) -> Path:
         """Return the folder in which a source was found.
 
-        It is the own folder if either file of a pair is there, and for a source that a caller added to `facesnap`.
+        It is FaceSnap's own folder if that contains either file of a pair, and for a source that a caller added to
+        `facesnap`.
         """
         folders = [model.folder for model in self.found if model.path in paths_of(source)]
         return min(folders, key=self._folders.index, default=self.folder)
 
     def _missing_message(self, part: str) -> str:
         message = (
-            f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there, see models/README.md for where to "
-            "get it."
+            f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there (models/README.md says where to get "
+            "it)."
         )
         reasons = [*self.unconverted.get(part, ()), *self.passed_over]
-        return f"{message} Passed over: {' '.join(reasons)}" if reasons else message
+        return f"{message} Skipped: {' '.join(reasons)}" if reasons else message

@@ -143,7 +143,7 @@ def as_text(roles: Sequence[Role], files: ModelFiles) -> str:
             lines.append(f"    save it as {part.target}{source}")
             if part.note:
                 lines.append(f"    {part.note}")
-    lines += ["", *(f"Passed over: {reason}" for reason in files.passed_over)]
+    lines += ["", *(f"Skipped: {reason}" for reason in files.passed_over)]
     lines += ["", f"Available for commercial use: {COMMERCIAL_AVAILABLE}. Not available:"]
     lines += [f"  {gap}" for gap in COMMERCIAL_GAPS]
     return "\n".join(lines)

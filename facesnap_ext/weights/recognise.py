@@ -66,7 +66,7 @@ def recognise(path: Path) -> Kind:
 
 @lru_cache(maxsize=4096)
 def recognise_cached(path: Path, state: State) -> Kind | FaceSnapError:
-    """Return the kind of a file, or the error that kept it from being recognised; both are cached.
+    """Return the kind of a file, or the error that prevented its recognition; both are cached.
 
     Args:
         state: `files.state_of(path)`; a changed file is read again.
@@ -80,10 +80,10 @@ def recognise_cached(path: Path, state: State) -> Kind | FaceSnapError:
 
 
 def require(path: Path, expected: Kind, advice: str) -> None:
-    """Raise an error if a file is of another kind than expected.
+    """Raise an error if a file is not of the expected kind.
 
     Args:
-        advice: the end of the message, what to do instead.
+        advice: the end of the message, which says what to do instead.
     """
     if (kind := recognise(path)) is not expected:
         raise FaceSnapError(f"{path.name} is {kind.value}, not {expected.value}; {advice}")

@@ -52,8 +52,8 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
 
     Args:
         folder: FaceSnap's own model folder, with weight files and the folders of face model packs or of a CLIP.
-        elsewhere: folders of other programs. What `folder` has takes precedence, and from these only unmistakable
-            files are used: pickles with a name of FLAME's, CLIP-ViT-H, and packs with insightface's file names.
+        elsewhere: folders of other programs. The contents of `folder` take precedence, and from these only unmistakable
+            files are used: pickles with FLAME's file names, CLIP-ViT-H, and packs with insightface's file names.
     """
     files = ModelFiles(folder)
     halves: list[FoundModel] = []  # InstantID's adapters, and SDXL ControlNets, one of which may be its IdentityNet
@@ -81,7 +81,7 @@ def _walk(root: Path, warnings: list[str], own_folder: Path | None = None) -> It
 
     Args:
         warnings: receives a sentence if the search ends early or skips a name.
-        own_folder: FaceSnap's own folder if `root` is another one.
+        own_folder: FaceSnap's own folder if `root` is a different folder.
     """
     queue = deque([(root, 0)])
     folders = files = 0
@@ -135,7 +135,7 @@ def _is_skipped(entry: Path, own_folder: Path | None) -> bool:
 def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundModel]) -> None:
     """Recognise a file, or a folder with .onnx files, and add it to the found models or to `halves`.
 
-    What cannot be used is reported if it is in the own folder, and ignored in other programs' folders.
+    An unusable file is reported if it is in FaceSnap's own folder, and ignored in other programs' folders.
     """
     own = folder == files.folder
     if path.is_dir():
@@ -168,7 +168,8 @@ def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundMod
 
 
 def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundModel | None:
-    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of another kind or not beyond doubt."""
+    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of another kind or cannot be identified with
+    certainty."""
     if kind is Kind.CLIP_VISION and (own or _is_vit_h(path, state_of(path))):
         in_folder = path.name in CLIP_NAMES and path.parent != folder and (path.parent / "config.json").is_file()
         return FoundModel("clip", path.parent if in_folder else path, kind.value, folder)

@@ -1,4 +1,4 @@
-"""The weights a job is conditioned by: a FaceSnap file, or the pair of files that InstantID publishes."""
+"""The weights that condition a job: a FaceSnap file, or the pair of files that InstantID publishes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def paths_of(source: WeightSource) -> tuple[Path, ...]:
 
 
 def load_any(source: WeightSource) -> FaceSnapWeights:
-    """Load a source to the CPU, see `facesnap_file.load` and `instantid.load`."""
+    """Load a source to the CPU; see `facesnap_file.load` and `instantid.load`."""
     return instantid.load(*source) if isinstance(source, tuple) else facesnap_file.load(source)
 
 
@@ -31,7 +31,7 @@ def load_any_adapter(source: WeightSource) -> Adapter:
 
 
 def takes_clip(source: WeightSource) -> bool:
-    """Return whether the Mixer takes CLIP tokens besides embeddings; that of InstantID's pair does not."""
+    """Return whether the Mixer takes CLIP tokens in addition to embeddings; InstantID's does not."""
     return not isinstance(source, tuple) and facesnap_file.read_info(source).mixer.clip_dim > 0
 
 

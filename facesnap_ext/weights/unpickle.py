@@ -22,11 +22,11 @@ import torch
 
 from facesnap_ext.errors import FaceSnapError
 
-MAX_PICKLE_BYTES = 2 << 30  # FLAME's pickle has 50 MB
-MAX_EXPANDED_BYTES = 1 << 27  # of all dense copies of sparse matrices, and of chumpy's selections
+MAX_PICKLE_BYTES = 2 << 30  # FLAME's pickle is 50 MB
+MAX_EXPANDED_BYTES = 1 << 27  # total size of dense copies of sparse matrices and of chumpy's selections
 MAX_ZIP_RATIO = 4  # declared size of all entries relative to the zip file; weights hardly compress
 
-_ZIP = b"PK\3\4"  # by which torch recognises its files
+_ZIP = b"PK\3\4"  # the signature by which torch recognises its files
 # the beginning of files of torch before 1.6: a pickle of one number
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
@@ -88,12 +88,13 @@ def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
         device: where the tensors are loaded; "meta" reads shapes but no data.
 
     Raises:
-        FaceSnapError: the file is missing, damaged or of those two kinds, or refers to anything but plain tensors.
+        FaceSnapError: the file is missing, damaged or of one of the kinds named above, or refers to anything but plain
+            tensors.
     """
     try:
         _check_torch_archive(path)
         options: dict[str, Any] = {"mmap": True} if device == "meta" and _begins(path, _ZIP) else {}
-        # A1111 replaces torch.load by a check that returns None for files of torch 2.7 and newer
+        # A1111 replaces torch.load with a check that returns None for files of torch 2.7 and newer
         content = torch.serialization.load(str(path), map_location=device, weights_only=True, **options)
     except FaceSnapError:
         raise

@@ -1,6 +1,6 @@
 """The paper's ablations, run in the miniature world: train, generate, judge.
 
-All trainings of a seed share the budget, the order of images and noise, and the initial weights where their tensors
+All training runs of a seed share the budget, the order of images and noise, and the initial weights where their tensors
 match. All rows generate an image of a person from the same reference, driving photo, prompt and noise. A rerun skips
 what is already finished.
 """
@@ -40,7 +40,8 @@ FIELDS_WITHOUT_EFFECT = (  # training fields that do not change the results
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """An ablation's settings. Its YAML file holds them beside the training fields, except `RESERVED_FIELDS`."""
+    """An ablation's settings. Its YAML file contains them together with the training fields, except
+    `RESERVED_FIELDS`."""
 
     train: TrainConfig
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -56,7 +57,8 @@ class AblationConfig:
 def read_ablation(path: Path) -> AblationConfig:
     """Read an ablation's YAML file.
 
-    It holds the fields of `TrainConfig`, where `steps` is the budget of one training, and those of `AblationConfig`.
+    It contains the fields of `TrainConfig`, where `steps` is the budget of one training run, and those of
+    `AblationConfig`.
 
     Raises:
         FaceSnapError: see `read_config`.
@@ -84,7 +86,7 @@ def _check_numbers(path: Path, name: str, values: Any, low: int, high: int) -> N
 
 
 def ablate(config: AblationConfig, out: Path, setup: AblationSetup | None = None) -> Path:
-    """Run what is missing in `out`, rewrite the report after each seed, and return the path of the tables.
+    """Run everything that is missing in `out`, rewrite the report after each seed, and return the path of the tables.
 
     `out` receives `train-TRAINING/` (see `trainer.train`), `pictures/ROW/` and `scores/ROW.npz` for each seed, and
     `results.json`, `ablation.md` and `sheet.png`. Processes that accelerate started together share the work.
@@ -145,7 +147,7 @@ def _draw_missing(config: AblationConfig, out: Path, seed: int, setup: AblationS
         for index in range(config.people)
         if (rows := [row for row in config.rows if not image_path(out, seed, row, index).is_file()])
     }
-    state.wait_for_everyone()  # or another process might see files that this one has begun to write
+    state.wait_for_everyone()  # otherwise another process might see files that this one has only begun to write
     if not missing:
         return
     weights = {}

@@ -43,19 +43,19 @@ METRICS = ("face_sim", "inner", "clip_face", "face_sim_unseen", "inner_unseen")
 class Subject:
     """A held-out person and the inputs that all rows share. Images are [S,S,3] uint8.
 
-    references: a row with one reference gets the first. unseen: further photos that no method is given.
+    references: a row with one reference uses the first. unseen: further photos that no method is given.
     """
 
     references: tuple[np.ndarray, ...]
     driving: np.ndarray  # another person, whose face has a different shape
     unseen: tuple[np.ndarray, ...]
     prompt: str
-    seed: int  # of the noise
+    seed: int  # seed of the noise
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What the frozen networks extract from a subject's photos.
+    """Features that the frozen networks extract from a subject's photos.
 
     embeddings: [R,E] and clip_tokens: [R,T,C] of the references. predicted: the first reference's face in the driving
     photo's pose. driving: the driving photo's own landmarks. Both are estimated from the photos.
@@ -166,7 +166,7 @@ class AblationSetup:
     def __init__(self, train: TrainConfig, people: int, references: int, models: Path, device: torch.device | str):
         """
         Args:
-            models: an empty folder that must exist as long as this object is in use.
+            models: an empty folder, which must not be removed while this object is in use.
         """
         self.train, self.people, self.references, self.models, self.device = train, people, references, models, device
         self._features: dict[int, Features] = {}

@@ -21,8 +21,8 @@ from facesnap_lab.sheet import Panel, sheet
 from facesnap_lab.statistics import bootstrap
 
 SHEET_PEOPLE = 8
-TO_REFERENCE = {"face_sim": "judge", "inner": "judge of the inner face", "clip_face": "CLIP-face"}
-TO_UNSEEN = {"face_sim_unseen": "judge", "inner_unseen": "judge of the inner face"}
+TO_REFERENCE = {"face_sim": "judge", "inner": "inner-face judge", "clip_face": "CLIP-face"}
+TO_UNSEEN = {"face_sim_unseen": "judge", "inner_unseen": "inner-face judge"}
 ENOUGH_SEEDS, ENOUGH_PEOPLE = 3, 200
 
 
@@ -95,7 +95,7 @@ def _among(names: Container[str], rows: Iterable[Row]) -> list[Row]:
 
 
 def _reference_pairs(names: Container[str], counts: Sequence[int]) -> list[tuple[Row, Row]]:
-    """Pair averaged with fused, and one reference with several, as far as both rows are present."""
+    """Pair averaged with fused, and one reference with several, if both rows are present."""
     pairs = []
     for count in counts:
         if count > 1:
@@ -166,7 +166,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
             f"{people} held-out people of the miniature world, {seeds} seeds. Every row generates one image of each "
             "person, from the same reference, driving photo, prompt and noise."
         ),
-        f"Each training: {budget}. Rows that differ only at inference share a training.",
+        f"Each training run: {budget}. Rows that differ only at inference share a training run.",
         (
             "Cosines × 100 to the reference; an image without a face counts as 0. Brackets hold bootstrap 95 % "
             "intervals over people; ± is the standard deviation between seeds."

@@ -1,4 +1,5 @@
-"""The rows of the paper's Tables 2 and 3 and of its open question about several references, and their trainings."""
+"""The rows of the paper's Tables 2 and 3 and of its open question about several references, and the training runs they
+need."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Training:
-    """How a training differs from the full method. landmarks and tokens: see `TrainConfig`."""
+    """How a training run differs from the full method. landmarks and tokens: see `TrainConfig`."""
 
     name: str
-    mixer: str = "facial attributes"  # kind, see `facesnap_file.MIXERS`
+    mixer: str = "facial attributes"  # a key of `facesnap_file.MIXERS`
     landmarks: str = "drawn"
     tokens: str = "ffrnet"
 
@@ -26,8 +27,8 @@ class Row:
     """One way to generate an image of a person.
 
     landmarks: predicted (the reference's face in the driving photo's pose), driving (the driving photo's own), or none
-    (a black image). references: how many photos of the person are given. average: average the references instead of
-    fusing them. paper: the paper's CLIP-face, FaceSim and FID.
+    (a black image). references: number of photos of the person that are used. average: average the references instead
+    of fusing them. paper: the paper's CLIP-face, FaceSim and FID.
     """
 
     name: str
@@ -85,5 +86,5 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 
 def trainings(rows: Iterable[Row]) -> list[Training]:
-    """Return the distinct trainings that the rows need."""
+    """Return the distinct training runs that the rows need."""
     return list(dict.fromkeys(row.training for row in rows))

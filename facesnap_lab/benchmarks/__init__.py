@@ -1,1 +1,1 @@
-"""What FaceSnap costs beside plain SDXL and other ways to condition it."""
+"""The cost of FaceSnap compared with plain SDXL and with other ways to condition it."""

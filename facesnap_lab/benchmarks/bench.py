@@ -1,4 +1,4 @@
-"""The cost of FaceSnap compared with plain SDXL, a ControlNet on both rows, and InstantID's shape.
+"""The cost of FaceSnap compared with plain SDXL, a ControlNet on both rows, and an InstantID-style network.
 
 All methods take turns in one process, so that other load on the machine affects them alike. FLOPs are counted on the
 meta device at SDXL's real size.
@@ -49,8 +49,8 @@ def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[st
 
     Returns:
         `size`: what was timed. `methods`: for each, the median seconds per image and the median ratio to plain SDXL in
-        the same turn; on a GPU more, see `take_turns`. `at_full_size`: FLOP ratios, and the added weights in GB in half
-        precision. `preparation`: see `measure_preparation`. `growth`, if requested: see `measure_growth`.
+        the same turn; on a GPU, further values (see `take_turns`). `at_full_size`: FLOP ratios, and the added weights
+        in GB in half precision. `preparation`: see `measure_preparation`. `growth`, if requested: see `measure_growth`.
     """
     if torch.cuda.is_available():
         device, dtype, widths, pixels = torch.device("cuda"), torch.float16, SDXL_WIDTHS, SDXL_PIXELS
@@ -138,7 +138,7 @@ def take_turns(
 
 
 def _busy(draw: Callable[[], None]) -> float:
-    """Return the seconds in which the GPU is busy."""
+    """Return how many seconds the GPU is busy."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 

@@ -1,7 +1,7 @@
 """Sampling with a UNet of SDXL's shape by each method whose cost is measured.
 
-The methods are plain SDXL, FaceSnap, a ControlNet on both rows of classifier-free guidance, and InstantID's shape. All
-networks have random weights, which take as long as trained ones.
+The methods are plain SDXL, FaceSnap, a ControlNet on both rows of classifier-free guidance, and an InstantID-style
+network. All networks have random weights, which run at the same speed as trained ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
 PLAIN = "plain SDXL"
 CONTROLNET = "ControlNet on both rows"
-INSTANTID = "InstantID's shape"
+INSTANTID = "InstantID-style"
 FACESNAP_VARIANTS = {  # whether FFRNet is the light one, and its interval
     "FaceSnap": (False, 1),
     "FaceSnap, light": (True, 1),
@@ -173,7 +173,7 @@ def front_face(pixels: int) -> Landmarks:
     """Return the landmarks of a face in the centre of a square image, half as high as the image."""
     from facesnap_lab.miniature.render import face_shapes
 
-    shape = face_shapes(1)[0] * (1, -1)  # from y up to y down
+    shape = face_shapes(1)[0] * (1, -1)  # the y axis is flipped to point down
     shape = (shape - shape.mean(0)) / np.ptp(shape[:, 1])
     return Landmarks((pixels * (0.5 + 0.5 * shape)).astype(np.float32), pixels, pixels)
 

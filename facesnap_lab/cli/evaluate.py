@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=DIR",
         help="images that another method made from the same list; may be repeated",
     )
-    parser.add_argument("--base", type=Path, help="SDXL checkpoint or diffusers folder to draw FaceSnap's images with")
+    parser.add_argument("--base", type=Path, help="SDXL checkpoint or diffusers folder to generate images with")
     parser.add_argument("--base-config", type=Path, help="folder with SDXL's configuration, for a single-file --base")
     parser.add_argument("--models", type=Path, help="folder with FaceSnap's model files")
     parser.add_argument("--model", default="", help="name of the FaceSnap file, if the folder has more than one")
@@ -93,7 +93,7 @@ def _evaluate_miniature(
 
 
 def _judges(options: argparse.Namespace, device: torch.device) -> Judges:
-    """Load the networks to measure with. The face detector comes from `--models`."""
+    """Load the networks used for measuring. The face detector comes from `--models`."""
     from facesnap_ext.identity import faces
     from facesnap_ext.weights.search import find_models
     from facesnap_lab.evaluation.judges import Judges, load_clip, load_face_judge, load_inception

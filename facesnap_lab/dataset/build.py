@@ -89,7 +89,7 @@ def build(
 
     Args:
         folders, layout, identities: as for `layouts.list_people`.
-        per_shard: least number of photos per shard. A person's photos are never split between shards.
+        per_shard: minimum number of photos per shard. A person's photos are never split between shards.
         blip2: folder with BLIP-2, for photos without a caption file.
         workers: number of single-threaded processes. With 0, everything runs in the current process.
 
@@ -141,7 +141,7 @@ def _check_captions(listing: Listing, folders: Sequence[Path], blip2: Path | Non
         person, photo = missing[0]
         path = folders[person.folder] / photo.path
         raise FaceSnapError(
-            f"{len(missing)} photos, such as {path}, have no caption; add one beside each photo as {path.stem}.txt or "
+            f"{len(missing)} photos, such as {path}, have no caption; add one next to each photo as {path.stem}.txt or "
             f"{path.stem}.caption, or pass a folder with BLIP-2 as --blip2."
         )
 
@@ -167,7 +167,7 @@ def _remove_partial_files(out: Path) -> None:
     if not (out / plan.FILE_NAME).exists():
         foreign = [path for path in (*out.iterdir(), *out.glob("work/*")) if path.name not in ("work", "lock")]
         if foreign:
-            raise FaceSnapError(f"{out} contains {foreign[0].name}, but no plan of a build; choose an empty folder.")
+            raise FaceSnapError(f"{out} contains {foreign[0].name}, but no build plan; choose an empty folder.")
 
 
 def _scan_all(paths: Paths, shards: Sequence[PlannedShard], run_jobs: RunJobs) -> None:
@@ -205,7 +205,7 @@ def _duplicates(paths: Paths, shards: Sequence[PlannedShard]) -> dict[Path, Skip
 def _caption_all(
     paths: Paths, shards: Sequence[PlannedShard], duplicates: dict[Path, SkippedPhoto], blip2: Path
 ) -> None:
-    """Caption photos in the current process only, as BLIP-2 fills a GPU."""
+    """Caption photos in the current process only, because BLIP-2 fills a GPU."""
     remaining = [planned for planned in shards if not paths.captions(planned).exists()]
     if not any(photo.caption is None for planned in remaining for _, photo in planned.photos):
         return
@@ -272,7 +272,7 @@ def build_shard(job: ShardJob, tick: Tick) -> None:
 
 
 def _images_by_photo(job: ShardJob) -> Iterator[tuple[Person, Path, Iterator[Sample] | SkippedPhoto]]:
-    """Yield each photo of a shard with its training images, or with the reason why it is skipped."""
+    """Yield each photo of a shard with its training images, or with the reason for skipping it."""
     scans = _read_scans(job.paths, job.planned)
     file = job.paths.captions(job.planned)
     captions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else [None] * len(scans)

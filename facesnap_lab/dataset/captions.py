@@ -1,4 +1,4 @@
-"""Captions of photos: from a text file beside the photo, or from BLIP-2."""
+"""Captions of photos: from a text file next to the photo, or from BLIP-2."""
 
 from __future__ import annotations
 

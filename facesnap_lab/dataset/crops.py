@@ -24,7 +24,7 @@ def plain_transform(box: np.ndarray, width: int, height: int, resolution: int) -
 
     Args:
         box: [4] left, top, right, bottom in pixels of the photo.
-        width, height: of the photo in pixels.
+        width, height: size of the photo in pixels.
         resolution: side of the crop in pixels.
 
     Returns:

@@ -24,8 +24,8 @@ class Settings:
 
     resolution: side of an image in pixels. crops: images per photo; the first is upright and centred, the others are
     randomly scaled, rotated, shifted and padded. min_face: minimum of the longer side of the face's box, in pixels of
-    the photo. min_score: minimum of the detector's confidence, 0…1. jpeg: JPEG quality, None for PNG. device: of the
-    networks, "cpu" or "cuda".
+    the photo. min_score: minimum of the detector's confidence, 0…1. jpeg: JPEG quality, None for PNG. device: the
+    networks' device, "cpu" or "cuda".
     """
 
     resolution: int = 1024
@@ -85,7 +85,7 @@ def training_images(
     side = max(right - left, bottom - top)
     if side < settings.min_face:
         return SkippedPhoto(
-            "face too small", f"The face is {side:.0f} pixels large, below the minimum of {settings.min_face}."
+            "face too small", f"The face is {side:.0f} pixels in size, below the minimum of {settings.min_face}."
         )
     return _crop_all(networks.predictor, settings, face, caption, person, keys)
 

@@ -89,7 +89,8 @@ def read_identities(path: Path) -> dict[str, str]:
             continue
         if len(words) != 2 or known.setdefault(PurePosixPath(words[0]).stem, words[1]) != words[1]:
             raise FaceSnapError(
-                f"Line {number} of {path} must be the name of a photo and its only ID; correct the line."
+                f"Line {number} of {path} must be a photo name and an ID, and no photo may have two IDs; correct the "
+                "line."
             )
     return known
 
@@ -168,6 +169,6 @@ def _in_ffhq_folder(path: PurePosixPath) -> bool:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """Return the folders' names, numbered if they are equal."""
+    """Return the folders' names, numbered if several are the same."""
     names = [folder.resolve().name for folder in folders]
     return [name if names.count(name) == 1 else f"{name}-{names[:i].count(name) + 1}" for i, name in enumerate(names)]

@@ -1,7 +1,7 @@
 """The face mask: the silhouette of the head mesh that DECA fits to the photo.
 
 All triangles of the projected mesh are drawn, including the back of the head: skull, ears, face and neck, without hair
-that stands off. The 72 points lie on the mesh. The mask is one pixel wider than the silhouette, so that they lie inside
+that sticks out. The 72 points lie on the mesh. The mask is one pixel wider than the silhouette, so that they lie inside
 it despite rounding. It ends at the photo's edge, because padding is not part of a face.
 """
 

@@ -2,7 +2,7 @@
 
 The first line of `plan.jsonl` contains the settings; each further line describes a person. Everything that determines
 a shard is in the plan. A build that is continued later, with any number of workers, therefore writes the same bytes,
-and one with other photos is refused.
+and a build with different photos is rejected.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write_or_compare(
     """Write the plan, or compare it with the existing one.
 
     Args:
-        settings: everything besides the photos that determines the shards, serialisable to JSON.
+        settings: everything other than the photos that determines the shards, serialisable to JSON.
         folders: the folders of the photos, for error messages only; they may have been moved.
 
     Raises:
@@ -78,7 +78,7 @@ def write_or_compare(
     now = [json.loads(line) for line in lines]
     if before != now:
         raise FaceSnapError(
-            f"{_difference(before, now, folders)}; undo this change, or build into another folder than {out}."
+            f"{_difference(before, now, folders)}; undo this change, or build into a folder other than {out}."
         )
 
 
@@ -116,5 +116,5 @@ def write_error(path: Path, error: OSError) -> FaceSnapError:
     """Return the error for the user if a file cannot be written."""
     return FaceSnapError(
         f"{path} cannot be written ({error.strerror or error}); free some disk space or make the folder writable, and "
-        "run the command again, which continues after the finished shards."
+        "run the command again to continue after the finished shards."
     )

@@ -1,4 +1,4 @@
-"""A pool of worker processes with a common progress bar, which ends when one of them or the parent dies."""
+"""A pool of worker processes with a shared progress bar, which ends when one of them or the parent dies."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def worker_processes(workers: int, max_jobs: int) -> Iterator[RunJobs]:
         except BrokenProcessPool as error:
             raise FaceSnapError(
                 "A process that builds the data died, possibly because memory ran out; free some memory or reduce "
-                "--workers, and run the command again, which continues after the finished shards."
+                "--workers, and run the command again to continue after the finished shards."
             ) from error
         finally:
             stop.value = 1

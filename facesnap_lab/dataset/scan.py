@@ -1,4 +1,4 @@
-"""The first scan of every photo: can it be read, and is it a duplicate?"""
+"""The first scan of every photo: whether it can be read, and whether it is a duplicate."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def reread(path: Path, scan: PhotoScan) -> Photo:
 def difference_hash(pixels: np.ndarray) -> int:
     """Return a perceptual hash of an image [H,W,3]: the signs of the horizontal gradients of a 16 × 16 grid.
 
-    Small changes of the image change few bits.
+    Small changes to the image change few bits.
 
     Source: N. Krawetz, "Kind of Like That" (dHash), 2013; here with 16 × 16 bits.
     """
@@ -98,8 +98,8 @@ class SkippedPhoto:
 def find_duplicates(photos: Iterable[tuple[int, Path, PhotoScan]]) -> dict[Path, SkippedPhoto]:
     """Find the photos to skip as duplicates.
 
-    Of photos with equal pixels, of whatever people, the first is kept. Of near-duplicates of one person, the largest is
-    kept, and the first of several equally large ones.
+    Of photos with identical pixels, regardless of the person, the first is kept. Of near-duplicates of one person, the
+    largest is kept; if several are equally large, the first.
 
     Args:
         photos: number of the person, path and scan of all photos, in the plan's order.

@@ -165,16 +165,16 @@ def draw_cases(pipeline: EvaluationPipeline, cases: Sequence[Case], out: Path) -
     """Generate the images that `out` does not have yet, shared among accelerate's processes.
 
     Args:
-        pipeline: has `draw` and `recipe`.
+        pipeline: an object with the methods `draw` and `recipe`.
 
     Raises:
-        FaceSnapError: `out` has images of another recipe, a photo has no face, or the disk is full.
+        FaceSnapError: `out` has images with another recipe, a photo has no face, or the disk is full.
     """
     from tqdm import tqdm
 
     state = processes()
     left = [case for case in cases if not _is_generated(out / case.file, pipeline.recipe(case))]
-    state.wait_for_everyone()  # or another process might see images that this one has begun to write
+    state.wait_for_everyone()  # otherwise another process might see images that this one has only begun to write
     done = len(cases) - len(left)
     with state.split_between_processes(left) as own:
         share = max(1, state.num_processes)
@@ -224,13 +224,14 @@ def _generate_case(pipeline: EvaluationPipeline, case: Case, path: Path, device:
 
 
 def _is_generated(path: Path, recipe: dict[str, Any]) -> bool:
-    """Return whether a complete image exists; one of another recipe is an error, since a table must not mix recipes."""
+    """Return whether a complete image exists; one with another recipe is an error, since a table must not mix
+    recipes."""
     note = _note(path)
     if note is None:
         return False
     if others := [name for name, value in recipe.items() if note.get(name) != value]:
         raise FaceSnapError(
-            f"{path} was generated with another {others[0]} than this run's; choose another --out or remove its images."
+            f"{path} was generated with a different {others[0]}; choose another --out or remove the images in it."
         )
     return True
 

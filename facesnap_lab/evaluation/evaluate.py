@@ -1,4 +1,4 @@
-"""Generate a list's images with FaceSnap, measure them and those of other methods, and write the report."""
+"""Generate a list's images with FaceSnap, measure them and the images of other methods, and write the report."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ def named_folders(values: Sequence[str]) -> dict[str, Path]:
         if not equals:
             name, folder = Path(value).resolve().name, value
         if not name or not folder or name in folders:
-            raise FaceSnapError(f"--pictures {value} gives no unique name; write NAME=DIR with another name.")
+            raise FaceSnapError(f"--pictures {value} does not give a unique name; write NAME=DIR with another name.")
         folders[name] = Path(folder)
     return folders

@@ -88,7 +88,7 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
     """Load a complete CLIP with its tokenizer from transformers' folder.
 
     Raises:
-        FaceSnapError: the folder does not hold one.
+        FaceSnapError: the folder does not contain a complete CLIP.
     """
     from transformers import AutoTokenizer, CLIPModel
 
@@ -123,7 +123,7 @@ def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Fac
         The pack to detect faces with, and a function from a face to its embedding [E].
 
     Raises:
-        FaceSnapError: the file is missing or none of these.
+        FaceSnapError: the file is missing or not one of these.
     """
     if not file.is_file():
         raise FaceSnapError(f"The face recognition network {file} does not exist; correct its name.")
@@ -170,7 +170,7 @@ def load_inception(file: Path, device: torch.device | str = "cpu") -> Extractor:
         raise FaceSnapError(f"The Inception network {file} does not exist; correct its name.")
     network = _torchscript(file).to(device)
     arguments = [argument.name for argument in network.forward.schema.arguments]
-    # NVIDIA's returns classes by default
+    # NVIDIA's Inception returns classes by default
     options = {"return_features": True} if "return_features" in arguments else {}
 
     @torch.no_grad()

@@ -1,4 +1,5 @@
-"""An evaluation that needs no further files: people of the miniature world, generated and measured by its networks."""
+"""An evaluation that does not need any other files: people of the miniature world, generated and measured by its
+networks."""
 
 from __future__ import annotations
 
@@ -81,7 +82,7 @@ def miniature_pipeline(
     """Load the miniature's SDXL and FaceSnap.
 
     Args:
-        models: a folder to write the model files to; it must exist as long as the pipeline is in use.
+        models: a folder to write the model files to; it must not be removed while the pipeline is in use.
     """
     files = shipped.write_models(models)
     pipe = shipped.base_sampler().pipe.to(device)

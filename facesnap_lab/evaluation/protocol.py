@@ -115,11 +115,11 @@ def plan(identities: Path, poses: Path, prompts: Path, out: Path, seed: int = 0)
     """Write a list from folders.
 
     Args:
-        identities: folder with one photo per person, or one folder per person, whose first photo becomes the reference
-            and whose other photos are compared with. poses: folder with the driving photos. prompts: text file with one
-            prompt per line.
+        identities: folder with one photo per person, or one folder per person, of which the first photo becomes the
+            reference and the others are the photos to compare with. poses: folder with the driving photos. prompts:
+            text file with one prompt per line.
     Raises:
-        FaceSnapError: a folder or file is missing or empty, or the list exists already.
+        FaceSnapError: a folder or file is missing or empty, or the list already exists.
     """
     import yaml
 

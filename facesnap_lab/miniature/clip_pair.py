@@ -27,7 +27,7 @@ from facesnap_lab.miniature.perception import degrade, fit, warp, write_figures
 from facesnap_lab.miniature.words import BEGIN, END, padded_ids, vocabulary_ids
 
 IMAGE_SIZE, PATCH = 64, 8
-TEXT_LENGTH = 28  # longest caption including commas, begin and end
+TEXT_LENGTH = 28  # longest caption, including commas and the begin and end tokens
 
 _CAPTION = re.compile(
     r"portrait of a (?P<expression>\w+) person in a (?P<clothes>\w+) shirt, (?P<background>\w+) background, "
@@ -130,7 +130,7 @@ def train(
     """Train the pair and return it with the number of steps.
 
     Args:
-        start: folder of an earlier training to continue at half the rate.
+        start: folder of an earlier training run to continue at half the rate.
     """
     from transformers import CLIPModel
 
@@ -224,7 +224,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--start", type=Path, help="folder of an earlier training to continue")
+    parser.add_argument("--start", type=Path, help="folder of an earlier training run to continue")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trained, steps = train(arguments.data, arguments.minutes, arguments.start)

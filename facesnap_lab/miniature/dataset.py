@@ -31,7 +31,7 @@ class World:
     people: np.ndarray  # [N] int64, index of the person
     codes: np.ndarray  # [N,SHAPE_CODES+EXPRESSION_CODES+6+3] float32: shape, expression, pose, camera of the image
     captions: list[str]  # describe the scene only
-    clip_captions: list[str]  # also hair, beard and glasses
+    clip_captions: list[str]  # describe hair, beard and glasses, too
 
 
 def captions_of(who: Person, what: Scene, shot: int) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from facesnap_lab.miniature.dataset import SIDE
 from facesnap_lab.miniature.measure import Judge, draw, likeness, photo
 from facesnap_lab.sheet import Panel, heatmap, sheet
 
-PERSON, DRIVER = 3, 8  # of the test split
+PERSON, DRIVER = 3, 8  # indices of people in the test split
 PROMPT = "portrait of a smiling person in a red shirt, blue background, light from front"
 OTHER_PROMPTS = (
     "portrait of a neutral person in a white shirt, green background, light from left",

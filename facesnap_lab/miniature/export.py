@@ -3,7 +3,7 @@
     python -m facesnap_lab.miniature.export WEBUI/models/Stable-diffusion/miniature.safetensors \
         --models WEBUI/models/facesnap
 
-The tensors get the names of SDXL's own file (Stability-AI/generative-models). Three things are written beside it:
+The tensors get the names of SDXL's own file (Stability-AI/generative-models). Three things are written next to it:
 
 - `miniature.yaml`, which A1111 uses as the config of a checkpoint with the same name. It holds every size, so none has
   to match SDXL's.
@@ -85,7 +85,7 @@ FIXED = {
 
 
 def export(miniature: Path, checkpoint: Path) -> None:
-    """Write a diffusers folder of SDXL's architecture as one checkpoint, with its yaml and its folder beside it.
+    """Write a diffusers folder of SDXL's architecture as one checkpoint, with its yaml and its folder next to it.
 
     Args:
         miniature: folder with `unet`, `vae`, `text_encoder`, `text_encoder_2` and their common `tokenizer`.

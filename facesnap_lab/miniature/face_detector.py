@@ -211,7 +211,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder whose `identity` has the recognition network")
     parser.add_argument("--minutes", type=float, default=6)
-    parser.add_argument("--start", type=Path, help=".pt file of an earlier training to continue")
+    parser.add_argument("--start", type=Path, help=".pt file of an earlier training run to continue")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trained, steps = train(arguments.data, arguments.minutes, arguments.start)

@@ -19,7 +19,7 @@ from facesnap_ext.landmarks.points72 import POINT_TRIANGLES, POINT_WEIGHTS, TRIA
 
 VERTICES = 5023
 RIM = 2 * VERTICES - 2 - TRIANGLES  # edges of the hole; with it the mesh has FLAME's number of triangles (Euler)
-CENTRE = np.array([0.0, 0.022, -0.030])  # of the skull, in metres
+CENTRE = np.array([0.0, 0.022, -0.030])  # centre of the skull, in metres
 RADII = np.array([0.080, 0.128, 0.100])
 NECK = np.array([0.0, -0.80, -0.60])  # direction of the hole
 CAP = np.radians(155)  # angle that the mesh covers, from the point opposite the hole

@@ -124,7 +124,7 @@ def aligned(pictures: np.ndarray, keypoints: np.ndarray) -> Tensor:
 
 
 def margin_loss(embeddings: Tensor, centres: Tensor, people: Tensor, margin: float, scale: float) -> Tensor:
-    """Return ArcFace's loss: the angle to the own centre is increased by `margin` radians."""
+    """Return ArcFace's loss: the angle to the sample's own class centre is increased by `margin` radians."""
     cosines = F.normalize(embeddings) @ F.normalize(centres).T
     own = cosines.gather(1, people[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
     wide = torch.cos(torch.acos(own) + margin)
@@ -197,7 +197,7 @@ def verification(embeddings: Tensor, people: np.ndarray, seed: int = 0) -> dict[
     """Measure how well cosines separate pairs of the same person from pairs of different people.
 
     The threshold is chosen on one half of the pairs and tested on the other. `rank_1` looks up one image of each person
-    in a gallery of another image of each.
+    in a gallery that has one other image of each.
     """
     random = np.random.default_rng(seed)
     names, first, counts = np.unique(people, return_index=True, return_counts=True)
@@ -271,7 +271,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--start", type=Path, help=".pt file of an earlier training to continue")
+    parser.add_argument("--start", type=Path, help=".pt file of an earlier training run to continue")
     parser.add_argument("--vae", type=Path, help="VAE that half of the training images pass through")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -46,12 +46,12 @@ class Portrait:
     reference: np.ndarray  # [S,S,3] uint8
     driving: np.ndarray
     picture: np.ndarray  # generated with FaceSnap
-    plain: np.ndarray  # generated without
+    plain: np.ndarray  # generated without FaceSnap
     caption: str  # the prompt, followed by CLIP's description of the reference
     similarity: float
     similarity_off: float
-    same: float  # of another photo of the person
-    different: float  # of the driving photo, which shows another person
+    same: float  # similarity of another photo of the same person
+    different: float  # similarity of the driving photo, which shows another person
     pose_error: float  # degrees between DECA's estimate in the image and the driving scene's pose; nan without a face
     regressor_error: float  # the same for the driving photo
 
@@ -233,7 +233,7 @@ def caption_accuracy(portraits: Sequence[Portrait]) -> dict[str, dict[str, float
 
 
 def people_sheet(portraits: Sequence[Portrait], columns: int = 8) -> Image.Image:
-    """Show each reference beside its image."""
+    """Show each reference next to its image."""
     panels = []
     for portrait in portraits:
         pair = np.concatenate([portrait.reference, portrait.picture], axis=1)

@@ -102,7 +102,7 @@ def export(network: nn.Module, example: Tensor, path: Path, names: dict[str, dic
     """Export a network as ONNX, with weights in half precision that the runtime casts back at load time.
 
     Args:
-        names: of the input and then the outputs, each with its dynamic axes.
+        names: names of the input and then the outputs, each with its dynamic axes.
     """
     import warnings
 

@@ -85,7 +85,7 @@ def codes_in_crop(codes: np.ndarray, transforms: np.ndarray, side: int) -> np.nd
         transforms: [N,3,3] of `crop_transform`.
     """
     scale = transforms[:, 0, 0] * side / IMAGE_SIZE
-    # the image's centre in the crop, see `deca.to_photo`
+    # the image's centre in the crop; see `deca.to_photo`
     middle = (transforms[:, :2, 2] + transforms[:, :1, 0] * (side / 2 - 0.5)) / (IMAGE_SIZE / 2) - 1
     moved = codes.copy()
     moved[:, -3] *= scale
@@ -107,7 +107,7 @@ def train(
     """Train the encoder and return it with the number of steps.
 
     Args:
-        start: file of an earlier training to continue at half the rate.
+        start: file of an earlier training run to continue at half the rate.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -137,7 +137,8 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             answer = deca.layers(deca.encoder(crops))
         answer = answer.float()
-        # compare each face with its own shape and with another's, so that the camera cannot compensate a wrong shape
+        # compare each face with its own shape and with another's, so that the camera cannot compensate for a wrong
+        # shape
         swap = torch.from_numpy(random.permutation(len(rows)))
         ours, true = (
             torch.cat([found, torch.cat([found[swap, :SHAPE_CODES], found[:, SHAPE_CODES:]], 1)])
@@ -209,7 +210,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--start", type=Path, help="file of an earlier training to continue")
+    parser.add_argument("--start", type=Path, help="file of an earlier training run to continue")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)

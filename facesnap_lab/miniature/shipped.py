@@ -24,7 +24,7 @@ FEW_STEPS = 8  # as in the paper, with its guidance of 2; the LoRA was distilled
 
 
 def write_models(folder: Path) -> ModelFiles:
-    """Write all model files that the engine needs to a folder; the miniature's head takes the place of FLAME."""
+    """Write all model files that the engine needs to a folder; the miniature's head replaces FLAME."""
     shutil.copytree(MODELS, folder, dirs_exist_ok=True)
     flame = folder / "flame.safetensors"
     if not flame.exists():
@@ -38,7 +38,7 @@ class Sampler:
 
     pipe: Any
     steps: int
-    scale: float  # classifier-free guidance; 1: none
+    scale: float  # classifier-free guidance scale; 1: no guidance
 
 
 def base_sampler() -> Sampler:

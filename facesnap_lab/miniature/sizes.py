@@ -22,7 +22,7 @@ from facesnap_ext.weights.initialise import read_encoder
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.trade_offs import measure_rows, results, write
 
-SHARES = (0.75, 0.5, 0.4, 0.3, 0.2)  # of the size of FFRNet's encoder
+SHARES = (0.75, 0.5, 0.4, 0.3, 0.2)  # relative to the size of FFRNet's encoder
 HALF_PRECISION, EIGHT_BITS, LOW_RANK = "half precision", "8 bits", "low rank"
 
 
@@ -34,7 +34,7 @@ def low_rank_approximation(state: Mapping[str, Tensor], unet: Mapping[str, Tenso
 
     Args:
         state, unet: matrices [N,…] by name. Vectors, and tensors of `state` that `unet` does not have, are unchanged.
-        share: share of the common matrices' numbers that may be kept, 0…1.
+        share: fraction of the common matrices' elements that may be stored, 0…1.
 
     Returns:
         The changed tensors, float32.
@@ -43,7 +43,7 @@ def low_rank_approximation(state: Mapping[str, Tensor], unet: Mapping[str, Tenso
     differences = {key: (tensor.float() - unet[key].float()).flatten(1) for key, tensor in common.items()}
     factors = {key: torch.linalg.svd(difference, full_matrices=False) for key, difference in differences.items()}
 
-    costs = {key: sum(difference.shape) for key, difference in differences.items()}  # numbers per rank
+    costs = {key: sum(difference.shape) for key, difference in differences.items()}  # stored values per rank
     sizes = {key: difference.numel() for key, difference in differences.items()}
 
     def ranks(threshold: float) -> dict[str, int]:

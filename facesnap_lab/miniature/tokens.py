@@ -1,4 +1,4 @@
-"""Measure how much a Mixer's tokens tell about people, without generating images.
+"""Measure how much information about people a Mixer's tokens contain, without generating images.
 
     python -m facesnap_lab.miniature.tokens FILE.safetensors ... --people 600
 

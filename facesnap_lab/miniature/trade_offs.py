@@ -104,7 +104,9 @@ def _likeness(portraits: Sequence[Portrait]) -> np.ndarray:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure the trade-offs of settings.")
     parser.add_argument("--people", type=int, default=100)
-    parser.add_argument("--steps", type=int, help="sample the base model in this many steps, not the few-step one in 8")
+    parser.add_argument(
+        "--steps", type=int, help="sample the base model in this many steps instead of the few-step model in 8"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/trade-offs"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

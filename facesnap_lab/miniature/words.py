@@ -12,7 +12,7 @@ from facesnap_lab.miniature.captions import WORDS
 
 # the end token's id must not be 2, which transformers treats as "the largest id" (configs from before version 4.25)
 UNKNOWN, END, BEGIN = "<unk>", "<|endoftext|>", "<|startoftext|>"
-LENGTH = 77  # of all SDXL prompts
+LENGTH = 77  # tokens in every SDXL prompt
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:

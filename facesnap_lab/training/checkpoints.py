@@ -70,7 +70,7 @@ def describe_last(folder: Path) -> str:
 
 
 def save_checkpoint(run: Run, step: int) -> None:
-    """Write a checkpoint: everything that resuming needs, and the FaceSnap file.
+    """Write a checkpoint: everything needed to resume, and the FaceSnap file.
 
     Raises:
         FaceSnapError: the disk is full or fails. Earlier checkpoints stay intact.
@@ -98,7 +98,7 @@ def save_checkpoint(run: Run, step: int) -> None:
 def _write_or_discard(folder: Path, step: int, write: Callable[[], object]) -> None:
     """Run `write`. If it fails, remove the incomplete checkpoint and raise an error for the user.
 
-    When a write fails, safetensors and torch raise their own errors, which are RuntimeErrors or close to them.
+    When a write fails, safetensors and torch raise their own errors, which are RuntimeErrors or similar.
     """
     from safetensors import SafetensorError
 

@@ -15,7 +15,7 @@ from facesnap_ext.errors import FaceSnapError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run. The defaults are the paper's (section 3.1), as far as it states them."""
+    """Settings of a training run. The defaults are the paper's (section 3.1), where it states them."""
 
     base: Path  # SDXL: a diffusers folder or a single-file checkpoint
     start: Path  # FaceSnap file to start from, as written by `facesnap init`
@@ -110,7 +110,7 @@ def read_config(path: Path) -> TrainConfig:
     """Read a YAML file. Relative paths in it are relative to its folder.
 
     Raises:
-        FaceSnapError: the file cannot be read, or its fields are invalid, see `from_fields`.
+        FaceSnapError: the file cannot be read, or its fields are invalid; see `from_fields`.
     """
     return from_fields(path, read_fields(path))
 
@@ -179,7 +179,7 @@ def _value(path: Path, name: str, value: Any, hint: Any) -> Any:
         if name != "out" and not value.exists():
             raise FaceSnapError(f"'{name}' in {path} is {value}, which does not exist; correct it.")
         return value
-    elif type(value) is not kind:  # not isinstance, for which True is an int
+    elif type(value) is not kind:  # not isinstance, because True is an instance of int
         expected = {int: "a whole number", bool: "true or false", str: "text"}[kind]
         raise _invalid(path, name, value, expected)
     if name in CHOICES and value not in CHOICES[name]:

@@ -164,7 +164,7 @@ def batch_rows(batch_size: int, process: int, processes: int, first: int, end: i
 
 
 def read_batches(images: TrainingImages, rows: Iterable[list[int]], workers: int) -> Iterator[Batch]:
-    """Read the batches of these rows, in advance in worker processes.
+    """Read the batches of these rows ahead of time in worker processes.
 
     Raises:
         FaceSnapError: an image is damaged, or a worker process died.
@@ -182,8 +182,8 @@ def read_batches(images: TrainingImages, rows: Iterable[list[int]], workers: int
         if "DataLoader worker" not in str(error):
             raise
         raise FaceSnapError(
-            f"A process that reads images died ({str(error).splitlines()[0]}); free some memory, also in /dev/shm, or "
-            "set 'workers' to 0, and resume."
+            f"A process that reads images died ({str(error).splitlines()[0]}); free some memory (including /dev/shm) "
+            "or set 'workers' to 0, and resume."
         ) from error
 
 

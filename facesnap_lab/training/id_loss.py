@@ -15,8 +15,8 @@ def portrait_id_loss(
 
     Args:
         portraits: [N,3,H,W] in 0…1.
-        masks: face masks [N,1,h,w] in 0…1, see `limit_gradient_to_mask`.
-        keypoints: [N,5,2], see `arcface.align`.
+        masks: face masks [N,1,h,w] in 0…1; see `limit_gradient_to_mask`.
+        keypoints: [N,5,2]; see `arcface.align`.
         reference_embeddings: ArcFace embeddings of the references [N,E].
 
     Returns:

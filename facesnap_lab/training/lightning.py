@@ -96,7 +96,7 @@ def few_step_latents(
     Args:
         predict: the conditioned UNet, from scaled latents [N,4,h,w] and timesteps [N] to its prediction.
         noise: x_T, standard normal noise [N,4,h,w].
-        alpha_bar: [T], see `Frozen`.
+        alpha_bar: [T]; see `Frozen`.
         grad_steps: number of final steps that are backpropagated through.
 
     Returns:

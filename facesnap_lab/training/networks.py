@@ -33,9 +33,10 @@ class TrainedNetworks(nn.Module):
         """Return FFRNet's residuals from shallow to deep, that of the middle block last.
 
         Args:
-            embeddings: ArcFace embeddings [N,E], one reference per row. clip_tokens: of the same references [N,T,C].
+            embeddings: ArcFace embeddings [N,E], one reference per row. clip_tokens: CLIP tokens of the same references
+                [N,T,C].
             landmark_images: [N,3,sh,sw] in 0…1.
-            x: scaled noisy latents [N,4,h,w]. timesteps: [N]. y: pooled text and sizes, see `FFRNet.forward`.
+            x: scaled noisy latents [N,4,h,w]. timesteps: [N]. y: pooled text and sizes; see `FFRNet.forward`.
         """
         tokens = self.mixer(embeddings[:, None], clip_tokens[:, None])
         identity = self.ffrnet.embed_tokens(tokens)

@@ -194,7 +194,7 @@ class BatchConditioning:
             )[0]
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-            conditioning = [self.networks(*references, x, timesteps, y) for y in ys]  # text-free: one for both texts
+            conditioning = [self.networks(*references, x, timesteps, y) for y in ys]  # text-free: the same for both
             prediction = call_unet(x, timesteps, text, conditioning[0])
             if null is None:
                 return prediction

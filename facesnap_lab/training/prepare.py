@@ -1,4 +1,4 @@
-"""Load everything that a training run needs, and check that it fits together."""
+"""Load everything that a training run needs, and check that the parts match."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     """Load and check everything that a run needs.
 
     Raises:
-        FaceSnapError: a file is missing or does not fit the others, or the run's folder cannot be used.
+        FaceSnapError: a file is missing or does not match the others, or the run's folder cannot be used.
     """
     from accelerate import Accelerator
 

@@ -83,7 +83,7 @@ def apply_conditioning(
     """Apply the conditioning to a pipeline inside the `with` block.
 
     Args:
-        tokens: where the identity tokens go, see `TrainConfig.tokens`: into FFRNet, or appended to both texts.
+        tokens: where the identity tokens go (see `TrainConfig.tokens`): into FFRNet, or appended to both texts.
         context, null: text and null text [N,T,C].
 
     Yields:

@@ -55,7 +55,7 @@ def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> lis
 
     Args:
         samples: ordered by person. The key's part before the last "-" identifies the person.
-        per_shard: least number of samples per shard. A person's samples are never split between shards.
+        per_shard: minimum number of samples per shard. A person's samples are never split between shards.
 
     Returns:
         The paths of the shards.

@@ -47,7 +47,7 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     accelerate manages devices and processes: `accelerate launch -m facesnap_lab train CONFIG`.
 
     Raises:
-        FaceSnapError: a file is missing or does not fit the others, the loss is not finite, or the disk is full.
+        FaceSnapError: a file is missing or does not match the others, the loss is not finite, or the disk is full.
     """
     run = prepare_run(config, resume)
     step = load_checkpoint(run) if resume else 0
@@ -55,7 +55,8 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
 
 
 def train_from(run: Run, step: int) -> Path:
-    """Train from a step, 0 or that of the loaded checkpoint, to the last, and return the last checkpoint's folder."""
+    """Train from step 0, or from the loaded checkpoint's step, to the last one, and return the last checkpoint's
+    folder."""
     config, accelerator = run.config, run.accelerator
     with _progress(run, step) as (bar, board):
         for result in steps(run, step):

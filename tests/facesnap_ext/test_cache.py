@@ -12,7 +12,7 @@ LIMITS = {"small": 5, "large": 2}
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(LIMITS)), st.integers(0, 7)), max_size=60))
 def test_cache_keeps_the_most_recently_used_results_of_each_kind(requests):
-    """Compared with a plain list of the last used results."""
+    """The cache is compared with a plain list of the most recently used results."""
     cache = Cache()
     recent = {kind: [] for kind in LIMITS}
     for kind, number in requests:

@@ -155,7 +155,7 @@ def test_a_file_replaced_during_preparation_leaves_nothing_of_the_old_file(copie
 
 
 def test_an_identity_file_replaced_by_one_of_the_same_size_and_time_is_loaded_again(copied, unit, grace_hopper):
-    """As when a zip file is unpacked, which sets the times of its files."""
+    """This happens when a zip file is unpacked, which sets the times of its files."""
     engine = Engine(lambda: find_models(copied))
     people = [(unit.references, "Anna"), ((grace_hopper,), "Bert")]
     paths = [save_identity(engine.encoders(engine.files()), photos, name) for photos, name in people]
@@ -372,7 +372,7 @@ def test_missing_photos_faces_and_models_and_ambiguous_models_are_reported(engin
 
 def test_encoders_that_do_not_fit_the_file_are_reported(engine, unit, monkeypatch):
     monkeypatch.setattr(encoders.Encoders, "clip_tokens", lambda self, faces: [torch.zeros(257, 1024)])
-    with pytest.raises(FaceSnapError, match=r"expects 64 numbers per feature from the CLIP .* gives 1024"):
+    with pytest.raises(FaceSnapError, match=r"expects 64 values per feature from the CLIP .* gives 1024"):
         engine.prepare(replace(unit, reference_mode="averaged"), 512, 512)
 
 
@@ -402,7 +402,7 @@ def test_without_deca_the_packs_68_points_of_the_driving_photo_are_used_and_repo
     (copied / "stand-in-deca.safetensors").unlink()
     prepared = engine.prepare(asked, 512, 512)
     left, top, right, bottom = prepared.driving.box
-    side = 1.5 * max(right - left, bottom - top)  # of the square that the model sees
+    side = 1.5 * max(right - left, bottom - top)  # side of the square that the model receives
     expected = np.array([left + right, top + bottom]) / 2 + points * side / 2
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(expected), atol=1.0)
     assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)

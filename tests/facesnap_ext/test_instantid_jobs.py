@@ -89,7 +89,7 @@ def unit(astronaut):
 def test_another_recognition_model_is_refused_and_another_file_of_the_same_name_reported(
     models, unit, stand_ins, tmp_path
 ):
-    """With embeddings of another model, even of the same size, InstantID draws a different person."""
+    """With embeddings from another model, even of the same size, InstantID generates a different person."""
     folder = shutil.copytree(models, tmp_path / "facesnap")
     engine = Engine(lambda: find_models(folder))
     stand_in_arcface(folder / "antelopev2" / "glintr100.onnx", seed=9)
@@ -301,7 +301,7 @@ def test_a_job_runs_in_a1111_and_every_weight_has_an_effect(engine, unit):
         a1111.attach(job, (conditioning,))
         test_a1111.announce(job, x, 1)
         outputs.append(test_a1111.call(unet, x, timesteps, context, y, [0, 1]))
-        # each side in its own call
+        # conditional and unconditional rows in separate calls
         test_a1111.announce(job, x, 1)
         separate = [test_a1111.call(unet, x, timesteps, context, y, [row]) for row in (0, 1)]
         torch.testing.assert_close(torch.cat(separate), outputs[-1], atol=1e-4, rtol=1e-4)

@@ -152,7 +152,7 @@ def test_16_and_32_bit_greyscale_is_scaled_to_8_bits(image, white):
 
 
 def test_16_bit_greyscale_files_are_scaled():
-    """Regardless of the mode in which Pillow opens a 16-bit file."""
+    """This must hold for every mode in which Pillow opens a 16-bit file."""
     image = Image.fromarray(RAMP.astype("<u2"))
     for format in ("PNG", "TIFF"):
         np.testing.assert_array_equal(from_bytes(encoded(image, format), "x").pixels[:, :, 2], (RAMP / 257).round())
@@ -244,7 +244,7 @@ def test_images_of_exactly_the_maximum_size_are_accepted(monkeypatch):
 
 
 def test_base64_is_never_used_as_a_path_or_address(tmp_path, monkeypatch):
-    """Even if the text is valid base64 and a file of this name exists."""
+    """This holds even if the text is valid base64 and a file of this name exists."""
     monkeypatch.chdir(tmp_path)
     data = encoded(Image.fromarray(random_pixels()))
     for name in ("face", "face.png", str(tmp_path / "face.png")):

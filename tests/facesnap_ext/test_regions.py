@@ -133,7 +133,7 @@ def test_the_region_of_a_unit_and_its_errors():
     assert region_of(Unit(region="face", region_scale=2.5), landmarks) == around(landmarks, 2.5)
     assert (region_of(Unit(region="mask", mask=white), None).sample(2, 2) == 1).all()
     for unit, message in (
-        (Unit(region="mask"), "nothing is painted; paint it"),
+        (Unit(region="mask"), "nothing is painted; paint a mask"),
         (Unit(region="mask", mask=black), "Region is entirely black"),
         (Unit(region="face"), "no landmarks"),
     ):

@@ -1,4 +1,4 @@
-"""FFRNet's residuals for any rows that a host sends."""
+"""FFRNet's residuals for any combination of rows that a host sends."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def runs(monkeypatch):
 
 
 def test_rows_that_arrive_one_by_one_run_once_each(runs):
-    """As in a host that splits batches with prompts of different lengths into single rows."""
+    """Some hosts split batches with prompts of different lengths into single rows."""
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
     x, t = inputs(2)
     for row in (0, 1, 0, 1):
@@ -361,7 +361,7 @@ def test_residuals_of_tiles_are_kept_only_up_to_a_limit(runs):
 
 
 def test_a_batch_of_any_size_runs_once_for_both_sides(runs):
-    """Even in a host that sends the sides one after the other."""
+    """This includes hosts that send conditional and unconditional rows one after the other."""
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
     x, t = inputs(residuals_module.MAX_ROWS + 4)
     for side in (True, False):
@@ -389,7 +389,8 @@ def test_ffrnet_runs_in_every_nth_evaluation_and_its_residuals_are_reused(runs, 
 @given(data=st.data(), images=st.integers(1, 3), sides_differ=st.booleans())
 def test_between_runs_each_image_keeps_its_residuals_however_rows_are_grouped(data, images, sides_differ):
     """In each evaluation, rows may be grouped differently and unconditional rows may be missing, but hosts keep the
-    order of images within a side. Rows may be run again, but never get the residuals of another image or side."""
+    order of images among the conditional and among the unconditional rows. Rows may be run again, but never get the
+    residuals of another image or of the other kind of row."""
     conditioning = tiny.conditioning(network=NETWORK, ffrnet_interval=2)
     if sides_differ:
         conditioning = replace(conditioning, uncond_tokens=2 * conditioning.tokens)

@@ -45,7 +45,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # per test; 0 uses the fixed
 MEMORY = 2**30  # bytes by which a test may raise the peak memory of the process
 START = 2**16  # only so many bytes of a large file are mutated, because Hypothesis keeps all examples in memory
 ANSWERS = {200, 400, 404, 405, 413, 422}
-NAMES = list(defaults())  # of all settings
+NAMES = list(defaults())  # the names of all settings
 
 fuzz = settings(
     max_examples=EXAMPLES or 60,

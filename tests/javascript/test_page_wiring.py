@@ -108,7 +108,7 @@ class Page:
         self.answer()
 
     def answer(self) -> None:
-        """Answer as the server does, with the number of the question and a rig."""
+        """Respond as the server does, with the number of the request and a rig."""
         question = self.page.locator("#txt2img_canvas_size textarea").input_value().split()[1]
         self.page.evaluate(
             "text => facesnapType(document.querySelector('#txt2img_canvas_rig textarea'), text)",

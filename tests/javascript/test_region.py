@@ -15,7 +15,7 @@ from facesnap_ext.settings.unit import Unit
 
 NAMES = ("facesnap_canvas.js", "facesnap_pose.js", "facesnap_region.js")
 SCRIPTS = [Path(__file__).parents[2] / "javascript" / name for name in NAMES]
-WIDTH, HEIGHT = 640, 320  # of the output image, whose pixels are CSS pixels
+WIDTH, HEIGHT = 640, 320  # size of the output image, whose pixels are CSS pixels
 WHOLE = [0, 0, 1, 1]
 
 

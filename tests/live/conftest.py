@@ -35,7 +35,7 @@ def host(request: pytest.FixtureRequest) -> Host:
 
 @pytest.fixture(scope="session")
 def plain_host(request: pytest.FixtureRequest, host: Host) -> Host:
-    """The WebUI without FaceSnap, or else the one with it, in jobs that do not mention FaceSnap."""
+    """The WebUI without FaceSnap, or by default the one with it, in jobs that do not mention FaceSnap."""
     url = request.config.getoption("--plain-url", default="")
     if not url:
         return host
@@ -54,7 +54,7 @@ def empty_host(request: pytest.FixtureRequest) -> Host:
 
 @pytest.fixture(scope="session")
 def baseline(plain_host: Host) -> Callable[[Job], Images]:
-    """Runs a job without FaceSnap, each only once, and returns its images."""
+    """Runs each job without FaceSnap only once, and returns its images."""
     known: dict[str, Images] = {}
 
     def run_once(job: Job) -> Images:

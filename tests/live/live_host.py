@@ -37,7 +37,7 @@ LONG: Job = {"steps": 16}  # long enough to be interrupted
 
 
 class Refused(Exception):
-    """The host answered a job with an error: the HTTP `status` and the `message` for the user."""
+    """The host responded to a job with an error: the HTTP `status` and the `message` for the user."""
 
     def __init__(self, status: int, message: str):
         super().__init__(f"HTTP {status}: {message}")

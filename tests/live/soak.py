@@ -46,7 +46,7 @@ class Result:
     Attributes:
         kind: a key of `KINDS`, or `OFF`.
         left: state of the UNet afterwards, if it differs from that before the first job.
-        memory: of the process, in MiB.
+        memory: memory of the process, in MiB.
         same: whether a job without FaceSnap gave the same image as the first one.
     """
 

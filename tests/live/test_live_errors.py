@@ -1,4 +1,4 @@
-"""A job that cannot be done is stopped with one sentence for the user, and does not affect the next job."""
+"""A job that cannot be completed is stopped with one sentence for the user, and does not affect the next job."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_an_init_image_without_a_face_is_not_an_error(host: Host) -> None:
 
 def test_missing_model_files(empty_host: Host) -> None:
     message = refusal(empty_host, with_facesnap({}, model=""))
-    assert_one_sentence(message, r"no FaceSnap file in", r"put one there, see models/README\.md")
+    assert_one_sentence(message, r"no FaceSnap file in", r"put one there \(models/README\.md says where")
 
 
 def refusal(host: Host, job: Job) -> Refused:

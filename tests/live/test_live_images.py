@@ -113,7 +113,7 @@ FOUR_STEPS = {"steps": 4}
 
 @pytest.fixture(scope="module")
 def full(host: Host) -> Images:
-    """FaceSnap in all steps, on the cond and uncond side."""
+    """FaceSnap in all steps, on conditional and unconditional rows."""
     return host.images(with_facesnap(FOUR_STEPS))
 
 
@@ -197,7 +197,7 @@ def test_the_weight_is_1_by_default_and_scales_the_effect(host: Host, full: Imag
 
 
 def test_instantid_files_change_the_image(host: Host, baseline: Baseline) -> None:
-    """The ControlNet and the adapter as published, each alone and both together."""
+    """The ControlNet and the adapter as published, each on its own and both together."""
     if INSTANTID not in host.get("/facesnap/models")["facesnap"]:
         pytest.skip("the host's models/facesnap has no ControlNetModel and ip-adapter.bin")
     both, net, adapter = (

@@ -84,7 +84,8 @@ def test_infotext_contains_both_people(host: Host, left: Job, right: Job) -> Non
 
 
 def test_infotext_contains_the_likeness_if_the_image_has_a_face(host: Host) -> None:
-    """Only if enabled in the settings. With a random checkpoint, a face is detected at best by accident."""
+    """Likeness is measured only if enabled in the settings. With a random checkpoint, a face is detected only by
+    accident."""
     job = with_facesnap({"override_settings": {"facesnap_likeness": True}})
     image = host.images(job)[0]
     faces = host.post("/facesnap/detect", {"photos": [encode(image)]})["photos"][0]["faces"]

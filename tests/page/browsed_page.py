@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-VERSIONS = ("3.41.2", "4.40.0")  # of gradio in A1111 and Forge; `make` installs each into a folder of the environment
+VERSIONS = ("3.41.2", "4.40.0")  # gradio in A1111 and Forge; `make` installs each into a folder of the environment
 ROOT = Path(__file__).parents[2]
 FACESNAP = "#script_txt2img_facesnap_"
 SECOND = 1000  # Playwright uses milliseconds
-TIMEOUT = 60 * SECOND  # for a busy machine; the first job loads every network
+TIMEOUT = 60 * SECOND  # long enough for a busy machine; the first job loads every network
 # what a host's own script provides; it runs the callbacks after all scripts have been loaded
 HOST_SCRIPT = "const gradioApp = () => document, whenLoaded = [], onUiLoaded = run => whenLoaded.push(run);"
 ROLES = {"application", "button", "checkbox", "combobox", "listbox", "radio", "slider", "spinbutton", "tab", "textbox"}

@@ -24,7 +24,7 @@ from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.world import person, scene
 
 ADA, BOB = 3, 8  # people of the test split, which is not used for training
-MARGIN = 0.3  # of cosine similarity; photos of the same person are on average 0.76 above those of different people
+MARGIN = 0.3  # cosine similarity; photos of the same person are on average 0.76 above those of different people
 NO_FACE = np.full((SIDE, SIDE, 3), 128, np.uint8)
 
 
@@ -187,7 +187,7 @@ def test_two_people_appear_on_their_own_sides(opened):
 
 
 def by_side(image: np.ndarray) -> list[np.ndarray]:
-    """Embeddings of the largest face in the left half and of that in the right half."""
+    """Embeddings of the largest faces in the left and in the right half."""
     sides = {}
     for face in faces.find_faces(judge().pack, Photo(image, "Image")):
         side = int(face.box[[0, 2]].mean() > image.shape[1] / 2)

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ENTRY = json.loads(Path(__file__).parents[2].joinpath("docs", "extension-index.json").read_text("utf-8"))
-TAGS = {  # of AUTOMATIC1111/stable-diffusion-webui-extensions' tags.json
+TAGS = {  # from tags.json of AUTOMATIC1111/stable-diffusion-webui-extensions
     *("script", "localization", "tab", "dropdown", "ads", "installed", "training", "models", "UI related", "prompting"),
     *("editing", "manipulations", "online", "animation", "query", "science", "extras"),
 }

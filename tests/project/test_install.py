@@ -190,7 +190,7 @@ def test_skip_install_is_respected(bare_python: Path, tmp_path: Path):
 
 
 def test_conflict_is_reported_and_installs_nothing(bare_python: Path, tmp_path: Path):
-    """scikit-image needs another numpy than the installed one, which pip must not change."""
+    """scikit-image needs a numpy other than the installed one, which pip must not change."""
     installed = tmp_path / "installed"
     add_distribution(installed, "numpy", "1.26.2")
     wheel = tmp_path / "wheels/scikit_image-0.26.0-py3-none-any.whl"

@@ -35,7 +35,8 @@ def chromium() -> Iterator[Any]:
 
 @cache
 def find_chromium() -> str | None:
-    """Return the path of a Chromium that starts: the one in CHROMIUM, else the system's, else Playwright's."""
+    """Return the path of a Chromium that starts: the one in CHROMIUM, otherwise the system's, otherwise
+    Playwright's."""
     if path := os.environ.get("CHROMIUM"):
         return path if _starts(path) else None
     candidates = [*map(shutil.which, NAMES), _playwrights()]
@@ -43,7 +44,7 @@ def find_chromium() -> str | None:
 
 
 def install_chromium() -> None:
-    """Install Chromium unless there is one: Debian's package where apt-get can run as root, else Playwright's own."""
+    """Install Chromium unless there is one: Debian's package if apt-get can run as root, otherwise Playwright's own."""
     if find_chromium():
         return
     for command in install_commands(_distribution(), _root()):
@@ -60,7 +61,7 @@ def install_commands(distribution: str, root: list[str] | None) -> list[list[str
 
     Args:
         distribution: the ID in /etc/os-release.
-        root: the words that run a command as root when put before it; None where nothing does.
+        root: the prefix that runs a command as root; None if the command cannot be run as root.
     """
     playwright = [sys.executable, "-m", "playwright", "install", "--no-shell", "chromium"]
     if root is None:

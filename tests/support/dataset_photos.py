@@ -1,4 +1,4 @@
-"""Portraits of people of the miniature world, and files of them."""
+"""Portraits of people of the miniature world, and files that contain them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def portraits(index: int, shots: int, side: int = SIDE) -> list[Image.Image]:
 
 
 def save(image: Image.Image, path: Path, caption: str = "a portrait", **options) -> Path:
-    """Save an image with its caption beside it."""
+    """Save an image with its caption next to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
     path.with_suffix(".txt").write_text(caption, encoding="utf-8")

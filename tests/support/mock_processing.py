@@ -1,5 +1,5 @@
-"""An outline of A1111's `modules/processing.py`: in which order a job calls the callbacks of scripts, which attributes
-it has at each of them, and what scripts must clean up themselves.
+"""An outline of A1111's `modules/processing.py`: the order in which a job calls the callbacks of scripts, which
+attributes it has at each of them, and what scripts must clean up themselves.
 
 Sampling is `world.draw(p, index, people)`, which by default returns one colour per seed.
 """

@@ -24,7 +24,7 @@ class Server:
     sends_length: bool = True  # whether to send Content-Length
     status: int | None = None
     page: bytes | None = None  # an HTML page that a proxy sends instead of everything
-    hold: threading.Event | None = None  # to wait for after the first half
+    hold: threading.Event | None = None  # the event to wait for after the first half
     requested: list[str | None] = field(default_factory=list)
 
     def part(self, content: bytes | None = None, **values) -> Part:

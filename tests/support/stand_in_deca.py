@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from facesnap_ext.landmarks.deca import CODE_SIZES, IMAGE_SIZE, Deca, save_deca
 from facesnap_lab.miniature.head import face_layout
 
-WIDTHS = (4, 8, 12, 16)  # of the four levels, each with one block, whose output is four times as wide
+WIDTHS = (4, 8, 12, 16)  # widths of the four levels; each has one block, whose output is four times as wide
 HIDDEN = 64
 FACE_IN_CROP = 0.70  # extent of the points, relative to the side of the crop
 SPREADS = {

@@ -82,7 +82,7 @@ def write_instantid(folder: Path, ffrnet: FFRNet, adapter_widths: Sequence[int],
     Args:
         folder: folder to write to.
         ffrnet: network whose tensors are written as the ControlNet.
-        adapter_widths: widths of the UNet's cross-attentions, see `adapter.AdapterConfig`.
+        adapter_widths: widths of the UNet's cross-attentions; see `adapter.AdapterConfig`.
         seed: seed of the random weights of `ip-adapter.bin`.
     """
     from safetensors.torch import save_file

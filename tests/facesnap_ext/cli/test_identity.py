@@ -27,7 +27,7 @@ def test_identity_reports_on_photos_and_saves_them(stand_ins, photo_file, mirror
 
     assert identity(models, photo_file, mirrored_file, "--out", "Eileen: 1") == 0
     *lines, written = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("astronaut.png, face of ")
+    assert lines[0].startswith("astronaut.png, face size ")
     assert written == str(models / "identities" / "Eileen_ 1.safetensors")
     tensors = load_file(written)
     assert len(tensors["embeddings"]) == 2

@@ -79,7 +79,7 @@ def call(unet: nn.Module, x, timesteps, context, y, rows: list[int]) -> Tensor:
 
 
 def expected_output(unet, conditionings, x, timesteps, context, y, cond_rows: int) -> Tensor:
-    """Compute each row separately with each FFRNet and `reference_walk`, for one person or people side by side."""
+    """Compute each row separately with each FFRNet and `reference_walk`, for one person or for people side by side."""
     rows = []
     for row in range(len(x)):
         one = [t[row : row + 1] for t in (x, timesteps, context, y)]
@@ -303,7 +303,7 @@ def test_each_person_has_their_own_start_and_end(unet):
 
 
 def test_a_pass_without_people_is_left_unchanged(unet):
-    """Such as the second pass of hires fix, if everyone acts in the first pass only."""
+    """An example is the second pass of hires fix, if everyone acts in the first pass only."""
     job, args = Job(unet), inputs(1)
     before, plain = hooks_of(unet), call(unet, *args, [0])
     a1111.attach(job, (tiny.conditioning(),))
@@ -363,7 +363,7 @@ def test_hooks_left_by_a_failed_job_do_not_affect_other_jobs(unet):
     plain = call(unet, *args, [0, 1])
     failed = Job(unet)
     a1111.attach(failed, (tiny.conditioning(),))
-    announce(failed, args[0], 1)  # then sampling raises: the announced rows never arrive
+    announce(failed, args[0], 1)  # then sampling raises an error, and the announced rows never arrive
     other = Job(unet)
     announce(other, args[0], 1)
     assert torch.equal(call(unet, *args, [0, 1]), plain)
@@ -371,7 +371,7 @@ def test_hooks_left_by_a_failed_job_do_not_affect_other_jobs(unet):
 
 
 def test_unannounced_calls_are_left_unchanged_and_reported_once(unet):
-    """Such as tiles, or another extension's calls of the UNet. Calls of another job are not reported."""
+    """Examples are tiles, and another extension's calls of the UNet. Calls of another job are not reported."""
     args, job = inputs(2), Job(unet)
     tile = inputs(2, (16, 8))
     plain, plain_tile = call(unet, *args, [0, 1]), call(unet, *tile, [0, 1])

@@ -64,7 +64,7 @@ def with_ip_adapter(unet, adapter: Adapter, tokens, weight: float):
         processors[name] = processor
     unet.set_attn_processor(processors)
 
-    def add_tokens(module, args, kwargs):  # as the UNet passes on projected image embeddings
+    def add_tokens(module, args, kwargs):  # the way the UNet passes projected image embeddings
         kwargs["encoder_hidden_states"] = (kwargs["encoder_hidden_states"], [tokens[: len(args[0])][:, None]])
         return args, kwargs
 
@@ -183,7 +183,7 @@ def people_of(unet, kind: str):
     left[:, :8] = 1
     if kind == "one":
         return [(*person(unet), None)]
-    if kind == "one on the conditional side":
+    if kind == "one on conditional rows":
         return [(*person(unet, cond_only=True), None)]
     return [
         (*person(unet, 1, region=PaintedRegion(left), cond_only=True), left),
@@ -191,12 +191,12 @@ def people_of(unet, kind: str):
     ]
 
 
-KINDS = ["one", "one on the conditional side", "two"]
+KINDS = ["one", "one on conditional rows", "two"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("grouping", test_a1111.GROUPINGS)
-def test_a1111_rows_attend_to_the_tokens_of_their_side_in_every_grouping(unet, grouping, kind):
+def test_a1111_rows_attend_to_their_own_tokens_in_every_grouping(unet, grouping, kind):
     cond, uncond, calls = test_a1111.GROUPINGS[grouping]
     people = people_of(unet, kind)
     x, timesteps, context, y = inputs(cond + uncond)
@@ -235,7 +235,7 @@ def test_a1111_handles_start_and_end_failed_jobs_and_wrong_adapters(unet):
         test_a1111.announce(job, args[0], 1, step, 4)
         acted.append(not torch.equal(test_a1111.call(unet, *args, [0]), plain))
     assert acted == [True, True, False, False]
-    test_a1111.announce(job, args[0], 1)  # then the job fails before the call
+    test_a1111.announce(job, args[0], 1)  # the job then fails before the call
     test_a1111.announce(other, args[0], 1)
     assert torch.equal(test_a1111.call(unet, *args, [0]), plain)
 
@@ -291,7 +291,7 @@ def forge_step(job, x, sigmas, context, y, calls):
 @pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("grouping", test_forge.GROUPINGS)
-def test_forge_rows_attend_to_the_tokens_of_their_side_in_every_grouping(unet, grouping, kind, reforge):
+def test_forge_rows_attend_to_their_own_tokens_in_every_grouping(unet, grouping, kind, reforge):
     images, calls = test_forge.GROUPINGS[grouping]
     people = people_of(unet, kind)
     chunks = sorted((chunk for call in calls for chunk in call), key=lambda chunk: chunk[1])

@@ -75,7 +75,7 @@ def test_upscaling_a_finished_image_requires_a_single_photo(host, people, drawn)
     """The button under the gallery runs only the hires pass, for the selected image."""
     p = job(host, {**BATCH, "references": people})
     p.txt2img_upscale = True
-    with pytest.raises(FaceSnapError, match="remove all reference photos except that of the person in it"):
+    with pytest.raises(FaceSnapError, match="remove all reference photos except the one of the person"):
         process_images(p)
     assert drawn == []
     alone = job(host, {**BATCH, "references": people[:1]})
@@ -153,7 +153,7 @@ def test_an_inactive_unit_does_not_repeat_the_job(host, people, drawn):
 
 
 def test_the_same_job_can_run_again(host, people):
-    """As in img2img's batch tab."""
+    """This happens in img2img's batch tab."""
     p = job(host, {**BATCH, "references": people}, n_iter=2)
     assert [len(process_images(p).images) for _ in range(2)] == [6, 6]
     p.script_args = [{"enabled": False}]

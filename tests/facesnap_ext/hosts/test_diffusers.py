@@ -186,7 +186,8 @@ def test_start_and_end_are_fractions_of_the_steps(pipe, window):
 
 
 def test_two_people_have_their_own_regions_start_and_end(pipe):
-    """Two copies of a person give the same image as one: side by side, in one place, or one after the other."""
+    """Two copies of a person give the same image as one copy: side by side, in the same place, or one after the
+    other."""
     one = tiny.conditioning()
     left = PaintedRegion(np.float32([[1, 0]]))
     with conditioned(pipe, one):

@@ -385,7 +385,7 @@ def test_rows_that_a_wrapper_of_the_unet_sends_in_parts_get_their_own_residuals(
 
 
 def test_start_and_end_are_fractions_of_the_pass_and_other_controls_always_act(unet):
-    """Even in hires fix and img2img, whose passes cover only the end of the noise schedule."""
+    """This includes hires fix and img2img, whose passes cover only the end of the noise schedule."""
     other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
     job = make_job(unet)
     job.sd_model.forge_objects.unet.add_patched_controlnet(other)
@@ -541,7 +541,8 @@ def test_multidiffusion_tiles_are_refused(unet):
 
 
 def test_a_pass_without_people_is_left_unchanged(unet):
-    """Such as the second pass of hires fix, if everyone acts only in the first, whose control is still attached."""
+    """An example is the second pass of hires fix, if everyone acts only in the first, whose control is still
+    attached."""
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))
     forge.attach(job, ())
@@ -557,7 +558,7 @@ def test_the_pass_after_detaching_is_bit_identical(unet):
     original = job.sd_model.forge_objects.unet
     forge.attach(job, (tiny.conditioning(),))
     assert not torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
-    assert original.list_controlnets() == []  # the patched one was a clone
+    assert original.list_controlnets() == []  # only a clone was patched
     forge.detach(job)
     assert torch.equal(sample_once(job, x, sigma, context, y, calls), plain)
 

@@ -58,7 +58,7 @@ def axes(monkeypatch) -> dict[str, AxisOption]:
 
 
 def test_each_cell_keeps_its_own_values(axes):
-    """As in the plot: each cell is a shallow copy of the job, and the values of several axes come one by one."""
+    """As in the plot: each cell is a shallow copy of the job, and the values of several axes are applied one by one."""
     job = SimpleNamespace()
     axes["weight"].apply(job, 0.9, [])
     cells = []

@@ -38,7 +38,7 @@ def cropped(face: Face) -> Face:
 
 
 def blurred(face: Face, sigma: float, noise: float = 0.0) -> Face:
-    """Blur the photo by `sigma` pixels of the aligned face, and add noise as from a camera."""
+    """Blur the photo by `sigma` pixels of the aligned face, and add camera-like noise."""
     from insightface.utils.face_align import estimate_norm
 
     scale = np.hypot(*estimate_norm(face.keypoints, 112)[0, :2])

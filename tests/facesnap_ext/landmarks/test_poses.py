@@ -188,7 +188,7 @@ def test_reposition_keeps_the_shape(points: np.ndarray, x: float, y: float, size
 
 
 def test_repositioning_equals_posing_at_the_new_position(rig: Rig) -> None:
-    """The same x, y and size thus mean the same for a photo's landmarks and for the rig."""
+    """Thus x, y and size mean the same for a photo's landmarks as for the rig."""
     original, expected = (
         pose_landmarks(rig, Pose(x=x, y=y, size=s), 640, 512) for x, y, s in ((0.5, 0.5, 0.5), (0.2, 0.7, 0.3))
     )

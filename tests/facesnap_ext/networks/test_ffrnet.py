@@ -130,7 +130,7 @@ widths = st.lists(st.sampled_from([32, 64, 96]), min_size=1, max_size=4).map(tup
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), widths=widths, middle=st.integers(-1, 2))
 def test_config_is_recovered_from_tensor_shapes(data, widths, middle):
-    """For any widths and depths, including a middle block without attention."""
+    """This holds for any widths and depths, including a middle block without attention."""
     resnets = data.draw(st.integers(1, 3))
     depths = []
     for _ in widths:

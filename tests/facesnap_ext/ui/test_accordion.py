@@ -1,4 +1,4 @@
-"""The status of the model files, pasted values, and the server's answers to the page."""
+"""The status of the model files, pasted values, and the server's responses to the page."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_answers_to_the_canvas_repeat_the_number_of_the_question(page, engine, a
     failed = json.loads(page.callbacks.canvas_data(engine, [b"not an image"], 0, None, 0, "own", "320x640 18"))
     assert failed["question"] == "18"
     assert "Reference photo 1" in failed["error"]
-    assert page.callbacks.canvas_data(engine, None, 0, None, 0, "own", "") == "", "there is no question yet"
+    assert page.callbacks.canvas_data(engine, None, 0, None, 0, "own", "") == "", "the page has not sent a request yet"
 
 
 def test_the_init_image_gives_the_pose_if_it_does_in_the_job(page, engine, astronaut, grace_hopper) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP routes: their answers, their errors, and who may use them."""
+"""The HTTP routes: their responses, their errors, and who may use them."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def test_every_route_requires_api_auth(tmp_path, method, route):
 @pytest.mark.parametrize("api_auth", [None, "anna:sesame"])
 def test_a_page_with_a_login_requires_a_session(tmp_path, api_auth):
     client = client_of(ModelFiles(tmp_path), api_auth=api_auth)
-    client.app.auth, client.app.tokens = {"bert": "pass word"}, {"a session": "bert"}  # as gradio's app has them
+    client.app.auth, client.app.tokens = {"bert": "pass word"}, {"a session": "bert"}  # set by gradio on its app
     refused = client.get("/facesnap/models")
     assert refused.status_code == 401
     assert "Log in to the page" in refused.json()["detail"]

@@ -94,7 +94,7 @@ def test_nothing_to_remove_is_an_error(source, capsys):
 
 
 def test_fp8_rounds_the_weights(source):
-    """Whatever dtype the network is moved to, these weights stay in 8 bits, and all others take that dtype."""
+    """Whatever dtype the network is moved to, these weights stay in 8 bits, and all others are converted to it."""
     out = source.with_name("light.safetensors")
     assert main(["compress", str(source), str(out), "--fp8"]) == 0
     whole, light = load(source).ffrnet, load(out).ffrnet

@@ -58,7 +58,7 @@ def test_existing_file_is_kept_and_another_file_is_not_overwritten(server, tmp_p
     download.download(server.part(), tmp_path)
     assert len(server.requested) == 1
     path.write_bytes(b"mine")
-    with pytest.raises(FaceSnapError, match=r"already another file .*thing.bin"):
+    with pytest.raises(FaceSnapError, match=r"different file .*thing.bin already exists"):
         download.download(server.part(), tmp_path)
     assert path.read_bytes() == b"mine"
 
@@ -207,7 +207,7 @@ def test_full_disk_is_reported_before_and_during_a_download(server, tmp_path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(FaceSnapError, match=r"disk of .* is full"):
+    with pytest.raises(FaceSnapError, match=r"disk with .* is full"):
         download.download(server.part(), tmp_path)
 
 

@@ -153,7 +153,7 @@ def test_identity_saved_with_other_networks_is_rejected(copied, unit, grace_hopp
         next(t for t in tensors.values() if t.is_floating_point()).view(-1)[0] += 0.01
         save_file(tensors, path, metadata)
     unit = replace(unit, driving=grace_hopper)
-    with pytest.raises(FaceSnapError, match=f"Eileen was saved with another {what} than .*facesnap"):
+    with pytest.raises(FaceSnapError, match=f"Eileen was saved with a {what} other than .*facesnap"):
         Engine(lambda: find_models(copied)).prepare(unit, 512, 512)
 
 
@@ -230,9 +230,9 @@ def test_invalid_file_is_rejected_in_one_sentence(eileen, tmp_path, case):
 
 def test_sizes_that_do_not_match_the_named_networks_are_rejected(copied, eileen, unit, grace_hopper):
     cases = {
-        "embeddings": (torch.ones(2, 256), "expects 512 numbers per feature from the face model pack"),
-        "clip_tokens": (torch.ones(2, 257, 32), "expects 64 numbers per feature from the CLIP image encoder"),
-        "shapes": (torch.ones(2, 7), "face shape in the saved identity has 7 numbers"),
+        "embeddings": (torch.ones(2, 256), "expects 512 values per feature from the face model pack"),
+        "clip_tokens": (torch.ones(2, 257, 32), "expects 64 values per feature from the CLIP image encoder"),
+        "shapes": (torch.ones(2, 7), "face shape in the saved identity has 7 values"),
     }
     engine = Engine(lambda: find_models(copied))
     for key, (tensor, message) in cases.items():

@@ -130,7 +130,7 @@ def test_metadata_describes_the_file(tmp_path, folder):
 
 
 def test_each_half_keeps_its_dtype_unless_one_is_given(tmp_path, folder, controlnet):
-    controlnet.half().save_pretrained(folder / "ControlNetModel")  # like InstantID's
+    controlnet.half().save_pretrained(folder / "ControlNetModel")  # as published by InstantID
     out = tmp_path / "facesnap.safetensors"
     for given, dtypes in ((None, (torch.float32, torch.float16)), (torch.bfloat16, (torch.bfloat16, torch.bfloat16))):
         from_instantid(folder, out, dtype=given)
@@ -222,7 +222,7 @@ def config_with(**values):
             lambda f: write(f / "ip-adapter.bin", KINDS["IP_ADAPTER"], "torch"),
             r"ip-adapter\.bin is an IP-Adapter, not InstantID's adapter",
         ),
-        (lambda f: save_adapter(f, image_proj(dim=56)), "tokens of 56 numbers, but .* takes 48"),
+        (lambda f: save_adapter(f, image_proj(dim=56)), "tokens of width 56, but .* takes 48"),
         (adapter_without("1.0.norm2.bias"), r"ip-adapter\.bin is incomplete or damaged .*layers\.1\.0\.norm2\.bias"),
         (adapter_without("proj_out.weight"), r"ip-adapter\.bin is incomplete or damaged .*proj_out\.weight"),
         (controlnet_without("controlnet_mid_block"), r"diffusion_pytorch_model\.safetensors is incomplete or damaged"),

@@ -66,7 +66,7 @@ def open_header(path, framework):
 
 
 def test_recognising_a_file_reads_no_data(tmp_path, monkeypatch):
-    """It reads the header of safetensors, and torch files to tensors without storage."""
+    """It reads the header of safetensors files, and loads torch files as tensors without storage."""
     monkeypatch.setattr("safetensors.safe_open", open_header)
     for form in ("safetensors", "torch"):
         path = write(tmp_path / form, SDXL, form)

@@ -229,7 +229,7 @@ def test_unconvertible_files_are_passed_over_and_affect_only_their_part(tmp_path
     convert.convert_originals(files, lambda message: None)
     assert (files.flame, files.face_pack) == (None, faces)
     with pytest.raises(
-        FaceSnapError, match=r"no FLAME head model.*Passed over: .*generic_model\.pkl.*notes\.pkl is not a FLAME"
+        FaceSnapError, match=r"no FLAME head model.*Skipped: .*generic_model\.pkl.*notes\.pkl is not a FLAME"
     ):
         files.require("flame")
 
@@ -295,13 +295,13 @@ NET, ADAPTER = KINDS["SDXL_CONTROLNET"], KINDS["INSTANTID_ADAPTER"]
     ("nets", "paired"),
     [
         (["own/InstantID/ControlNetModel/diffusion_pytorch_model.safetensors"], 0),  # the published layout
-        (["own/InstantID/net.safetensors"], 0),  # beside the adapter, under any name
+        (["own/InstantID/net.safetensors"], 0),  # next to the adapter, under any name
         (["own/InstantID/depth.safetensors", "own/InstantID/control_instant_id_sdxl.safetensors"], 1),
         (
             ["other/canny.safetensors", "other/instantid/net.safetensors"],
             1,
         ),  # in the folder of the ControlNet extension
-        (["own/InstantID/net.safetensors", "other/instantid/net.safetensors"], 0),  # the one nearer to the adapter
+        (["own/InstantID/net.safetensors", "other/instantid/net.safetensors"], 0),  # the one closer to the adapter
         (["own/canny.safetensors", "other/canny.safetensors"], None),
         ([], None),
     ],
@@ -312,7 +312,7 @@ def test_instantids_halves_are_paired_but_not_with_arbitrary_controlnets(tmp_pat
     files = find_models(tmp_path / "own", [tmp_path / "other"])
     assert files.facesnap == ({} if paired is None else {"InstantID": (paths[paired], adapter)})
     reasons = " ".join(files.passed_over)
-    assert ("which ControlNet belongs to it is not clear" in reasons) == (paired is None)
+    assert ("it is not clear which ControlNet belongs to it" in reasons) == (paired is None)
     assert ("canny.safetensors is an SDXL ControlNet" in reasons) == (len(nets) > 1 and nets[0].startswith("own/canny"))
 
 
@@ -364,7 +364,7 @@ def test_instantid_uses_its_own_pack_wherever_another_one_is(tmp_path, right, wr
 
 
 def test_a_recognition_model_without_a_detector_is_not_a_pack_to_match(tmp_path):
-    """As after an interrupted download: the recognition model alone lies in the folder of the right name."""
+    """As after an interrupted download, the folder with the right name contains only the recognition model."""
     pack(tmp_path / "own/antelopev2", "glintr100.onnx")
     complete = pack(tmp_path / "own/zebra", *ANTELOPEV2)
     files = find_models(tmp_path / "own")

@@ -38,7 +38,7 @@ PEOPLE = 2
 
 
 class Killed(BaseException):
-    """Like KeyboardInterrupt, not caught by anything."""
+    """Like KeyboardInterrupt, this is not caught by anything."""
 
 
 class TinySetup:
@@ -94,7 +94,7 @@ def setup(frozen) -> TinySetup:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick(frozen):
-    """Share the frozen networks among all trainings."""
+    """Share the frozen networks among all training runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "load_frozen", lambda config, device: frozen)
         patch.setattr(statistics, "RESAMPLES", 50)
@@ -190,7 +190,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(config, setup, done, tmp
     monkeypatch.setattr(ablation, "draw", draw_until_killed)
     with pytest.raises(Killed):
         ablate(config, out, setup)
-    assert steps == [1, 2, 2]  # resumes from the checkpoint; no other training runs
+    assert steps == [1, 2, 2]  # resumes from the checkpoint; nothing else is trained
     monkeypatch.setattr(ablation, "draw", lambda *arguments: generated.append(1) or draw(*arguments))
     ablate(config, out, setup)
     assert len(generated) == PEOPLE * len(config.rows) + 1  # one image was lost

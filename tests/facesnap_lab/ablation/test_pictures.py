@@ -182,7 +182,7 @@ def test_without_ffrnet_the_tokens_are_appended_to_the_text(sampler, weights, fe
     ("lightning", "expected"), [(shipped.LIGHTNING, shipped.few_step_sampler), (None, shipped.base_sampler)]
 )
 def test_sampler_is_the_model_used_in_training(tmp_path, lightning, expected):
-    """A few-step LoRA kept beside the weights equals diffusers' LoRA merged into them."""
+    """A few-step LoRA kept separate from the weights equals diffusers' LoRA merged into them."""
     train = TrainConfig(base=shipped.SDXL, start=tmp_path, clip=tmp_path, shards=(), out=tmp_path, lightning=lightning)
     actual, expected = AblationSetup(train, 2, 1, tmp_path, "cpu").sampler, expected()
     assert (actual.steps, actual.scale) == (expected.steps, expected.scale)

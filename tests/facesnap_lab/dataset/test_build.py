@@ -262,7 +262,7 @@ def test_missing_inputs_are_reported_before_anything_is_written(people, models, 
     used = tmp_path / "used"
     used.mkdir()
     (used / "shard-000000.tar").write_bytes(b"existing")
-    with pytest.raises(FaceSnapError, match=r"contains shard-000000\.tar, but no plan"):
+    with pytest.raises(FaceSnapError, match=r"contains shard-000000\.tar, but no build plan"):
         builder.build([people], used, models, SETTINGS)
     assert (used / "shard-000000.tar").read_bytes() == b"existing"
 

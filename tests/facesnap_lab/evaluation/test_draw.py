@@ -86,7 +86,7 @@ def test_truncated_image_is_generated_again(world, tmp_path):
 def test_images_of_another_recipe_or_origin_are_rejected(world, tmp_path):
     cases = world.cases()
     draw_cases(FakePipeline(), cases[:3], tmp_path / "grey")
-    with pytest.raises(FaceSnapError, match="another colour"):
+    with pytest.raises(FaceSnapError, match="a different colour"):
         draw_cases(FakePipeline("red"), cases, tmp_path / "grey")
     foreign = tmp_path / "foreign" / cases[0].file
     foreign.parent.mkdir(parents=True)

@@ -53,7 +53,7 @@ def pictures():
 
 
 def test_landmarks_match_the_features_in_the_image(pictures):
-    """In the eyes, the pupil is darker than the white beside it along the eye's axis."""
+    """In the eyes, the pupil is darker than the white next to it along the eye's axis."""
     people, _, renderings = pictures
     darker = []
     for who, rendering in zip(people, renderings):

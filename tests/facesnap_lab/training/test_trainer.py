@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 class Killed(BaseException):
-    """Like KeyboardInterrupt, not an Exception, so that nothing catches it."""
+    """Like KeyboardInterrupt, this is not an Exception, so nothing catches it."""
 
 
 @pytest.fixture
