@@ -51,8 +51,8 @@ class Conditioning:
         weights = len(self.strength.block_weights)
         if weights not in (0, residuals):
             raise FaceSnapError(
-                f"{self.name} has {residuals} residuals but {weights} block weights were given; enter {residuals} "
-                "block weights or none."
+                f"{self.name} has {residuals} residuals, but the number of block weights is {weights}; enter "
+                f"{residuals} block weights or none."
             )
 
     @property

@@ -175,5 +175,12 @@ def add_routes(demo, app):
 
 script_callbacks.on_cfg_denoiser(host.on_cfg_denoiser)
 script_callbacks.on_ui_settings(add_settings)
-script_callbacks.on_before_ui(lambda: xyz.add_axes(lambda: sorted(find_identities(model_files().folder))))
+script_callbacks.on_before_ui(
+    lambda: xyz.add_axes(
+        {
+            "identity": lambda: sorted(find_identities(model_files().folder)),
+            "model": lambda: sorted(model_files().facesnap),
+        }
+    )
+)
 script_callbacks.on_app_started(add_routes)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts.attention import AdapterHooks, call_of
-from facesnap_ext.hosts.errors import Refusal, refusal_of
-from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, on_gpu, skip_widths
+from facesnap_ext.hosts.attention import AdapterHooks, Call
+from facesnap_ext.hosts.errors import Refusal, refusal_of, report_stop
+from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted, offload, on_gpu, skip_widths
 from facesnap_ext.residuals import Residuals
 
 _attached: PassHooks | None = None
@@ -90,6 +90,8 @@ class ConditionedPass(PassHooks):
         self.adapters = AdapterHooks(self.residuals)
         self._acting: list[bool] = []  # for each person, in the announced evaluation
         self._commented = False  # on UNet calls that were not announced
+        self._blocks: tuple[nn.Module, ...] = ()  # that have hooks: the middle block, then the output blocks
+        self._block_handles: list[Any] = []
         self._current: list[Tensor] | None = None  # residuals of the running UNet call
 
     def hook(self, unet: Any) -> None:
@@ -100,13 +102,30 @@ class ConditionedPass(PassHooks):
         """
         super().hook(unet)
         self.adapters.hook(unet)
-        self._handles.append(unet.middle_block.register_forward_hook(self._after_middle))
-        for i, block in enumerate(unet.output_blocks):
+        self._hook_blocks(unet)
+
+    def _hook_blocks(self, unet: Any) -> None:
+        """Put hooks on the blocks that the UNet has now; other extensions wrap some of them and unwrap them again."""
+        blocks = (unet.middle_block, *unet.output_blocks)
+        if len(blocks) == len(self._blocks) and all(block is known for block, known in zip(blocks, self._blocks)):
+            return
+        self._unhook_blocks()
+        self._blocks = blocks
+        middle, *outputs = blocks
+        self._block_handles.append(middle.register_forward_hook(self._after_middle))
+        for i, block in enumerate(outputs):
             # the decoder takes the skips from deep to shallow; the middle block's residual is the last
-            self._handles.append(block.register_forward_pre_hook(self._before_output(-2 - i)))
+            self._block_handles.append(block.register_forward_pre_hook(self._before_output(-2 - i)))
+
+    def _unhook_blocks(self) -> None:
+        for handle in self._block_handles:
+            handle.remove()
+        self._block_handles.clear()
+        self._blocks = ()
 
     def remove(self) -> None:
         super().remove()
+        self._unhook_blocks()
         self._current = None
         self.adapters.remove()
 
@@ -117,9 +136,11 @@ class ConditionedPass(PassHooks):
     def _comment_on_unannounced_call(self) -> None:
         if self._size is not None and not self._commented and (p := self.job()) is not None:
             self._commented = True
-            p.comment(
+            report_stop(
+                p,
+                "UNet calls of another extension",
                 "FaceSnap: Another extension calls the UNet outside the WebUI's own sampling, or in tiles as "
-                "MultiDiffusion does. FaceSnap does not act in those calls; disable one of the two."
+                "MultiDiffusion does. FaceSnap does not act in those calls; disable one of the two.",
             )
 
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -134,17 +155,18 @@ class ConditionedPass(PassHooks):
             on_gpu.update(ffrnets(self.residuals.people))  # first, because memory may run out during the move
             self.residuals.to(x.device, x.dtype)
             self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
-            self.adapters.call = call_of(x, sides, self._acting)
+            self.adapters.call = Call(tuple(sides), tuple(self._acting))
+            self._hook_blocks(unet)
 
     def _after_middle(self, block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        return None if self._current is None else output + self._current[-1].to(output.dtype)
+        return None if self._current is None else output + fitted(self._current[-1], output).to(output.dtype)
 
     def _before_output(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def add_to_skip(block: nn.Module, args: tuple[Any, ...]) -> None:
             if self._current is not None:
                 # the skip is the last part of a tensor that was concatenated for this block alone
                 residual = self._current[index]
-                args[0][:, -residual.shape[1] :] += residual.to(args[0].dtype)
+                args[0][:, -residual.shape[1] :] += fitted(residual, args[0]).to(args[0].dtype)
 
         return add_to_skip
 
@@ -212,7 +234,7 @@ def _follow_refiner(attached: PassHooks, p: Any, unet: nn.Module) -> None:
         # the files of all people have the first UNet's widths
         if skip_widths(unet) != attached.residuals.people[0].ffrnet.config.skip_widths:
             detach()
-            p.comment(REFINER_DIFFERS)
+            report_stop(p, "refiner", REFINER_DIFFERS)
             return
         try:
             attached.hook(unet)

@@ -3,6 +3,11 @@
 Hooks on `to_q` and on the output projection, modules that every host's attention calls whichever kernel computes it,
 compose with LoRAs and other adapters and replace nothing. They are reset for each UNet call: no query outlives its
 call, and outside an announced call the hooks do nothing.
+
+Extensions for regional prompts call an attention once for each region with some of the rows (Regional Prompter), or
+repeat rows for the regions and pad them with zeros (Forge Couple). They then mix the outputs with weights that add up
+to 1, so each of their rows gets what the row that it was made from gets. Further hooks keep what that takes: on the
+norm before each cross-attention for the rows, and on the transformer around it for the size of its features.
 """
 
 from __future__ import annotations
@@ -19,6 +24,10 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.residuals import Residuals
 
+ROWS_SPLIT = (
+    "Another extension splits the rows of the UNet calls in a way that FaceSnap does not know, so it cannot tell the "
+    "positive from the negative prompt; disable that extension or FaceSnap."
+)
 LEVELS = (("input_blocks.", "down_blocks."), ("output_blocks.", "up_blocks."), ("middle_block.", "mid_block."))
 
 
@@ -27,12 +36,10 @@ class Call:
     """The rows of one UNet call.
 
     Attributes:
-        size: height and width of the latents.
-        is_cond: whether each row is conditional.
+        is_cond: whether each row belongs to the conditional side.
         acting: whether each person acts.
     """
 
-    size: tuple[int, int]
     is_cond: tuple[bool, ...]
     acting: tuple[bool, ...]
 
@@ -48,9 +55,11 @@ class AdapterHooks:
         self.residuals = residuals
         self.call: Call | None = None
         self._handles: list[Any] = []
-        self._queries: dict[int, Tensor] = {}
-        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # for each layer, by person
-        self._on_device: dict[tuple[int, int], KeysValues] = {}  # by person and layer, on the UNet's device
+        self._rows: Tensor | None = None  # what the attention at work is given for all rows of the call, [R, N, width]
+        self._size: tuple[int, ...] = ()  # height and width of its features
+        self._queries: dict[int, tuple[Tensor, Tensor]] = {}  # of each layer, with what they were made from
+        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # of each layer, by person
+        self._on_device: dict[tuple[int, int], KeysValues] = {}  # by person and layer, where the UNet is
 
     def hook(self, unet: nn.Module) -> None:
         """Install the hooks on a UNet, and remove them from the previous one. Without adapters there are no hooks.
@@ -73,6 +82,9 @@ class AdapterHooks:
                     f"checkpoint's UNet has {len(expected)}, or they have other widths; set the adapter weight to 0 or "
                     "choose another checkpoint."
                 )
+        transformers, norms = surroundings(unet)
+        self._handles += [module.register_forward_pre_hook(self._keep_size) for module in transformers]
+        self._handles += [module.register_forward_hook(self._keep_rows) for module in norms]
         for i, layer in enumerate(layers):
             self._handles.append(layer.to_q.register_forward_hook(self._keep_queries(i)))
             self._handles.append(layer.to_out[0].register_forward_pre_hook(self._add_attention(i, layer.heads)))
@@ -82,50 +94,54 @@ class AdapterHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._rows, self._size = None, ()
         self._queries.clear()
         self._keys_values.clear()
         self._on_device.clear()
         self.call = None
 
+    def _keep_size(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._size = tuple(args[0].shape[2:])
+
+    def _keep_rows(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._rows = None if self.call is None else output
+
     def _keep_queries(self, layer: int) -> Callable[..., None]:
         def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if self.call is not None:
-                self._queries[layer] = output
+                self._queries[layer] = args[0], output
 
         return keep
 
     def _add_attention(self, layer: int, heads: int) -> Callable[..., tuple[Any, ...] | None]:
         def add(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            queries = self._queries.pop(layer, None)
-            if self.call is None or queries is None:
+            kept = self._queries.pop(layer, None)
+            if self.call is None or kept is None:
                 return None
-            extra = self._attend(self.call, layer, queries, heads)
+            extra = self._attend(self.call, layer, *kept, heads)
             return None if extra is None else (args[0] + extra.to(args[0].dtype), *args[1:])
 
         return add
 
-    def _attend(self, call: Call, layer: int, queries: Tensor, heads: int) -> Tensor | None:
-        """The contribution of everyone's tokens to the attention's output [R, N, width]; None if no one acts."""
+    def _attend(self, call: Call, layer: int, inputs: Tensor, queries: Tensor, heads: int) -> Tensor | None:
+        """What everyone's tokens add to the attention's output [R, N, width]; None if no one acts."""
+        is_cond = None
         who = tuple(i for i, acts in enumerate(call.acting) if acts)
         total = None
         for position, i in enumerate(who):
             person = self.residuals.people[i]
             if not person.has_adapter:
                 continue
-            if len(queries) != len(call.is_cond):
-                raise FaceSnapError(
-                    "Another extension splits the rows of the UNet call, so InstantID's adapter cannot tell "
-                    "conditional from unconditional rows; disable that extension or set the adapter weight to 0."
-                )
-            sides = [0 if cond else 1 for cond in call.is_cond]
+            is_cond = is_cond or sides_of(inputs, self._rows, call.is_cond)
+            sides = [0 if cond else 1 for cond in is_cond]
             keys, values = (part[sides] for part in self._moved(i, layer, queries))
             q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries, keys, values))
             attention = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             part = person.strength.adapter_weight * attention
             if len(who) > 1 or person.region is not None:
-                part = part * self._blend_weight(call, who, position, part)
+                part = part * self._blend_weight(who, position, part)
             if person.strength.cond_only:
-                part = part * torch.tensor(call.is_cond, dtype=part.dtype, device=part.device)[:, None, None]
+                part = part * torch.tensor(is_cond, dtype=part.dtype, device=part.device)[:, None, None]
             total = part if total is None else total + part
         return total
 
@@ -137,11 +153,9 @@ class AdapterHooks:
             moved = self._on_device[person, layer] = keys.to(like), values.to(like)
         return moved
 
-    def _blend_weight(self, call: Call, who: tuple[int, ...], position: int, part: Tensor) -> Tensor:
+    def _blend_weight(self, who: tuple[int, ...], position: int, part: Tensor) -> Tensor:
         """A person's weight for each token, [N, 1] or [1, 1]."""
-        height, width = call.size
-        while height * width > part.shape[1]:  # each level halves the sides, rounding up
-            height, width = (height + 1) // 2, (width + 1) // 2
+        height, width = self._size
         if height * width != part.shape[1]:
             raise FaceSnapError(
                 "Another extension merges the UNet's tokens, so regions cannot be applied to InstantID's adapter; "
@@ -157,11 +171,50 @@ def cross_attentions(unet: nn.Module) -> list[Any]:
     return [module for level in LEVELS for name, module in modules if name.startswith(level)]
 
 
+def surroundings(unet: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The transformers around a UNet's cross-attentions, which get features [R, C, h, w], and the norms before them."""
+    modules = dict(unet.named_modules())
+    blocks = [name.removesuffix(".attn2") for name in modules if name.endswith(".attn2")]
+    transformers = dict.fromkeys(name.rpartition(".transformer_blocks.")[0] for name in blocks)
+    norms = (modules.get(f"{name}.norm2") for name in blocks)
+    return [modules[name] for name in transformers], [norm for norm in norms if norm is not None]
+
+
+def sides_of(part: Tensor, whole: Tensor | None, is_cond: Sequence[bool]) -> list[bool]:
+    """Whether each row that an attention is called with belongs to the conditional side.
+
+    Args:
+        part: the rows that the attention is called with.
+        whole: all rows of the UNet call before the attention, if they are known.
+        is_cond: their sides.
+
+    Raises:
+        FaceSnapError: the rows of `part` are others, or as many as both sides have in common.
+    """
+    if whole is not None and len(whole) == len(is_cond) and whole.shape[1:] == part.shape[1:]:
+        places = {row.data_ptr(): side for row, side in zip(whole, is_cond)}
+        sides = [places.get(row.data_ptr()) for row in part]
+        if None in sides:  # copies of the rows
+            sides = [_side_of(row, whole, is_cond) for row in part]
+        if None not in sides:
+            return [bool(side) for side in sides]
+    if len(part) != len(is_cond):
+        raise FaceSnapError(ROWS_SPLIT)
+    return list(is_cond)
+
+
+def _side_of(row: Tensor, whole: Tensor, is_cond: Sequence[bool]) -> bool | None:
+    """The side of the rows of `whole` that are equal to a row; None if they belong to both sides or are none.
+
+    A row of zeros only fills up the batch, and its output is not used.
+    """
+    equal = (whole == row).flatten(1).all(1).tolist()
+    sides = {side for side, same in zip(is_cond, equal) if same}
+    if len(sides) == 1:
+        return sides.pop()
+    return None if sides or bool(row.any()) else True
+
+
 def _width(attention: Any) -> int:
     """The width of the queries; Forge's quantised projections do not have `out_features`."""
     return getattr(attention.to_q, "out_features", None) or attention.heads * attention.dim_head
-
-
-def call_of(x: Tensor, is_cond: Sequence[bool], acting: Sequence[bool]) -> Call:
-    """The call of a UNet with latents [R, C, h, w]."""
-    return Call((x.shape[2], x.shape[3]), tuple(is_cond), tuple(acting))

@@ -1,4 +1,4 @@
-"""diffusers: residuals are passed to the UNet as its own additional residuals."""
+"""diffusers: residuals are added to what the UNet's up blocks get, where the features have their final size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts.attention import AdapterHooks, call_of
+from facesnap_ext.hosts.attention import AdapterHooks, Call
+from facesnap_ext.hosts.unet import fitted
 from facesnap_ext.residuals import Residuals
 
 
@@ -40,9 +41,11 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
             )
     residuals = Residuals(people)
     adapters = AdapterHooks(residuals)
+    current: list[Tensor] = []  # of the running UNet call, with those of a ControlNet; empty if no one acts
 
-    def add_residuals(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    def prepare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         adapters.call = None
+        current.clear()
         progress = _progress(pipe)
         acting = [person.strength.acts_at(progress) for person in people]
         if not any(acting):
@@ -56,20 +59,35 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
         residuals.to(sample.device, sample.dtype)
         y = None if text_free else _pooled_text_and_sizes(pipe.unet, kwargs["added_cond_kwargs"])
         *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y, acting) or []
-        adapters.call = call_of(sample, is_cond, acting)
+        adapters.call = Call(tuple(is_cond), tuple(acting))
 
-        others = kwargs.get("down_block_additional_residuals") or [0] * len(skips)
-        kwargs["down_block_additional_residuals"] = tuple(own + other for own, other in zip(skips, others))
-        other = kwargs.get("mid_block_additional_residual")
-        kwargs["mid_block_additional_residual"] = middle if other is None else middle + other
+        others = kwargs.pop("down_block_additional_residuals", None) or [0] * len(skips)
+        other = kwargs.pop("mid_block_additional_residual", None)
+        current[:] = [own + other for own, other in zip(skips, others)]
+        current.append(middle if other is None else middle + other)
         return args, kwargs
 
+    def add_residuals(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        if not current:
+            return None
+        hidden, skips = kwargs["hidden_states"], kwargs["res_hidden_states_tuple"]
+        if len(current) == residual_count:  # the first up block gets the output of the middle block
+            hidden = hidden + fitted(current.pop(), hidden)
+        own = current[-len(skips) :]  # the decoder takes the skips from deep to shallow
+        del current[-len(skips) :]
+        kwargs["hidden_states"] = hidden
+        kwargs["res_hidden_states_tuple"] = tuple(skip + fitted(one, skip) for skip, one in zip(skips, own))
+        return args, kwargs
+
+    residual_count = len(people[0].ffrnet.config.skip_widths) + 1
     adapters.hook(unet)
-    handle = unet.register_forward_pre_hook(add_residuals, with_kwargs=True)
+    handles = [block.register_forward_pre_hook(add_residuals, with_kwargs=True) for block in pipe.unet.up_blocks]
+    handles.append(unet.register_forward_pre_hook(prepare, with_kwargs=True))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         adapters.remove()
 
 

@@ -1,14 +1,17 @@
 """How an error reaches the browser.
 
-Hosts swallow the exceptions of scripts and would continue with an image of a different person. A job that must stop is
-therefore *refused*: the refusal is kept with the job, and raised in the first UNet call, where hosts do show errors.
+Hosts swallow the exceptions of scripts and go on to an image of another person. A job that must stop is therefore
+*refused*: the refusal is kept with the job, and raised in the first UNet call, where hosts do show errors. A job that
+goes on without FaceSnap, or without it in some UNet calls, reports that on the page and in infotext.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.settings.infotext import STOPPED
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,22 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, FaceSnapError):
         return Refusal(str(error))
     return Refusal(f"FaceSnap failed: {error!r}; the console has the details, please report them.")
+
+
+def report_stop(p: Any, where: str, sentence: str) -> None:
+    """Report that FaceSnap does not act in a part of a job: on the page, and in infotext, which the API returns.
+
+    Args:
+        where: that part in a few words, such as "refiner".
+    """
+    p.comment(sentence)
+    forget_stop(p, where)
+    others = p.extra_generation_params.get(STOPPED)
+    p.extra_generation_params[STOPPED] = f"{others}; {where}" if others else where
+
+
+def forget_stop(p: Any, where: str) -> None:
+    """Remove what `report_stop` wrote into the infotext of the images before."""
+    parts = p.extra_generation_params.pop(STOPPED, "").split("; ")
+    if others := [part for part in parts if part not in ("", where)]:
+        p.extra_generation_params[STOPPED] = "; ".join(others)

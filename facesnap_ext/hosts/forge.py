@@ -1,9 +1,10 @@
 """Forge and reForge: residuals are one more link in the UNet patcher's chain of controls.
 
 Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument, rows
-are marked by `cond_or_uncond` alone, `model_sampling` replaces `predictor`), which duck typing covers. Before each
-evaluation of the UNet `on_cfg_denoiser` reports the progress of the pass. Sigmas would give the fraction of the whole
-noise schedule, but hires fix and img2img run only its end. An adapter's hooks are on the UNet itself, which all jobs
+are marked by `cond_or_uncond` alone, `model_sampling` replaces `predictor`), which duck typing covers. The link adds
+its residuals in a patch of the output blocks, which sees the size of the features. Before each
+evaluation of the UNet `on_cfg_denoiser` says how far the pass is. Sigmas would give the fraction of the whole noise
+schedule, of which hires fix and img2img only run the end. An adapter's hooks are on the UNet itself, which all jobs
 share: they act only in calls whose options were marked by their own control.
 """
 
@@ -11,15 +12,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts.attention import AdapterHooks, call_of
-from facesnap_ext.hosts.errors import Refusal, refusal_of
-from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, offload, on_gpu
+from facesnap_ext.hosts.attention import ROWS_SPLIT, AdapterHooks, Call
+from facesnap_ext.hosts.errors import Refusal, refusal_of, report_stop
+from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted, offload, on_gpu
 from facesnap_ext.residuals import Residuals
 
 Control = dict[str, list[Tensor | None]]
@@ -133,9 +135,14 @@ class FaceSnapControl(ControlLink):
         is_cond = [side == 0 for side in chunks for _ in range(len(x_noisy) // len(chunks))]
         x = self._predictor.calculate_input(t, x_noisy)
         blended = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting) or []
-        options[CALL] = (self, call_of(x, is_cond, acting))  # the dictionary belongs to this call
         *skips, middle = (residual.to(x_noisy.dtype) for residual in blended)
-        return merge({"input": [], "middle": [middle], "output": skips}, previous)
+        merged = merge({"input": [], "middle": [middle], "output": skips}, previous)
+        # the dictionary belongs to this call, but the one with the patches to all of them
+        options[CALL] = (self, Call(tuple(is_cond), tuple(acting)), Parts(len(is_cond)))
+        patches = options.get("patches", {})
+        others = patches.get("output_block_patch", [])
+        options["patches"] = {**patches, "output_block_patch": [adding(merged, Parts(len(is_cond))), *others]}
+        return {"input": merged["input"], "middle": [None], "output": [None] * len(merged["output"])}
 
     def hook(self, unet: nn.Module) -> None:
         """Install the adapters' hooks on a UNet.
@@ -154,8 +161,60 @@ class FaceSnapControl(ControlLink):
             self._handle.remove()
 
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        owner, call = (kwargs.get("transformer_options") or {}).get(CALL, (None, None))
-        self.adapters.call = call if owner is self else None
+        self.adapters.call = None
+        owner, call, parts = (kwargs.get("transformer_options") or {}).get(CALL, (None, None, None))
+        if owner is self:
+            self.adapters.call = replace(call, is_cond=call.is_cond[parts.next(len(args[0]))])
+
+
+class Parts:
+    """The rows of a call that another extension's wrapper of the UNet sends in parts, one after the other.
+
+    Regional Prompter's latent mode does so after the control was computed for all rows.
+    """
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self._start = 0
+
+    def next(self, count: int) -> slice:
+        """The rows of the next part, which has this number of them.
+
+        Raises:
+            FaceSnapError: more rows come than the call has.
+        """
+        if count == self.rows:
+            return slice(count)
+        part = slice(self._start, self._start + count)
+        self._start += count
+        if self._start > self.rows:
+            raise FaceSnapError(ROWS_SPLIT)
+        return part
+
+
+def adding(control: Control, parts: Parts) -> Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor]]:
+    """A patch of the output blocks that adds a control's residuals before any other patch, as the host would.
+
+    The host itself drops residuals whose size differs from that of the features, and only prints a line.
+    """
+    (middle,), skips = control["middle"], control["output"]
+    rows = slice(None)
+
+    def add(h: Tensor, skip: Tensor, transformer_options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        nonlocal rows
+        block = transformer_options["block"][1]
+        if block == 0:
+            rows = parts.next(len(h))
+            _add(middle, h, rows)
+        _add(skips[-1 - block], skip, rows)  # the decoder takes the skips from deep to shallow
+        return h, skip
+
+    return add
+
+
+def _add(residual: Tensor | None, features: Tensor, rows: slice) -> None:
+    if residual is not None:
+        features += fitted(residual if len(residual) == 1 else residual[rows], features)
 
 
 def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
@@ -290,7 +349,7 @@ def _follow_refiner(p: Any, control: ControlLink, x: Tensor) -> None:
         check_fit(p, people, p.sd_model.forge_objects.unet.model.diffusion_model)
     except FaceSnapError:
         detach(p)
-        p.comment(REFINER_DIFFERS)
+        report_stop(p, "refiner", REFINER_DIFFERS)
         return
     from modules.sd_samplers_common import sampling_prepare
 

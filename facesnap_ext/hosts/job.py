@@ -12,7 +12,7 @@ from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.errors import FaceSnapError, error_prefix
 from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings.infotext import to_infotext
+from facesnap_ext.settings.infotext import STOPPED, to_infotext
 from facesnap_ext.settings.script_args import person_prefix
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.source import takes_clip
@@ -135,6 +135,7 @@ def begin_batch(p: Any, progress: Callable[..., None]) -> None:
     """Update the infotext and the page for the batch whose images come next."""
     batch = current_batch(p)
     if batch is not None:
+        p.extra_generation_params.pop(STOPPED, None)  # of the batch before
         p.extra_generation_params.update(batch.infotext)
         progress(_photo_prefix(_batch_index(p), len(state_of(p).prepared)), "sampling")
 
@@ -173,8 +174,21 @@ def prepare(
         report = partial(progress, _photo_prefix(i, len(batches)))
         people = _prepare_people(p, units, engine, init_image, report, compile)
         strengths = tuple(unit.redraw_strength for unit in units.values())
-        prepared.append(PreparedBatch(people, init_size, to_infotext(units, with_names), strengths))
+        infotext = to_infotext(units, with_names) | _never_acting(p, units)
+        prepared.append(PreparedBatch(people, init_size, infotext, strengths))
     return tuple(prepared)
+
+
+def _lacks_its_pass(p: Any, unit: Unit) -> bool:
+    return unit.strength.hires == "second" and not getattr(p, "enable_hr", False)
+
+
+def _never_acting(p: Any, units: Mapping[int, Unit]) -> dict[str, str]:
+    """The infotext of people who do not act, because hires fix is off; see `errors.report_stop`."""
+    who = [
+        f"{person_prefix(number, units)}no second pass" for number, unit in units.items() if _lacks_its_pass(p, unit)
+    ]
+    return {STOPPED: "; ".join(who)} if who else {}
 
 
 def _encode_together(engine: Engine, batches: Sequence[Mapping[int, Unit]]) -> None:
@@ -201,7 +215,7 @@ def _prepare_people(
         with error_prefix(prefix):
             prepared = engine.prepare(unit, p.width, p.height, init_image, partial(progress, prefix), files)
         notes = list(prepared.notes)
-        if unit.strength.hires == "second" and not getattr(p, "enable_hr", False):
+        if _lacks_its_pass(p, unit):
             notes.append("This person acts only in the second pass of hires fix, which is off.")
         for note in notes:
             p.comment(f"FaceSnap: {prefix}{note}")

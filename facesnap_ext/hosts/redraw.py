@@ -21,6 +21,7 @@ from PIL import Image
 from facesnap_ext import photos
 from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts.errors import forget_stop, report_stop
 from facesnap_ext.identity.faces import Face, longer_side
 from facesnap_ext.identity.likeness import box_centre
 from facesnap_ext.photos import Photo
@@ -43,6 +44,7 @@ COPIED = (  # settings copied from the image's job; some exist only in Forge or 
     "disable_extra_networks",
 )
 
+REDRAWING = "redrawing small faces"
 log = logging.getLogger("facesnap")
 
 
@@ -174,6 +176,7 @@ def redraw(
     """
     from modules import shared
 
+    forget_stop(p, REDRAWING)
     area = p.width * p.height
     try:
         faces = find(photos.from_pil(image, "Image"))
@@ -181,7 +184,7 @@ def redraw(
         _report(p, error)
         return image
     if not faces:
-        p.comment("FaceSnap: No face was found in the image, so none was redrawn.")
+        report_stop(p, REDRAWING, "FaceSnap: No face was found in the image, so none was redrawn.")
     for crop, owners in small_faces(faces, people, image.width, image.height, area):
         strength = max(strengths[i] for i in owners)
         if not strength:
@@ -195,7 +198,7 @@ def redraw(
                 _report(p, error)
                 continue
         if patch is None:
-            p.comment("FaceSnap: Redrawing a small face was interrupted; that face is unchanged.")
+            report_stop(p, REDRAWING, "FaceSnap: Redrawing a small face was interrupted; that face is unchanged.")
         else:
             image = paste_back(image, crop, patch)
     return image
@@ -204,7 +207,7 @@ def redraw(
 def _report(p: Any, error: Exception) -> None:
     """Report an error, including the host's own, without losing the image."""
     log.error("FaceSnap: a small face could not be redrawn", exc_info=error)
-    p.comment(f"FaceSnap: A small face could not be redrawn ({error}); it is unchanged.")
+    report_stop(p, REDRAWING, f"FaceSnap: A small face could not be redrawn ({error}); it is unchanged.")
 
 
 def _for_crop(person: Conditioning, crop: Crop, image: Image.Image) -> Conditioning:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.networks.ffrnet import FFRNet
 
-OUTPUT_CONVOLUTIONS = ("0.out_layers.3.weight", "0.op.weight", "0.weight")
+OUTPUT_CONVOLUTIONS = (".0.out_layers.3.weight", ".0.op.weight", ".0.weight")
+"""Endings of the name of a block's last convolution: of a residual block, of a downsampling, of the first block."""
+
 REFINER_DIFFERS = "FaceSnap stopped acting when the refiner took over, because its UNet has other channel widths."
 on_gpu: WeakSet[FFRNet] = WeakSet()  # FFRNets that may be in GPU memory
 
@@ -25,12 +28,36 @@ def offload() -> None:
 
 
 def skip_widths(unet: Any) -> tuple[int, ...]:
-    """Channels of the skips of an LDM-style UNet from shallow to deep, read from its input blocks' weights."""
-    widths = []
-    for block in unet.input_blocks:
-        shapes = {name: parameter.shape for name, parameter in block.named_parameters()}
-        widths.append(next(shapes[name][0] for name in OUTPUT_CONVOLUTIONS if name in shapes))
-    return tuple(widths)
+    """Channels of the skips of an LDM-style UNet from shallow to deep, read from its input blocks' weights.
+
+    The blocks may be wrapped in other modules, as deep shrink extensions do.
+
+    Raises:
+        FaceSnapError: a block has been replaced by something else.
+    """
+    return tuple(_output_width(number, block) for number, block in enumerate(unet.input_blocks))
+
+
+def _output_width(number: int, block: nn.Module) -> int:
+    shapes = {f".{name}": parameter.shape for name, parameter in block.named_parameters()}
+    for ending in OUTPUT_CONVOLUTIONS:
+        for name, shape in shapes.items():
+            if name.endswith(ending):
+                return int(shape[0])
+    raise FaceSnapError(
+        f"Another extension has replaced input block {number} of the UNet, so FaceSnap cannot tell whether its file "
+        "fits; disable that extension and reload the checkpoint."
+    )
+
+
+def fitted(residual: Tensor, features: Tensor) -> Tensor:
+    """A residual [R or 1, C, h, w] in the size of the features that it is added to.
+
+    The sizes differ where another extension shrinks the features of some blocks, as Kohya's deep shrink does.
+    """
+    if residual.shape[2:] != features.shape[2:]:
+        return F.interpolate(residual.float(), features.shape[2:], mode="bilinear").to(residual.dtype)
+    return residual
 
 
 def check_fit(p: Any, people: Sequence[Conditioning], unet: nn.Module) -> None:

@@ -1,4 +1,7 @@
-"""Axes of the host's X/Y/Z plot. A value stays with the cell's own copy of the job and never reaches the settings."""
+"""Axes of the host's X/Y/Z plot: one for every setting of a person but the photos, which a plot cannot type.
+
+A value stays with the cell's own copy of the job and never reaches the settings.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,29 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.settings.script_args import from_script_args
-from facesnap_ext.settings.unit import RANGES, Unit, defaults, with_values
+from facesnap_ext.landmarks.poses import TEMPLATES
+from facesnap_ext.regions import region_of
+from facesnap_ext.settings.infotext import DEFAULTS, PHOTOS
+from facesnap_ext.settings.script_args import block_weights, from_script_args
+from facesnap_ext.settings.unit import CHOICES, Unit, short_repr, with_values
 
 PREFIX = "[FaceSnap] "
 PLOT = ("xyz_grid.py", "xyz_grid")  # endings of the plot module's name, by host
-NUMBERS = ("weight", "adapter_weight", "start", "end", "ffrnet_interval", "yaw", "pitch")
+SETTINGS = tuple(name for name in DEFAULTS if name not in PHOTOS)  # `enabled` is the weight 0
+SLIDERS = {"yaw", "pitch", "roll", "mouth", "brows", "eyes"}
+SWITCHES = ("True", "False")
+
+Choices = Callable[[], Sequence[str]]
 
 
-def add_axes(identities: Callable[[], Sequence[str]]) -> None:
+def add_axes(names: Mapping[str, Choices]) -> None:
     """Add the axes to the plot's script, if the host has it; may be called again.
 
     Args:
-        identities: returns the names of the saved identities.
+        names: functions that return the installed files' names for the settings "identity" and "model".
     """
     for module in _plots():
-        for axis in _axes(module.AxisOption, identities):
+        for axis in _axes(module.AxisOption, names):
             if all(axis.label != other.label for other in module.axis_options):
                 module.axis_options.append(axis)
 
@@ -48,51 +58,85 @@ def _with_axis_values(unit: Unit, axis_values: Mapping[str, Any]) -> Unit:
             )
         values["references"] = (unit.references[number - 1],)
     if "identity" in values:
-        values.setdefault("references", ())  # only the saved identity
-    if {"yaw", "pitch"} & set(values):
-        values["pose"] = "sliders"
+        values.setdefault("references", ())  # the saved identity alone
+    if "template" in values:
+        values.setdefault("pose", "template")
+    if SLIDERS & set(values):
+        values.setdefault("pose", "sliders")
+    if "region_scale" in values:
+        values.setdefault("region", "face")
     return with_values(unit, values)
 
 
-def _axes(option: Any, identities: Callable[[], Sequence[str]]) -> list[Any]:
-    numbers = [
-        option(PREFIX + name.replace("_", " "), type(defaults()[name]), _apply(name), confirm=_in_range(name))
-        for name in NUMBERS
-    ]
-    return [
-        *numbers,
-        option(PREFIX + "reference", int, _apply("reference"), confirm=_references_exist),
-        option(PREFIX + "identity", str, _apply("identity"), choices=lambda: list(identities())),
-    ]
+def _axes(option: Any, names: Mapping[str, Choices]) -> list[Any]:
+    fixed = {name: _always(choices) for name, choices in {**CHOICES, "template": tuple(TEMPLATES)}.items()}
+    switches = {name: _always(SWITCHES) for name in SETTINGS if isinstance(DEFAULTS[name], bool)}
+    # a plot shows one image per cell; the axis "reference" takes the photos one by one
+    fixed["reference_mode"] = _always([mode for mode in CHOICES["reference_mode"] if mode != "batch"])
+    choices = {**fixed, **switches, **names}
+    axes = [option(PREFIX + "reference", int, _apply("reference"), confirm=_confirm("reference"))]
+    for name in SETTINGS:
+        confirm = _confirm(name, choices.get(name))
+        axes.append(
+            option(
+                PREFIX + name.replace("_", " "), _type(name), _apply(name), confirm=confirm, choices=choices.get(name)
+            )
+        )
+    return axes
+
+
+def _type(name: str) -> type:
+    """What the plot makes of a value's text; `x`, `y` and `size` have None as their default."""
+    kind = type(DEFAULTS[name])
+    return kind if kind is int else float if kind in (float, type(None)) else str
+
+
+def _always(choices: Sequence[str]) -> Choices:
+    return lambda: list(choices)
+
+
+def _value(name: str, value: Any) -> Any:
+    """A setting's value from that of an axis."""
+    if name == "block_weights":
+        return block_weights(value)
+    return value == "True" if name in SETTINGS and isinstance(DEFAULTS[name], bool) else value
 
 
 def _apply(name: str) -> Callable[[Any, Any, Any], None]:
     def apply(p: Any, value: Any, values: Any) -> None:
         # a new dictionary, because the plot's copies of a job share their attributes
-        p.facesnap_axes = {**getattr(p, "facesnap_axes", {}), name: value}
+        p.facesnap_axes = {**getattr(p, "facesnap_axes", {}), name: _value(name, value)}
 
     return apply
 
 
-def _in_range(name: str) -> Callable[[Any, Sequence[float]], None]:
-    low, high = RANGES[name]
+def _confirm(name: str, choices: Choices | None = None) -> Callable[[Any, Sequence[Any]], None]:
+    """A check before the plot begins, because it swallows the errors of its cells and leaves them empty."""
 
-    def confirm(p: Any, values: Sequence[float]) -> None:
+    def confirm(p: Any, values: Sequence[Any]) -> None:
+        units = list(_units(p).values())
+        if name != "reference":
+            units = units or [Unit()]
+        known = None if choices is None else choices()
         for value in values:
-            if not low <= value <= high:
-                raise FaceSnapError(f"FaceSnap's {name} is {value:g} in the plot; use numbers from {low} to {high}.")
+            if known is not None and value not in known:
+                raise FaceSnapError(
+                    f"FaceSnap's {name} is {short_repr(value)} in the plot; use {', '.join(filter(None, known))}."
+                )
+            for unit in units:
+                changed = _with_axis_values(unit, {name: _value(name, value)})
+                if name == "region" and changed.region == "mask":
+                    region_of(changed, None)  # is anything painted?
 
     return confirm
 
 
-def _references_exist(p: Any, numbers: Sequence[int]) -> None:
-    """Check before the plot begins, because it swallows the errors of its cells and leaves them empty."""
+def _units(p: Any) -> dict[int, Unit]:
+    """The enabled units of the job that the plot begins with."""
     for script in p.scripts.alwayson_scripts:
         if script.title() == "FaceSnap":
-            units = from_script_args(p.script_args[script.args_from : script.args_to])
-            for number in numbers:
-                for unit in units.values():
-                    _with_axis_values(unit, {"reference": number})
+            return from_script_args(p.script_args[script.args_from : script.args_to])
+    return {}
 
 
 def _plots() -> list[Any]:

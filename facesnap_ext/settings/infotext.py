@@ -10,7 +10,8 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit, defaults, to_values
 
 MARK = "FaceSnap"  # the parameter that says FaceSnap made the image, with its version
-DIGITS = 10  # digits of a photo's hash in infotext
+STOPPED = f"{MARK} stopped"  # the parameter that says where it did not act
+DIGITS = 10  # of a photo's hash
 PHOTOS = ("references", "driving", "mask")
 DEFAULTS = {name: default for name, default in defaults().items() if name != "enabled"}
 OLD_NAMES = {  # in infotext of development versions

@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.strength import Strength
-from facesnap_ext.settings.unit import BLOCKS, CHOICES, RANGES, Unit, defaults
+from facesnap_ext.settings.unit import CHOICES, RANGES, Unit, defaults
 
 IMAGE = {"type": "string", "description": "an image file in base64, plain or as a data URL"}
 _TYPES: dict[Any, dict[str, Any]] = {
@@ -34,11 +34,8 @@ def unit_schema() -> dict[str, Any]:
     for name in ("references", "block_weights"):
         properties[name]["default"] = []
     weight = {"type": "number", "minimum": 0, "maximum": 2}
-    properties["block_weights"] |= {
-        "items": weight,
-        "anyOf": [{"maxItems": 0}, {"minItems": BLOCKS, "maxItems": BLOCKS}],
-    }
-    properties["enabled"]["default"] = True  # a person in the request is enabled unless the client says otherwise
+    properties["block_weights"]["items"] = weight  # as many as the FaceSnap file has residuals
+    properties["enabled"]["default"] = True  # a person who is sent is enabled unless the client says otherwise
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "FaceSnap: one person in the image",

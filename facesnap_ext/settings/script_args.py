@@ -12,7 +12,7 @@ from PIL.Image import Image
 
 from facesnap_ext.errors import FaceSnapError, error_prefix
 from facesnap_ext.photos import Photo, PhotoReader, TooManyPhotosError, check_number
-from facesnap_ext.settings.unit import BLOCKS, Unit, defaults, from_values, short_repr
+from facesnap_ext.settings.unit import BLOCK_WEIGHTS_RULE, Unit, defaults, from_values, short_repr
 
 # the page's components of one person, in the order in which the script returns them
 UI_ORDER = (
@@ -104,13 +104,20 @@ def _from_page(values: dict[str, Any]) -> dict[str, Any]:
     if not values.pop("placed", False):
         values |= {"x": None, "y": None, "size": None}
     if isinstance(weights := values.get("block_weights"), str):
-        try:
-            values["block_weights"] = tuple(float(number) for number in weights.replace(",", " ").split())
-        except ValueError:
-            raise FaceSnapError(
-                f"FaceSnap's block_weights are '{weights}'; use {BLOCKS} numbers from 0 to 2, or none."
-            ) from None
+        values["block_weights"] = block_weights(weights)
     return values
+
+
+def block_weights(text: str) -> tuple[float, ...]:
+    """The block weights in a text, separated by spaces or commas.
+
+    Raises:
+        FaceSnapError: it has other things than numbers.
+    """
+    try:
+        return tuple(float(number) for number in text.replace(",", " ").split())
+    except ValueError:
+        raise FaceSnapError(f"FaceSnap's block_weights are {short_repr(text)}; use {BLOCK_WEIGHTS_RULE}.") from None
 
 
 def _unit(values: dict[str, Any], reader: PhotoReader) -> Unit:

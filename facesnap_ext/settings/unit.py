@@ -45,7 +45,7 @@ PRESETS = {  # weight, start, end
     "stylised": (0.6, 0.1, 0.6),
 }
 TYPE_WORDS = {bool: "true or false", int: "a whole number", str: "text"}
-BLOCKS = 10  # residuals of SDXL's UNet, from the shallowest skip to the middle block
+BLOCK_WEIGHTS_RULE = "one number from 0 to 2 for each residual of the FaceSnap file (10 for SDXL), or none"
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,6 @@ def _check_range(name: str, value: Any) -> None:
 
 
 def _check_block_weights(weights: tuple[Any, ...]) -> None:
-    numbers = all(isinstance(one, (int, float)) and 0 <= one <= 2 for one in weights)
-    if len(weights) not in (0, BLOCKS) or not numbers:
-        raise FaceSnapError(
-            f"FaceSnap's block_weights are {short_repr(weights)}; use {BLOCKS} numbers from 0 to 2, or none."
-        )
+    numbers = all(type(one) in (int, float) and 0 <= one <= 2 for one in weights)
+    if not numbers:  # their number is that of the FaceSnap file's residuals, see `Conditioning`
+        raise FaceSnapError(f"FaceSnap's block_weights are {short_repr(weights)}; use {BLOCK_WEIGHTS_RULE}.")

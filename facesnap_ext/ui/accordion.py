@@ -238,7 +238,7 @@ def _advanced_controls(controls: Controls, files: ModelFiles, ident: Ident) -> N
         _slider(controls, ident, "adapter_weight", 0.05)
         controls["block_weights"] = gr.Textbox(
             "",
-            label="Block weights: 10 numbers, shallow to deep, middle block last (empty = all 1)",
+            label="Block weights: one per residual (10 for SDXL), shallow to deep, middle block last (empty = all 1)",
             elem_id=ident("block_weights"),
         )
         _slider(controls, ident, "redraw_strength", 0.05)

@@ -15,6 +15,7 @@ from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.regions import PaintedRegion
 from facesnap_ext.residuals import Residuals, landmark_image
+from facesnap_ext.settings.script_args import from_script_args
 from tests.support import tiny
 from tests.support.units import changed
 
@@ -288,8 +289,37 @@ def test_each_residual_is_scaled_by_its_block_weight(block_weights):
 
 
 def test_the_number_of_block_weights_must_match_the_residuals():
-    with pytest.raises(FaceSnapError, match="10 residuals but 3 block weights were given"):
-        tiny.conditioning(network=NETWORK, block_weights=(1, 1, 1))
+    for wrong in (3, 7, 11):
+        with pytest.raises(FaceSnapError, match=f"10 residuals, but the number of block weights is {wrong}; enter 10"):
+            tiny.conditioning(network=NETWORK, block_weights=(1,) * wrong)
+    tiny.conditioning(network=NETWORK, block_weights=(1,) * 10)
+
+
+@pytest.mark.parametrize("count", [4, 7, 13])
+def test_block_weights_fit_a_file_with_any_number_of_residuals(count):
+    """From the request to the residuals: each is scaled by its own weight."""
+    network = tiny.ffrnet(**of_residuals(count))
+    weights = [round(0.1 * (i + 1), 1) for i in range(count)]
+    (unit,) = from_script_args([{"references": [], "block_weights": weights}]).values()
+    x, timesteps = torch.randn(1, 4, 16, 16), torch.tensor([500.0])
+    plain = Residuals([tiny.conditioning(network=network)]).rows(x, timesteps, [True])
+    scaled = Residuals([replace(tiny.conditioning(network=network), strength=unit.strength)]).rows(x, timesteps, [True])
+    assert len(plain) == count
+    for weight, before, after in zip(weights, plain, scaled):
+        torch.testing.assert_close(after, before * weight)
+    with pytest.raises(FaceSnapError, match=f"has {count} residuals, but the number of block weights is 10"):
+        tiny.conditioning(network=network, block_weights=(1,) * 10)
+
+
+def of_residuals(count):
+    """Changes of `tiny.config` for a network with a number of residuals: 1 + 3 for each level, and the middle one."""
+    levels = (count - 1) // 3
+    widths = (32, 64, 96, 96)[:levels]
+    return {
+        "widths": widths,
+        "depths": ((0, 0),) * levels,
+        "heads": (2, 4, 6, 6)[:levels],
+    }
 
 
 @pytest.mark.parametrize(("hires", "acts"), [("both", "11"), ("first", "10"), ("second", "01")])

@@ -39,7 +39,10 @@ def ldm_unet(seed: int = 1) -> nn.Module:
 def reference_walk(
     unet: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor, residuals: list[Tensor] | None
 ) -> Tensor:
-    """Run the UNet's forward pass, written out, with residuals added to the skips and the middle block."""
+    """Run the UNet's forward pass, written out, with residuals added to the skips and the middle block.
+
+    Residuals are resized to what they are added to, and the decoder's features to the skips, as A1111 does.
+    """
     from ldm.modules.diffusionmodules.util import timestep_embedding
 
     emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels)) + unet.label_emb(y)
@@ -47,11 +50,20 @@ def reference_walk(
     h, hs = x, []
     for block, residual in zip(unet.input_blocks, skips):
         h = block(h, emb, context)
-        hs.append(h + residual)
-    h = unet.middle_block(h, emb, context) + middle
+        hs.append(h + resized(residual, h, "bilinear"))
+    h = unet.middle_block(h, emb, context)
+    h = h + resized(middle, h, "bilinear")
     for block in unet.output_blocks:
-        h = block(torch.cat([h, hs.pop()], dim=1), emb, context)
+        skip = hs.pop()
+        h = block(torch.cat([resized(h, skip, "nearest"), skip], dim=1), emb, context)
     return unet.out(h)
+
+
+def resized(features: Tensor, like: Tensor, mode: str) -> Tensor:
+    """Return features in the size of others."""
+    if features.dim() < 4 or features.shape[2:] == like.shape[2:]:
+        return features
+    return nn.functional.interpolate(features, like.shape[2:], mode=mode)
 
 
 def inputs(rows: int, size: tuple[int, int] = (16, 16), seed: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:

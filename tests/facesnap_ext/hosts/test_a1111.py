@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import a1111
 from facesnap_ext.hosts.errors import Refusal
+from facesnap_ext.hosts.unet import skip_widths
 from facesnap_ext.networks.ffrnet import FFRNet
 from tests.support import tiny
-from tests.support.ldm_unet import inputs, ldm_unet, reference_walk
+from tests.support.ldm_unet import inputs, ldm_unet, reference_walk, resized
 from tests.support.units import changed
 
 
@@ -27,6 +28,7 @@ class Job:
     is_sdxl: bool = True
     lowvram: bool = False  # --medvram or --lowvram
     comments: list[str] = field(default_factory=list)
+    extra_generation_params: dict[str, str] = field(default_factory=dict)
 
     @property
     def sd_model(self):
@@ -158,19 +160,22 @@ def test_ffrnet_runs_once_per_image_and_step(unet, monkeypatch):
     assert runs == [2, 2, 2]
 
 
-@pytest.mark.parametrize("size", [(33, 41), (16, 24)])
-def test_sizes_that_the_unet_cannot_halve_exactly(unet, size, monkeypatch):
+@pytest.fixture
+def resizing_cat(monkeypatch):
+    """A1111 resizes the decoder's features to the skip's size."""
     import ldm.modules.diffusionmodules.openaimodel as openaimodel
 
-    def cat(tensors, dim):  # A1111 resizes the deeper features to the skip's size
+    def cat(tensors, dim):
         a, b = tensors
-        if a.shape[-2:] != b.shape[-2:]:
-            a = nn.functional.interpolate(a, b.shape[-2:], mode="nearest")
-        return torch.cat([a, b], dim=dim)
+        return torch.cat([resized(a, b, "nearest"), b], dim=dim)
 
     host_torch = SimpleNamespace(**{name: getattr(torch, name) for name in dir(torch)})
     host_torch.cat = cat
     monkeypatch.setattr(openaimodel, "th", host_torch)
+
+
+@pytest.mark.parametrize("size", [(33, 41), (16, 24)])
+def test_sizes_that_the_unet_cannot_halve_exactly(unet, size, resizing_cat):
     conditioning, job = tiny.conditioning(), Job(unet)
     args = inputs(1, size)
     plain = call(unet, *args, [0])
@@ -179,6 +184,97 @@ def test_sizes_that_the_unet_cannot_halve_exactly(unet, size, monkeypatch):
     conditioned = call(unet, *args, [0])
     assert conditioned.shape == plain.shape
     assert not torch.allclose(conditioned, plain, atol=1e-3)
+
+
+class Scaler(nn.Module):
+    """Like the wrapper that deep shrink puts around a block: it resizes the features first."""
+
+    def __init__(self, block: nn.Module, scale: float):
+        super().__init__()
+        self.block, self.scale = block, scale
+
+    def forward(self, x, *args):
+        return self.block(nn.functional.interpolate(x, scale_factor=self.scale, mode="bilinear"), *args)
+
+
+def shrink(unet: nn.Module, depth: int, scale: float, early: bool = False) -> None:
+    """Do what the Kohya Hires.fix extension does in `on_cfg_denoiser`, after FaceSnap."""
+    unet.input_blocks[depth] = Scaler(unet.input_blocks[depth], scale)
+    out = depth if early else -(depth + 1)
+    unet.output_blocks[out] = Scaler(unet.output_blocks[out], 1 / scale)
+
+
+def unwrap(unet: nn.Module) -> None:
+    for blocks in (unet.input_blocks, unet.output_blocks):
+        for i, block in enumerate(blocks):
+            while isinstance(block, Scaler):
+                block = blocks[i] = block.block
+
+
+SHRINKS = {
+    "depth 1": lambda unet: shrink(unet, 1, 0.5),
+    "depth 3": lambda unet: shrink(unet, 3, 0.5),
+    "depth 8": lambda unet: shrink(unet, 8, 0.5),
+    "smooth scaling": lambda unet: shrink(unet, 3, 0.7),
+    "early": lambda unet: shrink(unet, 3, 0.5, early=True),
+    "twice": lambda unet: (shrink(unet, 2, 0.5), shrink(unet, 2, 0.8)),
+    "larger": lambda unet: shrink(unet, 4, 1.5),
+}
+
+
+@pytest.mark.parametrize("people", ["one", "two"])
+@pytest.mark.parametrize("kind", SHRINKS)
+def test_residuals_take_the_size_of_what_they_are_added_to(unet, resizing_cat, kind, people):
+    """Deep shrink wraps blocks during a part of sampling, and a failed job leaves them wrapped."""
+    conditionings, job, args = tiny.PEOPLE[people](), Job(unet), inputs(2)
+    before = hooks_of(unet)
+    expected = expected_output(unet, conditionings, *args, 1)
+    try:
+        a1111.attach(job, conditionings)
+        announce(job, args[0], 1)
+        SHRINKS[kind](unet)
+        shrunk = expected_output(unet, conditionings, *args, 1)
+        assert not torch.allclose(shrunk, expected, atol=1e-3)
+        announce(job, args[0], 1)
+        torch.testing.assert_close(call(unet, *args, [0, 1]), shrunk, atol=1e-4, rtol=1e-4)
+        unwrap(unet)
+        announce(job, args[0], 1, step=1)
+        torch.testing.assert_close(call(unet, *args, [0, 1]), expected, atol=1e-4, rtol=1e-4)
+        SHRINKS[kind](unet)
+        later = Job(unet)
+        a1111.attach(later, conditionings)  # while the blocks are wrapped, to be unwrapped later
+        for result in (shrunk, expected):
+            announce(later, args[0], 1)
+            torch.testing.assert_close(call(unet, *args, [0, 1]), result, atol=1e-4, rtol=1e-4)
+            unwrap(unet)
+        a1111.detach(later)
+    finally:
+        unwrap(unet)
+    assert hooks_of(unet) == before
+
+
+@pytest.mark.parametrize("wrap", [lambda block: Scaler(Scaler(block, 1), 1), nn.Sequential], ids=["twice", "sequence"])
+def test_widths_are_read_through_wrappers(unet, wrap):
+    wrapped = [wrap(block) for block in unet.input_blocks]
+    assert skip_widths(SimpleNamespace(input_blocks=wrapped)) == tiny.ffrnet().config.skip_widths
+
+
+def test_a_replaced_block_stops_the_job_and_no_later_one(unet):
+    job, args = Job(unet), inputs(1)
+    kept = unet.input_blocks[2]
+    unet.input_blocks[2] = nn.Identity()
+    try:
+        a1111.attach(job, (tiny.conditioning(),))
+    finally:
+        unet.input_blocks[2] = kept
+    announce(job, args[0], 1)
+    with pytest.raises(FaceSnapError, match="has replaced input block 2 of the UNet"):
+        call(unet, *args, [0])
+    conditioning, later = tiny.conditioning(), Job(unet)
+    a1111.attach(later, (conditioning,))
+    announce(later, args[0], 1)
+    expected = expected_output(unet, (conditioning,), *args, 1)
+    torch.testing.assert_close(call(unet, *args, [0]), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_start_and_end_are_fractions_of_the_steps(unet):
@@ -293,6 +389,7 @@ def test_unannounced_calls_are_left_unchanged_and_reported_once(unet):
     assert torch.equal(call(unet, *args, [0, 1]), plain)
     (comment,) = job.comments
     assert "FaceSnap does not act in those calls" in comment
+    assert job.extra_generation_params == {"FaceSnap stopped": "UNet calls of another extension"}
 
     a1111.attach(job, (tiny.conditioning(),))
     announce(job, args[0], 1)
@@ -461,3 +558,4 @@ def test_it_follows_a_refiner_of_the_same_widths_and_reports_any_other(unet):
     announce(job, args[0], 1)
     assert hooks_of(narrow) == hooks_of(twin) == 0
     assert "refiner" in job.comments[0]
+    assert job.extra_generation_params == {"FaceSnap stopped": "refiner"}

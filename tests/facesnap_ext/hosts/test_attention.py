@@ -12,10 +12,11 @@ from torch import nn
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import a1111, forge
-from facesnap_ext.hosts.attention import cross_attentions
+from facesnap_ext.hosts.attention import AdapterHooks, Call, cross_attentions, sides_of
 from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
 from facesnap_ext.regions import PaintedRegion
+from facesnap_ext.residuals import Residuals
 from tests.facesnap_ext.hosts import test_a1111, test_diffusers, test_forge
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet
@@ -257,7 +258,7 @@ class ForgeUNet(nn.Module):
         self.walked = [unet]  # in a list, so that it is not registered as a submodule
 
     def forward(self, x, timesteps, context, y, control, transformer_options):
-        return test_forge.forge_walk(self.walked[0], x, timesteps, context, y, control)
+        return test_forge.forge_walk(self.walked[0], x, timesteps, context, y, control, transformer_options)
 
 
 @torch.no_grad()
@@ -345,19 +346,171 @@ def test_forge_hooks_are_removed_when_their_job_is_garbage_collected(unet):
     assert test_a1111.hooks_of(unet) == hooks
 
 
-def test_rows_split_by_another_extension_stop_the_job(unet):
-    """Otherwise a row might attend to the tokens of another."""
+# --- beside extensions that call attentions once per region, repeat rows, or shrink features
+
+
+def regional_prompter(layer):
+    """Call an attention like Regional Prompter: each half of the rows once per region, with that region's part of the
+    output. With an odd number of rows all are called together, as with prompts of the same length."""
+    kept = layer.forward
+
+    def forward(x, context=None, **_):
+        outputs = []
+        for part, text in zip(*(t.chunk(2) if len(t) % 2 == 0 else (t,) for t in (x, context))):
+            regions = [kept(part, context=text) for _ in range(2)]
+            half = x.shape[1] // 2
+            outputs.append(torch.cat([regions[0][:, :half], regions[1][:, half:]], dim=1))
+        return torch.cat(outputs)
+
+    return forward
+
+
+def one_row_at_a_time(layer):
+    kept = layer.forward
+    return lambda x, context=None, **_: torch.cat(
+        [kept(x[i : i + 1], context=context[i : i + 1]) for i in range(len(x))]
+    )
+
+
+def forge_couple(cond_rows):
+    """Call an attention like Forge Couple: the conditional rows are repeated for each region, an odd number of rows is
+    filled up with zeros, and the regions' outputs are mixed."""
+
+    def replaced(layer):
+        kept = layer.forward
+
+        def forward(x, context=None, **_):
+            queries, text = (
+                [x[cond_rows:], x[:cond_rows].repeat(3, 1, 1)],
+                [context[cond_rows:], *[context[:cond_rows]] * 3],
+            )
+            queries, text = torch.cat(queries), torch.cat(text)
+            if len(queries) % 2:
+                queries, text = (torch.cat([t, torch.zeros_like(t[:1])]) for t in (queries, text))
+            out = kept(queries, context=text)
+            rest, regions = len(x) - cond_rows, out[len(x) - cond_rows :][: 3 * cond_rows]
+            weights = torch.rand(3, 1, x.shape[1], 1, generator=torch.Generator().manual_seed(0))
+            mixed = (regions.unflatten(0, (3, cond_rows)) * weights / weights.sum(0)).sum(0)
+            return torch.cat([mixed, out[:rest]])
+
+        return forward
+
+    return replaced
+
+
+REGIONAL = {
+    "Regional Prompter": lambda cond: regional_prompter,
+    "one row at a time": lambda cond: one_row_at_a_time,
+    "Forge Couple": forge_couple,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [(1, 1), (2, 2), (2, 0), (3, 3)], ids=str)
+@pytest.mark.parametrize("extension", REGIONAL)
+def test_regional_prompts_leave_each_persons_attention_unchanged(unet, monkeypatch, extension, rows, kind):
+    """The extensions' outputs for each region are mixed with weights that add up to 1, as are the people's. With the
+    same text in every region the result is therefore that without the extension."""
+    cond, uncond = rows
+    people = people_of(unet, kind)
+    args = inputs(cond + uncond)
+    job, everything = test_a1111.Job(unet), list(range(cond + uncond))
+    plain = test_a1111.call(unet, *args, everything)
+    a1111.attach(job, tuple(conditioning for conditioning, *_ in people))
+    test_a1111.announce(job, args[0], cond)
+    expected = test_a1111.call(unet, *args, everything)
+    assert not torch.allclose(expected, plain, atol=1e-3)
+    for layer in cross_attentions(unet):
+        monkeypatch.setattr(layer, "forward", REGIONAL[extension](cond)(layer))
+    test_a1111.announce(job, args[0], cond)
+    torch.testing.assert_close(test_a1111.call(unet, *args, everything), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:1] + x[1:],  # a row that is none of the call's
+        lambda x: torch.cat([x, x[:1] + 1]),  # one more
+    ],
+    ids=["fewer", "more"],
+)
+def test_rows_that_no_side_can_be_told_for_stop_the_job(unet, monkeypatch, change):
+    """Otherwise a row might attend to the tokens of the other side."""
     conditioning, _ = person(unet)
     job, args = test_a1111.Job(unet), inputs(2)
     a1111.attach(job, (conditioning,))
     test_a1111.announce(job, args[0], 1)
     layer = cross_attentions(unet)[0]
     kept = layer.forward
-    layer.forward = lambda x, context=None, **_: torch.cat(
-        [kept(x[i : i + 1], context=context[i : i + 1]) for i in range(len(x))]
+    monkeypatch.setattr(
+        layer,
+        "forward",
+        lambda x, context=None, **_: kept(change(x), context=context[:1].expand(len(change(x)), -1, -1)),
     )
+    with pytest.raises(FaceSnapError, match="cannot tell the positive from the negative prompt"):
+        test_a1111.call(unet, *args, [0, 1])
+
+
+def test_rows_that_are_equal_on_both_sides_are_told_apart_by_their_place_or_refused():
+    whole = torch.ones(2, 3, 4)
+    whole[1:] = whole[:1]
+    assert sides_of(whole[1:], whole, [True, False]) == [False]
+    assert sides_of(whole.clone(), whole, [True, False]) == [True, False]
+    with pytest.raises(FaceSnapError, match="cannot tell the positive from the negative prompt"):
+        sides_of(whole[1:].clone(), whole, [True, False])
+    assert sides_of(whole[1:].clone(), whole, [True, True]) == [True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forge_rows_that_a_wrapper_sends_in_parts_attend_to_the_tokens_of_their_side(unet, kind):
+    people = people_of(unet, kind)
+    x, _, context, y = inputs(3)
+    sigmas, options = torch.full((3,), 2.0), {"cond_or_uncond": [1, 0, 0]}
+    scaled, timesteps = test_forge.Predictor().calculate_input(sigmas, x), test_forge.Predictor().timestep(sigmas)
+    parts = [[t[row : row + 1] for t in (scaled, timesteps, context, y)] for row in range(3)]
+    expected = [reference_output(unet, people, part, row > 0, x.shape[2:]) for row, part in enumerate(parts)]
+    job = test_forge.make_job(ForgeUNet(unet))
+    forge.attach(job, tuple(conditioning for conditioning, *_ in people))
+    patcher = job.sd_model.forge_objects.unet
+    patcher.controlnet_linked_list.pre_run(patcher.model, None)
+    cond = {"y": y, "transformer_options": options}
+    control = patcher.controlnet_linked_list.get_control(x, sigmas, cond, 3)
+    with torch.no_grad():
+        for part, result in zip(parts, expected):
+            got = patcher.model.diffusion_model(*part, control=control, transformer_options=options)
+            torch.testing.assert_close(got, result, atol=1e-4, rtol=1e-4)
+    forge.detach(job)
+
+
+@pytest.mark.parametrize("shrunk", [(7, 7), (5, 9), (8, 8), (16, 16)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_act_on_features_of_any_size(unet, kind, shrunk):
+    """Such as those that deep shrink leaves. Regions are sampled at the size that the attention has."""
+    people = tuple(conditioning for conditioning, *_ in people_of(unet, kind))
+    hooks = AdapterHooks(Residuals(people))
+    hooks.hook(unet)
     try:
-        with pytest.raises(FaceSnapError, match="splits the rows of the UNet call"):
-            test_a1111.call(unet, *args, [0, 1])
+        transformer = next(module for module in unet.modules() if hasattr(module, "transformer_blocks"))
+        width = transformer.norm.num_channels
+        g = torch.Generator().manual_seed(3)
+        x, context = torch.randn(1, width, *shrunk, generator=g), torch.randn(1, 5, tiny.CONTEXT, generator=g)
+        with torch.no_grad():
+            plain = transformer(x, context=context)
+            hooks.call = Call((True,), (True,) * len(people))
+            changed = transformer(x, context=context)
     finally:
-        del layer.forward
+        hooks.remove()
+    assert changed.shape == plain.shape
+    assert not torch.allclose(changed, plain, atol=1e-3)
+
+
+def test_merged_tokens_with_regions_stop_the_job(unet, monkeypatch):
+    people = tuple(conditioning for conditioning, *_ in people_of(unet, "two"))
+    job, args = test_a1111.Job(unet), inputs(2)
+    a1111.attach(job, people)
+    test_a1111.announce(job, args[0], 1)
+    layer = cross_attentions(unet)[0]
+    kept = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda x, context=None, **_: kept(x[:, ::2], context=context))
+    with pytest.raises(FaceSnapError, match="merges the UNet's tokens"):
+        test_a1111.call(unet, *args, [0, 1])

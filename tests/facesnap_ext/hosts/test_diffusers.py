@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d as pool
+from torch.nn.functional import interpolate
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.regions import PaintedRegion
-from facesnap_ext.residuals import landmark_image
+from facesnap_ext.residuals import Residuals, landmark_image
 from tests.support import tiny
 from tests.support.units import changed
 
@@ -132,6 +134,35 @@ def test_it_can_be_combined_with_a_controlnet_pipeline(pipe, controlnet):
         alone = run(pipe)
     assert not torch.allclose(both, plain, atol=1e-2)
     assert not torch.allclose(both, alone, atol=1e-2)
+
+
+@pytest.mark.parametrize("people", ["one", "two"])
+def test_residuals_take_the_size_of_what_they_are_added_to(pipe, people):
+    """Other code may shrink all features behind the first convolution, as HiDiffusion does."""
+    shrink = pipe.unet.conv_in.register_forward_hook(lambda module, args, output: pool(output, 2))
+    enlarge = pipe.unet.conv_norm_out.register_forward_pre_hook(lambda module, args: (interpolate(args[0], (16, 16)),))
+    conditionings = tiny.PEOPLE[people]()
+    try:
+        plain = run(pipe)
+        with conditioned(pipe, *conditionings):
+            got = run(pipe)
+        residuals = Residuals(conditionings)
+
+        def add_pooled(module, args, kwargs):
+            sample, is_cond = args[0], [False, True]
+            *skips, middle = residuals.rows(sample, args[1].expand(2), is_cond, None)
+            kwargs["down_block_additional_residuals"] = tuple(pool(skip, 2) for skip in skips)
+            kwargs["mid_block_additional_residual"] = pool(middle, 2)
+            return args, kwargs
+
+        handle = pipe.unet.register_forward_pre_hook(add_pooled, with_kwargs=True)
+        expected = run(pipe)
+        handle.remove()
+    finally:
+        shrink.remove()
+        enlarge.remove()
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(got, plain, atol=1e-2)
 
 
 def test_the_pipeline_is_bit_identical_after_the_with_block(pipe):

@@ -115,7 +115,7 @@ class Loaded(SimpleNamespace):
 
 
 def make_job(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True):
-    return Job(sd_model=load(unet, reforge, is_sdxl), reforge=reforge, comments=[])
+    return Job(sd_model=load(unet, reforge, is_sdxl), reforge=reforge, comments=[], extra_generation_params={})
 
 
 def load(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True) -> Loaded:
@@ -157,41 +157,59 @@ def sample_once(
         rows = [row for _, first in chunks for row in range(first, first + images)]
         sides = [side for side, _ in chunks]
         t = torch.cat([sigmas] * len(chunks))
-        options = {"cond_or_uncond": sides}
+        options = {"cond_or_uncond": sides, **getattr(job, "options", {})}
         cond = {"c_crossattn": context[rows], "y": y[rows]}
         control = None
         if (head := patcher.controlnet_linked_list) is not None:
             if job.reforge:
                 control = head.get_control(x[rows], t, cond, len(chunks), options)
             else:
-                cond["transformer_options"] = {**options, "sigmas": sigmas}
+                options["sigmas"] = sigmas
+                cond["transformer_options"] = options
                 for link in patcher.list_controlnets():
                     link.transformer_options = cond["transformer_options"]
                 control = head.get_control(x[rows], t, cond.copy(), len(chunks))
         scaled, timesteps = Predictor().calculate_input(t, x[rows]), Predictor().timestep(t)
-        result = forge_walk(model.diffusion_model, scaled, timesteps, context[rows], y[rows], control)
+        result = forge_walk(model.diffusion_model, scaled, timesteps, context[rows], y[rows], control, options)
         out.update(zip(rows, result))
     for control in patcher.list_controlnets():
         control.cleanup()
     return torch.stack([out[row] for row in sorted(out)])
 
 
-def forge_walk(unet, x, timesteps, context, y, control) -> Tensor:
-    """The forward pass of Forge's UNet, which pops residuals from the ends of the control's lists."""
+def forge_walk(unet, x, timesteps, context, y, control, options, resizing=False) -> Tensor:
+    """The forward pass of Forge's UNet, which pops residuals from the ends of the control's lists, and runs patches.
+
+    Args:
+        resizing: resize residuals that do not fit; the host drops them.
+    """
     from ldm.modules.diffusionmodules.util import timestep_embedding
 
     def apply(h, part):
         residual = control[part].pop() if control and control[part] else None
+        if residual is not None and residual.dim() == 4 and residual.shape[2:] != h.shape[2:]:
+            if not resizing:
+                return h  # the host drops it
+            residual = nn.functional.interpolate(residual, h.shape[2:], mode="bilinear")
         return h if residual is None else h + residual
+
+    def patched(kind, block, *features):
+        options["block"] = block
+        for patch in options.get("patches", {}).get(kind, []):
+            features = patch(*features, options)
+            features = features if isinstance(features, tuple) else (features,)
+        return features
 
     emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels)) + unet.label_emb(y)
     h, hs = x, []
-    for block in unet.input_blocks:
-        h = apply(block(h, emb, context), "input")
+    for i, block in enumerate(unet.input_blocks):
+        (h,) = patched("input_block_patch", ("input", i), apply(block(h, emb, context), "input"))
         hs.append(h)
+        (h,) = patched("input_block_patch_after_skip", ("input", i), h)
     h = apply(unet.middle_block(h, emb, context), "middle")
-    for block in unet.output_blocks:
-        h = block(torch.cat([h, apply(hs.pop(), "output")], dim=1), emb, context)
+    for i, block in enumerate(unet.output_blocks):
+        h, skip = patched("output_block_patch", ("output", i), h, apply(hs.pop(), "output"))
+        h = block(torch.cat([h, skip], dim=1), emb, context)
     return unet.out(h)
 
 
@@ -294,6 +312,78 @@ def test_it_adds_to_the_hosts_controlnets_before_and_after_it(unet, order):
     assert job.sd_model.forge_objects.unet.controlnet_linked_list.inference_memory_requirements(None) == 77
 
 
+def kohya_hrfix(block: int, factor: float, after_skip: bool):
+    """The patches of Forge's Kohya HRFix, which shrink the features from a block on."""
+
+    def shrink(h, options):
+        if options["block"][1] != block:
+            return h
+        return nn.functional.interpolate(h, [round(side / factor) for side in h.shape[2:]], mode="bilinear")
+
+    def enlarge(h, skip, options):
+        return nn.functional.interpolate(h, skip.shape[2:], mode="bilinear"), skip
+
+    name = "input_block_patch_after_skip" if after_skip else "input_block_patch"
+    return {"patches": {name: [shrink], "output_block_patch": [enlarge]}}
+
+
+@pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
+@pytest.mark.parametrize("with_controlnet", [False, True], ids=["alone", "ControlNet"])
+@pytest.mark.parametrize("after_skip", [True, False], ids=["after skip", "before skip"])
+@pytest.mark.parametrize(("block", "factor"), [(1, 2), (3, 2), (3, 1.4), (5, 2), (8, 2), (3, 0.6)])
+def test_residuals_take_the_size_of_what_they_are_added_to(unet, block, factor, after_skip, with_controlnet, reforge):
+    """Forge itself drops residuals that do not fit."""
+    conditioning, options = tiny.conditioning(), kohya_hrfix(block, factor, after_skip)
+    x, _, context, y = inputs(1)
+    job, sigmas = make_job(unet, reforge), torch.tensor([2.0])
+    job.options = options
+    if with_controlnet:
+        other = {"input": [], "middle": [torch.full((1, 96, 4, 4), 0.3)], "output": [None] * 9}
+        job.sd_model.forge_objects.unet.add_patched_controlnet(OtherControl(other))
+    forge.attach(job, (conditioning,))
+    got = sample_once(job, x, sigmas, context, y, [[(0, 0)]])
+
+    latent, timestep = Predictor().calculate_input(sigmas, x), Predictor().timestep(sigmas)
+    with torch.no_grad():
+        features = conditioning.ffrnet.embed_landmarks(landmark_image(conditioning.landmarks, 128, 128))
+        tokens = conditioning.ffrnet.embed_tokens(conditioning.tokens)
+        *skips, middle = conditioning.ffrnet(latent, timestep, tokens, features)
+        control = {"input": [], "middle": [middle + 0.3 * with_controlnet], "output": skips}
+        expected = forge_walk(unet, latent, timestep, context, y, control, dict(options), resizing=True)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert len(options["patches"]["output_block_patch"]) == 1, "the patches are shared by all calls"
+
+
+@pytest.mark.parametrize("people", tiny.PEOPLE)
+@pytest.mark.parametrize("images", [1, 2])
+def test_rows_that_a_wrapper_of_the_unet_sends_in_parts_get_their_own_residuals(unet, images, people):
+    """Such as those of Regional Prompter's latent mode, which come after the control was computed for all rows."""
+    conditionings, sides = tiny.PEOPLE[people](), [1, 0, 0]
+    x, _, context, y = inputs(3 * images)
+    x, sigmas = torch.cat([x[:images]] * 3), torch.full((3 * images,), 2.0)
+    job = make_job(unet)
+    forge.attach(job, conditionings)
+    announce(job, x[:images], 0.0)
+    patcher = job.sd_model.forge_objects.unet
+    patcher.controlnet_linked_list.pre_run(patcher.model, None)
+    options = {"cond_or_uncond": sides}
+    cond = {"y": y, "transformer_options": options}
+    control = patcher.controlnet_linked_list.get_control(x, sigmas, cond, 3)
+    scaled, timesteps = Predictor().calculate_input(sigmas, x), Predictor().timestep(sigmas)
+    is_cond = [side == 0 for side in sides for _ in range(images)]
+    expected = expected_output(unet, conditionings, x, sigmas, context, y, is_cond)
+
+    def call(rows):
+        return forge_walk(unet, scaled[rows], timesteps[rows], context[rows], y[rows], control, options)
+
+    with torch.no_grad():
+        for i in range(3):
+            rows = slice(i * images, (i + 1) * images)
+            torch.testing.assert_close(call(rows), expected[rows], atol=1e-4, rtol=1e-4)
+        with pytest.raises(FaceSnapError, match="splits the rows of the UNet calls"):
+            call(slice(images))
+
+
 def test_start_and_end_are_fractions_of_the_pass_and_other_controls_always_act(unet):
     """This includes hires fix and img2img, whose passes cover only the end of the noise schedule."""
     other = OtherControl({"input": [], "middle": [torch.ones(1)], "output": []})
@@ -303,14 +393,15 @@ def test_start_and_end_are_fractions_of_the_pass_and_other_controls_always_act(u
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
     control.pre_run(job.sd_model.forge_objects.unet.model, Predictor().percent_to_sigma)
     x, _, _, y = inputs(1)
-    options = {"cond_or_uncond": [0]}
     acted = []
     for progress in (0.1, 0.3, 0.7, 0.9):
         announce(job, x, progress)
         sigma = torch.tensor([0.3 * (1 - progress)])
+        options = {"cond_or_uncond": [0]}
         out = control.get_control(x, sigma, {"y": y, "transformer_options": options}, 1)
-        acted.append(len(out["output"]) > 0)
-        assert torch.equal(out["middle"][0], torch.ones(1)) != acted[-1]
+        acted.append("patches" in options)
+        # when FaceSnap acts, it adds the other control's residuals together with its own
+        assert (out["middle"] == [None]) == acted[-1]
     assert acted == [False, True, True, False]
 
 
@@ -403,6 +494,7 @@ def test_a_refiner_with_other_widths_runs_without_facesnap_and_is_reported(unet,
         "FaceSnap stopped acting when the refiner took over, because its UNet has other channel widths."
     ]
     assert prepared == []
+    assert job.extra_generation_params == {"FaceSnap stopped": "refiner"}
 
 
 def test_a_refusal_survives_a_refiner_that_starts_at_the_first_step(unet, prepared):

@@ -14,7 +14,8 @@ from PIL import Image
 
 from facesnap_ext.engine import Prepared
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts.job import PreparedBatch, prepare
+from facesnap_ext.hosts.errors import forget_stop, report_stop
+from facesnap_ext.hosts.job import JobState, PreparedBatch, begin_batch, prepare
 from facesnap_ext.hosts.webui import progress
 from facesnap_ext.hosts.windows import for_pass, hires_window, init_region, init_window
 from facesnap_ext.regions import PaintedRegion, RoundedBox, around
@@ -198,8 +199,28 @@ def test_notes_and_errors_name_the_person_only_if_there_are_several(page):
 def test_a_person_for_a_second_pass_is_reported_if_hires_fix_is_off(page):
     for values, reported in (({}, True), ({"enable_hr": False}, True), ({"enable_hr": True}, False)):
         p = job_with_comments(**values)
-        prepare(p, [{1: make_unit(hires="second")}], StubEngine(), progress)
+        people = {1: Unit(), 2: make_unit(hires="second")}
+        (batch,) = prepare(p, [people], StubEngine(), progress)
         assert any("second pass of hires fix, which is off" in comment for comment in p.comments) == reported
+        assert batch.infotext.get("FaceSnap stopped") == ("Person 2: no second pass" if reported else None)
+        alone = prepare(p, [{1: people[2]}], StubEngine(), progress)[0].infotext
+        assert alone.get("FaceSnap stopped") == ("no second pass" if reported else None)
+
+
+def test_what_stopped_is_in_the_infotext_of_its_own_images_only(page):
+    """The API returns infotext, but no comments."""
+    p = job_with_comments()
+    p.facesnap = JobState(prepared=prepare(p, [{1: Unit()}], StubEngine(), progress))
+    begin_batch(p, progress)
+    report_stop(p, "refiner", "FaceSnap stopped.")
+    report_stop(p, "redrawing", "No face.")
+    report_stop(p, "refiner", "FaceSnap stopped.")
+    assert p.extra_generation_params["FaceSnap stopped"] == "redrawing; refiner"
+    forget_stop(p, "redrawing")
+    forget_stop(p, "something else")
+    assert p.extra_generation_params["FaceSnap stopped"] == "refiner"
+    begin_batch(p, progress)
+    assert "FaceSnap stopped" not in p.extra_generation_params
 
 
 def test_the_size_of_the_init_image_is_recorded(page):

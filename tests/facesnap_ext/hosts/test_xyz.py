@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,11 +16,15 @@ from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import xyz
+from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.photos import Photo
+from facesnap_ext.settings.unit import CHOICES, RANGES, defaults, to_values
 from tests.support.units import changed, make_unit
 
 PHOTOS = tuple(Photo(np.full((4, 4, 3), i, np.uint8), f"photo {i}") for i in range(3))
 UNIT = make_unit(True, PHOTOS, weight=0.7)
+JOB = SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=[]))
+API = Path(__file__).parents[3] / "docs" / "api.md"
 
 
 @dataclass
@@ -45,7 +51,7 @@ def axes(monkeypatch) -> dict[str, AxisOption]:
     monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
     sys.modules["modules"].scripts = scripts
     for _ in range(2):  # the page may be built twice
-        xyz.add_axes(lambda: ["Ada", "Grace"])
+        xyz.add_axes({"identity": lambda: ["Ada", "Grace"], "model": lambda: ["a.safetensors", "b"]})
     labels = [axis.label for axis in plot.axis_options]
     assert len(labels) == len(set(labels))
     return {axis.label.removeprefix(xyz.PREFIX): axis for axis in plot.axis_options}
@@ -117,14 +123,95 @@ def test_a_saved_identity_replaces_the_photos(axes):
     assert xyz.with_axes(job, {1: UNIT}) == {1: changed(UNIT, references=(), identity="Grace")}
 
 
+def test_every_setting_has_an_axis(axes):
+    """All but the photos, which the axis "reference" takes by number, and `enabled`, which is the weight 0."""
+    settings = set(defaults()) - {"enabled", "references", "driving", "mask"}
+    assert set(axes) - {"Seed"} == {"reference", *(name.replace("_", " ") for name in settings)}
+
+
+def test_docs_list_the_axes(axes):
+    paragraphs = API.read_text("utf-8").partition("## X/Y/Z plot")[2].partition("\n## ")[0].split("\n\n")
+    (listed,) = [paragraph for paragraph in paragraphs if paragraph.startswith("`reference`")]
+    named = [name.replace("_", " ") for name in re.findall(r"`(\w+)`", listed)]
+    assert sorted(named) == sorted(set(axes) - {"Seed"})
+
+
+def some_values(name: str) -> tuple[list[Any], list[Any]]:
+    """Values of an axis as the plot makes them of text, and those that the setting then has."""
+    default = defaults()[name]
+    if name == "reference_mode":
+        return ["fused", "averaged"], ["fused", "averaged"]
+    if name == "block_weights":
+        return ["1 0.5", "0,2,1"], [(1.0, 0.5), (0.0, 2.0, 1.0)]
+    if isinstance(default, bool):
+        return ["True", "False"], [True, False]
+    choices = {**CHOICES, "template": tuple(TEMPLATES), "identity": ("Ada", "Grace"), "model": ("a.safetensors", "b")}
+    if name in choices:
+        return list(choices[name]), list(choices[name])
+    low, high = RANGES.get(name, (0, 3))
+    values = [type(default)(value) for value in (low, high)] if default is not None else [low, high]
+    return values, values
+
+
+SETTINGS = sorted(set(defaults()) - {"enabled", "references", "driving", "mask"})
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_axis_sets_its_setting_and_takes_exactly_the_settings_values(axes, name):
+    axis, painted = axes[name.replace("_", " ")], changed(UNIT, mask=PHOTOS[0])
+    given, expected = some_values(name)
+    if axis.choices is not None:
+        assert axis.choices() == given
+    if name != "region":  # a painted region needs a mask
+        axis.confirm(JOB, given)
+    for value, result in zip(given, expected):
+        cell = SimpleNamespace()
+        axis.apply(cell, axis.type(value), [])
+        changed_unit = xyz._with_axis_values(painted, cell.facesnap_axes)
+        assert to_values(changed_unit)[name] == result
+    if name in RANGES:
+        low, high = RANGES[name]
+        wrong = [low - 1, high + 1]
+    else:
+        wrong = ["sideways"] if axis.type is str else [-1]
+    for value in wrong:
+        with pytest.raises(FaceSnapError, match=rf"FaceSnap's {name} (is|are) .*{value}"):
+            axis.confirm(JOB, [*given[:1], value])
+
+
 @pytest.mark.parametrize(
-    ("name", "wrong"),
-    [("weight", 2.1), ("adapter weight", -0.1), ("start", -0.1), ("yaw", 80.0), ("ffrnet interval", 5)],
+    ("name", "value", "implied"),
+    [
+        *((name, 0.5, {"pose": "sliders"}) for name in ("roll", "mouth", "brows", "eyes", "pitch")),
+        ("template", "close-up", {"pose": "template"}),
+        ("region scale", 2.0, {"region": "face"}),
+    ],
 )
-def test_a_value_out_of_range_is_reported_before_the_plot_begins(axes, name, wrong):
-    axes[name].confirm(None, [1, 1.0])
-    with pytest.raises(FaceSnapError, match=f"{name.replace(' ', '_')} is {wrong:g}"):
-        axes[name].confirm(None, [1, wrong])
+def test_an_axis_switches_on_what_its_setting_belongs_to(axes, name, value, implied):
+    job = SimpleNamespace()
+    axes[name].apply(job, value, [])
+    assert xyz.with_axes(job, {1: UNIT}) == {1: changed(UNIT, **{name.replace(" ", "_"): value}, **implied)}
+    other = {"pose": "own"} if "pose" in implied else {"region": "image"}
+    (switch,) = other
+    axes[switch].apply(job, other[switch], [])
+    assert xyz.with_axes(job, {1: UNIT}) == {1: changed(UNIT, **{name.replace(" ", "_"): value}, **other)}
+
+
+def test_one_image_per_photo_is_no_value_of_a_plot(axes):
+    """It would show the first photo's image only."""
+    with pytest.raises(FaceSnapError, match="reference_mode is 'batch' in the plot; use fused, averaged"):
+        axes["reference mode"].confirm(JOB, ["batch"])
+
+
+def test_a_painted_region_without_a_mask_is_reported_before_the_plot_begins(axes):
+    with pytest.raises(FaceSnapError, match="nothing is painted"):
+        axes["region"].confirm(JOB, ["image", "mask"])
+    ours = SimpleNamespace(title=lambda: "FaceSnap", args_from=0, args_to=1)
+    white = Image.new("RGB", (8, 8), "white")
+    scripts = SimpleNamespace(alwayson_scripts=[ours])
+    axes["region"].confirm(
+        SimpleNamespace(scripts=scripts, script_args=[{"references": [white], "mask": white}]), ["mask"]
+    )
 
 
 def test_values_have_the_type_of_their_setting(axes):

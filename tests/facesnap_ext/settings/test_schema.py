@@ -18,7 +18,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.settings.schema import unit_schema
 from facesnap_ext.settings.script_args import from_script_args
-from facesnap_ext.settings.unit import BLOCKS, CHOICES, RANGES, Unit, defaults, to_values
+from facesnap_ext.settings.unit import CHOICES, RANGES, Unit, defaults, to_values
 
 DOCS = Path(__file__).parents[3] / "docs" / "api.md"
 SCHEMA = unit_schema()["properties"]
@@ -63,19 +63,14 @@ def test_every_choice_is_accepted():
         assert [to_values(parsed({name: choice}))[name] for choice in SCHEMA[name]["enum"]] == list(choices)
 
 
-@given(st.lists(st.floats(0, 2), max_size=2 * BLOCKS))
-def test_block_weights_are_accepted_exactly_in_the_allowed_numbers_and_range(weights):
-    lengths = SCHEMA["block_weights"]["anyOf"]
-    allowed = any(size.get("minItems", 0) <= len(weights) <= size["maxItems"] for size in lengths)
-    if allowed:
-        assert parsed({"block_weights": weights}).strength.block_weights == tuple(weights)
-    else:
-        with pytest.raises(FaceSnapError, match="block_weights"):
-            parsed({"block_weights": weights})
+@given(st.lists(st.floats(0, 2), max_size=20))
+def test_block_weights_are_accepted_exactly_in_the_allowed_range(weights):
+    """How many there must be depends on the FaceSnap file."""
+    assert parsed({"block_weights": weights}).strength.block_weights == tuple(weights)
     low, high = SCHEMA["block_weights"]["items"]["minimum"], SCHEMA["block_weights"]["items"]["maximum"]
     for beyond in (low - 0.1, high + 0.1):
         with pytest.raises(FaceSnapError, match="block_weights"):
-            parsed({"block_weights": [beyond] * BLOCKS})
+            parsed({"block_weights": [beyond] * 10})
 
 
 def test_images_are_text_or_null(image):
@@ -104,7 +99,7 @@ def described(schema: dict) -> tuple[str, str, str]:
     if "enum" in schema:
         values = ", ".join(f"`{choice}`" for choice in schema["enum"])
     elif schema["type"] == "array" and "minimum" in schema["items"]:
-        values = f"{BLOCKS} numbers, {schema['items']['minimum']} … {schema['items']['maximum']}, or empty"
+        values = f"{schema['items']['minimum']} … {schema['items']['maximum']} each"
     elif "maximum" in schema:
         values = f"{schema['minimum']} … {schema['maximum']}"
     elif "minimum" in schema:

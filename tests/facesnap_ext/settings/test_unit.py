@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -142,7 +143,9 @@ def test_a_unit_is_active_only_with_a_weight_and_an_interval(weight, start, end)
     ("values", "message"),
     [
         ({"pose": "lying"}, "pose is 'lying'; use one of photo, template"),
-        ({"block_weights": [1, 2]}, "block_weights are .* use 10 numbers"),
+        ({"block_weights": [1, 2.1]}, "block_weights are .* one number from 0 to 2 for each residual"),
+        ({"block_weights": [1, True]}, "block_weights are .* one number from 0 to 2 for each residual"),
+        ({"block_weights": [math.nan] * 10}, "block_weights are .* one number from 0 to 2 for each residual"),
         ({"face_index": -1}, "face_index is -1"),
     ],
 )
