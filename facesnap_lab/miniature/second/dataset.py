@@ -79,7 +79,7 @@ def build(
     return done
 
 
-def progress(folder: Path, plan: dict[str, str | int]) -> int:
+def progress(folder: Path, plan: dict[str, object]) -> int:
     """Return how many people of the folder are complete.
 
     Raises:

@@ -53,9 +53,10 @@ def trait_pairs(count: int = PAIRS, side: int = SIDE) -> dict[str, np.ndarray]:
 def cached_trait_pairs(file: Path) -> dict[str, np.ndarray]:
     if not file.exists():
         with atomic_write(file) as part, part.open("wb") as stream:
-            np.savez(stream, **trait_pairs())
-    with np.load(file) as arrays:
-        return dict(arrays)
+            arrays: dict[str, Any] = trait_pairs()
+            np.savez(stream, **arrays)
+    with np.load(file) as stored:
+        return dict(stored)
 
 
 def trait_figures(before: Tensor, changed: Tensor, before_vae: Tensor, changed_vae: Tensor) -> tuple[float, float]:

@@ -55,6 +55,10 @@ RECIPES = {
 class Vae(nn.Module):
     """Encodes images [N,3,S,S] in -1…1 as latents [N,C,S/f,S/f], white once `whiten` was called, and decodes them."""
 
+    mean: Tensor
+    to_white: Tensor
+    from_white: Tensor
+
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.config = config
@@ -100,8 +104,7 @@ class Hourglass(nn.Module):
             self.up = nn.Conv2d(coarse, 4 * fine, 1)
             self.up_arm = nn.Sequential(*(Block(fine) for _ in range(arm)))
         self.head = nn.Conv2d(fine if fine_output else coarse, outputs, 3, 1, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        start_at_zero(self.head)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -122,11 +125,15 @@ class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, width, 3, 1, 1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        start_at_zero(self.second)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+def start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def mix_channels(x: Tensor, matrix: Tensor) -> Tensor:
@@ -145,10 +152,8 @@ def start_from_pca(vae: Vae, pictures: Tensor) -> None:
         left, _, right = torch.linalg.svd(white @ covariance @ local.T)  # Procrustes: the rotation nearest to `local`
         turn = (left @ right).T
         white, colour = turn @ white, colour @ turn.T
-    vae.to_components.weight.copy_(white[:, :, None, None])
-    vae.to_components.bias.copy_(-white @ mean)
-    vae.to_patches.weight.copy_(colour[:, :, None, None])
-    vae.to_patches.bias.copy_(mean)
+    for layer, matrix, bias in ((vae.to_components, white, -white @ mean), (vae.to_patches, colour, mean)):
+        layer.load_state_dict({"weight": matrix[:, :, None, None], "bias": bias})
 
 
 def _local_filters(pictures: Tensor, vae: Vae) -> Tensor:
@@ -205,7 +210,7 @@ def train_vae(
     sample = to_tensor(np.array(train_pictures[:: max(1, len(train_pictures) // 800)]))
     if not (out / "state.pt").exists():
         start_from_pca(vae, sample)
-    vae.to(device).to(memory_format=torch.channels_last)
+    vae.to(device)
     test = to_tensor(np.array(test_pictures[:480:8])).to(device)
 
     def loss_of(step: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
@@ -175,7 +176,7 @@ def subject(split: str, index: int, shot: int) -> Subject:
 
 def scene(who: Person, shot: int) -> Scene:
     """Create one of a person's unlimited scenes. Consecutive shots share a look, but no scene."""
-    return first_scene(who, shot)
+    return first_scene(cast(Any, who), shot)  # it needs the split and the index only
 
 
 _FIELDS = {
