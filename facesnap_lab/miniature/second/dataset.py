@@ -20,7 +20,7 @@ from facesnap_lab.miniature.world import EXPRESSION_CODES, SHAPE_CODES, SPLITS
 
 SHOTS = 4 * SHOTS_PER_LOOK
 PEOPLE = {"test": 400, "train": 3000, "judge": 1500}  # 58,800 images
-FLUSH_EVERY = 20  # people
+FLUSH_EVERY = 60.0  # seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,8 @@ def build(
         The number of people that are complete.
     """
     until = people if until is None else until
-    end = time.monotonic() + 60 * minutes
+    saved = time.monotonic()
+    end = saved + 60 * minutes
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"split": split, "people": people, "shots": shots, "side": side}
     done = progress(folder, plan)
@@ -68,13 +69,14 @@ def build(
             for name, values in rows.items():
                 arrays[name][done * shots : (done + 1) * shots] = values
             done += 1
-            late = time.monotonic() >= end
-            if done % FLUSH_EVERY == 0 or done == until or late:
+            now = time.monotonic()
+            if now >= saved + FLUSH_EVERY or now >= end or done == until:
+                saved = now
                 for array in arrays.values():
                     array.flush()
                 with atomic_write(folder / "progress.json") as part:
                     part.write_text(json.dumps({**plan, "done": done}), encoding="utf-8")
-            if late:
+            if now >= end:
                 break
     return done
 

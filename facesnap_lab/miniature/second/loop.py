@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from facesnap_ext.files import atomic_write
 
 CHECKPOINT_EVERY = 60.0  # seconds
+REPORT_EVERY = 250  # steps; a report takes as long as several of them
 WARMUP = 100  # steps
 LAST_RATE = 0.01  # of the highest
 
@@ -35,13 +36,14 @@ def fit(
 
     Args:
         loss_of: draws the batch of a step, seeded by its number, and returns the loss.
-        report: returns a note for the log at each checkpoint.
+        report: returns a note for the log, for checkpoints that are `REPORT_EVERY` steps apart.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=decay)
     step = load_state(out, module, optimizer)
     began, first = time.monotonic(), step
-    saved, losses = began, []
+    saved, reported = began, step
+    losses: list[Tensor] = []
     while step < steps and time.monotonic() - began < 60 * minutes:
         for group in optimizer.param_groups:
             group["lr"] = rate * rate_share(step, steps)
@@ -58,7 +60,9 @@ def fit(
             mean = torch.stack(losses).mean().item()
             losses.clear()
             speed = (step - first) / (now - began)
-            note = f", {report()}" if report is not None else ""
+            note = ""
+            if report is not None and step - reported >= REPORT_EVERY:
+                note, reported = f", {report()}", step
             print(f"{step} of {steps} steps, {speed:.2f}/s, loss {mean:.5f}{note}", flush=True)
     if step > first:
         _save_state(out, module, optimizer, step)
