@@ -59,18 +59,21 @@ def face_layout() -> np.ndarray:
     return points
 
 
-def stand_in_flame(seed: int = 0, shapes: int = 100, expressions: int = 50) -> dict[str, Tensor]:
+def stand_in_flame(
+    seed: int = 0, shapes: int = 100, expressions: int = 50, named_shapes: dict[str, list[Bump]] | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of a `Flame` with V = 5023, F = 9976, J = 5 (float32; indices int64).
 
     Args:
         seed: seed of the random directions after the named ones, and of the pose correctives.
         shapes, expressions: numbers of directions; the first are those of `SHAPES` and `EXPRESSIONS`.
+        named_shapes: shape directions to use in place of `SHAPES`.
     """
     disc, faces = _mesh()
     vertices = _surface(_disc_to_sphere(disc))
     random = np.random.default_rng(seed)
     jaw = _jaw_weight(vertices)
-    shapedirs = _directions(vertices, SHAPES, shapes, random)
+    shapedirs = _directions(vertices, named_shapes or SHAPES, shapes, random)
     expressiondirs = _directions(vertices, EXPRESSIONS, expressions, random)
     root = _sigmoid((-0.115 - vertices[:, 1]) / 0.006)
     weights = np.stack([root, (1 - root) * (1 - jaw), (1 - root) * jaw, 0 * jaw, 0 * jaw], 1)

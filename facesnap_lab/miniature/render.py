@@ -8,9 +8,10 @@ Colours depend on the position on the head at rest, so that features move with t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ from facesnap_ext.landmarks.flame import Flame, full_pose, posed_vertices
 from facesnap_ext.landmarks.points72 import points_on
 from facesnap_lab.miniature.captions import COLOURS
 from facesnap_lab.miniature.head import MOUTH, stand_in_flame
+from facesnap_lab.miniature.rasterise import Mesh, between, halve, mesh_of, rasterise, step
 from facesnap_lab.miniature.world import EXPRESSION_CODES, SHAPE_CODES, SPLITS, Person, Scene, person, scene
 
 OVERSAMPLED = 2
 OUTER_LIPS = [52, 54, 53, 62, 58, 59, 57, 65, 66, 71, 69, 68]
 INNER_LIPS = [55, 56, 63, 61, 60, 64, 70, 67]
+Albedo = Callable[[np.ndarray, np.ndarray, Any], np.ndarray]
 EYE, EYE_RADII = (0.032, 0.024), (0.0140, 0.0062)
 
 
@@ -47,16 +50,28 @@ def head() -> Flame:
 
 def render(people: Sequence[Person], scenes: Sequence[Scene], side: int = 64) -> list[Rendering]:
     """Render each person in the scene at the same index."""
-    flame = head()
+    return render_with(head(), _albedo, people, scenes, side)
+
+
+def render_with(
+    flame: Flame, albedo: Albedo, people: Sequence[Any], scenes: Sequence[Scene], side: int
+) -> list[Rendering]:
+    """Render people of either edition.
+
+    Args:
+        albedo: maps points [P,3] on the head at rest, the amount of hair [P] there and the person to colours [P,3].
+        people: each with shape, skin, lips, hair and its attributes, and what `albedo` needs.
+    """
     shape = torch.tensor(np.stack([person.shape for person in people]), dtype=torch.float32)
     codes = torch.tensor(np.stack([scene.codes for scene in scenes]), dtype=torch.float32)
     pose = torch.tensor(np.stack([scene.pose for scene in scenes]), dtype=torch.float32)
     cam = torch.tensor(np.stack([scene.cam for scene in scenes]), dtype=torch.float32)
     vertices = posed_vertices(flame, shape, codes, full_pose(flame, pose))
     points = (project(points_on(vertices, flame.faces), cam).numpy() + 1) * (side / 2)
+    mesh = mesh_of(flame)
     renderings = []
     for i, (who, what) in enumerate(zip(people, scenes)):
-        picture, mask = _draw(vertices[i].numpy(), points[i], who, what, side)
+        picture, mask = _draw(mesh, albedo, vertices[i].numpy(), points[i], who, what, side)
         renderings.append(Rendering(picture, mask, points[i].astype(np.float32), face_box(points[i])))
     return renderings
 
@@ -80,16 +95,15 @@ def face_box(points: np.ndarray) -> np.ndarray:
 
 
 def _draw(
-    vertices: np.ndarray, points: np.ndarray, who: Person, scene: Scene, side: int
+    mesh: Mesh, albedo: Albedo, vertices: np.ndarray, points: np.ndarray, who: Any, scene: Scene, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    mesh = _mesh()
     normals = mesh.vertex_normals(vertices)
     hair = _hair_weight(mesh.rest, who)
     vertices = vertices + normals * (who.hair_volume * hair)[:, None]
     scale, *shift = scene.cam
     fine = OVERSAMPLED * side
     screen = (scale * (vertices[:, :2] + shift) * (1, -1) + 1) * (fine / 2)
-    owner, weights = _rasterise(screen, vertices[:, 2], mesh.faces, fine)
+    owner, weights = rasterise(screen, vertices[:, 2], mesh.faces, fine)
 
     picture = _backdrop(who, scene, fine)
     covered = owner >= 0
@@ -98,17 +112,17 @@ def _draw(
     rest = (mesh.rest[corners] * bary).sum(1)
     normal = (normals[corners] * bary).sum(1)
     normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
-    colour = _albedo(rest, (hair[corners] * bary[:, :, 0]).sum(1), who)
+    colour = albedo(rest, (hair[corners] * bary[:, :, 0]).sum(1), who)
     # soft light wraps around the edge of the shadow, as from a window
     light = scene.ambient + (1.12 - scene.ambient) * np.clip((normal @ scene.light_direction + 0.5) / 1.5, 0, 1)
     picture[covered] = colour * light[:, None]
     _paint_mouth(picture, points * OVERSAMPLED, who, float(np.median(light)))
-    small = _halve(picture)
+    small = halve(picture)
     mask = covered.reshape(side, OVERSAMPLED, side, OVERSAMPLED).mean((1, 3)) >= 0.5
     return (np.clip(small, 0, 1) * 255).round().astype(np.uint8), mask.astype(np.uint8) * 255
 
 
-def _paint_mouth(picture: np.ndarray, points: np.ndarray, who: Person, light: float) -> None:
+def _paint_mouth(picture: np.ndarray, points: np.ndarray, who: Any, light: float) -> None:
     """Paint the lips and the opening between them from the landmarks, since the mesh is too coarse there."""
     for line, colour in ((OUTER_LIPS, who.lips), (INNER_LIPS, (0.22, 0.06, 0.06))):
         cover = Image.new("L", picture.shape[1::-1])
@@ -120,20 +134,11 @@ def _paint_mouth(picture: np.ndarray, points: np.ndarray, who: Person, light: fl
         picture[part] += amount * (np.asarray(colour) * light - picture[part])
 
 
-def _halve(picture: np.ndarray) -> np.ndarray:
-    """Downsample [2S,2S,3] to [S,S,3] with the filter 1 3 3 1 along rows and columns."""
-    for _ in range(2):
-        padded = np.pad(picture, ((1, 1), (0, 0), (0, 0)), mode="edge")
-        picture = (padded[:-3:2] + 3 * padded[1:-2:2] + 3 * padded[2:-1:2] + padded[3::2]) / 8
-        picture = picture.swapaxes(0, 1)
-    return picture
-
-
 def _albedo(rest: np.ndarray, hair: np.ndarray, who: Person) -> np.ndarray:
     """Return the colours [P,3] of points [P,3] on the head at rest."""
     x, y, z = rest.T
     ax = np.abs(x)
-    front = _step(z, 0.0, 0.01)
+    front = step(z, 0.0, 0.01)
     colour = np.broadcast_to(who.skin.astype(np.float32), (len(rest), 3)).copy()
 
     def paint(cover: np.ndarray, rgb: np.ndarray | tuple[float, float, float]) -> None:
@@ -141,25 +146,25 @@ def _albedo(rest: np.ndarray, hair: np.ndarray, who: Person) -> np.ndarray:
         colour[:] = colour + cover * (np.asarray(rgb) - colour)
 
     def disc(cx: float, cy: float, rx: float, ry: float, soft: float = 0.12) -> np.ndarray:
-        return front * _step(1 - np.sqrt(((ax - cx) / rx) ** 2 + ((y - cy) / ry) ** 2), -soft, soft)
+        return front * step(1 - np.sqrt(((ax - cx) / rx) ** 2 + ((y - cy) / ry) ** 2), -soft, soft)
 
     paint(0.25 * disc(0.042, -0.022, 0.020, 0.016, 0.6), who.lips)  # cheeks
     paint(0.35 * disc(0, -0.0165, 0.0160, 0.0052, 0.5), 0.4 * who.skin)  # below the nose
     paint(0.7 * disc(0.0075, -0.0145, 0.0046, 0.0028, 0.3), 0.3 * who.skin)  # nostrils
     paint(0.22 * disc(0.0095, 0.004, 0.0045, 0.020, 0.5), 0.5 * who.skin)  # the bridge's flanks
     for mx, my, radius in who.moles:
-        paint(front * _step(radius - np.hypot(x - mx, y - my), -0.0008, 0.0008), 0.25 * who.skin)
+        paint(front * step(radius - np.hypot(x - mx, y - my), -0.0008, 0.0008), 0.25 * who.skin)
     if who.beard:
-        grown = front * _step(who.beard_top - 0.35 * (0.05 - ax).clip(0) - y, -0.006, 0.006)
+        grown = front * step(who.beard_top - 0.35 * (0.05 - ax).clip(0) - y, -0.006, 0.006)
         if who.moustache:
             grown = np.maximum(
-                grown, front * _step(0.027 - ax, -0.002, 0.002) * _between(y, MOUTH + 0.004, -0.020, 0.002)
+                grown, front * step(0.027 - ax, -0.002, 0.002) * between(y, MOUTH + 0.004, -0.020, 0.002)
             )
         paint(who.beard * grown, 0.85 * who.hair_rgb)
     along = np.clip((ax - 0.014) / 0.042, 0, 1)
     brow = 0.0445 + 0.022 * along * (1 - along) - 0.002 * along
     thick = who.brow_thickness * (1.15 - 0.5 * along)
-    brow = _between(y, brow - thick, brow + thick, 0.0012) * _between(ax, 0.013, 0.058, 0.002)
+    brow = between(y, brow - thick, brow + thick, 0.0012) * between(ax, 0.013, 0.058, 0.002)
     paint(0.9 * front * brow, 0.6 * who.hair_rgb)
 
     (ex, ey), (rx, ry) = EYE, EYE_RADII
@@ -171,14 +176,14 @@ def _albedo(rest: np.ndarray, hair: np.ndarray, who: Person) -> np.ndarray:
     paint(hair, who.hair_rgb)
     if who.glasses is not None:
         lens = np.sqrt(((ax - ex) / 0.0215) ** 2 + ((y - ey + 0.001) / who.glasses_round) ** 2)
-        frame = _between(lens, 0.90, 1.14, 0.06)
-        frame = np.maximum(frame, _between(y, ey - 0.0005, ey + 0.0030, 0.0008) * (ax < 0.0115))
-        frame = np.maximum(frame, _between(y, ey - 0.0005, ey + 0.0030, 0.0008) * (ax > 0.052) * (z > -0.03))
-        paint(frame * _step(z, -0.035, -0.025), who.glasses)
+        frame = between(lens, 0.90, 1.14, 0.06)
+        frame = np.maximum(frame, between(y, ey - 0.0005, ey + 0.0030, 0.0008) * (ax < 0.0115))
+        frame = np.maximum(frame, between(y, ey - 0.0005, ey + 0.0030, 0.0008) * (ax > 0.052) * (z > -0.03))
+        paint(frame * step(z, -0.035, -0.025), who.glasses)
     return colour
 
 
-def _hair_weight(rest: np.ndarray, who: Person) -> np.ndarray:
+def _hair_weight(rest: np.ndarray, who: Any) -> np.ndarray:
     """Return the hair's weight [V]: 1 where hair grows."""
     if who.hair == "bald":
         return np.zeros(len(rest))
@@ -187,10 +192,10 @@ def _hair_weight(rest: np.ndarray, who: Person) -> np.ndarray:
     behind = who.hairline - 1.55 * np.clip(0.028 - z, 0, None)  # the sides hang behind the ears
     reach = np.minimum(edge, behind)
     floor = -0.04 if who.hair == "short" else -0.12
-    return _step(y - np.maximum(reach, floor), -0.005, 0.005)
+    return step(y - np.maximum(reach, floor), -0.005, 0.005)
 
 
-def _backdrop(who: Person, scene: Scene, side: int) -> np.ndarray:
+def _backdrop(who: Any, scene: Scene, side: int) -> np.ndarray:
     """Paint what is behind the head, [S,S,3]: a plain background, shoulders and long hair."""
     scale, *shift = scene.cam
     across = (np.arange(side) + 0.5) * (2 / side) - 1
@@ -207,82 +212,13 @@ def _backdrop(who: Person, scene: Scene, side: int) -> np.ndarray:
     if who.hair == "long":
         width = 0.082 + who.hair_volume
         middle = 0.02 * np.sin(-yaw) + np.sin(roll) * (-0.02 - y)
-        hanging = _step(width - np.abs(x - middle) * (1 + 0.5 * np.clip(y - 0.05, 0, None) / 0.1), -0.002, 0.002)
-        paint(hanging * _step(0.11 - y, -0.003, 0.003), dark * who.hair_rgb)
+        hanging = step(width - np.abs(x - middle) * (1 + 0.5 * np.clip(y - 0.05, 0, None) / 0.1), -0.002, 0.002)
+        paint(hanging * step(0.11 - y, -0.003, 0.003), dark * who.hair_rgb)
     neck = 0.042
-    paint(_step(neck - np.abs(x), -0.002, 0.002) * _step(-0.05 - y, 0, 0.003), 0.8 * who.skin)
-    shoulders = _step(-0.104 - 2.2 * np.clip(np.abs(x) - 0.02, 0, None) ** 2 * 4 - y, -0.002, 0.002)
+    paint(step(neck - np.abs(x), -0.002, 0.002) * step(-0.05 - y, 0, 0.003), 0.8 * who.skin)
+    shoulders = step(-0.104 - 2.2 * np.clip(np.abs(x) - 0.02, 0, None) ** 2 * 4 - y, -0.002, 0.002)
     paint(shoulders, np.array(COLOURS[scene.clothes]) * (0.97 - 0.6 * (-0.104 - y).clip(0)[..., None]))
     return picture
-
-
-def _step(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return 0 below `low`, 1 above `high`, and interpolate linearly in between."""
-    return np.clip((x - low) / (high - low), 0, 1)
-
-
-def _between(x: np.ndarray, low: np.ndarray | float, high: np.ndarray | float, soft: float) -> np.ndarray:
-    return np.clip((x - low) / soft + 0.5, 0, 1) * np.clip((high - x) / soft + 0.5, 0, 1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Mesh:
-    rest: np.ndarray  # [V,3]
-    faces: np.ndarray  # [F,3]
-    gather: object  # sparse [V,F]: which triangles contain a vertex
-
-    def vertex_normals(self, vertices: np.ndarray) -> np.ndarray:
-        a, b, c = (vertices[self.faces[:, i]] for i in range(3))
-        normals = self.gather @ np.cross(b - a, c - a)
-        return normals / (np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12)
-
-
-@lru_cache(maxsize=1)
-def _mesh() -> _Mesh:
-    from scipy.sparse import csr_matrix
-
-    flame = head()
-    faces = flame.faces.numpy()
-    rows, columns = faces.ravel(), np.repeat(np.arange(len(faces)), 3)
-    gather = csr_matrix((np.ones(rows.size, np.float32), (rows, columns)), (len(flame.v_template), len(faces)))
-    return _Mesh(flame.v_template.numpy(), faces, gather)
-
-
-def _rasterise(screen: np.ndarray, depth: np.ndarray, faces: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the visible triangle of each pixel [S,S] (-1: none) and its barycentric weights [S,S,3].
-
-    Triangles that face away are skipped; the others are painted back to front at each pixel centre that they cover.
-    """
-    a, b, c = (screen[faces[:, i]] for i in range(3))
-    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-    seen = np.flatnonzero(area < -1e-9)  # y points down, so the front turns the other way
-    seen = seen[np.argsort(depth[faces[seen]].mean(1), kind="stable")]
-    a, b, c, area = a[seen], b[seen], c[seen], area[seen]
-    # pixel centres, at halves, within each triangle's bounds
-    low = np.ceil(np.minimum(np.minimum(a, b), c) - 0.5).astype(np.int32).clip(0)
-    high = np.floor(np.maximum(np.maximum(a, b), c) - 0.5).astype(np.int32).clip(max=side - 1)
-    span = (high - low + 1).clip(0)
-    # the pixels of all triangles in one list, in painter's order
-    count = span[:, 0] * span[:, 1]
-    which = np.repeat(np.arange(len(seen), dtype=np.int32), count)
-    within = np.arange(len(which), dtype=np.int32) - np.repeat((np.cumsum(count) - count).astype(np.int32), count)
-    column = low[which, 0] + within % span[which, 0]
-    row = low[which, 1] + within // span[which, 0]
-    # barycentric weights are affine in the pixel, [T,3] each: slopes in x and y, and the value at 0
-    edges = np.stack([c - b, a - c, b - a], 1) / area[:, None, None]
-    origins = np.stack([b, c, a], 1)
-    of_x, of_y = -edges[..., 1], edges[..., 0]
-    at_0 = -(origins[..., 0] * of_x + origins[..., 1] * of_y)
-    affine = np.stack([of_x, of_y, at_0], 1).astype(np.float32)[which]
-    bary = affine[:, 0] * (column + np.float32(0.5))[:, None] + affine[:, 1] * (row + np.float32(0.5))[:, None]
-    bary += affine[:, 2]
-    inside = (bary[:, 0] >= 0) & (bary[:, 1] >= 0) & (bary[:, 2] >= 0)
-    owner = np.full(side * side, -1)
-    weights = np.zeros((side * side, 3), np.float32)
-    pixel = row[inside] * side + column[inside]
-    owner[pixel] = seen[which[inside]]  # the last one, which is the nearest, overwrites the others
-    weights[pixel] = bary[inside]
-    return owner.reshape(side, side), weights.reshape(side, side, 3)
 
 
 if __name__ == "__main__":

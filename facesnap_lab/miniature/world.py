@@ -23,7 +23,7 @@ _EXPRESSION_MEANS = {
     "angry": (0, 0, -0.4, 1.8, 0.4, 0.4, 0.8, 0),
     "sad": (0, 0, 0.5, -0.6, 0.6, 0.3, 1.8, 0),
 }
-_HAIR_RGB = {
+HAIR_RGB = {
     "black": (0.08, 0.07, 0.07),
     "brown": (0.33, 0.20, 0.11),
     "blonde": (0.85, 0.68, 0.36),
@@ -84,7 +84,7 @@ def person(split: str, index: int) -> Person:
     skin = skin * random.uniform(0.94, 1.06, 3)
     hair = str(random.choice(HAIR, p=(0.14, 0.46, 0.40)))
     hair_colour = str(random.choice(HAIR_COLOURS, p=(0.30, 0.28, 0.20, 0.10, 0.12)))
-    hair_rgb = np.array(_HAIR_RGB[hair_colour]) * random.uniform(0.8, 1.2)
+    hair_rgb = np.array(HAIR_RGB[hair_colour]) * random.uniform(0.8, 1.2)
     beard = random.uniform(0.5, 0.95) if random.random() < 0.28 else 0.0
     lips = skin * 0.55 + np.array([0.75, 0.28, 0.28]) * random.uniform(0.25, 0.55)
     glasses = None

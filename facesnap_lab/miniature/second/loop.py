@@ -1,0 +1,92 @@
+"""The training loop of every stage: it resumes from its checkpoint, and the same steps give the same weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from facesnap_ext.files import atomic_write
+
+CHECKPOINT_EVERY = 60.0  # seconds
+REPORT_EVERY = 250  # steps; a report takes as long as several of them
+WARMUP = 100  # steps
+LAST_RATE = 0.01  # of the highest
+
+
+def fit(
+    module: nn.Module,
+    loss_of: Callable[[int], Tensor],
+    out: Path,
+    *,
+    steps: int,
+    minutes: float,
+    rate: float,
+    decay: float = 1e-4,
+    report: Callable[[], str] | None = None,
+) -> int:
+    """Train with AdamW until the steps or the minutes are over, and return the number of steps so far.
+
+    `out/state.pt` is written every minute and at the end; another call goes on from there. The rate rises over the
+    first steps and falls along a cosine over all of them, however many calls they take.
+
+    Args:
+        loss_of: draws the batch of a step, seeded by its number, and returns the loss.
+        report: returns a note for the log, for checkpoints that are `REPORT_EVERY` steps apart.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=decay)
+    step = load_state(out, module, optimizer)
+    began, first = time.monotonic(), step
+    saved, reported = began, step
+    losses: list[Tensor] = []
+    while step < steps and time.monotonic() - began < 60 * minutes:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * rate_share(step, steps)
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        losses.append(loss.detach())
+        if (now := time.monotonic()) - saved >= CHECKPOINT_EVERY:
+            saved = now
+            _save_state(out, module, optimizer, step)
+            mean = torch.stack(losses).mean().item()
+            losses.clear()
+            speed = (step - first) / (now - began)
+            note = ""
+            if report is not None and step - reported >= REPORT_EVERY:
+                note, reported = f", {report()}", step
+            print(f"{step} of {steps} steps, {speed:.2f}/s, loss {mean:.5f}{note}", flush=True)
+    if step > first:
+        _save_state(out, module, optimizer, step)
+    return step
+
+
+def rate_share(step: int, steps: int) -> float:
+    """Return the rate of a step as a share of the highest."""
+    cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
+    return min(1, (step + 1) / WARMUP) * (LAST_RATE + (1 - LAST_RATE) * cosine)
+
+
+def load_state(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+    """Load the checkpoint of `out`, if there is one, and return its step."""
+    file = out / "state.pt"
+    if not file.exists():
+        return 0
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["module"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def _save_state(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    with atomic_write(out / "state.pt") as part:
+        torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part)

@@ -1,0 +1,60 @@
+"""Run or resume a stage of the second edition's training.
+
+    python -m facesnap_lab.miniature.second.train STAGE --out DIR --minutes N --device cpu
+
+`data` renders the images, all splits in turn. `vae16`, `vae4` and `vae8` train a VAE on those that exist so far, and
+write its figures and gates to `DIR/quality.json`. Every stage stops when the minutes are over and goes on when it is
+called again; with `--minutes 0` a VAE is only measured. On a CPU each stage uses one thread, so run two at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from facesnap_lab.miniature.perception import write_figures
+from facesnap_lab.miniature.second import dataset, gates, vae
+
+
+def run_data(out: Path, minutes: float, workers: int) -> None:
+    end = time.monotonic() + 60 * minutes
+    for tenth in range(1, 11):
+        for split, people in dataset.PEOPLE.items():
+            left = (end - time.monotonic()) / 60
+            if left <= 0:
+                return
+            part = people * tenth // 10
+            done = dataset.build(out / "data" / split, split, people, left, until=part, workers=workers)
+            print(f"{split}: {done} of {people} people", flush=True)
+
+
+def run_vae(name: str, out: Path, minutes: float, device: str) -> None:
+    from PIL import Image
+
+    train_pictures = dataset.load(out / "data" / "train").pictures
+    test_pictures = dataset.load(out / "data" / "test").pictures
+    trained, steps = vae.train_vae(name, train_pictures, test_pictures, out / name, minutes=minutes, device=device)
+    pairs = gates.cached_trait_pairs(out / "data" / "trait_pairs.npz")
+    Image.fromarray(gates.sheet(trained, np.array(test_pictures[::37][:8]))).save(out / name / "sheet.png")
+    finished = steps >= vae.RECIPES[name].steps
+    figures = {"steps": steps, "finished": finished, **gates.measure(trained, test_pictures, pairs)}
+    write_figures(out, name, figures)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Run or resume a stage of the second edition's training.")
+    parser.add_argument("stage", choices=("data", *vae.RECIPES))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.stage == "data":
+        run_data(options.out, options.minutes, options.workers)
+    else:
+        run_vae(options.stage, options.out, options.minutes, options.device)
