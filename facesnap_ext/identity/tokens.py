@@ -80,6 +80,6 @@ def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: Face
     ):
         if features is not None and features.shape[-1] != expected:
             raise FaceSnapError(
-                f"{weights.name} expects {expected} numbers per feature from the {title}, but the installed one gives "
+                f"{weights.name} expects {expected} values per feature from the {title}, but the installed one gives "
                 f"{features.shape[-1]}; use the {title} that the author of {weights.name} names."
             )
