@@ -36,7 +36,7 @@ class Call:
     """The rows of one UNet call.
 
     Attributes:
-        is_cond: whether each row belongs to the conditional side.
+        is_cond: whether each row is conditional.
         acting: whether each person acts.
     """
 
@@ -58,8 +58,8 @@ class AdapterHooks:
         self._rows: Tensor | None = None  # what the attention at work is given for all rows of the call, [R, N, width]
         self._size: tuple[int, ...] = ()  # height and width of its features
         self._queries: dict[int, tuple[Tensor, Tensor]] = {}  # of each layer, with what they were made from
-        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # of each layer, by person
-        self._on_device: dict[tuple[int, int], KeysValues] = {}  # by person and layer, where the UNet is
+        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # for each layer, by person
+        self._on_device: dict[tuple[int, int], KeysValues] = {}  # by person and layer, on the UNet's device
 
     def hook(self, unet: nn.Module) -> None:
         """Install the hooks on a UNet, and remove them from the previous one. Without adapters there are no hooks.
@@ -124,7 +124,7 @@ class AdapterHooks:
         return add
 
     def _attend(self, call: Call, layer: int, inputs: Tensor, queries: Tensor, heads: int) -> Tensor | None:
-        """What everyone's tokens add to the attention's output [R, N, width]; None if no one acts."""
+        """The contribution of everyone's tokens to the attention's output [R, N, width]; None if no one acts."""
         is_cond = None
         who = tuple(i for i, acts in enumerate(call.acting) if acts)
         total = None

@@ -1,8 +1,8 @@
 """How an error reaches the browser.
 
-Hosts swallow the exceptions of scripts and go on to an image of another person. A job that must stop is therefore
-*refused*: the refusal is kept with the job, and raised in the first UNet call, where hosts do show errors. A job that
-goes on without FaceSnap, or without it in some UNet calls, reports that on the page and in infotext.
+Hosts swallow the exceptions of scripts and would continue with an image of a different person. A job that must stop is
+therefore *refused*: the refusal is kept with the job, and raised in the first UNet call, where hosts do show errors. A
+job that continues without FaceSnap, or without it in some UNet calls, reports that on the page and in infotext.
 """
 
 from __future__ import annotations

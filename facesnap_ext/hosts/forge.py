@@ -2,10 +2,10 @@
 
 Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument, rows
 are marked by `cond_or_uncond` alone, `model_sampling` replaces `predictor`), which duck typing covers. The link adds
-its residuals in a patch of the output blocks, which sees the size of the features. Before each
-evaluation of the UNet `on_cfg_denoiser` says how far the pass is. Sigmas would give the fraction of the whole noise
-schedule, of which hires fix and img2img only run the end. An adapter's hooks are on the UNet itself, which all jobs
-share: they act only in calls whose options were marked by their own control.
+its residuals in a patch of the output blocks, which sees the size of the features. Before each evaluation of the UNet
+`on_cfg_denoiser` reports the progress of the pass. Sigmas would give the fraction of the whole noise schedule, but
+hires fix and img2img run only its end. An adapter's hooks are on the UNet itself, which all jobs share: they act only
+in calls whose options were marked by their own control.
 """
 
 from __future__ import annotations

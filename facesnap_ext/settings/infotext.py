@@ -11,7 +11,7 @@ from facesnap_ext.settings.unit import Unit, defaults, to_values
 
 MARK = "FaceSnap"  # the parameter that says FaceSnap made the image, with its version
 STOPPED = f"{MARK} stopped"  # the parameter that says where it did not act
-DIGITS = 10  # of a photo's hash
+DIGITS = 10  # digits of a photo's hash in infotext
 PHOTOS = ("references", "driving", "mask")
 DEFAULTS = {name: default for name, default in defaults().items() if name != "enabled"}
 OLD_NAMES = {  # in infotext of development versions

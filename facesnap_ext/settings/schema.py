@@ -35,7 +35,7 @@ def unit_schema() -> dict[str, Any]:
         properties[name]["default"] = []
     weight = {"type": "number", "minimum": 0, "maximum": 2}
     properties["block_weights"]["items"] = weight  # as many as the FaceSnap file has residuals
-    properties["enabled"]["default"] = True  # a person who is sent is enabled unless the client says otherwise
+    properties["enabled"]["default"] = True  # a person in the request is enabled unless the client says otherwise
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "FaceSnap: one person in the image",
