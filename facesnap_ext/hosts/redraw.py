@@ -119,7 +119,7 @@ def small_faces(
 ) -> list[tuple[Crop, list[int]]]:
     """The crops around small faces, each with the indices of the people it belongs to.
 
-    A face is small if it is lower than `SMALL` and its crop has fewer pixels than `area`. It belongs to the people
+    A face is small if its height is below `SMALL` and its crop has fewer pixels than `area`. It belongs to the people
     whose landmarks are closer to it than to any other face, centre to centre: to all whose landmarks are centred in its
     box (several people at one position share a face), or else to the closest one whose landmarks are centred in the
     crop.

@@ -138,7 +138,7 @@ def _fetch_all(part: Part, arrived: Path, progress: Callable[[int], None], stopp
 
 
 def _fetch(part: Part, arrived: Path, progress: Callable[[int], None], stopped: Callable[[], bool]) -> None:
-    """Append what one connection transfers to the received data."""
+    """Append the bytes from one connection to the data received so far."""
     have = _size(arrived)
     with open_url(part, have, stopped) as response:
         resumes = _check_response(response, part, have)

@@ -257,7 +257,7 @@ def _strip(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _tuples(value: Any) -> Any:
-    """Convert JSON's lists to tuples, which configs hold."""
+    """Convert JSON lists to the tuples that configs use."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Foreign input is either read or refused with one sentence. It never runs code, writes files or uses the network.
+"""Untrusted input is either accepted or rejected with a one-sentence error. It never runs code, writes files or uses the network.
 
 `make test` uses fixed examples, and `make fuzz` more than ten thousand new ones.
 """

@@ -70,7 +70,7 @@ def fit(
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Return the rate of a step as a share of the highest."""
+    """Return a step's learning rate as a fraction of the peak rate."""
     cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
     return min(1, (step + 1) / WARMUP) * (LAST_RATE + (1 - LAST_RATE) * cosine)
 

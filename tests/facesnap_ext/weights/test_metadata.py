@@ -1,4 +1,4 @@
-"""Metadata and structures that no published file has are reported in one sentence, at once."""
+"""Metadata and structures that no published file has are reported immediately, with a one-sentence error."""
 
 from __future__ import annotations
 

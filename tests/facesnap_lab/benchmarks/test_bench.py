@@ -84,7 +84,7 @@ def test_adapter_attention_changes_the_output_and_is_removed_afterwards(networks
 
 
 def test_ratios_are_taken_within_each_turn(monkeypatch):
-    """A machine that becomes slower halfway changes the seconds of both methods but not their ratio."""
+    """A machine that slows down halfway changes both methods' times but not their ratio."""
     clock = iter([0, 1, 1, 3, 0, 1, 1, 3, 0, 10, 10, 30, 0, 2, 2, 6])
     monkeypatch.setattr(benchmarks.time, "perf_counter", lambda: next(clock))
     turns = {PLAIN: lambda: None, "FaceSnap": lambda: None}
