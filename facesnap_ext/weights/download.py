@@ -60,7 +60,9 @@ def download(
                 raise FaceSnapError(f"{path} is a folder, but {part.title} is a file; move the folder away.")
         if target.exists():
             if sha256(target) != part.sha256:
-                raise FaceSnapError(f"A different file {target} already exists; move it elsewhere, then download again.")
+                raise FaceSnapError(
+                    f"A different file {target} already exists; move it elsewhere, then download again."
+                )
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(part, target.with_name(f".{target.name}.lock")):

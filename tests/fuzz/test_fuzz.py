@@ -1,4 +1,5 @@
-"""Untrusted input is either accepted or rejected with a one-sentence error. It never runs code, writes files or uses the network.
+"""Untrusted input is either accepted or rejected with a one-sentence error. It never runs code,
+writes files or uses the network.
 
 `make test` uses fixed examples, and `make fuzz` more than ten thousand new ones.
 """
