@@ -16,6 +16,14 @@ from facesnap_ext.settings.strength import Strength
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where a person is in one image of a batch; see `Conditioning`."""
+
+    landmarks: Landmarks | None
+    region: Region | None
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """One person in one pose, ready for sampling.
 
@@ -27,6 +35,8 @@ class Conditioning:
         uncond_tokens: identity tokens of the unconditional rows, like `tokens`; None uses `tokens` for all rows.
         name: the weight file's name, for messages.
         region: where the person acts in the output image; None means everywhere.
+        placements: where the person is in each image of a batch that starts from different init images, with None for
+            images without them; empty where `landmarks` and `region` are those of all images.
         adapter: returns the keys and values that `networks.adapter.Adapter` makes for the UNet; None without adapter.
         compile: run FFRNet through torch.compile; see `networks.compiled`.
 
@@ -45,6 +55,7 @@ class Conditioning:
     region: Region | None = None
     adapter: Callable[[], tuple[KeysValues, ...]] | None = None
     compile: bool = False
+    placements: tuple[Placement | None, ...] = ()
 
     def __post_init__(self) -> None:
         residuals = len(self.ffrnet.config.skip_widths) + 1
@@ -54,6 +65,12 @@ class Conditioning:
                 f"{self.name} has {residuals} residuals, but the number of block weights is {weights}; enter "
                 f"{residuals} block weights or none."
             )
+
+    def in_image(self, image: int) -> Placement | None:
+        """Where the person is in an image of the batch; None if they are not in it."""
+        if not self.placements:
+            return Placement(self.landmarks, self.region)
+        return self.placements[image % len(self.placements)]
 
     @property
     def has_adapter(self) -> bool:

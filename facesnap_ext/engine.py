@@ -15,9 +15,10 @@ from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
-from facesnap_ext.identity.faces import Face, NoFaceError
+from facesnap_ext.identity.faces import Face
+from facesnap_ext.identity.init_part import WHOLE_IMAGE, InitPart
 from facesnap_ext.identity.likeness import face_at, likeness
-from facesnap_ext.identity.references import ReferenceReport, examine, padded_note
+from facesnap_ext.identity.references import ReferenceReport, examine, photo_notes, stranger_note, turn_note
 from facesnap_ext.identity.saved import choose_networks, load_identity
 from facesnap_ext.identity.tokens import embeddings_of, mix, null_tokens, token_signatures
 from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
@@ -41,6 +42,10 @@ UNPREDICTED = (
     f"be the reference's; {WHERE_TO_GET.format('both files')}."
 )
 
+TILE_WITHOUT_FACE = (
+    "A part of the image that a script or another extension works on shows no face, so this person was left out there."
+)
+
 Progress = Callable[[str], None]
 
 
@@ -59,6 +64,7 @@ class Faces:
             templates and sliders.
         in_init_image: whether `driving` is in the init image. Landmarks are then in that image's pixels, and the host
             crops them as it crops the image.
+        absent: whether the person is left out, because the init image is a part of an image that does not show them.
         notes: sentences that tell the user where the result deviates from the request.
     """
 
@@ -66,6 +72,7 @@ class Faces:
     saved: Identity | None = None
     driving: Face | None = None
     in_init_image: bool = False
+    absent: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -93,7 +100,7 @@ class Prepared:
     """A person's conditioning, and information about it for the user.
 
     Attributes:
-        references, driving, in_init_image: see `Faces`.
+        references, driving, in_init_image, absent: see `Faces`.
         notes: sentences that tell the user where the result deviates from the request.
         embeddings: see `Faces.embeddings`.
         face_pack: the pack that the embeddings come from.
@@ -106,6 +113,7 @@ class Prepared:
     notes: tuple[str, ...]
     embeddings: Tensor | None = None
     face_pack: Path | None = None
+    absent: bool = False
 
 
 class Engine:
@@ -136,6 +144,7 @@ class Engine:
         init_image: Photo | None = None,
         progress: Progress = no_progress,
         files_kept: int = 1,
+        init_part: InitPart = WHOLE_IMAGE,
     ) -> Prepared:
         """Prepare one person of a job.
 
@@ -145,6 +154,7 @@ class Engine:
             progress: receives a short description of each step.
             files_kept: number of FaceSnap files that stay loaded, this one included. A job needs one for each different
                 file that its people use.
+            init_part: what the job does with the init image.
 
         Raises:
             FaceSnapError: a photo or a model file is missing or unusable.
@@ -163,13 +173,16 @@ class Engine:
         notes = encoders.check_networks(source)
 
         progress("detecting the face")
-        faces = find_faces(encoders, unit, init_image, progress)
+        faces = find_faces(encoders, unit, init_image, progress, init_part)
         progress("loading the FaceSnap file")
         weights = self._cache.load_variant("facesnap", source, load_any, files_kept)
         progress("encoding the face")
         tokens = self.encode(encoders, source, weights, faces, unit, signatures)
         progress("predicting landmarks")
-        landmarks, landmark_notes = predict_landmarks(encoders, unit, faces, weights.info.hint, width, height)
+        landmarks: Landmarks | None = None
+        landmark_notes: tuple[str, ...] = ()
+        if not faces.absent:
+            landmarks, landmark_notes = predict_landmarks(encoders, unit, faces, weights.info.hint, width, height)
         return Prepared(
             conditioning=condition(unit, weights, tokens, landmarks),
             references=faces.references,
@@ -178,6 +191,7 @@ class Engine:
             notes=(*notes, *faces.notes, *landmark_notes),
             embeddings=faces.embeddings,
             face_pack=files.face_pack,
+            absent=faces.absent,
         )
 
     def encode(
@@ -282,30 +296,44 @@ class Engine:
         else:
             return rig, None
         landmarks = encoders.landmarks(encoders.codes(driving_face).shape if shape is None else shape, driving_face)
-        return rig, landmarks if size is None else crop_and_resize(landmarks, *size, driving_face.box)
+        return rig, landmarks if size is None else _in_output(landmarks, driving_face, *size)
 
 
 def find_faces(
-    encoders: Encoders, unit: Unit, init_image: Photo | None = None, progress: Progress = no_progress
+    encoders: Encoders,
+    unit: Unit,
+    init_image: Photo | None = None,
+    progress: Progress = no_progress,
+    init_part: InitPart = WHOLE_IMAGE,
 ) -> Faces:
-    """Find the faces that a unit uses.
+    """Find the faces that a unit uses; see `Engine.prepare`.
 
     Raises:
         FaceSnapError: a photo has no such face, or there is no source for the pose.
     """
     references = tuple(encoders.face(photo, unit.face_index) for photo in unit.references)
-    notes = [padded_note(face) for face in references if face.padded]
+    notes = [note for face in references for note in photo_notes(face)]
     saved = load_identity(encoders, unit.identity, progress) if unit.identity else None
+    if saved and references and (note := stranger_note(references, saved.embeddings.numpy(), unit.identity)):
+        notes.append(note)
+    if init_image is not None and init_part.tile:
+        driving = init_part.choose(encoders.faces(init_image), unit.driving_face_index)
+        if driving is None:
+            notes.append(TILE_WITHOUT_FACE)
+        return Faces(references, saved, driving, in_init_image=True, absent=driving is None, notes=tuple(notes))
     if unit.pose in POSED:
         return Faces(references, saved, notes=tuple(notes))
     if unit.pose == "photo" and unit.driving is not None:
-        return Faces(references, saved, encoders.face(unit.driving, unit.driving_face_index), notes=tuple(notes))
+        driving = encoders.face(unit.driving, unit.driving_face_index)
+        if note := turn_note(driving):
+            notes.append(note)
+        return Faces(references, saved, driving, notes=tuple(notes))
     if unit.pose == "photo" and init_image is not None:
-        try:
-            driving = encoders.face(init_image, unit.driving_face_index)
+        if (faces := encoders.faces(init_image)) and (driving := init_part.choose(faces, unit.driving_face_index)):
+            if driving.turn:
+                notes.append(f"The face in the init image is turned by {driving.turn}°; its landmarks are turned too.")
             return Faces(references, saved, driving, in_init_image=True, notes=tuple(notes))
-        except NoFaceError:
-            notes.append("The init image has no face; the pose is that of the reference photo.")
+        notes.append("The init image has no face; the pose is that of the reference photo.")
     if not references:
         rigged = saved is not None and saved.shapes is not None and encoders.files.can_predict_landmarks
         alternative = ", or choose a template or the sliders" if rigged else ""
@@ -341,12 +369,17 @@ def predict_landmarks(
         own = any(face is faces.driving for face in faces.references)  # then it has the reference's shape
         notes = tuple(why) if own else (" ".join((UNPREDICTED.format(faces.driving.photo.name), *why)),)
     if not faces.in_init_image:
-        landmarks = crop_and_resize(landmarks, width, height, faces.driving.box)
+        landmarks = _in_output(landmarks, faces.driving, width, height)
     return reposition(landmarks, unit.x, unit.y, unit.size), notes
 
 
-def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: Landmarks) -> Conditioning:
-    """Assemble a person's conditioning."""
+def _in_output(landmarks: Landmarks, face: Face, width: int, height: int) -> Landmarks:
+    """Landmarks of a face in its photo's pixels, in an output image of this size, upright."""
+    return crop_and_resize(landmarks.upright(face.turn), width, height, face.turned_box)
+
+
+def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: Landmarks | None) -> Conditioning:
+    """Assemble a person's conditioning; without landmarks it has no region around the face."""
     return Conditioning(
         ffrnet=weights.ffrnet,
         tokens=tokens.cond,
@@ -356,6 +389,6 @@ def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: L
         hint=weights.info.hint,
         uncond_tokens=tokens.uncond,
         name=weights.name,
-        region=region_of(unit, landmarks),
+        region=None if landmarks is None else region_of(unit, landmarks),
         adapter=tokens.adapter,
     )

@@ -34,7 +34,9 @@ MAX_TOTAL_PIXELS = 256_000_000
 
 # Pillow supports more formats, but some are unsafe for untrusted files: PostScript, for example, runs an interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-_MAX_HEADER = 200  # characters of a data URL before its data
+_MAX_HEADER = 1000  # characters of a data URL before its data
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_ESCAPED = {b"%2B": b"+", b"%2b": b"+", b"%2F": b"/", b"%2f": b"/", b"%3D": b"=", b"%3d": b"="}
 _ORIENTATION = 0x0112  # EXIF tag
 _STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # views of an upright image as cameras store it, by the tag
     2: lambda upright: upright[:, ::-1],
@@ -100,7 +102,10 @@ def from_bytes(data: bytes, name: str) -> Photo:
 
 
 def from_base64(text: str, name: str) -> Photo:
-    """Read a photo from base64, either plain or a `data:...;base64,` URL. Paths and web addresses are rejected.
+    """Read a photo from base64, either plain or a data URL of any media type, such as `data:image/png;base64,...`.
+
+    Both alphabets of base64 are accepted, with or without padding, line breaks and percent encoding. Paths and web
+    addresses are rejected.
 
     Raises:
         FaceSnapError: `text` is not base64, or `from_bytes` rejects the decoded data.
@@ -192,10 +197,15 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 def _decode_base64(text: str, name: str) -> bytes:
     """Decode base64 or a data URL, in time proportional to its length."""
+    text = text.lstrip()
     header, comma, _ = text[:_MAX_HEADER].partition(",")
-    is_url = comma and header.strip().lower().startswith("data:") and header.strip().lower().endswith(";base64")
+    is_url = comma and header.lower().startswith("data:") and "".join(header.lower().split()).endswith(";base64")
     try:
-        encoded = (text[len(header) + 1 :] if is_url else text).encode("ascii").translate(None, b" \t\r\n\v\f")
+        encoded = (text[len(header) + 1 :] if is_url else text).encode("ascii").translate(_URL_SAFE, b" \t\r\n\v\f")
+        for escape, character in _ESCAPED.items():
+            encoded = encoded.replace(escape, character)
+        encoded = encoded.rstrip(b"=")
+        encoded += b"=" * (-len(encoded) % 4)
         return base64.b64decode(encoded, validate=True)
     except ValueError as error:
         raise FaceSnapError(

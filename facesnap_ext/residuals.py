@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,9 +34,8 @@ class Residuals:
     def __init__(self, people: Sequence[Conditioning]):
         self.people = tuple(people)
         self._runners = [_OnePerson(person) for person in self.people]
-        self._weights: dict[
-            tuple[tuple[int, ...], int, int], Tensor
-        ] = {}  # by the people who act and a residual's size
+        # by the people who act, a residual's size and the image
+        self._weights: dict[tuple[tuple[int, ...], int, int, int], Tensor] = {}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
         """Move every FFRNet that is not on the device yet, or only in part because memory ran out."""
@@ -51,6 +51,7 @@ class Residuals:
         is_cond: Sequence[bool],
         y: Tensor | None = None,
         acting: Sequence[bool] | None = None,
+        images: Sequence[int] | None = None,
     ) -> list[Tensor] | None:
         """Weighted and blended residuals for the rows of one UNet call.
 
@@ -64,6 +65,8 @@ class Residuals:
             is_cond: whether each row is conditional.
             y: the rows' pooled text and sizes [R, adm_dim]; only used by weights that were trained with text.
             acting: whether each person acts now; by default all do.
+            images: the number of each row's image in the batch, for people whose placements differ; by default all
+                rows belong to the first.
 
         Returns:
             One residual per block from shallow to deep, the middle block's last: each [R, …], or [1, …] where one
@@ -72,24 +75,39 @@ class Residuals:
         who = tuple(i for i in range(len(self._runners)) if acting is None or acting[i])
         if not who:
             return None
-        each = [self._runners[i].rows(x, timesteps, is_cond, y) for i in who]
-        if len(who) == 1 and self.people[who[0]].region is None:
+        row_images = tuple(images or [0] * len(x))
+        each = [self._runners[i].rows(x, timesteps, is_cond, y, row_images) for i in who]
+        first = self.people[who[0]]
+        if len(who) == 1 and first.region is None and not first.placements:
             return each[0]
-        return [self._blend(who, parts) for parts in zip(*each)]
+        return [self._blend(who, parts, row_images) for parts in zip(*each)]
 
-    def blend_weights(self, who: tuple[int, ...], height: int, width: int) -> Tensor:
-        """The weights of the people who act: [people, h, w], or [people, 1, 1] if no one has a region."""
-        key = (who, height, width)
+    def blend_weights(self, who: tuple[int, ...], height: int, width: int, image: int = 0) -> Tensor:
+        """The weights of the people who act in an image: [people, h, w], or [people, 1, 1] if no one has a region."""
+        key = (who, height, width, image if self.per_image(who) else 0)
         if key not in self._weights:
-            regions = [self.people[i].region for i in who]
-            masks = [None if region is None else region.sample(width, height) for region in regions]
+            masks: list[np.ndarray | None] = []
+            for place in (self.people[i].in_image(image) for i in who):
+                if place is None:
+                    masks.append(np.zeros((height, width), np.float32))
+                else:
+                    masks.append(None if place.region is None else place.region.sample(width, height))
             self._weights[key] = torch.from_numpy(blend_weights(masks))
         return self._weights[key]
 
-    def _blend(self, who: tuple[int, ...], parts: Sequence[Tensor]) -> Tensor:
+    def per_image(self, who: Sequence[int]) -> bool:
+        """Whether some of these people are not at the same place in all images of the batch."""
+        return any(self.people[i].placements for i in who)
+
+    def _blend(self, who: tuple[int, ...], parts: Sequence[Tensor], images: tuple[int, ...]) -> Tensor:
         """The weighted sum of everyone's residuals for one block, [R or 1, C, h, w]."""
         height, width = parts[0].shape[2:]
-        weights = self.blend_weights(who, height, width).to(parts[0])
+        if self.per_image(who):
+            weights = torch.stack(
+                [self.blend_weights(who, height, width, image).expand(-1, height, width) for image in images], 1
+            )[:, :, None].to(parts[0])  # [people, R, 1, h, w]
+        else:
+            weights = self.blend_weights(who, height, width).to(parts[0])
         first, *others = (part * weight for part, weight in zip(parts, weights))
         return sum(others, start=first)
 
@@ -108,13 +126,20 @@ class _OnePerson:
 
     def __init__(self, person: Conditioning):
         self.person = person
-        self._landmark_features: dict[tuple[int, int], Tensor] = {}  # by latent size
+        self._landmark_features: dict[tuple[int, int, int], Tensor] = {}  # by latent size and image
         self._identity: list[KeysValues] = []  # embedded tokens: of conditional and, if they differ, unconditional rows
         self._evaluations = 0
         self._current = self._previous = _Evaluation(math.nan)
 
     @torch.no_grad()
-    def rows(self, x: Tensor, timesteps: Tensor, is_cond: Sequence[bool], y: Tensor | None = None) -> list[Tensor]:
+    def rows(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        is_cond: Sequence[bool],
+        y: Tensor | None = None,
+        images: Sequence[int] = (),
+    ) -> list[Tensor]:
         """Weighted residuals; see `Residuals.rows`."""
         x = x[:, : self.person.ffrnet.config.in_channels]
         if self.person.text_free:
@@ -124,7 +149,8 @@ class _OnePerson:
         sides_differ = self.person.uncond_tokens is not None or y is not None
         sides = [sides_differ and not cond for cond in is_cond]
         self._begin_evaluation(float(timesteps[0]))
-        places = self._find_or_run(x, timesteps, sides, y)
+        images = images if self.person.placements else [0] * len(x)
+        places = self._find_or_run(x, timesteps, sides, y, images)
         outputs = self._current.outputs
         if self.person.strength.cond_only and not all(is_cond):
             mask = torch.tensor(is_cond, dtype=x.dtype, device=x.device)[:, None, None, None]
@@ -141,9 +167,11 @@ class _OnePerson:
         self._current = _Evaluation(timestep)
         self._evaluations += 1
 
-    def _find_or_run(self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> list[int]:
+    def _find_or_run(
+        self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None, images: Sequence[int]
+    ) -> list[int]:
         """The position of each row in the current evaluation; FFRNet runs for the rows that are not in it yet."""
-        inputs = _comparable(x, timesteps, sides, y)
+        inputs = _comparable(x, timesteps, sides, y, images)
         places = self._current.find(inputs)
         if None in places and not self._current.has_room(inputs):
             self._current.forget()
@@ -156,7 +184,9 @@ class _OnePerson:
         labels = self._current.labels_for([sides[row] for row in new])
         outputs = self._reused(labels, x.shape[2:])
         if outputs is None:
-            outputs = self._run(x[new], timesteps[new], [sides[row] for row in new], None if y is None else y[new])
+            new_y = None if y is None else y[new]
+            new_sides, new_images = [sides[row] for row in new], [images[row] for row in new]
+            outputs = self._run(x[new], timesteps[new], new_sides, new_y, new_images)
         offset = len(self._current.labels)
         self._current.add(labels, inputs[new], outputs)
         return [offset + new.index(first[row]) if place is None else place for row, place in enumerate(places)]
@@ -167,7 +197,9 @@ class _OnePerson:
             return None
         return self._previous.outputs_of(labels, size)
 
-    def _run(self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> list[Tensor]:
+    def _run(
+        self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None, images: Sequence[int]
+    ) -> list[Tensor]:
         """Weighted residuals; `sides` is True for rows that get the unconditional tokens."""
         with _without_autocast(x.device.type):
             identity = self._embedded_tokens(x.device)
@@ -175,7 +207,10 @@ class _OnePerson:
                 rows = [int(side) for side in sides]
                 identity = [(keys[rows], values[rows]) for keys, values in identity]
             run = compiled.run if self.person.compile else FFRNet.__call__
-            residuals = run(self.person.ffrnet, x, timesteps, identity, self._embedded_landmarks(x), y)
+            features = [self._embedded_landmarks(x, image) for image in dict.fromkeys(images)]
+            if len(features) > 1:
+                features = [torch.cat([self._embedded_landmarks(x, image) for image in images])]
+            residuals = run(self.person.ffrnet, x, timesteps, identity, features[0], y)
         strength = self.person.strength
         weights = [strength.weight * weight for weight in strength.block_weights or [1.0] * len(residuals)]
         return [residual if weight == 1 else residual * weight for residual, weight in zip(residuals, weights)]
@@ -186,13 +221,15 @@ class _OnePerson:
             self._identity = self.person.ffrnet.embed_tokens(torch.cat(both).to(device))
         return self._identity
 
-    def _embedded_landmarks(self, x: Tensor) -> Tensor:
-        size = (x.shape[2], x.shape[3])
-        if size not in self._landmark_features:
+    def _embedded_landmarks(self, x: Tensor, image: int = 0) -> Tensor:
+        key = (x.shape[2], x.shape[3], image)
+        if key not in self._landmark_features:
             scale = self.person.ffrnet.config.pixels_per_latent
-            image = landmark_image(self.person.landmarks, scale * size[1], scale * size[0], self.person.hint, x.device)
-            self._landmark_features[size] = self.person.ffrnet.embed_landmarks(image)
-        return self._landmark_features[size]
+            place = self.person.in_image(image)
+            landmarks = None if place is None else place.landmarks
+            drawn = landmark_image(landmarks, scale * key[1], scale * key[0], self.person.hint, x.device)
+            self._landmark_features[key] = self.person.ffrnet.embed_landmarks(drawn)
+        return self._landmark_features[key]
 
 
 class _Evaluation:
@@ -259,10 +296,10 @@ def landmark_image(
     return image.permute(2, 0, 1)[None].float() / 255
 
 
-def _comparable(x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None) -> Tensor:
+def _comparable(x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None, images: Sequence[int]) -> Tensor:
     """Everything that a row's residuals depend on, [R, F]."""
-    side = x.new_tensor(sides, dtype=torch.float32)[:, None]
-    parts = [x.flatten(1).float(), timesteps.float()[:, None], side]
+    side, image = (x.new_tensor(values, dtype=torch.float32)[:, None] for values in (sides, images))
+    parts = [x.flatten(1).float(), timesteps.float()[:, None], side, image]
     return torch.cat([*parts, *([] if y is None else [y.float()])], 1)
 
 

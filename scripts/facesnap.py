@@ -14,7 +14,7 @@ from modules.ui_components import InputAccordion
 
 from facesnap_ext import hosts
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts import job, webui, windows, xyz
+from facesnap_ext.hosts import init_image, job, selected_script, webui, windows, xyz
 from facesnap_ext.hosts.errors import refusal_of
 from facesnap_ext.hosts.job import JobState
 from facesnap_ext.hosts.model_folders import model_files
@@ -98,6 +98,9 @@ class Script(scripts.Script):
     def ident(self, name, number):
         return self.elem_id(name if number == 1 else f"{name}_{number}")
 
+    def setup(self, p, *args):
+        init_image.remember_request(p)
+
     def before_process(self, p, *args):
         host.detach(p)  # anything that an exception in an earlier job may have left behind
         p.facesnap = JobState()
@@ -115,6 +118,8 @@ class Script(scripts.Script):
                 names = bool(getattr(shared.opts, "facesnap_identity_names", True))
                 p.facesnap.prepared = job.prepare(p, requested, engine(), webui.progress, compiling, names)
                 job.begin_batch(p, webui.progress)
+        if job.state_of(p).refusal:
+            selected_script.stop_plot_cell(p)
 
     def process_batch(self, p, *args, **kwargs):
         job.begin_batch(p, webui.progress)
@@ -144,6 +149,8 @@ class Script(scripts.Script):
     def postprocess(self, p, processed, *args):
         host.detach(p)
         job.restore_job(p)
+        if refusal := job.state_of(p).refusal:
+            selected_script.explain_plot_cell(p, processed, refusal.message)
 
 
 def add_settings():

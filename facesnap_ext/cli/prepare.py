@@ -96,5 +96,6 @@ def _describe(face: Face) -> dict[str, Any]:
         "box": [round(float(value), 1) for value in face.box],
         "score": round(float(face.score), 3),
         "padded": face.padded,
+        "turn": face.turn,
         "detector_size": face.detector_size,
     }

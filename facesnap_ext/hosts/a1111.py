@@ -14,12 +14,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import AdapterHooks, Call
 from facesnap_ext.hosts.errors import Refusal, refusal_of, report_stop
+from facesnap_ext.hosts.progress import Progress
 from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted, offload, on_gpu, skip_widths
 from facesnap_ext.residuals import Residuals
 
@@ -31,10 +33,11 @@ class PassHooks:
 
     def __init__(self, p: Any):
         self.job = weakref.ref(p, lambda _: self.remove())
+        self.progress = Progress()
         self.low_memory = bool(getattr(p.sd_model, "lowvram", False))
         self.unet: nn.Module | None = None
         self._handles: list[Any] = []
-        self._sides: deque[bool] = deque()  # whether each announced row that is still to come is conditional
+        self._rows: deque[tuple[bool, int]] = deque()  # rows to come: whether each is conditional, and its image
         self._size: tuple[int, ...] | None = None  # latent size of this job's running evaluation; None: another job's
 
     def hook(self, unet: Any) -> None:
@@ -48,7 +51,7 @@ class PassHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._sides.clear()
+        self._rows.clear()
         self.unet = None
 
     def announce(self, x: Tensor, cond_rows: int, progress: float) -> None:
@@ -58,11 +61,11 @@ class PassHooks:
             progress: progress of the pass, from 0 to 1.
         """
         self._size = tuple(x.shape[2:])
-        self._sides = deque(i < cond_rows for i in range(len(x)))
+        self._rows = deque(zip((i < cond_rows for i in range(len(x))), images_of_rows(x, cond_rows)))
 
     def withdraw(self) -> None:
         """Note that the next evaluation belongs to another job."""
-        self._sides.clear()
+        self._rows.clear()
         self._size = None
 
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -146,16 +149,16 @@ class ConditionedPass(PassHooks):
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._current = self.adapters.call = None
         x = args[0]
-        if len(self._sides) < len(x) or x.shape[2:] != self._size:
+        if len(self._rows) < len(x) or x.shape[2:] != self._size:
             self._comment_on_unannounced_call()
             return
-        sides = [self._sides.popleft() for _ in range(len(x))]
+        sides, images = zip(*(self._rows.popleft() for _ in range(len(x))))
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
             on_gpu.update(ffrnets(self.residuals.people))  # first, because memory may run out during the move
             self.residuals.to(x.device, x.dtype)
-            self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting)
-            self.adapters.call = Call(tuple(sides), tuple(self._acting))
+            self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting, images)
+            self.adapters.call = Call(tuple(sides), tuple(self._acting), tuple(images))
             self._hook_blocks(unet)
 
     def _after_middle(self, block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -169,6 +172,23 @@ class ConditionedPass(PassHooks):
                 args[0][:, -residual.shape[1] :] += fitted(residual, args[0]).to(args[0].dtype)
 
         return add_to_skip
+
+
+def images_of_rows(x: Tensor, cond_rows: int) -> list[int]:
+    """The number of each announced row's image in the batch.
+
+    The host sends each image's conditional rows, one for each part of a prompt with AND, and then one unconditional row
+    per image. Both are copies of the image's latent.
+    """
+    count = len(x) - cond_rows
+    if cond_rows == count or not count:
+        return [*range(cond_rows), *range(count)]
+    images, image = [], 0
+    for row in x[:cond_rows]:
+        while image < count - 1 and not torch.equal(row, x[cond_rows + image]):
+            image += 1
+        images.append(image)
+    return [*images, *range(count)]
 
 
 def attach(p: Any, people: Sequence[Conditioning]) -> None:
@@ -224,8 +244,8 @@ def on_cfg_denoiser(params: Any) -> None:
         return
     if (unet := p.sd_model.model.diffusion_model) is not attached.unet:
         _follow_refiner(attached, p, unet)
-    denoiser = params.denoiser
-    (_attached or attached).announce(params.x, params.text_cond.shape[0], denoiser.step / denoiser.total_steps)
+    hooks = _attached or attached
+    hooks.announce(params.x, params.text_cond.shape[0], hooks.progress.at(p, params))
 
 
 def _follow_refiner(attached: PassHooks, p: Any, unet: nn.Module) -> None:

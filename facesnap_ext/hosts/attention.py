@@ -30,6 +30,8 @@ ROWS_SPLIT = (
 )
 LEVELS = (("input_blocks.", "down_blocks."), ("output_blocks.", "up_blocks."), ("middle_block.", "mid_block."))
 
+RowLabel = tuple[bool, int]  # whether a row is conditional, and the number of its image in the batch
+
 
 @dataclass(frozen=True)
 class Call:
@@ -38,10 +40,12 @@ class Call:
     Attributes:
         is_cond: whether each row is conditional.
         acting: whether each person acts.
+        images: the number of each row's image in the batch.
     """
 
     is_cond: tuple[bool, ...]
     acting: tuple[bool, ...]
+    images: tuple[int, ...]
 
 
 class AdapterHooks:
@@ -125,23 +129,25 @@ class AdapterHooks:
 
     def _attend(self, call: Call, layer: int, inputs: Tensor, queries: Tensor, heads: int) -> Tensor | None:
         """The contribution of everyone's tokens to the attention's output [R, N, width]; None if no one acts."""
-        is_cond = None
         who = tuple(i for i, acts in enumerate(call.acting) if acts)
+        labels = tuple(zip(call.is_cond, call.images if self.residuals.per_image(who) else [0] * len(call.images)))
+        rows: list[RowLabel] = []
         total = None
         for position, i in enumerate(who):
             person = self.residuals.people[i]
             if not person.has_adapter:
                 continue
-            is_cond = is_cond or sides_of(inputs, self._rows, call.is_cond)
-            sides = [0 if cond else 1 for cond in is_cond]
+            rows = rows or labels_of(inputs, self._rows, labels)
+            sides = [0 if is_cond else 1 for is_cond, _ in rows]
             keys, values = (part[sides] for part in self._moved(i, layer, queries))
             q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries, keys, values))
             attention = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             part = person.strength.adapter_weight * attention
-            if len(who) > 1 or person.region is not None:
-                part = part * self._blend_weight(who, position, part)
+            if len(who) > 1 or person.region is not None or person.placements:
+                part = part * self._blend_weight(who, position, part, [image for _, image in rows])
             if person.strength.cond_only:
-                part = part * torch.tensor(is_cond, dtype=part.dtype, device=part.device)[:, None, None]
+                cond = torch.tensor([is_cond for is_cond, _ in rows], dtype=part.dtype, device=part.device)
+                part = part * cond[:, None, None]
             total = part if total is None else total + part
         return total
 
@@ -153,15 +159,21 @@ class AdapterHooks:
             moved = self._on_device[person, layer] = keys.to(like), values.to(like)
         return moved
 
-    def _blend_weight(self, who: tuple[int, ...], position: int, part: Tensor) -> Tensor:
-        """A person's weight for each token, [N, 1] or [1, 1]."""
+    def _blend_weight(self, who: tuple[int, ...], position: int, part: Tensor, images: Sequence[int]) -> Tensor:
+        """A person's weight for each token, [N, 1], [1, 1] or, if the images of a batch differ, [R, N, 1]."""
         height, width = self._size
         if height * width != part.shape[1]:
             raise FaceSnapError(
                 "Another extension merges the UNet's tokens, so regions cannot be applied to InstantID's adapter; "
                 "disable that extension or set the adapter weight to 0."
             )
-        return self.residuals.blend_weights(who, height, width)[position].flatten()[:, None].to(part)
+        if not self.residuals.per_image(who):
+            return self.residuals.blend_weights(who, height, width)[position].flatten()[:, None].to(part)
+        weights = [
+            self.residuals.blend_weights(who, height, width, image)[position].expand(height, width).flatten()
+            for image in images
+        ]
+        return torch.stack(weights)[:, :, None].to(part)
 
 
 def cross_attentions(unet: nn.Module) -> list[Any]:
@@ -180,39 +192,37 @@ def surroundings(unet: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     return [modules[name] for name in transformers], [norm for norm in norms if norm is not None]
 
 
-def sides_of(part: Tensor, whole: Tensor | None, is_cond: Sequence[bool]) -> list[bool]:
-    """Whether each row that an attention is called with belongs to the conditional side.
+def labels_of(part: Tensor, whole: Tensor | None, labels: Sequence[RowLabel]) -> list[RowLabel]:
+    """The labels of the rows that an attention is called with.
 
     Args:
         part: the rows that the attention is called with.
         whole: all rows of the UNet call before the attention, if they are known.
-        is_cond: their sides.
+        labels: the label of each row of the UNet call.
 
     Raises:
-        FaceSnapError: the rows of `part` are others, or as many as both sides have in common.
+        FaceSnapError: a row of `part` is not in `whole`, or it occurs there with different labels.
     """
-    if whole is not None and len(whole) == len(is_cond) and whole.shape[1:] == part.shape[1:]:
-        places = {row.data_ptr(): side for row, side in zip(whole, is_cond)}
-        sides = [places.get(row.data_ptr()) for row in part]
-        if None in sides:  # copies of the rows
-            sides = [_side_of(row, whole, is_cond) for row in part]
-        if None not in sides:
-            return [bool(side) for side in sides]
-    if len(part) != len(is_cond):
+    if whole is not None and len(whole) == len(labels) and whole.shape[1:] == part.shape[1:]:
+        places = {row.data_ptr(): label for row, label in zip(whole, labels)}
+        known = [places.get(row.data_ptr()) or _label_of(row, whole, labels) for row in part]
+        if None not in known:
+            return [label for label in known if label is not None]
+    if len(part) != len(labels):
         raise FaceSnapError(ROWS_SPLIT)
-    return list(is_cond)
+    return list(labels)
 
 
-def _side_of(row: Tensor, whole: Tensor, is_cond: Sequence[bool]) -> bool | None:
-    """The side of the rows of `whole` that are equal to a row; None if they belong to both sides or are none.
+def _label_of(row: Tensor, whole: Tensor, labels: Sequence[RowLabel]) -> RowLabel | None:
+    """The label of the rows of `whole` that are equal to a row; None if there are several or no such rows.
 
     A row of zeros only fills up the batch, and its output is not used.
     """
     equal = (whole == row).flatten(1).all(1).tolist()
-    sides = {side for side, same in zip(is_cond, equal) if same}
-    if len(sides) == 1:
-        return sides.pop()
-    return None if sides or bool(row.any()) else True
+    found = {label for label, same in zip(labels, equal) if same}
+    if len(found) == 1:
+        return found.pop()
+    return None if found or bool(row.any()) else (True, 0)
 
 
 def _width(attention: Any) -> int:

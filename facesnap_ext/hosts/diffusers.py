@@ -59,7 +59,7 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
         residuals.to(sample.device, sample.dtype)
         y = None if text_free else _pooled_text_and_sizes(pipe.unet, kwargs["added_cond_kwargs"])
         *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y, acting) or []
-        adapters.call = Call(tuple(is_cond), tuple(acting))
+        adapters.call = Call(tuple(is_cond), tuple(acting), (0,) * rows)
 
         others = kwargs.pop("down_block_additional_residuals", None) or [0] * len(skips)
         other = kwargs.pop("mid_block_additional_residual", None)

@@ -21,6 +21,7 @@ from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import ROWS_SPLIT, AdapterHooks, Call
 from facesnap_ext.hosts.errors import Refusal, refusal_of, report_stop
+from facesnap_ext.hosts.progress import Progress
 from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted, offload, on_gpu
 from facesnap_ext.residuals import Residuals
 
@@ -35,7 +36,7 @@ class ControlLink:
 
     Attributes:
         previous_controlnet, transformer_options: read and written by the hosts.
-        progress: progress of the pass, from 0 to 1.
+        progress: progress of the pass, from 0 to 1, as `measure` found it before the latest evaluation.
         finalizer: removes the link from the chain when its job is deleted.
     """
 
@@ -45,6 +46,7 @@ class ControlLink:
         self.previous_controlnet: Any = None
         self.transformer_options: dict[str, Any] = {}
         self.progress = 0.0
+        self.measure = Progress()
         self.finalizer: Any = None
         self._predictor: Any = None
 
@@ -132,13 +134,15 @@ class FaceSnapControl(ControlLink):
         if not any(acting):
             return previous
         chunks = options["cond_or_uncond"]  # 0 is conditional
-        is_cond = [side == 0 for side in chunks for _ in range(len(x_noisy) // len(chunks))]
+        batch = len(x_noisy) // len(chunks)
+        is_cond = [side == 0 for side in chunks for _ in range(batch)]
+        images = list(range(batch)) * len(chunks)
         x = self._predictor.calculate_input(t, x_noisy)
-        blended = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting) or []
+        blended = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting, images) or []
         *skips, middle = (residual.to(x_noisy.dtype) for residual in blended)
         merged = merge({"input": [], "middle": [middle], "output": skips}, previous)
         # the dictionary belongs to this call, but the one with the patches to all of them
-        options[CALL] = (self, Call(tuple(is_cond), tuple(acting)), Parts(len(is_cond)))
+        options[CALL] = (self, Call(tuple(is_cond), tuple(acting), tuple(images)), Parts(len(is_cond)))
         patches = options.get("patches", {})
         others = patches.get("output_block_patch", [])
         options["patches"] = {**patches, "output_block_patch": [adding(merged, Parts(len(is_cond))), *others]}
@@ -323,7 +327,7 @@ def on_cfg_denoiser(params: Any) -> None:
         _follow_refiner(denoiser.p, control, params.x)
         if (control := _control_of(denoiser.p)) is None:
             return
-    control.progress = denoiser.step / denoiser.total_steps
+    control.progress = control.measure.at(denoiser.p, params)
 
 
 def _control_of(p: Any) -> ControlLink | None:

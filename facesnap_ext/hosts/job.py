@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from facesnap_ext import photos
 from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.errors import FaceSnapError, error_prefix
 from facesnap_ext.hosts.errors import Refusal
+from facesnap_ext.hosts.init_image import init_images, init_part
+from facesnap_ext.hosts.selected_script import check_image_count
+from facesnap_ext.identity.init_part import InitPart
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.infotext import STOPPED, to_infotext
 from facesnap_ext.settings.script_args import person_prefix
@@ -26,12 +28,21 @@ PER_IMAGE = ("prompt", "negative_prompt", "seed", "subseed")
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """What was prepared for one image; see `PreparedBatch`."""
+
+    people: tuple[Prepared, ...]
+    init_size: tuple[int, int] | None
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedBatch:
     """Everything prepared for a job, or for the images of one reference photo.
 
     Attributes:
-        people: one for each unit, in the order of the page.
+        people: one for each unit, in the order of the page; of the first image if the images of a batch differ.
         init_size: width and height of img2img's init image, which painted regions are relative to; None in txt2img.
+        images: the people and init size of each image of a batch that starts from several init images; else empty.
         infotext: the units as generation parameters.
         redraw_strengths: `Unit.redraw_strength` of each person.
     """
@@ -40,6 +51,11 @@ class PreparedBatch:
     init_size: tuple[int, int] | None = None
     infotext: Mapping[str, Any] = field(default_factory=dict)
     redraw_strengths: tuple[float, ...] = ()
+    images: tuple[PreparedImage, ...] = ()
+
+    def of_image(self, index: int) -> PreparedImage:
+        """What was prepared for an image of the batch."""
+        return self.images[index % len(self.images)] if self.images else PreparedImage(self.people, self.init_size)
 
 
 @dataclass
@@ -89,8 +105,9 @@ def expand_iterations(
         The batches of this job. ADetailer's own pass over a finished image has only the batch of that image.
 
     Raises:
-        FaceSnapError: some photos have no face (all of them are reported before any image is generated); another script
-            requests images that do not fill complete batches; or the job upscales one finished image.
+        FaceSnapError: some photos have no face (all of them are reported before any image is generated); the selected
+            script counts images; another script requests images that do not fill complete batches; or the job upscales
+            one finished image.
     """
     from modules import shared
 
@@ -106,6 +123,7 @@ def expand_iterations(
             "A single finished image cannot be upscaled in batch mode; remove all reference photos except the one of "
             "the person in the image."
         )
+    check_image_count(p)
     first = min(batches[0])
     references = [units[first].references[0] for units in batches]
     with error_prefix(person_prefix(first, batches[0])):
@@ -163,19 +181,23 @@ def prepare(
     Raises:
         FaceSnapError: a photo or a model file is missing or unusable. With several people the message names the person.
     """
-    init_images = getattr(p, "init_images", None)
-    init_image = photos.from_pil(init_images[0], "Init image") if init_images else None
-    init_size = None if init_image is None else (init_image.pixels.shape[1], init_image.pixels.shape[0])
+    inits = init_images(p)
+    part = init_part(p)
     prepared = []
     for i, units in enumerate(batches):
         if len(batches) > 1 and i % ENCODED_TOGETHER == 0:
             progress("encoding the faces")
             _encode_together(engine, batches[i : i + ENCODED_TOGETHER])
         report = partial(progress, _photo_prefix(i, len(batches)))
-        people = _prepare_people(p, units, engine, init_image, report, compile)
+        images = []
+        each: list[Photo | None] = [*inits] or [None]
+        for init in each:
+            people = _prepare_people(p, units, engine, init, report, compile, part)
+            images.append(PreparedImage(people, None if init is None else (init.pixels.shape[1], init.pixels.shape[0])))
         strengths = tuple(unit.redraw_strength for unit in units.values())
+        several = tuple(images) if len(images) > 1 else ()
         infotext = to_infotext(units, with_names) | _never_acting(p, units)
-        prepared.append(PreparedBatch(people, init_size, infotext, strengths))
+        prepared.append(PreparedBatch(images[0].people, images[0].init_size, infotext, strengths, several))
     return tuple(prepared)
 
 
@@ -207,13 +229,14 @@ def _prepare_people(
     init_image: Photo | None,
     progress: Callable[..., None],
     compile: bool,
+    part: InitPart,
 ) -> tuple[Prepared, ...]:
     people = []
     files = len({unit.model for unit in units.values()})
     for number, unit in units.items():
         prefix = person_prefix(number, units)
         with error_prefix(prefix):
-            prepared = engine.prepare(unit, p.width, p.height, init_image, partial(progress, prefix), files)
+            prepared = engine.prepare(unit, p.width, p.height, init_image, partial(progress, prefix), files, part)
         notes = list(prepared.notes)
         if _lacks_its_pass(p, unit):
             notes.append("This person acts only in the second pass of hires fix, which is off.")

@@ -47,9 +47,9 @@ def comment_on_compiling(p: Any, batch: PreparedBatch) -> None:
 
 def add_likeness(p: Any, batch: PreparedBatch, image: Any, engine: Engine) -> None:
     """Measure a finished image's likeness to the first person and write it into its infotext."""
-    first = batch.people[0]
+    first = batch.of_image(getattr(p, "batch_index", 0)).people[0]
     landmarks = None if batch.init_size is not None else first.conditioning.landmarks
-    if first.embeddings is None:
+    if first.embeddings is None or first.absent:
         return
     value = engine.likeness(photos.from_pil(image, "Image"), first.embeddings, landmarks, first.face_pack)
     p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # left by the previous image
@@ -61,6 +61,7 @@ def redraw_small_faces(p: Any, batch: PreparedBatch, image: Any, host: ModuleTyp
     if not any(batch.redraw_strengths):
         return image
     last_was_second = bool(getattr(p, "enable_hr", False))
-    people = through_window(p, batch, batch.people, last_was_second)
+    shown = batch.of_image(getattr(p, "batch_index", 0))
+    people = through_window(p, shown, shown.people, last_was_second)
     find = engine.encoders(engine.files()).faces
     return redraw.redraw(p, image, people, batch.redraw_strengths, find, host)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from facesnap_ext.conditioning import Conditioning
+from facesnap_ext.conditioning import Conditioning, Placement
 from facesnap_ext.engine import Prepared
-from facesnap_ext.hosts.job import PreparedBatch
+from facesnap_ext.hosts.job import PreparedBatch, PreparedImage
 from facesnap_ext.regions import PaintedRegion, Window
 
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
@@ -22,12 +22,25 @@ WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 def for_pass(p: Any, batch: PreparedBatch) -> tuple[Conditioning, ...]:
     """The conditioning of everyone who acts in the sampling pass that is about to begin; img2img is a first pass."""
     second = bool(getattr(p, "is_hr_pass", False))
-    people = [one for one in batch.people if one.conditioning.strength.acts_in(second)]
-    return through_window(p, batch, people, second)
+    acting = [i for i, one in enumerate(batch.people) if one.conditioning.strength.acts_in(second)]
+    if not batch.images:
+        people = [batch.people[i] for i in acting if not batch.people[i].absent]
+        return through_window(p, batch, people, second)
+    images = []
+    for image in batch.images:
+        here = [image.people[i] for i in acting]
+        images.append(list(zip(here, through_window(p, image, here, second))))
+    return tuple(_placed(each) for each in zip(*images) if not all(prepared.absent for prepared, _ in each))
+
+
+def _placed(images: Sequence[tuple[Prepared, Conditioning]]) -> Conditioning:
+    """One person's conditioning in a batch whose images differ."""
+    placements = tuple(None if one.absent else Placement(seen.landmarks, seen.region) for one, seen in images)
+    return replace(images[0][1], placements=placements)
 
 
 def through_window(
-    p: Any, batch: PreparedBatch, people: Sequence[Prepared], second_pass: bool
+    p: Any, batch: PreparedBatch | PreparedImage, people: Sequence[Prepared], second_pass: bool
 ) -> tuple[Conditioning, ...]:
     """The conditioning of people, transformed to the image of a pass.
 

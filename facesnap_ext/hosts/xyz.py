@@ -12,7 +12,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings.infotext import DEFAULTS, PHOTOS
-from facesnap_ext.settings.script_args import block_weights, from_script_args
+from facesnap_ext.settings.script_args import block_weights, check_intervals, from_script_args
 from facesnap_ext.settings.unit import CHOICES, Unit, short_repr, with_values
 
 PREFIX = "[FaceSnap] "
@@ -41,10 +41,12 @@ def with_axes(p: Any, units: Mapping[int, Unit]) -> dict[int, Unit]:
     then inactive are left out.
 
     Raises:
-        FaceSnapError: there is no reference with the number given in the plot.
+        FaceSnapError: there is no reference with the number given in the plot, or a person's start is not before the
+            end.
     """
     values = getattr(p, "facesnap_axes", {})
     changed = {number: _with_axis_values(unit, values) for number, unit in units.items()}
+    check_intervals(changed)
     return {number: unit for number, unit in changed.items() if unit.active}
 
 

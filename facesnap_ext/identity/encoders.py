@@ -125,7 +125,8 @@ class Encoders:
     def codes(self, face: Face) -> FaceCodes:
         """DECA's codes of a face."""
         key = face_key("codes", (self.signature("deca"),), face.photo, face.box)
-        return self.cache.get_or_compute(key, lambda: self.predictor().encode(face.photo.pixels, face.box))
+        angle = face.turn + face.tilt
+        return self.cache.get_or_compute(key, lambda: self.predictor().encode(face.photo.pixels, face.box, angle))
 
     def source_shape(self, references: Sequence[Face], saved_shapes: Tensor | None) -> Tensor:
         """The shape code [S] that landmarks are predicted from: the first photo's, or else the saved identity's.

@@ -10,16 +10,11 @@ from typing import Any
 import numpy as np
 
 from facesnap_ext.errors import FaceSnapError, reason_of
+from facesnap_ext.identity.detection import LEVEL_FROM, detect_faces, longer_side
 from facesnap_ext.photos import Photo
+from facesnap_ext.turns import roll_of, turn_box, turn_points, turned
 from facesnap_ext.weights.face_pack import onnx_files, pack_files
 from facesnap_ext.weights.onnx_graph import read_graph
-
-DETECTOR_SIZES = (640, 576, 512, 448, 384, 320, 256, 192)
-"""Side of the detector's square input in pixels. The smaller sizes are only used for padded photos."""
-
-CLOSE_UP = 0.7
-"""A face that fills more than this fraction of the photo's longer side is detected again with padding, which gives more
-accurate keypoints."""
 
 CROP_SCALE = 1.5
 """Side of the crop for CLIP, relative to the longer side of the face box. The crop includes hair, ears and chin."""
@@ -62,16 +57,18 @@ class FacePack:
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A detected face. Coordinates are in pixels of the upright photo, x right and y down, and may lie outside it.
+    """A detected face. Coordinates are in pixels of the photo, x right and y down, and may lie outside it.
 
     Attributes:
         photo: the photo that shows the face.
         box: [4] float32 left, top, right, bottom.
-        keypoints: [5, 2] float32 left eye, right eye, nose, left and right corner of the mouth, as seen in the photo.
+        keypoints: [5, 2] float32 left eye, right eye, nose, left and right corner of the mouth, as seen in the photo
+            when the face is upright.
         embedding: [E] float32 ArcFace embedding, not normalised; E = 512 in the known packs.
         score: the detector's confidence, 0…1.
         padded: whether the face was only detected after adding a black border to the photo.
         detector_size: side in pixels of the detector's square input, which contained the photo with any border.
+        turn: degrees by which the photo is turned clockwise around this face: 0, 90, 180 or 270.
     """
 
     photo: Photo
@@ -81,11 +78,27 @@ class Face:
     score: float
     padded: bool
     detector_size: int
+    turn: int = 0
 
     @property
     def crop(self) -> np.ndarray:
-        """The crop of the face for CLIP, [S, S, 3] uint8 RGB; see `square_crop`."""
-        return square_crop(self.photo.pixels, self.box)
+        """The upright crop of the face for CLIP, [S, S, 3] uint8 RGB; see `square_crop`."""
+        crop = square_crop(self.photo.pixels, self.box)
+        if not self.tilt:
+            return np.ascontiguousarray(turned(crop, self.turn))
+        return _levelled(self.photo.pixels, self.box, self.turn + self.tilt, len(crop))
+
+    @property
+    def tilt(self) -> float:
+        """The tilt of the head beside `turn` that is levelled, in degrees clockwise: 0 below `LEVEL_FROM`."""
+        roll = roll_of(self.keypoints, self.turn)
+        return roll if abs(roll) > LEVEL_FROM else 0.0
+
+    @property
+    def turned_box(self) -> np.ndarray:
+        """The box in pixels of the photo turned upright."""
+        height, width = self.photo.pixels.shape[:2]
+        return turn_box(self.box, self.turn, width, height).astype(np.float32)
 
 
 def load_pack(folder: str | Path, device: str = "cpu", threads: int | None = None) -> FacePack:
@@ -138,11 +151,14 @@ def detect_landmarks68(model: Any, face: Face) -> np.ndarray:
     """
     from insightface.app.common import Face as InsightFace
 
-    bgr = np.ascontiguousarray(face.photo.pixels[:, :, ::-1])
-    points = np.asarray(model.get(bgr, InsightFace(bbox=face.box)), np.float32)[:, :2]
+    bgr = np.ascontiguousarray(turned(face.photo.pixels[:, :, ::-1], face.turn))
+    points = np.asarray(model.get(bgr, InsightFace(bbox=face.turned_box)), np.float32)[:, :2]
     if not np.isfinite(points).all():
         raise _not_finite(model)
-    return points
+    if not face.turn:
+        return points
+    height, width = bgr.shape[:2]
+    return turn_points(points + 0.5, -face.turn, width, height).astype(np.float32) - 0.5
 
 
 def _load_model(path: Path, task: str, device: str = "cpu", threads: int | None = None) -> Any:
@@ -180,28 +196,27 @@ def _load_model(path: Path, task: str, device: str = "cpu", threads: int | None 
 
 
 def find_faces(pack: FacePack, photo: Photo) -> list[Face]:
-    """Detect all faces in a photo and sort them by the area of their boxes, largest first.
-
-    Detectors are trained on faces with some surroundings. If no face is found, or one that nearly fills the photo,
-    detection is repeated on the photo surrounded by a black border of the photo's own width and height, at each of
-    `DETECTOR_SIZES` until a face is found.
+    """Detect all faces in a photo and sort them by the area of their boxes, largest first; see `detect_faces`.
 
     Raises:
         NoFaceError: no face was found.
     """
     bgr = np.ascontiguousarray(photo.pixels[:, :, ::-1])
-    padded, size = False, DETECTOR_SIZES[0]
-    detections = _detect(pack, bgr, size)
-    if not detections or longer_side(detections[0][0]) > CLOSE_UP * max(bgr.shape[:2]):
-        for padded_size in DETECTOR_SIZES:
-            if padded_detections := _detect_padded(pack, bgr, padded_size):
-                detections, padded, size = padded_detections, True, padded_size
-                break
+    detections = detect_faces(pack.detector, bgr)
     if not detections:
         raise no_face_error(photo)
     return [
-        Face(photo, box, keypoints, _embedding(pack, bgr, keypoints), score, padded, size)
-        for box, keypoints, score in detections
+        Face(
+            photo,
+            one.box,
+            one.keypoints,
+            _embedding(pack, bgr, one.keypoints),
+            one.score,
+            one.padded,
+            one.size,
+            one.turn,
+        )
+        for one in detections
     ]
 
 
@@ -254,6 +269,18 @@ def square_crop(pixels: np.ndarray, box: np.ndarray, scale: float = CROP_SCALE) 
     return pixels[rows[:, None], columns]
 
 
+def _levelled(pixels: np.ndarray, box: np.ndarray, angle: float, side: int) -> np.ndarray:
+    """Return the square [side, side, 3] around a box in the photo turned counterclockwise by `angle` degrees about the
+    box's centre. Edge pixels are repeated outside the photo."""
+    import cv2
+
+    x, y = (float(value) for value in box.reshape(2, 2).mean(axis=0))
+    transform = cv2.getRotationMatrix2D((x, y), angle, 1.0)
+    transform[0, 2] += side / 2 - x
+    transform[1, 2] += side / 2 - y
+    return cv2.warpAffine(pixels, transform, (side, side), borderMode=cv2.BORDER_REPLICATE)
+
+
 def _span(centre: float, side: int, length: int) -> np.ndarray:
     """Return `side` consecutive pixel indices around `centre`, moved into 0…length - 1 or clipped to it."""
     start = round(centre - side / 2)
@@ -276,33 +303,6 @@ def _folder_of_models(folder: Path) -> Path:
     return subfolders[0]
 
 
-def _detect(pack: FacePack, bgr: np.ndarray, size: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
-    """Return box, keypoints and score of each face in `bgr` [H, W, 3], largest box first."""
-    if min(bgr.shape[:2]) * size < max(bgr.shape[:2]):
-        return []  # insightface would shrink the shorter side to zero pixels
-    boxes, keypoints = pack.detector.detect(bgr, input_size=(size, size))
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    order = np.argsort(-areas, kind="stable")
-    return [(boxes[i, :4].astype(np.float32), keypoints[i].astype(np.float32), float(boxes[i, 4])) for i in order]
-
-
-def _detect_padded(pack: FacePack, bgr: np.ndarray, size: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
-    """Like `_detect`, on the photo surrounded by a black border of its own width and height."""
-    import cv2
-
-    # The detector would shrink a larger photo anyway. Adding the border at full size would need too much memory.
-    shrink = min(1.0, size / max(bgr.shape[:2]))
-    height, width = (max(1, round(side * shrink)) for side in bgr.shape[:2])
-    small = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA)
-    small = cv2.copyMakeBorder(small, height, height, width, width, cv2.BORDER_CONSTANT, value=(0, 0, 0))
-    scale = np.array([bgr.shape[1] / width, bgr.shape[0] / height], np.float32)
-    corner = np.array([width, height], np.float32)
-    return [
-        ((box.reshape(2, 2) - corner).reshape(4) * np.tile(scale, 2), (keypoints - corner) * scale, score)
-        for box, keypoints, score in _detect(pack, small, size)
-    ]
-
-
 def _embedding(pack: FacePack, bgr: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     """Return the ArcFace embedding [E] float32 of the face with these keypoints [5, 2] in `bgr` [H, W, 3]."""
     from insightface.app.common import Face as InsightFace
@@ -318,8 +318,3 @@ def _not_finite(model: Any) -> FaceSnapError:
         f"The face model {model.model_file} returns values that are not finite numbers, so it is damaged: unpack the"
         " face model pack again."
     )
-
-
-def longer_side(box: np.ndarray) -> float:
-    """Return the longer side of a box [4], in its unit."""
-    return float(max(box[2] - box[0], box[3] - box[1]))

@@ -50,12 +50,13 @@ def annotate_faces(
 
 
 def face_thumbnail(face: Face, side: int) -> Image.Image:
-    """Return a square image of a face with a small margin, `side` pixels wide. Areas outside the photo are black."""
+    """Return an upright square image of a face with a margin, `side` pixels wide. Areas outside the photo are black."""
     left, top, right, bottom = map(float, face.box)
     half = 0.65 * longer_side(face.box)
     x, y = (left + right) / 2, (top + bottom) / 2
     square = (round(x - half), round(y - half), round(x + half), round(y + half))
-    return Image.fromarray(face.photo.pixels).crop(square).resize((side, side), Image.Resampling.LANCZOS)
+    image = Image.fromarray(face.photo.pixels).crop(square).resize((side, side), Image.Resampling.LANCZOS)
+    return image.rotate(face.turn) if face.turn else image
 
 
 def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -198,9 +198,40 @@ def blur(face: Face) -> float:
     return max(squared_gradient / squared_laplacian - 1, 0.0) ** 0.5
 
 
+def turn_note(face: Face) -> str | None:
+    """Return the note for a face that lies on its side or upside down in the photo, or None."""
+    if not face.turn:
+        return None
+    return f"{face.photo.name} is turned by {face.turn}°; it was turned upright."
+
+
+def photo_notes(face: Face) -> list[str]:
+    """Return the notes on how a face was found."""
+    return [*([note] if (note := turn_note(face)) else []), *([padded_note(face)] if face.padded else [])]
+
+
 def padded_note(face: Face) -> str:
     """Return the note for a face that was only detected with padding."""
     return f"The face in {face.photo.name} fills the photo; it was only detected after adding a border."
+
+
+def stranger_note(references: Sequence[Face], saved: np.ndarray, name: str) -> str | None:
+    """Return the note for a saved identity that hardly resembles the photos it is used with, or None.
+
+    Args:
+        saved: [R, E] embeddings of the saved identity.
+    """
+    photos, others = (
+        np.mean([vector / np.linalg.norm(vector) for vector in embeddings], axis=0)
+        for embeddings in ([face.embedding for face in references], saved)
+    )
+    similarity = float(photos @ others / np.linalg.norm(photos) / np.linalg.norm(others))
+    if similarity >= DIFFERENT_PERSON:
+        return None
+    return (
+        f"The saved person {name} hardly resembles the reference photos ({similarity:.2f}), and both are mixed into "
+        "one face; clear the saved person or remove the photos unless you want that."
+    )
 
 
 def _warnings(
@@ -216,8 +247,7 @@ def _warnings(
     if len(faces) > 1:
         used = "the largest one is used" if face_index == 0 else f"face {face_index} is used (0 = largest)"
         warnings.append(f"{photo.name} shows {len(faces)} faces: {used}.")
-    if face.padded:
-        warnings.append(padded_note(face))
+    warnings += photo_notes(face)
     if (side := longer_side(face.box)) < ARCFACE_SIDE:
         warnings.append(
             f"The face in {photo.name} is small ({round(side)} pixels; at least {ARCFACE_SIDE} are recommended): use a "

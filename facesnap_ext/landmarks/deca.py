@@ -8,6 +8,7 @@ this order, into shape, texture, expression, pose (global and jaw rotation vecto
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class Deca(nn.Module):
         return dict(zip(self.code_sizes, codes.split(list(self.code_sizes.values()), dim=1)))
 
 
-def crop_transform(box: np.ndarray, image_size: int = IMAGE_SIZE) -> np.ndarray:
+def crop_transform(box: np.ndarray, image_size: int = IMAGE_SIZE, angle: float = 0.0) -> np.ndarray:
     """Return the similarity transform from a photo to DECA's crop of a detected face.
 
     The side of the crop is 1.25 times the mean side of the face box, truncated to whole pixels. Its centre lies 0.12
@@ -126,17 +127,26 @@ def crop_transform(box: np.ndarray, image_size: int = IMAGE_SIZE) -> np.ndarray:
     Args:
         box: [4] left, top, right, bottom of the detected face in pixels.
         image_size: side of the crop in pixels.
+        angle: degrees by which the face is turned clockwise in the photo; the crop shows it upright.
 
     Returns:
         [3,3] float64, from pixel indices of the photo to pixel indices of the crop (pixel centres have integer
         coordinates).
     """
     left, top, right, bottom = (float(edge) for edge in box)
+    if angle:
+        return crop_transform(box, image_size) @ _rotation_about((left + right) / 2, (top + bottom) / 2, -angle)
     size = (right - left + bottom - top) / 2
     x, y = (left + right) / 2, (top + bottom) / 2 + CROP_SHIFT * size
     side = max(int(size * CROP_SCALE), 1)
     scale = (image_size - 1) / side
     return np.array([[scale, 0, scale * (side / 2 - x)], [0, scale, scale * (side / 2 - y)], [0, 0, 1]])
+
+
+def _rotation_about(x: float, y: float, angle: float) -> np.ndarray:
+    """Return the rotation [3,3] by `angle` degrees about a point, clockwise as seen in an image."""
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return np.array([[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y], [0, 0, 1]])
 
 
 def crop_face(photo: np.ndarray, transform: np.ndarray, image_size: int = IMAGE_SIZE) -> Tensor:
@@ -153,10 +163,11 @@ def crop_face(photo: np.ndarray, transform: np.ndarray, image_size: int = IMAGE_
     from skimage.transform import SimilarityTransform, warp
 
     # Convert only the part of the photo that the crop reads to float, with a margin of 2 pixels for the interpolation.
-    corners = to_photo_indices(np.array([[0, 0], [image_size - 1, image_size - 1]]), transform)
+    last = image_size - 1
+    corners = to_photo_indices(np.array([[0, 0], [last, 0], [0, last], [last, last]]), transform)
     height, width = photo.shape[:2]
-    left, top = np.clip(np.floor(corners[0]) - 2, 0, [width - 1, height - 1]).astype(int)
-    right, bottom = np.clip(np.ceil(corners[1]) + 3, [left + 1, top + 1], [width, height]).astype(int)
+    left, top = np.clip(np.floor(corners.min(0)) - 2, 0, [width - 1, height - 1]).astype(int)
+    right, bottom = np.clip(np.ceil(corners.max(0)) + 3, [left + 1, top + 1], [width, height]).astype(int)
     window = photo[top:bottom, left:right].astype(np.float32) / 255
     into_window = SimilarityTransform(translation=(-left, -top)).params @ np.linalg.inv(transform)
     crop = warp(window, SimilarityTransform(matrix=into_window), output_shape=(image_size, image_size))

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facesnap_ext.turns import turn_points
+
 _EMBEDDING = json.loads(Path(__file__).with_name("landmarks72.json").read_text(encoding="utf-8"))
 
 TRIANGLES: int = _EMBEDDING["triangles"]  # number of triangles in the mesh that the embedding refers to
@@ -69,6 +71,15 @@ class Landmarks:
         """Return the points for the same image resized to `width` × `height` pixels."""
         scale = np.array([width / self.width, height / self.height])
         return Landmarks((self.points * scale).astype(np.float32), width, height)
+
+    def upright(self, turn: int) -> Landmarks:
+        """Return the points for the same image turned upright, which is turned by `turn` degrees clockwise."""
+        if not turn:
+            return self
+        sideways = turn % 180 != 0
+        width, height = (self.height, self.width) if sideways else (self.width, self.height)
+        points = turn_points(self.points, turn, self.width, self.height)
+        return Landmarks(points.astype(np.float32), width, height)
 
     def crop(self, x: float, y: float, width: float, height: float) -> Landmarks:
         """Return the points relative to a window of the image, which may extend beyond it.

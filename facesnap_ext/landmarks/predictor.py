@@ -43,20 +43,23 @@ class LandmarkPredictor:
     flame: Flame
     device: torch.device
 
-    def encode(self, photo: np.ndarray, box: np.ndarray) -> FaceCodes:
+    def encode(self, photo: np.ndarray, box: np.ndarray, angle: float = 0.0) -> FaceCodes:
         """Return the codes of a face.
 
         Args:
             photo: [H,W,3] uint8 RGB.
             box: [4] left, top, right, bottom of the detected face in pixels.
+            angle: see `crop_transform`.
         """
-        return self.encode_batch([photo], [box])[0]
+        return self.encode_batch([photo], [box], [angle])[0]
 
     @torch.no_grad()
-    def encode_batch(self, photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> list[FaceCodes]:
+    def encode_batch(
+        self, photos: Sequence[np.ndarray], boxes: Sequence[np.ndarray], angles: Sequence[float] | None = None
+    ) -> list[FaceCodes]:
         """Return the codes of one face per photo, in a single forward pass. Arguments as in `encode`."""
         size = self.deca.image_size
-        transforms = [crop_transform(box, size) for box in boxes]
+        transforms = [crop_transform(box, size, angle) for box, angle in zip(boxes, angles or [0.0] * len(boxes))]
         crops = torch.stack([crop_face(photo, transform, size) for photo, transform in zip(photos, transforms)])
         codes = {name: code.cpu() for name, code in self.deca(crops.to(self.device)).items()}
         return [

@@ -35,6 +35,7 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
             them. With several enabled units the message names the person.
     """
     by_name = bool(args) and isinstance(args[0], dict)
+    _check_form(args)
     if by_name:
         # the host pads what the request leaves out with the components' own values
         given = [{"enabled": True, **values} for values in takewhile(lambda value: isinstance(value, dict), args)]
@@ -43,12 +44,52 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
         given = [dict(zip(UI_ORDER, args[i : i + size])) for i in range(0, len(args), size)]
         if not (given and given[0]["enabled"]):
             return {}  # the accordion's own checkbox is the first person's
-    enabled = {number: values for number, values in enumerate(given, 1) if values.get("enabled")}
+    enabled = {number: values for number, values in enumerate(given, 1) if values.get("enabled") is not False}
+    if not by_name:
+        enabled = {number: values for number, values in enabled.items() if values.get("enabled")}
     units, reader = {}, PhotoReader()
     for number, values in enabled.items():
         with error_prefix(person_prefix(number, enabled)):
             units[number] = _unit(values if by_name else _from_page(values), reader)
     return units
+
+
+def check_intervals(units: Mapping[int, Unit]) -> None:
+    """Check that every enabled person has a part of sampling to act in.
+
+    Raises:
+        FaceSnapError: a person with a weight above 0 starts at the end or after it.
+    """
+    for number, unit in units.items():
+        strength = unit.strength
+        if unit.enabled and strength.weight > 0 and strength.start >= strength.end:
+            raise FaceSnapError(
+                f"{person_prefix(number, units)}FaceSnap's start ({strength.start:g}) is not before its end "
+                f"({strength.end:g}), so this person would never act; lower start or raise end."
+            )
+
+
+def _check_form(args: Sequence[Any]) -> None:
+    """Check that the arguments are one dictionary per person, or the page's components.
+
+    Raises:
+        FaceSnapError: they are neither.
+    """
+    people = [i for i, value in enumerate(args) if isinstance(value, dict)]
+    if people != list(range(len(people))):
+        raise FaceSnapError(
+            f"FaceSnap's argument {people[-1] + 1} is a dictionary, but argument {_first_other(args)} is not; send one "
+            "dictionary per person and nothing before or between them."
+        )
+    if args and not people and not isinstance(args[0], bool):
+        raise FaceSnapError(
+            f"FaceSnap's first argument is {short_repr(args[0])}; send one dictionary per person, such as "
+            '{"references": ["<base64>"]}.'
+        )
+
+
+def _first_other(args: Sequence[Any]) -> int:
+    return next(i for i, value in enumerate(args, 1) if not isinstance(value, dict))
 
 
 def batches_by_reference(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
@@ -126,6 +167,12 @@ def _unit(values: dict[str, Any], reader: PhotoReader) -> Unit:
         raise FaceSnapError(
             f"FaceSnap has no setting named {short_repr(unknown[0])}; its settings are {', '.join(sorted(known))}."
         )
+    for name in ("references", "block_weights", "driving", "mask"):
+        if values.get(name) is False or type(values.get(name)) in (int, float, dict):
+            raise FaceSnapError(
+                f"FaceSnap's {name} is {short_repr(values[name])}; leave it out or send "
+                f"{'a list of numbers' if name == 'block_weights' else 'base64'}."
+            )
     references, weights = values.get("references") or [], values.get("block_weights") or ()
     parsed = {
         "references": reference_photos(references if isinstance(references, (list, tuple)) else [references], reader),

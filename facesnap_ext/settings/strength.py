@@ -32,7 +32,7 @@ class Strength:
 
     @property
     def active(self) -> bool:
-        """Whether there is any effect; a weight of 0 or an empty interval leaves the image unchanged."""
+        """Whether there is any effect; a weight of 0 leaves the image unchanged."""
         return self.weight > 0 and self.start < self.end
 
     def acts_at(self, progress: float) -> bool:

@@ -18,7 +18,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.framing import face_thumbnail
-from facesnap_ext.identity.references import Reference
+from facesnap_ext.identity.references import Reference, turn_note
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.poses import for_browser
 from facesnap_ext.settings.script_args import reference_photos
@@ -71,7 +71,9 @@ def driving_faces(engine: Engine, driving: Any, driving_face_index: float | None
         faces = engine.encoders(engine.files()).faces(photos.from_pil(driving, "Driving photo"))
     except FaceSnapError as error:
         return problem(str(error))
-    return face_buttons("driving_face_index", faces, int(driving_face_index or 0))
+    chosen = int(driving_face_index or 0)
+    note = turn_note(faces[chosen]) if 0 <= chosen < len(faces) else None
+    return (f"<div>{escape(note)}</div>" if note else "") + face_buttons("driving_face_index", faces, chosen)
 
 
 def face_buttons(control: str, faces: Sequence[Face], chosen: int | None) -> str:
@@ -160,7 +162,7 @@ def save_person(
     """Save the person in the reference photos as an identity.
 
     Returns:
-        HTML of the outcome, and the updated list of saved identities with the new one selected.
+        HTML of the outcome, and the updated list of saved identities; the selection stays as it was.
     """
     try:
         references = reference_photos(files)
@@ -173,4 +175,4 @@ def save_person(
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
     choices = ["", *sorted(find_identities(models.folder))]
-    return f"Saved as {escape(path.name)}: features, no pixels.", gr.update(choices=choices, value=path.stem)
+    return f"Saved as {escape(path.name)}: features, no pixels.", gr.update(choices=choices)

@@ -7,7 +7,8 @@
     POST /facesnap/models/get   {"part": "<name in the catalogue>"} → {"part", "done", "size", "state", "message"}
     POST /facesnap/models/stop  likewise
     POST /facesnap/detect     {"photos": ["<base64>", …]}
-                              → {"photos": [{"width", "height", "faces": [{"box": [l, t, r, b], "score", "padded"}]}]}
+                              → {"photos": [{"width", "height",
+                                             "faces": [{"box": [l, t, r, b], "score", "padded", "turn"}]}]}
     POST /facesnap/landmarks  {"reference", "face_index", "driving", "driving_face_index", "width", "height"}, all
                               optional
                               → {"rig", "points": [72][2] or null, "place": {"x", "y", "size"} or null}
@@ -225,7 +226,7 @@ def _detect(encoders: Encoders, images: list[Any]) -> Values:
     for number, text in enumerate(images, 1):
         photo = _photo(text, f"Photo {number}", reader)
         faces = [
-            {"box": face.box.tolist(), "score": float(face.score), "padded": face.padded}
+            {"box": face.box.tolist(), "score": float(face.score), "padded": face.padded, "turn": face.turn}
             for face in encoders.faces(photo)
         ]
         height, width = photo.pixels.shape[:2]

@@ -13,6 +13,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import faces
 from facesnap_ext.landmarks.predictor import LandmarkPredictor, load_predictor
 from facesnap_ext.photos import Photo
+from facesnap_ext.turns import turned
 from facesnap_ext.weights.networks import network_hash
 from facesnap_lab.dataset import crops, masks
 from facesnap_lab.dataset.scan import SkippedPhoto
@@ -83,6 +84,9 @@ def training_images(
     """
     try:
         face = faces.find_faces(networks.pack, photo)[0]
+        if face.turn:
+            photo = Photo(np.ascontiguousarray(turned(photo.pixels, face.turn)), photo.name)
+            face = faces.find_faces(networks.pack, photo)[0]
     except faces.NoFaceError as error:
         return SkippedPhoto("no face", str(error))
     if face.score < settings.min_score:

@@ -269,6 +269,47 @@ def test_missing_file_is_reported(tmp_path):
         from_path(tmp_path / "pictures")
 
 
+def url_safe(text):
+    return text.replace("+", "-").replace("/", "_")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda text: text,
+        lambda text: "data:application/octet-stream;base64," + text,
+        lambda text: "data:;base64," + text,
+        lambda text: "DATA:IMAGE/PNG;BASE64," + text,
+        lambda text: "data:text/plain;charset=US-ASCII;base64," + text,
+        lambda text: 'data:image/png;name="a photo.png"; charset=utf-8 ;base64,' + text,
+        lambda text: " \n data:image/png;base64,\n" + "\r\n".join(text[i : i + 60] for i in range(0, len(text), 60)),
+        lambda text: text.rstrip("="),
+        url_safe,
+        lambda text: "data:image/x-unknown;base64," + url_safe(text).rstrip("="),
+        lambda text: "data:image/png;base64," + text.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+    ],
+)
+@pytest.mark.parametrize("size", [(5, 7), (6, 7), (8, 9)])
+def test_every_form_of_base64_is_read(form, size):
+    pixels = np.random.default_rng(1).integers(0, 256, (*size, 3)).astype(np.uint8)
+    data = encoded(Image.fromarray(pixels))
+    text = base64.b64encode(data).decode()
+    assert set("+/") & set(text)
+    np.testing.assert_array_equal(from_base64(form(text), "photo").pixels, pixels)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("data:image/svg+xml,%3Csvg/%3E", "data:image/png,AAAA", "data:image/png;base64", "data:" + "x" * 5000),
+        *("https://example.org/a.png", "data:image/png;base64,====", "data:image/png;base64,ä", "%", "-", ""),
+    ],
+)
+def test_other_text_is_not_a_photo(text):
+    with pytest.raises(FaceSnapError, match=r"^photo is not "):
+        from_base64(text, "photo")
+
+
 SOURCES = {  # one photo of 4 × 3 pixels in every form in which a job or a request may bring it
     "image": Image.new("RGB", (4, 3)),
     "bytes": encoded(Image.new("RGB", (4, 3))),

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from facesnap_ext import engine
 from facesnap_ext.engine import Engine, Tokens, condition, find_faces, predict_landmarks
+from facesnap_ext.identity.faces import find_faces as find_all
+from facesnap_ext.identity.init_part import InitPart
+from facesnap_ext.identity.references import DIFFERENT_PERSON, cosines, stranger_note
 from facesnap_ext.identity.tokens import mix, token_signatures
 from facesnap_ext.landmarks.hints import POINTS72
 from facesnap_ext.landmarks.points72 import crop_and_resize
@@ -114,3 +119,74 @@ def test_conditioning_carries_the_units_strength_and_region(encoders, weights, u
     assert conditioning.strength is one.strength
     assert isinstance(conditioning.region, RoundedBox)
     assert (conditioning.ffrnet, conditioning.name) == (weights.ffrnet, "random.safetensors")
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_turned_driving_photo_gives_the_upright_pose_and_is_reported(encoders, unit, mirrored, degrees):
+    turned = Photo(np.ascontiguousarray(np.rot90(mirrored.pixels, -degrees // 90)), "turned.png")
+    size = (640, 512)
+    for where in ("driving", "reference"):
+        ones = [
+            replace(unit, driving=photo) if where == "driving" else replace(unit, references=(photo,))
+            for photo in (mirrored, turned)
+        ]
+        upright, sideways = (find_faces(encoders, one) for one in ones)
+        expected, actual = (
+            predict_landmarks(encoders, one, faces, POINTS72, *size)[0] for one, faces in zip(ones, (upright, sideways))
+        )
+        np.testing.assert_allclose(actual.points, expected.points, atol=15)
+        assert sideways.notes == (f"turned.png is turned by {degrees}°; it was turned upright.",)
+        assert upright.notes == ()
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_turned_init_image_keeps_its_landmarks(encoders, unit, mirrored, degrees):
+    turned = Photo(np.ascontiguousarray(np.rot90(mirrored.pixels, -degrees // 90)), "Init image")
+    upright, sideways = (
+        predict_landmarks(encoders, unit, find_faces(encoders, unit, photo), POINTS72, 640, 512)[0]
+        for photo in (mirrored, turned)
+    )
+    np.testing.assert_allclose(sideways.upright(degrees).points, upright.points, atol=12)
+    (note,) = find_faces(encoders, unit, turned).notes
+    assert f"turned by {degrees}°" in note
+
+
+def test_the_face_under_the_mask_drives(encoders, unit, group):
+    faces = encoders.faces(group)
+    height, width = group.pixels.shape[:2]
+    for face in faces:
+        mask = np.zeros((height, width), np.uint8)
+        left, top, right, bottom = face.box.astype(int)
+        mask[top:bottom, left:right] = 1
+        for tile in (False, True):
+            found = find_faces(encoders, unit, group, init_part=InitPart(mask, tile))
+            np.testing.assert_array_equal(found.driving.box, face.box)
+            assert not found.absent
+
+
+@pytest.mark.parametrize("pose", ["photo", "own", "template", "sliders"])
+def test_a_tile_shows_its_own_face_or_nobody(encoders, unit, mirrored, pose):
+    one = changed(unit, pose=pose)
+    found = find_faces(encoders, one, mirrored, init_part=InitPart(tile=True))
+    assert found.driving.photo is mirrored
+    assert found.in_init_image
+    empty = find_faces(encoders, one, grey(), init_part=InitPart(tile=True))
+    assert empty.absent
+    assert "was left out there" in empty.notes[0]
+    assert not find_faces(encoders, one, grey()).absent
+
+
+def test_a_saved_identity_of_another_person_is_reported(face_pack, astronaut, mirrored, grace_hopper):
+    [own], [same], [other] = (find_all(face_pack, photo) for photo in (astronaut, mirrored, grace_hopper))
+    assert stranger_note([own], same.embedding[None], "Ada") is None
+    assert stranger_note([own, same], np.stack([own.embedding, same.embedding]), "Ada") is None
+    assert "Ada hardly resembles the reference photos" in stranger_note([own], -own.embedding[None], "Ada")
+    similarity = cosines([own.embedding, other.embedding])[0, 1]
+    assert (stranger_note([own], other.embedding[None], "Ada") is None) == (similarity >= DIFFERENT_PERSON)
+
+
+def test_the_note_on_a_saved_identity_reaches_the_job(encoders, unit, monkeypatch):
+    saved = SimpleNamespace(embeddings=torch.from_numpy(-encoders.face(unit.references[0]).embedding[None]))
+    monkeypatch.setattr(engine, "load_identity", lambda *args: saved)
+    found = find_faces(encoders, replace(unit, identity="Ada"))
+    assert "hardly resembles" in found.notes[0]

@@ -155,7 +155,10 @@ def test_a_job_is_conditioned_and_released(host, astronaut):
     assert host.state.textinfo.startswith("FaceSnap")
 
 
-@pytest.mark.parametrize("args", [[False], [], [{"enabled": False}], [{"weight": 0}], [{"start": 0.5, "end": 0.5}]])
+NEVER = {"start": 0.5, "end": 0.5}
+
+
+@pytest.mark.parametrize("args", [[False], [], [{"enabled": False}], [{"weight": 0}], [NEVER | {"weight": 0}]])
 def test_an_inactive_unit_is_neither_prepared_nor_attached(host, args, monkeypatch):
     monkeypatch.setattr(host_job, "prepare", lambda *args: pytest.fail("prepared"))
     p = job()
@@ -174,6 +177,7 @@ def test_an_inactive_unit_is_neither_prepared_nor_attached(host, args, monkeypat
             r"No face was found in Reference photo 1",
         ),
         ({"odd": 1}, "no setting named 'odd'"),
+        (NEVER, r"start \(0.5\) is not before its end \(0.5\)"),
     ],
 )
 def test_errors_during_preparation_stop_the_job(host, values, message):

@@ -12,7 +12,7 @@ from torch import nn
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import a1111, forge
-from facesnap_ext.hosts.attention import AdapterHooks, Call, cross_attentions, sides_of
+from facesnap_ext.hosts.attention import AdapterHooks, Call, cross_attentions, labels_of
 from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
 from facesnap_ext.regions import PaintedRegion
@@ -454,11 +454,13 @@ def test_rows_that_no_side_can_be_told_for_stop_the_job(unet, monkeypatch, chang
 def test_rows_that_are_equal_on_both_sides_are_told_apart_by_their_place_or_refused():
     whole = torch.ones(2, 3, 4)
     whole[1:] = whole[:1]
-    assert sides_of(whole[1:], whole, [True, False]) == [False]
-    assert sides_of(whole.clone(), whole, [True, False]) == [True, False]
-    with pytest.raises(FaceSnapError, match="cannot tell the positive from the negative prompt"):
-        sides_of(whole[1:].clone(), whole, [True, False])
-    assert sides_of(whole[1:].clone(), whole, [True, True]) == [True]
+    sides = [(True, 0), (False, 0)]
+    assert labels_of(whole[1:], whole, sides) == [(False, 0)]
+    assert labels_of(whole.clone(), whole, sides) == sides
+    for labels in (sides, [(True, 0), (True, 1)]):  # the side or the image is not known
+        with pytest.raises(FaceSnapError, match="cannot tell the positive from the negative prompt"):
+            labels_of(whole[1:].clone(), whole, labels)
+    assert labels_of(whole[1:].clone(), whole, [(True, 1), (True, 1)]) == [(True, 1)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -496,7 +498,7 @@ def test_adapters_act_on_features_of_any_size(unet, kind, shrunk):
         x, context = torch.randn(1, width, *shrunk, generator=g), torch.randn(1, 5, tiny.CONTEXT, generator=g)
         with torch.no_grad():
             plain = transformer(x, context=context)
-            hooks.call = Call((True,), (True,) * len(people))
+            hooks.call = Call((True,), (True,) * len(people), (0,))
             changed = transformer(x, context=context)
     finally:
         hooks.remove()

@@ -160,7 +160,7 @@ def test_the_init_window_without_a_crop_is_the_whole_image():
 
 
 class StubEngine:
-    def prepare(self, unit, width, height, init_image, progress, files_kept):
+    def prepare(self, unit, width, height, init_image, progress, files_kept, init_part):
         progress("looking")
         if unit.strength.weight == 2:
             raise FaceSnapError("No face was found.")

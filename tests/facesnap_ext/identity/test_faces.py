@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.identity import faces
+from facesnap_ext.identity.detection import DETECTOR_SIZES
 from facesnap_ext.identity.faces import FacePack, NoFaceError, find_faces, load_pack, select_face, square_crop
 from facesnap_ext.photos import Photo, from_bytes
 from tests.support.stand_in_pack import stand_in_arcface
@@ -92,8 +92,10 @@ def test_close_up_is_detected_with_padding(height, width):
     pixel = max(1, max(height, width) / 640)
     np.testing.assert_allclose(face.box, box, atol=pixel)
     np.testing.assert_allclose(face.keypoints[[0, 4]].ravel(), box, atol=pixel)
-    (plain, _), ((padded_height, padded_width, _), _) = pack.detector.calls
+    (plain, _), *turned, ((padded_height, padded_width, _), _) = pack.detector.calls[:5]
     assert plain == (height, width, 3)
+    assert len(turned) == 3
+    assert len(pack.detector.calls) == 8  # with and without a border, each in four turns
     assert padded_height / padded_width == pytest.approx(height / width, rel=0.01)
     assert max(padded_height, padded_width) <= 3 * 640
 
@@ -111,7 +113,8 @@ def test_all_detector_sizes_are_tried():
     with pytest.raises(NoFaceError, match=r"in photo\.png: use a photo"):
         find_faces(pack, photo_with_boxes(30, 40))
     sizes = [size for _, size in pack.detector.calls]
-    assert sizes == [(640, 640)] + [(size, size) for size in range(640, 191, -64)]
+    upright, in_turns = [(size, size) for size in range(640, 191, -64)], [(640, 640)] * 3
+    assert sizes == [(640, 640), *in_turns, *upright, *in_turns, *[(448, 448)] * 3, *[(256, 256)] * 3]
 
 
 def test_detector_size_is_recorded():
@@ -348,5 +351,5 @@ def test_stand_in_recognition_is_deterministic(face_pack_folder, tmp_path, astro
 
 
 def test_detector_sizes_are_descending_multiples_of_32():
-    assert all(size % 32 == 0 for size in faces.DETECTOR_SIZES)
-    assert all(np.diff(faces.DETECTOR_SIZES) < 0)
+    assert all(size % 32 == 0 for size in DETECTOR_SIZES)
+    assert all(np.diff(DETECTOR_SIZES) < 0)

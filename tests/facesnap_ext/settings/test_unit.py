@@ -15,7 +15,7 @@ from PIL import Image
 
 from facesnap_ext import photos
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.settings.script_args import UI_ORDER, from_script_args
+from facesnap_ext.settings.script_args import UI_ORDER, check_intervals, from_script_args
 from facesnap_ext.settings.unit import Unit, defaults
 from tests.support.units import make_unit
 
@@ -157,3 +157,52 @@ def test_invalid_choices_are_reported(values, message):
 def test_block_weights_that_are_not_numbers_are_reported():
     with pytest.raises(FaceSnapError, match="block_weights are 'strong'"):
         from_script_args(page(block_weights="strong"))
+
+
+PERSON = {"references": [b64(picture())]}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([None, PERSON], "argument 2 is a dictionary, but argument 1 is not"),
+        ([PERSON, None, PERSON], "argument 3 is a dictionary, but argument 2 is not"),
+        ([*page(enabled=False), PERSON], "is a dictionary, but argument 1 is not"),
+        ([[PERSON]], "first argument is .*send one dictionary per person"),
+        ([None], "first argument is None"),
+        (["true"], "first argument is 'true'"),
+        ([1, None], "first argument is 1;"),
+        ([{**PERSON, "enabled": "false"}], "enabled is 'false'; it must be true or false"),
+        ([{**PERSON, "enabled": 0}], "enabled is 0; it must be true or false"),
+        ([{**PERSON, "enabled": None}], "enabled is None; it must be true or false"),
+        ([{**PERSON, "weight": "1.0"}], "weight is '1.0'; use a number"),
+        ([{**PERSON, "weight": True}], "weight is True"),
+        ([{**PERSON, "weight": None}], "weight is None"),
+        ([{**PERSON, "weight": float("nan")}], "weight is nan"),
+        ([{**PERSON, "face_index": "0"}], "face_index is '0'"),
+        ([{**PERSON, "face_index": 1.0}], "face_index is 1.0"),
+        ([{**PERSON, "cond_only": "yes"}], "cond_only is 'yes'"),
+        ([{**PERSON, "block_weights": 0}], "block_weights is 0"),
+        ([{**PERSON, "block_weights": {}}], "block_weights is {}"),
+        ([{**PERSON, "driving": 0}], "driving is 0"),
+        ([{**PERSON, "driving": False}], "driving is False"),
+        ([{**PERSON, "mask": {}}], "mask is {}"),
+        ([{"references": 0}], "references is 0"),
+        ([{"references": {"photo": "x"}}], "references is {"),
+        ([{"references": [7]}], "Reference photo 1 is 7"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_stop_the_job(args, message):
+    with pytest.raises(FaceSnapError, match=message):
+        from_script_args(args)
+
+
+@pytest.mark.parametrize(("start", "end"), [(1.0, 1.0), (0.5, 0.5), (0.8, 0.2), (1.0, 0.0)])
+def test_a_person_who_would_never_act_stops_the_job(start, end):
+    unit = make_unit(start=start, end=end)
+    with pytest.raises(FaceSnapError, match=rf"^FaceSnap's start \({start:g}\) is not before its end \({end:g}\)"):
+        check_intervals({1: unit})
+    with pytest.raises(FaceSnapError, match=r"^Person 2: FaceSnap's start"):
+        check_intervals({1: make_unit(), 2: unit})
+    check_intervals({1: make_unit(start=start, end=end, weight=0)})
+    check_intervals({1: make_unit(enabled=False, start=start, end=end)})

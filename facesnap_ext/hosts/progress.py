@@ -1,0 +1,84 @@
+"""How far a sampling pass is: by its noise, because not all samplers evaluate the UNet as often as expected."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+TINY = 1e-6
+
+
+class Progress:
+    """The progress of one sampling pass, which never goes back.
+
+    The host counts evaluations and expects a number of them for each step. Where that agrees with the noise level to
+    within a step, it counts, and otherwise the noise level does: DPM adaptive chooses its own steps, some samplers
+    repeat a part of the pass, and those of other extensions may evaluate the UNet several times per step.
+    """
+
+    def __init__(self) -> None:
+        self._reached = 0.0
+        self._schedule: list[float] | None = None  # noise levels of the pass's steps; empty if unknown
+
+    def at(self, p: Any, params: Any) -> float:
+        """The progress at an evaluation, from 0 to 1.
+
+        Args:
+            params: the host's `CFGDenoiserParams`.
+        """
+        denoiser = params.denoiser
+        progress = denoiser.step / denoiser.total_steps
+        sigma = getattr(params, "sigma", None)
+        if sigma is not None:
+            noise = float(sigma.flatten()[0])
+            if self._schedule is None:
+                self._schedule = schedule_of(p, denoiser, noise)
+            if self._schedule:
+                by_noise = fraction_of(noise, self._schedule)
+                if abs(by_noise - progress) > 1 / max(1, denoiser.steps) + TINY:
+                    progress = by_noise
+        self._reached = max(self._reached, progress)
+        return self._reached
+
+
+def schedule_of(p: Any, denoiser: Any, first: float) -> list[float]:
+    """The noise levels at the beginning of each step of a pass, and at its end.
+
+    Samplers that choose their own steps have only the first and the last level. The list is empty if the host's
+    sampler has no noise levels, or others than the pass begins with.
+
+    Args:
+        first: the noise level of the pass's first evaluation.
+    """
+    sampler: Any = getattr(p, "sampler", None)
+    if not hasattr(sampler, "get_sigmas"):
+        return []
+    steps = denoiser.steps
+    second = bool(getattr(p, "is_hr_pass", False))
+    if second or hasattr(p, "init_images"):
+        from modules.sd_samplers_common import setup_img2img_steps
+
+        all_steps, _ = setup_img2img_steps(p, (p.hr_second_pass_steps or p.steps) if second else None)
+    else:
+        all_steps = steps
+    sigmas = [float(sigma) for sigma in sampler.get_sigmas(p, all_steps)][-(steps + 1) :]
+    if len(sigmas) < 3 or sigmas[-2] <= 0 or not math.isclose(sigmas[0], first, rel_tol=0.02):
+        return []
+    if "sigmas" not in inspect.signature(sampler.func).parameters:
+        return [sigmas[0], sigmas[-2]]
+    return sigmas
+
+
+def fraction_of(noise: float, schedule: Sequence[float]) -> float:
+    """Which part of a schedule is done at a noise level, from 0 to 1; within a step by the logarithm of the noise."""
+    steps = len(schedule) - 1
+    for step, (high, low) in enumerate(pairwise(schedule)):
+        if noise > low:
+            if noise >= high:
+                return step / steps
+            within = math.log(high / noise) / math.log(high / low) if low > 0 else 1 - noise / high
+            return (step + within) / steps
+    return 1.0

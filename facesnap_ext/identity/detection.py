@@ -1,0 +1,289 @@
+"""Detect faces whichever way up they are and however small they are in the photo.
+
+Detectors are trained on upright faces with some surroundings, and see the whole photo shrunk to 640 pixels. Faces are
+therefore looked for in all quarter turns of the photo, again with a border if the face fills the photo, and in
+tiles if a large photo seems to have none. A small or tilted face is looked at again from close up, and levelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from facesnap_ext.turns import roll_of, turn_box, turn_points, turned
+
+DETECTOR_SIZES = (640, 576, 512, 448, 384, 320, 256, 192)
+"""Side of the detector's square input in pixels. The smaller sizes are only used for padded photos."""
+
+CLOSE_UP = 0.7
+"""A face that fills more than this fraction of the photo's longer side is detected again with padding, which gives more
+accurate keypoints."""
+
+TURN_MARGIN = 0.1
+"""By how much a face must look more upright (`Detection.uprightness`) in a turned photo than in the photo as it is."""
+
+CONFIDENT = 0.7
+"""Uprightness from which a face is accepted that was found in a turned photo only, beside upright faces."""
+
+LEVEL_FROM = 30.0
+"""Tilt in degrees from which a face is levelled. A head is rarely held at a larger angle."""
+
+SMALL = 48
+"""Faces smaller than this in the detector's input, in pixels, are detected again in a crop if the photo has more."""
+
+CROP_SCALE = 4.0
+"""Side of that crop, relative to the longer side of the face's box."""
+
+TURNS = (0, 90, 180, 270)
+MAX_LOOKS = 8
+"""How many faces of a photo are looked at again, the largest first."""
+
+MAX_TILES = 16
+"""A long photo's shorter side is at least this fraction of its tiles' length, which bounds their number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """A face in a photo, in pixels of the photo as it is.
+
+    Attributes:
+        box: [4] float32 left, top, right, bottom.
+        keypoints: [5, 2] float32 eyes, nose and corners of the mouth; left and right as in the upright face.
+        score: the detector's confidence, 0…1.
+        turn: degrees by which the photo is turned clockwise around this face: 0, 90, 180 or 270.
+        padded: whether the photo had a border.
+        size: side in pixels of the detector's input.
+        scale: pixels of the detector's input per pixel of the photo.
+    """
+
+    box: np.ndarray
+    keypoints: np.ndarray
+    score: float
+    turn: int = 0
+    padded: bool = False
+    size: int = DETECTOR_SIZES[0]
+    scale: float = 1.0
+
+    @property
+    def uprightness(self) -> float:
+        """The score, lowered by the tilt that the keypoints have in the photo as the detector saw it."""
+        return self.score * math.cos(math.radians(roll_of(self.keypoints, self.turn)))
+
+
+def detect_faces(detector: Any, bgr: np.ndarray) -> list[Detection]:
+    """All faces of a photo [H, W, 3], the largest box first; empty if none is found."""
+    plain = partial(_detect, detector)
+    found = _in_turns(bgr, DETECTOR_SIZES[0], plain)
+    close = not found or longer_side(found[0].box) > CLOSE_UP * max(bgr.shape[:2])
+    if close and (padded := _with_border(partial(_detect_padded, detector), bgr)):
+        return [replace(one, padded=True) for one in padded]
+    if not found and max(bgr.shape[:2]) > 2 * DETECTOR_SIZES[0]:
+        found = _in_tiles(plain, bgr)
+    again = [_levelled(plain, bgr, _closer(plain, bgr, one)) for one in found[:MAX_LOOKS]]
+    return _largest_first([*again, *found[MAX_LOOKS:]])
+
+
+def longer_side(box: np.ndarray) -> float:
+    """The longer side of a box [4], in its unit."""
+    return float(max(box[2] - box[0], box[3] - box[1]))
+
+
+Raw = list[tuple[np.ndarray, np.ndarray, float]]
+Detect = Callable[[np.ndarray, int], Raw]
+
+
+def _in_turns(
+    bgr: np.ndarray, size: int, detect: Detect, turns: Sequence[int] = TURNS, known: Raw | None = None
+) -> list[Detection]:
+    """The faces of a photo in quarter turns, each once, in the turn in which it looks most upright.
+
+    Args:
+        known: what `detect` found in the photo as it is, if it has been called.
+    """
+    height, width = bgr.shape[:2]
+    scale = size / max(height, width)
+    plain = [] if 0 not in turns else detect(bgr, size) if known is None else known
+    upright = [Detection(*raw, size=size, scale=scale) for raw in plain]
+    small = _shrink(bgr, size)
+    back = np.array([width / small.shape[1], height / small.shape[0]])
+    others = []
+    for turn in turns:
+        if not turn:
+            continue
+        image = np.ascontiguousarray(turned(small, turn))
+        for box, keypoints, score in detect(image, size):
+            box = turn_box(box, -turn, image.shape[1], image.shape[0]) * np.tile(back, 2)
+            keypoints = turn_points(keypoints, -turn, image.shape[1], image.shape[0]) * back
+            others.append(
+                Detection(box.astype(np.float32), keypoints.astype(np.float32), score, turn, size=size, scale=scale)
+            )
+    return _largest_first(_merged(upright, others))
+
+
+def _with_border(detect: Detect, bgr: np.ndarray) -> list[Detection]:
+    """The faces of a photo surrounded by a border, at the first of `DETECTOR_SIZES` that shows any, upright if so."""
+    for size in DETECTOR_SIZES:
+        if known := detect(bgr, size):
+            return _in_turns(bgr, size, detect, known=known)
+    for size in DETECTOR_SIZES[::3]:
+        if found := _in_turns(bgr, size, detect, TURNS[1:]):
+            return found
+    return []
+
+
+def _merged(upright: Sequence[Detection], others: Sequence[Detection]) -> list[Detection]:
+    kept = list(upright)
+    best = max((one.uprightness for one in upright), default=-1.0)
+    for other in sorted(others, key=lambda one: -one.uprightness):
+        same = next((i for i, one in enumerate(kept) if _overlap(one.box, other.box) > 0.3), None)
+        if same is None:
+            if other.uprightness >= min(CONFIDENT, best + TURN_MARGIN):
+                kept.append(other)
+        elif kept[same].turn == 0 and other.uprightness > kept[same].uprightness + TURN_MARGIN:
+            kept[same] = other
+    return kept
+
+
+def _in_tiles(detect: Detect, bgr: np.ndarray) -> list[Detection]:
+    """Faces of a large photo in square tiles that overlap by half, upright ones if there are any.
+
+    The tiles of a long photo are as large as its shorter side, and those of other photos half and a quarter of it. The
+    smallest tiles are too many to be turned as well.
+    """
+    height, width = bgr.shape[:2]
+    shorter, longer = sorted((height, width))
+    sides = [max(shorter, -(-longer // MAX_TILES))] if longer >= 2 * shorter else []
+    sides += [side for side in (shorter // 2, shorter // 4) if side >= max(DETECTOR_SIZES[0], longer // 8)]
+    for side in sides:
+        for turns in (TURNS[:1], TURNS[1:] if side > shorter // 4 else ()):
+            found: list[Detection] = []
+            for left, top in _corners(width, height, side):
+                tile = np.ascontiguousarray(bgr[top : top + side, left : left + side])
+                for one in _in_turns(tile, DETECTOR_SIZES[0], detect, turns):
+                    _add(found, _moved(one, left, top))
+            if found:
+                return _largest_first(found)
+    return []
+
+
+def _add(found: list[Detection], face: Detection) -> None:
+    """Add a face from another tile, unless it is there already from a tile that does not cut it off."""
+    same = next((i for i, other in enumerate(found) if _overlap(other.box, face.box) > 0.3), None)
+    if same is None:
+        found.append(face)
+    elif face.uprightness > found[same].uprightness:
+        found[same] = face
+
+
+def _corners(width: int, height: int, side: int) -> Iterator[tuple[int, int]]:
+    for top in _starts(height, side):
+        for left in _starts(width, side):
+            yield left, top
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where tiles begin that cover a length, with the last one at its end."""
+    last = max(length - side, 0)
+    return [round(i * last / max(1, steps)) for steps in [-(-2 * last // side)] for i in range(steps + 1)]
+
+
+def _closer(detect: Detect, bgr: np.ndarray, face: Detection) -> Detection:
+    """A face that was small for the detector, detected again in a crop of the photo; itself if that fails."""
+    if longer_side(face.box) * face.scale >= SMALL or face.scale >= 1:
+        return face
+    half = CROP_SCALE / 2 * longer_side(face.box)
+    height, width = bgr.shape[:2]
+    x, y = face.box.reshape(2, 2).mean(0)
+    left, right = (int(np.clip(round(x + side), 0, width)) for side in (-half, half))
+    top, bottom = (int(np.clip(round(y + side), 0, height)) for side in (-half, half))
+    crop = np.ascontiguousarray(bgr[top:bottom, left:right])
+    faces = [_moved(one, left, top) for one in _in_turns(crop, DETECTOR_SIZES[0], detect)]
+    best = max(faces, key=lambda one: _overlap(one.box, face.box), default=face)
+    return best if _overlap(best.box, face.box) > 0.3 else face
+
+
+def _levelled(detect: Detect, bgr: np.ndarray, face: Detection) -> Detection:
+    """A tilted face, detected again in a levelled crop of the photo; itself if that fails.
+
+    Its box is the one of the levelled face, around the same centre.
+    """
+    import cv2
+
+    roll = roll_of(face.keypoints, face.turn)
+    if abs(roll) <= LEVEL_FROM:
+        return face
+    side = CROP_SCALE * longer_side(face.box)
+    scale = min(1.0, DETECTOR_SIZES[0] / side)
+    x, y = (float(value) for value in face.box.reshape(2, 2).mean(0))
+    transform = cv2.getRotationMatrix2D((x, y), face.turn + roll, scale)
+    pixels = max(1, round(side * scale))
+    transform[0, 2] += pixels / 2 - x
+    transform[1, 2] += pixels / 2 - y
+    back = cv2.invertAffineTransform(transform)
+    candidates = []
+    for box, keypoints, score in detect(cv2.warpAffine(bgr, transform, (pixels, pixels)), DETECTOR_SIZES[0]):
+        centre = back @ [*box.reshape(2, 2).mean(0), 1]
+        half = (box[2:] - box[:2]) / 2 / scale
+        box = np.concatenate([centre - half, centre + half]).astype(np.float32)
+        keypoints = (keypoints @ back[:, :2].T + back[:, 2]).astype(np.float32)
+        candidates.append(replace(face, box=box, keypoints=keypoints, score=score))
+    best = max(candidates, key=lambda one: _overlap(one.box, face.box), default=face)
+    return best if _overlap(best.box, face.box) > 0.3 else face
+
+
+def _moved(face: Detection, left: int, top: int) -> Detection:
+    corner = np.array([left, top], np.float32)
+    return replace(face, box=face.box + np.tile(corner, 2), keypoints=face.keypoints + corner)
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two boxes [4]."""
+    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
+    both = float(sides.prod())
+    union = float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - both
+    return both / union if union > 0 else 0.0
+
+
+def _largest_first(found: Sequence[Detection]) -> list[Detection]:
+    return sorted(found, key=lambda one: -float((one.box[2:] - one.box[:2]).prod()))
+
+
+def _shrink(bgr: np.ndarray, size: int) -> np.ndarray:
+    """A photo [H, W, 3] at no more than `size` pixels on its longer side, at least one pixel on the other."""
+    import cv2
+
+    shrink = min(1.0, size / max(bgr.shape[:2]))
+    height, width = (max(1, round(side * shrink)) for side in bgr.shape[:2])
+    return bgr if shrink == 1 else cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _detect(detector: Any, bgr: np.ndarray, size: int) -> Raw:
+    """Return box, keypoints and score of each face in `bgr` [H, W, 3], largest box first."""
+    if min(bgr.shape[:2]) * size < max(bgr.shape[:2]):
+        return []  # insightface would shrink the shorter side to zero pixels
+    boxes, keypoints = detector.detect(bgr, input_size=(size, size))
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order = np.argsort(-areas, kind="stable")
+    return [(boxes[i, :4].astype(np.float32), keypoints[i].astype(np.float32), float(boxes[i, 4])) for i in order]
+
+
+def _detect_padded(detector: Any, bgr: np.ndarray, size: int) -> Raw:
+    """Like `_detect`, on the photo surrounded by a black border of its own width and height."""
+    import cv2
+
+    # The detector would shrink a larger photo anyway. Adding the border at full size would need too much memory.
+    shrink = min(1.0, size / max(bgr.shape[:2]))
+    height, width = (max(1, round(side * shrink)) for side in bgr.shape[:2])
+    small = cv2.resize(bgr, (width, height), interpolation=cv2.INTER_AREA)
+    small = cv2.copyMakeBorder(small, height, height, width, width, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    scale = np.array([bgr.shape[1] / width, bgr.shape[0] / height], np.float32)
+    corner = np.array([width, height], np.float32)
+    return [
+        ((box.reshape(2, 2) - corner).reshape(4) * np.tile(scale, 2), (keypoints - corner) * scale, score)
+        for box, keypoints, score in _detect(detector, small, size)
+    ]

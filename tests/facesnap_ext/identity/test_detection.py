@@ -1,0 +1,159 @@
+"""Faces are found whichever way up they are and however small, and are then the same faces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from facesnap_ext.identity import detection
+from facesnap_ext.identity.detection import detect_faces
+from facesnap_ext.identity.faces import find_faces
+from facesnap_ext.identity.framing import face_thumbnail
+from facesnap_ext.photos import Photo
+from facesnap_ext.turns import roll_of, turn_box, turn_points, turned
+
+cv2 = pytest.importorskip("cv2")
+TURNS = (90, 180, 270)
+
+
+@pytest.fixture(autouse=True)
+def _insightface():
+    pytest.importorskip("insightface")
+
+
+def cosine(a, b) -> float:
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+def turn(photo: Photo, degrees: int) -> Photo:
+    """The photo turned clockwise, as it comes out of a camera without EXIF."""
+    return Photo(np.ascontiguousarray(np.rot90(photo.pixels, -degrees // 90)), f"turned by {degrees}")
+
+
+def tilt(photo: Photo, degrees: float) -> Photo:
+    height, width = photo.pixels.shape[:2]
+    side = int(1.5 * max(height, width))
+    transform = cv2.getRotationMatrix2D((width / 2, height / 2), -degrees, 1)
+    transform[:, 2] += side / 2 - np.array([width / 2, height / 2])
+    pixels = cv2.warpAffine(photo.pixels, transform, (side, side), borderMode=cv2.BORDER_REPLICATE)
+    return Photo(pixels, f"tilted by {degrees}")
+
+
+@pytest.mark.parametrize("degrees", TURNS)
+@pytest.mark.parametrize("name", ["astronaut", "grace_hopper", "group"])
+def test_a_turned_photo_has_the_same_faces(face_pack, request, name, degrees):
+    photo = request.getfixturevalue(name)
+    height, width = photo.pixels.shape[:2]
+    upright = find_faces(face_pack, photo)
+    found = find_faces(face_pack, turn(photo, degrees))
+    assert len(found) == len(upright)
+    for face in found:
+        assert face.turn == degrees
+        same = max(upright, key=lambda other: cosine(face.embedding, other.embedding))
+        assert cosine(face.embedding, same.embedding) > 0.95
+        np.testing.assert_allclose(face.turned_box, same.box, atol=0.1 * (same.box[3] - same.box[1]))
+        back = turn_points(face.keypoints, degrees, *((height, width) if degrees % 180 else (width, height)))
+        np.testing.assert_allclose(back, same.keypoints, atol=0.1 * (same.box[3] - same.box[1]))
+        assert abs(roll_of(face.keypoints, face.turn)) < 45
+        size = (64, 64)
+        crops = [cv2.resize(one.crop, size, interpolation=cv2.INTER_AREA).astype(float) for one in (face, same)]
+        assert np.abs(crops[0] - crops[1]).mean() < 12
+        views = [np.asarray(face_thumbnail(one, 64), float) for one in (face, same)]
+        assert np.abs(views[0] - views[1]).mean() < 20
+
+
+@pytest.mark.parametrize("name", ["astronaut", "grace_hopper", "group"])
+def test_an_upright_photos_faces_are_those_that_the_detector_finds_in_it(face_pack, request, name):
+    photo = request.getfixturevalue(name)
+    boxes, keypoints = face_pack.detector.detect(photo.pixels[:, :, ::-1].copy(), input_size=(640, 640))
+    found = find_faces(face_pack, photo)
+    assert {tuple(face.box) for face in found} == {tuple(box[:4].astype(np.float32)) for box in boxes}
+    assert {face.turn for face in found} == {0}
+    assert len(found) == len(keypoints)
+    assert all(face.tilt == 0 for face in found)
+
+
+def test_each_face_of_a_photo_has_its_own_turn(face_pack, astronaut, grace_hopper):
+    """As of two people who lie side by side, the wrong way round."""
+    pixels = np.zeros((600, 1024, 3), np.uint8)
+    pixels[:512, :512] = astronaut.pixels
+    pixels[:, 512:] = np.rot90(grace_hopper.pixels, 2)
+    found = find_faces(face_pack, Photo(pixels, "both"))
+    [first] = find_faces(face_pack, astronaut)
+    [second] = find_faces(face_pack, grace_hopper)
+    assert {
+        face.turn: cosine(face.embedding, {0: first, 180: second}[face.turn].embedding) > 0.95 for face in found
+    } == {
+        0: True,
+        180: True,
+    }
+
+
+@pytest.mark.parametrize("degrees", [35, 50, -55, 135, 220])
+@pytest.mark.parametrize("name", ["astronaut", "grace_hopper"])
+def test_a_tilted_face_is_levelled(face_pack, request, name, degrees):
+    photo = request.getfixturevalue(name)
+    [upright] = find_faces(face_pack, photo)
+    face = find_faces(face_pack, tilt(photo, degrees))[0]
+    assert cosine(face.embedding, upright.embedding) > 0.93
+    crop = find_faces(face_pack, Photo(face.crop, "crop"))[0]
+    assert crop.turn == 0
+    assert abs(roll_of(crop.keypoints)) < detection.LEVEL_FROM
+
+
+@pytest.mark.parametrize("pixels", [16, 28, 40])
+@pytest.mark.parametrize("name", ["astronaut", "grace_hopper"])
+def test_a_small_face_in_a_large_photo_is_looked_at_from_close_up(face_pack, request, name, pixels):
+    photo = request.getfixturevalue(name)
+    [near] = find_faces(face_pack, photo)
+    side = int(640 / pixels * (near.box[3] - near.box[1]))
+    large = np.full((side, side, 3), 90, np.uint8)
+    height, width = photo.pixels.shape[:2]
+    large[side // 3 : side // 3 + height, side // 4 : side // 4 + width] = photo.pixels
+    face = find_faces(face_pack, Photo(large, "large"))[0]
+    assert cosine(face.embedding, near.embedding) > 0.955
+    np.testing.assert_allclose(face.box - [side // 4, side // 3] * 2, near.box, atol=30)
+
+
+@pytest.mark.parametrize(("height", "width"), [(7000, 500), (500, 7000)])
+def test_a_face_in_a_long_screenshot_is_found(face_pack, grace_hopper, height, width):
+    small = cv2.resize(grace_hopper.pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    pixels = np.full((height, width, 3), 200, np.uint8)
+    top, left = (0.55 * (np.array([height, width]) - small.shape[:2])).astype(int)
+    pixels[top : top + small.shape[0], left : left + small.shape[1]] = small
+    [near] = find_faces(face_pack, Photo(small, "small"))
+    face = find_faces(face_pack, Photo(pixels, "screenshot"))[0]
+    assert cosine(face.embedding, near.embedding) > 0.9
+    np.testing.assert_allclose(face.box - [left, top] * 2, near.box, atol=10)
+
+
+@dataclass
+class Blind:
+    calls: list = field(default_factory=list)
+
+    def detect(self, bgr, input_size):
+        self.calls.append(bgr.shape)
+        return np.zeros((0, 5)), np.zeros((0, 5, 2))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (2, 3000), (30000, 5), (1080, 12000), (12000, 1080), (4000, 6000), (900, 32000)]
+)
+def test_looking_for_a_face_that_is_not_there_ends_soon(height, width):
+    detector = Blind()
+    assert detect_faces(detector, np.zeros((height, width, 3), np.uint8)) == []
+    assert len(detector.calls) < 250
+
+
+@pytest.mark.parametrize("degrees", [0, *TURNS])
+def test_points_and_boxes_turn_with_the_image(degrees):
+    pixels = np.zeros((30, 50, 3), np.uint8)
+    pixels[4:9, 20:32] = 255
+    rows, columns = np.nonzero(turned(pixels, degrees)[:, :, 0])
+    box = turn_box(np.array([20.0, 4, 32, 9]), degrees, 50, 30)
+    assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    points = np.random.default_rng(0).uniform(0, 30, (7, 2))
+    size = (30, 50) if degrees % 180 else (50, 30)
+    np.testing.assert_allclose(turn_points(turn_points(points, degrees, 50, 30), -degrees, *size), points)
