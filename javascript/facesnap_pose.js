@@ -10,7 +10,7 @@ const facesnapRanges = {  // as in facesnap_ext/settings/unit.py
 };
 const facesnapRigFields = ["yaw", "pitch", "roll", "mouth", "brows", "eyes"];
 const facesnapPlaceFields = ["x", "y", "size"];
-const facesnapNoseTip = 30;  // index of its point
+const facesnapNoseTip = 30;  // index of the point at the tip of the nose
 const facesnapFullWindow = [0, 0, 1, 1];  // [left, top, width, height]
 
 function facesnapClamp(name, value) {
@@ -23,7 +23,7 @@ function facesnapIsRigged(values) {
     return values.pose === "template" || values.pose === "sliders";
 }
 
-// poses.pose_from_unit: all parameters of a pose. Those missing from `values` are the template's.
+// poses.pose_from_unit: all parameters of a pose. Parameters missing from `values` come from the template.
 function facesnapResolvePose(rig, values, width, height) {
     const template = rig.templates[values.pose === "template" ? values.template : "front"];
     const pose = {...template, size: template.size * Math.min(1, width / height)};

@@ -88,7 +88,7 @@ def job(request: pytest.FixtureRequest, host: Host) -> Job:
 def test_facesnap_changes_the_image(host: Host, baseline: Baseline, job: Job) -> None:
     images, plain = host.images(with_facesnap(job)), baseline(job)
     if "alwayson_scripts" in job:
-        images, plain = images[:1], plain[:1]  # the other one is the control image
+        images, plain = images[:1], plain[:1]  # the second image is the control image
     assert differ(images, plain)
 
 
