@@ -162,9 +162,9 @@ def read_info(path: Path) -> FaceSnapInfo:
     wrong = [key for key, shape in expected.items() if index.shapes.get(key) != shape]
     wrong += [key for key in index.shapes if key not in expected]
     if wrong:
+        tensors = f"{len(wrong)} tensors, such as {wrong[0]}, do" if len(wrong) > 1 else f"tensor {wrong[0]} does"
         raise FaceSnapError(
-            f"{path.name} is incomplete or damaged: {len(wrong)} tensors, such as {wrong[0]}, do not match its "
-            "metadata; download the file again."
+            f"{path.name} is incomplete or damaged: {tensors} not match its metadata; download the file again."
         )
     return info
 
