@@ -109,7 +109,7 @@ def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
 
 
 def blend_weights(masks: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Share an image among people so that the weights never add up to more than one person at any point.
+    """Share an image among people so that the weights never add up to more than 1 at any point.
 
     A person with a region has the weight of their mask. Where masks add up to more than 1, they are scaled to add up to
     1: two regions that fully overlap get half each, and a region elsewhere has no influence. A person without a region

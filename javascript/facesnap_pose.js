@@ -1,7 +1,7 @@
 // Pose arithmetic of the preview: the 72 points for a pose, and the pose that results from a drag or a key.
 //
-// The formulas are those of facesnap_ext/landmarks/poses.py and of facesnap_ext/hosts/windows.py; a test compares the
-// results. This file does not use the page or the other files.
+// The formulas match facesnap_ext/landmarks/poses.py and facesnap_ext/hosts/windows.py; a test compares the results.
+// This file does not use the page or the other files.
 
 "use strict";
 

@@ -18,7 +18,7 @@ TO_BEGIN = (
     "To get started, you need InstantID's two files, which FaceSnap can download for you, and antelopev2. No FaceSnap "
     "file has been published yet."
 )
-WHERE_TO_GET = "Model files in the accordion, or the command facesnap models, says where to get {0}"
+WHERE_TO_GET = "open Model files in the accordion, or run facesnap models, to see where to get {0}"
 NON_COMMERCIAL = "non-commercial research"
 
 

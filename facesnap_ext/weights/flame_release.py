@@ -7,7 +7,7 @@ from pathlib import Path
 
 from facesnap_ext.weights.tensors import read_index
 
-ADVICE = "use FLAME 2020's generic_model.pkl, see models/README.md for where to get it."
+ADVICE = "use FLAME 2020's generic_model.pkl (models/README.md says where to get it)."
 
 
 def unfit_for_deca(path: Path) -> str:

@@ -53,8 +53,8 @@ def initialise(
 ) -> None:
     """Write the FaceSnap file that training starts from.
 
-    FFRNet's encoder is a copy of the UNet's. Its zero convolutions are zero, so it does not change images yet. The
-    landmark embedding and the Mixer are initialised from the seed.
+    FFRNet's encoder is a copy of the UNet's encoder. Its zero convolutions are zero, so it does not change images yet.
+    The landmark embedding and the Mixer are initialised from the seed.
 
     Args:
         checkpoint: an SDXL checkpoint in a single file, or a UNet file in diffusers' layout.

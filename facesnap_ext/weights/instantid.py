@@ -33,7 +33,7 @@ LICENSE = "same as InstantID's weights"
 RECOGNITION = "glintr100.onnx"  # antelopev2's model; InstantID's Resampler was trained on its embeddings
 RECOGNITION_SHA256 = "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"  # many projects pin this hash
 RESAMPLER_PREFIX, ADAPTER_PREFIX = "image_proj.", "ip_adapter."
-ADVICE = f"use InstantID's file, {WHERE_TO_GET.format('it')}."
+ADVICE = f"use InstantID's file ({WHERE_TO_GET.format('it')})."
 
 
 def load(controlnet: Path, adapter: Path) -> FaceSnapWeights:

@@ -156,7 +156,7 @@ class ModelFiles:
         return min(folders, key=self._folders.index, default=self.folder)
 
     def _missing_message(self, part: str) -> str:
-        message = f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there, {WHERE_TO_GET.format('it')}."
+        message = f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there ({WHERE_TO_GET.format('it')})."
         unfit = [model.unfit for model in self.candidates(part) if model.unfit]
         reasons = [*self.unconverted.get(part, ()), *unfit, *self.passed_over]
         return f"{message} Skipped: {' '.join(reasons)}" if reasons else message

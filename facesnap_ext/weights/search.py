@@ -191,8 +191,8 @@ def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundMod
 
 
 def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundModel | None:
-    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of another kind or cannot be
-    identified with certainty."""
+    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of a different kind or cannot be identified
+    with certainty."""
     if kind is Kind.CLIP_VISION and ((is_vit_h := _is_vit_h(path, state_of(path))) or own):
         in_folder = path.name in WEIGHT_FILES and path.parent != folder and (path.parent / "config.json").is_file()
         return FoundModel("clip", path.parent if in_folder else path, kind.value, folder, 0 if is_vit_h else 1)

@@ -24,7 +24,7 @@ from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.world import person, scene
 
 ADA, BOB = 3, 8  # people of the test split, which is not used for training
-MARGIN = 0.3  # cosine similarity; photos of the same person are on average 0.76 above those of different people
+MARGIN = 0.3  # cosine similarity; on average, photos of the same person are 0.76 above photos of different people
 NO_FACE = np.full((SIDE, SIDE, 3), 128, np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Saved identities give the same results as the photos, contain no pixels, and are validated when loaded."""
+"""Saved identities produce the same results as the photos, contain no pixels, and are validated when loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""InstantID's published files, and a FaceSnap file created from them, give InstantID's tokens and residuals."""
+"""InstantID's published files, and a FaceSnap file created from them, produce InstantID's tokens and residuals."""
 
 from __future__ import annotations
 
