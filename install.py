@@ -1,8 +1,8 @@
 """The WebUI's installer hook: add the packages that face detection needs, without changing any that are installed.
 
-The WebUI runs this file in a separate process on every start. It downloads no models, and never makes the start fail.
-If something cannot be installed, it prints one line with the reason and the command to run, and tries again a day later
-or when the installed packages have changed. pip does the work, or uv in an environment without pip.
+The WebUI runs this file in a separate process on every start. It downloads no models, and never prevents the WebUI from
+starting. If something cannot be installed, it prints one line with the reason and the command to run, and tries again a
+day later or when the installed packages have changed. pip does the work, or uv in an environment without pip.
 """
 
 from __future__ import annotations

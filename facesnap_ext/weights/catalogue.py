@@ -108,9 +108,9 @@ PARTS = (
         "download scrfd_10g_bnkps.onnx and glintr100.onnx",
         "auraface/",
         280_000_000,
-        note="not for InstantID; the recognition model is fal's own, but the detector has the file name of one of "
-        "insightface's models, which are for non-commercial research: ask fal before you rely on it. A FaceSnap file "
-        "works only with the face model pack it was trained with",
+        note="not for InstantID. fal trained the recognition model, but the detector has the file name of an "
+        "insightface model for non-commercial research; ask fal before you rely on it. A FaceSnap file works only with "
+        "the face model pack it was trained with",
     ),
     Part(
         "clip",

@@ -369,7 +369,7 @@ def test_preview_shows_the_shape_of_a_saved_identity(engine, astronaut, mirrored
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o002])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_identity_files_are_private_from_the_first_byte(tmp_path, eileen, umask, overwrite, monkeypatch):
-    """Others can read neither the file nor the temporary one beside it."""
+    """Other users can read neither the file nor the temporary file next to it."""
     path = tmp_path / "private.safetensors"
     if overwrite:
         path.write_bytes(eileen.read_bytes())
