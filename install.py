@@ -1,8 +1,8 @@
 """The WebUI's installer hook: add the packages that face detection needs, without changing any that are installed.
 
-The WebUI runs this file in a separate process on every start. It downloads no models, and never makes the start fail.
-If something cannot be installed, it prints one line with the reason and the command to run, and tries again a day later
-or when the installed packages have changed. pip does the work, or uv in an environment without pip.
+The WebUI runs this file in a separate process on every start. It downloads no models, and never prevents the WebUI from
+starting. If something cannot be installed, it prints one line with the reason and the command to run, and tries again a
+day later or when the installed packages have changed. pip does the work, or uv in an environment without pip.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from contextlib import suppress
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
-# Required module -> distributions that provide it. If none of them is installed, the first one is.
+# Required module -> distributions that provide it. If none of them is present, the first one is installed.
 NEEDED = {
     "insightface": ("insightface",),
     "onnx": ("onnx", "onnx-weekly"),
@@ -60,7 +60,7 @@ NEEDED = {
 
 # Major versions of CUDA and cuDNN -> the releases of onnxruntime-gpu on PyPI that are built for them. There is none for
 # CUDA 12 with cuDNN 8, as in torch 2.1 to 2.3 +cu121. FaceSnap runs its face networks on the CPU, but another extension
-# may need the GPU, which a CPU-only runtime would rule out.
+# may need the GPU, and a CPU-only runtime would prevent that.
 GPU_RELEASES = {
     (11, 8): "onnxruntime-gpu>=1.15,<1.19",
     (12, 9): "onnxruntime-gpu>=1.19.2,<1.27",
@@ -68,8 +68,8 @@ GPU_RELEASES = {
 GPU_PLATFORMS = ("linux-x86_64", "win-amd64")
 
 
-FAILURE = Path(__file__).with_name(".install-failure.json")  # the last failed attempt, and when it was
-QUIET = 24 * 60 * 60  # seconds without another attempt after it
+FAILURE = Path(__file__).with_name(".install-failure.json")  # records the last failed attempt and its time
+QUIET = 24 * 60 * 60  # seconds to wait after a failed attempt before trying again
 PATIENCE = 5  # seconds to wait for the package index
 NATIVE = (".so", ".pyd", ".dll", ".dylib")
 PYTHON = sys.version_info[:2]
@@ -139,7 +139,7 @@ def _older(installed: Mapping[str, str], name: str, *release: int) -> bool:
 
 def _importable(module: str) -> bool:
     spec = importlib.util.find_spec(module)
-    return spec is not None and spec.origin is not None  # None for a folder left behind by an uninstall
+    return spec is not None and spec.origin is not None  # no origin: a folder left behind by an uninstall
 
 
 def _torch_cuda() -> str | None:
@@ -164,7 +164,7 @@ def _skip_install() -> bool:
 
 
 def installer() -> list[str]:
-    """Return the command that stands for pip in this environment: pip's, or else uv's; empty if there is neither."""
+    """Return the pip command of this environment, or uv's equivalent; empty if neither is installed."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     if uv := os.environ.get("UV") or shutil.which("uv"):
@@ -206,7 +206,7 @@ def _install(pip: list[str], commands: list[list[str]], pins: str) -> str:
 
 
 def index_hangs(pip: list[str]) -> bool:
-    """Whether the package index leaves a request unanswered. Refusals and other errors are for pip to report."""
+    """Whether the package index leaves a request unanswered. Refusals and other errors are left for pip to report."""
     settings = _settings(pip)
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         return False
@@ -233,7 +233,7 @@ def index_hangs(pip: list[str]) -> bool:
 
 
 def _settings(pip: list[str]) -> dict[str, str]:
-    """Return pip's or uv's settings of the package index, from the environment and pip's configuration files."""
+    """Return pip's or uv's settings for the package index, from the environment and pip's configuration files."""
     if pip[1] == "pip":
         index = os.environ.get("UV_DEFAULT_INDEX") or os.environ.get("UV_INDEX_URL") or ""
         return {"index-url": index, "no-index": os.environ.get("UV_NO_INDEX") or os.environ.get("UV_OFFLINE") or ""}
@@ -279,7 +279,7 @@ def _installed() -> tuple[dict[str, str], str]:
     """Return the installed distributions by lower-case name with their versions, and the same as constraints."""
     versions: dict[str, str] = {}
     pins = []
-    for distribution in distributions():  # of two on the path the first counts
+    for distribution in distributions():  # if two are on the path, the first one counts
         metadata = distribution.metadata
         name, version = str(metadata["Name"] or ""), str(metadata["Version"] or "")
         normal = re.sub(r"[-_.]+", "-", name).lower()
@@ -292,10 +292,10 @@ def _installed() -> tuple[dict[str, str], str]:
 def damaged(module: str) -> tuple[Distribution, str] | None:
     """Return the installed distribution that provides a module, and one of its files that is missing or truncated.
 
-    None if its files are complete, as far as they matter and are known.
+    None if all its known and relevant files are complete.
     """
     for name in NEEDED[module]:
-        with suppress(Exception):  # no such distribution, or its metadata are damaged as well
+        with suppress(Exception):  # the distribution does not exist, or its metadata is damaged too
             distribution = Distribution.from_name(name)
             for file in distribution.files or ():
                 native = file.name.endswith(NATIVE) or ".so." in file.name
@@ -316,7 +316,7 @@ def failed_recently(attempt: str) -> bool:
     try:
         failure = json.loads(FAILURE.read_text("utf-8"))
         return failure["attempt"] == attempt and 0 <= time.time() - failure["time"] < QUIET
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # there is none, or the file is damaged
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the file does not exist or is damaged
         return False
 
 
@@ -326,7 +326,7 @@ def _remember_failure(attempt: str) -> None:
 
 
 def _report_damage(pip: list[str]) -> bool:
-    """Print which installed package is damaged, and return whether one is."""
+    """Print which installed package is damaged, and return whether there is one."""
     for module in NEEDED:
         if found := damaged(module):
             distribution, file = found

@@ -1,4 +1,4 @@
-"""Command-line options that FaceSnap adds to the WebUI's. The WebUI reads this file before anything else."""
+"""Command-line options that FaceSnap adds to the WebUI. The WebUI reads this file before anything else."""
 
 from argparse import ArgumentParser
 

@@ -21,23 +21,23 @@ from facesnap_ext.files import State, state_of
 from facesnap_ext.photos import Photo
 
 T = TypeVar("T")
-MODEL_SUFFIXES = (".onnx", ".safetensors", ".bin", ".json")  # in a face model pack, or a folder of transformers
-MAX_MEMBERS = 1024  # files of a folder that are looked at
-MAX_RESULTS = 128  # per kind of result; the largest ones, CLIP's tokens, take 1.3 MB each
+MODEL_SUFFIXES = (".onnx", ".safetensors", ".bin", ".json")  # weight files of a face pack or transformers folder
+MAX_MEMBERS = 1024  # maximum number of files checked per folder
+MAX_RESULTS = 128  # maximum number of results of each kind; the largest, CLIP's tokens, take 1.3 MB each
 
 
 class Cache:
-    """Models and results. Thread-safe: jobs and the page's requests run in different threads.
+    """Cached models and results. Thread-safe: jobs and the page's requests run in different threads.
 
-    Each model and each result has a lock of its own while it is loaded or computed, so that a slow network delays only
-    those who wait for the same result.
+    Each model and each result is loaded or computed under a separate lock, so a slow network delays only the threads
+    that wait for the same result.
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()  # of the dictionaries below; never held while something is loaded or computed
+        self._lock = Lock()  # guards the dictionaries below; never held while loading or computing
         self._key_locks: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-        self._models: dict[str, tuple[Hashable, Any]] = {}  # by part: the files' signature, and the model
-        self._results: dict[Hashable, OrderedDict[Hashable, Any]] = {}  # by kind, then by key
+        self._models: dict[str, tuple[Hashable, Any]] = {}  # part: (signature of its files, model)
+        self._results: dict[Hashable, OrderedDict[Hashable, Any]] = {}  # kind: {key: result}
 
     def load(self, part: str, source: Any, load: Callable[[Any], T]) -> T:
         """Return the model of a part, loading it if it is not cached or if its file has changed or been replaced.
@@ -76,7 +76,7 @@ class Cache:
         return model
 
     def get_or_compute(self, key: tuple[Hashable, ...], compute: Callable[[], T], max_results: int = MAX_RESULTS) -> T:
-        """Return a cached result, computing it if there is none.
+        """Return a cached result, or compute and cache it.
 
         Args:
             key: the kind of result, followed by everything that it is computed from.
@@ -96,15 +96,16 @@ class Cache:
             return result
 
     def _key_lock(self, key: Hashable) -> Any:
-        """Return the lock of one model or result, which exists as long as someone holds it or waits for it."""
+        """Return the lock of one model or result, which exists only while a thread holds it or waits for it."""
         with self._lock:
             return self._key_locks.setdefault(key, RLock())
 
 
 def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
-    """Return a value that changes when the file, a weight file directly in the folder, or any of several paths changes.
+    """Return a value that changes when the file, any weight file directly in the folder, or any of several paths
+    changes.
 
-    A file that cannot be read, such as a dangling link, has a signature too: whoever needs it reports it.
+    An unreadable file, such as a dangling link, also has a signature; the code that loads it reports the error.
     """
     if isinstance(path, tuple):
         return tuple(map(signature_of, path))
@@ -126,9 +127,9 @@ def _state_or_nothing(path: Path) -> State:
 
 
 def face_key(kind: str, networks: tuple[Hashable, ...], photo: Photo, box: np.ndarray) -> tuple[Hashable, ...]:
-    """Return the cache key of what networks compute from one face: the photo's hash, and the face's box in it.
+    """Return the cache key of a result computed from one face; it contains the photo's hash and the face's box.
 
     Args:
-        networks: the signatures of the networks' files, and whatever else the result depends on.
+        networks: the signatures of the networks' files, and anything else the result depends on.
     """
     return (kind, *networks, photo.digest, *box)

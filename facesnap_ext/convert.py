@@ -28,7 +28,7 @@ def convert(source: Path, out: Path | None = None) -> Path:
         The path of the new file.
 
     Raises:
-        FaceSnapError: the file is of another kind or cannot be read, or `out` cannot be written.
+        FaceSnapError: the file is of a different kind or cannot be read, or `out` cannot be written.
     """
     folder = source if source.is_dir() else source.parent
     file = _weights_in(source) if source.is_dir() else source
@@ -53,7 +53,7 @@ def convert(source: Path, out: Path | None = None) -> Path:
 
 
 def convert_instantid(controlnet: Path, adapter: Path, out: Path) -> Path:
-    """Pack InstantID's two files into one FaceSnap file, which gives bit-identical results.
+    """Pack InstantID's two files into one FaceSnap file, which produces bit-identical results.
 
     Args:
         controlnet: the ControlNet's file or its folder.
@@ -65,7 +65,7 @@ def convert_instantid(controlnet: Path, adapter: Path, out: Path) -> Path:
 
     Raises:
         FaceSnapError: a file is missing, of the wrong kind or incomplete, the two do not match, or `out` is an existing
-            file of another kind.
+            file of a different kind.
     """
     controlnet = _weights_in(controlnet) if controlnet.is_dir() else controlnet
     if out.is_file() and (out.resolve() in (controlnet.resolve(), adapter.resolve()) or not _is_facesnap(out)):

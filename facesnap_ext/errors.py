@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 
-MAX_LENGTH = 1500  # characters of a message; a library may quote an entire damaged file in its own
+MAX_LENGTH = 1500  # maximum length of a message, because a library's error may quote an entire damaged file
 
 
 class FaceSnapError(Exception):

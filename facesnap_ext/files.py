@@ -15,7 +15,7 @@ State = tuple[int, ...]
 
 
 def state_of(path: Path) -> State:
-    """Return a value that changes with the file, even if it is replaced by another one of the same size and time."""
+    """Return a value that changes with the file, even if a file of the same size and date replaces it."""
     state = path.stat()
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
 
@@ -28,13 +28,13 @@ def atomic_write(path: Path, private: bool = False) -> Iterator[Path]:
     unchanged, and other processes and threads may write the same file.
 
     Args:
-        private: whether only the user may read the file, from its first byte on.
+        private: whether to create the file readable only by the user.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
         part.touch(0o600 if private else 0o666)
-        mode = part.stat().st_mode  # some libraries replace the file with one that has other permissions
+        mode = part.stat().st_mode  # some libraries replace the file with one that has different permissions
         yield part
         if part.stat().st_mode != mode:
             with suppress(OSError):  # some network drives have no permissions
@@ -51,7 +51,7 @@ def user_write(path: Path, private: bool = False) -> Iterator[Path]:
     Raises:
         FaceSnapError: the file cannot be written completely.
     """
-    from safetensors import SafetensorError  # safetensors raises it in place of OSError
+    from safetensors import SafetensorError  # safetensors raises its own error instead of OSError
 
     if path.is_dir():
         raise FaceSnapError(f"{path} is a folder; give the name of a file in it.")

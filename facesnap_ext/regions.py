@@ -1,8 +1,8 @@
 """Where in the image each person acts, and how several people share the image.
 
-A region is kept as it was defined, around a face or as painted, and is sampled at whatever size a residual has, in
-either pass and at each level of the UNet. Coordinates are fractions of the frame that contains the region: the output
-image, or the image it was cropped from.
+A region is stored as it was defined, around a face or as a painted mask, and is sampled at the size of each residual,
+in both passes and at every level of the UNet. Coordinates are fractions of the frame that contains the region: the
+output image, or the image it was cropped from.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ ROUNDNESS = 4
 """Exponent of the rounded box around a face: 2 is an ellipse, which would cut off the ends of brows and jaw."""
 
 SAMPLES = 4
-"""Sampling points along one side of a cell of a rounded box; the cell gets their mean."""
+"""Number of sampling points along each side of a cell of a rounded box; the cell's value is their mean."""
 
 
 class Region(Protocol):
     """A part of an image with a soft edge."""
 
     def sample(self, width: int, height: int) -> np.ndarray:
-        """[height, width] float32 in 0…1: how much of each cell lies inside, for a grid of this size."""
+        """[height, width] float32 in 0…1: the fraction of each cell inside the region, for a grid of this size."""
         ...
 
     def crop(self, window: Window) -> Region:
@@ -45,7 +45,7 @@ class Region(Protocol):
 
 @dataclass(frozen=True)
 class RoundedBox:
-    """1 inside the rounded box, 0 where it is 1 + `FADE` times as large, with a smooth step in between.
+    """1 inside the rounded box, 0 outside a box 1 + `FADE` times as large, with a smooth step in between.
 
     Attributes:
         x, y: the centre. half_width, half_height: half the sides of the box.
@@ -74,10 +74,10 @@ class RoundedBox:
 
 @dataclass(frozen=True, eq=False)
 class PaintedRegion:
-    """A region as the user painted it.
+    """A region that the user painted.
 
     Attributes:
-        mask: [H, W] float32 in 0…1, stretched over the frame. Its edge is continued outside, just as hosts repeat an
+        mask: [H, W] float32 in 0…1, stretched over the frame. Its edge pixels extend outwards, just as hosts repeat an
             image's edge when padding it.
         window: the part of the frame that is visible.
     """
@@ -98,8 +98,9 @@ class PaintedRegion:
 
 
 def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
-    """[cells, pixels]: the fraction of each cell between `low` and `high` (fractions of the pixels' total length) that
-    lies in each pixel. The first and the last pixel extend outwards indefinitely."""
+    """[cells, pixels]: the fraction of each cell that lies in each pixel. The cells divide the range from `low` to
+    `high`, which are fractions of the pixels' total length. The first and the last pixel extend outwards
+    indefinitely."""
     edges = np.linspace(low, high, cells + 1) * pixels
     starts, ends = np.arange(pixels, dtype=np.float64), np.arange(1, pixels + 1, dtype=np.float64)
     starts[0], ends[-1] = -np.inf, np.inf
@@ -108,13 +109,13 @@ def _overlaps(low: float, high: float, cells: int, pixels: int) -> np.ndarray:
 
 
 def blend_weights(masks: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Share an image among people so that the weights never add up to more than one person at any point.
+    """Share an image among people so that the weights never add up to more than 1 at any point.
 
-    People with a region have their mask there. Where masks add up to more than 1 they are scaled to add up to 1: two
-    regions that fully overlap get half each, and a region is never weakened by another one elsewhere. Outside all
-    regions no one acts, unless someone has no region. That person is the background and gets what the regions leave,
-    because a user who gives one person the whole image and another a region expects only the second person in that
-    region, not a mixture. Several people without a region share the rest evenly.
+    A person with a region has the weight of their mask. Where masks add up to more than 1, they are scaled to add up to
+    1: two regions that fully overlap get half each, and a region elsewhere has no influence. A person without a region
+    is the background and gets the weight that the regions leave, because a user who gives one person the whole image
+    and a second person a region expects only the second person in that region, not a mixture. Several people without a
+    region share this weight evenly. If all people have a region, no one acts outside the regions.
 
     Args:
         masks: for each person [h, w] in 0…1, all of one size, or None for the whole image.
@@ -130,7 +131,7 @@ def blend_weights(masks: Sequence[np.ndarray | None]) -> np.ndarray:
 
 
 def region_of(unit: Unit, landmarks: Landmarks | None) -> Region | None:
-    """The region in which a unit acts; None is the whole image.
+    """The region in which a unit acts; None for the whole image.
 
     Args:
         landmarks: the predicted points. A region around the face is relative to their image; a painted region is

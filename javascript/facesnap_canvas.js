@@ -97,7 +97,8 @@ function facesnapDrawHandles(canvas, handles, scale, radius) {
     }
 }
 
-// Translate text into the host's language. The host itself translates only the text that is in the page, not labels.
+// Translate text into the host's language. The host itself translates only text elements, not labels for screen
+// readers.
 function facesnapTranslate(text) {
     return typeof getTranslation === "function" && getTranslation(text) || text;
 }
@@ -235,7 +236,7 @@ function facesnapAttach(root, options) {
             state.brush?.leave();
             redraw();
         },
-        pointercancel: cancel,  // the browser took the pointer, for instance to scroll
+        pointercancel: cancel,  // the browser took over the pointer, for instance to scroll
         wheel(event) {
             if (!shown || document.activeElement !== canvas) return;  // let the page scroll
             event.preventDefault();

@@ -31,9 +31,9 @@ function facesnapWire(root) {
     const region = regions[person] = facesnapRegion();
     const tools = facesnapTools(region, writeMask, () => preview && preview.set({brush: brush()}));
     const brush = () => region.active ? tools.brush() : null;
-    const placeWindow = () => found.in_init ? output.window : facesnapFullWindow;  // x, y and size are relative to this
+    const placeWindow = () => found.in_init ? output.window : facesnapFullWindow;  // the frame of x, y and size
 
-    // The settings of the preview, as set in the controls.
+    // The preview's settings, as set in the controls.
     function readValues() {
         const values = {pose: choice("pose"), template: choice("template")};
         for (const name of facesnapRigFields) values[name] = number(name);
@@ -174,7 +174,7 @@ function facesnapThumbnails(group, rig, version) {
         let canvas = label.querySelector("canvas");
         if (!canvas) {
             canvas = Object.assign(document.createElement("canvas"), {width: 160, height: 160});
-            canvas.setAttribute("aria-hidden", "true");  // the label has the name
+            canvas.setAttribute("aria-hidden", "true");  // the label already has an accessible name
             label.prepend(canvas);
         }
         if (canvas.dataset.version === String(version)) continue;
@@ -193,7 +193,7 @@ function facesnapAddLabels() {
     }
 }
 
-// Make the arrow keys work in a group of radio buttons. Gradio 4 gives each button a group of its own.
+// Make the arrow keys work in a group of radio buttons. Gradio 4 puts each button in a separate group.
 function facesnapArrowKeys(group) {
     group.setAttribute("role", "radiogroup");
     group.setAttribute("aria-label", group.querySelector("span")?.textContent.trim() || "");

@@ -19,14 +19,15 @@ function facesnapAcceptPhotos(root, element) {
         const images = facesnapImageFiles(event.clipboardData);
         const inAccordion = hovered || accordion.contains(document.activeElement);
         if (!root.offsetParent || !inAccordion || !images.length) return;
-        // leave text to the field that has the focus
+        // leave pasted text to the focused field
         if (event.clipboardData.getData("text/plain") && event.target.closest?.("textarea, input")) return;
         event.preventDefault();
-        event.stopPropagation();  // or the host would put it into one of its own image components
+        event.stopPropagation();  // otherwise the host would put it into one of its own image components
         facesnapAddPhotos(block, element("report"), images);
     }, true);
 
-    block.addEventListener("dragover", event => event.preventDefault());  // or the browser opens the dropped file
+    // otherwise the browser opens the dropped file
+    block.addEventListener("dragover", event => event.preventDefault());
     block.addEventListener("drop", event => {
         const images = facesnapImageFiles(event.dataTransfer);
         if (!images.length) return;
@@ -49,9 +50,9 @@ function facesnapAcceptPhotos(root, element) {
     }, true);
 }
 
-// Add files to those of a file component. The component accepts files only while it is empty, so it is cleared and
-// all files are uploaded again. Gradio 3 loses an upload if any event of the page is answered meanwhile, including
-// those caused by clearing. Hence the waits, and further attempts with longer waits after clearing.
+// Add files to a file component that may already hold some. The component accepts files only while it is empty, so it
+// is cleared and all files are uploaded again. Gradio 3 loses an upload if any event of the page is answered meanwhile,
+// including those caused by clearing. This is why the function waits after clearing, and retries with longer waits.
 async function facesnapAddPhotos(block, report, files) {
     const links = () => [...block.querySelectorAll("a[href]")];
     const existing = await Promise.all(links().map(async (link, i) => {
@@ -72,7 +73,7 @@ async function facesnapAddPhotos(block, report, files) {
     }
 }
 
-// Wait until `find` returns something truthy, at most for this many seconds, and return what it returns then.
+// Wait until `find` returns a truthy value, for at most this many seconds, and return its last value.
 async function facesnapUntil(find, seconds) {
     const end = performance.now() + 1000 * seconds;
     while (!find() && performance.now() < end) await new Promise(done => setTimeout(done, facesnapPollInterval));

@@ -1,7 +1,7 @@
 // Pose arithmetic of the preview: the 72 points for a pose, and the pose that results from a drag or a key.
 //
-// The formulas are those of facesnap_ext/landmarks/poses.py and of facesnap_ext/hosts/windows.py; a test compares the
-// results. This file does not use the page or the other files.
+// The formulas match facesnap_ext/landmarks/poses.py and facesnap_ext/hosts/windows.py; a test compares the results.
+// This file does not use the page or the other files.
 
 "use strict";
 
@@ -10,7 +10,7 @@ const facesnapRanges = {  // as in facesnap_ext/settings/unit.py
 };
 const facesnapRigFields = ["yaw", "pitch", "roll", "mouth", "brows", "eyes"];
 const facesnapPlaceFields = ["x", "y", "size"];
-const facesnapNoseTip = 30;  // index of its point
+const facesnapNoseTip = 30;  // index of the point at the tip of the nose
 const facesnapFullWindow = [0, 0, 1, 1];  // [left, top, width, height]
 
 function facesnapClamp(name, value) {
@@ -23,7 +23,7 @@ function facesnapIsRigged(values) {
     return values.pose === "template" || values.pose === "sliders";
 }
 
-// poses.pose_from_unit: all parameters of a pose. Those missing from `values` are the template's.
+// poses.pose_from_unit: all parameters of a pose. Parameters missing from `values` come from the template.
 function facesnapResolvePose(rig, values, width, height) {
     const template = rig.templates[values.pose === "template" ? values.template : "front"];
     const pose = {...template, size: template.size * Math.min(1, width / height)};

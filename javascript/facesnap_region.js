@@ -10,10 +10,10 @@
 
 "use strict";
 
-const facesnapMaskSide = 512;  // pixels; as many as the finest residual has for an image of 4096 pixels
+const facesnapMaskSide = 512;  // in pixels; equal to the side of the finest residual for an image of 4096 pixels
 const facesnapUndoSteps = 20;
-const facesnapTints = ["rgb(255,176,0)", "rgb(72,149,239)", "rgb(80,200,120)", "rgb(226,110,200)"];  // by person
-const facesnapRegions = {};  // by tab and number of the person
+const facesnapTints = ["rgb(255,176,0)", "rgb(72,149,239)", "rgb(80,200,120)", "rgb(226,110,200)"];  // one per person
+const facesnapRegions = {};  // regions by tab and number of the person
 
 function facesnapMaskCanvas() {
     return Object.assign(document.createElement("canvas"), {width: facesnapMaskSide, height: facesnapMaskSide});
@@ -23,7 +23,7 @@ function facesnapRegion() {
     const layer = facesnapMaskCanvas();
     const context = layer.getContext("2d", {willReadFrequently: true});
     const pixels = () => context.getImageData(0, 0, facesnapMaskSide, facesnapMaskSide);
-    let history = [], tinted = null, middle = null;  // the last two as they were last drawn
+    let history = [], tinted = null, middle = null;  // `tinted` and `middle` cache the last drawing
 
     function clear() {
         tinted = null;
@@ -169,7 +169,8 @@ function facesnapTools(region, onChange, redraw) {
             });
         }
     });
-    element.addEventListener("keydown", event => event.stopPropagation());  // keep them from the host's shortcuts
+    // keep key presses from triggering the host's shortcuts
+    element.addEventListener("keydown", event => event.stopPropagation());
 
     function choose(text) {
         tool = text;

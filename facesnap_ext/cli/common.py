@@ -1,4 +1,4 @@
-"""What several commands share: argument types and output."""
+"""Argument types and output that several commands share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _int(text: str, least: int) -> int:
 
 
 def print_progress(message: str) -> None:
-    """Print a message on stderr, which leaves stdout to the result."""
+    """Print a message to stderr, so that stdout contains only the result."""
     print(message, file=sys.stderr)
 
 

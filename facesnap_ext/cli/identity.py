@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
         print("\n".join(report.lines()))
     if options.out:
         out = Path(options.out)
-        file = None  # a bare name is saved in the model folder
+        file = None  # a name without a path refers to the model folder
         if out.suffix == ".safetensors" or len(out.parts) > 1:
             file = out.with_name(f"{out.name.removesuffix('.safetensors')}.safetensors")
         written = save_identity(

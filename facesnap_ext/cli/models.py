@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     get = parser.add_subparsers(metavar="get").add_parser(
         "get", help="download a model file", description="Download a model file and check its SHA-256."
     )
-    get.add_argument("part", help="its name in the list")
-    _add_folders(get, argparse.SUPPRESS, argparse.SUPPRESS)  # accepted before and after `get`
+    get.add_argument("part", help="name of the part, as listed")
+    _add_folders(get, argparse.SUPPRESS, argparse.SUPPRESS)  # the options are accepted before and after `get`
     get.set_defaults(run=run_get)
 
 
@@ -81,7 +81,7 @@ def run_get(options: argparse.Namespace) -> None:
 
 
 def _find_files(options: argparse.Namespace) -> ModelFiles:
-    """Find the model files in `--models`, or in the WebUI around this extension, and in folders shared with it."""
+    """Find the model files in `--models`, or in the surrounding WebUI, and in folders of other programs."""
     from facesnap_ext.hosts.model_folders import shared_model_folders
     from facesnap_ext.weights.search import find_models
 

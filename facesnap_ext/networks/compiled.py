@@ -40,12 +40,12 @@ def run(ffrnet: FFRNet, *inputs: Any) -> list[Tensor]:
         return ffrnet(*inputs)
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # Triton, C compilers and PyTorch each raise their own types
+    except Exception as error:  # Triton, C compilers and PyTorch each raise different exception types
         reason = reason_of(error, 200)
     finally:
         for block in blocks:
             vars(block).pop("forward", None)
-    residuals = ffrnet(*inputs)  # fails again if compiling was not the cause
+    residuals = ffrnet(*inputs)  # this call also fails if compiling was not the cause
     failure = f"FFRNet could not be compiled ({reason}) and runs uncompiled; turn off compiling in the settings."
     log.warning(failure)
     return residuals

@@ -34,7 +34,7 @@ class FFRNetConfig:
     middle_depth: int  # transformer blocks in the middle block; -1: one ResNet block without attention
     context_dim: int  # width of an identity token
     adm_dim: int  # width of `y`: the pooled text embedding and six embedded sizes
-    hint_widths: tuple[int, ...]  # channels of the landmark embedding, which halves the resolution from one to the next
+    hint_widths: tuple[int, ...]  # channels of the landmark embedding's stages, each at half the previous resolution
     heads: tuple[int, ...]  # attention heads of each level; cannot be derived from tensor shapes
     size_dim: int = 256  # width of one embedded size
 
@@ -110,7 +110,7 @@ def _count_blocks(shapes: Mapping[str, Sequence[int]], attention: str) -> int:
 
 
 class FFRNet(nn.Module):
-    """The network; see `forward`. Given the same weights and inputs, it computes the same as diffusers'
+    """The network; see `forward`. Given the same weights and inputs, it produces the same output as diffusers'
     `ControlNetModel`."""
 
     def __init__(self, config: FFRNetConfig):
@@ -137,7 +137,7 @@ class FFRNet(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Compute type. Weights in 8 bits are cast to it."""
+        """Compute type. 8-bit weights are cast to it."""
         return self.conv_in.weight.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> FFRNet:
@@ -286,14 +286,14 @@ class MidBlock(nn.Module):
 
 
 class Linear(nn.Linear):
-    """Compute in the type of the input, whatever type the weight is stored in."""
+    """Compute in the dtype of the input, whatever the dtype of the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
 
 class Conv2d(nn.Conv2d):
-    """Compute in the type of the input, whatever type the weight is stored in."""
+    """Compute in the dtype of the input, whatever the dtype of the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))

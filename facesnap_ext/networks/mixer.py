@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class MixerConfig:
-    """Sizes of a Mixer. The defaults are the paper's (section 2.1). It does not state `layers`, `feedforward` and
-    `heads`; those are ours."""
+    """Sizes of a Mixer. The defaults come from the paper (section 2.1), except for `layers`, `feedforward` and `heads`,
+    which it does not state."""
 
     id_dim: int = 512  # width of an ArcFace embedding
     clip_dim: int = 1280  # width of a CLIP image token
     dim: int = 2048  # width of an identity token, and of all hidden states
-    id_tokens: int = 20  # tokens that an ArcFace embedding is projected to
-    queries: int = 16  # learned queries, hence identity tokens
+    id_tokens: int = 20  # number of tokens that an ArcFace embedding is projected to
+    queries: int = 16  # number of learned queries, and therefore of identity tokens
     layers: int = 2  # decoder layers
     feedforward: int = 8192  # hidden width of the decoder's feed-forward layers
     heads: int = 32  # attention heads
@@ -64,9 +64,9 @@ class FacialAttributeMixer(nn.Module):
         self._init_distinct_tokens()
 
     def _init_distinct_tokens(self) -> None:
-        """Initialise attention so that it distinguishes between tokens. PyTorch's default gives all tokens nearly equal
-        weights, and a person's 16 identity tokens are then all the same mean."""
-        nn.init.normal_(self.project_id.bias)  # gives each token of f'_id a position embedding, as CLIP's tokens have
+        """Initialise attention so that it distinguishes between tokens. With PyTorch's default initialisation, all
+        tokens have nearly equal weights, and a person's 16 identity tokens are all the same mean."""
+        nn.init.normal_(self.project_id.bias)  # the bias serves as a position embedding for each token of f'_id
         for attention in (module for module in self.modules() if isinstance(module, nn.MultiheadAttention)):
             attention.in_proj_weight.data[: 2 * self.config.dim] *= 2  # queries and keys; scores grow by a factor of 4
 
@@ -119,7 +119,7 @@ def average_references(embeddings: Tensor, clip_tokens: Tensor) -> tuple[Tensor,
         clip_tokens: [N, R, T, clip_dim].
 
     Returns:
-        Embeddings [N, 1, id_dim] with the mean norm of the given ones, and CLIP tokens [N, 1, T, clip_dim].
+        Embeddings [N, 1, id_dim] with the mean norm of the input embeddings, and CLIP tokens [N, 1, T, clip_dim].
     """
     direction = F.normalize(F.normalize(embeddings, dim=-1).mean(dim=1, keepdim=True), dim=-1)
     length = embeddings.norm(dim=-1, keepdim=True).mean(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Give all weights of a loaded network types that it can compute with."""
+"""Convert the weights of a loaded network to types that it can compute with."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from facesnap_ext.networks.ffrnet import FLOAT8_TYPES, Conv2d, Linear
 
 
 def unify_types(network: nn.Module) -> None:
-    """Convert the weights of a file with mixed types to one type, the widest that the file has.
+    """Convert the weights of a file with mixed types to the widest type in the file.
 
-    Weights in 8 bits stay so where the layer casts them when it computes (`ffrnet.Linear` and `ffrnet.Conv2d`), and
-    become half precision elsewhere, as in a file that was cast to 8 bits as a whole. No number changes its value,
-    except that double precision becomes single.
+    8-bit weights are kept in layers that cast them during computation (`ffrnet.Linear` and `ffrnet.Conv2d`). In other
+    layers, which a file has if it was cast to 8 bits entirely, they become half precision. All values are preserved,
+    except that double precision is rounded to single.
     """
     kept = {id(module.weight) for module in network.modules() if isinstance(module, Linear | Conv2d)}
     others = [weight for weight in network.parameters() if weight.dtype not in FLOAT8_TYPES]

@@ -20,7 +20,7 @@ CLIP_PREFIXES = ("project_clip.", "clip_layers.")  # key prefixes of the tensors
 
 @dataclass(frozen=True)
 class ResamplerConfig:
-    """Sizes of a `ResamplerMixer`. The defaults are those of InstantID and of CLIP-ViT-H."""
+    """Sizes of a `ResamplerMixer`. The defaults match InstantID and CLIP-ViT-H."""
 
     id_dim: int = 512  # width of an ArcFace embedding
     clip_dim: int = 1280  # width of a CLIP image token; 0: InstantID's original Resampler, without CLIP
@@ -39,7 +39,7 @@ class ResamplerConfig:
         """Derive the sizes from the shapes of InstantID's tensors.
 
         Args:
-            shapes: tensor shapes by InstantID's key names, which include none for CLIP.
+            shapes: tensor shapes by InstantID's key names, which do not include any for CLIP.
             clip_dim: width of a CLIP image token, or 0 for no CLIP.
             head_dim: channels of an attention head; cannot be derived from tensor shapes.
 
@@ -103,12 +103,12 @@ class ResamplerMixer(nn.Module):
             changes nothing.
 
         Raises:
-            ValueError: `clip_tokens` are required and missing.
+            ValueError: `clip_tokens` are required but missing.
         """
         clip_features = None
         if self.config.clip_dim:
             if clip_tokens is None:
-                raise ValueError("this Resampler was extended by CLIP and requires clip_tokens")
+                raise ValueError("this Resampler was extended with CLIP and requires clip_tokens")
             clip_features = self.project_clip(clip_tokens.flatten(1, 2))
         references = embeddings.shape[1]
         faces = self.proj_in(embeddings)
@@ -123,7 +123,7 @@ class ResamplerMixer(nn.Module):
         return self.norm_out(self.proj_out(latents))
 
     def average(self, embeddings: Tensor, clip_tokens: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Average R references into one by their plain mean, as is common with InstantID.
+        """Average R references into one by taking the plain mean, as is common with InstantID.
 
         Embeddings of one person differ in direction, so the mean has a smaller norm than the embeddings themselves.
         """

@@ -9,12 +9,12 @@ from facesnap_ext import __version__
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit, defaults, to_values
 
-MARK = "FaceSnap"  # the parameter that says FaceSnap made the image, with its version
-STOPPED = f"{MARK} stopped"  # the parameter that says where it did not act
-DIGITS = 10  # digits of a photo's hash in infotext
+MARK = "FaceSnap"  # this parameter records that FaceSnap was used, and its version
+STOPPED = f"{MARK} stopped"  # this parameter records where FaceSnap did not act
+DIGITS = 10  # number of digits of a photo's hash in infotext
 PHOTOS = ("references", "driving", "mask")
 DEFAULTS = {name: default for name, default in defaults().items() if name != "enabled"}
-OLD_NAMES = {  # in infotext of development versions
+OLD_NAMES = {  # names in the infotext of development versions
     "face_index": "face",
     "driving_face_index": "driving_face",
     "reference_mode": "several",
@@ -31,7 +31,7 @@ OLD_VALUES = {
 
 
 def to_infotext(units: Mapping[int, Unit], with_names: bool = True) -> dict[str, Any]:
-    """The parameters of active units by their numbers: settings that differ from their defaults.
+    """The infotext parameters of active units, by unit number: settings that differ from their defaults.
 
     Photos are written as the first digits of their content hash.
 
@@ -44,16 +44,16 @@ def to_infotext(units: Mapping[int, Unit], with_names: bool = True) -> dict[str,
         for name, default in DEFAULTS.items():
             if name == "identity" and not with_names:
                 continue
-            if name == "weight" or values[name] != default:  # the weight marks that the unit is present
+            if name == "weight" or values[name] != default:  # the weight also marks the unit as present
                 text[label(name, number)] = _to_text(values[name])
     return text
 
 
 def from_infotext(parameters: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A unit's settings by name, without photos; settings that the text does not name keep their defaults.
+    """A unit's settings by name, without photos; settings that are not in the infotext keep their defaults.
 
     Args:
-        parameters: as the host parses them, name to text. Names and values of earlier versions are understood.
+        parameters: text by name, as parsed by the host. Names and values of earlier versions are understood.
         number: the unit's number, from 1.
 
     Raises:

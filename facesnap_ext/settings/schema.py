@@ -34,7 +34,7 @@ def unit_schema() -> dict[str, Any]:
     for name in ("references", "block_weights"):
         properties[name]["default"] = []
     weight = {"type": "number", "minimum": 0, "maximum": 2}
-    properties["block_weights"]["items"] = weight  # as many as the FaceSnap file has residuals
+    properties["block_weights"]["items"] = weight  # one weight per residual of the FaceSnap file
     properties["enabled"]["default"] = True  # a person in the request is enabled unless the client says otherwise
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -43,5 +43,5 @@ class Strength:
         return self.start <= progress and (progress < self.end or self.end >= 1)
 
     def acts_in(self, second_pass: bool) -> bool:
-        """Whether it acts in hires fix's second pass, or else in the first or only pass."""
+        """Whether it acts in this pass: the second pass of hires fix, or the first or only pass."""
         return self.hires in ("both", "second" if second_pass else "first")

@@ -1,6 +1,6 @@
 """One person's settings: `Unit` and its limits.
 
-The field names of `Unit` and of its `Strength` are the names that the API and infotext use. Both see one flat list of
+The field names of `Unit` and of its `Strength` are the names that the API and infotext use. Both use one flat list of
 settings, which `defaults`, `to_values` and `from_values` provide.
 """
 
@@ -38,7 +38,7 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value
     "region_scale": (1, 4),
     "redraw_strength": (0, 1),
 }
-OPTIONAL = ("x", "y", "size")  # may also be None
+OPTIONAL = ("x", "y", "size")  # these settings may also be None
 PRESETS = {  # weight, start, end
     "faithful": (1.0, 0.0, 1.0),
     "balanced": (0.8, 0.0, 0.8),
@@ -61,15 +61,16 @@ class Unit:
         model: name of the FaceSnap file; empty selects the only one.
         pose: where the pose comes from. "photo" is `driving`, or the init image, or else the reference photo; the
             others are "template", "sliders", and "own" for the reference photo.
-        driving: photo that gives pose and expression.
+        driving: photo that provides pose and expression.
         driving_face_index: the face to use in it, by size; 0 is the largest.
         template: a name in `poses.TEMPLATES`.
         yaw: degrees; positive turns the nose to the right of the image.
         pitch: degrees; positive turns the nose down.
         roll: degrees; positive tilts the head to the right of the image.
         mouth: 0 closed to 1 open. brows: -1 lowered to 1 raised. eyes: -1 closed to 1 wide open.
-        x, y: centre of the face as fractions of the image's width and height; None keeps the pose's own position.
-        size: height of the face from brows to chin as a fraction of the image's height; None keeps the pose's own.
+        x, y: centre of the face as fractions of the image's width and height; None keeps the position of the pose.
+        size: height of the face from brows to chin as a fraction of the image's height; None keeps the size of the
+            pose.
         region: where the person acts: the whole "image", around the predicted "face", or where `mask` is white.
         region_scale: size of the region around the face relative to the face's box.
         redraw_strength: denoising strength for redrawing small faces; 0 does not redraw them.
@@ -136,7 +137,7 @@ def defaults() -> dict[str, Any]:
 
 
 def to_values(unit: Unit | type[Unit]) -> dict[str, Any]:
-    """A unit's settings by name, or with the class itself their defaults, in the order of the fields."""
+    """A unit's settings by name, or the defaults if `unit` is the class itself, in the order of the fields."""
     values: dict[str, Any] = {}
     for one in fields(Unit):
         if one.name == "strength":
@@ -187,5 +188,5 @@ def _check_range(name: str, value: Any) -> None:
 
 def _check_block_weights(weights: tuple[Any, ...]) -> None:
     numbers = all(type(one) in (int, float) and 0 <= one <= 2 for one in weights)
-    if not numbers:  # their number is that of the FaceSnap file's residuals, see `Conditioning`
+    if not numbers:  # their number must match the FaceSnap file; see `Conditioning`
         raise FaceSnapError(f"FaceSnap's block_weights are {short_repr(weights)}; use {BLOCK_WEIGHTS_RULE}.")

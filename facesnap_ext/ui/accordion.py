@@ -23,7 +23,7 @@ from facesnap_ext.ui.uploads import accept_only_uploads
 from facesnap_ext.weights.model_files import ModelFiles
 
 Controls = dict[str, Any]
-"""The components of one person by name. The names are those of `UI_ORDER`, or else those in the element ids."""
+"""The components of one person by name. The names are from `UI_ORDER`, or from the element ids for other components."""
 
 Ident = Callable[[str], str]
 """Makes an element id from a name."""
@@ -80,7 +80,7 @@ def status(files: ModelFiles) -> str:
 
 
 def model_choices(files: ModelFiles) -> list[str]:
-    """The names of the FaceSnap files, after an empty choice that selects the only one."""
+    """The names of the FaceSnap files, preceded by an empty choice that selects the only file."""
     return ["", *sorted(files.facesnap)]
 
 
@@ -127,7 +127,7 @@ def _radio(
 
 
 def _labelled(names: Sequence[str], labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Choices as gradio takes them: the label, then the value."""
+    """Choices in gradio's format: pairs of label and value."""
     return [(labels[name], name) for name in names]
 
 
@@ -210,8 +210,8 @@ def _place_controls(controls: Controls, ident: Ident) -> None:
 def _canvas_data(controls: Controls, ident: Ident) -> None:
     """Hidden text that the page's script and the server exchange.
 
-    The script writes the size of the output with the number of its request, the init image and the painted mask
-    (images as data URLs). The server writes the rig and points of the person.
+    The script writes the output size together with a request number, the init image and the painted mask (images as
+    data URLs). The server writes the rig and points of the person.
     """
     for name in ("canvas_size", "canvas_init", "canvas_rig", "mask"):
         controls[name] = gr.Textbox("", show_label=False, elem_id=ident(name), elem_classes="facesnap-hidden")
@@ -288,7 +288,7 @@ def paste_value(parameters: Mapping[str, Any], number: int, name: str) -> Any:
     """The value of one of a unit's components after the user pastes infotext; None leaves the component unchanged."""
     try:
         values = from_infotext(parameters, number)
-    except ValueError:  # infotext edited by hand
+    except ValueError:  # the infotext was edited by hand
         return None
     if name == "placed":
         return any(values[part] is not None for part in PLACE)

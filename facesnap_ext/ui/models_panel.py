@@ -1,4 +1,4 @@
-"""The panel of model files: what was found for each part, what is missing, and the buttons that download it."""
+"""The panel of model files: the files found for each part, the missing parts, and buttons that download them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POLL_INTERVAL = 0.5  # seconds between two updates of a download's progress
 
 
 def html(roles: Sequence[Role], files: ModelFiles) -> str:
-    """HTML of all parts as `list_models` returns them, and of the folders that were searched."""
+    """HTML of all parts, as returned by `list_models`, and of the folders that were searched."""
     rows = "".join(map(_role, roles))
     elsewhere = ", ".join(str(folder) for folder in files.elsewhere)
     searched = f"Also searched: {escape(elsewhere)}.<br>" if elsewhere else ""
@@ -48,7 +48,7 @@ def html(roles: Sequence[Role], files: ModelFiles) -> str:
 
 
 def progress_html(jobs: Sequence[download.Job]) -> str:
-    """HTML of the downloads: the progress of those that are running, and the outcome of the others."""
+    """HTML of the downloads: progress if running, outcome if finished."""
     lines = []
     for job in jobs:
         if job.state == "running":
@@ -114,7 +114,7 @@ def panel(
             gr.Button("Refresh", elem_id=ident("models_again")).click(refresh, [], outputs, show_progress=False)
             gr.Button("Compute hashes", elem_id=ident("models_hash")).click(hash_all, [], outputs)
             stop = gr.Button("Stop downloads", elem_id=ident("models_stop"))
-            stop.click(stop_all, [], [], queue=False)  # the queue is busy with the download
+            stop.click(stop_all, [], [], queue=False)  # gradio's queue is busy with the download
         with gr.Row():
             for part in (part for part in PARTS if part.url):
                 text = f"Download {part.title} ({format_size(part.size)})"

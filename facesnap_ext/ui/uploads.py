@@ -1,7 +1,7 @@
 """Photos that the user uploads to the page.
 
-Gradio 3 opens whatever path a client names, and both versions read all files before FaceSnap could count them. So the
-component passes on the paths of uploaded files, and nothing else of the server's disk can be named.
+Gradio 3 opens any path that a client names, and both versions read all files before FaceSnap can count them. The
+component therefore passes on only the paths of uploaded files, and a client cannot name any other file on the server.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from facesnap_ext.errors import FaceSnapError
 
 Upload = Path | str | FaceSnapError
-"""An uploaded file, its contents in base64, or why it cannot be used."""
+"""An uploaded file, its contents in base64, or the reason why it cannot be used."""
 
 
 def accept_only_uploads(component: Any) -> Any:
@@ -26,7 +26,7 @@ def uploads(payload: Any, folder: Path) -> list[Upload]:
     """Return the files that a client sends.
 
     Args:
-        payload: as gradio passes it: the files' names, of gradio 3 as dictionaries, of gradio 4 as objects.
+        payload: the names of the files as gradio passes them: dictionaries in gradio 3, objects in gradio 4.
         folder: where gradio keeps uploaded files.
     """
     files = getattr(payload, "root", payload) or []
@@ -38,12 +38,12 @@ def uploads(payload: Any, folder: Path) -> list[Upload]:
 def _upload(file: Any, folder: Path, number: int) -> Upload:
     values = file if isinstance(file, dict) else getattr(file, "__dict__", {})
     data, path = values.get("data"), values.get("path") or values.get("name")
-    if isinstance(data, str) and not values.get("is_file"):  # gradio 3 may send small files in place of their path
+    if isinstance(data, str) and not values.get("is_file"):  # gradio 3 may send a small file instead of its path
         return data
     try:
         resolved = Path(path).resolve()  # type: ignore[arg-type]
         if resolved.is_relative_to(folder.resolve()) and resolved.is_file():
             return resolved
-    except (OSError, RuntimeError, TypeError, ValueError):  # a loop of links, not text, or not a path at all
+    except (OSError, RuntimeError, TypeError, ValueError):  # the name is a loop of links, not text, or not a path
         pass
     return FaceSnapError(f"Reference photo {number} has not been uploaded to this page, or is gone; upload it again.")

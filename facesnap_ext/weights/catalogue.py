@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from facesnap_ext.errors import FaceSnapError
 
-ROLES = {  # what each part is for; the names are those of `FoundModel.role`
+ROLES = {  # the purpose of each role; `FoundModel.role` uses these names
     "facesnap": "FaceSnap's own two networks: they turn a face into identity tokens, and the tokens into conditioning",
     "instantid": "InstantID's two files, which do the same and are used if there is no FaceSnap file",
     "face_pack": "finds faces and computes their identity embeddings",
@@ -18,7 +18,7 @@ TO_BEGIN = (
     "To get started, you need InstantID's two files, which FaceSnap can download for you, and antelopev2. No FaceSnap "
     "file has been published yet."
 )
-WHERE_TO_GET = "Model files in the accordion, or the command facesnap models, says where to get {0}"
+WHERE_TO_GET = "open Model files in the accordion, or run facesnap models, to see where to get {0}"
 NON_COMMERCIAL = "non-commercial research"
 
 
@@ -28,7 +28,7 @@ class Part:
 
     Args:
         name: its name in `facesnap models get`.
-        commercial: whether the licence allows commercial use; None if that depends.
+        commercial: whether the licence allows commercial use; None if the user must check.
         page: the web page that describes it and, if `url` is empty, where the user downloads it.
         how_to_get: instructions for downloading it by hand.
         target: its path in the model folder.
@@ -108,9 +108,9 @@ PARTS = (
         "download scrfd_10g_bnkps.onnx and glintr100.onnx",
         "auraface/",
         280_000_000,
-        note="not for InstantID; the recognition model is fal's own, but the detector has the file name of one of "
-        "insightface's models, which are for non-commercial research: ask fal before you rely on it. A FaceSnap file "
-        "works only with the face model pack it was trained with",
+        note="not for InstantID. fal trained the recognition model, but the detector has the file name of an "
+        "insightface model for non-commercial research; ask fal before you rely on it. A FaceSnap file works only with "
+        "the face model pack it was trained with",
     ),
     Part(
         "clip",
@@ -155,7 +155,7 @@ PARTS = (
         "register, then download FLAME 2023 Open",
         "flame2023_Open.pkl",
         53_000_000,
-        note="not for DECA, whose codes are FLAME 2020's, so it is not used; credit its authors when you publish",
+        note="not used, because DECA's codes are for FLAME 2020; credit its authors when you publish",
     ),
     Part(
         "instantid-identitynet",
@@ -211,7 +211,7 @@ def downloadable(name: str) -> Part:
     """
     part = next((part for part in PARTS if part.name == name), None)
     if part is None:
-        raise FaceSnapError(f"There is no part {name!r}; choose one of {', '.join(part.name for part in PARTS)}.")
+        raise FaceSnapError(f"There is no part named {name!r}; choose one of {', '.join(part.name for part in PARTS)}.")
     if not (part.url and part.sha256):
         source = f", from {part.page}" if part.page else ""
         raise FaceSnapError(

@@ -12,7 +12,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights.recognise import Shapes
 from facesnap_ext.weights.tensors import read_index, read_tensors
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder of transformers
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in a transformers folder
 
 _FROM_OPEN_CLIP = (
     ("positional_embedding", "embeddings.position_embedding.weight"),
@@ -69,10 +69,11 @@ def split_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def encoder_hash(path: Path) -> str:
-    """Return the SHA-256 that names an image encoder: that of its vectors and patch embedding in half precision.
+    """Return the SHA-256 that identifies an image encoder, computed from its vectors and patch embedding in half
+    precision.
 
-    Its files in single and half precision, and in the layouts of transformers and open_clip, have the same name. The
-    biases and norms of two encoders differ even if one was fine-tuned from the other, and take few megabytes to read.
+    The hash is the same for files in single and half precision, and in the layouts of transformers and open_clip. The
+    biases and norms of two encoders differ even if one was fine-tuned from the other, and take only a few megabytes.
     """
     file = weight_file(path)
     shapes = read_index(file).shapes

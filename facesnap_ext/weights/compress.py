@@ -23,16 +23,16 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
     """Write a compressed copy of a FaceSnap file.
 
     Args:
-        blocks: maximum number of consecutive transformer blocks at the deepest level and in the middle block. The
-            first ones, which process the output of the ResNet block, and the last ones, whose output the following
-            layers are trained on, are kept; if the number is odd, one more of the first is kept. With 0, identity is
+        blocks: maximum number of consecutive transformer blocks at the deepest level and in the middle block. The first
+            blocks, which process the output of the ResNet block, and the last blocks, whose output the following layers
+            are trained on, are kept; if the number is odd, one more of the first blocks is kept. With 0, identity is
             injected only at the levels above.
         fp8: whether to store the weights of linear and convolution layers in ResNet and transformer blocks as
             float8_e4m3fn.
 
     Raises:
-        FaceSnapError: `source` is not a FaceSnap file, does not have more blocks than that, or has numbers that are
-            too large for 8 bits.
+        FaceSnapError: `source` is not a FaceSnap file, has no more than `blocks` blocks, or has numbers that are too
+        large for 8 bits.
     """
     weights = facesnap_file.load(source)
     ffrnet = weights.ffrnet

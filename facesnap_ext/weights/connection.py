@@ -16,9 +16,9 @@ from facesnap_ext.weights.catalogue import Part
 
 T = TypeVar("T")
 BLOCK = 2**16  # bytes
-TIMEOUT = (20, 60)  # seconds: to connect, and between two blocks
+TIMEOUT = (20, 60)  # maximum seconds to connect, and between two blocks
 MAX_REDIRECTS = 10
-POLL = 0.1  # seconds until a stop is noticed
+POLL = 0.1  # seconds between checks whether the user has stopped the download
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -36,18 +36,18 @@ def open_url(part: Part, start: int, stopped: Callable[[], bool]) -> Iterator[An
 
     Raises:
         StopRequested: `stopped` returned True.
-        ConnectionLost: it is worth trying again.
+        ConnectionLost: the connection failed, and a retry may succeed.
         FaceSnapError: the server redirects to an unusable address.
     """
     try:
         import requests
     except ImportError as error:
         raise FaceSnapError(f"Downloads require the Python package requests ({error}); install it.") from error
-    headers = {"Accept-Encoding": "identity"}  # the bytes of a compressed answer could not be counted
+    headers = {"Accept-Encoding": "identity"}  # the bytes of a compressed response could not be counted
     if start:
         headers["Range"] = f"bytes={start}-"
     with requests.Session() as session:
-        # requests reads the entire body of a redirect, and follows one to any address
+        # requests would read the entire body of a redirect, and follow redirects to any address
         session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
         url = part.url
         for _ in range(MAX_REDIRECTS):
@@ -61,7 +61,7 @@ def open_url(part: Part, start: int, stopped: Callable[[], bool]) -> Iterator[An
             url = _redirect_target(part, url, response.headers.get("Location", ""))
             _hang_up(response)
         else:
-            raise FaceSnapError(f"The server of {part.title} redirects endlessly; see {part.page}.")
+            raise FaceSnapError(f"The server for {part.title} redirects endlessly; see {part.page}.")
         try:
             yield response
         finally:
@@ -69,7 +69,7 @@ def open_url(part: Part, start: int, stopped: Callable[[], bool]) -> Iterator[An
 
 
 def read_block(response: Any, blocks: Iterator[bytes], stopped: Callable[[], bool]) -> bytes:
-    """Return the next of a response's `blocks`, empty at the end.
+    """Return the next block of a response, or an empty one at the end.
 
     Raises:
         StopRequested, ConnectionLost: as in `open_url`.
@@ -82,7 +82,7 @@ def read_block(response: Any, blocks: Iterator[bytes], stopped: Callable[[], boo
 
 
 def pause(seconds: float, stopped: Callable[[], bool]) -> None:
-    """Wait, unless the user stops.
+    """Wait, unless the user stops the download.
 
     Raises:
         StopRequested: `stopped` returned True.
@@ -102,11 +102,11 @@ def _redirect_target(part: Part, url: str, location: str) -> str:
         scheme = host = ""
     if not location or scheme not in ("http", "https") or not host:
         raise FaceSnapError(
-            f"The server of {part.title} redirects to an unusable address; {part.how_to_get} by hand from {part.page}."
+            f"The server for {part.title} redirects to an unusable address; {part.how_to_get} by hand from {part.page}."
         )
     if scheme == "http" and url.startswith("https:"):
         raise FaceSnapError(
-            f"The server of {part.title} redirects to an unencrypted address (http://{host}), which FaceSnap does not "
+            f"The server for {part.title} redirects to an unencrypted address (http://{host}), which FaceSnap does not "
             f"follow; log in to your network or proxy and try again, or {part.how_to_get} by hand from {part.page}."
         )
     return target
@@ -115,7 +115,8 @@ def _redirect_target(part: Part, url: str, location: str) -> str:
 def _run_stoppable(
     call: Callable[[], T], stopped: Callable[[], bool], discard: Callable[[T], None] = lambda result: None
 ) -> T:
-    """Return the result of a call that may block for long. It is abandoned in its thread when the user stops.
+    """Return the result of a call that may block for a long time. If the user stops the download, the call is
+    abandoned.
 
     Args:
         discard: receives the result of an abandoned call.
@@ -130,7 +131,7 @@ def _run_stoppable(
     def run() -> None:
         try:
             result = call()
-        except BaseException as error:  # raised in the calling thread
+        except BaseException as error:  # the calling thread raises it
             outcomes.put((None, error))
             return
         outcomes.put((result, None))
@@ -150,19 +151,19 @@ def _run_stoppable(
 
 
 def _network_error(error: BaseException) -> BaseException:
-    """Return `ConnectionLost` for whatever the network libraries raise, and other errors unchanged."""
+    """Return `ConnectionLost` for any error of the network libraries, and other errors unchanged."""
     from requests import RequestException
     from urllib3.exceptions import HTTPError
 
-    # requests does not wrap all errors of urllib3, nor any of the address parsers' (UnicodeError is a ValueError)
+    # requests does not wrap all errors of urllib3, or any of the address parsers (UnicodeError is a ValueError)
     if isinstance(error, (RequestException, HTTPError, OSError, ValueError)):
         return ConnectionLost(type(error).__name__)
     return error
 
 
 def _hang_up(response: Any) -> None:
-    """Close a connection, even while another thread waits for its data: closing alone would wait for that thread."""
-    with suppress(OSError, ValueError, AttributeError):  # it is closed already
+    """Close a connection, even while another thread waits for its data; `close` would wait for that thread."""
+    with suppress(OSError, ValueError, AttributeError):  # it is already closed
         connection = socket.socket(fileno=response.raw.fileno())
         try:
             connection.shutdown(socket.SHUT_RDWR)

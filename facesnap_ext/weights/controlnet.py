@@ -40,7 +40,7 @@ def controlnet_config(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Cont
         shapes: shapes of the ControlNet's tensors.
 
     Returns:
-        None if the file does not exist or belongs to another network, as in a folder with several models.
+        None if the file does not exist or belongs to a different network, as in a folder with several models.
 
     Raises:
         FaceSnapError: the file is damaged.
@@ -88,7 +88,7 @@ def reports_unusable(path: Path, kind: str) -> Iterator[None]:
 def from_controlnet(controlnet: Path, out: Path, config: ControlNetConfig | None = None, seed: int = 0) -> None:
     """Write a FaceSnap file whose FFRNet is a trained SDXL ControlNet and whose Mixer is untrained.
 
-    The ControlNet was trained with text, so the file is not text-free. Its dtype is the ControlNet's.
+    The ControlNet was trained with text, so the file is not text-free. It has the dtype of the ControlNet.
 
     Args:
         controlnet: ControlNet file in diffusers' layout.
@@ -96,7 +96,7 @@ def from_controlnet(controlnet: Path, out: Path, config: ControlNetConfig | None
         seed: seed of the Mixer's random weights.
 
     Raises:
-        FaceSnapError: the file is incomplete or of another size, or its numbers are unusable.
+        FaceSnapError: the file is incomplete, its tensors have unexpected sizes, or its numbers are unusable.
     """
     tensors = read_tensors(controlnet)
     heads, size_dim = (config.heads, config.size_dim) if config else (None, SIZE_DIM)

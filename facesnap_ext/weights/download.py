@@ -19,8 +19,8 @@ from facesnap_ext.weights.connection import BLOCK, ConnectionLost, StopRequested
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import existing_file, format_size
 
-MAX_FAILURES = 3  # consecutive connections that transfer nothing
-WAIT = 2.0  # seconds between two connections
+MAX_FAILURES = 3  # maximum number of consecutive connections that transfer nothing
+WAIT = 2.0  # seconds to wait between two connections
 _TEXT = re.compile(r"\s*(text/|application/([\w.-]+\+)?(json|xml|javascript)\b)", re.IGNORECASE)  # types of content
 
 
@@ -49,8 +49,8 @@ def download(
 
     Raises:
         Stopped: `stopped` returned True.
-        FaceSnapError: the server cannot be reached or has another file, another process is downloading the part to the
-            same folder, the disk is full, or the hash is wrong, in which case the received data is deleted.
+        FaceSnapError: the server cannot be reached or has a different file, another process is downloading the part to
+            the same folder, the disk is full, or the hash is wrong, in which case the received data is deleted.
     """
     target = folder / part.target
     arrived = target.with_name(f".{target.name}.part")
@@ -100,7 +100,7 @@ def download(
 @contextmanager
 def _exclusive(part: Part, lock: Path) -> Iterator[None]:
     """Lock the file against other processes, such as a second WebUI with the same model folder."""
-    from filelock import FileLock, Timeout  # installed with torch
+    from filelock import FileLock, Timeout  # filelock is installed with torch
 
     guard = FileLock(lock, timeout=0)
     try:
@@ -115,7 +115,7 @@ def _exclusive(part: Part, lock: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # on Windows, `release` deletes it
+        with suppress(OSError):  # on Windows, `release` deletes the lock file
             lock.unlink()
         guard.release()
 
@@ -147,7 +147,7 @@ def _fetch(part: Part, arrived: Path, progress: Callable[[int], None], stopped: 
         if resumes:
             _receive(part, response, arrived, have, progress, stopped)
             return
-        # It starts at the first byte, and may not be the file at all: received data must survive it.
+        # The response starts at the first byte and may not be the file at all, so the received data is kept.
         fresh = arrived if not have and _declared_length(response) else arrived.with_name(f"{arrived.name}.new")
         try:
             received = _receive(part, response, fresh, 0, progress, stopped)
@@ -188,8 +188,8 @@ def _check_response(response: Any, part: Part, have: int) -> bool:
     """Return whether the response continues the received data, rather than starting at the file's first byte.
 
     Raises:
-        FaceSnapError: the server refuses, or has another file. Received data is kept.
-        ConnectionLost: it is worth trying again.
+        FaceSnapError: the server refuses, or has a different file. Received data is kept.
+        ConnectionLost: the request failed, and a retry may succeed.
     """
     status = response.status_code
     if status in (408, 416, 425, 429) or status >= 500:
@@ -203,7 +203,7 @@ def _check_response(response: Any, part: Part, have: int) -> bool:
             f"{part.title} is no longer at its address (HTTP status {status}); look for it at {part.page}."
         )
     if status not in (200, 206):
-        raise FaceSnapError(f"The server of {part.title} sent HTTP status {status}; see {part.page}.")
+        raise FaceSnapError(f"The server for {part.title} sent HTTP status {status}; see {part.page}.")
     if _TEXT.match(response.headers.get("Content-Type", "")):
         raise FaceSnapError(
             f"A web page or an error message was received instead of {part.title}; log in to your network or proxy, "
@@ -214,7 +214,7 @@ def _check_response(response: Any, part: Part, have: int) -> bool:
         if total != str(part.size) and total.isdecimal():
             raise FaceSnapError(_unexpected_file(part, f"{total} bytes instead of {part.size}"))
         if not span.startswith(f"{have}-"):
-            raise ConnectionLost("the server sent another range")
+            raise ConnectionLost("the server sent a different range")
         return have > 0
     length = _declared_length(response)
     if length not in (None, part.size):
@@ -245,7 +245,7 @@ class Job:
     part: Part
     done: int = 0  # bytes
     state: Literal["running", "done", "stopped", "failed"] = "running"
-    message: str = ""  # the outcome, empty while running
+    message: str = ""  # the outcome; empty while the download is running
     stop: threading.Event = field(default_factory=threading.Event)
 
 

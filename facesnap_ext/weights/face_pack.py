@@ -23,9 +23,9 @@ from facesnap_ext.files import State, sha256, state_of
 from facesnap_ext.weights.onnx_graph import OnnxGraph, read_graph
 
 DETECTOR_NAMES = ("scrfd", "det_")  # prefixes of insightface's detectors
-MAX_FILES = 64  # of one folder that are examined; the largest published pack has five
-LANDMARKS68 = 3309  # outputs of 1k3d68
-MIN_SIDE = 112  # of the crops that recognition models take
+MAX_FILES = 64  # maximum number of files examined per folder; the largest published pack has five
+LANDMARKS68 = 3309  # number of outputs of 1k3d68
+MIN_SIDE = 112  # minimum width of the crops that recognition models take, in pixels
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class PackFiles:
     """The files of a face model pack that FaceSnap uses; None for those that are missing.
 
     Args:
-        embedding: numbers of an embedding of the recognition model; 0 if its graph does not say.
-        problems: why files could not be read, one clause each. They matter only if a file is missing.
+        embedding: length of the recognition model's embeddings; 0 if its graph does not state it.
+        problems: the reasons why files could not be read, one clause each. They matter only if a file is missing.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class PackFiles:
 
     @property
     def is_complete(self) -> bool:
-        """Whether there are both a detector and a recognition model."""
+        """Whether the pack has both a detector and a recognition model."""
         return self.detector is not None and self.recognition is not None
 
 
@@ -71,7 +71,7 @@ def _is_file(path: Path) -> bool:
 
 
 def pack_files(folder: Path) -> PackFiles:
-    """Recognise the files of a pack by their graphs. Files that cannot be read are passed over."""
+    """Recognise the files of a pack by their graphs. Files that cannot be read are skipped."""
     roles: dict[str, Path] = {}
     recognition: list[tuple[bool, Path, int]] = []  # unusual sizes last, then by name
     problems = []
@@ -100,14 +100,14 @@ def role_of(graph: OnnxGraph) -> str:
     height, width = graph.inputs[0][2:]
     if len(graph.outputs) > 1 or height != width:
         return ""
-    if height == 192:  # insightface takes these for landmarks, whatever they are
+    if height == 192:  # insightface treats any network of this size as a landmark model
         return "landmarks68" if LANDMARKS68 in graph.outputs[0][-1:] else ""
     is_vector = all(size == 1 for size in graph.outputs[0][2:])  # networks that draw faces return images
     return "recognition" if height >= MIN_SIDE and height % 16 == 0 and is_vector else ""
 
 
 def recognition_hash(folder: Path) -> str:
-    """Return the SHA-256 of a pack's recognition model, which names it; empty if the pack has none."""
+    """Return the SHA-256 that identifies a pack's recognition model; empty if the pack has none."""
     path = pack_files(folder).recognition
     return "" if path is None else file_hash(path)
 
@@ -121,7 +121,7 @@ def file_hash(path: Path) -> str:
     try:
         return _hash(path, state_of(path))
     except OSError as error:
-        raise FaceSnapError(f"{path} cannot be read ({error.strerror or error}); check it.") from error
+        raise FaceSnapError(f"{path} cannot be read ({error.strerror or error}); check the file.") from error
 
 
 @lru_cache(maxsize=256)

@@ -124,7 +124,7 @@ def default_mixer_config(context_dim: int) -> MixerConfig:
 
 
 def build_mixer(config: MixerConfig | ResamplerConfig) -> Mixer:
-    """Return an untrained Mixer of these sizes."""
+    """Return an untrained Mixer with these sizes."""
     return next(network for kind, network in MIXERS.values() if kind is type(config))(config)
 
 
@@ -154,7 +154,7 @@ def read_info(path: Path) -> FaceSnapInfo:
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = reason_of(error)
         raise FaceSnapError(
-            f"The metadata of {path.name} is damaged ({reason}); use the file as it was published."
+            f"The metadata of {path.name} is damaged ({reason}); download the original file again."
         ) from error
     expected = {
         f"{part}.{key}": tuple(t.shape) for part, net in networks.items() for key, t in net.state_dict().items()
@@ -162,9 +162,9 @@ def read_info(path: Path) -> FaceSnapInfo:
     wrong = [key for key, shape in expected.items() if index.shapes.get(key) != shape]
     wrong += [key for key in index.shapes if key not in expected]
     if wrong:
+        tensors = f"{len(wrong)} tensors, such as {wrong[0]}, do" if len(wrong) > 1 else f"tensor {wrong[0]} does"
         raise FaceSnapError(
-            f"{path.name} is incomplete or damaged: {len(wrong)} tensors do not match its metadata, the first of which "
-            f"is {wrong[0]}; download the file again."
+            f"{path.name} is incomplete or damaged: {tensors} not match its metadata; download the file again."
         )
     return info
 
@@ -197,7 +197,7 @@ def load(path: Path, dtype: torch.dtype | None = None) -> FaceSnapWeights:
     """Load a FaceSnap file to the CPU, without its adapter, which is large and loaded by `load_adapter` when needed.
 
     Args:
-        dtype: floating-point dtype of both networks; by default the file's.
+        dtype: floating-point dtype of both networks; by default the file's dtype.
 
     Raises:
         FaceSnapError: see `read_info`.

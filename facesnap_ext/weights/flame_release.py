@@ -7,16 +7,16 @@ from pathlib import Path
 
 from facesnap_ext.weights.tensors import read_index
 
-ADVICE = "use FLAME 2020's generic_model.pkl, see models/README.md for where to get it."
+ADVICE = "use FLAME 2020's generic_model.pkl (models/README.md says where to get it)."
 
 
 def unfit_for_deca(path: Path) -> str:
-    """Return why DECA's codes do not fit a FLAME model, in one sentence; empty if nothing says so.
+    """Return why DECA's codes do not fit a FLAME model, in one sentence; empty if no reason is known.
 
-    DECA's shape and expression codes are coefficients of FLAME 2020. FLAME 2023 has another expression space, so the
-    same coefficients make other faces (github.com/yfeng95/DECA/issues/46, github.com/georgeretsi/smirk/issues/10). The
-    tensors of both have the same shapes: only the name of the published file, which a converted file keeps in its
-    metadata, tells them apart.
+    DECA's shape and expression codes are coefficients of FLAME 2020. FLAME 2023 has a different expression space, so
+    the same coefficients produce different faces (github.com/yfeng95/DECA/issues/46,
+    github.com/georgeretsi/smirk/issues/10). The tensors of both have the same shapes: only the name of the published
+    file, which a converted file keeps in its metadata, tells them apart.
 
     Raises:
         FaceSnapError: a converted file cannot be read.

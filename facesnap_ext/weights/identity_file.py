@@ -29,8 +29,9 @@ MAX_BYTES = 256 * 2**20
 """Larger files are rejected before they are read; one reference takes 1.3 MB with CLIP-ViT-H."""
 
 _AXES = {"embeddings": 2, "clip_tokens": 3, "shapes": 2}
-_FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # in file names, on Windows or elsewhere
-_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)  # on Windows
+# characters and names that are not allowed as file names
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # for Windows and other systems
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)  # for Windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ def safe_name(name: str) -> str:
     are removed or replaced; the result has at most 150 bytes.
 
     Raises:
-        FaceSnapError: nothing is left of the name.
+        FaceSnapError: no characters are left.
     """
     safe = _FORBIDDEN.sub("_", _printable(name)).strip(" .").encode()[:150].decode(errors="ignore").strip(" .")
     if not safe.strip("_"):
@@ -72,7 +73,7 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
     """Write an identity file atomically.
 
     Raises:
-        FaceSnapError: the file exists and `overwrite` is False or it is not an identity file; or it cannot be written.
+        FaceSnapError: the file cannot be written, or it exists and `overwrite` is False or it is not an identity file.
     """
     from safetensors.torch import save_file
 
@@ -96,15 +97,17 @@ def check_target(path: Path, overwrite: bool) -> None:
     """Raise `FaceSnapError` if `save` would refuse to write this file."""
     if path.exists():
         if not overwrite:
-            raise FaceSnapError(f"There is already an identity {path.stem}; give another name, or delete {path} first.")
-        require(path, Kind.IDENTITY, "it is not overwritten, give another name.")
+            raise FaceSnapError(
+                f"There is already an identity named {path.stem}; give another name, or delete {path} first."
+            )
+        require(path, Kind.IDENTITY, "it is not overwritten, so give another name.")
 
 
 def load(path: Path) -> Identity:
     """Read an identity file, which may come from an untrusted source: its whole content is validated.
 
     Raises:
-        FaceSnapError: the file is missing, of another kind, of a newer version, too large, damaged or incomplete.
+        FaceSnapError: the file is missing, of a different kind, of a newer version, too large, damaged or incomplete.
     """
     if path.is_file() and path.stat().st_size > MAX_BYTES:
         raise FaceSnapError(f"{path.name} is too large for an identity file; save the person again with fewer photos.")

@@ -1,4 +1,4 @@
-"""The folder of saved identities, in the model folder: where it is, and which identities it holds."""
+"""The folder of saved identities, in the model folder: its path and its contents."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def choose_identity(models: Path, name: str) -> Path:
     if path is None:
         names = ", ".join(find_identities(models))
         advice = f"choose one of {names}" if names else "save one first"
-        raise FaceSnapError(f"There is no identity {name!r} in {identity_folder(models)}; {advice}.")
+        raise FaceSnapError(f"There is no identity named {name!r} in {identity_folder(models)}; {advice}.")
     return path
 
 

@@ -53,8 +53,8 @@ def initialise(
 ) -> None:
     """Write the FaceSnap file that training starts from.
 
-    FFRNet's encoder is a copy of the UNet's. Its zero convolutions are zero, so it does not change images yet. The
-    landmark embedding and the Mixer are initialised from the seed.
+    FFRNet's encoder is a copy of the UNet's encoder. Its zero convolutions are zero, so it does not change images yet.
+    The landmark embedding and the Mixer are initialised from the seed.
 
     Args:
         checkpoint: an SDXL checkpoint in a single file, or a UNet file in diffusers' layout.
@@ -101,12 +101,12 @@ def _initialise(
         if key.startswith(ZERO):
             tensors[key] = torch.zeros(tensor.shape, dtype=dtype)
     ffrnet.load_state_dict(tensors, assign=True)
-    info = facesnap_file.FaceSnapInfo(mixer_net.config, config, trained_on=f"nothing, made from {checkpoint.name}")
+    info = facesnap_file.FaceSnapInfo(mixer_net.config, config, trained_on=f"nothing; created from {checkpoint.name}")
     facesnap_file.save(out, info, mixer_net, ffrnet)
 
 
 def with_mixer(start: Path, out: Path, kind: str, seed: int) -> None:
-    """Write a copy of an untrained FaceSnap file with a Mixer of another kind.
+    """Write a copy of an untrained FaceSnap file with a Mixer of a different kind.
 
     With equal seeds, the ablation's Mixers start with equal weights in the layers they share.
 
@@ -116,7 +116,7 @@ def with_mixer(start: Path, out: Path, kind: str, seed: int) -> None:
         seed: initialises the Mixer.
 
     Raises:
-        FaceSnapError: the file's Mixer is not the paper's.
+        FaceSnapError: the file does not have the paper's Mixer.
     """
     weights = facesnap_file.load(start)
     if type(weights.info.mixer) is not MixerConfig:
@@ -140,7 +140,8 @@ def encoder_key(shapes: Mapping[str, Sequence[int]]) -> Callable[[str], str | No
     """Return a function that maps a UNet's keys to FFRNet's, and keys outside the encoder half to None.
 
     Args:
-        shapes: of a single-file checkpoint (`model.diffusion_model.…`, LDM names) or of a UNet in diffusers' layout.
+        shapes: tensor shapes of a single-file checkpoint (`model.diffusion_model.…`, LDM names) or of a UNet in
+            diffusers' layout.
     """
     if not any(key.startswith(LDM) for key in shapes):
         return lambda key: key if key.startswith(ENCODER) else None

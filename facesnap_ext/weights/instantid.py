@@ -30,17 +30,17 @@ NAME = "InstantID"
 IDENTITYNET = "ControlNetModel/diffusion_pytorch_model.safetensors"
 ADAPTER = "ip-adapter.bin"
 LICENSE = "same as InstantID's weights"
-RECOGNITION = "glintr100.onnx"  # antelopev2's; InstantID's Resampler was trained with its embeddings
-RECOGNITION_SHA256 = "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"  # as pinned by many projects
+RECOGNITION = "glintr100.onnx"  # antelopev2's model; InstantID's Resampler was trained on its embeddings
+RECOGNITION_SHA256 = "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf"  # many projects pin this hash
 RESAMPLER_PREFIX, ADAPTER_PREFIX = "image_proj.", "ip_adapter."
-ADVICE = f"use InstantID's file, {WHERE_TO_GET.format('it')}."
+ADVICE = f"use InstantID's file ({WHERE_TO_GET.format('it')})."
 
 
 def load(controlnet: Path, adapter: Path) -> FaceSnapWeights:
     """Load the published pair to the CPU, like `facesnap_file.load`, each half in its own dtype.
 
-    Sizes that cannot be read from the tensors come from the `config.json` next to the ControlNet, or are SDXL's if
-    there is none.
+    Sizes that cannot be read from the tensors come from the `config.json` next to the ControlNet, or are SDXL's sizes
+    if that file does not exist.
 
     Raises:
         FaceSnapError: a file is of the wrong kind or incomplete, or the two do not match.
@@ -70,7 +70,7 @@ def load_adapter(path: Path) -> Adapter:
     """Load the adapter half of `ip-adapter.bin` to the CPU, in the file's dtype.
 
     Raises:
-        FaceSnapError: the file is of another kind or incomplete.
+        FaceSnapError: the file is of a different kind or incomplete.
     """
     require(path, Kind.INSTANTID_ADAPTER, ADVICE)
     tensors = read_tensors(path, without_prefix(ADAPTER_PREFIX))
@@ -82,7 +82,7 @@ def load_adapter(path: Path) -> Adapter:
 
 
 def pack(controlnet: Path, adapter: Path, out: Path) -> None:
-    """Write the published pair as one FaceSnap file, which gives bit-identical results.
+    """Write the published pair as one FaceSnap file, which produces bit-identical results.
 
     Raises:
         FaceSnapError: see `load`.
@@ -104,7 +104,7 @@ def from_instantid(
     """Write a FaceSnap file that training starts from.
 
     FFRNet is IdentityNet, and the Mixer is the Resampler. CLIP features are added by zero-initialised projections, so
-    tokens and residuals are InstantID's until training changes them. The adapter half is left out.
+    tokens and residuals match InstantID's until training changes them. The adapter half is left out.
 
     Args:
         folder: InstantID in its published layout, with `ControlNetModel/` and `ip-adapter.bin`.

@@ -13,10 +13,10 @@ from facesnap_ext.weights.recognise import Kind
 def pair_instantid(files: ModelFiles, halves: Sequence[FoundModel]) -> None:
     """Add each InstantID adapter and its ControlNet to `files.facesnap` as one weight source.
 
-    The tensors of IdentityNet do not differ from those of other SDXL ControlNets. It is taken to be, in this order,
+    The tensors of IdentityNet do not differ from those of other SDXL ControlNets. The pair's ControlNet is the first of
 
     1. a ControlNet with InstantID's name, next to the adapter or in a subfolder there;
-    2. in FaceSnap's own folder, where users put nothing else, the only ControlNet there;
+    2. in FaceSnap's own folder, where users put no other ControlNets, the only one there;
     3. a ControlNet with InstantID's name anywhere.
 
     Args:

@@ -1,4 +1,4 @@
-"""The contents of the model folders: which file serves as which part, and what is missing."""
+"""The contents of the model folders: which file is used for each part, and which parts are missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from facesnap_ext.weights.catalogue import WHERE_TO_GET
 from facesnap_ext.weights.face_pack import pack_files
 from facesnap_ext.weights.source import WeightSource, paths_of, takes_clip
 
-MISSING_MESSAGES = {  # by part, after "There is"
+MISSING_MESSAGES = {  # by part; each completes the sentence "There is …"
     "facesnap": "no FaceSnap file",
     "face_pack": "no face model pack (the .onnx files of insightface's antelopev2 or buffalo_l, in a folder)",
     "clip": "no CLIP-ViT-H image encoder",
@@ -28,7 +28,7 @@ class FoundModel:
         kind: completes the sentence "this is …".
         folder: the folder whose search found it.
         rank: order of preference among the models of one role in one folder; the lowest is used.
-        unfit: why it is never used, in one sentence; empty if it may be.
+        unfit: the reason why it is never used, in one sentence; empty if it can be used.
     """
 
     role: str
@@ -47,8 +47,8 @@ class ModelFiles:
         folder: FaceSnap's own model folder.
         facesnap: weight sources by file name; InstantID's pairs are named "InstantID".
         face_pack, clip, deca, flame: the path in use; None if the part is missing.
-        passed_over: why files in FaceSnap's own folder were skipped, one sentence each.
-        unconverted: by part, why its original files could not be converted.
+        passed_over: the reasons why files in FaceSnap's own folder were skipped, one sentence each.
+        unconverted: by part, the reasons why its original files could not be converted.
         elsewhere: the other folders that exist and were searched.
         found: all usable models, duplicates included; those in FaceSnap's own folder come first.
     """
@@ -68,7 +68,7 @@ class ModelFiles:
         """Return the path of a part.
 
         Raises:
-            FaceSnapError: it is missing; the message says what to put where.
+            FaceSnapError: it is missing; the message says where to put which file.
         """
         path: Path | None = getattr(self, part)
         if path is None:
@@ -132,7 +132,7 @@ class ModelFiles:
         return self.deca is not None and self.flame is not None
 
     def missing(self) -> dict[str, str]:
-        """Return, for each required part that is missing, what to put where. InstantID does not require CLIP."""
+        """Return a message for each required part that is missing. InstantID does not require CLIP."""
         absent = [part for part in MISSING_MESSAGES if not getattr(self, part)]
         return {part: self._missing_message(part) for part in absent if part != "clip" or self._needs_clip()}
 
@@ -149,14 +149,14 @@ class ModelFiles:
     def _folder_of(self, source: WeightSource) -> Path:
         """Return the folder in which a source was found.
 
-        It is FaceSnap's own folder if that contains either file of a pair, and for a source that a caller added to
+        It is FaceSnap's own folder if that contains either file of a pair, or if a caller added the source to
         `facesnap`.
         """
         folders = [model.folder for model in self.found if model.path in paths_of(source)]
         return min(folders, key=self._folders.index, default=self.folder)
 
     def _missing_message(self, part: str) -> str:
-        message = f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there, {WHERE_TO_GET.format('it')}."
+        message = f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there ({WHERE_TO_GET.format('it')})."
         unfit = [model.unfit for model in self.candidates(part) if model.unfit]
         reasons = [*self.unconverted.get(part, ()), *unfit, *self.passed_over]
         return f"{message} Skipped: {' '.join(reasons)}" if reasons else message

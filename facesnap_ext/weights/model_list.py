@@ -18,9 +18,9 @@ from facesnap_ext.weights.search import WEIGHT_SUFFIXES
 from facesnap_ext.weights.tensors import read_index
 
 HASHES = "hashes.json"  # in the model folder: path → size, modification time, SHA-256
-MAX_HASHES = 2**22  # bytes of that file, which anybody who writes to the folder may have made
+MAX_HASHES = 2**22  # maximum size of that file in bytes; it is untrusted, because others may write to the folder
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_computed: set[tuple[str, int, int, str]] = set()  # path and entry of each hash that this process has computed itself
+_computed: set[tuple[str, int, int, str]] = set()  # path and entry of each hash that this process has computed
 
 
 Hashes = dict[str, tuple[int, int, str]]
@@ -33,7 +33,7 @@ class File:
 
     Args:
         sha256: empty until it has been computed.
-        verdict: whether the hash is a known one, if there is any to compare with.
+        verdict: whether the hash is known; empty if there is nothing to compare it with.
     """
 
     name: str
@@ -47,10 +47,10 @@ class ModelFile:
     """A found model.
 
     Args:
-        path: relative to the model folder if it is in there.
+        path: relative to the model folder if it is inside that folder.
         folder: the folder whose search found it.
         kind: completes the sentence "this is …".
-        used: whether FaceSnap uses it, rather than another one.
+        used: whether FaceSnap uses this model and not a different one.
         licence: as far as it can be determined from the file and its name.
     """
 
@@ -100,8 +100,8 @@ def list_models(files: ModelFiles) -> list[Role]:
 def compute_hashes(files: ModelFiles, progress: Callable[[str], None] = lambda message: None) -> None:
     """Compute the SHA-256 of every found file, and store it in the model folder.
 
-    Files that have not changed since this process computed their hash are skipped. Stored hashes of earlier processes
-    are only what the folder says: they do not make a file a verified one.
+    Files that have not changed since this process computed their hash are skipped. Hashes that earlier processes stored
+    are untrusted, so they do not count as verified.
 
     Raises:
         FaceSnapError: a file cannot be read, or the model folder cannot be written.
@@ -174,7 +174,7 @@ def to_json(roles: Sequence[Role]) -> list[dict[str, Any]]:
 def _model_file(model: FoundModel, files: ModelFiles, hashes: Hashes) -> ModelFile | None:
     try:
         return _describe(model, files, hashes)
-    except OSError:  # it has just been deleted, or may no longer be read
+    except OSError:  # the file has just been deleted, or is no longer readable
         return None
 
 
@@ -208,7 +208,7 @@ def _licence(model: FoundModel) -> str:
     parts = parts_for(model.role)
     names = [*model.path.parts[-2:]]
     if model.path.suffix == ".safetensors":
-        names.append(_metadata(model.path, "source"))  # the name of the file it was converted from
+        names.append(_metadata(model.path, "source"))  # the name of the original file
     for part in parts if len({part.licence for part in parts}) > 1 else ():
         if any(part.name in name.lower() for name in names):
             return f"{part.licence} ({part.use}), assuming from its name that it is {part.title}"
@@ -220,7 +220,7 @@ def _metadata(path: Path, field: str) -> str:
     """Return a field of a weight file's metadata; empty if it has none."""
     try:
         return read_index(path).metadata.get(field, "")
-    except FaceSnapError:  # it has just been deleted or replaced
+    except FaceSnapError:  # the file has just been deleted or replaced
         return ""
 
 
@@ -244,12 +244,12 @@ def _is_computed(path: Path, hashes: Hashes) -> bool:
 
 
 def _read_hashes(folder: Path) -> Hashes:
-    """Return the stored hashes that have the right form. Others are computed again."""
+    """Return the stored hashes that are well-formed. Others are computed again."""
     try:
         with (folder / HASHES).open("rb") as file:
             content = file.read(MAX_HASHES + 1)
         stored = json.loads(content) if len(content) <= MAX_HASHES else {}
-    except (OSError, ValueError, RecursionError):  # missing or damaged
+    except (OSError, ValueError, RecursionError):  # the file is missing or damaged
         return {}
     entries = stored.items() if isinstance(stored, dict) else ()
     return {path: (entry[0], entry[1], entry[2]) for path, entry in entries if _is_hash_entry(entry)}

@@ -1,4 +1,4 @@
-"""The networks whose features meet weights, and the metadata in which files name them by content hashes."""
+"""The networks whose features weights are trained with, and the metadata that identifies them by content hashes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ TITLES = {
     "deca": "DECA encoder",
     "flame": "FLAME head model",
 }
-"""The networks that are named, by their names in `ModelFiles`, and their names in messages."""
+"""The networks that metadata identifies: their names in `ModelFiles`, and their titles in messages."""
 
 
 def parse_networks(text: str) -> dict[str, str]:
-    """Parse the metadata in which a file names networks, as JSON.
+    """Parse the JSON metadata in which a file identifies networks.
 
     Raises:
         ValueError: it does not map parts to hashes.

@@ -1,8 +1,8 @@
-"""Name networks by their content, and choose among the installed ones those whose features a weight file was made for.
+"""Identify networks by content hashes, and choose the installed ones that a weight file was made for.
 
-A hash names the recognition model of a face model pack, CLIP's image encoder, DECA and FLAME in training shards,
-trained FaceSnap files and saved identities. Features of one network that meet weights made for another show another
-person.
+Training shards, trained FaceSnap files and saved identities identify the recognition model of a face model pack, CLIP's
+image encoder, DECA and FLAME by hashes. If the features come from a different network than the one that
+the weights were trained with, the image shows a different person.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def network_hash(part: str, path: Path) -> str:
 
     Args:
         part: a key of `network_names.TITLES`.
-        path: its path in `ModelFiles`; of a face model pack also the recognition model itself.
+        path: its path in `ModelFiles`; for a face model pack, the path of the recognition model is accepted too.
 
     Raises:
         FaceSnapError: the file cannot be read, or the pack has no recognition model.
@@ -32,13 +32,13 @@ def network_hash(part: str, path: Path) -> str:
     if part == "face_pack":
         recognition = path if path.is_file() else pack_files(path).recognition
         if recognition is None:
-            raise FaceSnapError(f"{path} has no face recognition model; unpack a face model pack of insightface there.")
+            raise FaceSnapError(f"{path} has no face recognition model; unpack an insightface model pack there.")
         return file_hash(recognition)
     path = weight_file(path) if part == "clip" else path
     try:
         return _tensor_hash(part, path, state_of(path))
     except OSError as error:
-        raise FaceSnapError(f"{path} cannot be read ({error.strerror or error}); check it.") from error
+        raise FaceSnapError(f"{path} cannot be read ({error.strerror or error}); check the file.") from error
 
 
 @lru_cache(maxsize=256)
@@ -47,9 +47,9 @@ def _tensor_hash(part: str, path: Path, state: State) -> str:
 
 
 def choose_fitting(files: ModelFiles, networks: Mapping[str, str]) -> None:
-    """Use the candidate of each part that has this hash. The choice stays for parts without one.
+    """Use the candidate of each part that has this hash. Parts without such a candidate do not change.
 
-    Nothing is hashed if there is only one candidate: whoever uses it checks it.
+    Nothing is hashed if there is only one candidate, because it is checked when it is used.
     """
     for part, expected in networks.items():
         candidates = [model.path for model in files.usable(part) if part == "clip" or _is_loadable(model.path)]

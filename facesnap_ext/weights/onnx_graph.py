@@ -1,4 +1,4 @@
-"""What an ONNX file's graph takes, returns and is made of, read without onnx and without its weights.
+"""Read the inputs, outputs and operations of an ONNX file's graph, without onnx and without its weights.
 
 The file is a protobuf message (github.com/onnx/onnx, onnx/onnx.proto). Only the fields that are needed are visited, so
 a file of 260 MB is read in milliseconds, and a damaged or hostile file costs bounded time and memory.
@@ -15,10 +15,10 @@ from pathlib import Path
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.files import State, state_of
 
-MAX_FIELDS = 2**20  # visited in one file; the largest published recognition networks have some 20,000
-MAX_NAME = 4096  # bytes of an operation's or a tensor's name
+MAX_FIELDS = 2**20  # maximum number of fields read per file; published recognition networks have up to some 20,000
+MAX_NAME = 4096  # maximum length of the name of an operation or a tensor, in bytes
 UNBOUNDED = ("If", "Loop", "Scan", "SequenceMap")
-"""Operations that run other graphs, which may never end. No face model pack needs them."""
+"""Operations that run other graphs and may never terminate. No face model pack needs them."""
 
 # numbers of the fields in onnx.proto
 _MODEL_GRAPH, _MODEL_FUNCTIONS, _FUNCTION_NODE = 7, 25, 7
@@ -33,7 +33,7 @@ class OnnxGraph:
 
     Args:
         inputs, outputs: their shapes; a size that is not fixed is 0. Weights are not counted as inputs.
-        unbounded: the operations in `UNBOUNDED` that it uses, anywhere.
+        unbounded: the operations in `UNBOUNDED` that it uses at any level.
     """
 
     inputs: tuple[tuple[int, ...], ...]
@@ -58,7 +58,7 @@ def read_graph(path: Path) -> OnnxGraph:
 
 @lru_cache(maxsize=1024)
 def _read(path: Path, state: State) -> OnnxGraph | str:
-    """Return the graph, or why there is none."""
+    """Return the graph, or the reason why the file is invalid."""
     if not state[0]:
         return "it is empty"
     with path.open("rb") as file:
@@ -160,12 +160,12 @@ class _Parser:
 
 def _message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ValueError("a number stands where a message is expected")
+        raise ValueError("it has a number where a message is expected")
     return value
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return a number of 7 bits per byte, and the position after it."""
+    """Return a number stored with 7 bits per byte, and the position after it."""
     result = 0
     for shift in range(0, 70, 7):
         if position >= len(message):

@@ -74,7 +74,7 @@ def recognise_cached(path: Path, state: State) -> Kind | FaceSnapError:
     try:
         return recognise(path)
     except FaceSnapError as error:
-        return FaceSnapError(str(error))  # without its traceback
+        return FaceSnapError(str(error))  # drops the traceback
     except Exception as error:  # one unreadable file among hundreds must not break the page
         return FaceSnapError(f"{path.name} cannot be read ({reason_of(error, 200)}).")
 
@@ -90,7 +90,7 @@ def require(path: Path, expected: Kind, advice: str) -> None:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Return whether the file begins like a pickle and was not written by torch, such as FLAME's.
+    """Return whether the file begins like a pickle and was not written by torch, as is the case for FLAME's file.
 
     A safetensors file, which begins with the length of its JSON header, may begin with the same two bytes.
     """
@@ -127,7 +127,8 @@ def recognise_tensors(shapes: Shapes) -> Kind:
         return Kind.CLIP_VISION
     if any(key.endswith(("text_model.embeddings.token_embedding.weight", "token_embedding.weight")) for key in shapes):
         return Kind.CLIP_TEXT
-    if any(".lora_down." in key or ".lora_A." in key for key in shapes):  # a stray one changes nothing of the above
+    # checked this late, because a stray LoRA key must not hide the kinds above
+    if any(".lora_down." in key or ".lora_A." in key for key in shapes):
         return Kind.LORA
     if any(key.startswith(("decoder.", "first_stage_model.decoder.")) for key in shapes):
         return Kind.VAE

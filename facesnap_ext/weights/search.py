@@ -22,10 +22,10 @@ from facesnap_ext.weights.tensors import read_index
 from facesnap_ext.weights.unpickle import is_old_torch_file
 
 WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl"}
-FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_open")  # .pkl, in lower case
+FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_open")  # names of .pkl files, in lower case
 MAX_DEPTH = 4  # levels of subfolders: …/insightface/models/antelopev2/antelopev2
-MAX_FOLDERS = 256  # per search of one folder
-MAX_FILES = 512  # weight files per search of one folder
+MAX_FOLDERS = 256  # maximum number of folders per search
+MAX_FILES = 512  # maximum number of weight files per search
 MAX_OLD_TORCH_BYTES = 64 * 2**20  # files of torch before 1.6 must be read completely to be recognised
 # folders of other programs with large files that FaceSnap cannot use
 SKIPPED = {
@@ -55,8 +55,8 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
 
     Args:
         folder: FaceSnap's own model folder, with weight files and the folders of face model packs or of a CLIP.
-        elsewhere: folders of other programs. The contents of `folder` take precedence, and from these only unmistakable
-            files are used: pickles with FLAME's file names, CLIP-ViT-H, and packs with insightface's file names.
+        elsewhere: folders of other programs. The contents of `folder` take precedence, and only unmistakable files in
+            `elsewhere` are used: pickles with FLAME's file names, CLIP-ViT-H, and packs with insightface's file names.
     """
     files = ModelFiles(folder)
     halves: list[FoundModel] = []  # InstantID's adapters, and SDXL ControlNets, one of which may be its IdentityNet
@@ -138,7 +138,7 @@ def _entries(folder: Path, warnings: list[str]) -> list[Path]:
 
 
 def _is_plain(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a file and not a link, which the folder's listing itself says."""
+    """Return whether an entry is a file and not a link, which is known from the folder's listing."""
     return _is_true(partial(entry.is_file, follow_symlinks=False))
 
 
@@ -191,8 +191,8 @@ def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundMod
 
 
 def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundModel | None:
-    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of another kind or cannot be
-    identified with certainty."""
+    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of a different kind or cannot be identified
+    with certainty."""
     if kind is Kind.CLIP_VISION and ((is_vit_h := _is_vit_h(path, state_of(path))) or own):
         in_folder = path.name in WEIGHT_FILES and path.parent != folder and (path.parent / "config.json").is_file()
         return FoundModel("clip", path.parent if in_folder else path, kind.value, folder, 0 if is_vit_h else 1)
@@ -208,7 +208,7 @@ def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundMo
 
 
 def _unfit_flame(path: Path) -> str:
-    """Return why a FLAME model does not fit DECA; empty if nothing says so."""
+    """Return why a FLAME model does not fit DECA; empty if no reason is known."""
     try:
         return unfit_for_deca(path)
     except FaceSnapError:  # a damaged file is reported when it is loaded or converted
@@ -222,7 +222,7 @@ def _add(files: ModelFiles, model: FoundModel) -> None:
 
 
 def _match_pack(files: ModelFiles) -> None:
-    """If all FaceSnap files are made for one recognition model, use the face model pack that has it."""
+    """If all FaceSnap files are made for one recognition model, use the face model pack that contains it."""
     models = {(recognition_of(source), networks_of(source).get("face_pack")) for source in files.facesnap.values()}
     if len(models) == 1:
         name, digest = models.pop()

@@ -47,7 +47,7 @@ def networks_of(source: WeightSource) -> dict[str, str]:
 
 
 def recognition_of(source: WeightSource) -> str:
-    """Return `FaceSnapInfo.recognition` of a source; of a FaceSnap file, only the header is read."""
+    """Return `FaceSnapInfo.recognition` of a source; only the header of a FaceSnap file is read."""
     if isinstance(source, tuple):
         return instantid.RECOGNITION
     try:

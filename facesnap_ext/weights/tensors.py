@@ -15,12 +15,13 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.networks.ffrnet import FLOAT8_TYPES
 from facesnap_ext.weights.unpickle import is_torch_file, read_torch
 
-MAX_EXPANSION = 64  # size of a tensor relative to its stored data, which strides may refer to repeatedly
+MAX_EXPANSION = 64  # maximum size of a tensor relative to its stored data, which strides can repeat
 MAX_SMALL = 2**20  # bytes; smaller tensors may be expanded without limit
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, *FLOAT8_TYPES)
-INTEGER_NAMES = ("parents", "faces", "position_ids", "num_batches_tracked")  # last parts of keys; all others are floats
+INTEGER_NAMES = ("parents", "faces", "position_ids", "num_batches_tracked")  # last parts of the keys of integer tensors
 QUANTISED = (".scale_weight", ".scale_input", ".weight_scale", ".absmax", ".quant_map", "scaled_fp8", ".qweight")
-"""Ends of the keys that scaled fp8, NF4 and similar files have beside the weights, which mean nothing without them."""
+"""Endings of additional keys in scaled fp8, NF4 and similar files, whose weights are meaningless without these
+tensors."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_tensors(
     Args:
         rename: maps a key of the file to a key of the result; None skips the tensor.
         dtype: floating-point tensors are converted to it; by default, they keep the dtype of the file.
-        check: whether to check types and values, for callers that do not do so themselves.
+        check: whether to check types and values; False if the caller checks them.
 
     Raises:
         FaceSnapError: the file is damaged or quantised, or a tensor has numbers of an unsupported type or that are not
@@ -121,7 +122,7 @@ def _check_unquantised(path: Path, keys: Iterable[str]) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether all numbers are finite. A sum is faster, and overflows only for numbers near the largest."""
+    """Return whether all numbers are finite. The sum is checked first, because it is faster and rarely overflows."""
     if not tensor.is_floating_point():
         return True
     if tensor.dtype in FLOAT8_TYPES:

@@ -23,11 +23,11 @@ import torch
 from facesnap_ext.errors import FaceSnapError
 
 MAX_PICKLE_BYTES = 2 << 30  # FLAME's pickle is 50 MB
-MAX_EXPANDED_BYTES = 1 << 27  # total size of dense copies of sparse matrices and of chumpy's selections
-MAX_ZIP_RATIO = 4  # declared size of all entries relative to the zip file; weights hardly compress
+MAX_EXPANDED_BYTES = 1 << 27  # maximum total size of dense copies of sparse matrices and of chumpy's selections
+MAX_ZIP_RATIO = 4  # maximum declared size of all entries relative to the zip file; weights hardly compress
 
 _ZIP = b"PK\3\4"  # the signature by which torch recognises its files
-# the beginning of files of torch before 1.6: a pickle of one number
+# files of torch before 1.6 begin with a pickle of this number
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 _NOT_CALLABLE = "stands for a class whose instances are created by the reader"
@@ -37,7 +37,7 @@ def read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of a pickled dictionary, such as FLAME's `generic_model.pkl`.
 
     It reads numeric numpy arrays, chumpy arrays and scipy's csc and csr matrices (returned as dense arrays); neither
-    chumpy nor scipy is needed. Other entries of the dictionary are left out. Strings of Python 2 are read as latin1.
+    chumpy nor scipy is needed. Other entries of the dictionary are left out. Python 2 strings are read as latin1.
 
     Returns:
         The arrays by name, with the dtypes of the file; they may be read-only.
@@ -189,13 +189,13 @@ class _SparseMatrix(_Inert):
 
 
 class _Arrays:
-    """Converts stand-ins to arrays, each once, however often a pickle refers to it.
+    """Converts stand-ins to arrays, each only once, however often a pickle refers to it.
 
-    Together, they take at most `MAX_EXPANDED_BYTES` more than is stored in the file.
+    Together, the arrays take at most `MAX_EXPANDED_BYTES` more than the data stored in the file.
     """
 
     def __init__(self) -> None:
-        self.arrays: dict[int, np.ndarray] = {}  # by id() of the stand-in; all live as long as the pickle's content
+        self.arrays: dict[int, np.ndarray] = {}  # by id() of the stand-in, which stays alive while arrays are read
         self.bytes_left = MAX_EXPANDED_BYTES
 
     def read(self, stand_in: Any) -> np.ndarray:
@@ -211,7 +211,7 @@ class _Arrays:
             return self._chumpy(type(stand_in).__name__, vars(stand_in))
         if isinstance(stand_in, _SparseMatrix):
             return self._dense(type(stand_in).__name__, vars(stand_in))
-        raise ValueError(f"a {type(stand_in).__name__} in place of an array")
+        raise ValueError(f"a {type(stand_in).__name__} instead of an array")
 
     def _take(self, size: int) -> None:
         self.bytes_left -= size
@@ -259,7 +259,7 @@ def _numbers(raw: Any, dtype: Any, shape: Any, fortran: bool) -> np.ndarray:
 
 
 def _to_bytes(raw: Any) -> bytes | bytearray:
-    """Return the bytes of an array; those of Python 2 are read as latin1 text."""
+    """Return the bytes of an array; Python 2 strings were read as latin1 text."""
     if isinstance(raw, str):
         return raw.encode("latin1")
     if isinstance(raw, bytes | bytearray):
@@ -270,8 +270,8 @@ def _to_bytes(raw: Any) -> bytes | bytearray:
 class _InertUnpickler(pickle._Unpickler):
     """Creates inert stand-ins for the few classes and functions that pickled arrays refer to, and rejects all others.
 
-    It extends the unpickler written in Python, because the one in C allocates memory for sizes that a file declares.
-    Methods stand in for functions, because a pickle can call methods but not set attributes on them.
+    It extends the pure-Python unpickler, because the C version allocates memory for sizes that a file declares. Methods
+    stand in for functions, because a pickle can call methods but not set attributes on them.
     """
 
     read: Callable[[int], bytes]  # set by `load`
@@ -282,7 +282,7 @@ class _InertUnpickler(pickle._Unpickler):
         self.name = name
 
     def load_bytearray8(self) -> None:
-        """Read as much as the file has, whereas Python first allocates as much as it declares."""
+        """Read only the bytes that the file has; Python would first allocate the declared size."""
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 

@@ -144,7 +144,7 @@ def safetensors_headers(data: bytes) -> tuple[dict, bytes]:
 
 @cache
 def pickles() -> list[bytes]:
-    """Pickled arrays like those of FLAME in every protocol, and pickles with calls that must not be made."""
+    """Pickled arrays like FLAME's in every protocol, and pickles with calls that must not be made."""
     arrays = {"f": np.arange(12, dtype=np.uint32).reshape(4, 3), "v_template": np.linspace(0, 1, 15).reshape(5, 3)}
     sparse = scipy.sparse.csc_matrix(np.eye(4, 6))
     arrays |= {"J_regressor": sparse, "again": sparse, "raw": np.frombuffer(bytearray(16), np.uint8)}

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for foreign input: valid files with a few mutations, and noise."""
+"""Hypothesis strategies for untrusted input: valid files with a few mutations, and noise."""
 
 from __future__ import annotations
 

@@ -42,9 +42,9 @@ from tests.fuzz import corpus
 from tests.fuzz.mutations import json_values, mutated
 from tests.fuzz.watch import only_reading
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # per test; 0 uses the fixed examples
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # number of examples per test; 0 uses the fixed examples
 MEMORY = 2**30  # bytes by which a test may raise the peak memory of the process
-START = 2**16  # only so many bytes of a large file are mutated, because Hypothesis keeps all examples in memory
+START = 2**16  # only this many bytes of a large file are mutated, because Hypothesis keeps all examples in memory
 ANSWERS = {200, 400, 404, 405, 413, 422}
 NAMES = list(defaults())  # the names of all settings
 

@@ -43,7 +43,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
             seen.append(f"open {path!r}")
 
 
-sys.addaudithook(_hook)  # audit hooks cannot be removed; this one does nothing while nothing is watched
+sys.addaudithook(_hook)  # audit hooks cannot be removed, but this one is inactive outside `with` blocks
 
 
 @contextmanager

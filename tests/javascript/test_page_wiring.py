@@ -21,7 +21,7 @@ NUMBERS = ("face_index", "driving_face_index", "yaw", "pitch", "roll", "mouth", 
 
 
 def radios(name: str, choices: list[str]) -> str:
-    """Radio buttons as in gradio 4, each in a group of its own."""
+    """Radio buttons as in gradio 4, each in a separate group."""
     labels = "".join(
         f"<label><input type='radio' name='{name}{i}' value='{choice}' {'' if i else 'checked'}"
         f" onclick='pick(this)'><span>{choice}</span></label>"

@@ -52,7 +52,7 @@ class Page:
         return self.page.evaluate("preview.values()")
 
     def changes(self) -> list:
-        """The calls of `change` since the last time."""
+        """The calls of `change` since the previous check."""
         return self.page.evaluate("changes.splice(0)")
 
     def points(self) -> np.ndarray:

@@ -186,7 +186,7 @@ def grace_hopper() -> np.ndarray:
 
 
 def new_photo() -> np.ndarray:
-    """The astronaut with one random pixel, so that nothing cached for earlier photos is used."""
+    """The astronaut with one random pixel, so that cached results of earlier photos are not used."""
     pixels = astronaut().copy()
     pixels[0, 0] = np.random.default_rng().integers(256, size=3)
     return pixels

@@ -45,9 +45,9 @@ class Result:
 
     Attributes:
         kind: a key of `KINDS`, or `OFF`.
-        left: state of the UNet afterwards, if it differs from that before the first job.
+        left: state of the UNet afterwards, if it differs from the state before the first job.
         memory: memory of the process, in MiB.
-        same: whether a job without FaceSnap gave the same image as the first one.
+        same: whether a job without FaceSnap produced the same image as the first one.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""No job gets the identity of another one: concurrent jobs, and a FaceSnap file that is replaced between two jobs."""
+"""No job uses another job's identity: concurrent jobs, and a FaceSnap file that is replaced between two jobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_concurrent_jobs_keep_their_own_person(host: Host, baseline: Baseline) -
 
 @pytest.fixture
 def replaced(request: pytest.FixtureRequest) -> Iterator[Callable[[str], str]]:
-    """Replaces one of the WebUI's FaceSnap files by a copy of another one, and returns its name."""
+    """Replaces one of the WebUI's FaceSnap files with a copy of a different one, and returns its name."""
     if not (folder := request.config.getoption("--models", default="")):
         pytest.skip("--models, the folder models/facesnap of the running WebUI, was not given")
     path = Path(folder, "replaced.safetensors")

@@ -88,7 +88,7 @@ def job(request: pytest.FixtureRequest, host: Host) -> Job:
 def test_facesnap_changes_the_image(host: Host, baseline: Baseline, job: Job) -> None:
     images, plain = host.images(with_facesnap(job)), baseline(job)
     if "alwayson_scripts" in job:
-        images, plain = images[:1], plain[:1]  # the other one is the control image
+        images, plain = images[:1], plain[:1]  # the second image is the control image
     assert differ(images, plain)
 
 
@@ -102,7 +102,7 @@ def test_facesnap_without_effect_leaves_the_image_unchanged(
 
 
 def test_preparing_does_not_use_the_hosts_random_numbers(host: Host, baseline: Baseline) -> None:
-    """A new photo is encoded and another file is loaded before the host samples the latent of the init image."""
+    """A new photo is encoded and a different file is loaded before the host samples the latent of the init image."""
     host.images(with_facesnap({}))
     new = with_facesnap(img2img_job(), model=INIT, references=[encode(new_photo())])
     assert equal(host.images(new), baseline(img2img_job()))

@@ -69,7 +69,7 @@ def test_driving_photo_and_second_reference_change_the_image(page: Page) -> None
 def test_the_page_shows_the_error(
     host: Host, page: Page, request: pytest.FixtureRequest, model: str, photo: Callable[[], bytes] | None
 ) -> None:
-    """It is the same sentence as in the answer of the API."""
+    """The sentence is the same as in the API's response."""
     references = [] if photo is None else [photo()]
     with pytest.raises(Refused) as refused:
         host.images(with_facesnap({}, model=model, references=[base64.b64encode(r).decode() for r in references]))

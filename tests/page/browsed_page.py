@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 FACESNAP = "#script_txt2img_facesnap_"
 SECOND = 1000  # Playwright uses milliseconds
 TIMEOUT = 60 * SECOND  # long enough for a busy machine; the first job loads every network
-# what a host's own script provides; it runs the callbacks after all scripts have been loaded
+# replaces the host's own script, which runs the callbacks after all scripts have been loaded
 HOST_SCRIPT = "const gradioApp = () => document, whenLoaded = [], onUiLoaded = run => whenLoaded.push(run);"
 ROLES = {"application", "button", "checkbox", "combobox", "listbox", "radio", "slider", "spinbutton", "tab", "textbox"}
 

@@ -26,7 +26,7 @@ PATIENCE = 600  # seconds to wait for the server, on a busy machine
 
 
 GRADIO_FOLDERS: dict[str, Path] = {}
-"""Where gradio keeps its temporary files, by the address of the page."""
+"""The folders in which gradio keeps its temporary files, by the address of the page."""
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ PARAMETER = re.compile(r'([\w ]+): ("(?:[^"\\]|\\.)*"|[^,]*)(?:, |$)')
 
 
 class Host:
-    """The host adapter for the miniature's pipeline, with the functions of those for WebUIs."""
+    """The host adapter for the miniature's pipeline, with the same functions as the WebUIs' adapters."""
 
     def __init__(self) -> None:
         self.attached: Any = ()
@@ -141,7 +141,7 @@ def generate(script: Any, host: Host, width: float, height: float, *args: Any) -
 
 
 def image_html(image: Image.Image) -> str:
-    """HTML of an image without loss. One version of gradio would compress it."""
+    """HTML of a losslessly encoded image. One version of gradio would use lossy compression."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return f"<img alt='Image' src='data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'>"

@@ -24,7 +24,7 @@ from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.world import person, scene
 
 ADA, BOB = 3, 8  # people of the test split, which is not used for training
-MARGIN = 0.3  # cosine similarity; photos of the same person are on average 0.76 above those of different people
+MARGIN = 0.3  # cosine similarity; on average, photos of the same person are 0.76 above photos of different people
 NO_FACE = np.full((SIDE, SIDE, 3), 128, np.uint8)
 
 
@@ -57,7 +57,7 @@ def opened(page: Page) -> Page:
 
 
 def test_hostile_files_in_the_model_folder_are_shown_as_text(opened):
-    """Nothing runs, and the accordion is there."""
+    """Their scripts do not run, and the accordion is shown."""
     opened.open("models")
     assert "onerror=window.hostile" in opened.wait_for_text("models_table", "onerror")
     opened.press("models_again")
@@ -210,7 +210,7 @@ def by_side(image: np.ndarray) -> list[np.ndarray]:
     for face in faces.find_faces(judge().pack, Photo(image, "Image")):
         side = int(face.box[[0, 2]].mean() > image.shape[1] / 2)
         sides.setdefault(side, face.embedding / np.linalg.norm(face.embedding))
-    return [sides[0], sides[1]]  # a KeyError means that a side has no face
+    return [sides[0], sides[1]]  # a KeyError means that one half has no face
 
 
 def test_infotext_with_a_saved_person_reproduces_the_image_on_another_page(posed, url, browser):

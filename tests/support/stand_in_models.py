@@ -1,4 +1,4 @@
-"""A model folder with stand-ins for a tiny SDXL-shaped UNet, laid out like a user's."""
+"""A model folder with stand-ins for a tiny SDXL-shaped UNet, laid out like a user's folder."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def stand_in_landmarks68(dst: str | Path, points: np.ndarray) -> None:
 
     Args:
         dst: file to write.
-        points: [68, 2] in -1…1 across the input square, whose side is 1.5 times that of the face box.
+        points: [68, 2] in -1…1 across the input square, whose side is 1.5 times the side of the face box.
     """
     import onnx.numpy_helper
     import onnx.parser

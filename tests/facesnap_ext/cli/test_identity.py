@@ -38,7 +38,7 @@ def test_identity_reports_on_photos_and_saves_them(stand_ins, photo_file, mirror
     assert identity(models, photo_file, "--out", elsewhere, "--json") == 0
     assert json.loads(capsys.readouterr().out)["written"] == str(elsewhere)
     assert identity(models, mirrored_file, "--out", elsewhere) == 1
-    assert "already an identity eileen" in capsys.readouterr().err
+    assert "already an identity named eileen" in capsys.readouterr().err
     assert identity(models, mirrored_file, "--out", elsewhere, "--overwrite") == 0
     assert np.array_equal(load_file(elsewhere)["embeddings"][0], tensors["embeddings"][1])
 

@@ -73,7 +73,7 @@ def test_prepare_with_real_face_networks(stand_ins, face_pack_folder, photo_file
         tokens.append(load_file(tmp_path / out / "tokens.safetensors")["tokens"].numpy())
     capsys.readouterr()
     assert tokens[0].shape == tokens[1].shape
-    assert np.abs(tokens[0] - tokens[1]).max() > 1e-3  # a different embedding gives a different identity
+    assert np.abs(tokens[0] - tokens[1]).max() > 1e-3  # a different embedding produces a different identity
 
 
 def test_photo_without_a_face_is_reported_and_nothing_is_written(stand_ins, faceless_file, tmp_path, capsys):

@@ -47,7 +47,7 @@ def resnet_shapes(depths: list[int], outputs: list[int], stem: int) -> dict[str,
 
 
 def transformers_name(key: str) -> str:
-    """Translate a torchvision tensor name to that of transformers' ResNet."""
+    """Translate a torchvision tensor name to the name in transformers' ResNet."""
     kinds = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1": "normalization"}
     parts = key.split(".")
     if len(parts) == 2:

@@ -67,7 +67,8 @@ def test_matches_equations_1_and_2(mixer):
 
 
 def test_untrained_mixer_depends_on_the_embedding_as_well_as_clip():
-    """With an unscaled embedding of unit norm, its influence would be a thousandth of that of the 257 CLIP tokens."""
+    """With an unscaled embedding of unit norm, its influence would be a thousandth of the influence of the 257 CLIP
+    tokens."""
     torch.manual_seed(0)
     mixer = FacialAttributeMixer(MixerConfig(id_dim=512, clip_dim=64, dim=64, heads=4, feedforward=128)).eval()
     embeddings, clip_tokens = torch.randn(40, 1, 512), torch.randn(40, 1, 257, 64) + torch.randn(40, 1, 1, 64)
@@ -78,8 +79,8 @@ def test_untrained_mixer_depends_on_the_embedding_as_well_as_clip():
 
 
 def test_untrained_mixer_gives_distinct_tokens():
-    """Measured by the similarity of a person's tokens after subtracting the mean over people. PyTorch's default
-    initialisation gives 0.95."""
+    """The measure is the similarity of a person's tokens after subtracting the mean over people. It is 0.95 with
+    PyTorch's default initialisation."""
     torch.manual_seed(0)
     mixer = FacialAttributeMixer(MixerConfig(id_dim=512, clip_dim=64, dim=256, heads=4, feedforward=512)).eval()
     with torch.no_grad():

@@ -48,7 +48,7 @@ def test_clip_layers_receive_gradients_from_the_first_step(start):
 
 
 def test_full_size_has_the_tensors_of_instantids_resampler():
-    """The numbers of tensors and parameters are those of `image_proj` in the published `ip-adapter.bin`."""
+    """The numbers of tensors and parameters match `image_proj` in the published `ip-adapter.bin`."""
     with torch.device("meta"):
         mixer = ResamplerMixer(ResamplerConfig())
         tokens = mixer(torch.empty(3, 2, 512), torch.empty(3, 2, 257, 1280))

@@ -43,7 +43,7 @@ UNITS = st.builds(make_unit, **{name: a_field(name, one) for name, one in DEFAUL
 
 @given(st.dictionaries(st.integers(1, 4), UNITS, max_size=3))
 def test_pasting_infotext_restores_the_same_settings(units):
-    """The settings pass through text, as the host reads it from an image."""
+    """The settings are converted to text and back, as when the host reads them from an image."""
     text = {name: str(value) for name, value in to_infotext(units).items()}
     for number in range(1, 6):
         pasted = from_infotext(text, number)
@@ -51,7 +51,7 @@ def test_pasting_infotext_restores_the_same_settings(units):
 
 
 def test_a_unit_at_its_defaults_is_pasted_as_enabled():
-    """Only the weight marks that the unit took part: without it the paste would switch FaceSnap off."""
+    """Only the weight marks that the unit was used; without it, pasting would switch FaceSnap off."""
     text = to_infotext({1: Unit(True)})
     assert text["FaceSnap weight"] == 1.0
     assert from_infotext(text, 1) == {name: one for name, one in defaults().items() if name not in PHOTOS} | {

@@ -108,8 +108,8 @@ class OwnTags(NestedTags):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_foreign_text_never_becomes_markup(module, tmp_path, text, monkeypatch):
-    """In names of files and folders, metadata, stored hashes and the outcome of downloads."""
-    name = text.replace("/", "\u2215")  # which looks like a slash
+    """The text is in names of files and folders, metadata, stored hashes and the outcome of downloads."""
+    name = text.replace("/", "\u2215")  # this character looks like a slash
     own, other = tmp_path / name, tmp_path / f"other {name}"
     own.mkdir()
     other.mkdir()
@@ -200,7 +200,7 @@ def test_the_panel_shows_why_a_download_failed(module, tmp_path, monkeypatch):
         assert "facesnap-problem" in progress
         monkeypatch.setattr(catalogue, "PARTS", ())
         ((progress, *_),) = Clicks.by_id["models_get_thing"].function()
-        assert "There is no part" in progress
+        assert "There is no part named" in progress
 
 
 def test_creating_and_refreshing_the_panel_downloads_nothing(module, tmp_path, monkeypatch):

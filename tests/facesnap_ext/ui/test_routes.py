@@ -102,7 +102,7 @@ def test_only_parts_of_the_catalogue_are_downloaded(tmp_path, monkeypatch):
         for part in (server.url, "../thing", "things/thing.bin", ""):
             answer = client.post("/facesnap/models/get", json={"part": part})
             assert answer.status_code == 422, part
-            assert "There is no part" in answer.json()["detail"]
+            assert "There is no part named" in answer.json()["detail"]
         for body in ({}, {"part": 1}, {"part": "thing", "url": server.url}, {"part": None}):
             assert client.post("/facesnap/models/get", json=body).status_code == 400, body
         form = {"content": b'{"part": "thing"}', "headers": {"Content-Type": "text/plain"}}
@@ -167,7 +167,7 @@ def test_landmarks_are_those_of_the_job(client, engine, astronaut, two):
 
 
 def test_without_a_size_points_are_fractions_of_the_driving_photo(client, engine, astronaut, two):
-    """As for an init image in img2img."""
+    """The same applies to an init image in img2img."""
     sent = {"reference": encoded(astronaut), "driving": encoded(two)}
     answer = client.post("/facesnap/landmarks", json=sent).json()
     unit = Unit(True, (astronaut,), model="random.safetensors")
@@ -293,7 +293,7 @@ CONTENT_TYPES += ["application/x-www-form-urlencoded", "application/jsonp", "app
 @pytest.mark.parametrize("route", [route for method, route in ALL if method == "POST"])
 @pytest.mark.parametrize("content_type", CONTENT_TYPES)
 def test_post_routes_take_nothing_but_json(tmp_path, monkeypatch, route, content_type):
-    """Pages of other sites can send other types without permission, so that their body is not even read."""
+    """Pages on other sites can send other content types without permission, so such a body is not even read."""
     monkeypatch.setattr(routes, "_values", lambda request: pytest.fail("read"))
     headers = {} if content_type is None else {"Content-Type": content_type}
     answer = client_of(ModelFiles(tmp_path)).post(f"/facesnap/{route}", content=b"{}", headers=headers)

@@ -1,4 +1,4 @@
-"""Uploads: the page reads files that were uploaded to it, and no others, whatever a client names."""
+"""Uploads: the page reads files that were uploaded to it, and no others, regardless of what a client names."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MIXER = MixerConfig(id_dim=8, clip_dim=6, dim=tiny.CONTEXT, id_tokens=2, queries
 
 
 class RemovedBlock(nn.Module):
-    """In place of a removed block: returns its input."""
+    """Replaces a removed block and returns its input."""
 
     def forward(self, x, identity):
         return x

@@ -121,7 +121,7 @@ def test_received_data_survives_the_login_page_of_a_proxy(server, tmp_path, send
     assert server.requested[-1] == f"bytes={len(before)}-"
 
 
-NOT_THE_FILE = {  # what a proxy or a server may send in its place: body, type, whether with its length
+NOT_THE_FILE = {  # what proxies and servers send instead of the file: body, type, whether the length is sent
     "JSON": (b'{"error": "quota"}', "application/json", False),
     "JSON of a problem": (b'{"title": "quota"}', "application/problem+json", False),
     "JSON with its length": (b'{"error": "quota"}', "application/json; charset=utf-8", True),
@@ -197,7 +197,7 @@ def test_stop_takes_effect_at_once_between_two_connections(server, tmp_path, mon
 )
 def test_unusable_redirect_is_reported_in_one_sentence(server, tmp_path, location):
     server.location = location
-    with pytest.raises(FaceSnapError, match=r"^The server of the thing redirects to an unusable address; download it"):
+    with pytest.raises(FaceSnapError, match=r"^The server for the thing redirects to an unusable address; download it"):
         download.download(server.part(), tmp_path)
     assert files_in(tmp_path) == []
     assert len(server.requested) == 1
@@ -385,7 +385,7 @@ def test_download_works_in_a_folder_without_locks(server, tmp_path, monkeypatch,
     st.data(),
 )
 def test_file_is_complete_or_absent_whatever_breaks(tmp_path_factory, size, breaks, ranges, honest, data):
-    """Connections end anywhere, with and without ranges, and the content is right or wrong."""
+    """Connections end at any point, with and without ranges, and the content is right or wrong."""
     folder = tmp_path_factory.mktemp("broken")
     content = data.draw(st.binary(min_size=size, max_size=size))
     with serve(content) as server:
@@ -440,7 +440,7 @@ def test_a_job_can_be_stopped_and_reports_failures(server, tmp_path, monkeypatch
 
 def test_only_parts_with_a_known_hash_are_downloaded(tmp_path):
     for name in ("https://example.org/x", "../x", "", "nothing"):
-        with pytest.raises(FaceSnapError, match="There is no part"):
+        with pytest.raises(FaceSnapError, match="There is no part named"):
             download.start(name, ModelFiles(tmp_path))
     with pytest.raises(FaceSnapError, match="cannot download DECA, because it does not know its hash; register"):
         download.start("deca", ModelFiles(tmp_path))

@@ -1,4 +1,4 @@
-"""Face model packs are recognised by the graphs of their files, in whatever state users' folders are."""
+"""Face model packs are recognised by the graphs of their files, regardless of the state of users' folders."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_file_of_another_kind_is_rejected_before_its_data_is_read(tmp_path, monk
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda t, m: t.pop("ffrnet.conv_in.bias"), r"incomplete or damaged: 1 tensors .* ffrnet\.conv_in\.bias"),
+        (lambda t, m: t.pop("ffrnet.conv_in.bias"), r"incomplete or damaged: tensor ffrnet\.conv_in\.bias does not"),
         (lambda t, m: t.update({"mixer.foreign": torch.zeros(1)}), r"mixer\.foreign"),
         (lambda t, m: t.update({"ffrnet.conv_in.bias": torch.zeros(7)}), r"ffrnet\.conv_in\.bias"),
         (lambda t, m: m.update(version="2"), "newer FaceSnap"),

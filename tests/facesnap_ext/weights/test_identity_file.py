@@ -1,4 +1,4 @@
-"""Saved identities give the same results as the photos, contain no pixels, and are validated when loaded."""
+"""Saved identities produce the same results as the photos, contain no pixels, and are validated when loaded."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_only_identities_are_overwritten_and_only_on_request(eileen, tmp_path):
     path = tmp_path / "deep" / "Eileen.safetensors"
     save(path, identity)
     before = path.read_bytes()
-    with pytest.raises(FaceSnapError, match="already an identity Eileen"):
+    with pytest.raises(FaceSnapError, match="already an identity named Eileen"):
         save(path, replace(identity, name="other"))
     assert path.read_bytes() == before
     save(path, replace(identity, name="other"), overwrite=True)
@@ -299,7 +299,7 @@ def test_only_identities_are_overwritten_and_only_on_request(eileen, tmp_path):
     lora = write(tmp_path / "lora.safetensors", KINDS["LORA"])
     with pytest.raises(FaceSnapError, match="is a LoRA, not a saved identity; it is not overwritten"):
         save(lora, identity, overwrite=True)
-    assert [file.name for file in path.parent.iterdir()] == ["Eileen.safetensors"]  # no temporary file
+    assert [file.name for file in path.parent.iterdir()] == ["Eileen.safetensors"]  # no temporary file is left
 
 
 def test_identities_are_found_by_name_and_are_not_model_files(copied, eileen):
@@ -313,7 +313,7 @@ def test_identities_are_found_by_name_and_are_not_model_files(copied, eileen):
     assert "lost.safetensors" not in files.facesnap
     assert any("lost.safetensors is a saved identity; move it to" in reason for reason in files.passed_over)
     for name in ("Nobody", "../lost", str(copied / "lost"), "*", ""):
-        with pytest.raises(FaceSnapError, match=r"There is no identity .* choose one of Eileen"):
+        with pytest.raises(FaceSnapError, match=r"There is no identity named .* choose one of Eileen"):
             choose_identity(copied, name)
     with pytest.raises(FaceSnapError, match="damaged"):
         load(choose_identity(copied, "half"))
@@ -350,7 +350,8 @@ def test_names_stay_readable():
 
 
 def test_preview_shows_the_shape_of_a_saved_identity(engine, astronaut, mirrored, grace_hopper):
-    """It is that of the first photo the person was saved from. A given photo takes precedence over the name."""
+    """The shape comes from the first photo that the person was saved from. A given photo takes precedence over the
+    name."""
     rig, points = engine.preview(identity="Eileen")
     assert points is None
     for reference, name, alike in ((astronaut, "", True), (mirrored, "Eileen", False), (None, "", False)):
@@ -368,7 +369,7 @@ def test_preview_shows_the_shape_of_a_saved_identity(engine, astronaut, mirrored
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o002])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_identity_files_are_private_from_the_first_byte(tmp_path, eileen, umask, overwrite, monkeypatch):
-    """Others can read neither the file nor the temporary one beside it."""
+    """Other users can read neither the file nor the temporary file next to it."""
     path = tmp_path / "private.safetensors"
     if overwrite:
         path.write_bytes(eileen.read_bytes())
@@ -396,7 +397,7 @@ def test_identity_files_are_private_from_the_first_byte(tmp_path, eileen, umask,
 def test_messages_about_a_saved_identity_name_a_way_that_works(
     copied, unit, mirrored, grace_hopper, pose, with_deca, shapeless
 ):
-    """Whatever is missing, following the advice makes the job possible, rather than leading to another refusal."""
+    """Whatever is missing, following the advice makes the job possible and does not lead to another error."""
     deca = copied / "stand-in-deca.safetensors"
 
     def without_deca(on):
@@ -420,7 +421,7 @@ def test_messages_about_a_saved_identity_name_a_way_that_works(
     if not message:
         assert pose in ("template", "sliders")
         return
-    if "put one there" in message:  # a model file, which the panel says where to get
+    if "put one there" in message:  # a model file; the panel says where to get it
         return
     advised = []
     if "driving photo" in message:

@@ -1,4 +1,4 @@
-"""InstantID's published files, and a FaceSnap file created from them, give InstantID's tokens and residuals."""
+"""InstantID's published files, and a FaceSnap file created from them, produce InstantID's tokens and residuals."""
 
 from __future__ import annotations
 
@@ -337,7 +337,7 @@ def test_published_pair_gives_instantids_tokens_residuals_and_null_tokens(folder
     g = torch.Generator().manual_seed(0)
     embedding = torch.randn(1, 1, 512, generator=g)
     tokens, null = (weights.mixer(value) for value in (embedding, torch.zeros(1, 1, 512)))
-    # like the pipeline: image_proj of zeros and the embedding in one batch, the unconditional row first
+    # as in the pipeline: image_proj of zeros and the embedding in one batch, the unconditional row first
     both = instantid_resampler(image_proj(), torch.cat([torch.zeros(1, 1, 512), embedding]))
     torch.testing.assert_close(torch.cat([null, tokens]), both, atol=1e-5, rtol=1e-5)
 

@@ -110,7 +110,7 @@ def test_hashes_are_stored_until_a_file_changes(own):
     assert [file.sha256 for file in files] == [
         hashlib.sha256(content).hexdigest() for content in (b"recognition", b"detector")
     ]
-    assert {file.verdict for file in files} == {""}  # the catalogue has no hash of a pack
+    assert {file.verdict for file in files} == {""}  # the catalogue has no hashes of face model packs
     (own / "auraface" / "glintr100.onnx").write_bytes(b"RECOGNITION")
     assert [bool(file.sha256) for file in roles_of(own)["face_pack"].found[0].files] == [False, True]
     messages.clear()
@@ -132,7 +132,7 @@ def test_known_hashes_are_distinguished_from_unknown_ones(own, monkeypatch):
 
 
 def test_stored_hash_alone_does_not_verify_a_file(own, monkeypatch):
-    """Somebody else may have written hashes.json together with the file."""
+    """Someone else may have written hashes.json together with the file."""
     path = write(own / "ip-adapter.bin", ADAPTER, "torch")
     known = replace(catalogue.PARTS[-1], sha256="0" * 64, size=path.stat().st_size)
     monkeypatch.setattr(catalogue, "PARTS", (known,))

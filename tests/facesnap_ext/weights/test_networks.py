@@ -1,4 +1,4 @@
-"""Networks are named by content, the candidate that fits is used, and features of another one are refused."""
+"""Networks are named by content, the candidate that fits is used, and features of a different network are refused."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def test_of_several_candidates_the_one_that_fits_is_used(copied, astronaut, want
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_file_trained_with_another_network_is_refused_or_noted(copied, astronaut, part):
-    """Embeddings and CLIP tokens of another network show another person; other landmarks only another pose."""
+    """Embeddings and CLIP tokens of the wrong network show a different person; landmarks of the wrong network only
+    change the pose."""
     name_networks(copied, **{part: "0" * 64})
     engine, unit = Engine(lambda: find_models(copied)), Unit(enabled=True, references=(astronaut,))
     if part in ("face_pack", "clip"):
@@ -201,7 +202,7 @@ def test_deca_is_used_with_flame_2020_only(tmp_path, name, converted):
     files = find_models(folder)
     convert_originals(files, lambda message: None)
     assert files.flame is None
-    assert [model.role for model in files.found].count("flame") == 1  # it is listed, but not used
+    assert [model.role for model in files.found].count("flame") == 1  # the model is listed, but not used
     with pytest.raises(FaceSnapError, match=r"no FLAME head model.*Skipped: .* is (FLAME 2023|a FLAME model wi)"):
         files.require("flame")
     if converted:
@@ -211,7 +212,7 @@ def test_deca_is_used_with_flame_2020_only(tmp_path, name, converted):
     assert find_models(folder).flame == folder / "z.safetensors"
 
 
-# Recognition models named by their files
+# Recognition models identified by file name
 
 
 @pytest.mark.parametrize("expected", ["W600K_R50.onnx", "w600k_r50.onnx", "glintr100.onnx", "GLINTR100.ONNX"])

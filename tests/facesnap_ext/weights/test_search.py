@@ -222,7 +222,7 @@ def test_generic_head_of_a_flame_archive_is_used(tmp_path, name, place):
 
 
 def test_unconvertible_files_are_passed_over_and_affect_only_their_part(tmp_path):
-    """A truncated or foreign pickle in the model folder does not affect jobs without DECA and FLAME."""
+    """A truncated or unrelated pickle in the model folder does not affect jobs without DECA and FLAME."""
     archive(tmp_path / "own", ["notes.pkl"])
     (tmp_path / "own" / "generic_model.pkl").write_bytes(b"\x80\x04\x95cut off")
     faces = pack(tmp_path / "own" / "pack")
@@ -365,7 +365,7 @@ def test_instantid_uses_its_own_pack_wherever_another_one_is(tmp_path, right, wr
 
 
 def test_a_recognition_model_without_a_detector_is_not_a_pack_to_match(tmp_path):
-    """As after an interrupted download, the folder with the right name contains only the recognition model."""
+    """The folder with the right name contains only the recognition model, as after an interrupted download."""
     pack(tmp_path / "own/antelopev2", "glintr100.onnx")
     complete = pack(tmp_path / "own/zebra", *ANTELOPEV2)
     files = find_models(tmp_path / "own")

@@ -31,7 +31,7 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
 class Reduced:
-    """Pickles as a call of any function with any arguments."""
+    """Pickles as a call to this function with these arguments."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments

@@ -99,8 +99,8 @@ def used_memory():
     """Bytes in use by the process.
 
     Memory-mapped files such as weights are not counted, because the system decides how much of them stays in memory.
-    Free memory that glibc keeps in the heaps of threads is not counted either, because hosts run each job in another
-    thread.
+    Free memory that glibc keeps in the heaps of threads is not counted either, because hosts run each job in a
+    different thread.
     """
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
