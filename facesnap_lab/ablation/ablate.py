@@ -57,7 +57,7 @@ class AblationConfig:
 def read_ablation(path: Path) -> AblationConfig:
     """Read an ablation's YAML file.
 
-    It contains the fields of `TrainConfig`, where `steps` is the budget of one training run, and those of
+    It contains the fields of `TrainConfig`, where `steps` is the budget of one training run, and the fields of
     `AblationConfig`.
 
     Raises:
@@ -230,7 +230,7 @@ def _check_settings(config: AblationConfig, out: Path, state: Any) -> None:
     if path.is_file():
         existing = json.loads(path.read_text(encoding="utf-8"))
         if all(is_trained(config, out, seed, training) for seed in config.seeds for training in trainings(config.rows)):
-            existing["images_per_step"] = settings["images_per_step"]  # affects training only, which is finished
+            existing["images_per_step"] = settings["images_per_step"]  # affects only training, which has finished
         if other := [name for name in settings if settings[name] != existing.get(name)]:
             raise FaceSnapError(
                 f"{out} holds an ablation whose '{other[0]}' is {existing.get(other[0])} and not {settings[other[0]]}; "

@@ -56,7 +56,7 @@ TABLE_3 = (
 
 
 def reference_rows(counts: Sequence[int]) -> tuple[Row, ...]:
-    """The rows with each number of references, averaged and fused; for one reference both are the Mixer's row."""
+    """The rows with each number of references, averaged and fused; with one reference, both are the Mixer's row."""
     rows = []
     for count in counts:
         if count == 1:

@@ -116,7 +116,7 @@ def train(
     """Train the detector and return it with the number of steps.
 
     Args:
-        start: an earlier state to continue at half the rate.
+        start: an earlier state to continue at half the learning rate.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)

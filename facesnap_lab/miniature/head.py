@@ -1,8 +1,8 @@
 """A procedural head in FLAME's layout, which replaces FLAME in tests and the demo, since FLAME may not be distributed.
 
-The head shares with FLAME what code can depend on: 5023 vertices, 9976 triangles, the indices of the 72 points'
-triangles, five joints, metres, and the axes. Everything else is invented: an ellipsoid with a nose, a chin and eye
-sockets, on which the 72 points lie as on a drawn face. It is not derived from real people. Its first shape and
+The head shares with FLAME everything that code can depend on: 5023 vertices, 9976 triangles, the indices of the 72
+points' triangles, five joints, metres, and the axes. Everything else is invented: an ellipsoid with a nose, a chin and
+eye sockets, on which the 72 points lie as on a drawn face. It is not derived from real people. Its first shape and
 expression directions are bumps and stretches with plain meanings; the others are smooth random fields.
 """
 
@@ -18,7 +18,9 @@ from facesnap_ext.landmarks.flame import save_flame
 from facesnap_ext.landmarks.points72 import POINT_TRIANGLES, POINT_WEIGHTS, TRIANGLES
 
 VERTICES = 5023
-RIM = 2 * VERTICES - 2 - TRIANGLES  # edges of the hole; with it the mesh has FLAME's number of triangles (Euler)
+RIM = (
+    2 * VERTICES - 2 - TRIANGLES
+)  # edges of the hole, which give the mesh FLAME's number of triangles (by Euler's formula)
 CENTRE = np.array([0.0, 0.022, -0.030])  # centre of the skull, in metres
 RADII = np.array([0.080, 0.128, 0.100])
 NECK = np.array([0.0, -0.80, -0.60])  # direction of the hole
@@ -172,7 +174,7 @@ def _surface(sphere: np.ndarray) -> np.ndarray:
     def bump(height: float, at: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
         return height * np.exp(-0.5 * (((np.abs(x) - at[0]) / radii[0]) ** 2 + ((y - at[1]) / radii[1]) ** 2))
 
-    relief = bump(0.026, (0, -0.090), (0.034, 0.034))  # the lower face comes forward
+    relief = bump(0.026, (0, -0.090), (0.034, 0.034))  # the lower face protrudes
     relief += np.where(y > -0.002, bump(0.022, (0, -0.002), (0.008, 0.017)), bump(0.022, (0, -0.002), (0.008, 0.011)))
     relief += bump(0.006, (0.011, -0.013), (0.006, 0.006))  # wings of the nose
     relief -= bump(0.012, (0.032, 0.024), (0.016, 0.011))  # eye sockets
@@ -203,7 +205,7 @@ def _regress(vertices: np.ndarray, joint: np.ndarray) -> np.ndarray:
 def _mesh() -> tuple[np.ndarray, np.ndarray]:
     """Return vertices [5023,2] on the unit disc and triangles [9976,3], with those of the 72 points at their indices.
 
-    A small triangle surrounds each point, and an even spiral fills the rest. Delaunay's triangulation of a disc with 68
+    A small triangle surrounds each point, and an even spiral fills the rest. A Delaunay triangulation of a disc with 68
     vertices on its rim has as many triangles as FLAME's mesh.
     """
     from scipy.spatial import Delaunay

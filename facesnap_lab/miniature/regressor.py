@@ -3,7 +3,7 @@
     python -m facesnap_lab.miniature.regressor --data DIR --out DIR
 
 It is trained on rendered images with known codes. The loss is dominated by the positions of the 72 points, with a small
-weight on the codes themselves. Likewise, DECA is trained on photos with landmarks.
+weight on the codes themselves. DECA is trained similarly, on photos with landmarks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ IMAGE_SIZE = 64
 CODE_SIZES = {"shape": SHAPE_CODES, "exp": EXPRESSION_CODES, "pose": 6, "cam": 3}
 LEVELS = ((16, 1), (32, 2), (64, 2), (112, 2))  # width and number of blocks; a block's output is four times as wide
 STEM, STEM_KERNEL, HIDDEN = 32, 7, 256
-CODE_LOSS_WEIGHTS = {"shape": 0.5, "exp": 0.3, "pose": 0.3, "cam": 0.3}  # loss per deviation, in pixels of a point
+CODE_LOSS_WEIGHTS = {
+    "shape": 0.5,
+    "exp": 0.3,
+    "pose": 0.3,
+    "cam": 0.3,
+}  # loss per standard deviation of a code, in pixels of a point
 
 
 def new_deca() -> Deca:
@@ -82,7 +87,7 @@ def codes_in_crop(codes: np.ndarray, transforms: np.ndarray, side: int) -> np.nd
     """Convert codes [N,37] from the camera of the image, of `side` pixels, to the camera of DECA's crop.
 
     Args:
-        transforms: [N,3,3] of `crop_transform`.
+        transforms: [N,3,3] from `crop_transform`.
     """
     scale = transforms[:, 0, 0] * side / IMAGE_SIZE
     # the image's centre in the crop; see `deca.to_photo`
@@ -107,7 +112,7 @@ def train(
     """Train the encoder and return it with the number of steps.
 
     Args:
-        start: file of an earlier training run to continue at half the rate.
+        start: file of an earlier training run to continue at half the learning rate.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)

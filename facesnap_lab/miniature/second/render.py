@@ -50,7 +50,7 @@ class Skin:
         self.colour += cover * (np.asarray(rgb) - self.colour)
 
     def disc(self, cx: float, cy: float, rx: float, ry: float, soft: float = 0.12) -> np.ndarray:
-        """Return the cover of an ellipse on both sides of the face."""
+        """Return the coverage of an ellipse on both sides of the face."""
         away = np.sqrt(((self.ax - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2)
         return self.front * step(1 - away, -soft, soft)
 
