@@ -108,7 +108,7 @@ def read_protocol(path: Path) -> Protocol:
         # some file systems ignore case
         if (other := taken.setdefault(case.file.casefold(), case.file)) is not case.file:
             raise FaceSnapError(
-                f"{path} results in images named {other} and {case.file}, which some file systems do not distinguish; "
+                f"{path} results in two images named {other} and {case.file}, which may overwrite each other; "
                 "rename one of them."
             )
     return protocol

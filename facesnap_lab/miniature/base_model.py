@@ -130,7 +130,8 @@ def train(
 ) -> None:
     """Train, or resume from the state in `out`.
 
-    Over the last part of the steps, the learning rate decays linearly to zero. Several processes (`python -m torch.distributed.run`) share each batch.
+    Over the last part of the steps, the learning rate decays linearly to zero. Several processes
+    (`python -m torch.distributed.run`) share each batch.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from diffusers import AutoencoderKL

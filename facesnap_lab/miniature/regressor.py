@@ -31,12 +31,8 @@ IMAGE_SIZE = 64
 CODE_SIZES = {"shape": SHAPE_CODES, "exp": EXPRESSION_CODES, "pose": 6, "cam": 3}
 LEVELS = ((16, 1), (32, 2), (64, 2), (112, 2))  # width and number of blocks; a block's output is four times as wide
 STEM, STEM_KERNEL, HIDDEN = 32, 7, 256
-CODE_LOSS_WEIGHTS = {
-    "shape": 0.5,
-    "exp": 0.3,
-    "pose": 0.3,
-    "cam": 0.3,
-}  # loss per standard deviation of a code, in pixels of a point
+# loss per standard deviation of a code, in pixels of a point
+CODE_LOSS_WEIGHTS = {"shape": 0.5, "exp": 0.3, "pose": 0.3, "cam": 0.3}
 
 
 def new_deca() -> Deca:

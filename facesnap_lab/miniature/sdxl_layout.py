@@ -1,5 +1,4 @@
-"""Rename the tensors of diffusers' SDXL and its VAE to the names in SDXL's own file
-(Stability-AI/generative-models)."""
+"""Rename the tensors of diffusers' SDXL and its VAE as in SDXL's own file (Stability-AI/generative-models)."""
 
 from __future__ import annotations
 

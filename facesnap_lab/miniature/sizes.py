@@ -27,7 +27,7 @@ HALF_PRECISION, EIGHT_BITS, LOW_RANK = "half precision", "8 bits", "low rank"
 
 
 def low_rank_approximation(state: Mapping[str, Tensor], unet: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Approximate a network by a different one plus low-rank differences.
+    """Approximate a network by a second one plus low-rank differences.
 
     Over all matrices, the singular values with the most energy per number are kept (Eckart and Young: no other matrix
     of that rank is closer). A matrix whose factors would be as large as the matrix itself is kept unchanged.
