@@ -47,7 +47,7 @@ class Subject:
     """
 
     references: tuple[np.ndarray, ...]
-    driving: np.ndarray  # another person, whose face has a different shape
+    driving: np.ndarray  # a second person, whose face has a different shape
     unseen: tuple[np.ndarray, ...]
     prompt: str
     seed: int  # seed of the noise

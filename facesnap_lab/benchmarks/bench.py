@@ -197,7 +197,7 @@ def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.
     Returns:
         The ratio of FaceSnap to plain SDXL (on a GPU, of busy seconds) by the number of people in an image, the side in
         pixels, and the batch size. For references, which enter the Mixer once per person, the ratio of the Mixer's
-        FLOPs to those of a plain image at full size.
+        FLOPs to the FLOPs of a plain image at full size.
     """
     found: dict[str, dict[str, float]] = {}
     for axis, values in GROWTH.items():

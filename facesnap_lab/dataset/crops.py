@@ -42,7 +42,7 @@ def plain_transform(box: np.ndarray, width: int, height: int, resolution: int) -
 def random_transform(box: np.ndarray, resolution: int, rng: np.random.Generator) -> np.ndarray:
     """Return the transform of a crop with random scale (log-uniform in `SCALES`), rotation and shift.
 
-    The crop may extend beyond the photo, where it is padded with black. The result has the same form as that of
+    The crop may extend beyond the photo, where it is padded with black. The result has the same form as in
     `plain_transform`.
     """
     low, high = np.split(np.asarray(box, np.float64), 2)

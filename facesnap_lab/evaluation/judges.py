@@ -139,7 +139,9 @@ def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Fac
         raise
     except Exception as error:  # onnxruntime's own errors, or an input that is not an image
         reason = reason_of(error)
-        raise FaceSnapError(f"{file} cannot be read as a face recognition network ({reason}); use another.") from error
+        raise FaceSnapError(
+            f"{file} cannot be read as a face recognition network ({reason}); use a different file."
+        ) from error
     side = last if first == 3 else first
     if side == FACENET_SIDE:
         order = (0, 1, 2, 3) if first == 3 else (0, 2, 3, 1)
@@ -183,7 +185,7 @@ def load_inception(file: Path, device: torch.device | str = "cpu") -> Extractor:
 
 
 def clip_extractor(clip: Clip) -> Extractor:
-    """Use CLIP's embeddings as features in place of Inception's."""
+    """Use CLIP's embeddings as features in place of Inception features."""
     return Extractor(clip.embed_images, f"CLIP {clip.name}")
 
 

@@ -53,7 +53,7 @@ class Pose:
 class Prompt:
     name: str
     text: str
-    weight: float = 1.0  # in the mean over a person's images
+    weight: float = 1.0  # weight in the mean over a person's images
 
 
 @dataclass(frozen=True)

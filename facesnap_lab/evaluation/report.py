@@ -167,7 +167,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
         f"CLIP: {judges['clip'] or 'not measured'}. FaceSim: {judges['face recognition'] or 'not measured'}.",
         f"FID: {fid or 'not measured'}.",
     ]
-    kinds = {"GPU": "torch's allocations on the GPU", "process": "the whole process, since no GPU was used"}
+    kinds = {"GPU": "torch's allocations on the GPU", "process": "the process, since no GPU was used"}
     for row in found["methods"]:
         if row["without_face"]:
             notes.append(f"{row['name']}: {len(row['without_face'])} images without a face, which count as 0.")

@@ -15,7 +15,7 @@ The tensors get the names of SDXL's own file (Stability-AI/generative-models). T
 The paths in the yaml are absolute: export again after moving the files.
 
 A1111 tokenises a prompt for the second encoder with CLIP's vocabulary of 49,408 tokens. Every word of the miniature is
-one of these tokens, and its embedding is copied to that row; all other rows hold the embedding of the unknown word.
+one of these tokens, and its embedding is copied to that row. All other rows contain the embedding of the unknown word.
 CLIP and the miniature may split unknown words into different numbers of tokens; prompts of known words always match.
 
 A1111 assumes that a latent cell covers 8 × 8 pixels and has no setting for it. The miniature's cells cover 4 × 4, so a
@@ -126,7 +126,7 @@ def webui_config(configs: Mapping[str, Config], folder: Path, arch: Path) -> dic
 
     Args:
         configs: diffusers' config of each part.
-        folder: holds the first text encoder's config and vocabulary.
+        folder: contains the first text encoder's config and vocabulary.
         arch: file with the second text encoder's sizes.
     """
     unet, vae = configs["unet"], configs["vae"]

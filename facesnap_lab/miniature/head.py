@@ -37,7 +37,7 @@ def face_layout() -> np.ndarray:
     jaw = np.stack([-0.070 * _signed_power(np.cos(angle), squareness), 0.014 - 0.100 * np.sin(angle) ** 0.95], 1)
     points[[0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 15, 14, 13, 12, 11, 10, 9]] = jaw
 
-    out = np.linspace(1, 0, 5)  # from a brow's outer end to its inner one
+    out = np.linspace(1, 0, 5)  # a brow, from its outer end to its inner end
     brow = np.stack([0.014 + 0.042 * out, 0.044 + 0.022 * out * (1 - out) - 0.002 * out], 1)
     points[17:22], points[22:27] = brow * [-1, 1], brow[::-1]
 
@@ -68,7 +68,7 @@ def stand_in_flame(
 
     Args:
         seed: seed of the random directions after the named ones, and of the pose correctives.
-        shapes, expressions: numbers of directions; the first are those of `SHAPES` and `EXPRESSIONS`.
+        shapes, expressions: numbers of directions; the first ones are `SHAPES` and `EXPRESSIONS`.
         named_shapes: shape directions to use in place of `SHAPES`.
     """
     disc, faces = _mesh()
@@ -203,7 +203,8 @@ def _regress(vertices: np.ndarray, joint: np.ndarray) -> np.ndarray:
 
 
 def _mesh() -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices [5023,2] on the unit disc and triangles [9976,3], with those of the 72 points at their indices.
+    """Return vertices [5023,2] on the unit disc and triangles [9976,3], with the triangles of the 72 points at their
+    indices.
 
     A small triangle surrounds each point, and an even spiral fills the rest. A Delaunay triangulation of a disc with 68
     vertices on its rim has as many triangles as FLAME's mesh.

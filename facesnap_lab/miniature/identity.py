@@ -2,9 +2,9 @@
 
     python -m facesnap_lab.miniature.identity NAME --data DIR --out DIR
 
-`identity` sees colours and conditions FaceSnap. `judge` sees grey values only, is trained on other people with another
-architecture, and is robust to generator artefacts. `judge_inner` sees grey values within an ellipse around eyes,
-nose and mouth, without hair and outline. Source of the loss: Deng et al., "ArcFace" (2019).
+`identity` sees colours and conditions FaceSnap. `judge` sees grey values only, is trained on different people with a
+different architecture, and is robust to generator artefacts. `judge_inner` sees grey values within an ellipse around
+eyes, nose and mouth, without hair and outline. Source of the loss: Deng et al., "ArcFace" (2019).
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def verification(embeddings: Tensor, people: np.ndarray, seed: int = 0) -> dict[
 
 
 def evaluate(network: nn.Module, data: Path, vae: Path | None = None) -> dict[str, float]:
-    """Run `verification` on unseen people with their true landmarks, and again through a VAE if one is given."""
+    """Run `verification` on unseen people with their true landmarks, and again through a VAE if there is one."""
     test = dataset.load(data / "test")
     pictures, keypoints, people = np.array(test.pictures), five_points(np.asarray(test.points)), np.array(test.people)
     clean = embed(network, pictures, keypoints)
@@ -245,7 +245,7 @@ def evaluate(network: nn.Module, data: Path, vae: Path | None = None) -> dict[st
 
 @torch.no_grad()
 def reduce_dimension(network: nn.Module, embeddings: Tensor, size: int) -> None:
-    """Reduce embeddings to `size` principal directions of the given ones [N,512].
+    """Reduce embeddings to the `size` principal directions of the embeddings [N,512].
 
     The last layer takes up half of the file, and the other directions hardly affect cosines.
     """

@@ -41,7 +41,8 @@ from facesnap_lab.statistics import bootstrap
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """A generated image and its measurements. Similarities are cosines of the judge's embeddings to the reference's."""
+    """A generated image and its measurements. Similarities are cosines between the judge's embeddings of this image and
+    of the reference."""
 
     reference: np.ndarray  # [S,S,3] uint8
     driving: np.ndarray

@@ -124,7 +124,7 @@ def train(
     if start is not None:
         deca.load_state_dict(load_deca(start).state_dict())
         rate /= 2
-        with torch.no_grad():  # from codes to deviations
+        with torch.no_grad():  # converts codes to standard deviations
             deca.layers[2].weight /= spread[:, None]
             deca.layers[2].bias.sub_(mean).div_(spread)
     count = torch.cat([torch.full((size,), CODE_LOSS_WEIGHTS[name]) for name, size in CODE_SIZES.items()])
@@ -138,8 +138,8 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             answer = deca.layers(deca.encoder(crops))
         answer = answer.float()
-        # compare each face with its own shape and with another's, so that the camera cannot compensate for a wrong
-        # shape
+        # compare each face with its own shape and with another person's, so that the camera cannot compensate for a
+        # wrong shape
         swap = torch.from_numpy(random.permutation(len(rows)))
         ours, true = (
             torch.cat([found, torch.cat([found[swap, :SHAPE_CODES], found[:, SHAPE_CODES:]], 1)])
@@ -150,7 +150,7 @@ def train(
         return F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5) + (count * codes**2).mean()
 
     steps = fit([deca], loss_of, minutes, rate)
-    with torch.no_grad():  # from deviations to codes
+    with torch.no_grad():  # converts standard deviations to codes
         last = deca.layers[2]
         last.weight *= spread[:, None]
         last.bias.copy_(mean + spread * last.bias)

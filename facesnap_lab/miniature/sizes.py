@@ -30,7 +30,7 @@ def low_rank_approximation(state: Mapping[str, Tensor], unet: Mapping[str, Tenso
     """Approximate a network by a second one plus low-rank differences.
 
     Over all matrices, the singular values with the most energy per number are kept (Eckart and Young: no other matrix
-    of that rank is closer). A matrix whose factors would be as large as the matrix itself is kept unchanged.
+    of that rank is closer). A matrix is kept unchanged if its factors would be as large as the matrix itself.
 
     Args:
         state, unet: matrices [N,…] by name. Vectors, and tensors of `state` that `unet` does not have, are unchanged.

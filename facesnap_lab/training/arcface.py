@@ -192,7 +192,7 @@ def _constant(attributes: dict[str, Any]) -> Tensor:
 
 
 def _padded(x: Tensor, attributes: dict[str, Any], kernel: Sequence[int], fill: float) -> Tensor:
-    """Apply the padding given by ONNX's `pads` or `auto_pad`, which may be asymmetric."""
+    """Apply the padding specified by ONNX's `pads` or `auto_pad`, which may be asymmetric."""
     spatial = x.ndim - 2
     strides = attributes.get("strides", [1] * spatial)
     dilations = attributes.get("dilations", [1] * spatial)

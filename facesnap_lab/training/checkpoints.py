@@ -18,7 +18,7 @@ from facesnap_lab.training.networks import TrainedNetworks
 from facesnap_lab.training.run import Run
 
 _NAME = re.compile(r"step-(\d{7,})")
-WEIGHTS = "facesnap.safetensors"  # in each checkpoint: the moving average, as a FaceSnap file
+WEIGHTS = "facesnap.safetensors"  # file in each checkpoint: the moving average, as a FaceSnap file
 
 
 def prepare_out(folder: Path, resume: bool) -> None:

@@ -27,8 +27,8 @@ class TrainConfig:
 
     resolution: int = 1024  # side of the images in pixels
     reference: str = "other"  # source of the identity: another image of the same person, or the same image
-    landmarks: str = "drawn"  # or none: black landmark images, as in the paper's ablation
-    tokens: str = "ffrnet"  # or text: append them to the text tokens and omit FFRNet, as in the paper's ablation
+    landmarks: str = "drawn"  # or "none": black landmark images, as in the paper's ablation
+    tokens: str = "ffrnet"  # or "text": append them to the text tokens and omit FFRNet, as in the paper's ablation
     landmark_jitter: float | None = None  # standard deviation in pixels at `resolution`; default: resolution / 256
     drop_text: float = 0.1  # probability of null text
 
@@ -39,7 +39,7 @@ class TrainConfig:
     mixer_rate: float = 1.0  # multiplies the Mixer's learning rate; docs/ablation.md explains when to lower it
     weight_decay: float = 0.01
     warmup: int = 500  # steps
-    schedule: str = "constant"  # or cosine, which decays to 0 at the last step
+    schedule: str = "constant"  # or "cosine", which decays to 0 at the last step
     max_grad_norm: float = 1.0
     ema: float = 0.9999
 

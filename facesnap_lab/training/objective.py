@@ -48,7 +48,7 @@ class RandomInputs:
 
 
 def draw_random_inputs(seed: int, rows: Sequence[int], shape: tuple[int, int, int]) -> RandomInputs:
-    """Draw the random numbers of the given rows of the run.
+    """Draw the random numbers of some rows of the run.
 
     Each row has its own generator, so the result does not depend on the number of processes or on resuming. It runs on
     the CPU, so the result does not depend on the device either.

@@ -58,7 +58,7 @@ class Sample:
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:
-    """Write samples to `shard-000000.tar` and so on. Equal samples give identical files.
+    """Write samples to `shard-000000.tar` and so on. Equal samples produce identical files.
 
     Args:
         samples: ordered by person. The key's part before the last "-" identifies the person.

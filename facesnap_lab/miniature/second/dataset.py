@@ -85,7 +85,7 @@ def progress(folder: Path, plan: dict[str, object]) -> int:
     """Return how many people in the folder are complete.
 
     Raises:
-        ValueError: the folder was started with another plan.
+        ValueError: the folder was started with a different plan.
     """
     file = folder / "progress.json"
     if not file.exists():

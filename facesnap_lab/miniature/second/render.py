@@ -2,7 +2,7 @@
 
     python -m facesnap_lab.miniature.second.render people.png --split test
 
-The sheet has one row per person and one column per look. `--same-look` gives everyone the look of the first person.
+The sheet has one row per person and one column per look. With `--same-look`, everyone has the look of the first person.
 """
 
 from __future__ import annotations

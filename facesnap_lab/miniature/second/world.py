@@ -193,7 +193,7 @@ _FIELDS = {
 
 
 def exchange(subject: Subject, other: Subject, trait: str) -> Subject:
-    """Return the subject with one trait of another."""
+    """Return the subject with one trait of the other one."""
     return dataclasses.replace(subject, **{name: getattr(other, name) for name in _FIELDS[trait]})
 
 

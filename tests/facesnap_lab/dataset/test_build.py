@@ -50,7 +50,7 @@ def test_build_killed_and_continued_with_more_workers_gives_the_same_bytes(built
         while not (out / "work" / "shard-000000.json").exists():
             assert process.poll() is None, "the build ended before it could be killed"
             time.sleep(0.01)
-        process.kill()  # only the parent: its workers must exit by themselves
+        process.kill()  # only the parent is killed: its workers must exit by themselves
         process.wait()
         deadline = time.monotonic() + 10
         while _alive(process.pid) and time.monotonic() < deadline:

@@ -27,7 +27,7 @@ from facesnap_lab.miniature.measure import Judge
 
 
 def copies(protocol, folder, photo_of):
-    """Create a method's folder that holds a copied photo for each case."""
+    """Create a method's folder that contains a copied photo for each case."""
     for case in protocol.cases():
         path = folder / case.file
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ def test_embeddings_are_similar_only_for_the_same_person(name, drawn, detected, 
     people = np.array([who.index for who, _ in scenes])
     same, different = similarities(embeddings, people)
     assert same > different + 0.35
-    # with wrong labels, each given to images of different people, the difference disappears
+    # with wrong labels, which combine images of different people, the difference disappears
     wrong, rest = similarities(embeddings, np.arange(len(people)) % PEOPLE)
     assert wrong < rest + 0.1
 
