@@ -1,7 +1,7 @@
 """The ablated Mixers of the paper's Table 2. Importing this module registers them in `facesnap_file.MIXERS`.
 
-Each is the Facial Attribute Mixer without one component, so that it differs from the Mixer only in what its name
-states; the paper does not describe them further. The remaining parameters have the Mixer's names and initial values.
+Each one is the Facial Attribute Mixer without a component and is otherwise identical to it. The paper does not describe
+them further. The remaining parameters have the Mixer's names and initial values.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class IdMixer(FacialAttributeMixer):
         del self.project_clip
 
     def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
-        """Identity tokens [N, queries, dim]. The arguments are those of `FacialAttributeMixer.forward`."""
+        """Identity tokens [N, queries, dim]. Takes the same arguments as `FacialAttributeMixer.forward`."""
         f_id = self.id_features(embeddings)
         return self.decode(self.fuse(f_id, f_id))
 
@@ -51,7 +51,7 @@ class ClipMixer(FacialAttributeMixer):
         del self.project_id, self.norm_id, self.norm_context, self.cross_attn
 
     def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
-        """Identity tokens [N, queries, dim]. The arguments are those of `FacialAttributeMixer.forward`."""
+        """Identity tokens [N, queries, dim]. Takes the same arguments as `FacialAttributeMixer.forward`."""
         return self.decode(self.clip_features(clip_tokens))
 
 
@@ -65,7 +65,7 @@ class ConcatMixer(FacialAttributeMixer):
     def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
         """Tokens [N, id_tokens + T, dim], averaged over the references.
 
-        The arguments are those of `FacialAttributeMixer.forward`.
+        Takes the same arguments as `FacialAttributeMixer.forward`.
         """
         references = embeddings.shape[1]
         features = (self.id_features(embeddings), self.clip_features(clip_tokens))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
-    """Return the lines of a table with a row per title; `head` names the columns that follow the title column."""
+    """Return the lines of a table with one row per title; `head` names the columns that follow the title column."""
     lines = [f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     return lines + [f"| {title} | {' | '.join(cells)} |" for title, cells in rows]
 

@@ -57,7 +57,7 @@ class AblationConfig:
 def read_ablation(path: Path) -> AblationConfig:
     """Read an ablation's YAML file.
 
-    It contains the fields of `TrainConfig`, where `steps` is the budget of one training run, and those of
+    It contains the fields of `TrainConfig`, where `steps` is the budget of one training run, and the fields of
     `AblationConfig`.
 
     Raises:
@@ -95,7 +95,7 @@ def ablate(config: AblationConfig, out: Path, setup: AblationSetup | None = None
         setup: the subjects, sampler and judges; by default the test split of the miniature world.
 
     Raises:
-        FaceSnapError: `out` holds an ablation with other settings, or training fails (see `trainer.train`).
+        FaceSnapError: `out` contains an ablation with different settings, or training fails (see `trainer.train`).
     """
     state = processes()
     _check_settings(config, out, state)
@@ -230,10 +230,10 @@ def _check_settings(config: AblationConfig, out: Path, state: Any) -> None:
     if path.is_file():
         existing = json.loads(path.read_text(encoding="utf-8"))
         if all(is_trained(config, out, seed, training) for seed in config.seeds for training in trainings(config.rows)):
-            existing["images_per_step"] = settings["images_per_step"]  # affects training only, which is finished
+            existing["images_per_step"] = settings["images_per_step"]  # affects only training, which has finished
         if other := [name for name in settings if settings[name] != existing.get(name)]:
             raise FaceSnapError(
-                f"{out} holds an ablation whose '{other[0]}' is {existing.get(other[0])} and not {settings[other[0]]}; "
+                f"{out} has an ablation whose '{other[0]}' is {existing.get(other[0])} and not {settings[other[0]]}; "
                 "choose another --out or restore that setting."
             )
     elif state.is_main_process:

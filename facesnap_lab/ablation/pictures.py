@@ -43,11 +43,11 @@ METRICS = ("face_sim", "inner", "clip_face", "face_sim_unseen", "inner_unseen")
 class Subject:
     """A held-out person and the inputs that all rows share. Images are [S,S,3] uint8.
 
-    references: a row with one reference uses the first. unseen: further photos that no method is given.
+    references: a row with one reference uses the first. unseen: further photos, which are not used as references.
     """
 
     references: tuple[np.ndarray, ...]
-    driving: np.ndarray  # another person, whose face has a different shape
+    driving: np.ndarray  # a second person, whose face has a different shape
     unseen: tuple[np.ndarray, ...]
     prompt: str
     seed: int  # seed of the noise
@@ -126,7 +126,7 @@ def extract_features(engine: Engine, files: ModelFiles, subject: Subject) -> Fea
 
 @torch.no_grad()
 def tokens_of(row: Row, weights: FaceSnapWeights, features: Features) -> Tensor:
-    """Return the identity tokens [1,T,C] of the row's number of references."""
+    """Return identity tokens [1,T,C], computed from as many references as the row uses."""
     given = (features.embeddings[None, : row.references], features.clip_tokens[None, : row.references])
     if row.average:
         given = average_references(*given)
@@ -186,7 +186,7 @@ class AblationSetup:
 
     @cached_property
     def engine(self) -> tuple[Engine, ModelFiles]:
-        """The engine with training's CLIP and face model pack, and the miniature's Landmark Predictor."""
+        """The engine with the CLIP and the face model pack used in training, and the miniature's Landmark Predictor."""
         files = shipped.write_models(self.models)
         files = replace(files, clip=self.train.clip, face_pack=self.train.face_pack or files.face_pack)
         return Engine(lambda: files), files
@@ -224,7 +224,7 @@ class AblationSetup:
 
 @dataclass(frozen=True, eq=False)
 class JudgeFeatures:
-    """The judges' features of an image; None without a face. features: for FID [D]."""
+    """The judges' features of an image; None if it has no face. features: for FID [D]."""
 
     face: np.ndarray | None
     inner: np.ndarray | None
@@ -234,7 +234,7 @@ class JudgeFeatures:
 
 @dataclass(frozen=True, eq=False)
 class AblationJudges:
-    """The networks that measure. inner: a pack whose recognition model sees neither hair nor outline."""
+    """The networks used for measuring. inner: a pack whose recognition model sees neither hair nor outline."""
 
     judges: Judges
     inner: faces.FacePack

@@ -125,7 +125,7 @@ def markdown(found: dict[str, Any], references: Sequence[int]) -> str:
         lines.append("")
     rows = _among(found["rows"], reference_rows(references))
     if rows:
-        lines += ["## Number of references", "", "Likeness to photos of the person that no method was given:", ""]
+        lines += ["## Number of references", "", "Likeness to photos that were not used as references:", ""]
         lines += markdown_table(list(TO_UNSEEN.values()), ((row.title, _cells(found, row, TO_UNSEEN)) for row in rows))
     if found["references"]:
         lines += ["", "Gains, on the same people:", ""]
@@ -168,12 +168,12 @@ def _notes(found: dict[str, Any]) -> list[str]:
         ),
         f"Each training run: {budget}. Rows that differ only at inference share a training run.",
         (
-            "Cosines × 100 to the reference; an image without a face counts as 0. Brackets hold bootstrap 95 % "
+            "Cosines × 100 to the reference; an image without a face counts as 0. Brackets contain bootstrap 95 % "
             "intervals over people; ± is the standard deviation between seeds."
         ),
         (
-            "The judges are never used for conditioning. CLIP-face and FID use the CLIP that also conditions: compare "
-            "them between rows, not with the paper's."
+            "The judges are never used for conditioning. CLIP-face and FID use the same CLIP that conditions the "
+            "images, so compare them between rows, not with the paper's values."
         ),
         (
             "Each person is driven by someone with a differently shaped face: at rest, the mean distance between the "

@@ -56,7 +56,7 @@ TABLE_3 = (
 
 
 def reference_rows(counts: Sequence[int]) -> tuple[Row, ...]:
-    """The rows with each number of references, averaged and fused; for one reference both are the Mixer's row."""
+    """The rows with each number of references, averaged and fused; with one reference, both are the Mixer's row."""
     rows = []
     for count in counts:
         if count == 1:
@@ -76,7 +76,7 @@ def reference_rows(counts: Sequence[int]) -> tuple[Row, ...]:
 
 
 def all_rows(references: Sequence[int]) -> list[Row]:
-    """Return the distinct rows of both tables and of the given numbers of references."""
+    """Return the distinct rows of both tables and the rows with these numbers of references."""
     return distinct((*TABLE_2, *TABLE_3, *reference_rows(references)))
 
 

@@ -1,6 +1,6 @@
 """The cost of FaceSnap compared with plain SDXL, a ControlNet on both rows, and an InstantID-style network.
 
-All methods take turns in one process, so that other load on the machine affects them alike. FLOPs are counted on the
+All methods take turns in one process, so that other load on the machine affects them equally. FLOPs are counted on the
 meta device at SDXL's real size.
 """
 
@@ -36,7 +36,7 @@ from facesnap_lab.markdown import markdown_table
 STEPS = 8  # per image, as in the paper
 SDXL_WIDTHS, SDXL_PIXELS = (320, 640, 1280), 1024
 SMALL_WIDTHS, SMALL_PIXELS = (64, 128, 256), 512
-GROWTH = {"people": (1, 2, 4), "side": (0.5, 1.0, 1.5), "pictures": (1, 2, 4, 8)}  # side: relative to the usual one
+GROWTH = {"people": (1, 2, 4), "side": (0.5, 1.0, 1.5), "pictures": (1, 2, 4, 8)}  # side: relative to the default side
 GROWTH_STEPS = 4
 REFERENCES = (1, 2, 4, 8)
 
@@ -80,8 +80,8 @@ def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[st
 def measure_preparation(repeats: int) -> dict[str, float]:
     """Return the seconds of preparation before the first UNet call, with the miniature's networks.
 
-    `first` is a person's first image; `again` is the median of the next ones, with the same photos but another size,
-    weight and position.
+    `first` is a person's first image; `again` is the median of the next ones, with the same photos but a different
+    size, weight and position.
     """
     from facesnap_ext.engine import Engine
     from facesnap_ext.photos import Photo
@@ -109,13 +109,13 @@ def take_turns(
 ) -> dict[str, dict[str, float]]:
     """Return the medians of seconds and of the ratios to plain SDXL, taken turn by turn.
 
-    On a GPU also its busy seconds and their ratio, which exclude waits for the CPU, and the peak memory in GB beyond
-    plain SDXL's, excluding weights, since all of them are loaded.
+    On a GPU, also return its busy seconds and their ratio, which exclude waits for the CPU, and how far the peak memory
+    in GB exceeds plain SDXL's. Weights are excluded, since all of them are loaded.
     """
     from tqdm import tqdm
 
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in tqdm(range(repeats + 1), desc=title, unit="turn"):  # the first one warms up
+    for turn in tqdm(range(repeats + 1), desc=title, unit="turn"):  # the first turn is a warm-up
         for name, draw in methods.items():
             _wait_for(device)
             began = time.perf_counter()
@@ -155,7 +155,7 @@ def _busy(draw: Callable[[], None]) -> float:
 
 
 def _peak(draw: Callable[[], None]) -> int:
-    """Return the peak GPU memory in bytes, beyond what was allocated before."""
+    """Return the peak GPU memory in bytes, minus the memory that was allocated before."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     draw()
@@ -164,7 +164,7 @@ def _peak(draw: Callable[[], None]) -> int:
 
 
 def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
-    """Return each method's FLOP ratio to plain SDXL, and its added weights in GB in half precision, at 1024²."""
+    """Return each method's FLOPs relative to plain SDXL, and its added weights in GB in half precision, at 1024²."""
     sampler = _at_full_size()
     networks = sampler.networks
 
@@ -197,7 +197,7 @@ def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.
     Returns:
         The ratio of FaceSnap to plain SDXL (on a GPU, of busy seconds) by the number of people in an image, the side in
         pixels, and the batch size. For references, which enter the Mixer once per person, the ratio of the Mixer's
-        FLOPs to those of a plain image at full size.
+        FLOPs to the FLOPs of a plain image at full size.
     """
     found: dict[str, dict[str, float]] = {}
     for axis, values in GROWTH.items():
@@ -216,7 +216,7 @@ def measure_growth(networks: Networks, pixels: int, repeats: int, device: torch.
 
 
 def mixer_flop_ratio(references: int) -> float:
-    """Return the ratio of the Mixer's FLOPs for a person with that many references to those of a plain 8-step image."""
+    """Return the Mixer's FLOPs for a person with that many references, relative to a plain 8-step image."""
     with torch.device("meta"):
         mixer = FacialAttributeMixer(MixerConfig()).eval().requires_grad_(False)
         features = torch.empty(1, references, 512), torch.empty(1, references, 257, 1280)
@@ -255,7 +255,7 @@ def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:
         axes.set_xticks(work, list(curve))
         axes.set(xlabel=titles.get(axis, axis), ylim=(0, 1.15 * max(curve.values())))
     panels[0].set_ylabel("cost relative to plain SDXL")
-    panels[-1].set(ylabel="Mixer's FLOPs relative to an image's", xlabel="references per person")
+    panels[-1].set(ylabel="Mixer FLOPs relative to one image", xlabel="references per person")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

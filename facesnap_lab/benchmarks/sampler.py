@@ -1,4 +1,4 @@
-"""Sampling with a UNet of SDXL's shape by each method whose cost is measured.
+"""Sampling with each benchmarked method and a UNet of SDXL's shape.
 
 The methods are plain SDXL, FaceSnap, a ControlNet on both rows of classifier-free guidance, and an InstantID-style
 network. All networks have random weights, which run at the same speed as trained ones.
@@ -39,7 +39,7 @@ UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 PLAIN = "plain SDXL"
 CONTROLNET = "ControlNet on both rows"
 INSTANTID = "InstantID-style"
-FACESNAP_VARIANTS = {  # whether FFRNet is the light one, and its interval
+FACESNAP_VARIANTS = {  # whether FFRNet is light, and FFRNet's interval
     "FaceSnap": (False, 1),
     "FaceSnap, light": (True, 1),
     f"FaceSnap, every {INTERVAL} steps": (False, INTERVAL),
@@ -50,7 +50,7 @@ COMPILED = ", compiled"  # appended to the names of the first two variants; only
 
 @dataclass(frozen=True)
 class Networks:
-    """SDXL's UNet and the networks that condition it, with one dtype on one device."""
+    """SDXL's UNet and the networks that condition it, all with the same dtype and on the same device."""
 
     unet: nn.Module
     controlnet: nn.Module

@@ -41,9 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--identities", type=Path, metavar="FILE", help="identities of the photos in a flat folder, as lines NAME ID"
     )
-    build.add_argument("--blip2", type=Path, metavar="FOLDER", help="BLIP-2, to caption photos without a caption file")
     build.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="device of detector, ArcFace and DECA (default: cpu)"
+        "--blip2", type=Path, metavar="FOLDER", help="folder with BLIP-2, which captions photos without a caption file"
+    )
+    build.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="device for the detector, ArcFace and DECA (default: cpu)",
     )
     build.add_argument(
         "--workers", type=positive_int, default=os.cpu_count(), help="worker processes (default: one per core)"

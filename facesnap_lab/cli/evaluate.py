@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="images that another method made from the same list; may be repeated",
+        help="images that another method generated from the same list; may be repeated",
     )
     parser.add_argument("--base", type=Path, help="SDXL checkpoint or diffusers folder to generate images with")
     parser.add_argument("--base-config", type=Path, help="folder with SDXL's configuration, for a single-file --base")
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
         if options.miniature:
             results = _evaluate_miniature(options, others, device, Path(temporary))
         elif options.list is None:
-            raise FaceSnapError("There is no list to evaluate; give one, or try the command with --miniature.")
+            raise FaceSnapError("There is no list to evaluate; specify one, or try the command with --miniature.")
         else:
             protocol = read_protocol(options.list)
             results = evaluate(protocol, _judges(options, device), others, options.out, _pipeline(options, device))
@@ -83,9 +83,9 @@ def _evaluate_miniature(
 
     given = [name for name in ("list", "base", "models", "clip", "facenet", "inception") if getattr(options, name)]
     if given:
-        raise FaceSnapError(f"--miniature brings its own {given[0]}; leave out one of the two.")
+        raise FaceSnapError(f"--miniature provides its own {given[0]}; omit one of the two.")
     if not 1 <= options.people <= DRIVER:
-        raise FaceSnapError(f"--people is {options.people}; give a number from 1 to {DRIVER}.")
+        raise FaceSnapError(f"--people is {options.people}; choose a number from 1 to {DRIVER}.")
     with processes().main_process_first():
         protocol = miniature_protocol(options.out / "world", options.people)
     pipeline = miniature_pipeline(models, device, options.steps or STEPS, options.scale)
@@ -103,7 +103,7 @@ def _judges(options: argparse.Namespace, device: torch.device) -> Judges:
     pack = embed = None
     if clip or options.facenet:
         if options.models is None:
-            raise FaceSnapError("CLIP-face and FaceSim need a face detector; give its folder with --models.")
+            raise FaceSnapError("CLIP-face and FaceSim need a face detector; specify its folder with --models.")
         face_pack = find_models(options.models).require("face_pack")
         pack = faces.load_pack(face_pack, "cuda" if device.type == "cuda" else "cpu")
     if options.facenet:
@@ -120,7 +120,7 @@ def _pipeline(options: argparse.Namespace, device: torch.device) -> EvaluationPi
     if options.base is None:
         return None
     if options.models is None:
-        raise FaceSnapError("FaceSnap needs its model files to draw; give their folder with --models.")
+        raise FaceSnapError("FaceSnap needs its model files to generate images; specify their folder with --models.")
     return load_pipeline(
         options.base,
         options.base_config,

@@ -7,7 +7,7 @@
     work/shard-*.json    marks a shard as finished, and lists the skipped photos
     report.jsonl         all skipped photos, with reasons
 
-Each shard is built by one process, from the plan and the shard's photos alone. Neither the number of processes nor
+Each shard is built by one process, using only the plan and the shard's photos. Neither the number of processes nor
 interruptions change a byte of the shards.
 """
 
@@ -34,7 +34,7 @@ from facesnap_lab.dataset.pool import RunJobs, worker_processes
 from facesnap_lab.dataset.scan import PhotoScan, SkippedPhoto, find_duplicates, reread, scan_photo
 from facesnap_lab.training.shards import Sample, write_shard
 
-PER_SHARD = 200  # photos, by default; with five images of 1024² each, about a gigabyte of PNG
+PER_SHARD = 200  # default number of photos; with five images of 1024² each, a shard is about 1 GB of PNG
 CAPTION_BATCH = 8  # photos per batch of BLIP-2
 
 Tick = Callable[[], None]
@@ -65,7 +65,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Everything that a process needs to build one shard. `duplicates` are the photos to skip as such."""
+    """Everything that a process needs to build one shard. `duplicates` are the photos to skip as duplicates."""
 
     planned: PlannedShard
     paths: Paths

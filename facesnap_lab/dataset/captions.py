@@ -51,7 +51,7 @@ def load_blip2(folder: Path) -> Captioner:
         A function that captions a batch of photos, each [H,W,3] uint8 RGB.
 
     Raises:
-        FaceSnapError: the folder is missing, or BLIP-2 in it is incomplete.
+        FaceSnapError: the folder is missing, or does not contain a complete BLIP-2.
     """
     import torch
     from transformers import AutoProcessor, Blip2ForConditionalGeneration

@@ -10,8 +10,8 @@ PLAIN_SCALE = 2.0
 """Side of the plain crop, relative to the longer side of the face's box; it shows head and shoulders."""
 
 SCALES = (1.3, 3.2)  # range of the side of a random crop, relative to the longer side of the face's box
-MAX_ROTATION = 20.0  # degrees, in both directions
-MAX_SHIFT = 0.5  # as a fraction of the margin around the face's box
+MAX_ROTATION = 20.0  # maximum rotation in degrees, in both directions
+MAX_SHIFT = 0.5  # maximum shift, as a fraction of the margin around the face's box
 
 
 def crop_rng(digest: str, crop: int) -> np.random.Generator:
@@ -42,7 +42,8 @@ def plain_transform(box: np.ndarray, width: int, height: int, resolution: int) -
 def random_transform(box: np.ndarray, resolution: int, rng: np.random.Generator) -> np.ndarray:
     """Return the transform of a crop with random scale (log-uniform in `SCALES`), rotation and shift.
 
-    The crop may extend beyond the photo, where it is padded with black. The result is as for `plain_transform`.
+    The crop may extend beyond the photo, where it is padded with black. The result has the same form as in
+    `plain_transform`.
     """
     low, high = np.split(np.asarray(box, np.float64), 2)
     face = (high - low).max()

@@ -25,9 +25,9 @@ class Settings:
     """Settings of the training images.
 
     resolution: side of an image in pixels. crops: images per photo; the first is upright and centred, the others are
-    randomly scaled, rotated, shifted and padded. min_face: minimum of the longer side of the face's box, in pixels of
-    the photo. min_score: minimum of the detector's confidence, 0…1. jpeg: JPEG quality, None for PNG. device: the
-    networks' device, "cpu" or "cuda".
+    randomly scaled, rotated, shifted and padded. min_face: minimum length of the longer side of the face's box, in
+    pixels of the photo. min_score: minimum detector confidence, 0…1. jpeg: JPEG quality, None for PNG. device:
+    the networks' device, "cpu" or "cuda".
     """
 
     resolution: int = 1024
@@ -47,7 +47,7 @@ class NetworkFiles:
 
 @dataclass(frozen=True)
 class Networks:
-    """hashes: their content hashes, for the shards."""
+    """The loaded networks. hashes: the networks' content hashes, for the shards."""
 
     pack: faces.FacePack
     predictor: LandmarkPredictor
@@ -70,7 +70,7 @@ def load_networks(files: NetworkFiles, device: str) -> Networks:
 
 
 def network_hashes(files: NetworkFiles) -> dict[str, str]:
-    """Return the content hashes of the networks that compute embeddings and points, as shards name them."""
+    """Return the content hashes of the networks that compute embeddings and points, by the names that shards use."""
     return {part: network_hash(part, path) for part, path in vars(files).items()}
 
 
@@ -80,7 +80,7 @@ def training_images(
     """Make training images of the largest face in a photo, one per key.
 
     Points, mask and box are computed in the photo and transformed to the crop; the box stays upright. The embedding is
-    that of the photo, because ArcFace aligns the face wherever it lies in the crop.
+    computed in the photo, because ArcFace aligns the face wherever it lies in the crop.
     """
     try:
         face = faces.find_faces(networks.pack, photo)[0]

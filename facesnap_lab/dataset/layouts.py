@@ -48,7 +48,7 @@ def list_people(folders: Sequence[Path], layout: str = "auto", identities: Path 
     Args:
         layout: "people": one folder per person, as in VGGFace2's `train`. "singles": every photo shows a different
             person, as in FFHQ and CelebA-HQ; folders are ignored. "auto": "singles" for folders that contain the photos
-            directly or in FFHQ's thousands (01000/01234.png), otherwise "people".
+            directly or in FFHQ's folders of a thousand (01000/01234.png), otherwise "people".
         identities: a text file with lines `NAME ID`, such as CelebA's identity_CelebA.txt. Photos with the same ID show
             the same person; names are compared without suffixes.
 

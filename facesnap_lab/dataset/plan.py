@@ -24,7 +24,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """The content of a shard, which one process builds. `first` is the number of its first person in the whole plan."""
+    """The content of a shard, which one process builds. `first` is the number of its first person in the plan."""
 
     number: int
     first: int
@@ -59,7 +59,7 @@ def write_or_compare(
         folders: the folders of the photos, for error messages only; they may have been moved.
 
     Raises:
-        FaceSnapError: the existing plan has other settings or photos.
+        FaceSnapError: the existing plan has different settings or photos.
     """
     lines = [json.dumps({"version": VERSION, **settings}, sort_keys=True)]
     lines += [

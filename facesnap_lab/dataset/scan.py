@@ -16,15 +16,15 @@ from facesnap_ext.photos import Photo, from_bytes
 HASH_SIDE = 16
 MAX_BITS = 16
 """Photos of a person are near-duplicates if their hashes differ in at most this many of 256 bits. Of 14,000 pairs of
-images of one person in the miniature, none differs in fewer than 25; an image and its JPEG of quality 80 differ in 6 to
-16."""
+images of one person in the miniature, none differs in fewer than 25 bits; an image and its JPEG of quality 80 differ in
+6 to 16."""
 
 
 @dataclass(frozen=True)
 class PhotoScan:
     """The result of a photo's first scan.
 
-    content: SHA-256 of the file. problem: why it cannot be read, or "". pixels: `Photo.digest`. area: in pixels.
+    content: SHA-256 of the file. problem: why the photo cannot be read, or "". pixels: `Photo.digest`. area: in pixels.
     difference_hash: see `difference_hash`, in hexadecimal.
     """
 
@@ -124,5 +124,7 @@ def find_duplicates(photos: Iterable[tuple[int, Path, PhotoScan]]) -> dict[Path,
             if twin is None:
                 kept.append((path, bits))
             else:
-                skipped[path] = SkippedPhoto("near-duplicate", f"It is nearly identical to {twin}, of the same person.")
+                skipped[path] = SkippedPhoto(
+                    "near-duplicate", f"It is nearly identical to {twin}, which shows the same person."
+                )
     return skipped

@@ -1,4 +1,4 @@
-"""Generate the images of an evaluation's cases with FaceSnap, on as many processes as accelerate was started with.
+"""Generate the images of an evaluation's cases with FaceSnap, on all processes that accelerate started.
 
 Each image is written atomically and stores its recipe and cost as metadata, so an interrupted run resumes where it
 stopped.
@@ -38,7 +38,7 @@ NOTE = "facesnap evaluate"  # PNG text key of the recipe and cost
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPipeline:
-    """FaceSnap and a base model, ready to generate. scale: classifier-free guidance scale."""
+    """FaceSnap and a base model, ready to generate images. scale: classifier-free guidance scale."""
 
     pipe: Any
     engine: Engine
@@ -76,8 +76,8 @@ class EvaluationPipeline:
     def recipe(self, case: Case) -> dict[str, Any]:
         """Return everything that determines a case's image, ready for JSON.
 
-        Photos and the FaceSnap file enter by their hashes, the base model by its name. The encoders are assumed to be
-        those that the FaceSnap file requires.
+        Photos and the FaceSnap file are identified by their hashes, the base model by its name. The encoders are
+        assumed to be the ones that the FaceSnap file requires.
         """
         facesnap = self.files.choose_facesnap(self.model)
         paths = paths_of(facesnap)
@@ -168,7 +168,7 @@ def draw_cases(pipeline: EvaluationPipeline, cases: Sequence[Case], out: Path) -
         pipeline: an object with the methods `draw` and `recipe`.
 
     Raises:
-        FaceSnapError: `out` has images with another recipe, a photo has no face, or the disk is full.
+        FaceSnapError: `out` has images with a different recipe, a photo has no face, or the disk is full.
     """
     from tqdm import tqdm
 
@@ -187,7 +187,7 @@ def draw_cases(pipeline: EvaluationPipeline, cases: Sequence[Case], out: Path) -
 
 
 def cost(cases: Sequence[Case], out: Path) -> Cost:
-    """Read the cost from the images' metadata. If devices differ, only images of the first image's device count."""
+    """Read the cost from the images' metadata; only images that were generated on the first image's device count."""
     notes = [_note(out / case.file, complete=False) for case in cases]
     notes = [note for note in notes if note["device"] == notes[0]["device"]]
     memory = [note["memory"] for note in notes if note["memory"]]
@@ -224,7 +224,7 @@ def _generate_case(pipeline: EvaluationPipeline, case: Case, path: Path, device:
 
 
 def _is_generated(path: Path, recipe: dict[str, Any]) -> bool:
-    """Return whether a complete image exists; one with another recipe is an error, since a table must not mix
+    """Return whether a complete image exists; one with a different recipe is an error, since a table must not mix
     recipes."""
     note = _note(path)
     if note is None:

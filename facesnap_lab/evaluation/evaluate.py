@@ -29,16 +29,21 @@ def evaluate(
         The results; None in all processes but accelerate's main one.
 
     Raises:
-        FaceSnapError: no images or networks to measure with, an image is missing, or a photo has no face.
+        FaceSnapError: there are no images to measure or no networks to measure them with, an image is missing, or a
+            photo has no face.
     """
     from tqdm import tqdm
 
     if judges.clip is None and judges.embed is None and judges.extractor is None:
-        raise FaceSnapError("There is no network to measure with; give --clip, --facenet or --inception.")
+        raise FaceSnapError("There is no network to measure with; specify --clip, --facenet or --inception.")
     if pipeline is None and not others:
-        raise FaceSnapError("There are no images to measure; give --base to generate FaceSnap's, or give --pictures.")
+        raise FaceSnapError(
+            "There are no images to measure; specify --base to generate some with FaceSnap, or --pictures."
+        )
     if FACESNAP in others and pipeline is not None:
-        raise FaceSnapError(f"--pictures names a method {FACESNAP}, which this run generates itself; rename it.")
+        raise FaceSnapError(
+            f"--pictures has a method named {FACESNAP}, but this run generates images for that name; rename it."
+        )
     cases = protocol.cases()
     for folder in others.values():
         find_images(cases, folder)  # reports missing images before hours of generating
@@ -74,6 +79,6 @@ def named_folders(values: Sequence[str]) -> dict[str, Path]:
         if not equals:
             name, folder = Path(value).resolve().name, value
         if not name or not folder or name in folders:
-            raise FaceSnapError(f"--pictures {value} does not give a unique name; write NAME=DIR with another name.")
+            raise FaceSnapError(f"--pictures {value} has no unique name; write NAME=DIR with a different name.")
         folders[name] = Path(folder)
     return folders

@@ -1,4 +1,4 @@
-"""The networks that measure, loaded from local files. None of them should condition a measured method."""
+"""The networks used for measuring, loaded from local files. None of them should also condition a measured method."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Clip:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts as [N,D] float32, not normalised; tokens beyond CLIP's length are cut off."""
+        """Embed texts as [N,D] float32, not normalised; texts longer than CLIP's context are truncated."""
         tokens, mask = self.tokens(texts)
         mask = None if mask is None else mask.to(self.model.device)
         read = self.model.text_model(input_ids=tokens.to(self.model.device), attention_mask=mask).pooler_output
@@ -58,7 +58,7 @@ class Extractor:
 
 @dataclass(frozen=True, eq=False)
 class Judges:
-    """The networks that measure; metrics of a missing one are skipped."""
+    """The networks used for measuring; metrics that need a missing network are skipped."""
 
     clip: Clip | None = None  # CLIP-T, and CLIP-face together with `pack`
     pack: FacePack | None = None  # detects the faces
@@ -77,7 +77,7 @@ class Judges:
 
 
 def find_face(pack: FacePack, photo: Photo) -> Face | None:
-    """Detect the largest face; None without a face."""
+    """Detect the largest face; None if there is no face."""
     try:
         return faces.find_faces(pack, photo)[0]
     except NoFaceError:
@@ -85,7 +85,7 @@ def find_face(pack: FacePack, photo: Photo) -> Face | None:
 
 
 def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
-    """Load a complete CLIP with its tokenizer from transformers' folder.
+    """Load a complete CLIP with its tokenizer from a folder in transformers' layout.
 
     Raises:
         FaceSnapError: the folder does not contain a complete CLIP.
@@ -95,11 +95,11 @@ def load_clip(folder: Path, device: torch.device | str = "cpu") -> Clip:
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True).float()
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises errors of many types
         reason = reason_of(error)
         raise FaceSnapError(
-            f"{folder} is not a complete CLIP ({reason}); give transformers' folder with image encoder, text encoder "
-            "and tokenizer, such as clip-vit-large-patch14."
+            f"{folder} is not a complete CLIP ({reason}); use a folder in transformers' layout with image encoder, "
+            "text encoder and tokenizer, such as clip-vit-large-patch14."
         ) from error
     length = model.config.text_config.max_position_embeddings
 
@@ -123,7 +123,7 @@ def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Fac
         The pack to detect faces with, and a function from a face to its embedding [E].
 
     Raises:
-        FaceSnapError: the file is missing or not one of these.
+        FaceSnapError: the file is missing or is not such a network.
     """
     if not file.is_file():
         raise FaceSnapError(f"The face recognition network {file} does not exist; correct its name.")
@@ -139,7 +139,9 @@ def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Fac
         raise
     except Exception as error:  # onnxruntime's own errors, or an input that is not an image
         reason = reason_of(error)
-        raise FaceSnapError(f"{file} cannot be read as a face recognition network ({reason}); use another.") from error
+        raise FaceSnapError(
+            f"{file} cannot be read as a face recognition network ({reason}); use a different file."
+        ) from error
     side = last if first == 3 else first
     if side == FACENET_SIDE:
         order = (0, 1, 2, 3) if first == 3 else (0, 2, 3, 1)
@@ -159,7 +161,7 @@ def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Fac
 
 
 def load_inception(file: Path, device: torch.device | str = "cpu") -> Extractor:
-    """Load FID's Inception as TorchScript, such as inception-2015-12-05.pt of NVIDIA and clean-fid.
+    """Load the Inception network for FID from TorchScript, such as inception-2015-12-05.pt from NVIDIA and clean-fid.
 
     Images are resized as clean-fid does (Parmar et al., 2022).
 
@@ -183,7 +185,7 @@ def load_inception(file: Path, device: torch.device | str = "cpu") -> Extractor:
 
 
 def clip_extractor(clip: Clip) -> Extractor:
-    """Use CLIP's embeddings as features in place of Inception's."""
+    """Use CLIP's embeddings as features in place of Inception features."""
     return Extractor(clip.embed_images, f"CLIP {clip.name}")
 
 

@@ -39,7 +39,7 @@ class RealPhotos:
 class Scores:
     """A method's scores.
 
-    values: [N] by metric of `METRICS`, one value per case, −1…1. by_person: [P] by metric, means.
+    values: [N] by metric of `METRICS`, one value per case, −1…1. by_person: each person's mean [P] by metric.
     fid: None if it is not measured. without_face: files in which no face was found; None if faces were not detected.
     """
 
@@ -130,7 +130,7 @@ def measure(
 
 @dataclass(frozen=True, eq=False)
 class _FaceFeatures:
-    """The judges' features of the largest face in a photo; None without a face or a judge."""
+    """The judges' features of the largest face in a photo; None if there is no face or no judge."""
 
     box: np.ndarray | None = None
     clip_face: np.ndarray | None = None
@@ -155,7 +155,7 @@ def _extract(judges: Judges, loaded: Sequence[Photo]) -> list[np.ndarray]:
 
 
 def _read(path: Path, name: str) -> Photo:
-    """Read an image under its path in the list, since its file name alone is the same for all people."""
+    """Read an image, named by its path in the list, since its file name is the same for all people."""
     return photos.from_bytes(path.read_bytes(), name)
 
 

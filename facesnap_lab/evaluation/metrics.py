@@ -1,4 +1,4 @@
-"""The metrics of the paper's Table 1, computed on embeddings of any networks."""
+"""The metrics of the paper's Table 1, computed from the embeddings of any network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def clip_t(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
 
 
 def likeness(image: np.ndarray | None, real: Sequence[np.ndarray]) -> float:
-    """Return the mean cosine, −1…1, between an image's embedding [D] and those of the person's real photos.
+    """Return the mean cosine, −1…1, between an image's embedding [D] and the embeddings of the person's real photos.
 
     An image without a face (None) scores 0. With a face recognition network this is FaceSim; with CLIP on face crops it
     is CLIP-face.

@@ -53,7 +53,7 @@ class Pose:
 class Prompt:
     name: str
     text: str
-    weight: float = 1.0  # in the mean over a person's images
+    weight: float = 1.0  # weight in the mean over a person's images
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,10 @@ def read_protocol(path: Path) -> Protocol:
     for case in protocol.cases():
         # some file systems ignore case
         if (other := taken.setdefault(case.file.casefold(), case.file)) is not case.file:
-            raise FaceSnapError(f"{path} gives two images the names {other} and {case.file}; rename one of them.")
+            raise FaceSnapError(
+                f"{path} results in two images named {other} and {case.file}, which may overwrite each other; "
+                "rename one of them."
+            )
     return protocol
 
 
@@ -141,7 +144,7 @@ def plan(identities: Path, poses: Path, prompts: Path, out: Path, seed: int = 0)
         lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise FaceSnapError(
-            f"The prompts {prompts} cannot be read ({error}); give a text file with one prompt per line."
+            f"The prompts {prompts} cannot be read ({error}); use a text file with one prompt per line."
         ) from error
     if not lines:
         raise FaceSnapError(f"{prompts} contains no prompts; write one per line.")
@@ -192,7 +195,7 @@ def _load(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
-        raise FaceSnapError(f"The list {path} does not exist; write one, or make one with 'facesnap plan'.") from None
+        raise FaceSnapError(f"The list {path} does not exist; write one, or create it with 'facesnap plan'.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = reason_of(error, None)
         raise FaceSnapError(f"{path} cannot be read as YAML or JSON ({reason}); correct it.") from error
@@ -210,7 +213,7 @@ def _section(path: Path, content: Mapping[str, Any], section: str) -> list[tuple
     """Return the names and values of a section of the list."""
     values = content.get(section)
     if not isinstance(values, Mapping) or not values:
-        raise FaceSnapError(f"{path} has no {section}; list them there by name.")
+        raise FaceSnapError(f"{path} has no {section}; add at least one, with a name.")
     for name in values:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise FaceSnapError(
@@ -245,7 +248,7 @@ def _photos(path: Path, name: str, value: Any) -> tuple[Path, ...]:
     values = value if isinstance(value, list) else [value]
     photos = tuple(_photo(path, name, item) for item in values)
     if not photos:
-        raise FaceSnapError(f"'{name}' in {path} has no photo; give at least one.")
+        raise FaceSnapError(f"'{name}' in {path} has no photo; add at least one.")
     if len(set(photos)) < len(photos):
         raise FaceSnapError(f"'{name}' in {path} lists the same photo twice; remove one.")
     return photos
@@ -253,7 +256,7 @@ def _photos(path: Path, name: str, value: Any) -> tuple[Path, ...]:
 
 def _photo(path: Path, name: str, value: Any) -> Path:
     if not isinstance(value, str) or not value:
-        raise FaceSnapError(f"'{name}' in {path} has {value!r} instead of a photo; give the path of one.")
+        raise FaceSnapError(f"'{name}' in {path} has {value!r} instead of a photo; enter the path of one.")
     photo = path.parent.resolve() / Path(value).expanduser()
     if not photo.is_file():
         raise FaceSnapError(f"'{name}' in {path} refers to {photo}, which does not exist; correct the path.")

@@ -161,13 +161,13 @@ def _notes(found: dict[str, Any]) -> list[str]:
     size, judges = found["list"], found["judges"]
     counts = f"{size['identities']} identities × {size['poses']} poses × {size['prompts']} prompts"
     features = judges["fid features"]
-    fid = features and f"{features}, against {size['real_photos']} real photos; it depends on both image counts"
+    fid = features and f"{features}, against {size['real_photos']} real photos; FID depends on both image counts"
     notes = [
-        f"{counts} = {size['images']} images. Cosines × 100; brackets hold bootstrap 95 % intervals over identities.",
+        f"{counts} = {size['images']} images. Cosines are × 100. Brackets: bootstrap 95 % intervals over identities.",
         f"CLIP: {judges['clip'] or 'not measured'}. FaceSim: {judges['face recognition'] or 'not measured'}.",
         f"FID: {fid or 'not measured'}.",
     ]
-    kinds = {"GPU": "torch's allocations on the GPU", "process": "the whole process, since no GPU was used"}
+    kinds = {"GPU": "torch's allocations on the GPU", "process": "the process, since no GPU was used"}
     for row in found["methods"]:
         if row["without_face"]:
             notes.append(f"{row['name']}: {len(row['without_face'])} images without a face, which count as 0.")

@@ -2,9 +2,9 @@
 
     python -m facesnap_lab.miniature.base_model --data DIR --vae DIR --out DIR --steps 20000
 
-As in SDXL, the UNet predicts epsilon on the scaled-linear schedule; it receives the hidden states of two text encoders
-side by side, the second one's pooled text and the image size; the null text is all zeros. Unlike SDXL's, the text
-encoders are trained here too, since there are no pretrained ones.
+As in SDXL, the UNet predicts epsilon on the scaled-linear schedule. It receives the hidden states of two text encoders
+side by side, the second one's pooled text and the image size. The null text is all zeros. Unlike in SDXL, the text
+encoders are also trained, since there are no pretrained ones.
 """
 
 from __future__ import annotations
@@ -128,9 +128,10 @@ def train(
     bf16: bool = False,
     seed: int = 0,
 ) -> None:
-    """Train, or resume from the state in `out`; over the last part of the steps the rate decays linearly to zero.
+    """Train, or resume from the state in `out`.
 
-    Several processes (`python -m torch.distributed.run`) share each batch.
+    Over the last part of the steps, the learning rate decays linearly to zero. Several processes
+    (`python -m torch.distributed.run`) share each batch.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from diffusers import AutoencoderKL

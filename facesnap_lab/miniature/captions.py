@@ -26,7 +26,7 @@ HAIR = ("bald", "short", "long")
 HAIR_COLOURS = ("black", "brown", "blonde", "red", "grey")
 OTHER_WORDS = ("a", "and", "background", "beard", "face", "glasses", "hair", "in", "light", "of", "person", "photo")
 OTHER_WORDS += ("portrait", "shirt", "the", "with", "from", "on", "wearing", "at", ",")
-# the vocabulary of the miniature's text encoders; each is one token of CLIP's too
+# the vocabulary of the miniature's text encoders; each word is also a single token in CLIP
 WORDS: tuple[str, ...] = tuple(dict.fromkeys((*COLOURS, *EXPRESSIONS, *LIGHTS, *HAIR, *HAIR_COLOURS, *OTHER_WORDS)))
 
 

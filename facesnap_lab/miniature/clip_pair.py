@@ -2,8 +2,9 @@
 
     python -m facesnap_lab.miniature.clip_pair --data DIR --out DIR
 
-Source: Radford et al., "Learning transferable visual models from natural language supervision" (2021). Besides the
-batch's other captions, each image has its own caption with one word changed as a negative, so that single words matter.
+Source: Radford et al., "Learning transferable visual models from natural language supervision" (2021). In addition to
+the other captions in the batch, each image has its own caption with one word changed as a negative, so that single
+words matter.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class CaptionParts:
     background: str
     light: str
     hair: str
-    hair_colour: str  # black for bald people, whose captions do not name one
+    hair_colour: str  # black for bald people, whose captions do not name a colour
     rest: str  # beard and glasses
 
     @property
@@ -81,7 +82,7 @@ def variants(caption: CaptionParts, part: str) -> list[CaptionParts]:
 
 
 def _negative(caption: CaptionParts, random: np.random.Generator) -> str:
-    """Return the caption with one part changed: half of the time the expression, the hardest to see."""
+    """Return the caption with one part changed: half of the time the expression, which is the hardest to see."""
     part = "expression" if random.random() < 0.5 else list(PART_VALUES)[random.integers(len(PART_VALUES))]
     wrong = variants(caption, part) or variants(caption, "expression")
     return wrong[random.integers(len(wrong))].caption
@@ -115,12 +116,12 @@ def new_clip() -> Any:
         "projection_dim": 64,
         "hidden_act": "gelu",
     }
-    # CLIP's initialisation has a standard deviation of 0.02 at its widths, and a larger one at these
+    # CLIP's initialisation has a standard deviation of 0.02 at its widths, and should have a larger one at these widths
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64, initializer_factor=2.0))
 
 
 def token_ids(captions: list[str]) -> Tensor:
-    """Tokenise captions to [N,28]: begin, words and commas, end, then end again as padding; longer ones are cut off."""
+    """Tokenise captions to [N,28]: begin, words and commas, end, then end again as padding; truncate longer ones."""
     return torch.tensor(padded_ids(captions, TEXT_LENGTH))
 
 
@@ -130,7 +131,7 @@ def train(
     """Train the pair and return it with the number of steps.
 
     Args:
-        start: folder of an earlier training run to continue at half the rate.
+        start: folder of an earlier training run to continue at half the learning rate.
     """
     from transformers import CLIPModel
 
@@ -172,7 +173,7 @@ def embeddings(clip: Any, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _windows(boxes: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return transforms [N,2,3] to windows much like those of FaceSnap's `square_crop`, slightly larger or smaller."""
+    """Return transforms [N,2,3] to windows similar to FaceSnap's `square_crop`, but slightly larger or smaller."""
     side = IMAGE_SIZE * random.uniform(0.86, 1.03, len(boxes))
     corner = (IMAGE_SIZE - side)[:, None] * random.uniform(0, 1, (len(boxes), 2))
     scale = IMAGE_SIZE / side

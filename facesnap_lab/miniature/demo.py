@@ -119,9 +119,9 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     ]
     same = likeness(own, judge.embedding(photo("test", PERSON, 2)[0]))
     different = likeness(own, judge.embedding(driving))
-    title = f"FaceSnap in the miniature. Similarity by an independent judge; two photos of this person score {same:.2f}"
+    title = f"FaceSnap in the miniature. Similarity by an independent judge: two photos of this person {same:.2f}"
     out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(f"{title}, these two people {different:.2f}", rows).save(out)
+    sheet(f"{title}, photos of these two people {different:.2f}", rows).save(out)
 
 
 def _overlay(face: Face, landmarks: Landmarks) -> Image.Image:

@@ -33,7 +33,7 @@ def distil(data: Path, base: Path, out: Path, steps: int, batch: int = 16, rate:
     world = dataset.load(data / "train")
     latents = encode_all(pipe.vae, world.pictures[: 64 * 200])
     alphas_cumprod = pipe.scheduler.alphas_cumprod
-    sigmas = torch.cat([((1 - alphas_cumprod) / alphas_cumprod).sqrt(), torch.zeros(1)])  # the last is timestep -1's
+    sigmas = torch.cat([((1 - alphas_cumprod) / alphas_cumprod).sqrt(), torch.zeros(1)])  # the last: timestep -1
     edges = torch.linspace(1000, 0, STEPS * TEACHER_STEPS + 1).round().long() - 1  # trailing timesteps, then -1
     teacher = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
     student = pipe.unet.requires_grad_(False)
@@ -64,7 +64,7 @@ def distil(data: Path, base: Path, out: Path, steps: int, batch: int = 16, rate:
         stride = (sigmas[last] - sigmas[first])[:, None, None, None]
         predicted = _predict(student, x, first, sigmas, context, pooled)
         target = (goal - x) / stride
-        # weigh errors by their effect on the image, bounded for early steps
+        # weight errors by their effect on the image, bounded for early steps
         weight = (stride**2).clamp(max=1.0) + 0.1
         loss = (weight * (predicted - target) ** 2).mean()
         optimizer.zero_grad()

@@ -5,8 +5,8 @@
 
 The tensors get the names of SDXL's own file (Stability-AI/generative-models). Three things are written next to it:
 
-- `miniature.yaml`, which A1111 uses as the config of a checkpoint with the same name. It holds every size, so none has
-  to match SDXL's.
+- `miniature.yaml`, which A1111 uses as the config of a checkpoint with the same name. It contains all sizes, so they do
+  not have to match SDXL's.
 - `miniature/`, with the config and the vocabulary of the first text encoder, which `FrozenCLIPEmbedder` loads from any
   folder.
 - in that folder, the sizes of the second text encoder. open_clip knows architectures by name only. This one is
@@ -15,12 +15,12 @@ The tensors get the names of SDXL's own file (Stability-AI/generative-models). T
 The paths in the yaml are absolute: export again after moving the files.
 
 A1111 tokenises a prompt for the second encoder with CLIP's vocabulary of 49,408 tokens. Every word of the miniature is
-one of these tokens, and its embedding is copied to that row; all other rows hold the embedding of the unknown word.
+one of these tokens, and its embedding is copied to that row. All other rows contain the embedding of the unknown word.
 CLIP and the miniature may split unknown words into different numbers of tokens; prompts of known words always match.
 
 A1111 assumes that a latent cell covers 8 × 8 pixels and has no setting for it. The miniature's cells cover 4 × 4, so a
-setting of 128 × 128 gives an image of 64 × 64, and the UNet receives the size 128 × 128. Hires fix works: the latent
-upscalers halve the size likewise, the others give the requested size. img2img works only in the resize mode "latent
+setting of 128 × 128 produces an image of 64 × 64, and the UNet receives the size 128 × 128. Hires fix works: the latent
+upscalers also halve the size, and the others produce the requested size. img2img works only in the resize mode "latent
 upscale".
 
 Verified with A1111 v1.10.1: context, pooled text, UNet and VAE agree with diffusers to 1e-5, and an image sampled in
@@ -112,7 +112,7 @@ def export(miniature: Path, checkpoint: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, checkpoint)
-    _write_json(checkpoint.with_suffix(".yaml"), settings)  # JSON is YAML
+    _write_json(checkpoint.with_suffix(".yaml"), settings)  # JSON is valid YAML
     _write_json(folder / "config.json", configs["text_encoder"])
     _write_json(arch, open_clip_config(configs["text_encoder_2"]))
     # without parts of words, so that both encoders treat other words as unknown
@@ -126,7 +126,7 @@ def webui_config(configs: Mapping[str, Config], folder: Path, arch: Path) -> dic
 
     Args:
         configs: diffusers' config of each part.
-        folder: holds the first text encoder's config and vocabulary.
+        folder: contains the first text encoder's config and vocabulary.
         arch: file with the second text encoder's sizes.
     """
     unet, vae = configs["unet"], configs["vae"]
@@ -260,7 +260,7 @@ def open_clip_config(text_2: Config) -> dict[str, Any]:
 
 
 def clip_rows(words: Mapping[str, int], special: Mapping[str, int]) -> list[int]:
-    """Map each of CLIP's 49,408 ids to the miniature's id of the same word, or to that of the unknown word."""
+    """Map each of CLIP's 49,408 ids to the miniature's id of the same word, or to the id of the unknown word."""
     rows = [special[UNKNOWN]] * CLIP_SIZE
     for word, row in words.items():
         rows[CLIP_IDS[word]] = row
@@ -288,7 +288,9 @@ def few_step_miniature(folder: Path) -> Path:
 
 
 def _multiples(widths: list[int], part: str) -> list[int]:
-    _require(all(width % widths[0] == 0 for width in widths), f"its {part}'s widths are not multiples of the first")
+    _require(
+        all(width % widths[0] == 0 for width in widths), f"the widths of its {part} are not multiples of the first one"
+    )
     return [width // widths[0] for width in widths]
 
 
@@ -316,7 +318,7 @@ def _weights(miniature: Path, part: str) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FaceSnapError(f"The file {path} does not exist; give a folder in diffusers' layout.")
+        raise FaceSnapError(f"The file {path} does not exist; specify a folder in diffusers' layout.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -84,8 +84,8 @@ def place_on_canvases(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Place each image [N,S,S,3] on its own canvas.
 
-    A quarter of the images fill the canvas, like a photo on its own; about a third fill its middle third, like the
-    padding of `faces.find_faces`; the others have random sizes and positions. A quarter have a random background.
+    A quarter of the images fill the canvas, like a photo on its own. About a third fill the middle third of it, like
+    the padding of `faces.find_faces`. The others have random sizes and positions. A quarter have a random background.
 
     Returns:
         Canvases [N,side,side,3] uint8, boxes [N,4] and points [N,5,2] on them.
@@ -116,7 +116,7 @@ def train(
     """Train the detector and return it with the number of steps.
 
     Args:
-        start: an earlier state to continue at half the rate.
+        start: an earlier state to continue at half the learning rate.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -171,8 +171,8 @@ def evaluate(pack_folder: Path, data: Path, count: int = 200) -> dict[str, float
     """Measure `faces.find_faces` on test images.
 
     Returns:
-        The shares of images whose face was found, with more than one detection, and detected after padding; the mean
-        overlap, and errors in pixels of the 64-pixel image.
+        The shares of images in which the face was found, with more than one detection, and with detection only after
+        padding. Also the mean overlap, and errors in pixels of the 64-pixel image.
     """
     test = dataset.load(data / "test")
     pack = load_pack(pack_folder)

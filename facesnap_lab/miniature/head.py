@@ -1,8 +1,8 @@
 """A procedural head in FLAME's layout, which replaces FLAME in tests and the demo, since FLAME may not be distributed.
 
-The head shares with FLAME what code can depend on: 5023 vertices, 9976 triangles, the indices of the 72 points'
-triangles, five joints, metres, and the axes. Everything else is invented: an ellipsoid with a nose, a chin and eye
-sockets, on which the 72 points lie as on a drawn face. It is not derived from real people. Its first shape and
+The head shares with FLAME everything that code can depend on: 5023 vertices, 9976 triangles, the indices of the 72
+points' triangles, five joints, metres, and the axes. Everything else is invented: an ellipsoid with a nose, a chin and
+eye sockets, on which the 72 points lie as on a drawn face. It is not derived from real people. Its first shape and
 expression directions are bumps and stretches with plain meanings; the others are smooth random fields.
 """
 
@@ -18,7 +18,9 @@ from facesnap_ext.landmarks.flame import save_flame
 from facesnap_ext.landmarks.points72 import POINT_TRIANGLES, POINT_WEIGHTS, TRIANGLES
 
 VERTICES = 5023
-RIM = 2 * VERTICES - 2 - TRIANGLES  # edges of the hole; with it the mesh has FLAME's number of triangles (Euler)
+RIM = (
+    2 * VERTICES - 2 - TRIANGLES
+)  # edges of the hole, which give the mesh FLAME's number of triangles (by Euler's formula)
 CENTRE = np.array([0.0, 0.022, -0.030])  # centre of the skull, in metres
 RADII = np.array([0.080, 0.128, 0.100])
 NECK = np.array([0.0, -0.80, -0.60])  # direction of the hole
@@ -35,7 +37,7 @@ def face_layout() -> np.ndarray:
     jaw = np.stack([-0.070 * _signed_power(np.cos(angle), squareness), 0.014 - 0.100 * np.sin(angle) ** 0.95], 1)
     points[[0, 1, 2, 3, 4, 5, 6, 7, 8, 16, 15, 14, 13, 12, 11, 10, 9]] = jaw
 
-    out = np.linspace(1, 0, 5)  # from a brow's outer end to its inner one
+    out = np.linspace(1, 0, 5)  # a brow, from its outer end to its inner end
     brow = np.stack([0.014 + 0.042 * out, 0.044 + 0.022 * out * (1 - out) - 0.002 * out], 1)
     points[17:22], points[22:27] = brow * [-1, 1], brow[::-1]
 
@@ -66,7 +68,7 @@ def stand_in_flame(
 
     Args:
         seed: seed of the random directions after the named ones, and of the pose correctives.
-        shapes, expressions: numbers of directions; the first are those of `SHAPES` and `EXPRESSIONS`.
+        shapes, expressions: numbers of directions; the first ones are `SHAPES` and `EXPRESSIONS`.
         named_shapes: shape directions to use in place of `SHAPES`.
     """
     disc, faces = _mesh()
@@ -172,7 +174,7 @@ def _surface(sphere: np.ndarray) -> np.ndarray:
     def bump(height: float, at: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
         return height * np.exp(-0.5 * (((np.abs(x) - at[0]) / radii[0]) ** 2 + ((y - at[1]) / radii[1]) ** 2))
 
-    relief = bump(0.026, (0, -0.090), (0.034, 0.034))  # the lower face comes forward
+    relief = bump(0.026, (0, -0.090), (0.034, 0.034))  # the lower face protrudes
     relief += np.where(y > -0.002, bump(0.022, (0, -0.002), (0.008, 0.017)), bump(0.022, (0, -0.002), (0.008, 0.011)))
     relief += bump(0.006, (0.011, -0.013), (0.006, 0.006))  # wings of the nose
     relief -= bump(0.012, (0.032, 0.024), (0.016, 0.011))  # eye sockets
@@ -201,9 +203,10 @@ def _regress(vertices: np.ndarray, joint: np.ndarray) -> np.ndarray:
 
 
 def _mesh() -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices [5023,2] on the unit disc and triangles [9976,3], with those of the 72 points at their indices.
+    """Return vertices [5023,2] on the unit disc and triangles [9976,3], with the triangles of the 72 points at their
+    indices.
 
-    A small triangle surrounds each point, and an even spiral fills the rest. Delaunay's triangulation of a disc with 68
+    A small triangle surrounds each point, and an even spiral fills the rest. A Delaunay triangulation of a disc with 68
     vertices on its rim has as many triangles as FLAME's mesh.
     """
     from scipy.spatial import Delaunay

@@ -2,9 +2,9 @@
 
     python -m facesnap_lab.miniature.identity NAME --data DIR --out DIR
 
-`identity` sees colours and conditions FaceSnap. `judge` sees grey values only, is trained on other people with another
-architecture, and is robust to artefacts of generators. `judge_inner` sees grey values within an ellipse around eyes,
-nose and mouth, without hair and outline. Source of the loss: Deng et al., "ArcFace" (2019).
+`identity` sees colours and conditions FaceSnap. `judge` sees grey values only, is trained on different people with a
+different architecture, and is robust to generator artefacts. `judge_inner` sees grey values within an ellipse around
+eyes, nose and mouth, without hair and outline. Source of the loss: Deng et al., "ArcFace" (2019).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ INNER = ((28.0, 35.0), (15.5, 18.5))  # centre and radii of the ellipse in the c
 class Recipe:
     """The architecture and training settings of a network."""
 
-    split: str  # split that it is trained on
+    split: str  # split used for training
     seed: int
     widths: tuple[int, int, int]  # channels at 28, 14 and 7 pixels
     last: int  # channels before flattening
@@ -136,7 +136,7 @@ def train(name: str, data: Path, minutes: float | None = None, start: Path | Non
     """Train a network and return it with its class centres and the number of steps.
 
     Args:
-        start: an earlier state to continue at a fifth of the rate.
+        start: an earlier state to continue at a fifth of the learning rate.
         vae: a diffusers folder; half of each batch is passed through this VAE.
     """
     recipe = RECIPES[name]
@@ -197,7 +197,7 @@ def verification(embeddings: Tensor, people: np.ndarray, seed: int = 0) -> dict[
     """Measure how well cosines separate pairs of the same person from pairs of different people.
 
     The threshold is chosen on one half of the pairs and tested on the other. `rank_1` looks up one image of each person
-    in a gallery that has one other image of each.
+    in a gallery that has one other image of each person.
     """
     random = np.random.default_rng(seed)
     names, first, counts = np.unique(people, return_index=True, return_counts=True)
@@ -229,7 +229,7 @@ def verification(embeddings: Tensor, people: np.ndarray, seed: int = 0) -> dict[
 
 
 def evaluate(network: nn.Module, data: Path, vae: Path | None = None) -> dict[str, float]:
-    """Run `verification` on unseen people with their true landmarks, and again through a VAE if one is given."""
+    """Run `verification` on unseen people with their true landmarks, and again through a VAE if there is one."""
     test = dataset.load(data / "test")
     pictures, keypoints, people = np.array(test.pictures), five_points(np.asarray(test.points)), np.array(test.people)
     clean = embed(network, pictures, keypoints)
@@ -245,9 +245,9 @@ def evaluate(network: nn.Module, data: Path, vae: Path | None = None) -> dict[st
 
 @torch.no_grad()
 def reduce_dimension(network: nn.Module, embeddings: Tensor, size: int) -> None:
-    """Reduce embeddings to `size` principal directions of the given ones [N,512].
+    """Reduce embeddings to the `size` principal directions of the embeddings [N,512].
 
-    The last layer is half of the file, and the other directions hardly affect cosines.
+    The last layer takes up half of the file, and the other directions hardly affect cosines.
     """
     *_, linear, norm = network.body
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()

@@ -41,7 +41,8 @@ from facesnap_lab.statistics import bootstrap
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """A generated image and its measurements. Similarities are cosines of the judge's embeddings to the reference's."""
+    """A generated image and its measurements. Similarities are cosines between the judge's embeddings of this image and
+    of the reference."""
 
     reference: np.ndarray  # [S,S,3] uint8
     driving: np.ndarray
@@ -53,7 +54,7 @@ class Portrait:
     same: float  # similarity of another photo of the same person
     different: float  # similarity of the driving photo, which shows another person
     pose_error: float  # degrees between DECA's estimate in the image and the driving scene's pose; nan without a face
-    regressor_error: float  # the same for the driving photo
+    regressor_error: float  # the same error for the driving photo
 
 
 class Judge:
@@ -71,7 +72,7 @@ class Judge:
         self.pack = replace(detector, recognition=recognition)
 
     def embedding(self, picture: np.ndarray) -> np.ndarray | None:
-        """Embed an image [H,W,3] uint8 as a unit vector; None without a face."""
+        """Embed an image [H,W,3] uint8 as a unit vector; None if it has no face."""
         try:
             found = faces.find_faces(self.pack, Photo(picture, "Picture"))
         except NoFaceError:
@@ -80,7 +81,7 @@ class Judge:
 
 
 def likeness(first: np.ndarray | None, second: np.ndarray | None) -> float:
-    """Return the cosine of two of the judge's embeddings; 0 if either image has no face."""
+    """Return the cosine between two of the judge's embeddings; 0 if either image has no face."""
     return 0.0 if first is None or second is None else float(first @ second)
 
 
@@ -177,7 +178,7 @@ def measure(
 
 
 def pose_error(encoders: Encoders, picture: np.ndarray, truth: Scene) -> float:
-    """Return the angle in degrees between the head pose that DECA estimates and the scene's."""
+    """Return the angle in degrees between the head pose that DECA estimates and the scene's head pose."""
     from facesnap_ext.landmarks.flame import rotation_matrices
 
     try:

@@ -23,7 +23,7 @@ OPSET = 13  # supported by onnxruntime 1.17 and every insightface version
 def fit(
     modules: Iterable[nn.Module], loss_of: Callable[[float], Tensor], minutes: float, rate: float, decay: float = 0.02
 ) -> int:
-    """Train for a given time with AdamW: the rate rises over the first 5 % and falls to zero along a cosine.
+    """Train for a given time with AdamW: the learning rate rises over the first 5 % and falls to zero along a cosine.
 
     Args:
         loss_of: draws a batch and returns its loss; its argument is the training progress, 0…1.
@@ -112,7 +112,7 @@ def export(network: nn.Module, example: Tensor, path: Path, names: dict[str, dic
     path.parent.mkdir(parents=True, exist_ok=True)
     inputs, *outputs = names
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the newer exporter needs another package
+        warnings.simplefilter("ignore")  # the newer exporter needs an additional package
         torch.onnx.export(
             network.eval(),
             (example,),

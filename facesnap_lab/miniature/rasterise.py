@@ -1,4 +1,4 @@
-"""Rasterise a triangle mesh, and the small functions that painting on it needs. Both editions of the world use them."""
+"""Rasterise a triangle mesh, with small helpers for painting on it. Both editions of the world use them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Mesh:
 
 @lru_cache(maxsize=4)
 def mesh_of(flame: Flame) -> Mesh:
-    """Return the mesh of a head, which must be one that lives as long as the process."""
+    """Return the mesh of a head, which must live as long as the process."""
     from scipy.sparse import csr_matrix
 
     faces = flame.faces.numpy()
@@ -50,10 +50,10 @@ def rasterise(screen: np.ndarray, depth: np.ndarray, faces: np.ndarray, side: in
     """
     a, b, c = (screen[faces[:, i]] for i in range(3))
     area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
-    seen = np.flatnonzero(area < -1e-9)  # y points down, so the front turns the other way
+    seen = np.flatnonzero(area < -1e-9)  # y points down, which reverses the sign of the area
     seen = seen[np.argsort(depth[faces[seen]].mean(1), kind="stable")]
     a, b, c, area = a[seen], b[seen], c[seen], area[seen]
-    # pixel centres, at halves, within each triangle's bounds
+    # pixel centres (at half-integers) within each triangle's bounds
     low = np.ceil(np.minimum(np.minimum(a, b), c) - 0.5).astype(np.int32).clip(0)
     high = np.floor(np.maximum(np.maximum(a, b), c) - 0.5).astype(np.int32).clip(max=side - 1)
     span = (high - low + 1).clip(0)

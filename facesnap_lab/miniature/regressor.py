@@ -3,7 +3,7 @@
     python -m facesnap_lab.miniature.regressor --data DIR --out DIR
 
 It is trained on rendered images with known codes. The loss is dominated by the positions of the 72 points, with a small
-weight on the codes themselves. Likewise, DECA is trained on photos with landmarks.
+weight on the codes themselves. DECA is trained similarly, on photos with landmarks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ IMAGE_SIZE = 64
 CODE_SIZES = {"shape": SHAPE_CODES, "exp": EXPRESSION_CODES, "pose": 6, "cam": 3}
 LEVELS = ((16, 1), (32, 2), (64, 2), (112, 2))  # width and number of blocks; a block's output is four times as wide
 STEM, STEM_KERNEL, HIDDEN = 32, 7, 256
-CODE_LOSS_WEIGHTS = {"shape": 0.5, "exp": 0.3, "pose": 0.3, "cam": 0.3}  # loss per deviation, in pixels of a point
+# loss per standard deviation of a code, in pixels of a point
+CODE_LOSS_WEIGHTS = {"shape": 0.5, "exp": 0.3, "pose": 0.3, "cam": 0.3}
 
 
 def new_deca() -> Deca:
@@ -82,7 +83,7 @@ def codes_in_crop(codes: np.ndarray, transforms: np.ndarray, side: int) -> np.nd
     """Convert codes [N,37] from the camera of the image, of `side` pixels, to the camera of DECA's crop.
 
     Args:
-        transforms: [N,3,3] of `crop_transform`.
+        transforms: [N,3,3] from `crop_transform`.
     """
     scale = transforms[:, 0, 0] * side / IMAGE_SIZE
     # the image's centre in the crop; see `deca.to_photo`
@@ -107,7 +108,7 @@ def train(
     """Train the encoder and return it with the number of steps.
 
     Args:
-        start: file of an earlier training run to continue at half the rate.
+        start: file of an earlier training run to continue at half the learning rate.
     """
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -123,7 +124,7 @@ def train(
     if start is not None:
         deca.load_state_dict(load_deca(start).state_dict())
         rate /= 2
-        with torch.no_grad():  # from codes to deviations
+        with torch.no_grad():  # converts codes to standard deviations
             deca.layers[2].weight /= spread[:, None]
             deca.layers[2].bias.sub_(mean).div_(spread)
     count = torch.cat([torch.full((size,), CODE_LOSS_WEIGHTS[name]) for name, size in CODE_SIZES.items()])
@@ -137,8 +138,8 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             answer = deca.layers(deca.encoder(crops))
         answer = answer.float()
-        # compare each face with its own shape and with another's, so that the camera cannot compensate for a wrong
-        # shape
+        # compare each face with its own shape and with another person's, so that the camera cannot compensate for a
+        # wrong shape
         swap = torch.from_numpy(random.permutation(len(rows)))
         ours, true = (
             torch.cat([found, torch.cat([found[swap, :SHAPE_CODES], found[:, SHAPE_CODES:]], 1)])
@@ -149,7 +150,7 @@ def train(
         return F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5) + (count * codes**2).mean()
 
     steps = fit([deca], loss_of, minutes, rate)
-    with torch.no_grad():  # from deviations to codes
+    with torch.no_grad():  # converts standard deviations to codes
         last = deca.layers[2]
         last.weight *= spread[:, None]
         last.bias.copy_(mean + spread * last.bias)

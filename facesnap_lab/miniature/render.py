@@ -60,7 +60,7 @@ def render_with(
 
     Args:
         albedo: maps points [P,3] on the head at rest, the amount of hair [P] there and the person to colours [P,3].
-        people: each with shape, skin, lips, hair and its attributes, and what `albedo` needs.
+        people: objects with shape, skin, lips, the attributes of the hair, and whatever `albedo` needs.
     """
     shape = torch.tensor(np.stack([person.shape for person in people]), dtype=torch.float32)
     codes = torch.tensor(np.stack([scene.codes for scene in scenes]), dtype=torch.float32)
@@ -79,7 +79,7 @@ def render_with(
 def face_shapes(people: int) -> np.ndarray:
     """Return the 72 points [P,72,2] of the test split's first people at rest, seen from the front, in metres.
 
-    These are the world's ground truth, which no network is given.
+    These are the world's ground truth, which no network receives.
     """
     shape = torch.tensor(np.stack([person("test", index).shape for index in range(people)]), dtype=torch.float32)
     flame = head()
@@ -151,7 +151,7 @@ def _albedo(rest: np.ndarray, hair: np.ndarray, who: Person) -> np.ndarray:
     paint(0.25 * disc(0.042, -0.022, 0.020, 0.016, 0.6), who.lips)  # cheeks
     paint(0.35 * disc(0, -0.0165, 0.0160, 0.0052, 0.5), 0.4 * who.skin)  # below the nose
     paint(0.7 * disc(0.0075, -0.0145, 0.0046, 0.0028, 0.3), 0.3 * who.skin)  # nostrils
-    paint(0.22 * disc(0.0095, 0.004, 0.0045, 0.020, 0.5), 0.5 * who.skin)  # the bridge's flanks
+    paint(0.22 * disc(0.0095, 0.004, 0.0045, 0.020, 0.5), 0.5 * who.skin)  # sides of the nose bridge
     for mx, my, radius in who.moles:
         paint(front * step(radius - np.hypot(x - mx, y - my), -0.0008, 0.0008), 0.25 * who.skin)
     if who.beard:
@@ -188,7 +188,7 @@ def _hair_weight(rest: np.ndarray, who: Any) -> np.ndarray:
     if who.hair == "bald":
         return np.zeros(len(rest))
     x, y, z = rest.T
-    edge = who.hairline - 0.25 * (x / 0.07) ** 2 * 0.03  # lower towards the temples
+    edge = who.hairline - 0.25 * (x / 0.07) ** 2 * 0.03  # the hairline is lower towards the temples
     behind = who.hairline - 1.55 * np.clip(0.028 - z, 0, None)  # the sides hang behind the ears
     reach = np.minimum(edge, behind)
     floor = -0.04 if who.hair == "short" else -0.12

@@ -1,4 +1,4 @@
-"""Rename the tensors of diffusers' SDXL and its VAE to those of SDXL's own file (Stability-AI/generative-models)."""
+"""Rename the tensors of diffusers' SDXL and its VAE as in SDXL's own file (Stability-AI/generative-models)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OPEN_CLIP_INNER = {
 
 
 def unet_tensors(tensors: Mapping[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Rename a UNet's tensors: the inverse of `weights.initialise.encoder_key`, and the decoder.
+    """Rename a UNet's tensors: the encoder by the inverse of `weights.initialise.encoder_key`, and the decoder.
 
     LDM numbers blocks consecutively; diffusers counts levels and layers.
     """
@@ -110,7 +110,7 @@ def _widened(key: str, tensor: Tensor, groups: int) -> Tensor:
 
 
 def open_clip_tensors(tensors: Mapping[str, Tensor], rows: Iterable[int], prefix: str) -> dict[str, Tensor]:
-    """Rename the second text encoder's tensors to open_clip's.
+    """Rename the second text encoder's tensors to open_clip's names.
 
     Queries, keys and values are concatenated, and token embeddings are rearranged for CLIP's vocabulary.
 
@@ -135,7 +135,7 @@ def open_clip_tensors(tensors: Mapping[str, Tensor], rows: Iterable[int], prefix
 
 
 def text_key(key: str) -> str:
-    """Add the prefix that earlier versions of transformers write and read, and version 5 omits."""
+    """Add the prefix that transformers uses before version 5 and omits from version 5 on."""
     return key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}"
 
 

@@ -20,7 +20,7 @@ JUDGES = WEIGHTS / "judges"  # recognition models used for measuring only
 LIGHTNING = WEIGHTS / "lightning.safetensors"
 
 STEPS, SCALE = 12, 2.0
-FEW_STEPS = 8  # as in the paper, with its guidance of 2; the LoRA was distilled for 4 steps, which give paler images
+FEW_STEPS = 8  # as in the paper, with guidance 2; the LoRA was distilled for 4 steps, but 4 steps make images paler
 
 
 def write_models(folder: Path) -> ModelFiles:

@@ -27,10 +27,10 @@ HALF_PRECISION, EIGHT_BITS, LOW_RANK = "half precision", "8 bits", "low rank"
 
 
 def low_rank_approximation(state: Mapping[str, Tensor], unet: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Approximate a network by another one plus low-rank differences.
+    """Approximate a network by a second one plus low-rank differences.
 
     Over all matrices, the singular values with the most energy per number are kept (Eckart and Young: no other matrix
-    of that rank is closer). A matrix whose factors would be as large as the matrix itself is kept unchanged.
+    of that rank is closer). A matrix is kept unchanged if its factors would be as large as the matrix itself.
 
     Args:
         state, unet: matrices [N,…] by name. Vectors, and tensors of `state` that `unet` does not have, are unchanged.
@@ -92,7 +92,7 @@ def plot_likeness(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         means = [row["mean"] for row in rows]
         bars = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
         axes.errorbar([100 * sizes[name] for name in names], means, bars, fmt="o-", capsize=3, label=label)
-    axes.set(xlabel="FFRNet's size, % of half precision", ylabel="judge's likeness", ylim=(0, None))
+    axes.set(xlabel="FFRNet's size, % of half precision", ylabel="likeness measured by the judge", ylim=(0, None))
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=110)
 

@@ -20,7 +20,7 @@ from facesnap_lab.miniature import identity
 from facesnap_lab.miniature.base_model import HEAD_WIDTH
 from facesnap_lab.miniature.dataset import SIDE
 
-HINT_WIDTHS = (16, 32, 64)  # for four pixels per latent cell
+HINT_WIDTHS = (16, 32, 64)  # the VAE has four pixels per latent cell
 
 SETTINGS: dict[str, Any] = {
     "resolution": SIDE,

@@ -51,8 +51,8 @@ def results(measured: Mapping[str, Sequence[Portrait]]) -> dict[str, dict[str, A
 
     Returns:
         By row: the judge's likeness to the reference (cosine) and its difference to the first row's on the same people,
-        both with bootstrap 95 % intervals over people; the mean angle between the head and the driving scene's; and how
-        often CLIP recognises the prompt's words.
+        both with bootstrap 95 % intervals over people. Also the mean angle between the head pose and the driving
+        scene's, and how often CLIP recognises the prompt's words.
     """
     first = _likeness(next(iter(measured.values())))
     found = {}

@@ -88,7 +88,7 @@ def psnr(vae: Any, pictures: Tensor) -> float:
 
 @torch.no_grad()
 def whiten(vae: Any, pictures: Tensor) -> None:
-    """Whiten the latents (mean 0, identity covariance) by changing the two 1×1 convolutions around them; exact."""
+    """Whiten the latents (mean 0, identity covariance) exactly, by changing the two 1×1 convolutions around them."""
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(64)])
     flat = latents.permute(0, 2, 3, 1).reshape(-1, LATENT_CHANNELS).double()
     mean = flat.mean(0)

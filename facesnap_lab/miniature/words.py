@@ -46,14 +46,14 @@ def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def tokenise(text: str) -> list[int]:
-    """Tokenise a caption with begin and end, like the tokenizer of `write_tokenizer` does for known words."""
+    """Tokenise a caption with begin and end tokens, as the tokenizer of `write_tokenizer` does for known words."""
     known = vocabulary_ids()
     words = re.findall(r"[a-z]+|,", text.lower())
     return [known[BEGIN], *(known.get(f"{word}</w>", known[UNKNOWN]) for word in words), known[END]]
 
 
 def padded_ids(captions: Sequence[str], length: int = LENGTH) -> list[list[int]]:
-    """Tokenise captions, cut off or padded with the end token to a common length, as CLIP's tokenizer pads."""
+    """Tokenise captions, truncated or padded with the end token to a common length, as CLIP's tokenizer pads."""
     end = vocabulary_ids()[END]
     rows = [tokenise(caption)[: length - 1] for caption in captions]
     return [row + [end] * (length - len(row)) for row in rows]

@@ -77,7 +77,7 @@ class Scene:
 
 
 def person(split: str, index: int) -> Person:
-    """Create a person; the same index gives the same person on every machine."""
+    """Create a person; the same index creates the same person on every machine."""
     random = np.random.default_rng([SPLITS[split], index])
     tone = random.beta(1.2, 1.4)
     skin = np.array([0.96, 0.80, 0.69]) * (1 - tone) + np.array([0.36, 0.22, 0.15]) * tone

@@ -29,7 +29,7 @@ SIDE = 112
 class ArcFace(nn.Module):
     """A frozen face recognition network from insightface; see `load_arcface`.
 
-    name: of its file. content: the SHA-256 of the file, which names the network.
+    name: the file's name. content: the SHA-256 of the file, which names the network.
     """
 
     def __init__(self, path: Path):
@@ -57,7 +57,7 @@ class ArcFace(nn.Module):
         )
         self.mean, self.std = (0.0, 1.0) if normalised else (127.5, 127.5)
 
-        self._weights: dict[str, str] = {}  # buffers by ONNX names, which may contain dots, as buffer names must not
+        self._weights: dict[str, str] = {}  # maps ONNX names, which may contain dots, to buffer names
         self._constants: dict[str, Tensor] = {}  # shapes and indices, which stay on the CPU
         for tensor in graph.initializer:
             self._store(tensor.name, _to_torch(onnx.numpy_helper.to_array(tensor)))
@@ -192,7 +192,7 @@ def _constant(attributes: dict[str, Any]) -> Tensor:
 
 
 def _padded(x: Tensor, attributes: dict[str, Any], kernel: Sequence[int], fill: float) -> Tensor:
-    """Apply the padding given by ONNX's `pads` or `auto_pad`, which may be asymmetric."""
+    """Apply the padding specified by ONNX's `pads` or `auto_pad`, which may be asymmetric."""
     spatial = x.ndim - 2
     strides = attributes.get("strides", [1] * spatial)
     dilations = attributes.get("dilations", [1] * spatial)

@@ -18,7 +18,7 @@ from facesnap_lab.training.networks import TrainedNetworks
 from facesnap_lab.training.run import Run
 
 _NAME = re.compile(r"step-(\d{7,})")
-WEIGHTS = "facesnap.safetensors"  # in each checkpoint: the moving average, as a FaceSnap file
+WEIGHTS = "facesnap.safetensors"  # file in each checkpoint: the moving average, as a FaceSnap file
 
 
 def prepare_out(folder: Path, resume: bool) -> None:
@@ -116,7 +116,7 @@ def load_checkpoint(run: Run) -> int:
     """Load the last checkpoint and return its step, or 0 if there is none yet.
 
     Raises:
-        FaceSnapError: the checkpoint cannot be read, or belongs to other networks.
+        FaceSnapError: the checkpoint cannot be read, or belongs to different networks.
     """
     checkpoints = list_checkpoints(run.config.out)
     if not checkpoints:
@@ -137,7 +137,7 @@ def load_checkpoint(run: Run) -> int:
 
 
 def _average_owner(run: Run) -> int:
-    """The process that saves this process's average: itself with FSDP, which shards it, otherwise the first."""
+    """Return which process saves the average: with FSDP, which shards it, this one; otherwise the first."""
     from accelerate.utils import DistributedType
 
     return run.accelerator.process_index if run.accelerator.distributed_type == DistributedType.FSDP else 0
@@ -168,7 +168,7 @@ def average_networks(run: Run) -> tuple[nn.Module, FFRNet]:
         parameter.copy_(own)
     with torch.device("meta"):
         networks = TrainedNetworks(facesnap_file.build_mixer(run.info.mixer), FFRNet(run.info.ffrnet))
-    if run.accelerator.is_main_process:  # FSDP gathers the weights only there
+    if run.accelerator.is_main_process:  # FSDP gathers the weights only in the main process
         networks.load_state_dict(state, assign=True)
     networks.eval().requires_grad_(False)
     return networks.mixer, networks.ffrnet

@@ -27,8 +27,8 @@ class TrainConfig:
 
     resolution: int = 1024  # side of the images in pixels
     reference: str = "other"  # source of the identity: another image of the same person, or the same image
-    landmarks: str = "drawn"  # or none: black landmark images, the paper's ablation
-    tokens: str = "ffrnet"  # or text: append them to the text tokens and leave FFRNet out, the paper's ablation
+    landmarks: str = "drawn"  # or "none": black landmark images, as in the paper's ablation
+    tokens: str = "ffrnet"  # or "text": append them to the text tokens and omit FFRNet, as in the paper's ablation
     landmark_jitter: float | None = None  # standard deviation in pixels at `resolution`; default: resolution / 256
     drop_text: float = 0.1  # probability of null text
 
@@ -39,11 +39,11 @@ class TrainConfig:
     mixer_rate: float = 1.0  # multiplies the Mixer's learning rate; docs/ablation.md explains when to lower it
     weight_decay: float = 0.01
     warmup: int = 500  # steps
-    schedule: str = "constant"  # or cosine, which decays to 0 at the last step
+    schedule: str = "constant"  # or "cosine", which decays to 0 at the last step
     max_grad_norm: float = 1.0
     ema: float = 0.9999
 
-    snr_weights: bool = False  # weight errors by the SNR, clamped to the bounds below; by default eq. 3 unchanged
+    snr_weights: bool = False  # weight errors by the SNR, clamped to the bounds below; off: as in eq. 3
     snr_low: float = 1.0
     snr_high: float = 5.0
     outside: float = 0.0  # mask value outside the face; with eq. 3's 0, hair and background are not trained
@@ -64,7 +64,7 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 1000
     keep: int = 3  # number of checkpoints to keep
-    sample_every: int = 1000  # 0 for no sample images
+    sample_every: int = 1000  # 0: no sample images
     sample_count: int = 4
     sample_steps: int = 25
     sample_scale: float = 5.0  # classifier-free guidance scale

@@ -116,7 +116,7 @@ class TrainingImages(Dataset):
             return error
 
     def _reference(self, number: int, rng: np.random.Generator) -> int:
-        """Return another image of the same person, or the same one if there is no other or the settings say so."""
+        """Return another image of the person, or the same image if there is no other one or the settings require it."""
         first, end = int(self.index.person_start[number]), int(self.index.person_end[number])
         if self.reference == "same" or end - first == 1:
             return number

@@ -26,7 +26,7 @@ def diffusion_target(latents: Tensor, noise: Tensor, alpha_bar: Tensor, predicti
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """Return the noisy latents z_t [N,C,h,w]. The arguments are those of `diffusion_target`."""
+    """Return the noisy latents z_t [N,C,h,w]. Takes the same arguments as `diffusion_target`."""
     alpha, sigma = _alpha_and_sigma(alpha_bar, latents)
     return alpha * latents + sigma * noise
 

@@ -95,7 +95,7 @@ def load_frozen(config: TrainConfig, device: torch.device) -> Frozen:
         pipe.vae.enable_gradient_checkpointing()
         for unet in {id(net): net for net in (pipe.unet, few_step and few_step.unet) if net is not None}.values():
             unet.enable_gradient_checkpointing()
-            unet.train()  # older diffusers checkpoint only in training mode, which has no other effect in SDXL
+            unet.train()  # older diffusers versions checkpoint only in training mode, which has no other effect in SDXL
 
     from diffusers import DDPMScheduler
 
@@ -122,8 +122,8 @@ def load_base(path: Path, base_config: Path | None, dtype: torch.dtype) -> Any:
     """Load an SDXL pipeline from a diffusers folder or a single-file checkpoint.
 
     Args:
-        base_config: for a single file, a folder with SDXL's configs and tokenizers in diffusers' layout; by default
-            those in the Hugging Face cache.
+        base_config: for a single file, a folder with SDXL's configs and tokenizers in diffusers' layout; by default the
+            ones in the Hugging Face cache.
 
     Raises:
         FaceSnapError: the model does not exist, or is not SDXL.

@@ -30,7 +30,7 @@ class TrainedNetworks(nn.Module):
         timesteps: Tensor,
         y: Tensor | None = None,
     ) -> list[Tensor]:
-        """Return FFRNet's residuals from shallow to deep, that of the middle block last.
+        """Return FFRNet's residuals from shallow to deep, with the middle block's residual last.
 
         Args:
             embeddings: ArcFace embeddings [N,E], one reference per row. clip_tokens: CLIP tokens of the same references
@@ -54,7 +54,7 @@ class TokensInText(TrainedNetworks):
         ffrnet.requires_grad_(False)
 
     def forward(self, embeddings: Tensor, clip_tokens: Tensor, *unused: Tensor | None) -> Tensor:
-        """Return identity tokens [N,T,C]. The arguments are those of `TrainedNetworks.forward`."""
+        """Return identity tokens [N,T,C]. Takes the same arguments as `TrainedNetworks.forward`."""
         return self.mixer(embeddings[:, None], clip_tokens[:, None])
 
 

@@ -48,7 +48,7 @@ class RandomInputs:
 
 
 def draw_random_inputs(seed: int, rows: Sequence[int], shape: tuple[int, int, int]) -> RandomInputs:
-    """Draw the random numbers of the given rows of the run.
+    """Draw the random numbers of some rows of the run.
 
     Each row has its own generator, so the result does not depend on the number of processes or on resuming. It runs on
     the CPU, so the result does not depend on the device either.
@@ -194,7 +194,7 @@ class BatchConditioning:
             )[0]
 
         def predict(x: Tensor, timesteps: Tensor) -> Tensor:
-            conditioning = [self.networks(*references, x, timesteps, y) for y in ys]  # text-free: the same for both
+            conditioning = [self.networks(*references, x, timesteps, y) for y in ys]  # without text, one serves both
             prediction = call_unet(x, timesteps, text, conditioning[0])
             if null is None:
                 return prediction
@@ -239,7 +239,7 @@ def encode_images(frozen: Frozen, images: Tensor, posterior: Tensor) -> Tensor:
 
 
 def decode_latents(frozen: Frozen, latents: Tensor) -> Tensor:
-    """Return images [N,3,H,W] float32 in 0…1 of scaled latents [N,C,h,w]."""
+    """Decode scaled latents [N,C,h,w] to images [N,3,H,W] float32 in 0…1."""
     vae = frozen.vae
     images = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
     return (images.float() / 2 + 0.5).clamp(0, 1)

@@ -101,7 +101,7 @@ def _check_fit(config: TrainConfig, info: FaceSnapInfo, frozen: Frozen, images: 
 def _check_networks(
     config: TrainConfig, info: FaceSnapInfo, frozen: Frozen, in_shards: dict[str, str]
 ) -> dict[str, str]:
-    """Check that shards, L_id, the image encoder and the start file belong together, by the networks' content.
+    """Check, by the networks' content, that shards, L_id, the image encoder and the start file belong together.
 
     Returns:
         The networks that the trained file is made for, see `FaceSnapInfo.networks`.
@@ -117,16 +117,16 @@ def _check_networks(
         )
     if frozen.arcface is not None and frozen.arcface.content != in_shards["face_pack"]:
         raise FaceSnapError(
-            f"The embeddings in {shard} come from another recognition model than {frozen.arcface.name} in {pack}, with "
-            "which the identity loss compares them; set 'face_pack' to the pack that the shards were built with."
+            f"The embeddings in {shard} come from a different recognition model than {frozen.arcface.name} in {pack}, "
+            "with which the identity loss compares them; set 'face_pack' to the pack that the shards were built with."
         )
     networks = {**in_shards, **({"clip": network_hash("clip", config.clip)} if info.mixer.clip_dim else {})}
     for part, expected in info.networks.items():
         if networks.get(part, expected) != expected:
             origin = config.clip.name if part == "clip" else shard
             raise FaceSnapError(
-                f"{config.start.name} was trained with another {TITLES[part]} than {origin}; use the same one, or "
-                "start from a file that has not been trained."
+                f"{config.start.name} was trained with a different {TITLES[part]} than {origin}; use the same one, "
+                "or start from a file that has not been trained."
             )
     return networks
 

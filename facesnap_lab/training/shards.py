@@ -7,8 +7,9 @@ A shard is a tar file. The members of a sample share the key `PERSON-IMAGE` (`00
     npy               ArcFace embedding of the face [E] float32
     json              {"caption": str, "person": str, "points": [[x, y] * 72], "box": [left, top, right, bottom],
                       "networks": {"face_pack": hash, "deca": hash, "flame": hash}, "digest": str},
-                      points and box in pixels of the image; networks: the content hashes of those that computed the
-                      embedding and the points (facesnap_ext.weights.networks); digest: the SHA-256 of the npy member
+                      points and box in pixels of the image; networks: the content hashes of the networks that computed
+                      the embedding and the points (facesnap_ext.weights.networks); digest: the SHA-256 of the npy
+                      member
 
 The images of one person are consecutive and in the same shard.
 """
@@ -57,7 +58,7 @@ class Sample:
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:
-    """Write samples to `shard-000000.tar` and so on. Equal samples give identical files.
+    """Write samples to `shard-000000.tar` and so on. Equal samples produce identical files.
 
     Args:
         samples: ordered by person. The key's part before the last "-" identifies the person.
@@ -311,7 +312,7 @@ def read_networks(index: ShardIndex) -> dict[str, str]:
         if i and named != networks:
             part = next(part for part in TITLES if named.get(part) != networks.get(part))
             raise FaceSnapError(
-                f"{index.shards[index.shard[first]]} was made with another {TITLES[part]} than {index.shards[0]}; "
+                f"{index.shards[index.shard[first]]} was made with a different {TITLES[part]} than {index.shards[0]}; "
                 "build all shards with the same networks."
             )
         networks = named

@@ -105,14 +105,14 @@ def steps(run: Run, first: int) -> Iterator[Step]:
                     batch.to(accelerator.device), inputs, run.networks, run.frozen, run.objective, id_rows
                 )
                 values.append(_loss_values(losses))
-                # the mean is the same in all processes, so that all of them stop
+                # the mean is the same in all processes, so all of them stop
                 means = accelerator.reduce(torch.stack(values).mean(0), "mean").tolist()
                 if not math.isfinite(means[0]):
                     raise _diverged(run, "loss", number)
                 accelerator.backward(losses.total)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(run.networks.parameters(), config.max_grad_norm)
-                    norm = 0.0 if norm is None else float(norm)  # DeepSpeed does not return it
+                    norm = 0.0 if norm is None else float(norm)  # DeepSpeed does not return the norm
                     # the fp16 gradient scaler finds its scale by overflowing, and skips those steps itself
                     if config.mixed_precision != "fp16" and not math.isfinite(norm):
                         raise _diverged(run, "gradient", number)

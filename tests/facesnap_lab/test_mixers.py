@@ -14,7 +14,7 @@ from facesnap_ext.weights.facesnap_file import MIXERS, build_mixer
 from tests.support import tiny
 from tests.support.mixers import RESAMPLER, SIZES, references
 
-READS = {"id only": (True, False), "clip only": (False, True)}  # (embeddings, CLIP tokens); all others read both
+READS = {"id only": (True, False), "clip only": (False, True)}  # (embeddings, CLIP tokens); all other Mixers read both
 
 
 @pytest.fixture(scope="module", params=MIXERS)

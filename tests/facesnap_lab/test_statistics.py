@@ -8,12 +8,12 @@ pytest.importorskip("scipy")
 from facesnap_lab import statistics
 from facesnap_lab.statistics import Interval, bootstrap, by_person
 
-IMAGES = 10  # per person
+IMAGES = 10  # number of images per person
 BETWEEN, WITHIN = 0.2, 0.1  # standard deviations between people, and between images of one person
 
 
 def draw(random, people, truth):
-    """Return values of images and the person of each."""
+    """Return values of images, and the index of each image's person."""
     whose = np.repeat(np.arange(people), IMAGES)
     return truth + random.normal(0, BETWEEN, people)[whose] + random.normal(0, WITHIN, len(whose)), whose
 
@@ -42,7 +42,7 @@ def test_paired_interval_detects_small_differences_between_methods():
     people = random.normal(0.5, 0.2, 40)
     first, second = (people + step + random.normal(0, 0.01, 40) for step in (0.02, 0))
     alone, paired = (bootstrap(first), bootstrap(second)), bootstrap(first - second)
-    assert alone[0].low < alone[1].high  # they overlap
+    assert alone[0].low < alone[1].high  # the intervals overlap
     assert 0.01 < paired.low < paired.mean < paired.high < 0.03
 
 

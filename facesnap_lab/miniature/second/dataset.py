@@ -47,10 +47,10 @@ def build(
     side: int = SIDE,
     workers: int = 1,
 ) -> int:
-    """Render the split's first people, or go on where an earlier call stopped.
+    """Render the split's first people, or resume where an earlier call stopped.
 
     Args:
-        until: number of people after which this call stops; all of them if it is omitted.
+        until: number of people after which this call stops; by default, it renders all of them.
 
     Returns:
         The number of people that are complete.
@@ -82,10 +82,10 @@ def build(
 
 
 def progress(folder: Path, plan: dict[str, object]) -> int:
-    """Return how many people of the folder are complete.
+    """Return how many people in the folder are complete.
 
     Raises:
-        ValueError: the folder was started with another plan.
+        ValueError: the folder was started with a different plan.
     """
     file = folder / "progress.json"
     if not file.exists():
@@ -101,7 +101,7 @@ def load(folder: Path) -> World:
     """Load the people that are complete.
 
     Raises:
-        FileNotFoundError: there are none yet.
+        FileNotFoundError: no person is complete yet.
     """
     file = folder / "progress.json"
     if not file.exists():
@@ -131,7 +131,7 @@ def _columns(side: int) -> dict[str, tuple[type, tuple[int, ...]]]:
 
 
 def _arrays(folder: Path, count: int, side: int, new: bool) -> dict[str, np.memmap]:
-    if new:  # the files are sparse: they take space as they fill
+    if new:  # the files are sparse, so they take up disk space only as they are filled
         return {
             name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (count, *shape))
             for name, (kind, shape) in _columns(side).items()

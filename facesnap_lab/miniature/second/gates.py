@@ -1,8 +1,8 @@
 """The gates of the second edition's VAE: PSNR, and what remains of each trait of a person or look.
 
-A pair of images shows one scene twice, with one trait exchanged for another person's. Through the VAE, *kept* is the
-part of the pixel difference that remains: the projection of the reconstructions' difference on the original one.
-*Choice* is the share of reconstructions that are nearer to their own original than to the pair's other one.
+A pair of images shows the same scene twice, with one trait replaced by another person's. *Kept* is the part of the
+pixel difference that the VAE preserves: the projection of the reconstructions' difference on the original one. *Choice*
+is the share of reconstructions that are nearer to their own original than to the other one of the pair.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def cached_trait_pairs(file: Path) -> dict[str, np.ndarray]:
 
 
 def trait_figures(before: Tensor, changed: Tensor, before_vae: Tensor, changed_vae: Tensor) -> tuple[float, float]:
-    """Return the kept part of the difference of pairs [N,3,S,S], and the share of right choices."""
+    """Return the kept part of the difference of pairs [N,3,S,S], and the share of correct choices."""
     difference = (changed - before).flatten(1)
     energy = difference.pow(2).sum(1)
     remaining = ((changed_vae - before_vae).flatten(1) * difference).sum(1)

@@ -1,4 +1,4 @@
-"""The training loop of every stage: it resumes from its checkpoint, and the same steps give the same weights."""
+"""The training loop of every stage: it resumes from its checkpoint, and the same steps produce the same weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from facesnap_ext.files import atomic_write
 
 CHECKPOINT_EVERY = 60.0  # seconds
-REPORT_EVERY = 250  # steps; a report takes as long as several of them
+REPORT_EVERY = 250  # steps; a report takes as long as several steps
 WARMUP = 100  # steps
-LAST_RATE = 0.01  # of the highest
+LAST_RATE = 0.01  # relative to the peak learning rate
 
 
 def fit(
@@ -29,14 +29,14 @@ def fit(
     decay: float = 1e-4,
     report: Callable[[], str] | None = None,
 ) -> int:
-    """Train with AdamW until the steps or the minutes are over, and return the number of steps so far.
+    """Train with AdamW until the steps are done or the minutes are over, and return the number of steps so far.
 
-    `out/state.pt` is written every minute and at the end; another call goes on from there. The rate rises over the
-    first steps and falls along a cosine over all of them, however many calls they take.
+    `out/state.pt` is written every minute and at the end, and the next call resumes from it. The learning rate rises
+    over the first steps and falls along a cosine over all steps, regardless of how many calls they take.
 
     Args:
         loss_of: draws the batch of a step, seeded by its number, and returns the loss.
-        report: returns a note for the log, for checkpoints that are `REPORT_EVERY` steps apart.
+        report: called at a checkpoint, at most every `REPORT_EVERY` steps; returns a note for the log.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=decay)

@@ -2,7 +2,7 @@
 
     python -m facesnap_lab.miniature.second.render people.png --split test
 
-The sheet has one row per person and one column per look. `--same-look` gives everyone the look of the first person.
+The sheet has one row per person and one column per look. With `--same-look`, everyone has the look of the first person.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Skin:
         self.colour += cover * (np.asarray(rgb) - self.colour)
 
     def disc(self, cx: float, cy: float, rx: float, ry: float, soft: float = 0.12) -> np.ndarray:
-        """Return the cover of an ellipse on both sides of the face."""
+        """Return the coverage of an ellipse on both sides of the face."""
         away = np.sqrt(((self.ax - cx) / rx) ** 2 + ((self.y - cy) / ry) ** 2)
         return self.front * step(1 - away, -soft, soft)
 

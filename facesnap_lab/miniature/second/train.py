@@ -2,9 +2,10 @@
 
     python -m facesnap_lab.miniature.second.train STAGE --out DIR --minutes N --device cpu
 
-`data` renders the images, all splits in turn. `vae16`, `vae4` and `vae8` train a VAE on those that exist so far, and
-write its figures and gates to `DIR/quality.json`. Every stage stops when the minutes are over and goes on when it is
-called again; with `--minutes 0` a VAE is only measured. On a CPU each stage uses one thread, so run two at a time.
+`data` renders the images, all splits in turn. `vae16`, `vae4` and `vae8` train a VAE on the images that exist so far,
+and write its figures and gates to `DIR/quality.json`. Every stage stops when the minutes are over and resumes when it
+is called again. With `--minutes 0`, a VAE is only measured. On a CPU, each stage uses one thread, so two stages can run
+in parallel on two cores.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--workers", type=int, default=1, help="processes that render")
+    parser.add_argument("--workers", type=int, default=1, help="number of rendering processes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.stage == "data":

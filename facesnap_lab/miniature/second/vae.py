@@ -1,11 +1,11 @@
 """The second edition's VAE: a PCA of patches in parallel with a convolutional network, on grids of 32×32 and 16×16.
 
-The PCA alone reconstructs at 30 dB before any training; its matrices start the training and are trained too. The
+The PCA alone reaches 30 dB before any training. Its matrices are the initial values and are also trained. The
 convolutions add what a linear map cannot. Pixels are folded into channels, so nothing runs at full resolution.
 
-`vae16` has 16 channels on 16×16 cells, for the laboratory. `vae4` has 4 channels on 32×32 cells, which WebUIs assume:
-as many values. It starts from the same PCA, whose components are rotated so that each belongs to one of the four cells
-of a patch as far as possible.
+`vae16` has 16 channels on 16×16 cells, for the laboratory. `vae4` has 4 channels on 32×32 cells, as WebUIs assume, and
+therefore as many values. It starts from the same PCA, whose components are rotated so that each belongs to one of the
+four cells of a patch as far as possible.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from facesnap_ext.files import atomic_write
 from facesnap_lab.miniature.perception import to_tensor
 from facesnap_lab.miniature.second.loop import fit, load_state
 
-PATCH, FINE = 8, 4  # pixels of a side: the PCA's patches, and a cell of the 32×32 grid
+PATCH, FINE = 8, 4  # sides in pixels: the PCA's patches, and the cells of the 32×32 grid
 LATENT_NOISE = 0.02
 DETAIL = 6.0  # how much more an error counts at the strongest edges and thin lines
 
@@ -32,9 +32,9 @@ DETAIL = 6.0  # how much more an error counts at the strongest edges and thin li
 @dataclass(frozen=True)
 class VaeConfig:
     channels: int
-    factor: int  # pixels of a cell's side, 4 or 8
-    widths: tuple[int, int] = (64, 128)  # at 32×32 and 16×16
-    blocks: tuple[int, int] = (1, 2)  # in each arm at 32×32, and at 16×16
+    factor: int  # side of a cell in pixels, 4 or 8
+    widths: tuple[int, int] = (64, 128)  # channels at 32×32 and 16×16
+    blocks: tuple[int, int] = (1, 2)  # numbers of blocks in each arm at 32×32, and at 16×16
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ RECIPES = {
 
 
 class Vae(nn.Module):
-    """Encodes images [N,3,S,S] in -1…1 as latents [N,C,S/f,S/f], white once `whiten` was called, and decodes them."""
+    """Encodes images [N,3,S,S] in -1…1 as latents [N,C,S/f,S/f], which `whiten` makes white, and decodes them."""
 
     mean: Tensor
     to_white: Tensor
@@ -85,9 +85,9 @@ class Vae(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """A convolutional network that works on the fine grid, the coarse one of half its side, and the fine one again.
+    """A convolutional network that works on the fine grid, then on one with half the side, then on the fine grid again.
 
-    Either arm is absent where the input or the output is coarse. It starts as zero.
+    Either arm is absent where the input or the output is coarse. Its output is initially zero.
     """
 
     def __init__(self, inputs: int, outputs: int, config: VaeConfig, *, fine_input: bool, fine_output: bool) -> None:

@@ -1,8 +1,8 @@
 """The people, looks and scenes of the second edition: procedural, seeded and unlimited.
 
 A *person* is what the images of one individual share: face shape, skin, iris, brows and moles. A *look* is hair,
-glasses, beard and make-up. It is drawn anew every few shots, from the same distributions for everyone, so that it does
-not reveal the person. Splits are those of the first edition.
+glasses, beard and make-up. A new one is drawn every few shots, from the same distributions for everyone, so that it
+does not reveal the person. The splits are the same as in the first edition.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ _FRAME_RGB = np.array(
 )
 _LIPSTICK_RGB = ((0.75, 0.06, 0.12), (0.45, 0.05, 0.22), (0.92, 0.38, 0.30), (0.30, 0.10, 0.10))
 _EYE_SHADOW_RGB = ((0.20, 0.25, 0.55), (0.12, 0.10, 0.12), (0.15, 0.45, 0.35), (0.60, 0.25, 0.55))
-FRAME_CONTRAST = 0.45  # least distance in RGB between a frame and the skin
+FRAME_CONTRAST = 0.45  # minimum distance in RGB between a frame and the skin
 MOLE_GAP = 0.014
 
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """What all images of a person share. Positions are metres on the mean head at rest."""
+    """What all images of a person share. Positions are in metres on the mean head at rest."""
 
     split: str
     index: int
@@ -88,11 +88,11 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Subject(Person, Look):
-    """A person in a look, as the renderer paints them."""
+    """A person with a look, as the renderer paints them."""
 
 
 def person(split: str, index: int) -> Person:
-    """Create a person; the same index gives the same person on every machine."""
+    """Create a person; the same index creates the same person on every machine."""
     random = np.random.default_rng([EDITION, SPLITS[split], index])
     tone = random.beta(1.2, 1.4)
     skin = np.array([0.96, 0.80, 0.69]) * (1 - tone) + np.array([0.36, 0.22, 0.15]) * tone
@@ -169,14 +169,14 @@ def dress(who: Person, style: Look) -> Subject:
 
 
 def subject(split: str, index: int, shot: int) -> Subject:
-    """Return a person in the look of a shot."""
+    """Return a person with the look of a shot."""
     who = person(split, index)
     return dress(who, look(who, shot // SHOTS_PER_LOOK))
 
 
 def scene(who: Person, shot: int) -> Scene:
-    """Create one of a person's unlimited scenes. Consecutive shots share a look, but no scene."""
-    return first_scene(cast(Any, who), shot)  # it needs the split and the index only
+    """Create one of a person's unlimited scenes. Consecutive shots share a look, but not a scene."""
+    return first_scene(cast(Any, who), shot)  # only the split and the index are used
 
 
 _FIELDS = {
@@ -193,12 +193,15 @@ _FIELDS = {
 
 
 def exchange(subject: Subject, other: Subject, trait: str) -> Subject:
-    """Return the subject with one trait of another."""
+    """Return the subject with one trait of the other one."""
     return dataclasses.replace(subject, **{name: getattr(other, name) for name in _FIELDS[trait]})
 
 
 def differs(subject: Subject, other: Subject, trait: str) -> bool:
-    """Return whether an exchange of the trait is meant to be visible: glasses, beard and make-up come or go."""
+    """Return whether exchanging the trait should be visible.
+
+    This excludes, for example, two subjects without glasses, or with the same hair.
+    """
     present = {
         "glasses": lambda s: s.glasses is not None,
         "beard": lambda s: s.beard > 0,

@@ -38,11 +38,11 @@ PEOPLE = 2
 
 
 class Killed(BaseException):
-    """Like KeyboardInterrupt, this is not caught by anything."""
+    """Like KeyboardInterrupt, this is not an Exception, so nothing catches it."""
 
 
 class TinySetup:
-    """Subjects of noise, and judges for whom an image's colours are its face."""
+    """Subjects that consist of noise, and judges that treat an image's colours as its face."""
 
     def __init__(self, pipe):
         self.sampler = Sampler(pipe, steps=1, scale=2.0)
@@ -174,7 +174,7 @@ def test_interrupted_run_ends_like_an_uninterrupted_one(config, setup, done, tmp
     def train_until_killed(board, step, bar):
         log(board, step, bar)
         steps.append(step.number)
-        if step.number == 2:  # before its checkpoint
+        if step.number == 2:  # before the checkpoint of this step is written
             raise Killed
 
     def draw_until_killed(*arguments):

@@ -90,7 +90,7 @@ def test_features_equal_those_of_engine_prepare(engine, seen):
 
 
 def test_predicted_landmarks_have_the_reference_shape_and_driving_ones_the_drivers(seen):
-    """Measured against the renderer's points, which no row is given."""
+    """The landmarks are compared with the renderer's points, which no row receives."""
     errors = np.zeros((2, 2))
     for (index, driver), (_, features) in zip(PAIRS, seen):
         pose = scene(person("test", driver), 1)
@@ -99,8 +99,8 @@ def test_predicted_landmarks_have_the_reference_shape_and_driving_ones_the_drive
             for j, points in enumerate(truth):
                 errors[i, j] += np.linalg.norm(landmarks.points - points, axis=1).mean() / len(PAIRS)
                 assert not np.array_equal(landmarks.points, points)
-    assert errors[0, 0] < 0.85 * errors[1, 0]  # the reference's points
-    assert errors[1, 1] < 0.85 * errors[0, 1]  # and the driver's
+    assert errors[0, 0] < 0.85 * errors[1, 0]  # errors relative to the reference's points
+    assert errors[1, 1] < 0.85 * errors[0, 1]  # errors relative to the driver's points
 
 
 def test_landmark_image_is_black_for_rows_without_landmarks(seen):

@@ -1,4 +1,4 @@
-"""The ablation's statistics against closed forms, and its tables against the scores."""
+"""The ablation's statistics compared with closed forms, and its tables compared with the scores."""
 
 from __future__ import annotations
 

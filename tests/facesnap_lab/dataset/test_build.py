@@ -50,7 +50,7 @@ def test_build_killed_and_continued_with_more_workers_gives_the_same_bytes(built
         while not (out / "work" / "shard-000000.json").exists():
             assert process.poll() is None, "the build ended before it could be killed"
             time.sleep(0.01)
-        process.kill()  # only the parent: its workers must exit by themselves
+        process.kill()  # only the parent is killed: its workers must exit by themselves
         process.wait()
         deadline = time.monotonic() + 10
         while _alive(process.pid) and time.monotonic() < deadline:
@@ -70,7 +70,7 @@ def test_build_killed_and_continued_with_more_workers_gives_the_same_bytes(built
 
 
 def _alive(group: int) -> bool:
-    """Whether any process of the group is still running."""
+    """Return whether any process of the group is still running."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -205,7 +205,7 @@ def test_duplicates_are_found_across_folders_and_the_largest_near_duplicate_is_k
 
 
 def test_images_depend_only_on_the_photos(built, people, models, tmp_path):
-    """A person in another folder, without the other people, gets other keys but the same images."""
+    """A person in another folder, without the other people, gets different keys but the same images."""
     folder = tmp_path / "other" / "elsewhere"
     shutil.copytree(people / "n000003", folder / "zoe")
     builder.build([folder], tmp_path / "out", models, SETTINGS, workers=0)

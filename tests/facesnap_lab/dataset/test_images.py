@@ -78,7 +78,7 @@ def test_points_and_pixels_undergo_the_same_transform(sources, predictor, pack):
         for sample in samples:
             transform = fit_similarity(points, sample.points)
             np.testing.assert_allclose(points @ transform[:, :2].T + transform[:, 2], sample.points, atol=2e-3)
-            # at four times the resolution, then averaged
+            # the transform is applied at four times the resolution, then averaged
             inverse = np.linalg.inv(np.vstack([4 * transform, (0, 0, 1)]))[:2]
             large = Image.fromarray(photo.pixels).transform(
                 (4 * SIDE, 4 * SIDE), Image.Transform.AFFINE, inverse.ravel(), Image.Resampling.BICUBIC

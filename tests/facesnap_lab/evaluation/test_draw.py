@@ -17,7 +17,7 @@ from facesnap_lab.evaluation.miniature import miniature_pipeline
 
 @dataclass
 class FakePipeline:
-    """Replaces the pipeline: noise from the case's seed."""
+    """Replaces the pipeline, and generates noise from the case's seed."""
 
     colour: str = "grey"
     fails_at: str = ""
@@ -47,7 +47,7 @@ def test_each_case_is_generated_only_once(world, tmp_path):
     draw_cases(pipeline, cases, tmp_path)
     assert pipeline.drawn == [case.file for case in cases]
     before = contents(tmp_path)
-    assert set(before) == set(pipeline.drawn)  # and no other files
+    assert set(before) == set(pipeline.drawn)  # there are no other files
     assert pixels(tmp_path / cases[3].file) == FakePipeline().draw(cases[3]).tolist()
 
     again = FakePipeline()
@@ -109,7 +109,7 @@ def test_cost_is_the_median_time_and_the_peak_memory(world, tmp_path, monkeypatc
 
 
 def test_image_is_determined_by_reference_pose_prompt_and_seed(world, tmp_path):
-    """A repeated case gives the same image, and the recipe differs whenever the image does."""
+    """A repeated case produces the same image, and the recipe differs whenever the image does."""
     pytest.importorskip("insightface")
     torch.manual_seed(0)
     pipeline = miniature_pipeline(tmp_path, steps=2)

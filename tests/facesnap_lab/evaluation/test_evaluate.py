@@ -27,7 +27,7 @@ from facesnap_lab.miniature.measure import Judge
 
 
 def copies(protocol, folder, photo_of):
-    """Create a method's folder that holds a copied photo for each case."""
+    """Create a method's folder that contains a copied photo for each case."""
     for case in protocol.cases():
         path = folder / case.file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def test_prompts_are_weighted(world, judges, tmp_path):
 
 
 def test_facesnap_is_compared_with_another_method(world, judges, tmp_path):
-    """A second run generates nothing and gives the same results."""
+    """A second run generates nothing and returns the same results."""
     small = Protocol(world.identities[:2], world.poses, world.prompts)
     perfect = copies(small, tmp_path / "perfect", lambda case: case.identity.photos[0])
     Image.new("RGB", (8, 8)).save(perfect / small.identities[0].name / "more.png")
@@ -177,7 +177,7 @@ def test_named_folders(tmp_path):
         ("PuLID", str(tmp_path / "PuLID")),
     ]
     for values in (["a=x", "a=y"], ["=x"], ["a="], ["x/a", "y/a"]):
-        with pytest.raises(FaceSnapError, match="not give a unique name"):
+        with pytest.raises(FaceSnapError, match="has no unique name"):
             named_folders(values)
 
 
@@ -186,7 +186,7 @@ def test_named_folders(tmp_path):
     [
         ([], "no list to evaluate"),
         (["none.yaml"], "list none.yaml does not exist"),
-        (["--miniature", "--base", "sdxl"], "brings its own base"),
+        (["--miniature", "--base", "sdxl"], "provides its own base"),
         (["--miniature", "--people", "0"], "--people is 0"),
     ],
 )
@@ -200,7 +200,7 @@ def test_errors_of_the_command_are_one_line(arguments, told, tmp_path, capsys, m
 
 
 def test_command_with_a_list_and_all_model_files(world, judges, tmp_path, capsys):
-    """A list, SDXL, a model folder, CLIP and a face recognition network, as users have them."""
+    """A list, SDXL, a model folder, CLIP and a face recognition network, in the same form as users have them."""
     from facesnap_lab.miniature import shipped
     from facesnap_lab.miniature.words import write_tokenizer
 

@@ -1,4 +1,4 @@
-"""The networks that measure, against other implementations and on images whose content is known."""
+"""The networks used for measuring, compared with other implementations and on images whose content is known."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def clip_folder(tmp_path_factory):
 
 
 def test_clip_t_equals_torchmetrics_clip_score(clip_folder, rendered):
-    """The processor and tokenizer are transformers' own."""
+    """The processor and tokenizer come from transformers."""
     multimodal = pytest.importorskip("torchmetrics.multimodal")
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
@@ -109,7 +109,7 @@ def test_find_face_returns_none_without_a_face(judges):
 
 
 class Means(nn.Module):
-    """Replaces FaceNet: the means of 4×4 tiles."""
+    """Replaces FaceNet: returns the means of 4×4 tiles."""
 
     def __init__(self):
         super().__init__()
@@ -171,7 +171,9 @@ def test_inception_extracts_features_of_images_of_any_size(tmp_path):
     plain = np.full((40, 80, 3), (10, 128, 255), np.uint8)
     found = extractor.features([plain, noise])
     np.testing.assert_allclose(found[0], (10, 128, 255), atol=1e-3)
-    np.testing.assert_allclose(found[1], noise.mean(axis=(0, 1)), atol=1e-3)  # already that size, so not resized
+    np.testing.assert_allclose(
+        found[1], noise.mean(axis=(0, 1)), atol=1e-3
+    )  # the images already have that size, so they are not resized
 
 
 def test_unusable_networks_are_reported_by_file_name(judges, clip_folder, tmp_path):

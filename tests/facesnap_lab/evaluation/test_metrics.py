@@ -1,4 +1,4 @@
-"""The metrics against closed forms, transformers and torchmetrics."""
+"""The metrics compared with closed forms, transformers and torchmetrics."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The exported checkpoint against diffusers' converters, LDM's UNet and VAE, and open_clip's text tower."""
+"""The exported checkpoint compared with diffusers' converters, LDM's UNet and VAE, and open_clip's text tower."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_detector_finds_exactly_one_face_at_the_right_place(detected, drawn):
         np.linalg.norm(f[0].keypoints - five_points(one.points), axis=1).mean() for f, one in zip(detected, drawn)
     ]
     assert min(overlaps) > 0.7
-    assert np.mean(errors) < 1.4  # pixels; 1.1 on 200 people
+    assert np.mean(errors) < 1.4  # in pixels; the error is 1.1 on 200 people
 
 
 def test_detector_finds_no_face_in_plain_images(drawn):
@@ -95,7 +95,7 @@ def test_embeddings_are_similar_only_for_the_same_person(name, drawn, detected, 
     people = np.array([who.index for who, _ in scenes])
     same, different = similarities(embeddings, people)
     assert same > different + 0.35
-    # with wrong labels, each given to images of different people, the difference disappears
+    # with wrong labels, which combine images of different people, the difference disappears
     wrong, rest = similarities(embeddings, np.arange(len(people)) % PEOPLE)
     assert wrong < rest + 0.1
 

@@ -1,4 +1,4 @@
-"""CenterFace converted to SCRFD's outputs gives CenterFace's detections."""
+"""CenterFace converted to SCRFD's outputs produces CenterFace's detections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def converted(centerface_file, tmp_path_factory):
 
 
 def centerface_faces(path, rgb: np.ndarray, threshold: float) -> np.ndarray:
-    """Decode CenterFace's outputs, [N, 15]: score, box, points; the best two of each 8x8 pixels, not clipped."""
+    """Decode CenterFace's outputs, [N, 15]: score, box, points; the best two in each block of 8x8 pixels, not
+    clipped."""
     import onnx
     import onnxruntime
     from onnx.tools.update_model_dims import update_inputs_outputs_dims

@@ -35,7 +35,7 @@ def test_explained_variance_measures_what_the_tokens_contain(random):
 
 
 def test_explained_variance_equals_explicit_leave_one_out_regressions(random):
-    """The closed form against one regression per person left out."""
+    """The closed form is compared with one regression per left-out person."""
     inside, features = torch.randn(12, 2, 3, generator=random), torch.randn(12, 4, generator=random)
     flat = inside.flatten(1).double()
     flat = torch.cat([flat - flat.mean(dim=0), torch.ones(12, 1)], dim=1)

@@ -73,7 +73,7 @@ def _at(grey, point):
 
 
 def test_mask_covers_the_head(pictures):
-    """All points except the jaw line are inside; the corners of the image are not."""
+    """All points except the jaw line are inside the mask; the corners of the image are outside."""
     _, _, renderings = pictures
     for rendering in renderings:
         inner = np.clip(rendering.points[17:].astype(int), 0, SIDE - 1)

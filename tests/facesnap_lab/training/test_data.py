@@ -98,7 +98,7 @@ def test_reference_is_another_image_of_the_same_person(shards):
         assert reference.key != own.key
         np.testing.assert_array_equal(item["references"].numpy(), reference.image)
         seen.add((own.key, reference.key))
-    assert len({pair for pair in seen if pair[0] == "000000-00"}) == 2  # both other images occur
+    assert len({pair for pair in seen if pair[0] == "000000-00"}) == 2  # both other images of the person occur
     same = training_images(shards, reference="same")[7]
     np.testing.assert_array_equal(
         same["references"].numpy(), ((same["images"] + 1) * 127.5).round().permute(1, 2, 0).numpy()

@@ -85,7 +85,7 @@ def test_noise_and_targets_equal_diffusers():
 @settings(deadline=None)
 @given(alpha_bar=st.floats(0.001, 0.999), low=st.floats(0, 2), width=st.floats(0.1, 20), seed=st.integers(0, 99))
 def test_snr_weights_give_the_images_error_times_the_clamped_snr(prediction_type, alpha_bar, low, width, seed):
-    """For both prediction types, the weighted error is that of the predicted image times the clamped SNR."""
+    """For both prediction types, the weighted error is the error of the predicted image times the clamped SNR."""
     g = torch.Generator().manual_seed(seed)
     clean, noise, error = torch.randn(3, 1, 4, 4, 4, generator=g, dtype=torch.float64)
     a = torch.tensor([alpha_bar], dtype=torch.float64)

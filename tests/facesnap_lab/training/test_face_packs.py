@@ -37,11 +37,11 @@ def test_training_runs_with_every_published_pack(world, tmp_path, name):
     assert info.recognition == PACKS[name][-1]
     with safe_open(result, "pt") as file:
         assert json.loads(file.metadata()["networks"]) == info.networks
-    # training goes on from this file with the same networks only
+    # training resumes from this file only with the same networks
     train(replace(config, start=result, out=tmp_path / "more"))
     other = write_pack(tmp_path / "other", name, seed=2)
     shards = shards_of(tmp_path / "t", face_pack=network_hash("face_pack", other))
-    with pytest.raises(FaceSnapError, match="was trained with another face recognition model than shard-000000"):
+    with pytest.raises(FaceSnapError, match="was trained with a different face recognition model than shard-000000"):
         train(replace(config, start=result, face_pack=other, shards=shards, out=tmp_path / "third"))
 
 
@@ -54,7 +54,9 @@ def test_shards_of_another_pack_are_refused(world, tmp_path, id_rows, case):
     if case == "another pack" and not id_rows:  # nothing else has features of a recognition model
         assert train(config)
         return
-    message = "come from another recognition model" if case == "another pack" else "does not name the recognition model"
+    message = (
+        "come from a different recognition model" if case == "another pack" else "does not name the recognition model"
+    )
     with pytest.raises(FaceSnapError, match=message):
         train(config)
 
@@ -65,7 +67,7 @@ def test_shards_made_with_different_networks_are_refused(tmp_path):
     assert read_networks(read_shard_index(first)) == names
     for part, title in (("face_pack", "face recognition model"), ("deca", "DECA encoder"), ("flame", "FLAME")):
         other = shards_of(tmp_path / part, **{**names, part: "4" * 64})
-        with pytest.raises(FaceSnapError, match=f"was made with another {title}"):
+        with pytest.raises(FaceSnapError, match=f"was made with a different {title}"):
             read_networks(read_shard_index((*first, *other)))
 
 

@@ -53,7 +53,7 @@ def test_caption_cache_is_bounded_and_does_not_change_results(monkeypatch):
     encoder = TextEncoder(pipe)
     encode = pipe.encode_prompt
     monkeypatch.setattr(pipe, "encode_prompt", lambda prompt, **rest: encoded.append(prompt) or encode(prompt, **rest))
-    captions = ["a man", "a woman", "a man", "red", "a woman"]  # the last one is no longer in the cache by then
+    captions = ["a man", "a woman", "a man", "red", "a woman"]  # by then, the last caption is no longer in the cache
     context, pooled = encoder(captions)
     assert encoded == ["a man", "a woman", "red", "a woman"]
     assert len(encoder._cache) == 2

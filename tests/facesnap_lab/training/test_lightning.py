@@ -68,7 +68,7 @@ def call(unet):
 
 
 def write_lora(path):
-    """Write a LoRA with the key names of SDXL-Lightning's."""
+    """Write a LoRA with the key names of SDXL-Lightning's LoRA."""
     g = torch.Generator().manual_seed(1)
     layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     tensors = {

@@ -177,7 +177,7 @@ def test_files_trained_with_text_receive_text(run):
 
 
 def test_new_start_file_has_no_effect(config):
-    """While the zero convolutions are zero, the loss is that of the base."""
+    """While the zero convolutions are zero, the loss equals the base's loss."""
     run = prepare_run(config)
     batch, inputs = first_batch(run)
     losses = compute_losses(batch, inputs, run.networks, run.frozen, run.objective, 0)

@@ -28,7 +28,7 @@ def pictures(folder):
 
 def test_rendering_resumes_where_it_stopped(folder, tmp_path):
     options = {"people": 4, "shots": 6, "side": 32}
-    assert dataset.build(tmp_path, "train", minutes=0, **options) == 1  # always makes progress
+    assert dataset.build(tmp_path, "train", minutes=0, **options) == 1  # every call renders at least one person
     assert len(dataset.load(tmp_path).pictures) == 6
     assert dataset.build(tmp_path, "train", minutes=9, until=3, **options) == 3
     assert dataset.build(tmp_path, "train", minutes=9, workers=2, **options) == 4
@@ -78,7 +78,7 @@ def test_interrupted_training_gives_the_same_weights(tmp_path):
     finally:
         loop.CHECKPOINT_EVERY = every
     resumed, loss_of = small_problem()
-    nn.init.zeros_(resumed.weight)  # the checkpoint replaces it
+    nn.init.zeros_(resumed.weight)  # the checkpoint replaces this weight
     assert loop.fit(resumed, loss_of, tmp_path / "resumed", steps=40, minutes=9, rate=0.05) == 40
     assert torch.equal(whole.weight, resumed.weight)
     assert torch.equal(whole.bias, resumed.bias)

@@ -36,7 +36,7 @@ def same(one, other):
 
 @pytest.fixture(scope="module")
 def plain():
-    """A person in a plain look, seen from the front at rest, and the scene."""
+    """A person with a plain look, seen from the front at rest, and the scene."""
     who = person("test", 3)
     style = dataclasses.replace(look(who, 0), hair="bald", glasses=None, beard=0.0, lipstick=None, eye_shadow=None)
     what = scene(who, 0)
