@@ -20,7 +20,7 @@ from facesnap_ext.identity.clip import load_image_encoder
 from facesnap_ext.identity.faces import Face, FacePack, NoFaceError
 from facesnap_ext.landmarks.hints import POINTS5
 from facesnap_ext.landmarks.points72 import Landmarks, from_68
-from facesnap_ext.landmarks.poses import Rig, make_rig
+from facesnap_ext.landmarks.poses import Rig, flame_rig
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights.face_pack import pack_files
@@ -206,7 +206,7 @@ class Encoders:
             self.signature("flame"),
             None if shape is None else shape.numpy().tobytes(),
         )
-        return self.cache.get_or_compute(key, lambda: make_rig(self.predictor().flame, shape))
+        return self.cache.get_or_compute(key, lambda: flame_rig(self.predictor().flame, shape))
 
     def predictor(self) -> LandmarkPredictor:
         """DECA and FLAME."""

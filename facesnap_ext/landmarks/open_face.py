@@ -25,10 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from facesnap_ext.landmarks.points72 import LEFT_EYE, RIGHT_EYE
+from facesnap_ext.landmarks.poses import Rig, make_rig
 
 PATH = Path(__file__).with_name("open_face.safetensors")
 NOISE = 0.03  # expected error of a point in x and in y, relative to the distance between the eyes
-HUBER = 2.5  # errors beyond this multiple of `NOISE` count linearly instead of squared
+HUBER = 2.5  # errors beyond this multiple of the noise count linearly instead of squared
 KEPT = 0.3  # fraction of the part of a face that no shape spans that is kept: the rest is mostly noise of the points
 STEPS = (
     4  # of Gauss-Newton: further ones move the points by less than 0.03 % of the distance between the eyes at 3 % noise
@@ -141,11 +142,14 @@ def _metadata() -> dict[str, str]:
         return dict(file.metadata())
 
 
-def fit(basis: Basis, photos: Sequence[np.ndarray], steps: int = STEPS) -> tuple[OpenShape, list[OpenPose]]:
+def fit(
+    basis: Basis, photos: Sequence[np.ndarray], noise: float = NOISE, steps: int = STEPS
+) -> tuple[OpenShape, list[OpenPose]]:
     """Fit one person to any number of photos.
 
     Args:
         photos: for each photo the 72 points [72,≥2] in pixels, x to the right and y down; further columns are ignored.
+        noise: see `NOISE`.
         steps: iterations of Gauss-Newton.
 
     Returns:
@@ -158,7 +162,7 @@ def fit(basis: Basis, photos: Sequence[np.ndarray], steps: int = STEPS) -> tuple
     fitted = [_start(basis, one) for one in points]
     shape = np.zeros(basis.shape.shape[2])
     for _ in range(steps):
-        shape = _step(basis, points, shape, fitted)
+        shape = _step(basis, points, shape, fitted, noise)
     if not all(np.isfinite(one.values()).all() for one in fitted) or not np.isfinite(shape).all():
         raise FitError("the points do not form a face")
     residual = np.mean([_unexplained(basis, one, shape, photo)[1] for one, photo in zip(points, fitted)], axis=0)
@@ -186,6 +190,16 @@ def predict(basis: Basis, shape: OpenShape | None, pose: OpenPose) -> np.ndarray
     """
     turned = face_points(basis, shape, pose.expression) @ pose.rotation[:2].T
     return pose.scale * turned * (1, -1) + pose.shift
+
+
+def open_face_rig(basis: Basis, shape: OpenShape | None = None) -> Rig:
+    """Derive a person's rig, whose mouth is opened by the expression "jawOpen".
+
+    Args:
+        shape: None for the mean face.
+    """
+    rest = face_points(basis, shape)
+    return make_rig(rest, rest + basis.expression[..., basis.names.index("jawOpen")])
 
 
 @dataclass
@@ -221,7 +235,9 @@ def _start(basis: Basis, points: np.ndarray) -> _Photo:
     return _Photo(scale, rotation, centre - scale * rows @ face_centre, np.zeros(len(basis.names)))
 
 
-def _step(basis: Basis, points: Sequence[np.ndarray], shape: np.ndarray, fitted: list[_Photo]) -> np.ndarray:
+def _step(
+    basis: Basis, points: Sequence[np.ndarray], shape: np.ndarray, fitted: list[_Photo], noise: float
+) -> np.ndarray:
     """Improve all photos in place by one step of Gauss-Newton, and return the improved shape.
 
     The normal equations couple photos only through the shape. Each photo's own parameters are therefore eliminated
@@ -231,7 +247,7 @@ def _step(basis: Basis, points: Sequence[np.ndarray], shape: np.ndarray, fitted:
     matrix, vector = np.eye(size), -shape  # of the prior
     eliminated = []
     for one, photo in zip(points, fitted):
-        jacobian, errors, weights = _linearise(basis, one, shape, photo)
+        jacobian, errors, weights = _linearise(basis, one, shape, photo, noise)
         weighted = jacobian * weights[:, None]
         normal, gradient = weighted.T @ jacobian, weighted.T @ errors
         own, coupling = normal[size:, size:], normal[:size, size:]
@@ -250,15 +266,15 @@ def _step(basis: Basis, points: Sequence[np.ndarray], shape: np.ndarray, fitted:
 
 
 def _linearise(
-    basis: Basis, points: np.ndarray, shape: np.ndarray, photo: _Photo
+    basis: Basis, points: np.ndarray, shape: np.ndarray, photo: _Photo, noise: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a photo's Jacobian [144,K+M+6], errors [144] and weights [144]: first x of all points, then y.
 
-    Errors are in multiples of `NOISE`. The columns are the shapes, the expressions, small rotations about x, y and z,
+    Errors are in multiples of the noise. The columns are the shapes, the expressions, small rotations about x, y and z,
     the shift in face heights, and the logarithm of the scale.
     """
     turned, missing = _unexplained(basis, points, shape, photo)[::2]
-    unit = NOISE * basis.eye_distance
+    unit = noise * basis.eye_distance
     lengths = np.linalg.norm(missing, axis=1) / unit
     weights = basis.trust * np.minimum(1, HUBER / np.maximum(lengths, 1e-9))
     jacobian = np.zeros((2, len(points), basis.directions.shape[1] // len(points) + CAMERA))

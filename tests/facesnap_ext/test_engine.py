@@ -15,7 +15,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import encoders, faces
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.points72 import crop_and_resize
-from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, placement, pose_landmarks, reposition
+from facesnap_ext.landmarks.poses import TEMPLATES, flame_rig, placement, pose_landmarks, reposition
 from facesnap_ext.landmarks.predictor import LandmarkPredictor
 from facesnap_ext.networks.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
@@ -241,7 +241,7 @@ def test_templates_and_sliders_pose_the_references_shape_without_another_photo(e
     prepared = engine.prepare(replace(posed, driving=grey()), 640, 512, init_image=mirrored)
     predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
     face = prepared.references[0]
-    rig = make_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
+    rig = flame_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
     expected = pose_landmarks(rig, pose_from_unit(posed, 640, 512), 640, 512)
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, expected.points, atol=1e-3)
     assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (640, 512)
