@@ -131,28 +131,27 @@ class Encoders:
         return self.cache.get_or_compute(key, lambda: self.predictor().encode(face.photo.pixels, face.box, angle))
 
     def source_shape(self, references: Sequence[Face], saved_shapes: Tensor | None) -> Tensor | None:
-        """DECA's shape code [S] of a person: the mean of all photos' codes, or else of the saved identity's.
+        """DECA's shape code [S] of a person: the mean of the codes of all photos and of the saved identity.
 
         Args:
             saved_shapes: [R, S] of a saved identity; None without one.
 
         Returns:
-            The code; None without either.
+            The code; None with neither photos nor saved codes.
 
         Raises:
-            FaceSnapError: the saved code does not match this DECA.
+            FaceSnapError: the saved codes do not match this DECA.
         """
-        if references:
-            return torch.stack([self.codes(face).shape for face in references]).mean(dim=0)
-        if saved_shapes is None:
-            return None
-        deca, size = self.files.require("deca"), self.predictor().deca.code_sizes["shape"]
-        if len(saved_shapes[0]) != size:
-            raise FaceSnapError(
-                f"The face shape in the saved identity has {len(saved_shapes[0])} values but {deca.name} returns "
-                f"{size}; save the identity again from photos."
-            )
-        return saved_shapes.mean(dim=0)
+        shapes = [self.codes(face).shape for face in references]
+        if saved_shapes is not None:
+            deca, size = self.files.require("deca"), self.predictor().deca.code_sizes["shape"]
+            if len(saved_shapes[0]) != size:
+                raise FaceSnapError(
+                    f"The face shape in the saved identity has {len(saved_shapes[0])} values but {deca.name} returns "
+                    f"{size}; save the identity again from photos."
+                )
+            shapes += list(saved_shapes)
+        return torch.stack(shapes).mean(dim=0) if shapes else None
 
     def landmarks(self, shape: Tensor, driving: Face) -> Landmarks:
         """The 72 landmarks of a face of this shape in the driving face's pose and expression, in the driving photo's

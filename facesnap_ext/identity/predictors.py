@@ -41,6 +41,11 @@ POOR_FIT = 0.1
 """Error of a fit above which its landmarks are reported, relative to the distance between the eyes. Faces in eight
 photos that come with Python packages have errors of .02 to .035, and of at most .06 with another detector's mean."""
 
+SAVED_WITHOUT_SHAPE = (
+    "The identity {0} was saved without the shape of the face, so a mean face is posed; save the identity again from "
+    "photos."
+)
+
 Notes = tuple[str, ...]
 
 
@@ -84,8 +89,8 @@ def choose_predictor(encoders: Encoders, references: Sequence[Face] = (), saved:
 
     Args:
         references: one face per reference photo of the person; all of them determine one shape.
-        saved: the saved identity, whose shape is used without photos. With neither, the person is unknown: the rig is a
-            mean face, and landmarks keep the driving face's own shape.
+        saved: the saved identity, whose shape is averaged with that of the photos. With neither, the person is unknown:
+            the rig is a mean face, and landmarks keep the driving face's own shape.
 
     Raises:
         FaceSnapError: a model file is unusable, or the detected landmarks do not form a face.
@@ -93,22 +98,20 @@ def choose_predictor(encoders: Encoders, references: Sequence[Face] = (), saved:
     if encoders.files.has_deca_and_flame and (references or saved is None or saved.shapes is not None):
         saved_shapes = None if saved is None else saved.shapes
         return DecaPredictor(encoders, encoders.source_shape(references, saved_shapes))
-    shape, reason = None, ""
-    if references:
-        if encoders.has_landmarks68:
-            shape, reason = _fit_references(encoders, references)
-        else:
-            reason = without_landmarks(encoders.files, "a mean face is posed instead of the person's own")
-    if saved is not None and shape is None:
-        shape = _saved_shape(saved.open_shape)
-        if shape is None and not references:
-            reason = (
-                f"The identity {saved.name} was saved without the shape of the face, so a mean face is posed; save the "
-                "identity again from photos."
-            )
-        reason = reason if shape is None else ""
+    shapes: list[tuple[OpenShape, int]] = []  # with the number of photos
+    notes = []
+    if references and encoders.has_landmarks68:
+        shape, poses = _fit(encoders, references)
+        shapes.append((shape, len(references)))
+        notes = [_poor_fit(face) for face, pose in zip(references, poses) if pose.error > POOR_FIT][:1]
+    if saved is not None and (saved_shape := _saved_shape(saved.open_shape)):
+        shapes.append((saved_shape, len(saved.embeddings)))
+    if not shapes and references:
+        notes = [without_landmarks(encoders.files, "a mean face is posed instead of the person's own")]
+    elif not shapes and saved is not None:
+        notes = [SAVED_WITHOUT_SHAPE.format(saved.name)]
     known = bool(references) or saved is not None
-    return OpenFacePredictor(encoders, shape, tuple(references), known, (reason,) if reason else ())
+    return OpenFacePredictor(encoders, _mean_shape(shapes), tuple(references), known, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def without_landmarks(files: ModelFiles, consequence: str) -> str:
     """Return the sentence for a face model pack without a model for 68 landmarks."""
     return (
         f"The face model pack {files.require('face_pack').name} has no model for 68 landmarks (1k3d68.onnx), so "
-        f"{consequence}; use antelopev2 or buffalo_l instead."
+        f"{consequence}; put that file of antelopev2 or buffalo_l into its folder."
     )
 
 
@@ -196,7 +199,7 @@ def fit_shape(encoders: Encoders, references: Sequence[Face]) -> SavedShape | No
     model pack has no model for 68 landmarks."""
     if not encoders.has_landmarks68:
         return None
-    shape, _ = _fit_references(encoders, references)
+    shape, _ = _fit(encoders, references)
     modes, residual = (torch.from_numpy(values).float() for values in (shape.modes, shape.residual))
     return SavedShape(modes, residual, basis_version())
 
@@ -209,11 +212,13 @@ def _saved_shape(saved: SavedShape | None) -> OpenShape | None:
     return OpenShape(modes, residual) if len(modes) == load_basis().shape.shape[2] else None
 
 
-def _fit_references(encoders: Encoders, references: Sequence[Face]) -> tuple[OpenShape, str]:
-    """Return one shape for all references, and a note about a face that it does not fit; the note may be empty."""
-    shape, poses = _fit(encoders, references)
-    poor = [face for face, pose in zip(references, poses) if pose.error > POOR_FIT]
-    return shape, _poor_fit(poor[0]) if poor else ""
+def _mean_shape(shapes: Sequence[tuple[OpenShape, int]]) -> OpenShape | None:
+    """Return the mean of shapes, weighted by their numbers of photos; None without any."""
+    if not shapes:
+        return None
+    weights = [count for _, count in shapes]
+    modes = np.average([shape.modes for shape, _ in shapes], axis=0, weights=weights)
+    return OpenShape(modes, np.average([shape.residual for shape, _ in shapes], axis=0, weights=weights))
 
 
 def _pose_of(encoders: Encoders, face: Face) -> OpenPose:

@@ -316,8 +316,6 @@ def test_a_padded_close_up_is_reported(engine, unit, astronaut):
     [
         ("stand-in-pack", "no face model pack"),
         ("stand-in-clip", "no CLIP-ViT-H image encoder"),
-        ("stand-in-deca.safetensors", "no DECA encoder"),
-        ("stand-in-flame.safetensors", "no FLAME head model"),
         ("*.safetensors", "no FaceSnap file"),
     ],
 )
@@ -385,26 +383,3 @@ def test_progress_names_each_stage(stand_ins, unit):
         "encoding the face",
         "predicting landmarks",
     ]
-
-
-def test_without_deca_the_packs_68_points_of_the_driving_photo_are_used_and_reported(copied, unit, mirrored):
-    """The paper's "drive landmark". It requires a pack with a 68-point model, such as antelopev2 or buffalo_l."""
-    pytest.importorskip("onnx")
-    from facesnap_ext.landmarks.points72 import from_68
-    from tests.support.stand_in_pack import stand_in_landmarks68
-
-    points = np.random.default_rng(0).uniform(-0.6, 0.6, (68, 2)).astype(np.float32)
-    stand_in_landmarks68(copied / "stand-in-pack" / "1k3d68.onnx", points)
-    engine = Engine(lambda: find_models(copied))
-    asked = replace(unit, driving=mirrored)
-    predicted = engine.prepare(asked, 512, 512)
-    assert predicted.notes == ()
-    (copied / "stand-in-deca.safetensors").unlink()
-    prepared = engine.prepare(asked, 512, 512)
-    left, top, right, bottom = prepared.driving.box
-    side = 1.5 * max(right - left, bottom - top)  # side of the square that the model receives
-    expected = np.array([left + right, top + bottom]) / 2 + points * side / 2
-    np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(expected), atol=1.0)
-    assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)
-    [note] = prepared.notes
-    assert "Without DECA and FLAME the landmarks are those detected in mirrored.png" in note

@@ -105,16 +105,6 @@ def test_saved_identity_has_no_pose(engine, unit, grace_hopper):
     assert prepared.driving.photo is driven.driving.photo is grace_hopper
 
 
-def test_identity_saved_without_deca_is_rejected_if_landmarks_are_needed(copied, unit, mirrored, grace_hopper):
-    deca = copied / "stand-in-deca.safetensors"
-    deca.rename(copied / "away")
-    save_identity(Encoders(Cache(), find_models(copied)), (mirrored,), "shapeless")
-    (copied / "away").rename(deca)
-    assert load(copied / "identities" / "shapeless.safetensors").shapes is None
-    with pytest.raises(FaceSnapError, match="saved without the shape of the face"):
-        Engine(lambda: find_models(copied)).prepare(replace(unit, identity="shapeless", driving=grace_hopper), 512, 512)
-
-
 def test_file_contains_features_but_no_pixels(eileen, astronaut, mirrored):
     content = eileen.read_bytes()
     with safe_open(eileen, "pt") as file:
@@ -245,7 +235,7 @@ def test_sizes_that_do_not_match_the_named_networks_are_rejected(copied, eileen,
 
 def test_newer_larger_and_foreign_files_are_rejected(eileen, tmp_path, monkeypatch):
     with pytest.raises(FaceSnapError, match="newer FaceSnap"):
-        load(changed(eileen, tmp_path / "newer.safetensors", version="2"))
+        load(changed(eileen, tmp_path / "newer.safetensors", version="3"))
     with pytest.raises(FaceSnapError, match="is a LoRA, not a saved identity"):
         load(write(tmp_path / "lora.safetensors", KINDS["LORA"]))
     with pytest.raises(FaceSnapError, match="There is no file"):
@@ -350,17 +340,21 @@ def test_names_stay_readable():
 
 
 def test_preview_shows_the_shape_of_a_saved_identity(engine, astronaut, mirrored, grace_hopper):
-    """The shape comes from the first photo that the person was saved from. A given photo takes precedence over the
-    name."""
-    rig, points = engine.preview(identity="Eileen")
-    assert points is None
-    for reference, name, alike in ((astronaut, "", True), (mirrored, "Eileen", False), (None, "", False)):
-        other, _ = engine.preview(reference, identity=name)
-        assert np.array_equal(rig.rest, other.rest) == alike
-    _, saved = engine.preview(None, grace_hopper, (640, 512), identity="Eileen")
-    for reference, alike in ((astronaut, True), (None, False)):
-        _, other = engine.preview(reference, grace_hopper, (640, 512))
-        assert np.array_equal(saved.points, other.points) == alike
+    """It is that of all photos the person was saved from. Given photos take precedence over the name."""
+    saved = engine.preview(identity="Eileen")
+    assert saved.landmarks is None
+    for references, name, alike in (
+        ((astronaut, mirrored), "", True),
+        ((astronaut,), "", False),
+        ((mirrored,), "Eileen", False),
+        ((), "", False),
+    ):
+        other = engine.preview(references, identity=name)
+        assert np.array_equal(saved.rig.rest, other.rig.rest) == alike
+    driven = engine.preview((), grace_hopper, (640, 512), identity="Eileen").landmarks
+    for references, alike in (((astronaut, mirrored), True), ((), False)):
+        other = engine.preview(references, grace_hopper, (640, 512)).landmarks
+        assert np.array_equal(driven.points, other.points) == alike
     with pytest.raises(FaceSnapError, match="Nobody"):
         engine.preview(identity="Nobody")
 
