@@ -34,6 +34,7 @@ KEPT = 0.3  # fraction of the part of a face that no shape spans that is kept: t
 STEPS = (
     4  # of Gauss-Newton: further ones move the points by less than 0.03 % of the distance between the eyes at 3 % noise
 )
+MIN_SCALE = 1.0  # pixels: height of the smallest face; below, points differ by rounding errors only
 MAX_ZOOM_STEP = 0.3  # largest change of log(scale) in one step
 CAMERA = 6  # parameters of a photo besides the expression: 3 of rotation, 2 of shift, 1 of scale
 
@@ -228,8 +229,8 @@ def _start(basis: Basis, points: np.ndarray) -> _Photo:
     affine = np.linalg.lstsq((basis.mean - face_centre) * root, (points - centre) * root, rcond=None)[0].T  # [2,3]
     left, sizes, right = np.linalg.svd(affine, full_matrices=False)
     scale = float(sizes.mean())
-    if not sizes[1] > 1e-3 * sizes[0]:
-        raise FitError("the points lie on a line")
+    if not (scale > MIN_SCALE and sizes[1] > 1e-3 * sizes[0]):
+        raise FitError("the points coincide or lie on a line")
     rows = left @ right
     rotation = np.vstack([rows, np.cross(*rows)])
     return _Photo(scale, rotation, centre - scale * rows @ face_centre, np.zeros(len(basis.names)))

@@ -25,7 +25,7 @@ from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import identity_file
-from facesnap_ext.weights.identity_file import load, safe_name, save
+from facesnap_ext.weights.identity_file import SavedShape, load, safe_name, save
 from facesnap_ext.weights.identity_folder import choose_identity, find_identities
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.search import find_models
@@ -103,6 +103,25 @@ def test_saved_identity_has_no_pose(engine, unit, grace_hopper):
     assert prepared.in_init_image
     driven = engine.prepare(replace(unit, driving=grace_hopper), 512, 600)
     assert prepared.driving.photo is driven.driving.photo is grace_hopper
+
+
+def test_the_open_face_models_shape_is_saved_beside_decas(eileen, tmp_path):
+    identity = load(eileen)
+    assert identity.open_shape is None, "the pack has no model for 68 landmarks"
+    shape = SavedShape(torch.randn(40), torch.randn(72, 3), "1")
+    save(tmp_path / "both.safetensors", replace(identity, open_shape=shape))
+    saved = load(tmp_path / "both.safetensors")
+    assert torch.equal(saved.open_shape.modes, shape.modes)
+    assert torch.equal(saved.open_shape.residual, shape.residual)
+    assert saved.open_shape.version == "1"
+    assert torch.equal(saved.shapes, identity.shapes)
+    assert saved.networks == identity.networks
+
+
+def test_files_of_the_first_version_are_read(eileen, tmp_path):
+    identity = load(changed(eileen, tmp_path / "old.safetensors", version="1"))
+    assert identity.open_shape is None
+    assert torch.equal(identity.embeddings, load(eileen).embeddings)
 
 
 def test_file_contains_features_but_no_pixels(eileen, astronaut, mirrored):
@@ -189,6 +208,7 @@ def changed(eileen, path, tensors=None, drop=(), **metadata):
 
 
 HASH = "0" * 64
+OPEN_SHAPE = {"open_face.modes": torch.zeros(40), "open_face.residual": torch.zeros(72, 3)}
 HOSTILE = {
     "half precision": {"tensors": {"embeddings": torch.ones(2, 512).half()}},
     "integers": {"tensors": {"clip_tokens": torch.ones(2, 257, 64).int()}},
@@ -208,6 +228,11 @@ HOSTILE = {
     "invalid networks": {"networks": "[]"},
     "a network without a hash": {"networks": json.dumps({"face_pack": HASH, "clip": HASH, "deca": "x"})},
     "a network missing": {"networks": json.dumps({"face_pack": HASH, "deca": HASH})},
+    "modes without a residual": {"tensors": {"open_face.modes": torch.zeros(40)}},
+    "a residual of other points": {"tensors": OPEN_SHAPE | {"open_face.residual": torch.zeros(68, 3)}},
+    "modes with an axis too many": {"tensors": OPEN_SHAPE | {"open_face.modes": torch.zeros(2, 40)}},
+    "a shape that is no face": {"tensors": OPEN_SHAPE | {"open_face.modes": torch.full((40,), 1e9)}, "open_face": "1"},
+    "a shape without a version": {"tensors": OPEN_SHAPE},
     "deep brackets": {"networks": "[" * 100_000},
     "not JSON": {"photos": "\x00"},
 }
@@ -422,9 +447,7 @@ def test_messages_about_a_saved_identity_name_a_way_that_works(
         advised.append(replace(unit, pose="photo", driving=grace_hopper))
     if "choose a template" in message:
         advised.append(replace(unit, pose="template"))
-    if "use a reference photo instead" in message:
-        advised.append(replace(unit, identity="", references=(mirrored,)))
     assert advised, message
     for changed in advised:
         second = attempt(changed)
-        assert second == "" or "put one there" in second or "use a reference photo instead" in second
+        assert second == "" or "put one there" in second or "put that file" in second
