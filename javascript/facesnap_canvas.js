@@ -201,7 +201,7 @@ function facesnapAttach(root, options) {
                 return;
             }
             const [left, top, right, bottom] = facesnapBox(shown.points);
-            const names = ["pose", ...facesnapRigFields, ...facesnapPlaceFields];
+            const names = ["pose", ...facesnapSliderNames(state.rig), ...facesnapPlaceFields];
             const before = Object.fromEntries(names.map(name => [name, state.values[name]]));
             drag = {
                 action: actionAt(from, event.shiftKey), pose: shown.pose, from, before, changed: null,

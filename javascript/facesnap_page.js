@@ -36,7 +36,8 @@ function facesnapWire(root) {
     // The preview's settings, as set in the controls.
     function readValues() {
         const values = {pose: choice("pose"), template: choice("template")};
-        for (const name of facesnapRigFields) values[name] = number(name);
+        for (const name of ["expression_source", "expression"]) values[name] = choice(name);
+        for (const name of ["expression_strength", ...facesnapSliderNames(found.rig)]) values[name] = number(name);
         const placed = control("placed", "input[type=checkbox]").checked;
         for (const name of facesnapPlaceFields) values[name] = placed ? number(name) : null;
         return values.pose === "photo" ? facesnapPlaceInOutput(values, placeWindow()) : values;
@@ -55,7 +56,7 @@ function facesnapWire(root) {
             if (place !== placed.checked) placed.click();
         }
         if (readValues().pose === "photo") changed = facesnapPlaceInInit(changed, placeWindow());
-        for (const name of [...facesnapRigFields, ...facesnapPlaceFields]) {
+        for (const name of [...facesnapSliderNames(found.rig), ...facesnapPlaceFields]) {
             if (Number.isFinite(changed[name])) {
                 facesnapType(control(name, "input[type=number]"), changed[name].toFixed(3));
             }
@@ -116,14 +117,16 @@ function facesnapWire(root) {
     function update(mayAsk) {
         if (!root.offsetParent) return;  // the accordion is closed
         const regionKind = choice("region");
-        Object.assign(element("person").dataset, {facesnapPose: choice("pose"), facesnapRegion: regionKind});
+        Object.assign(element("person").dataset, {
+            facesnapPose: choice("pose"), facesnapExpression: choice("expression_source"), facesnapRegion: regionKind,
+        });
         region.active = regionKind === "mask" && control("enable", "input[type=checkbox]").checked;
         output = facesnapOutput(tab);
         tools.setFrame(output);
         tools.element.hidden = regionKind !== "mask";
         if (mayAsk) ask();
         readAnswer();
-        if (found.rig) facesnapThumbnails(element("template"), found.rig, found.question);
+        if (found.rig) facesnapThumbnails(element, found.rig, found.question);
         if (!found.rig && regionKind !== "mask") return;
         const others = Object.entries(regions).filter(([, theirs]) => theirs !== region && theirs.active);
         outputNote.textContent = output.note || "";
@@ -152,7 +155,7 @@ function facesnapWire(root) {
         if (!event.isTrusted || !event.target.matches?.("input")) return;
         queueMicrotask(() => update(false));  // by then gradio has updated the number next to the slider
     });
-    facesnapArrowKeys(element("template"));
+    for (const name of ["template", "expression"]) facesnapArrowKeys(element(name));
     facesnapAcceptPhotos(root, element);
     element("person").addEventListener("click", event => {
         const face = event.target.closest("[data-facesnap-face]");
@@ -166,21 +169,27 @@ function facesnapType(input, value) {
     input.dispatchEvent(new Event("input", {bubbles: true}));
 }
 
-// Draw each template into its label, with the shape of the person's face.
-function facesnapThumbnails(group, rig, version) {
-    for (const input of group.querySelectorAll("input[type=radio]")) {
-        const label = input.closest("label");
-        if (!rig.templates[input.value]) continue;
-        let canvas = label.querySelector("canvas");
-        if (!canvas) {
-            canvas = Object.assign(document.createElement("canvas"), {width: 160, height: 160});
-            canvas.setAttribute("aria-hidden", "true");  // the label already has an accessible name
-            label.prepend(canvas);
+// Draw each template and each named expression into its label, with the shape of the person's face.
+function facesnapThumbnails(element, rig, version) {
+    const side = facesnapThumbnailSide;
+    const closeUp = {pose: "template", template: "front", x: 0.5, y: 0.5, size: 0.8, expression_source: "custom"};
+    for (const [name, known, values] of [
+        ["template", rig.templates, template => ({pose: "template", template})],
+        ["expression", rig.expressions, expression => ({...closeUp, expression})],
+    ]) {
+        for (const input of element(name).querySelectorAll("input[type=radio]")) {
+            const label = input.closest("label");
+            if (!known[input.value]) continue;
+            let canvas = label.querySelector("canvas");
+            if (!canvas) {
+                canvas = Object.assign(document.createElement("canvas"), {width: 160, height: 160});
+                canvas.setAttribute("aria-hidden", "true");  // the label already has an accessible name
+                label.prepend(canvas);
+            }
+            if (canvas.dataset.version === String(version)) continue;
+            canvas.dataset.version = version;
+            facesnapDrawPose(canvas, rig, values(input.value), side, side);
         }
-        if (canvas.dataset.version === String(version)) continue;
-        canvas.dataset.version = version;
-        const values = {pose: "template", template: input.value};
-        facesnapDrawPose(canvas, rig, values, facesnapThumbnailSide, facesnapThumbnailSide);
     }
 }
 

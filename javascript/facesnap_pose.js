@@ -5,10 +5,10 @@
 
 "use strict";
 
-const facesnapRanges = {  // as in facesnap_ext/settings/unit.py
+const facesnapRanges = {  // of what a drag changes, as in facesnap_ext/settings/unit.py
     yaw: [-75, 75], pitch: [-45, 45], roll: [-45, 45], x: [-0.5, 1.5], y: [-0.5, 1.5], size: [0.02, 3],
 };
-const facesnapRigFields = ["yaw", "pitch", "roll", "mouth", "brows", "eyes"];
+const facesnapTurnFields = ["yaw", "pitch", "roll"];
 const facesnapPlaceFields = ["x", "y", "size"];
 const facesnapNoseTip = 30;  // index of the point at the tip of the nose
 const facesnapFullWindow = [0, 0, 1, 1];  // [left, top, width, height]
@@ -20,17 +20,38 @@ function facesnapClamp(name, value) {
 
 // Whether the pose comes from the rig instead of from a photo.
 function facesnapIsRigged(values) {
-    return values.pose === "template" || values.pose === "sliders";
+    return ["template", "sliders", "saved"].includes(values.pose);
+}
+
+// The names of all sliders that turn the head or move the face; only the turns before the rig is known.
+function facesnapSliderNames(rig) {
+    return [...facesnapTurnFields, ...Object.keys(rig ? rig.directions : {})];
+}
+
+// pose.custom_expression: the amount of each of the rig's movements, as chosen by name and with the sliders.
+function facesnapCustomExpression(rig, values) {
+    const custom = values.expression_source === "custom";
+    const named = rig.expressions[values.expression] || {};
+    const strength = Number(values.expression_strength ?? 1);
+    return Object.fromEntries(Object.entries(rig.directions).map(([name, directions]) => {
+        const amount = custom ? Number(values[name] || 0) + strength * (named[name] || 0) : 0;
+        return [name, Math.min(1, Math.max(directions.length > 1 ? -1 : 0, amount))];
+    }));
 }
 
 // poses.pose_from_unit: all parameters of a pose. Parameters missing from `values` come from the template.
 function facesnapResolvePose(rig, values, width, height) {
-    const template = rig.templates[values.pose === "template" ? values.template : "front"];
+    const front = rig.templates.front;
+    const template = {template: rig.templates[values.template], saved: rig.saved}[values.pose] || front;
     const pose = {...template, size: template.size * Math.min(1, width / height)};
-    const used = values.pose === "sliders" ? [...facesnapRigFields, ...facesnapPlaceFields] : facesnapPlaceFields;
-    for (const name of used) {
-        if (values[name] !== undefined && values[name] !== null) pose[name] = Number(values[name]);
-    }
+    const write = names => {
+        for (const name of names) {
+            if (values[name] !== undefined && values[name] !== null) pose[name] = Number(values[name]);
+        }
+    };
+    if (values.pose === "sliders") write(facesnapSliderNames(rig));
+    if ((values.expression_source ?? "pose") !== "pose") Object.assign(pose, facesnapCustomExpression(rig, values));
+    write(facesnapPlaceFields);
     return pose;
 }
 
@@ -44,19 +65,21 @@ function facesnapRotation(pose) {
     ];
 }
 
-// poses.amounts: the amount of each of the rig's directions in a pose.
-function facesnapAmounts(pose) {
-    return {mouth: pose.mouth, brows: pose.brows, closed: Math.max(-pose.eyes, 0), wide: Math.max(pose.eyes, 0)};
+// poses.displacement: [72][3] face heights by which all movements displace the neutral face.
+function facesnapDisplacement(rig, pose) {
+    const moves = Object.entries(rig.directions).filter(([name]) => pose[name])
+        .map(([name, directions]) => [directions[pose[name] < 0 ? 1 : 0], Math.abs(pose[name])]);
+    return rig.rest.map((rest, i) =>
+        rest.map((_, k) => moves.reduce((sum, [direction, amount]) => sum + amount * direction[i][k], 0)));
 }
 
 // poses.pose_points: [72][2] pixels of an image of width x height, for a pose from facesnapResolvePose.
-function facesnapPosePoints(rig, pose, width, height) {
-    const moves = Object.entries(facesnapAmounts(pose)).map(([name, amount]) => [rig.directions[name], amount]);
+function facesnapPosePoints(rig, pose, width, height, expression = null) {
+    const displacement = facesnapDisplacement(rig, pose);
     const [right, up] = facesnapRotation(pose);
     const scale = pose.size * height;
     return rig.rest.map((rest, i) => {
-        const p = rest.map((value, k) =>
-            moves.reduce((sum, [direction, amount]) => sum + amount * direction[i][k], value));
+        const p = rest.map((value, k) => value + displacement[i][k] + (expression ? expression[i][k] : 0));
         return [
             pose.x * width + scale * (right[0] * p[0] + right[1] * p[1] + right[2] * p[2]),
             pose.y * height - scale * (up[0] * p[0] + up[1] * p[1] + up[2] * p[2]),
@@ -134,10 +157,14 @@ function facesnapKey(key, shift, pose) {
     return factor ? {size: facesnapClamp("size", pose.size * factor)} : null;
 }
 
-// The changed parameters as settings. Turning a template switches to sliders, with all of the template's parameters.
+// The changed parameters as settings. Turning a template or a saved pose switches to sliders, with all of its
+// parameters but an expression that it does not provide.
 function facesnapSettingsOf(values, pose, changed) {
-    const turns = facesnapRigFields.some(name => name in changed);
-    return values.pose === "template" && turns ? {...pose, ...changed, pose: "sliders"} : changed;
+    const turns = facesnapTurnFields.some(name => name in changed);
+    if (!turns || !facesnapIsRigged(values) || values.pose === "sliders") return changed;
+    if ((values.expression_source ?? "pose") === "pose") return {...pose, ...changed, pose: "sliders"};
+    const kept = [...facesnapTurnFields, ...facesnapPlaceFields].map(name => [name, pose[name]]);
+    return {...Object.fromEntries(kept), ...changed, pose: "sliders"};
 }
 
 // windows.init_region: the part of an init image that fills the output, as [left, top, width, height] in fractions of

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.movements import MOVEMENTS, TURNS
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings.infotext import DEFAULTS, PHOTOS
@@ -18,7 +19,14 @@ from facesnap_ext.settings.unit import CHOICES, Unit, short_repr, with_values
 PREFIX = "[FaceSnap] "
 PLOT = ("xyz_grid.py", "xyz_grid")  # endings of the plot module's name, by host
 SETTINGS = tuple(name for name in DEFAULTS if name not in PHOTOS)  # `enabled` is the weight 0
-SLIDERS = {"yaw", "pitch", "roll", "mouth", "brows", "eyes"}
+IMPLIED = {  # what a setting belongs to, and switches on unless another axis does
+    "template": ("pose", "template"),
+    "saved_pose": ("pose", "saved"),
+    **dict.fromkeys(TURNS, ("pose", "sliders")),
+    "expression": ("expression_source", "custom"),
+    "expression_strength": ("expression_source", "custom"),
+    "region_scale": ("region", "face"),
+}
 SWITCHES = ("True", "False")
 
 Choices = Callable[[], Sequence[str]]
@@ -28,7 +36,7 @@ def add_axes(names: Mapping[str, Choices]) -> None:
     """Add the axes to the plot's script, if the host has it; may be called again.
 
     Args:
-        names: functions that return the installed files' names for the settings "identity" and "model".
+        names: functions that return the installed files' names for the settings "identity", "model" and "saved_pose".
     """
     for module in _plots():
         for axis in _axes(module.AxisOption, names):
@@ -61,12 +69,12 @@ def _with_axis_values(unit: Unit, axis_values: Mapping[str, Any]) -> Unit:
         values["references"] = (unit.references[number - 1],)
     if "identity" in values:
         values.setdefault("references", ())  # the saved identity alone
-    if "template" in values:
-        values.setdefault("pose", "template")
-    if SLIDERS & set(values):
-        values.setdefault("pose", "sliders")
-    if "region_scale" in values:
-        values.setdefault("region", "face")
+    for name, (setting, value) in IMPLIED.items():
+        if name in values:
+            values.setdefault(setting, value)
+    source = values.get("expression_source", unit.expression_source)
+    if MOVEMENTS.keys() & values and source != "custom":
+        values.setdefault("pose", "sliders")  # movements are otherwise not used
     return with_values(unit, values)
 
 

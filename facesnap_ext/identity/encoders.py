@@ -22,8 +22,9 @@ from facesnap_ext.identity.clip import load_image_encoder
 from facesnap_ext.identity.faces import Face, FacePack, NoFaceError
 from facesnap_ext.landmarks.flame import Flame
 from facesnap_ext.landmarks.points72 import Landmarks, from_68
-from facesnap_ext.landmarks.poses import Rig, flame_rig
+from facesnap_ext.landmarks.poses import Rig
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_head, load_predictor
+from facesnap_ext.landmarks.rigs import flame_rig
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights.face_pack import pack_files
 from facesnap_ext.weights.instantid import RECOGNITION, RECOGNITION_SHA256

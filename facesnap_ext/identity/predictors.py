@@ -27,11 +27,11 @@ from facesnap_ext.landmarks.open_face import (
     basis_version,
     fit,
     load_basis,
-    open_face_rig,
     predict,
 )
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.landmarks.poses import Rig
+from facesnap_ext.landmarks.rigs import open_face_rig
 from facesnap_ext.weights.identity_file import Identity, SavedShape
 from facesnap_ext.weights.model_files import ModelFiles
 

@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 
 from facesnap_ext.landmarks.points72 import LEFT_EYE, RIGHT_EYE
-from facesnap_ext.landmarks.poses import Rig, make_rig
 
 PATH = Path(__file__).with_name("open_face.safetensors")
 NOISE = 0.03  # expected error of a point in x and in y, relative to the distance between the eyes
@@ -191,16 +190,6 @@ def predict(basis: Basis, shape: OpenShape | None, pose: OpenPose) -> np.ndarray
     """
     turned = face_points(basis, shape, pose.expression) @ pose.rotation[:2].T
     return pose.scale * turned * (1, -1) + pose.shift
-
-
-def open_face_rig(basis: Basis, shape: OpenShape | None = None) -> Rig:
-    """Derive a person's rig, whose mouth is opened by the expression "jawOpen".
-
-    Args:
-        shape: None for the mean face.
-    """
-    rest = face_points(basis, shape)
-    return make_rig(rest, rest + basis.expression[..., basis.names.index("jawOpen")])
 
 
 @dataclass

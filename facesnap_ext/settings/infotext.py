@@ -24,6 +24,11 @@ OLD_NAMES = {  # names in the infotext of development versions
     "region_scale": "grow",
     "redraw_strength": "redraw",
 }
+OLD_SLIDERS = {  # development versions had one slider for each of these groups, with the same meaning
+    "brows": ("brow_inner", "brow_outer_left", "brow_outer_right"),
+    "eyes": ("lid_left", "lid_right"),
+}
+_FORMER = OLD_NAMES | {name: old for old, names in OLD_SLIDERS.items() for name in names}
 OLD_VALUES = {
     "reference_mode": {"mixed": "fused", "apart": "batch"},
     "region": {"everywhere": "image", "drawn": "mask"},
@@ -63,8 +68,8 @@ def from_infotext(parameters: Mapping[str, Any], number: int) -> dict[str, Any]:
     for name, default in DEFAULTS.items():
         if name not in PHOTOS:
             text = parameters.get(label(name, number))
-            if text is None and name in OLD_NAMES:
-                text = parameters.get(label(OLD_NAMES[name], number))
+            if text is None and name in _FORMER:
+                text = parameters.get(label(_FORMER[name], number))
             values[name] = default if text is None else _from_text(text, default, name)
     return values
 

@@ -1,18 +1,20 @@
-"""The pose that a unit's template or sliders describe."""
+"""The pose and the expression that a unit's settings describe."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.movements import MOVEMENTS, Sliders, with_expression, without_movements
 from facesnap_ext.landmarks.poses import TEMPLATES, Pose
 from facesnap_ext.settings.unit import Unit
 
 
 def pose_from_unit(unit: Unit, width: float, height: float) -> Pose:
-    """Return the pose that a unit's template or sliders describe.
+    """Return the pose that a unit's template or sliders describe, with the expression that the unit asks for.
 
     If the unit does not set position or size, the template's values apply, or the values of "front" with sliders.
+    The face is neutral if the expression comes from a photo.
 
     Args:
         unit: the settings; `pose` is "template" or "sliders".
@@ -27,8 +29,21 @@ def pose_from_unit(unit: Unit, width: float, height: float) -> Pose:
         raise FaceSnapError(f"FaceSnap has no pose template named {name!r}; choose one of {', '.join(TEMPLATES)}.")
     pose = TEMPLATES[name]
     if unit.pose == "sliders":
-        sliders = ("yaw", "pitch", "roll", "mouth", "brows", "eyes")
-        pose = replace(pose, **{name: getattr(unit, name) for name in sliders})
+        pose = replace(pose, **asdict(unit.sliders))
+    if unit.expression_source != "pose":
+        pose = replace(pose, **_movements(custom_expression(unit)))
     pose = replace(pose, size=pose.size * min(1.0, width / height))
     given = {name: getattr(unit, name) for name in ("x", "y", "size")}
     return replace(pose, **{name: value for name, value in given.items() if value is not None})
+
+
+def custom_expression(unit: Unit) -> Sliders:
+    """Return the sum of a unit's named expression and the movements of its sliders, each limited to its range. It is
+    neutral unless `expression_source` is "custom"."""
+    if unit.expression_source != "custom":
+        return without_movements(unit.sliders)
+    return with_expression(unit.sliders, unit.expression, unit.expression_strength)
+
+
+def _movements(sliders: Sliders) -> dict[str, float]:
+    return {name: getattr(sliders, name) for name in MOVEMENTS}

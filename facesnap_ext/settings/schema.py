@@ -6,8 +6,7 @@ from typing import Any, get_type_hints
 
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings.strength import Strength
-from facesnap_ext.settings.unit import CHOICES, RANGES, Unit, defaults
+from facesnap_ext.settings.unit import CHOICES, PARTS, RANGES, Unit, defaults
 
 IMAGE = {"type": "string", "description": "an image file in base64, plain or as a data URL"}
 _TYPES: dict[Any, dict[str, Any]] = {
@@ -25,7 +24,9 @@ _TYPES: dict[Any, dict[str, Any]] = {
 
 def unit_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of one dictionary in the script's `args`."""
-    types = get_type_hints(Unit) | get_type_hints(Strength)
+    types = get_type_hints(Unit)
+    for part in PARTS.values():
+        types |= get_type_hints(part)
     properties = {name: {**_TYPES[types[name]], "default": default} for name, default in defaults().items()}
     for name, (low, high) in RANGES.items():
         properties[name] |= {"minimum": low, "maximum": high}

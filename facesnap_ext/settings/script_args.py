@@ -11,13 +11,15 @@ from typing import Any
 from PIL.Image import Image
 
 from facesnap_ext.errors import FaceSnapError, error_prefix
+from facesnap_ext.landmarks.movements import SLIDERS
 from facesnap_ext.photos import Photo, PhotoReader, TooManyPhotosError, check_number
 from facesnap_ext.settings.unit import BLOCK_WEIGHTS_RULE, Unit, defaults, from_values, short_repr
 
 # the page's components of one person, in the order in which the script returns them
 UI_ORDER = (
     *("enabled", "references", "face_index", "reference_mode", "identity", "pose", "driving", "driving_face_index"),
-    *("template", "yaw", "pitch", "roll", "mouth", "brows", "eyes", "placed", "x", "y", "size", "weight", "start"),
+    *("template", "saved_pose", *SLIDERS, "expression_source", "expression", "expression_strength"),
+    *("placed", "x", "y", "size", "weight", "start"),
     *("end", "cond_only", "hires", "block_weights", "region", "region_scale", "mask", "redraw_strength", "model"),
     *("adapter_weight", "ffrnet_interval"),
 )

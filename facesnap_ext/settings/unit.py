@@ -1,7 +1,7 @@
 """One person's settings: `Unit` and its limits.
 
-The field names of `Unit` and of its `Strength` are the names that the API and infotext use. Both use one flat list of
-settings, which `defaults`, `to_values` and `from_values` provide.
+The field names of `Unit`, of its `Sliders` and of its `Strength` are the names that the API and infotext use. Both use
+one flat list of settings, which `defaults`, `to_values` and `from_values` provide.
 """
 
 from __future__ import annotations
@@ -12,26 +12,31 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.movements import EXPRESSIONS, SLIDERS, Sliders
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.strength import Strength
 
 REFERENCE_MODES = ("fused", "averaged", "batch")
-POSES = ("photo", "template", "sliders", "own")
+POSES = ("photo", "template", "sliders", "saved", "own")
 PASSES = ("both", "first", "second")
 REGIONS = ("image", "face", "mask")
-CHOICES = {"reference_mode": REFERENCE_MODES, "pose": POSES, "hires": PASSES, "region": REGIONS}
+EXPRESSION_SOURCES = ("pose", "reference", "driving", "custom")
+CHOICES = {
+    "reference_mode": REFERENCE_MODES,
+    "pose": POSES,
+    "expression_source": EXPRESSION_SOURCES,
+    "expression": tuple(EXPRESSIONS),
+    "hires": PASSES,
+    "region": REGIONS,
+}
 RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value
     "weight": (0, 2),
     "adapter_weight": (0, 2),
     "start": (0, 1),
     "end": (0, 1),
     "ffrnet_interval": (1, 4),
-    "yaw": (-75, 75),
-    "pitch": (-45, 45),
-    "roll": (-45, 45),
-    "mouth": (0, 1),
-    "brows": (-1, 1),
-    "eyes": (-1, 1),
+    **{name: slider.range for name, slider in SLIDERS.items()},
+    "expression_strength": (0, 1.5),
     "x": (-0.5, 1.5),
     "y": (-0.5, 1.5),
     "size": (0.02, 3),
@@ -60,14 +65,18 @@ class Unit:
         identity: name of a saved identity, used instead of the photos or together with them.
         model: name of the FaceSnap file; empty selects the only one.
         pose: where the pose comes from. "photo" is `driving`, or the init image, or else the reference photo; the
-            others are "template", "sliders", and "own" for the reference photo.
+            others are "template", "sliders", "saved" for `saved_pose`, and "own" for the reference photo.
         driving: photo that provides pose and expression.
         driving_face_index: the face to use in it, by size; 0 is the largest.
         template: a name in `poses.TEMPLATES`.
-        yaw: degrees; positive turns the nose to the right of the image.
-        pitch: degrees; positive turns the nose down.
-        roll: degrees; positive tilts the head to the right of the image.
-        mouth: 0 closed to 1 open. brows: -1 lowered to 1 raised. eyes: -1 closed to 1 wide open.
+        saved_pose: name of a saved pose.
+        sliders: turns of the head and movements of the face for the pose "sliders"; the movements are also used with
+            the expression source "custom".
+        expression_source: where the expression comes from: "pose" is whatever provides the pose, "reference" the first
+            reference photo, "driving" the driving photo or else the init image, and "custom" the sum of `expression`
+            and the sliders.
+        expression: a name in `movements.EXPRESSIONS`.
+        expression_strength: factor of the named expression.
         x, y: centre of the face as fractions of the image's width and height; None keeps the position of the pose.
         size: height of the face from brows to chin as a fraction of the image's height; None keeps the size of the
             pose.
@@ -88,12 +97,11 @@ class Unit:
     driving: Photo | None = None
     driving_face_index: int = 0
     template: str = "front"
-    yaw: float = 0.0
-    pitch: float = 0.0
-    roll: float = 0.0
-    mouth: float = 0.0
-    brows: float = 0.0
-    eyes: float = 0.0
+    saved_pose: str = ""
+    sliders: Sliders = field(default_factory=Sliders)
+    expression_source: str = "pose"
+    expression: str = "neutral"
+    expression_strength: float = 1.0
     x: float | None = None
     y: float | None = None
     size: float | None = None
@@ -128,11 +136,13 @@ class Unit:
         return self.enabled and self.strength.active
 
 
-STRENGTH_NAMES = tuple(one.name for one in fields(Strength))
+PARTS: dict[str, type[Strength] | type[Sliders]] = {"sliders": Sliders, "strength": Strength}
+"""The fields of `Unit` whose own fields are settings."""
+PART_NAMES = {part: tuple(one.name for one in fields(kind)) for part, kind in PARTS.items()}
 
 
 def defaults() -> dict[str, Any]:
-    """The default of every setting by name, in the order of the fields, including those of `Strength`."""
+    """The default of every setting by name, in the order of the fields, including those of its parts."""
     return to_values(Unit)
 
 
@@ -140,9 +150,9 @@ def to_values(unit: Unit | type[Unit]) -> dict[str, Any]:
     """A unit's settings by name, or the defaults if `unit` is the class itself, in the order of the fields."""
     values: dict[str, Any] = {}
     for one in fields(Unit):
-        if one.name == "strength":
-            strength = Strength() if isinstance(unit, type) else unit.strength
-            values |= {name: getattr(strength, name) for name in STRENGTH_NAMES}
+        if one.name in PARTS:
+            part = PARTS[one.name]() if isinstance(unit, type) else getattr(unit, one.name)
+            values |= {name: getattr(part, name) for name in PART_NAMES[one.name]}
         else:
             values[one.name] = getattr(unit, one.name)
     return values
@@ -163,9 +173,12 @@ def with_values(unit: Unit, values: Mapping[str, Any]) -> Unit:
     Raises:
         FaceSnapError: a value is out of range or of the wrong type.
     """
-    strength = {name: value for name, value in values.items() if name in STRENGTH_NAMES}
-    others = {name: value for name, value in values.items() if name not in STRENGTH_NAMES}
-    return replace(unit, **others, strength=replace(unit.strength, **strength))
+    parts: dict[str, Any] = {}
+    others = dict(values)
+    for part, names in PART_NAMES.items():
+        if given := {name: others.pop(name) for name in names if name in others}:
+            parts[part] = replace(getattr(unit, part), **given)
+    return replace(unit, **others, **parts)
 
 
 def short_repr(value: Any) -> str:

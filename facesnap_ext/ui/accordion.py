@@ -14,10 +14,20 @@ import gradio as gr
 
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity.predictors import predictor_title
+from facesnap_ext.landmarks.movements import EXPRESSIONS, MOVEMENTS, SLIDERS, TURNS
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.settings.infotext import from_infotext
 from facesnap_ext.settings.script_args import UI_ORDER
-from facesnap_ext.settings.unit import PASSES, POSES, PRESETS, RANGES, REFERENCE_MODES, REGIONS, defaults
+from facesnap_ext.settings.unit import (
+    EXPRESSION_SOURCES,
+    PASSES,
+    POSES,
+    PRESETS,
+    RANGES,
+    REFERENCE_MODES,
+    REGIONS,
+    defaults,
+)
 from facesnap_ext.ui import callbacks
 from facesnap_ext.ui.errors import problem
 from facesnap_ext.ui.uploads import accept_only_uploads
@@ -39,16 +49,24 @@ PART_LABELS = {
     "deca": "DECA",
     "flame": "FLAME",
 }
-POSE_LABELS = {"photo": "driving photo", "template": "template", "sliders": "sliders", "own": "reference photo"}
+POSE_LABELS = {
+    "photo": "driving photo",
+    "template": "template",
+    "sliders": "sliders",
+    "saved": "saved pose",
+    "own": "reference photo",
+}
+EXPRESSION_SOURCE_LABELS = {
+    "pose": "as in the pose",
+    "reference": "reference photo",
+    "driving": "driving photo",
+    "custom": "chosen below",
+}
 REFERENCE_MODE_LABELS = {"fused": "fused", "averaged": "averaged", "batch": "one image per photo (batch)"}
 REGION_LABELS = {"image": "whole image", "face": "face", "mask": "painted mask"}
 SLIDER_LABELS = {
-    "yaw": "Yaw (degrees, positive = right)",
-    "pitch": "Pitch (degrees, positive = down)",
-    "roll": "Roll (degrees, positive = right)",
-    "mouth": "Mouth (0 = closed, 1 = open)",
-    "brows": "Brows (-1 = lowered, 1 = raised)",
-    "eyes": "Eyes (-1 = closed, 1 = wide open)",
+    **{name: slider.label for name, slider in SLIDERS.items()},
+    "expression_strength": "Strength of the expression",
     "x": "Horizontal position (0 = left, 1 = right)",
     "y": "Vertical position (0 = top, 1 = bottom)",
     "size": "Face height (1 = image height)",
@@ -183,13 +201,21 @@ def _region_controls(controls: Controls, ident: Ident) -> None:
 
 
 def _pose_sliders(controls: Controls, ident: Ident) -> None:
-    with gr.Column(elem_id=ident("sliders"), elem_classes="facesnap-when-sliders"):
-        with gr.Row():
-            for name in ("yaw", "pitch", "roll"):
-                _slider(controls, ident, name, 1)
-        with gr.Row():
-            for name in ("mouth", "brows", "eyes"):
-                _slider(controls, ident, name, 0.05)
+    with gr.Column(elem_id=ident("sliders"), elem_classes="facesnap-when-sliders"), gr.Row():
+        for name in TURNS:
+            _slider(controls, ident, name, SLIDERS[name].step)
+    sources = _labelled(EXPRESSION_SOURCES, EXPRESSION_SOURCE_LABELS)
+    _radio(controls, ident, "expression_source", "Expression", sources, "pose")
+    with gr.Column(elem_classes="facesnap-when-custom"):
+        names = list(EXPRESSIONS)
+        _radio(controls, ident, "expression", "Named expression", names, "neutral", elem_classes="facesnap-templates")
+        _slider(controls, ident, "expression_strength", 0.05)
+    moved = list(MOVEMENTS)
+    with gr.Column(elem_id=ident("movements"), elem_classes="facesnap-when-moved"):
+        for first in range(0, len(moved), 3):
+            with gr.Row():
+                for name in moved[first : first + 3]:
+                    _slider(controls, ident, name, SLIDERS[name].step)
 
 
 def _place_controls(controls: Controls, ident: Ident) -> None:

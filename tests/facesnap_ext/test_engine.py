@@ -15,8 +15,9 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import encoders, faces
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.points72 import crop_and_resize
-from facesnap_ext.landmarks.poses import TEMPLATES, flame_rig, placement, pose_landmarks, reposition
+from facesnap_ext.landmarks.poses import TEMPLATES, placement, pose_landmarks, reposition
 from facesnap_ext.landmarks.predictor import LandmarkPredictor
+from facesnap_ext.landmarks.rigs import flame_rig
 from facesnap_ext.networks.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import around
@@ -237,7 +238,7 @@ def test_another_face_index_is_another_person(engine, unit, group):
 def test_templates_and_sliders_pose_the_references_shape_without_another_photo(engine, unit, stand_ins, mirrored, pose):
     from facesnap_ext.landmarks.predictor import load_predictor
 
-    posed = replace(unit, pose=pose, template="three quarters right", yaw=20, mouth=0.5, y=0.6)
+    posed = changed(unit, pose=pose, template="three quarters right", yaw=20, mouth=0.5, y=0.6)
     prepared = engine.prepare(replace(posed, driving=grey()), 640, 512, init_image=mirrored)
     predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
     face = prepared.references[0]
@@ -255,7 +256,7 @@ def test_moving_a_slider_runs_no_network(stand_ins, unit, monkeypatch):
     engine.prepare(replace(unit, pose="sliders"), 512, 512)
     runs = count_runs(monkeypatch)
     monkeypatch.setattr(LandmarkPredictor, "encode", lambda *args: runs.append("deca"))
-    engine.prepare(replace(unit, pose="sliders", yaw=30), 512, 768)
+    engine.prepare(changed(unit, pose="sliders", yaw=30), 512, 768)
     engine.prepare(replace(unit, pose="template", template="far"), 512, 768)
     assert runs == []
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from facesnap_ext.landmarks.poses import TEMPLATES, flame_rig, for_browser
+from facesnap_ext.landmarks.movements import EXPRESSIONS, SLIDERS
+from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
+from facesnap_ext.landmarks.rigs import flame_rig
 from facesnap_lab.miniature.render import head
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "javascript").glob("*.js"))
 RIG = for_browser(flame_rig(head()))
-NUMBERS = ("face_index", "driving_face_index", "yaw", "pitch", "roll", "mouth", "brows", "eyes", "x", "y", "size")
+NUMBERS = ("face_index", "driving_face_index", *SLIDERS, "expression_strength", "x", "y", "size")
 
 
 def radios(name: str, choices: list[str]) -> str:
@@ -40,10 +42,13 @@ def controls() -> str:
         <div id='txt2img_person'>
         <div id='txt2img_references'></div><div id='txt2img_report'></div>
         <div id='txt2img_identity'><input></div>
-        {radios("pose", ["photo", "template", "sliders", "own"])}
+        {radios("pose", ["photo", "template", "sliders", "saved", "own"])}
         <div class='facesnap-when-photo'>driving<div id='txt2img_driving'></div></div>
         <div class='facesnap-when-template facesnap-templates'>{radios("template", list(TEMPLATES))}</div>
-        <div class='facesnap-when-sliders'>sliders</div>
+        <div class='facesnap-when-sliders'>sliders</div><div class='facesnap-when-saved'>saved</div>
+        {radios("expression_source", ["pose", "reference", "driving", "custom"])}
+        <div class='facesnap-when-custom facesnap-templates'>{radios("expression", list(EXPRESSIONS))}</div>
+        <div class='facesnap-when-moved'>movements</div>
         {radios("region", ["image", "face", "mask"])}
         <div class='facesnap-when-face'>region scale</div>
         <div id='txt2img_placed'><input type='checkbox'></div>

@@ -13,22 +13,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facesnap_ext.hosts.windows import init_region
+from facesnap_ext.landmarks.movements import EXPRESSIONS, SLIDERS
+from facesnap_ext.landmarks.open_face import OpenShape, load_basis
 from facesnap_ext.landmarks.points72 import Landmarks
-from facesnap_ext.landmarks.poses import TEMPLATES, Pose, flame_rig, for_browser, placement, pose_points, reposition
+from facesnap_ext.landmarks.poses import TEMPLATES, Pose, Rig, for_browser, placement, pose_points, reposition
+from facesnap_ext.landmarks.rigs import flame_rig, open_face_rig
 from facesnap_ext.settings.pose import pose_from_unit
-from facesnap_ext.settings.unit import RANGES, Unit
+from facesnap_ext.settings.unit import CHOICES, RANGES, Unit, to_values
 from facesnap_lab.miniature.render import head
+from tests.support.units import make_unit
 
 SCRIPTS = Path(__file__).parents[2] / "javascript"
 RIG = flame_rig(head())
+BASIS = load_basis()
 WIDTH, HEIGHT = 832, 1216
 
 sides = st.integers(64, 1024)
 places = {name: st.none() | st.floats(*RANGES[name]) for name in ("x", "y", "size")}
-turns = {name: st.floats(*RANGES[name]) for name in asdict(Pose()) if name not in places}
-units = st.builds(
-    Unit, pose=st.sampled_from(["template", "sliders"]), template=st.sampled_from(list(TEMPLATES)), **turns, **places
-)
+sliders = {name: st.floats(*RANGES[name]) for name in SLIDERS}
+chosen = {
+    "pose": st.sampled_from(["template", "sliders"]),
+    "template": st.sampled_from(list(TEMPLATES)),
+    "expression_source": st.sampled_from(CHOICES["expression_source"]),
+    "expression": st.sampled_from(list(EXPRESSIONS)),
+    "expression_strength": st.floats(*RANGES["expression_strength"]),
+}
+units = st.builds(make_unit, **chosen, **sliders, **places)
 
 
 class Browser:
@@ -50,16 +60,27 @@ def browser() -> Browser:
 
 
 def values_of(unit: Unit) -> dict[str, object]:
-    return {name: getattr(unit, name) for name in ("pose", "template", *turns, *places)}
+    return {name: to_values(unit)[name] for name in (*chosen, *sliders, *places)}
 
 
-@given(unit=units, width=sides, height=sides)
-def test_the_preview_of_a_rig_has_the_points_of_the_job(browser: Browser, unit: Unit, width: int, height: int) -> None:
-    shown = browser(
-        "facesnapPreviewOf({rig, values, width, height})", values=values_of(unit), width=width, height=height
-    )
+def rig_of(seed: int | None) -> Rig:
+    """The miniature's mean head for None, else a random person of the open face model."""
+    if seed is None:
+        return RIG
+    modes = np.random.default_rng(seed).normal(size=BASIS.shape.shape[2])
+    return open_face_rig(BASIS, OpenShape(modes, np.zeros((72, 3))))
+
+
+@given(unit=units, person=st.none() | st.integers(0, 2**32 - 1), width=sides, height=sides)
+def test_the_preview_of_a_rig_has_the_points_of_the_job(
+    browser: Browser, unit: Unit, person: int | None, width: int, height: int
+) -> None:
+    rig = rig_of(person)
+    state = {"values": values_of(unit), "width": width, "height": height}
+    given_rig = {"person": None if person is None else for_browser(rig)}
+    shown = browser("facesnapPreviewOf({...state, rig: person || rig})", state=state, **given_rig)
     pose = pose_from_unit(unit, width, height)
-    np.testing.assert_allclose(shown["points"], pose_points(RIG, pose, width, height), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(shown["points"], pose_points(rig, pose, width, height), rtol=0, atol=1e-4)
     assert shown["pose"] == pytest.approx(asdict(pose), abs=1e-9)
 
 
@@ -207,3 +228,13 @@ def test_turning_a_template_switches_to_sliders_and_moving_it_does_not(browser: 
     turned = browser("facesnapSettingsOf(values, pose, {yaw: 20})", values=values, pose=pose)
     assert turned == {**pose, "yaw": 20, "pose": "sliders"}
     assert browser("facesnapSettingsOf(values, pose, {x: 0.2})", values=values, pose=pose) == {"x": 0.2}
+
+
+def test_turning_a_template_with_a_chosen_expression_keeps_the_expression(browser: Browser) -> None:
+    values = {"pose": "template", "template": "tilted", "expression_source": "custom", "expression": "wink"}
+    pose = browser("facesnapResolvePose(rig, values, 512, 512)", values=values)
+    assert pose["lid_right"] == -1
+    turned = browser("facesnapSettingsOf(values, pose, {yaw: 20})", values=values, pose=pose)
+    template = asdict(TEMPLATES["tilted"])
+    kept = {name: template[name] for name in ("pitch", "roll", "x", "y", "size")}
+    assert turned == pytest.approx({**kept, "yaw": 20, "pose": "sliders"})

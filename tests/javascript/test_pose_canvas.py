@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from facesnap_ext.landmarks.movements import Sliders
 from facesnap_ext.landmarks.points72 import draw
-from facesnap_ext.landmarks.poses import TEMPLATES, flame_rig, for_browser, pose_landmarks
+from facesnap_ext.landmarks.poses import TEMPLATES, for_browser, pose_landmarks
+from facesnap_ext.landmarks.rigs import flame_rig
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
 from facesnap_lab.miniature.render import head
+from tests.support.units import make_unit
 
 SCRIPTS = [Path(__file__).parents[2] / "javascript" / name for name in ("facesnap_canvas.js", "facesnap_pose.js")]
 WIDTH, HEIGHT = 640, 512
 RIG = flame_rig(head())
-SLIDERS = {"pose": "sliders", "template": "front", "yaw": 0, "pitch": 0, "roll": 0, "mouth": 0, "brows": 0, "eyes": 0}
+SLIDERS = {"pose": "sliders", "template": "front", **asdict(Sliders())}
 SLIDERS |= {"x": None, "y": None, "size": None}
 
 
@@ -89,7 +93,7 @@ def page(browser):
 
 
 def expected(values: dict) -> np.ndarray:
-    pose = pose_from_unit(Unit(**{"pose": "sliders", **values}), WIDTH, HEIGHT)
+    pose = pose_from_unit(make_unit(**{"pose": "sliders", **values}), WIDTH, HEIGHT)
     return pose_landmarks(RIG, pose, WIDTH, HEIGHT).points
 
 

@@ -11,7 +11,7 @@ from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.ffrnet import FFRNet, FFRNetConfig
 from facesnap_ext.regions import PaintedRegion
 from facesnap_ext.settings.strength import Strength
-from facesnap_ext.settings.unit import STRENGTH_NAMES
+from facesnap_ext.settings.unit import PART_NAMES
 
 WIDTHS = (32, 64, 96)
 CONTEXT = 48
@@ -81,5 +81,5 @@ PEOPLE = {
 def conditioning(seed: int = 0, network: FFRNet | None = None, **changes) -> Conditioning:
     tokens = torch.randn(1, 16, CONTEXT, generator=torch.Generator().manual_seed(seed))
     values = {"ffrnet": network or ffrnet(seed), "tokens": tokens, "landmarks": landmarks(seed)}
-    strength = {name: changes.pop(name) for name in STRENGTH_NAMES if name in changes}
+    strength = {name: changes.pop(name) for name in PART_NAMES["strength"] if name in changes}
     return Conditioning(**{**values, **changes}, strength=Strength(**strength))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from facesnap_ext.conditioning import Conditioning
-from facesnap_ext.settings.unit import STRENGTH_NAMES, Unit, from_values, with_values
+from facesnap_ext.settings.unit import PART_NAMES, Unit, from_values, with_values
 
 
 def make_unit(enabled: bool = True, references: tuple[Any, ...] = (), **values: Any) -> Unit:
@@ -19,5 +19,5 @@ def changed(one: Any, **values: Any) -> Any:
     if isinstance(one, Unit):
         return with_values(one, values)
     assert isinstance(one, Conditioning)
-    strength = {name: values.pop(name) for name in STRENGTH_NAMES if name in values}
+    strength = {name: values.pop(name) for name in PART_NAMES["strength"] if name in values}
     return replace(one, strength=replace(one.strength, **strength), **values)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import xyz
+from facesnap_ext.landmarks.movements import SLIDERS
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import CHOICES, RANGES, defaults, to_values
@@ -182,8 +183,11 @@ def test_each_axis_sets_its_setting_and_takes_exactly_the_settings_values(axes, 
 @pytest.mark.parametrize(
     ("name", "value", "implied"),
     [
-        *((name, 0.5, {"pose": "sliders"}) for name in ("roll", "mouth", "brows", "eyes", "pitch")),
+        *((name.replace("_", " "), 0.5, {"pose": "sliders"}) for name in SLIDERS),
         ("template", "close-up", {"pose": "template"}),
+        ("saved pose", "Shy", {"pose": "saved"}),
+        ("expression", "wink", {"expression_source": "custom"}),
+        ("expression strength", 0.5, {"expression_source": "custom"}),
         ("region scale", 2.0, {"region": "face"}),
     ],
 )
@@ -191,10 +195,18 @@ def test_an_axis_switches_on_what_its_setting_belongs_to(axes, name, value, impl
     job = SimpleNamespace()
     axes[name].apply(job, value, [])
     assert xyz.with_axes(job, {1: UNIT}) == {1: changed(UNIT, **{name.replace(" ", "_"): value}, **implied)}
-    other = {"pose": "own"} if "pose" in implied else {"region": "image"}
-    (switch,) = other
-    axes[switch].apply(job, other[switch], [])
+    ((switch, _),) = implied.items()
+    other = {switch: {"pose": "own", "region": "image", "expression_source": "reference"}[switch]}
+    axes[switch.replace("_", " ")].apply(job, other[switch], [])
     assert xyz.with_axes(job, {1: UNIT}) == {1: changed(UNIT, **{name.replace(" ", "_"): value}, **other)}
+
+
+def test_movements_of_a_chosen_expression_keep_the_pose(axes):
+    job = SimpleNamespace()
+    axes["mouth"].apply(job, 0.5, [])
+    axes["expression"].apply(job, "wink", [])
+    unit = changed(UNIT, pose="template")
+    assert xyz.with_axes(job, {1: unit}) == {1: changed(unit, mouth=0.5, expression="wink", expression_source="custom")}
 
 
 def test_one_image_per_photo_is_no_value_of_a_plot(axes):

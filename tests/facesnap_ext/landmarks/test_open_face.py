@@ -22,10 +22,10 @@ from facesnap_ext.landmarks.open_face import (
     face_points,
     fit,
     load_basis,
-    open_face_rig,
     predict,
 )
 from facesnap_ext.landmarks.points72 import POLYLINES
+from facesnap_ext.landmarks.rigs import open_face_rig
 from facesnap_ext.weights.tensors import read_index
 
 BASIS = load_basis()
@@ -264,7 +264,7 @@ def test_rig_shows_the_persons_neutral_face() -> None:
     points = face_points(BASIS, who)
     np.testing.assert_allclose(rig.rest - rig.rest[8], (points - points[8]) / np.ptp(points[:, 1]), atol=1e-6)
     assert np.abs(rig.rest - mean.rest).max() > 0.02
-    opened = rig.rest + rig.directions["mouth"]
+    opened = rig.rest + rig.directions["mouth"][0]
     assert opened[63, 1] - opened[70, 1] > 0.2 > 5 * (rig.rest[63, 1] - rig.rest[70, 1])
 
 

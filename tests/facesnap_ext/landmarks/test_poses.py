@@ -11,23 +11,32 @@ from scipy.spatial.transform import Rotation
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.flame import Flame, full_pose, posed_vertices
-from facesnap_ext.landmarks.open_face import OpenShape, load_basis, open_face_rig
-from facesnap_ext.landmarks.points72 import LEFT_EYE, NOSE_TIP, RIGHT_EYE, Landmarks, points_on
+from facesnap_ext.landmarks.movements import EXPRESSIONS, LIDS, MOVEMENTS, TURNS, Sliders, with_expression
+from facesnap_ext.landmarks.open_face import OpenShape, load_basis
+from facesnap_ext.landmarks.points72 import (
+    LEFT_CORNER,
+    LEFT_EYE,
+    NOSE_TIP,
+    POLYLINES,
+    RIGHT_CORNER,
+    RIGHT_EYE,
+    Landmarks,
+    points_on,
+)
 from facesnap_ext.landmarks.poses import (
-    BROWS,
-    JAW_OPEN,
     TEMPLATES,
     Pose,
     Rig,
-    flame_rig,
     placement,
     pose_landmarks,
     pose_points,
     reposition,
 )
+from facesnap_ext.landmarks.rigs import JAW_OPEN, flame_rig, open_face_rig
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import RANGES, Unit
 from facesnap_lab.miniature.render import head
+from tests.support.units import changed, make_unit
 
 WIDTH, HEIGHT = 832, 1216
 CHIN = 8
@@ -47,9 +56,13 @@ def rig(request: pytest.FixtureRequest, flame: Flame) -> Rig:
 
 def reference_points(rig: Rig, pose: Pose, width: float, height: float) -> np.ndarray:
     """Evaluate the formula with scipy's rotations."""
-    mouth, brows, closed, wide = (rig.directions[name].astype(float) for name in ("mouth", "brows", "closed", "wide"))
-    points = rig.rest + pose.mouth * mouth + pose.brows * brows + (-pose.eyes * closed if pose.eyes < 0 else 0)
-    points = points + (pose.eyes * wide if pose.eyes > 0 else 0)
+    points = rig.rest
+    for name in MOVEMENTS:
+        amount, directions = getattr(pose, name), rig.directions[name]
+        if amount > 0:
+            points = points + amount * directions[0]
+        if amount < 0:
+            points = points - amount * directions[1]
     for axis, degrees in (("x", pose.pitch), ("y", pose.yaw), ("z", -pose.roll)):  # about the image's axes
         points = Rotation.from_euler(axis, degrees, degrees=True).apply(points)
     flat = points[:, :2] * pose.size * height
@@ -90,7 +103,6 @@ def test_signs_match_the_settings(rig: Rig) -> None:
     assert point(NOSE_TIP, pitch=20)[1] > point(NOSE_TIP)[1] + 20, "the nose moves down"
     assert point(19, roll=20)[0] > point(19)[0] + 20, "the head tilts to the image's right"
     assert point(CHIN, mouth=1)[1] > point(CHIN)[1] + 20
-    assert point(19, brows=1)[1] < point(19)[1] - 5 < point(19, brows=-1)[1] - 10
     assert point(CHIN, x=0.6)[0] - point(CHIN)[0] == pytest.approx(0.1 * WIDTH)
     assert point(CHIN, y=0.55)[1] - point(CHIN)[1] == pytest.approx(0.1 * HEIGHT)
 
@@ -109,7 +121,7 @@ def test_mouth_is_opened_by_flames_jaw(flame: Flame) -> None:
         flame, torch.zeros(1, 0), torch.zeros(1, 0), full_pose(flame, torch.tensor([[0, 0, 0, JAW_OPEN, 0, 0]]))
     )
     points = points_on(vertices, flame.faces)[0].numpy().astype(float)
-    opened = rig.rest + rig.directions["mouth"]
+    opened = rig.rest + rig.directions["mouth"][0]
     np.testing.assert_allclose(opened - opened[0], (points - points[0]) / _height(flame), atol=1e-6)
     mouth_opening = opened[63, 1] - opened[70, 1]
     assert mouth_opening > 0.1 > 5 * (rig.rest[63, 1] - rig.rest[70, 1])
@@ -119,27 +131,142 @@ def _height(flame: Flame) -> float:
     return np.ptp(points_on(flame.v_template[None], flame.faces)[0, :, 1].numpy())
 
 
-def test_eyes_close_and_widen_on_any_head(rig: Rig) -> None:
-    def openings(eyes: float) -> np.ndarray:
-        points = pose_points(rig, Pose(eyes=eyes), WIDTH, HEIGHT)
-        return points[LOWER_LIDS, 1] - points[UPPER_LIDS, 1]
+@pytest.mark.parametrize(("lid", "eye"), [("lid_left", 0), ("lid_right", 1)])
+def test_each_eye_closes_and_widens_on_any_head(rig: Rig, lid: str, eye: int) -> None:
+    def openings(amount: float) -> np.ndarray:
+        points = pose_points(rig, Pose(**{lid: amount}), WIDTH, HEIGHT)
+        return (points[LOWER_LIDS, 1] - points[UPPER_LIDS, 1]).reshape(2, 3)
 
-    np.testing.assert_allclose(openings(-1), 0, atol=1e-3)
+    np.testing.assert_allclose(openings(-1)[eye], 0, atol=1e-3)
     assert (openings(0) > 3).all()
-    np.testing.assert_allclose(openings(-0.5), openings(0) / 2, atol=1e-3)
-    np.testing.assert_allclose(openings(1), 1.6 * openings(0), rtol=1e-4)
-    eyes = {*LEFT_EYE, *RIGHT_EYE}
-    for name in ("closed", "wide"):
-        unmoved = np.flatnonzero(~rig.directions[name].any(1))
-        assert {*range(72)} - eyes | {36, 40, 44, 48} == {*unmoved}, "corners and all other points do not move"
+    np.testing.assert_allclose(openings(-0.5)[eye], openings(0)[eye] / 2, atol=1e-3)
+    np.testing.assert_allclose(openings(1)[eye], 1.6 * openings(0)[eye], rtol=1e-4)
+    np.testing.assert_allclose(openings(-1)[1 - eye], openings(0)[1 - eye], err_msg="the other eye does not move")
+    for direction in rig.directions[lid]:
+        unmoved = np.flatnonzero(~direction.any(1))
+        corners = {36, 40, 44, 48}
+        assert {*range(72)} - {*(LEFT_EYE, RIGHT_EYE)[eye]} | corners & {*unmoved} == {*unmoved}
 
 
-def test_brows_slider_moves_only_the_brows_and_keeps_them_above_the_eyes(rig: Rig) -> None:
-    direction = rig.directions["brows"]
-    assert np.flatnonzero(direction.any(1)).tolist() == BROWS
-    assert (direction[:, [0, 2]] == 0).all()
-    lowered = (rig.rest - direction)[BROWS, 1]
-    assert lowered.min() > rig.rest[UPPER_LIDS, 1].mean()
+BROWS = {side: POLYLINES[f"{side}_eyebrow"][0] for side in ("left", "right")}  # from the image's left to its right
+MOUTH = [LEFT_CORNER, RIGHT_CORNER]
+
+
+def moved(rig: Rig, **amounts: float) -> np.ndarray:
+    """The displacement [72,2] of the face seen from the front, in face heights: x to the right, y up."""
+    both = [pose_points(rig, Pose(x=0, y=0, size=1, **one), 1, 1) for one in ({}, amounts)]
+    return (both[1] - both[0]) * (1, -1)
+
+
+@pytest.mark.parametrize(
+    ("name", "amount", "points", "axis", "sign"),
+    [
+        ("mouth", 1, [CHIN, 71], 1, -1),
+        ("lips", 1, [63], 1, 1),
+        ("smile_left", 1, [LEFT_CORNER], 1, 1),
+        ("smile_left", 1, [LEFT_CORNER], 0, -1),
+        ("smile_right", 1, [RIGHT_CORNER], 1, 1),
+        ("smile_right", 1, [RIGHT_CORNER], 0, 1),
+        ("frown", 1, MOUTH, 1, -1),
+        ("pucker", 1, [LEFT_CORNER], 0, 1),
+        ("pucker", 1, [RIGHT_CORNER], 0, -1),
+        ("stretch", 1, [RIGHT_CORNER], 0, 1),
+        ("stretch", 1, [LEFT_CORNER], 0, -1),
+        ("mouth_shift", 1, MOUTH, 0, 1),
+        ("mouth_shift", -1, MOUTH, 0, -1),
+        ("sneer", 1, [63, 31, 35], 1, 1),
+        ("brow_inner", 1, [BROWS["left"][-1], BROWS["right"][-1]], 1, 1),
+        ("brow_inner", -1, [BROWS["left"][-1], BROWS["right"][-1]], 1, -1),
+        ("brow_outer_left", 1, BROWS["left"][:3], 1, 1),
+        ("brow_outer_left", -1, BROWS["left"][:3], 1, -1),
+        ("brow_outer_right", 1, BROWS["right"][:3], 1, 1),
+        ("brow_outer_right", -1, BROWS["right"][:3], 1, -1),
+    ],
+)
+def test_each_movement_displaces_its_points_as_its_name_says(
+    rig: Rig, name: str, amount: float, points: list[int], axis: int, sign: int
+) -> None:
+    assert (sign * moved(rig, **{name: amount})[points, axis] > 0.015).all()
+
+
+@pytest.mark.parametrize("name", [name for name in MOVEMENTS if name.endswith(("_left", "_right"))])
+def test_movements_of_one_side_move_that_side(rig: Rig, name: str) -> None:
+    sizes = np.abs(moved(rig, **{name: 1})).sum(1)
+    left = rig.rest[:, 0] < -0.02
+    assert sizes[left].sum() * (10 if name.endswith("_right") else 0.1) < sizes[~left].sum() or name.endswith("_left")
+    assert sizes[left].sum() > 3 * sizes[~left].sum() or name.endswith("_right")
+
+
+def openings(points: np.ndarray) -> np.ndarray:
+    """Mean opening of the left and the right eye."""
+    return (points[UPPER_LIDS, 1] - points[LOWER_LIDS, 1]).reshape(2, 3).mean(1)
+
+
+def _smiles(move: np.ndarray, face: np.ndarray, rest: np.ndarray) -> bool:
+    return (move[MOUTH, 1] > 0.02).all() and move[LEFT_CORNER, 0] < -0.02 < 0.02 < move[RIGHT_CORNER, 0]
+
+
+def _mouth_opening(points: np.ndarray) -> float:
+    return points[63, 1] - points[70, 1]
+
+
+INNER = [BROWS["left"][-1], BROWS["right"][-1]]
+OUTER = [BROWS["left"][0], BROWS["right"][0]]
+SHOWS = {
+    "neutral": lambda move, face, rest: not move.any(),
+    "smile": lambda move, face, rest: _smiles(move, face, rest) and _mouth_opening(face) < 0.06,
+    "laugh": lambda move, face, rest: (
+        move[MOUTH, 1].min() > move[63, 1] - 0.01 and _mouth_opening(face) > _mouth_opening(rest) + 0.05
+    ),
+    "surprise": lambda move, face, rest: (
+        (openings(face) > 1.2 * openings(rest)).all()
+        and (move[INNER + OUTER, 1] > 0.02).all()
+        and _mouth_opening(face) > _mouth_opening(rest) + 0.08
+    ),
+    "sad": lambda move, face, rest: (move[MOUTH, 1] < -0.02).all() and (move[INNER, 1] - move[OUTER, 1] > 0.04).all(),
+    "angry": lambda move, face, rest: (move[INNER, 1] < -0.02).all() and (move[OUTER, 1] - move[INNER, 1] > 0.03).all(),
+    "wink": lambda move, face, rest: (
+        openings(face)[1] < 0.01 < 0.8 * openings(rest)[0] < openings(face)[0]  # exactly one eye
+    ),
+    "kiss": lambda move, face, rest: np.ptp(face[MOUTH, 0]) < 0.85 * np.ptp(rest[MOUTH, 0]),
+    "disgust": lambda move, face, rest: (
+        (move[INNER, 1] < -0.01).all()
+        and (move[[31, 35, 63], 1] > 0.015).all()
+        and (openings(face) < openings(rest)).all()
+    ),
+    "fear": lambda move, face, rest: (
+        (openings(face) > 1.2 * openings(rest)).all()
+        and (move[INNER, 1] - move[OUTER, 1] > 0.03).all()
+        and np.ptp(face[MOUTH, 0]) > 1.1 * np.ptp(rest[MOUTH, 0])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_named_expressions_look_like_their_names(rig: Rig, name: str) -> None:
+    amounts = vars(with_expression(Sliders(), name, 1))
+    move = moved(rig, **amounts)
+    rest = pose_points(rig, Pose(x=0, y=0, size=1), 1, 1) * (1, -1)
+    assert SHOWS[name](move, rest + move, rest)
+
+
+@given(strength=st.floats(0, 1.5), name=st.sampled_from(list(EXPRESSIONS)))
+def test_strength_scales_a_named_expression_up_to_the_sliders_ranges(strength: float, name: str) -> None:
+    at = with_expression(Sliders(), name, strength)
+    for movement in MOVEMENTS:
+        amount = strength * EXPRESSIONS[name].get(movement, 0)
+        assert getattr(at, movement) == pytest.approx(np.clip(amount, *RANGES[movement]))
+    assert EXPRESSIONS[name].keys() <= MOVEMENTS.keys()
+
+
+def test_every_rig_has_every_movement_and_turns_need_none(rig: Rig) -> None:
+    assert list(rig.directions) == list(MOVEMENTS)
+    for name, slider in MOVEMENTS.items():
+        assert rig.directions[name].shape == (2 if slider.range[0] < 0 else 1, 72, 3), name
+        assert slider.range in ((0, 1), (-1, 1))
+        assert all(direction.any() for direction in rig.directions[name])
+    assert set(TURNS).isdisjoint(MOVEMENTS)
+    assert LIDS.keys() <= MOVEMENTS.keys()
 
 
 def test_templates_are_distinct_and_fit_any_aspect_ratio(rig: Rig) -> None:
@@ -158,19 +285,40 @@ def test_templates_are_distinct_and_fit_any_aspect_ratio(rig: Rig) -> None:
 
 
 def test_unit_overrides_only_position_and_size_of_a_template() -> None:
-    unit = Unit(pose="template", template="tilted", yaw=60, mouth=1, x=0.2, size=0.3)
+    unit = make_unit(pose="template", template="tilted", yaw=60, mouth=1, x=0.2, size=0.3)
     assert pose_from_unit(unit, 1024, 1024) == replace(TEMPLATES["tilted"], x=0.2, size=0.3)
     with pytest.raises(FaceSnapError, match="no pose template named 'sideways'; choose one of front, three"):
         pose_from_unit(replace(unit, template="sideways"), 1024, 1024)
 
 
 def test_sliders_override_the_template() -> None:
-    unit = Unit(pose="sliders", template="tilted", yaw=10, pitch=-5, roll=3, mouth=0.2, brows=-0.1, eyes=0.3, y=0.7)
-    assert pose_from_unit(unit, 1024, 1024) == Pose(10, -5, 3, 0.2, -0.1, 0.3, y=0.7)
+    sliders = {"yaw": 10, "pitch": -5, "roll": 3, "mouth": 0.2, "brow_inner": -0.1, "lid_left": 0.3}
+    unit = make_unit(pose="sliders", template="tilted", y=0.7, **sliders)
+    assert pose_from_unit(unit, 1024, 1024) == Pose(**sliders, y=0.7)
     assert pose_from_unit(unit, 512, 1024).size == Pose().size / 2, "the default is a fraction of the shorter side"
     assert pose_from_unit(replace(unit, size=0.4), 512, 1024).size == 0.4, (
         "an explicit size is a fraction of the height"
     )
+
+
+def test_the_chosen_expression_replaces_that_of_the_pose_and_adds_up_with_the_sliders() -> None:
+    chosen = {"expression_source": "custom", "expression": "wink", "expression_strength": 0.5, "mouth": 0.3}
+    unit = make_unit(pose="template", template="looking down", lid_left=0.2, **chosen)
+    pose = pose_from_unit(unit, 1024, 1024)
+    assert (pose.pitch, pose.size) == (TEMPLATES["looking down"].pitch, TEMPLATES["looking down"].size)
+    wink = EXPRESSIONS["wink"]
+    assert pose.lid_left == pytest.approx(0.5 * wink["lid_left"] + 0.2)
+    assert (pose.lid_right, pose.mouth, pose.frown) == (pytest.approx(0.5 * wink["lid_right"]), 0.3, 0)
+    sliders = pose_from_unit(changed(unit, pose="sliders", yaw=7), 1024, 1024)
+    assert (sliders.yaw, sliders.lid_left, sliders.lid_right) == (7, pose.lid_left, pose.lid_right)
+
+
+@pytest.mark.parametrize("source", ["reference", "driving"])
+@pytest.mark.parametrize("kind", ["template", "sliders"])
+def test_the_face_is_neutral_before_a_photos_expression_is_added(source: str, kind: str) -> None:
+    unit = make_unit(pose=kind, template="looking up", mouth=1, expression="laugh", expression_source=source, yaw=5)
+    pose = pose_from_unit(unit, 1024, 1024)
+    assert {name: getattr(pose, name) for name in MOVEMENTS} == dict.fromkeys(MOVEMENTS, 0)
 
 
 points_2d = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).uniform(-50, 900, (72, 2)))

@@ -84,6 +84,17 @@ def test_infotext_of_development_versions_can_still_be_pasted(unit):
     assert from_values(from_infotext(text, 2)) == unit
 
 
+@given(st.floats(-1, 1), st.floats(-1, 1), st.floats(0, 1))
+def test_the_three_movements_of_development_versions_can_still_be_pasted(brows, eyes, mouth):
+    text = {"FaceSnap": "0.9", "FaceSnap weight": "1.0", "FaceSnap pose": "sliders"}
+    text |= {"FaceSnap brows": str(brows), "FaceSnap eyes": str(eyes), "FaceSnap mouth": str(mouth)}
+    expected = make_unit(
+        pose="sliders", mouth=mouth, brow_inner=brows, brow_outer_left=brows, brow_outer_right=brows, lid_left=eyes,
+        lid_right=eyes,
+    )  # fmt: skip
+    assert from_values(from_infotext(text, 1)) == expected
+
+
 def test_photos_are_written_as_hashes_and_never_by_name():
     photo = Photo(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), "secret name.png")
     text = to_infotext({1: Unit(True, references=(photo, photo), driving=photo, mask=photo)})

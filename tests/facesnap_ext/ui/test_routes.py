@@ -26,6 +26,7 @@ from facesnap_ext.weights import catalogue, download
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.search import find_models
 from tests.support.parts_server import serve
+from tests.support.units import make_unit
 
 fastapi = pytest.importorskip("fastapi")
 testclient = pytest.importorskip("fastapi.testclient")
@@ -163,7 +164,7 @@ def test_landmarks_are_those_of_the_job(client, engine, astronaut, two):
 
     directions = {name: np.array(values) for name, values in answer["rig"]["directions"].items()}
     rig = Rig(np.array(answer["rig"]["rest"]), directions)
-    sliders = Unit(True, (astronaut,), pose="sliders", yaw=20, x=0.4, y=0.5, size=0.3, model="random.safetensors")
+    sliders = make_unit(True, (astronaut,), pose="sliders", yaw=20, x=0.4, y=0.5, size=0.3, model="random.safetensors")
     job = engine.prepare(sliders, 640, 512).conditioning.landmarks
     np.testing.assert_allclose(pose_points(rig, Pose(yaw=20, x=0.4, y=0.5, size=0.3), 640, 512), job.points, atol=1e-3)
 
