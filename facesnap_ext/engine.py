@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 from torch import Tensor
 
 from facesnap_ext.cache import Cache, signature_of
@@ -17,64 +18,27 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.init_part import WHOLE_IMAGE, InitPart
+from facesnap_ext.identity.job_faces import POSED, Faces, Progress, find_faces, no_progress
+from facesnap_ext.identity.job_landmarks import in_output, pose_as_sliders, predict_landmarks
 from facesnap_ext.identity.likeness import face_at, likeness
-from facesnap_ext.identity.predictors import NoLandmarksError, Predictor, choose_predictor
-from facesnap_ext.identity.references import ReferenceReport, examine, photo_notes, stranger_note, turn_note
+from facesnap_ext.identity.predictors import NoLandmarksError, choose_predictor
+from facesnap_ext.identity.references import ReferenceReport, examine
 from facesnap_ext.identity.saved import choose_networks, load_identity
-from facesnap_ext.identity.tokens import embeddings_of, mix, null_tokens, token_signatures
+from facesnap_ext.identity.tokens import mix, null_tokens, token_signatures
 from facesnap_ext.landmarks.hints import POINTS72
-from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
-from facesnap_ext.landmarks.poses import Rig, pose_landmarks, reposition
+from facesnap_ext.landmarks.neutral import NeutralFace
+from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.landmarks.poses import Pose, Rig
 from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
-from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter
 
-POSED = ("template", "sliders")  # poses that do not come from a photo
 ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as the page allows in one image
-
-TILE_WITHOUT_FACE = (
-    "A part of the image that a script or another extension works on shows no face, so this person was left out there."
-)
-
-Progress = Callable[[str], None]
-
-
-def no_progress(message: str) -> None:
-    """Ignore progress reports."""
-
-
-@dataclass(frozen=True)
-class Faces:
-    """The faces that one person's conditioning is made from.
-
-    Attributes:
-        references: one face per reference photo.
-        saved: the saved identity that is used instead of photos or with them.
-        driving: the face whose pose is used, in the driving photo, the init image or the first reference; None for
-            templates and sliders.
-        in_init_image: whether `driving` is in the init image. Landmarks are then in that image's pixels, and the host
-            crops them as it crops the image.
-        absent: whether the person is left out, because the init image is a part of an image that does not show them.
-        notes: sentences that tell the user where the result deviates from the request.
-    """
-
-    references: tuple[Face, ...]
-    saved: Identity | None = None
-    driving: Face | None = None
-    in_init_image: bool = False
-    absent: bool = False
-    notes: tuple[str, ...] = ()
-
-    @property
-    def embeddings(self) -> Tensor:
-        """ArcFace embeddings [R, E] of the references, followed by those of the saved identity."""
-        return embeddings_of(self.references, self.saved)
 
 
 @dataclass(frozen=True)
@@ -122,11 +86,15 @@ class Preview:
         rig: the person's face for templates and sliders.
         landmarks: the landmarks for the poses "photo" and "own"; None without a photo, or if they cannot be detected.
         notes: sentences that tell the user where these deviate from the request.
+        neutral: the face of `landmarks` without its expression.
+        expression: the displacement [72,3] of the neutral face by the expression of another photo, in face heights.
     """
 
     rig: Rig
     landmarks: Landmarks | None
     notes: tuple[str, ...] = ()
+    neutral: NeutralFace | None = None
+    expression: np.ndarray | None = None
 
 
 class Engine:
@@ -176,9 +144,11 @@ class Engine:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
         if unit.reference_mode == "batch" and len(unit.references) > 1:
             raise ValueError("photos in batch mode are prepared one by one; see batches_by_reference")
-        if unit.pose in POSED:
-            pose_from_unit(unit, width, height)  # report an unknown template before anything is loaded
+        if init_part.tile:  # the face that is there keeps its expression
+            unit = replace(unit, expression_source="pose")
         files = self.files(progress)
+        if unit.pose in POSED:
+            pose_from_unit(unit, width, height, files.folder)  # report an unknown template before anything is loaded
         source = files.choose_facesnap(unit.model)
         choose_networks(files, source, unit.identity)
         encoders = self.encoders(files)
@@ -197,7 +167,9 @@ class Engine:
         title = ""
         if not faces.absent:
             predictor = choose_predictor(encoders, faces.references, faces.saved)
-            landmarks, landmark_notes = predict_landmarks(predictor, unit, faces, weights.info.hint, width, height)
+            landmarks, landmark_notes = predict_landmarks(
+                predictor, unit, faces, weights.info.hint, width, height, files.folder
+            )
             title = predictor.title
         unconverted = [*files.unconverted.get("deca", ()), *files.unconverted.get("flame", ())]
         return Prepared(
@@ -282,6 +254,7 @@ class Engine:
         face_index: int = 0,
         driving_face_index: int = 0,
         identity: str = "",
+        expression: tuple[Photo, int] | None = None,
     ) -> Preview:
         """The rig and the landmarks of a job, before it runs.
 
@@ -292,6 +265,7 @@ class Engine:
             size: width and height of the output image in which the landmarks are placed; None leaves them in the
                 driving photo's pixels, as with an init image.
             face_index, driving_face_index: the face to use in the photos.
+            expression: the photo whose expression replaces that of the pose, and the index of its face.
 
         Raises:
             FaceSnapError: a photo, the saved identity or a model file is missing or unusable.
@@ -306,81 +280,29 @@ class Engine:
         elif faces:
             driving_face = faces[0]
         else:
-            return Preview(rig, None, notes)
+            driving_face = None
+        landmarks = neutral = field = None
         try:
-            landmarks, notes = predictor.landmarks(driving_face, POINTS72)
+            if expression is not None:
+                field = predictor.expression(encoders.face(*expression))
+            if driving_face is not None:
+                landmarks, notes = predictor.landmarks(driving_face, POINTS72)
+                neutral, _ = predictor.neutral(driving_face)
         except NoLandmarksError as error:
-            return Preview(rig, None, (*notes, str(error)))
-        return Preview(rig, landmarks if size is None else _in_output(landmarks, driving_face, *size), notes)
+            return Preview(rig, None, (*notes, str(error)), expression=field)
+        if driving_face is not None and landmarks is not None and neutral is not None and size is not None:
+            place = partial(in_output, face=driving_face, width=size[0], height=size[1])
+            landmarks, neutral = place(landmarks), neutral.moved(place)
+        return Preview(rig, landmarks, notes, neutral, field)
 
-
-def find_faces(
-    encoders: Encoders,
-    unit: Unit,
-    init_image: Photo | None = None,
-    progress: Progress = no_progress,
-    init_part: InitPart = WHOLE_IMAGE,
-) -> Faces:
-    """Find the faces that a unit uses; see `Engine.prepare`.
-
-    Raises:
-        FaceSnapError: a photo has no such face, or there is no source for the pose.
-    """
-    references = tuple(encoders.face(photo, unit.face_index) for photo in unit.references)
-    notes = [note for face in references for note in photo_notes(face)]
-    saved = load_identity(encoders, unit.identity, progress) if unit.identity else None
-    if saved and references and (note := stranger_note(references, saved.embeddings.numpy(), unit.identity)):
-        notes.append(note)
-    if init_image is not None and init_part.tile:
-        driving = init_part.choose(encoders.faces(init_image), unit.driving_face_index)
-        if driving is None:
-            notes.append(TILE_WITHOUT_FACE)
-        return Faces(references, saved, driving, in_init_image=True, absent=driving is None, notes=tuple(notes))
-    if unit.pose in POSED:
-        return Faces(references, saved, notes=tuple(notes))
-    if unit.pose == "photo" and unit.driving is not None:
-        driving = encoders.face(unit.driving, unit.driving_face_index)
-        if note := turn_note(driving):
-            notes.append(note)
-        return Faces(references, saved, driving, notes=tuple(notes))
-    if unit.pose == "photo" and init_image is not None:
-        if (faces := encoders.faces(init_image)) and (driving := init_part.choose(faces, unit.driving_face_index)):
-            if driving.turn:
-                notes.append(f"The face in the init image is turned by {driving.turn}°; its landmarks are turned too.")
-            return Faces(references, saved, driving, in_init_image=True, notes=tuple(notes))
-        notes.append("The init image has no face; the pose is that of the reference photo.")
-    if not references:
-        raise FaceSnapError(
-            f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or choose a "
-            "template or the sliders."
-        )
-    return Faces(references, saved, references[0], notes=tuple(notes))
-
-
-def predict_landmarks(
-    predictor: Predictor, unit: Unit, faces: Faces, hint: str, width: int, height: int
-) -> tuple[Landmarks, tuple[str, ...]]:
-    """The landmarks of a person, and notes. They are in the output image, or in the init image if it provides the pose.
-
-    Args:
-        hint: how they are drawn, a key of `HINTS`.
-        width, height: size of the output image in pixels.
-
-    Raises:
-        FaceSnapError: the pose cannot be read from the driving photo, or a model file is unusable.
-    """
-    if faces.driving is None:
-        rig, notes = predictor.rig()
-        return pose_landmarks(rig, pose_from_unit(unit, width, height), width, height), notes
-    landmarks, notes = predictor.landmarks(faces.driving, hint)
-    if not faces.in_init_image:
-        landmarks = _in_output(landmarks, faces.driving, width, height)
-    return reposition(landmarks, unit.x, unit.y, unit.size), notes
-
-
-def _in_output(landmarks: Landmarks, face: Face, width: int, height: int) -> Landmarks:
-    """Landmarks of a face in its photo's pixels, in an output image of this size, upright."""
-    return crop_and_resize(landmarks.upright(face.turn), width, height, face.turned_box)
+    def pose_as_sliders(self, unit: Unit, width: int, height: int, init_image: Photo | None = None) -> Pose:
+        """The pose and the expression of a person in a job as parameters of a pose, for saving; see
+        `job_landmarks.pose_as_sliders`. Arguments and errors as for `prepare`."""
+        files = self.files()
+        encoders = self.encoders(files)
+        faces = find_faces(encoders, unit, init_image)
+        predictor = choose_predictor(encoders, faces.references, faces.saved)
+        return pose_as_sliders(predictor, unit, faces, width, height, files.folder)
 
 
 def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: Landmarks | None) -> Conditioning:

@@ -107,7 +107,7 @@ const facesnapLabel = "Pose preview. Arrow keys move the face; with Shift, they 
 
 // Attach a preview to an element; see the top of this file. Returns {canvas, set(changes), values(), destroy()}.
 function facesnapAttach(root, options) {
-    const defaults = {rig: null, points: null, image: null, window: facesnapFullWindow, overlay: null, brush: null};
+    const defaults = {rig: null, points: null, neutral: null, camera: null, expression: null, image: null, window: facesnapFullWindow, overlay: null, brush: null};
     const state = {...defaults, change: () => {}, ...options};
     const canvas = document.createElement("canvas");
     canvas.className = "facesnap-pose";

@@ -70,8 +70,10 @@ function facesnapWire(root) {
     // The server's response, with points relative to the output.
     function foundInOutput() {
         const [left, top, w, h] = placeWindow();
-        const points = found.points && found.points.map(([x, y]) => [(x - left) / w, (y - top) / h]);
-        return {...found, points, ...output};
+        const [points, neutral] = [found.points, found.neutral].map(
+            all => all && all.map(([x, y]) => [(x - left) / w, (y - top) / h]));
+        const camera = found.camera && found.camera.map((row, axis) => row.map(value => value / (axis ? h : w)));
+        return {...found, points, neutral, camera, ...output};
     }
 
     function overlay(context) {
@@ -93,7 +95,8 @@ function facesnapWire(root) {
         const driving = control("driving", "img")?.getAttribute("src")?.slice(-80);
         const question = JSON.stringify([
             size, init.length, init.slice(-80), choice("pose"), number("face_index"), number("driving_face_index"),
-            control("identity", "input")?.value, photos, driving,
+            control("identity", "input")?.value, photos, driving, choice("expression_source"),
+            control("saved_pose", "input")?.value,
         ]);
         if (question === lastQuestion) return;
         lastQuestion = question;

@@ -112,15 +112,28 @@ function facesnapReposition(points, values, width, height) {
         [((x - current.x) * scale + place.x) * width, ((y - current.y) * scale + place.y) * height]);
 }
 
+// neutral.NeutralFace.with_expression: a photo's points with the chosen expression, or with that of another photo.
+// `neutral` and the rows of `camera` are fractions of the image; `expression` is [72][3] face heights.
+function facesnapChangeExpression({rig, neutral, camera, values}, expression) {
+    const chosen = facesnapDisplacement(rig, facesnapCustomExpression(rig, values));
+    return neutral.map((point, i) => point.map((value, axis) => camera[axis].reduce(
+        (sum, factor, k) => sum + factor * (chosen[i][k] + (expression ? expression[i][k] : 0)), value)));
+}
+
 // What the preview shows: {pose, points}, with points in pixels of the output image; null if there is nothing to show.
-function facesnapPreviewOf({rig, points, values, width, height}) {
+function facesnapPreviewOf(state) {
+    const {rig, points, neutral, values, width, height} = state;
+    const source = values.expression_source ?? "pose";
+    const expression = source === "reference" || source === "driving" ? state.expression : null;
     if (facesnapIsRigged(values)) {
         if (!rig) return null;
         const pose = facesnapResolvePose(rig, values, width, height);
-        return {pose, points: facesnapPosePoints(rig, pose, width, height)};
+        return {pose, points: facesnapPosePoints(rig, pose, width, height, expression)};
     }
     if (!points) return null;
-    const placed = facesnapReposition(points, values, width, height);
+    const changed = source !== "pose" && rig && neutral;
+    const shown = changed ? facesnapChangeExpression(state, expression) : points;
+    const placed = facesnapReposition(shown, values, width, height);
     return {pose: facesnapPlacement(placed.map(([x, y]) => [x / width, y / height])), points: placed};
 }
 

@@ -8,7 +8,7 @@ face model pack's 68 landmarks to read the shape and the pose of a photo.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,18 +19,21 @@ from facesnap_ext.cache import face_key
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.faces import Face
-from facesnap_ext.landmarks.hints import POINTS5
+from facesnap_ext.landmarks.hints import POINTS5, POINTS72
+from facesnap_ext.landmarks.neutral import NeutralFace
 from facesnap_ext.landmarks.open_face import (
     FitError,
     OpenPose,
     OpenShape,
     basis_version,
+    face_points,
     fit,
     load_basis,
     predict,
 )
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.landmarks.poses import Rig
+from facesnap_ext.landmarks.predictor import FaceCodes
 from facesnap_ext.landmarks.rigs import open_face_rig
 from facesnap_ext.weights.identity_file import Identity, SavedShape
 from facesnap_ext.weights.model_files import ModelFiles
@@ -68,6 +71,22 @@ class Predictor(Protocol):
 
         Raises:
             NoLandmarksError: the pose cannot be read from the photo.
+            FaceSnapError: a model file is unusable, or the detected landmarks do not form a face.
+        """
+
+    def neutral(self, driving: Face) -> tuple[NeutralFace, Notes]:
+        """The face of `landmarks` without its expression, and the same notes. It always has 72 points.
+
+        Raises:
+            NoLandmarksError: the pose cannot be read from the photo.
+            FaceSnapError: a model file is unusable, or the detected landmarks do not form a face.
+        """
+
+    def expression(self, face: Face) -> np.ndarray:
+        """How the expression in a photo displaces the person's neutral face: [72,3] float64 face heights.
+
+        Raises:
+            NoLandmarksError: the expression cannot be read from the photo.
             FaceSnapError: a model file is unusable, or the detected landmarks do not form a face.
         """
 
@@ -130,6 +149,17 @@ class DecaPredictor:
         shape = self.encoders.codes(driving).shape if self.shape is None else self.shape
         return self.encoders.landmarks(shape, driving), ()
 
+    def neutral(self, driving: Face) -> tuple[NeutralFace, Notes]:
+        source, codes = self._source(driving), self.encoders.codes(driving)
+        return self.encoders.predictor().neutral_face(source, codes), ()
+
+    def expression(self, face: Face) -> np.ndarray:
+        return self.encoders.predictor().expression(self._source(face), self.encoders.codes(face))
+
+    def _source(self, face: Face) -> FaceCodes:
+        shape = self.encoders.codes(face).shape if self.shape is None else self.shape
+        return self.encoders.predictor().neutral(shape)
+
     def rig(self) -> tuple[Rig, Notes]:
         return self.encoders.rig(self.shape), ()
 
@@ -167,6 +197,22 @@ class OpenFacePredictor:
         poor = (_poor_fit(driving),) if pose.error > POOR_FIT else ()
         predicted = predict(load_basis(), self.shape, pose).astype(np.float32)
         return Landmarks(predicted, points.width, points.height), (*self.notes, *poor)
+
+    def neutral(self, driving: Face) -> tuple[NeutralFace, Notes]:
+        landmarks, notes = self.landmarks(driving, POINTS72)
+        basis, pose = load_basis(), _pose_of(self.encoders, driving)
+        rows = pose.scale * pose.rotation[:2] * [[1], [-1]]  # pixels per unit of the basis
+        points = landmarks.points - (basis.expression @ pose.expression) @ rows.T
+        return NeutralFace(replace(landmarks, points=points.astype(np.float32)), self._height * rows), notes
+
+    def expression(self, face: Face) -> np.ndarray:
+        displacement: np.ndarray = load_basis().expression @ _pose_of(self.encoders, face).expression / self._height
+        return displacement
+
+    @property
+    def _height(self) -> float:
+        """Height of the person's face in the unit of the basis."""
+        return float(np.ptp(face_points(load_basis(), self.shape)[:, 1]))
 
     def rig(self) -> tuple[Rig, Notes]:
         if self.shape is None and self.encoders.files.flame is not None:

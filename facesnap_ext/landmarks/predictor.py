@@ -8,7 +8,7 @@ camera projects its 72 points.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.deca import CODE_SIZES, Deca, crop_face, crop_transform, load_deca, project, to_photo
-from facesnap_ext.landmarks.flame import Flame, full_pose, load_flame, posed_vertices
+from facesnap_ext.landmarks.flame import Flame, full_pose, load_flame, posed_vertices, rotation_matrices
+from facesnap_ext.landmarks.neutral import NeutralFace
 from facesnap_ext.landmarks.points72 import TRIANGLES, Landmarks, points_on
 from facesnap_ext.weights.flame_release import unfit_for_deca
 
@@ -110,6 +111,37 @@ class LandmarkPredictor:
         ]
         points, head = (points.astype(np.float32) for points in in_photo)
         return Landmarks(points, driving.width, driving.height), head
+
+    @torch.no_grad()
+    def neutral_face(self, source: FaceCodes, driving: FaceCodes) -> NeutralFace:
+        """Return the source's neutral face in the driving face's pose, in pixels of the driving photo."""
+        neutral = driving.pose.clone()
+        neutral[3:] = 0  # the jaw
+        still = replace(driving, expression=torch.zeros_like(driving.expression), pose=neutral)
+        rotation = rotation_matrices(driving.pose[None, None, :3])[0, 0, :2].double().numpy()
+        scale = float(driving.cam[0]) * self.deca.image_size / 2
+        to_photo_pixels = np.linalg.inv(driving.transform)[:2, :2]
+        matrix = scale * to_photo_pixels @ (rotation * [[1], [-1]])  # pixels per metre
+        height = float(np.ptp(self._head_points(source, source, neutral=True)[:, 1]))
+        return NeutralFace(self.predict(source, still), height * matrix)
+
+    @torch.no_grad()
+    def expression(self, source: FaceCodes, face: FaceCodes) -> np.ndarray:
+        """Return how a face's expression displaces the source's neutral points: [72,3] float64 face heights."""
+        neutral, moved = (self._head_points(source, face, neutral=one) for one in (True, False))
+        displacement: np.ndarray = (moved - neutral) / np.ptp(neutral[:, 1])
+        return displacement
+
+    def _head_points(self, source: FaceCodes, face: FaceCodes, neutral: bool) -> np.ndarray:
+        """Return the 72 points of the source's head looking straight ahead, [72,3] float64 metres, with the expression
+        of another face or without any."""
+        keep = 0.0 if neutral else 1.0
+        pose = keep * face.pose
+        pose[:3] = 0
+        shape, expression, pose = (code[None].to(self.device) for code in (source.shape, keep * face.expression, pose))
+        vertices = posed_vertices(self.flame, shape, expression, full_pose(self.flame, pose))
+        points: np.ndarray = points_on(vertices, self.flame.faces)[0].double().cpu().numpy()
+        return points
 
 
 def load_predictor(deca_path: Path, flame_path: Path, device: torch.device | str = "cpu") -> LandmarkPredictor:

@@ -94,6 +94,18 @@ def _first_other(args: Sequence[Any]) -> int:
     return next(i for i, value in enumerate(args, 1) if not isinstance(value, dict))
 
 
+def unit_from_page(values: Sequence[Any]) -> Unit:
+    """One person's settings as the page shows them, enabled or not.
+
+    Args:
+        values: of the person's components, in the order of `UI_ORDER`.
+
+    Raises:
+        FaceSnapError: as `from_script_args`.
+    """
+    return _unit(_from_page({**dict(zip(UI_ORDER, values)), "enabled": True}), PhotoReader())
+
+
 def batches_by_reference(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
     """The units of each batch of a job, by number: one batch per reference photo in "batch" mode, otherwise one.
 

@@ -114,7 +114,7 @@ def person_controls(
         with gr.Column():
             _reference_controls(controls, identities, ident)
         with gr.Column():
-            _pose_controls(controls, ident)
+            _pose_controls(controls, callbacks.pose_choices(files.folder), ident)
             _region_controls(controls, ident)
             gr.HTML(f"<div class='facesnap-canvas' data-ids='{ident('{}')}'></div>", elem_id=ident("canvas"))
     _pose_sliders(controls, ident)
@@ -124,6 +124,7 @@ def person_controls(
     _advanced_controls(controls, files, ident)
     _connect_canvas(controls, engine)
     _connect_photos(controls, engine)
+    _connect_saved_poses(controls, engine)
     return [controls[name] for name in UI_ORDER]
 
 
@@ -175,7 +176,7 @@ def _reference_controls(controls: Controls, identities: Sequence[str], ident: Id
         controls["save"] = gr.Button("Save person", elem_id=ident("save"))
 
 
-def _pose_controls(controls: Controls, ident: Ident) -> None:
+def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> None:
     _radio(controls, ident, "pose", "Pose", _labelled(POSES, POSE_LABELS), "photo")
     with gr.Column(elem_classes="facesnap-when-photo"):
         controls["driving"] = gr.Image(
@@ -192,6 +193,13 @@ def _pose_controls(controls: Controls, ident: Ident) -> None:
     with gr.Column(elem_classes="facesnap-when-template"):
         names = list(TEMPLATES)
         _radio(controls, ident, "template", "Template", names, "front", elem_classes="facesnap-templates")
+    with gr.Row(elem_classes="facesnap-when-saved"):
+        controls["saved_pose"] = gr.Dropdown(poses, value="", label="Saved pose", elem_id=ident("saved_pose"))
+        controls["delete_pose"] = gr.Button("Delete pose", elem_id=ident("delete_pose"))
+    with gr.Accordion("Save this pose", open=False, elem_id=ident("save_pose_part")), gr.Row():
+        controls["pose_name"] = gr.Textbox("", label="Name of the pose", elem_id=ident("pose_name"))
+        controls["save_pose"] = gr.Button("Save pose and expression", elem_id=ident("save_pose"))
+    controls["pose_report"] = gr.HTML(elem_id=ident("pose_report"))
 
 
 def _region_controls(controls: Controls, ident: Ident) -> None:
@@ -270,11 +278,12 @@ def _advanced_controls(controls: Controls, files: ModelFiles, ident: Ident) -> N
 
 def _connect_canvas(controls: Controls, engine: Callable[[], Engine]) -> None:
     names = ("references", "face_index", "driving", "driving_face_index", "pose", "canvas_size", "identity")
+    others = ("canvas_init", "reference_mode", "expression_source", "saved_pose")
     inputs = [controls[name] for name in names]
-    for component in inputs:
+    for component in [*inputs, controls["expression_source"], controls["saved_pose"]]:
         component.change(
             lambda *values: callbacks.canvas_data(engine(), *values),
-            [*inputs, controls["canvas_init"], controls["reference_mode"]],
+            [*inputs, *(controls[name] for name in others)],
             [controls["canvas_rig"]],
             show_progress=False,
             queue=False,
@@ -302,6 +311,17 @@ def _connect_photos(controls: Controls, engine: Callable[[], Engine]) -> None:
         lambda *values: callbacks.save_person(engine(), *values),
         [*references, controls["name"]],
         [controls["report"], controls["identity"]],
+    )
+
+
+def _connect_saved_poses(controls: Controls, engine: Callable[[], Engine]) -> None:
+    names = ("pose_name", "canvas_size", "canvas_init", *UI_ORDER)
+    outputs = [controls["pose_report"], controls["saved_pose"]]
+    controls["save_pose"].click(
+        lambda *values: callbacks.save_pose(engine(), *values), [controls[name] for name in names], outputs
+    )
+    controls["delete_pose"].click(
+        lambda name: callbacks.delete_pose(engine(), name or ""), [controls["saved_pose"]], outputs
     )
 
 

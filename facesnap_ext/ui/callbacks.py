@@ -6,22 +6,26 @@ import base64
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import wraps
 from html import escape
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 
 from facesnap_ext import photos
-from facesnap_ext.engine import Engine
+from facesnap_ext.engine import Engine, Preview
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.framing import face_thumbnail
 from facesnap_ext.identity.references import Reference, turn_note
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.poses import for_browser
-from facesnap_ext.settings.script_args import reference_photos
+from facesnap_ext.settings import saved_poses as poses
+from facesnap_ext.settings.script_args import reference_photos, unit_from_page
 from facesnap_ext.ui.errors import problem
 from facesnap_ext.weights.identity_folder import find_identities
 
@@ -120,8 +124,13 @@ def canvas_data(
     identity: str | None = None,
     init: str = "",
     reference_mode: str = "fused",
+    expression_source: str = "pose",
+    saved_pose: str | None = None,
 ) -> str:
     """JSON for the canvas: `rig`, `points` as fractions of the output's width and height, and a `note`; or `error`.
+
+    `neutral` and `camera` are a `NeutralFace` in the same unit, and `expression` is the displacement by the expression
+    of another photo; see `facesnapPreviewOf`.
 
     Args:
         files: the image files with the reference photos, or their contents. In batch mode the first one is previewed.
@@ -136,24 +145,85 @@ def canvas_data(
     try:
         models = engine.files()
         shown = list(filter(None, files or ()))[: 1 if reference_mode == "batch" else None]
-        driver = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
-        init_image = photos.from_base64(init, "Init image") if init and pose == "photo" and driver is None else None
-        in_init = init_image is not None and bool(engine.encoders(models).faces(init_image))
+        references = reference_photos(shown)
+        driver = init_image = None
+        if pose == "photo" or expression_source == "driving":
+            driver = photos.from_pil(driving, "Driving photo") if driving is not None else None
+            init_image = photos.from_base64(init, "Init image") if init and driver is None else None
+        if init_image is not None and not engine.encoders(models).faces(init_image):
+            init_image = None
+        in_init = init_image is not None and pose == "photo"
+        expression = {
+            "reference": (references[0], int(face_index or 0)) if references else None,
+            "driving": (photo, int(driving_face_index or 0)) if (photo := driver or init_image) else None,
+        }.get(expression_source)
         width, height = map(int, size.split("x"))
+        rig = {"saved": asdict(poses.load_pose(models.folder, saved_pose))} if pose == "saved" and saved_pose else {}
         preview = engine.preview(
-            reference_photos(shown),
-            init_image if in_init else driver,
+            references,
+            (driver or init_image) if pose == "photo" else None,
             None if in_init else (width, height),
             int(face_index or 0),
             int(driving_face_index or 0),
             identity or "",
+            expression,
         )
     except FaceSnapError as error:
         return json.dumps({"question": question, "error": str(error)})
-    landmarks = preview.landmarks
-    points = None if landmarks is None else (landmarks.points / (landmarks.width, landmarks.height)).tolist()
-    answer = {"rig": for_browser(preview.rig), "points": points, "in_init": in_init, "note": " ".join(preview.notes)}
-    return json.dumps({"question": question, **answer})
+    answer = {"rig": for_browser(preview.rig) | rig, **photo_points(preview), "in_init": in_init}
+    return json.dumps({"question": question, **answer, "note": " ".join(preview.notes)})
+
+
+def photo_points(preview: Preview) -> dict[str, Any]:
+    """A photo's landmarks and neutral face in a preview, as fractions of the image's width and height, and the
+    expression of another photo in face heights; all may be None."""
+    landmarks, neutral, expression = preview.landmarks, preview.neutral, preview.expression
+    points = camera = still = None
+    if landmarks is not None:
+        points = (landmarks.points / (landmarks.width, landmarks.height)).tolist()
+    if neutral is not None:
+        size = np.array([neutral.landmarks.width, neutral.landmarks.height])
+        still, camera = (neutral.landmarks.points / size).tolist(), (neutral.matrix / size[:, None]).tolist()
+    field = None if expression is None else expression.tolist()
+    return {"points": points, "neutral": still, "camera": camera, "expression": field}
+
+
+@one_at_a_time
+def save_pose(engine: Engine, name: str, size: str, init: str, *values: Any) -> tuple[str, Any]:
+    """Save a person's pose and expression.
+
+    Args:
+        size: as for `canvas_data`.
+        init: img2img's init image as a data URL; may be empty.
+        values: of the person's components, in the order of `UI_ORDER`.
+
+    Returns:
+        HTML of the outcome, and the updated list of saved poses.
+    """
+    try:
+        width, height = map(int, size.partition(" ")[0].split("x")) if size else (1024, 1024)
+        init_image = photos.from_base64(init, "Init image") if init else None
+        models = engine.files().folder
+        path = poses.save_pose(models, name, engine.pose_as_sliders(unit_from_page(values), width, height, init_image))
+    except FaceSnapError as error:
+        return problem(str(error)), gr.update()
+    return f"Saved as {escape(path.name)}: numbers, no pixels.", gr.update(choices=pose_choices(models))
+
+
+@one_at_a_time
+def delete_pose(engine: Engine, name: str) -> tuple[str, Any]:
+    """Delete a saved pose. Returns like `save_pose`."""
+    models = engine.files().folder
+    try:
+        poses.delete_pose(models, name)
+    except FaceSnapError as error:
+        return problem(str(error)), gr.update()
+    return f"Deleted {escape(name)}.", gr.update(choices=pose_choices(models), value="")
+
+
+def pose_choices(models: Path) -> list[str]:
+    """The names of the saved poses, after an empty choice."""
+    return ["", *poses.find_poses(models)]
 
 
 @one_at_a_time

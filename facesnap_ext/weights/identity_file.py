@@ -76,8 +76,8 @@ class Identity:
     open_shape: SavedShape | None = None
 
 
-def safe_name(name: str) -> str:
-    """Return a person's name as a file name that is valid on every system.
+def safe_name(name: str, kind: str = "an identity") -> str:
+    """Return the name of a person or another thing as a file name that is valid on every system.
 
     Path separators, characters and names reserved on Windows, control and invisible characters, and dots at either end
     are removed or replaced; the result has at most 150 bytes.
@@ -87,7 +87,7 @@ def safe_name(name: str) -> str:
     """
     safe = _FORBIDDEN.sub("_", _printable(name)).strip(" .").encode()[:150].decode(errors="ignore").strip(" .")
     if not safe.strip("_"):
-        raise FaceSnapError(f"{name!r} cannot be used as the name of an identity; give a name with letters or digits.")
+        raise FaceSnapError(f"{name!r} cannot be used as the name of {kind}; give a name with letters or digits.")
     return f"_{safe[:100]}" if _RESERVED.match(safe) else safe
 
 
