@@ -143,7 +143,7 @@ class Engine:
         if not unit.references and not unit.identity:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
         if unit.reference_mode == "batch" and len(unit.references) > 1:
-            raise ValueError("photos in batch mode are prepared one by one; see batches_by_reference")
+            raise ValueError("photos in batch mode are prepared one by one; see batches_by_photo")
         if init_part.tile:  # the face that is there keeps its expression
             unit = replace(unit, expression_source="pose")
         files = self.files(progress)

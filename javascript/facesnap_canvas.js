@@ -5,6 +5,7 @@
 //         values,           // fields of settings.Unit: pose, template, yaw, pitch, …, x, y, size
 //         width, height,    // of the output image
 //         points,           // from the same route, for the poses "photo" and "own": [72][2] as fractions of both sides
+//         neutral, camera, expression,  // optional: see facesnapChangeExpression
 //         image,            // optional: an image or canvas, shown dimmed in the background
 //         window,           // optional: the part of `image` that the output shows, see facesnapInitWindow
 //         overlay(context) {},  // optional: draws over the points, in pixels of the output image
@@ -107,7 +108,10 @@ const facesnapLabel = "Pose preview. Arrow keys move the face; with Shift, they 
 
 // Attach a preview to an element; see the top of this file. Returns {canvas, set(changes), values(), destroy()}.
 function facesnapAttach(root, options) {
-    const defaults = {rig: null, points: null, neutral: null, camera: null, expression: null, image: null, window: facesnapFullWindow, overlay: null, brush: null};
+    const defaults = {
+        rig: null, points: null, neutral: null, camera: null, expression: null, image: null, window: facesnapFullWindow,
+        overlay: null, brush: null,
+    };
     const state = {...defaults, change: () => {}, ...options};
     const canvas = document.createElement("canvas");
     canvas.className = "facesnap-pose";

@@ -19,7 +19,8 @@ from facesnap_ext.hosts.errors import refusal_of
 from facesnap_ext.hosts.job import JobState
 from facesnap_ext.hosts.model_folders import model_files
 from facesnap_ext.settings.infotext import PHOTOS
-from facesnap_ext.settings.script_args import UI_ORDER, batches_by_reference, from_script_args
+from facesnap_ext.settings.saved_poses import find_poses
+from facesnap_ext.settings.script_args import UI_ORDER, batches_by_photo, from_script_args
 from facesnap_ext.ui import accordion, models_panel, routes
 from facesnap_ext.weights.identity_folder import find_identities
 
@@ -108,7 +109,7 @@ class Script(scripts.Script):
             units = xyz.with_axes(p, from_script_args(args))
             if units and self.failure:
                 raise FaceSnapError(f"{self.failure} FaceSnap cannot be used until this is fixed.")
-            p.facesnap.requested = job.expand_iterations(p, batches_by_reference(units), engine(), webui.progress)
+            p.facesnap.requested = job.expand_iterations(p, batches_by_photo(units), engine(), webui.progress)
         webui.forget_infotext(p)
 
     def process(self, p, *args):
@@ -187,6 +188,7 @@ script_callbacks.on_before_ui(
         {
             "identity": lambda: sorted(find_identities(model_files().folder)),
             "model": lambda: sorted(model_files().facesnap),
+            "saved_pose": lambda: list(find_poses(model_files().folder)),
         }
     )
 )

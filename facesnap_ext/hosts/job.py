@@ -37,7 +37,7 @@ class PreparedImage:
 
 @dataclass(frozen=True, eq=False)
 class PreparedBatch:
-    """Everything prepared for a job, or for the images of one reference photo.
+    """Everything prepared for a job, or for the images of one reference and one driving photo.
 
     Attributes:
         people: one for each unit, in the order of the page; of the first image if the images of a batch differ.
@@ -63,7 +63,7 @@ class JobState:
     """FaceSnap's state in a job, kept as `p.facesnap`.
 
     Attributes:
-        requested: the active units of each batch by their numbers; see `script_args.batches_by_reference`; empty if no
+        requested: the active units of each batch by their numbers; see `script_args.batches_by_photo`; empty if no
             one acts.
         prepared: what was prepared for each of them; empty before `process`.
         refusal: why the job must stop.
@@ -99,7 +99,7 @@ def expand_iterations(
     The job then makes its images once for each batch, one after the other. `restore_job` undoes this.
 
     Args:
-        batches: see `script_args.batches_by_reference`.
+        batches: see `script_args.batches_by_photo`.
 
     Returns:
         The batches of this job. ADetailer's own pass over a finished image has only the batch of that image.
@@ -120,19 +120,18 @@ def expand_iterations(
         return [next(units for units in batches if to_infotext(units, with_names=False).items() <= written)]
     if getattr(p, "txt2img_upscale", False):
         raise FaceSnapError(
-            "A single finished image cannot be upscaled in batch mode; remove all reference photos except the one of "
-            "the person in the image."
+            "A single finished image cannot be upscaled with one image per photo; remove all reference and driving "
+            "photos except those of the image."
         )
     check_image_count(p)
     first = min(batches[0])
-    references = [units[first].references[0] for units in batches]
     with error_prefix(person_prefix(first, batches[0])):
-        engine.encoders(engine.files(progress)).require_faces(references, batches[0][first].face_index, progress)
+        _require_faces(engine, [units[first] for units in batches], progress)
     lists = {name: value for name in PER_IMAGE if isinstance(value := getattr(p, name, None), list)}
     if any(len(value) != p.n_iter * p.batch_size for value in lists.values()):
         raise FaceSnapError(
             "Another script requests a number of images that is not a multiple of the batch size, so they cannot be "
-            "repeated for each reference photo; set the batch size to 1."
+            "repeated for each photo; set the batch size to 1."
         )
     p.facesnap_before = {"n_iter": p.n_iter, **lists}
     for name, value in lists.items():
@@ -141,6 +140,16 @@ def expand_iterations(
         shared.state.job_count += p.n_iter * (len(batches) - 1)
     p.n_iter *= len(batches)
     return batches
+
+
+def _require_faces(engine: Engine, units: Sequence[Unit], progress: Callable[..., None]) -> None:
+    """Check that all photos of one person's batches show a face, before any image is generated."""
+    encoders = engine.encoders(engine.files(progress))
+    references = list({id(photo): photo for unit in units for photo in unit.references}.values())
+    encoders.require_faces(references, units[0].face_index, progress)
+    driving = {id(unit.driving_photo): unit.driving_photo for unit in units if unit.driving_photo is not None}
+    if units[0].uses_driving and len(driving) > 1:
+        encoders.require_faces(list(driving.values()), units[0].driving_face_index, progress)
 
 
 def restore_job(p: Any) -> None:
@@ -219,7 +228,8 @@ def _encode_together(engine: Engine, batches: Sequence[Mapping[int, Unit]]) -> N
     units = [units[first] for units in batches]
     if takes_clip(files.choose_facesnap(units[0].model)):
         encoders = engine.encoders(files)
-        encoders.clip_tokens([encoders.face(unit.references[0], unit.face_index) for unit in units])
+        references = {photo.digest: photo for unit in units for photo in unit.references}.values()
+        encoders.clip_tokens([encoders.face(photo, units[0].face_index) for photo in references])
 
 
 def _prepare_people(

@@ -11,6 +11,7 @@ from typing import Any
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.movements import MOVEMENTS, TURNS
 from facesnap_ext.landmarks.poses import TEMPLATES
+from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings.infotext import DEFAULTS, PHOTOS
 from facesnap_ext.settings.script_args import block_weights, check_intervals, from_script_args
@@ -61,12 +62,10 @@ def with_axes(p: Any, units: Mapping[int, Unit]) -> dict[int, Unit]:
 def _with_axis_values(unit: Unit, axis_values: Mapping[str, Any]) -> Unit:
     values = dict(axis_values)
     if (number := values.pop("reference", None)) is not None:
-        if not 1 <= number <= len(unit.references):
-            raise FaceSnapError(
-                f"The plot uses reference {number}, but the number of references is {len(unit.references)}; use the "
-                "number of an existing reference, counted from 1."
-            )
-        values["references"] = (unit.references[number - 1],)
+        values["references"] = (_numbered("reference", number, unit.references),)
+    if (number := values.pop("driving", None)) is not None:
+        several = unit.driving if isinstance(unit.driving, tuple) else (unit.driving,) if unit.driving else ()
+        values["driving"] = _numbered("driving photo", number, several)
     if "identity" in values:
         values.setdefault("references", ())  # the saved identity alone
     for name, (setting, value) in IMPLIED.items():
@@ -78,13 +77,22 @@ def _with_axis_values(unit: Unit, axis_values: Mapping[str, Any]) -> Unit:
     return with_values(unit, values)
 
 
+def _numbered(kind: str, number: int, photos: Sequence[Photo]) -> Photo:
+    if not 1 <= number <= len(photos):
+        raise FaceSnapError(
+            f"The plot uses {kind} {number}, but the number of {kind}s is {len(photos)}; use the number of an existing "
+            f"{kind}, counted from 1."
+        )
+    return photos[number - 1]
+
+
 def _axes(option: Any, names: Mapping[str, Choices]) -> list[Any]:
     fixed = {name: _always(choices) for name, choices in {**CHOICES, "template": tuple(TEMPLATES)}.items()}
     switches = {name: _always(SWITCHES) for name in SETTINGS if isinstance(DEFAULTS[name], bool)}
     # a plot shows one image per cell; the axis "reference" takes the photos one by one
     fixed["reference_mode"] = _always([mode for mode in CHOICES["reference_mode"] if mode != "batch"])
     choices = {**fixed, **switches, **names}
-    axes = [option(PREFIX + "reference", int, _apply("reference"), confirm=_confirm("reference"))]
+    axes = [option(PREFIX + name, int, _apply(name), confirm=_confirm(name)) for name in ("reference", "driving")]
     for name in SETTINGS:
         confirm = _confirm(name, choices.get(name))
         axes.append(
@@ -125,7 +133,7 @@ def _confirm(name: str, choices: Choices | None = None) -> Callable[[Any, Sequen
 
     def confirm(p: Any, values: Sequence[Any]) -> None:
         units = list(_units(p).values())
-        if name != "reference":
+        if name not in ("reference", "driving"):
             units = units or [Unit()]
         known = None if choices is None else choices()
         for value in values:

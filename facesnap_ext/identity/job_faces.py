@@ -86,8 +86,8 @@ def find_faces(
     expression = _expression_face(encoders, unit, references, init_image, init_part)
     if unit.pose in POSED:
         return Faces(references, saved, expression=expression, notes=tuple(notes))
-    if unit.pose == "photo" and unit.driving is not None:
-        driving = encoders.face(unit.driving, unit.driving_face_index)
+    if unit.pose == "photo" and unit.driving_photo is not None:
+        driving = encoders.face(unit.driving_photo, unit.driving_face_index)
         if note := turn_note(driving):
             notes.append(note)
         return Faces(references, saved, driving, expression=expression, notes=tuple(notes))
@@ -127,8 +127,8 @@ def _expression_face(
         return references[0]
     if unit.expression_source != "driving":
         return None
-    if unit.driving is not None:
-        return encoders.face(unit.driving, unit.driving_face_index)
+    if unit.driving_photo is not None:
+        return encoders.face(unit.driving_photo, unit.driving_face_index)
     if init_image is None:
         raise FaceSnapError(
             "The expression comes from the driving photo, which is missing; add one, or choose another source of the "

@@ -16,6 +16,7 @@ _TYPES: dict[Any, dict[str, Any]] = {
     str: {"type": "string"},
     Photo: IMAGE,
     float | None: {"type": ["number", "null"]},
+    Photo | tuple[Photo, ...] | None: {**IMAGE, "type": ["string", "array", "null"], "items": IMAGE},
     Photo | None: {**IMAGE, "type": ["string", "null"]},
     tuple[Photo, ...]: {"type": "array", "items": IMAGE},
     tuple[float, ...]: {"type": "array", "items": {"type": "number"}},

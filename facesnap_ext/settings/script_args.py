@@ -17,7 +17,8 @@ from facesnap_ext.settings.unit import BLOCK_WEIGHTS_RULE, Unit, defaults, from_
 
 # the page's components of one person, in the order in which the script returns them
 UI_ORDER = (
-    *("enabled", "references", "face_index", "reference_mode", "identity", "pose", "driving", "driving_face_index"),
+    *("enabled", "references", "face_index", "reference_mode", "identity", "pose", "driving", "driving_more"),
+    "driving_face_index",
     *("template", "saved_pose", *SLIDERS, "expression_source", "expression", "expression_strength"),
     *("placed", "x", "y", "size", "weight", "start"),
     *("end", "cond_only", "hires", "block_weights", "region", "region_scale", "mask", "redraw_strength", "model"),
@@ -106,28 +107,44 @@ def unit_from_page(values: Sequence[Any]) -> Unit:
     return _unit(_from_page({**dict(zip(UI_ORDER, values)), "enabled": True}), PhotoReader())
 
 
-def batches_by_reference(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
-    """The units of each batch of a job, by number: one batch per reference photo in "batch" mode, otherwise one.
+def batches_by_photo(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
+    """The units of each batch of a job, by number.
+
+    There is one batch per reference photo in "batch" mode, one per driving photo if there are several in use, one for
+    each pair with both, and otherwise one.
 
     Raises:
-        FaceSnapError: a person other than the first is in batch mode, or a saved identity is combined with it.
+        FaceSnapError: a person other than the first has several batches, or a saved identity is combined with
+            reference photos in batch mode.
     """
     first = min(units, default=0)
     for number, unit in units.items():
-        if unit.reference_mode != "batch" or len(unit.references) < 2:
-            continue
-        if number != first:
+        batch = unit.reference_mode == "batch" and len(unit.references) > 1
+        driven = isinstance(unit.driving, tuple) and unit.uses_driving
+        if number != first and (batch or driven):
+            title, advice = ("photo (batch)", "fuse or average this person's photos")
+            if driven:
+                title, advice = ("driving photo", "remove all but one of this person's driving photos")
             raise FaceSnapError(
-                f"{person_prefix(number, units)}Only the first person can use one image per photo (batch); fuse or "
-                "average this person's photos."
+                f"{person_prefix(number, units)}Only the first person can use one image per {title}; {advice}."
             )
-        if unit.identity:
+        if batch and unit.identity:
             raise FaceSnapError(
                 f"{person_prefix(number, units)}One image per photo cannot be combined with the saved identity "
                 f"{unit.identity}; remove the photos or the saved identity."
             )
-        return [{**units, number: replace(unit, references=(photo,))} for photo in unit.references]
-    return [dict(units)] if units else []
+    return [{**units, first: one} for one in _one_by_one(units[first])] if units else []
+
+
+def _one_by_one(unit: Unit) -> list[Unit]:
+    """The unit once for each reference photo in batch mode and for each driving photo that is in use."""
+    batch = unit.reference_mode == "batch" and len(unit.references) > 1
+    references = [(photo,) for photo in unit.references] if batch else [unit.references]
+    driving = unit.driving if isinstance(unit.driving, tuple) else (unit.driving,)
+    if not unit.uses_driving:
+        driving = driving[:1]
+    check_number(len(references) * len(driving))
+    return [replace(unit, references=some, driving=one) for some in references for one in driving]
 
 
 def person_prefix(number: int, people: Collection[int]) -> str:
@@ -135,11 +152,14 @@ def person_prefix(number: int, people: Collection[int]) -> str:
     return f"Person {number}: " if len(people) > 1 else ""
 
 
-def reference_photos(values: Sequence[Any] | None, reader: PhotoReader | None = None) -> tuple[Photo, ...]:
-    """Read the reference photos that the page or the API sent; empty entries are skipped.
+def reference_photos(
+    values: Sequence[Any] | None, reader: PhotoReader | None = None, title: str = "Reference photo"
+) -> tuple[Photo, ...]:
+    """Read the reference photos that the page or the API sent, or other photos; empty entries are skipped.
 
     Args:
         reader: counts the photos of the job.
+        title: what they are called in messages.
 
     Raises:
         FaceSnapError: some photos cannot be read, and the message names each of them; or there are too many.
@@ -147,7 +167,7 @@ def reference_photos(values: Sequence[Any] | None, reader: PhotoReader | None = 
     given = list(filter(None, values or ()))
     check_number(len(given))
     reader = reader or PhotoReader()
-    results = [_photo_or_error(value, f"Reference photo {i}", reader) for i, value in enumerate(given, 1)]
+    results = [_photo_or_error(value, f"{title} {i}", reader) for i, value in enumerate(given, 1)]
     if errors := [str(result) for result in results if isinstance(result, FaceSnapError)]:
         raise FaceSnapError(" ".join(errors))
     return tuple(result for result in results if isinstance(result, Photo))
@@ -158,6 +178,8 @@ def _from_page(values: dict[str, Any]) -> dict[str, Any]:
     values = {name: value for name, value in values.items() if value is not None}
     if not values.pop("placed", False):
         values |= {"x": None, "y": None, "size": None}
+    if more := values.pop("driving_more", None):
+        values["driving"] = [values.get("driving"), *more]
     if isinstance(weights := values.get("block_weights"), str):
         values["block_weights"] = block_weights(weights)
     return values
@@ -192,11 +214,16 @@ def _unit(values: dict[str, Any], reader: PhotoReader) -> Unit:
         "references": reference_photos(references if isinstance(references, (list, tuple)) else [references], reader),
         "block_weights": tuple(weights) if isinstance(weights, (list, tuple)) else (weights,),
     }
-    images = {
-        name: _photo(values[name], title, reader) if values.get(name) else None
-        for name, title in (("driving", "Driving photo"), ("mask", "Region mask"))
-    }
-    return from_values({**values, **parsed, **images})
+    mask = _photo(values["mask"], "Region mask", reader) if values.get("mask") else None
+    return from_values({**values, **parsed, "driving": _driving(values.get("driving"), reader), "mask": mask})
+
+
+def _driving(value: Any, reader: PhotoReader) -> Photo | tuple[Photo, ...] | None:
+    """The driving photo, or several of them."""
+    given = list(filter(None, value)) if isinstance(value, (list, tuple)) else [value] if value else []
+    if len(given) > 1:
+        return reference_photos(given, reader, "Driving photo")
+    return _photo(given[0], "Driving photo", reader) if given else None
 
 
 def _photo_or_error(value: Any, name: str, reader: PhotoReader) -> Photo | FaceSnapError:

@@ -66,7 +66,7 @@ class Unit:
         model: name of the FaceSnap file; empty selects the only one.
         pose: where the pose comes from. "photo" is `driving`, or the init image, or else the reference photo; the
             others are "template", "sliders", "saved" for `saved_pose`, and "own" for the reference photo.
-        driving: photo that provides pose and expression.
+        driving: photo that provides pose and expression; with several, a job makes its images once for each.
         driving_face_index: the face to use in it, by size; 0 is the largest.
         template: a name in `poses.TEMPLATES`.
         saved_pose: name of a saved pose.
@@ -94,7 +94,7 @@ class Unit:
     model: str = ""
 
     pose: str = "photo"
-    driving: Photo | None = None
+    driving: Photo | tuple[Photo, ...] | None = None
     driving_face_index: int = 0
     template: str = "front"
     saved_pose: str = ""
@@ -129,6 +129,18 @@ class Unit:
             if values[name] < 0:
                 raise FaceSnapError(f"FaceSnap's {name} is {values[name]}; the largest face is 0 and the next one 1.")
         _check_block_weights(self.strength.block_weights)
+
+    @property
+    def uses_driving(self) -> bool:
+        """Whether a driving photo provides the pose or the expression."""
+        return self.pose == "photo" or self.expression_source == "driving"
+
+    @property
+    def driving_photo(self) -> Photo | None:
+        """The driving photo of a person who has at most one; see `script_args.batches_by_photo`."""
+        if isinstance(self.driving, tuple):
+            raise ValueError("several driving photos are prepared one by one; see batches_by_photo")
+        return self.driving
 
     @property
     def active(self) -> bool:

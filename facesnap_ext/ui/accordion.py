@@ -186,6 +186,17 @@ def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> No
             height=240,
             elem_id=ident("driving"),
         )
+        with gr.Accordion("More driving photos (one image per photo)", open=False, elem_id=ident("driving_part")):
+            controls["driving_more"] = accept_only_uploads(
+                gr.File(
+                    label="More driving photos",
+                    file_count="multiple",
+                    file_types=["image"],
+                    type="binary",
+                    height=120,
+                    elem_id=ident("driving_more"),
+                )
+            )
         controls["driving_faces"] = gr.HTML(elem_id=ident("driving_faces"))
         controls["driving_face_index"] = gr.Number(
             0, label="Face index in the driving photo (0 = largest)", precision=0, elem_id=ident("driving_face_index")

@@ -27,7 +27,7 @@ from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.residuals import Residuals
-from facesnap_ext.settings.script_args import batches_by_reference
+from facesnap_ext.settings.script_args import batches_by_photo
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import facesnap_file, identity_file
 from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET, RECOGNITION
@@ -166,7 +166,7 @@ def test_a_batch_is_prepared_without_clip(engine, models, unit, grace_hopper):
     each = [unit, replace(unit, references=(grace_hopper,))]
     batch = replace(unit, reference_mode="batch", references=tuple(one.references[0] for one in each))
     p = SimpleNamespace(width=512, height=512)
-    jobs = prepare_job(p, batches_by_reference({1: batch}), engine, lambda *parts: None)
+    jobs = prepare_job(p, batches_by_photo({1: batch}), engine, lambda *parts: None)
     for one, job in zip(each, jobs, strict=True):
         assert torch.equal(job.people[0].conditioning.tokens, engine.prepare(one, 512, 512).conditioning.tokens)
 

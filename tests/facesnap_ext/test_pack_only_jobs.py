@@ -17,10 +17,11 @@ from facesnap_ext.hosts import a1111
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.identity import encoders as encoders_module
 from facesnap_ext.identity.saved import save_identity
-from facesnap_ext.landmarks.open_face import fit, load_basis, open_face_rig, predict
+from facesnap_ext.landmarks.open_face import fit, load_basis, predict
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import crop_and_resize, draw, five_points
 from facesnap_ext.landmarks.poses import TEMPLATES, pose_landmarks
+from facesnap_ext.landmarks.rigs import open_face_rig
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.search import find_models

@@ -14,7 +14,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import job as host_job
 from facesnap_ext.hosts import webui
 from facesnap_ext.settings.infotext import DIGITS
-from facesnap_ext.settings.script_args import batches_by_reference
+from facesnap_ext.settings.script_args import batches_by_photo
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.search import find_models
 from tests.support import mock_processing
@@ -71,11 +71,62 @@ def test_the_job_is_repeated_for_each_photo(host, people, drawn, stand_ins, n_it
     assert "photo 3 of 3" in host.state.textinfo
 
 
+def test_the_job_is_repeated_for_each_driving_photo(host, people, drawn, stand_ins):
+    reference = people[0]
+    person = {"model": "random.safetensors", "references": [reference], "driving": people}
+    p = job(host, person, n_iter=2)
+    result = process_images(p)
+    expected = [image for image in people for _ in range(2)]
+    assert [text["FaceSnap driving"] for text in result.infotexts] == [digest(image) for image in expected]
+    assert {text["FaceSnap references"] for text in result.infotexts} == {digest(reference)}
+    assert all(tokens.equal(tokens_of(reference, stand_ins)) for tokens in drawn)
+    assert len(drawn) == 6
+    assert p.n_iter == 2
+    assert "photo 3 of 3" in host.state.textinfo
+
+
+def test_reference_and_driving_photos_are_combined(host, people, drawn, stand_ins):
+    result = process_images(job(host, {**BATCH, "references": people[:2], "driving": people[1:]}))
+    pairs = [(digest(reference), digest(driving)) for reference in people[:2] for driving in people[1:]]
+    texts = result.infotexts
+    assert [(text["FaceSnap references"], text["FaceSnap driving"]) for text in texts] == pairs
+
+
+@pytest.mark.parametrize("values", [{"pose": "template"}, {"pose": "own", "expression_source": "custom"}])
+def test_driving_photos_that_are_not_used_do_not_repeat_the_job(host, people, drawn, values):
+    process_images(job(host, {"model": "random.safetensors", "references": people[:1], "driving": people, **values}))
+    assert len(drawn) == 1
+
+
+def test_driving_photos_of_an_expression_repeat_the_job(host, people, drawn):
+    person = {"model": "random.safetensors", "references": people[:1], "driving": people[:2], "pose": "template"}
+    process_images(job(host, {**person, "expression_source": "driving"}))
+    assert len(drawn) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{}, {"driving": 2}], "Person 2: Only the first person can use one image per driving photo; remove all but"),
+        ([{"driving": "grey"}], "Driving photo 2 has no detectable face; remove or replace"),
+        ([{"driving": "text"}], "Driving photo 2 is not base64"),
+    ],
+)
+def test_unusable_driving_photos_are_refused_at_the_start(host, people, changes, message):
+    driving = {2: people[:2], "grey": [people[0], GREY], "text": [people[0], "https://example.org/a.png"]}
+    person = {"model": "random.safetensors", "references": people[:1]}
+    args = [{**person, **{name: driving[value] for name, value in change.items()}} for change in changes]
+    p = job(host, *args)
+    with pytest.raises(FaceSnapError, match=message):
+        process_images(p)
+    assert p.n_iter == 1
+
+
 def test_upscaling_a_finished_image_requires_a_single_photo(host, people, drawn):
     """The button under the gallery runs only the hires pass, for the selected image."""
     p = job(host, {**BATCH, "references": people})
     p.txt2img_upscale = True
-    with pytest.raises(FaceSnapError, match="remove all reference photos except the one of the person"):
+    with pytest.raises(FaceSnapError, match="remove all reference and driving photos except those"):
         process_images(p)
     assert drawn == []
     alone = job(host, {**BATCH, "references": people[:1]})
@@ -213,14 +264,14 @@ def test_adetailers_pass_uses_the_person_of_its_image(host, people, drawn, stand
     assert p.n_iter == 2
 
 
-def test_batches_by_reference_makes_one_batch_per_photo():
+def test_batches_by_photo_makes_one_batch_per_photo():
     photo = photos.from_pil(GREY, "grey")
     two = Unit(True, references=(photo, photo), reference_mode="batch")
-    assert batches_by_reference({}) == []
-    assert [set(units) for units in batches_by_reference({1: two, 2: Unit(True)})] == [{1, 2}] * 2
+    assert batches_by_photo({}) == []
+    assert [set(units) for units in batches_by_photo({1: two, 2: Unit(True)})] == [{1, 2}] * 2
     for alone in (Unit(True, references=(photo, photo)), Unit(True, reference_mode="batch", identity="Ada")):
-        assert batches_by_reference({3: alone}) == [{3: alone}]
-    assert len(batches_by_reference({1: Unit(True), 2: Unit(True, references=(photo,), reference_mode="batch")})) == 1
+        assert batches_by_photo({3: alone}) == [{3: alone}]
+    assert len(batches_by_photo({1: Unit(True), 2: Unit(True, references=(photo,), reference_mode="batch")})) == 1
 
 
 def test_the_engine_prepares_one_person_at_a_time(stand_ins, astronaut):

@@ -6,6 +6,7 @@ import copy
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -52,7 +53,8 @@ def axes(monkeypatch) -> dict[str, AxisOption]:
     monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
     sys.modules["modules"].scripts = scripts
     for _ in range(2):  # the page may be built twice
-        xyz.add_axes({"identity": lambda: ["Ada", "Grace"], "model": lambda: ["a.safetensors", "b"]})
+        names = {"identity": ["Ada", "Grace"], "model": ["a.safetensors", "b"], "saved_pose": ["Bold", "Shy"]}
+        xyz.add_axes({name: partial(list, files) for name, files in names.items()})
     labels = [axis.label for axis in plot.axis_options]
     assert len(labels) == len(set(labels))
     return {axis.label.removeprefix(xyz.PREFIX): axis for axis in plot.axis_options}
@@ -102,6 +104,18 @@ def test_references_can_be_used_one_by_one(axes):
             xyz.with_axes(job, {1: UNIT})
 
 
+def test_driving_photos_can_be_used_one_by_one(axes):
+    for driving in (PHOTOS, PHOTOS[1]):
+        unit, job = changed(UNIT, driving=driving), SimpleNamespace()
+        several = driving if isinstance(driving, tuple) else (driving,)
+        for number, photo in enumerate(several, 1):
+            axes["driving"].apply(job, number, [])
+            assert xyz.with_axes(job, {1: unit}) == {1: changed(unit, driving=photo)}
+        axes["driving"].apply(job, len(several) + 1, [])
+        with pytest.raises(FaceSnapError, match=f"driving photos is {len(several)}; use the number of an existing"):
+            xyz.with_axes(job, {1: unit})
+
+
 def test_a_missing_reference_is_reported_before_the_plot_begins(axes):
     """The plot passes the whole job, with FaceSnap's arguments among those of other scripts."""
     picture = Image.new("RGB", (8, 8))
@@ -125,9 +139,9 @@ def test_a_saved_identity_replaces_the_photos(axes):
 
 
 def test_every_setting_has_an_axis(axes):
-    """All but the photos, which the axis "reference" takes by number, and `enabled`, which is the weight 0."""
+    """All but the mask, the photos, which two axes take by number, and `enabled`, which is the weight 0."""
     settings = set(defaults()) - {"enabled", "references", "driving", "mask"}
-    assert set(axes) - {"Seed"} == {"reference", *(name.replace("_", " ") for name in settings)}
+    assert set(axes) - {"Seed"} == {"reference", "driving", *(name.replace("_", " ") for name in settings)}
 
 
 def test_docs_list_the_axes(axes):
@@ -146,7 +160,13 @@ def some_values(name: str) -> tuple[list[Any], list[Any]]:
         return ["1 0.5", "0,2,1"], [(1.0, 0.5), (0.0, 2.0, 1.0)]
     if isinstance(default, bool):
         return ["True", "False"], [True, False]
-    choices = {**CHOICES, "template": tuple(TEMPLATES), "identity": ("Ada", "Grace"), "model": ("a.safetensors", "b")}
+    choices = {
+        **CHOICES,
+        "template": tuple(TEMPLATES),
+        "identity": ("Ada", "Grace"),
+        "saved_pose": ("Bold", "Shy"),
+        "model": ("a.safetensors", "b"),
+    }
     if name in choices:
         return list(choices[name]), list(choices[name])
     low, high = RANGES.get(name, (0, 3))

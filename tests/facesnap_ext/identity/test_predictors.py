@@ -25,8 +25,8 @@ from facesnap_ext.identity.predictors import (
 from facesnap_ext.identity.saved import load_identity, save_identity
 from facesnap_ext.landmarks.flame import load_flame
 from facesnap_ext.landmarks.hints import POINTS5, POINTS72
-from facesnap_ext.landmarks.open_face import fit, load_basis, open_face_rig, predict
-from facesnap_ext.landmarks.poses import flame_rig
+from facesnap_ext.landmarks.open_face import fit, load_basis, predict
+from facesnap_ext.landmarks.rigs import flame_rig, open_face_rig
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.search import find_models
 from tests.support.stand_in_pack import stand_in_faces68, stand_in_landmarks68

@@ -78,6 +78,8 @@ def test_images_are_text_or_null(image):
         if "image file" in str(schema):
             many = schema["type"] == "array"
             assert to_values(parsed({name: [image] if many else image}))[name], name
+            if "array" in schema["type"]:
+                assert len(to_values(parsed({name: [image, image]}))[name]) == 2, name
             assert not to_values(parsed({name: schema["default"]}))[name], name
 
 

@@ -37,7 +37,7 @@ def b64(image):
 def page(**values) -> list:
     """The values of a unit's components on a fresh page, except for `values`."""
     shown = defaults() | {"enabled": True, "references": None}
-    shown |= {"placed": False, "x": 0.5, "y": 0.45, "size": 0.45, "block_weights": ""}
+    shown |= {"driving_more": None, "placed": False, "x": 0.5, "y": 0.45, "size": 0.45, "block_weights": ""}
     return [{**shown, **values}[name] for name in UI_ORDER]
 
 
