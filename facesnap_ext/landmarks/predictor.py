@@ -114,16 +114,19 @@ class LandmarkPredictor:
 
     @torch.no_grad()
     def neutral_face(self, source: FaceCodes, driving: FaceCodes) -> NeutralFace:
-        """Return the source's neutral face in the driving face's pose, in pixels of the driving photo."""
-        neutral = driving.pose.clone()
-        neutral[3:] = 0  # the jaw
-        still = replace(driving, expression=torch.zeros_like(driving.expression), pose=neutral)
+        """Return the source's neutral face in the driving face's pose, in pixels of the driving photo.
+
+        The driving face's expression takes part in placing the joint about which FLAME turns the head. The neutral face
+        stays there, so that with this expression it has the points of `predict`.
+        """
         rotation = rotation_matrices(driving.pose[None, None, :3])[0, 0, :2].double().numpy()
         scale = float(driving.cam[0]) * self.deca.image_size / 2
         to_photo_pixels = np.linalg.inv(driving.transform)[:2, :2]
         matrix = scale * to_photo_pixels @ (rotation * [[1], [-1]])  # pixels per metre
         height = float(np.ptp(self._head_points(source, source, neutral=True)[:, 1]))
-        return NeutralFace(self.predict(source, still), height * matrix)
+        landmarks, matrix = self.predict(source, driving), height * matrix
+        points = landmarks.points - self.expression(source, driving) @ matrix.T
+        return NeutralFace(replace(landmarks, points=points.astype(np.float32)), matrix)
 
     @torch.no_grad()
     def expression(self, source: FaceCodes, face: FaceCodes) -> np.ndarray:
