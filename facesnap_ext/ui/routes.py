@@ -205,7 +205,7 @@ def stop_part(values: Values) -> Values:
     """Stop downloading a part, and return the progress. What has been received is kept."""
     name = _part_name(values)
     for job in download.jobs():
-        if job.part.name == name:
+        if job.name == name:
             job.stop.set()
             return _job(job)
     raise RequestError(400, "No download of a part with this name has been started.")
@@ -298,9 +298,9 @@ def _part_name(values: Values) -> str:
 
 def _job(job: download.Job) -> Values:
     return {
-        "part": job.part.name,
+        "part": job.name,
         "done": job.done,
-        "size": job.part.size,
+        "size": job.size,
         "state": job.state,
         "message": job.message,
     }
