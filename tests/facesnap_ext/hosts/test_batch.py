@@ -188,7 +188,7 @@ def test_other_scripts_lists_are_repeated_if_they_fill_whole_batches(host, peopl
 
 
 def test_adetailers_pass_uses_the_person_of_its_image(host, people, drawn, stand_ins):
-    """ADetailer copies the script's arguments and the infotext to a job of its own. Finally, it calls `before_process`
+    """ADetailer copies the script's arguments and the infotext to a separate job. Finally, it calls `before_process`
     and `process` again with a copy of the outer job."""
 
     class ADetailer:

@@ -1,4 +1,4 @@
-"""Scripts that the user selected and that make several jobs, or one job whose images they count."""
+"""Scripts that the user selected and that create several jobs, or one job whose number of images matters."""
 
 from __future__ import annotations
 
