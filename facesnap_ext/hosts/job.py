@@ -106,8 +106,8 @@ def expand_iterations(
 
     Raises:
         FaceSnapError: some photos have no face (all of them are reported before any image is generated); the selected
-            script counts images; another script requests images that do not fill complete batches; or the job upscales
-            one finished image.
+            script depends on the number of images; another script requests images that do not fill complete batches; or
+            the job upscales one finished image.
     """
     from modules import shared
 

@@ -34,8 +34,8 @@ LEVEL_FROM = 30.0
 """Faces with a larger tilt, in degrees, are levelled. Heads are rarely held at a larger angle."""
 
 SMALL = 48
-"""Faces with fewer pixels than this along a side of the detector's input are detected again in a crop, if the photo has
-more pixels."""
+"""Faces with a longer side below this number of pixels in the detector's input are detected again in a crop, if the
+photo was shrunk."""
 
 CROP_SCALE = 4.0
 """Side of this crop, relative to the longer side of the face's box."""

@@ -47,7 +47,7 @@ class Encoders:
         self._signatures: dict[str, Hashable] = {}
 
     def signature(self, part: str) -> Hashable:
-        """The state of a part's files when this job first used this method.
+        """The state of a part's files, recorded at the first call for this part.
 
         Raises:
             FaceSnapError: the part is missing.

@@ -36,8 +36,8 @@ class InitPart:
 
         Args:
             faces: all faces of the init image, the largest first.
-            face_index: the user's choice; 0 selects the (largest) face under the mask, or the nearest face if there is
-                none.
+            face_index: the user's choice; 0 selects the largest face under the mask, or the nearest face if there is
+                none under it.
 
         Raises:
             FaceSnapError: the image has faces, but no face with this index.

@@ -120,7 +120,7 @@ def posed_vertices(flame: Flame, shape: Tensor, expression: Tensor, pose: Tensor
         rotations.append(rotation)
         offsets.append(offset + offsets[parent] if joint else offset)
 
-    # Σ w_k G_k x = x + Σ w_k (G_k - I) x; the second form returns an unposed mesh bit-identical
+    # Σ w_k G_k x = x + Σ w_k (G_k - I) x; the second form leaves an unposed mesh bit-identical
     turns = torch.einsum("vj,njab->nvab", flame.weights, torch.stack(rotations, 1) - identity)
     shifts = torch.einsum("vj,nja->nva", flame.weights, torch.stack(offsets, 1))
     return corrected + torch.einsum("nvab,nvb->nva", turns, corrected) + shifts

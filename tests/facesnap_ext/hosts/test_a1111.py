@@ -242,7 +242,7 @@ def test_residuals_take_the_size_of_what_they_are_added_to(unet, resizing_cat, k
         torch.testing.assert_close(call(unet, *args, [0, 1]), expected, atol=1e-4, rtol=1e-4)
         SHRINKS[kind](unet)
         later = Job(unet)
-        a1111.attach(later, conditionings)  # while the blocks are wrapped, to be unwrapped later
+        a1111.attach(later, conditionings)  # the blocks are still wrapped and are unwrapped later
         for result in (shrunk, expected):
             announce(later, args[0], 1)
             torch.testing.assert_close(call(unet, *args, [0, 1]), result, atol=1e-4, rtol=1e-4)

@@ -127,7 +127,7 @@ def sd_unet(monkeypatch):
     a1111.detach()
 
 
-# conditional rows of each image, and the calls
+# the image of each conditional row, and the rows of each call
 A1111_CALLS = {
     "joint": ([0, 1], [[0, 1, 2, 3]]),
     "one row at a time": ([0, 1], [[0], [1], [2], [3]]),

@@ -29,7 +29,7 @@ API = Path(__file__).parents[3] / "docs" / "api.md"
 
 @dataclass
 class AxisOption:
-    """Like the host's class."""
+    """Has the same fields as the host's class."""
 
     label: str
     type: type
