@@ -409,4 +409,4 @@ def test_without_deca_the_packs_68_points_of_the_driving_photo_are_used_and_repo
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(expected), atol=1.0)
     assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)
     [note] = prepared.notes
-    assert "Without DECA and FLAME the landmarks are those detected in mirrored.png" in note
+    assert "Without DECA and FLAME, the landmarks are those detected in mirrored.png" in note
