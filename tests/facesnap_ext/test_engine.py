@@ -178,7 +178,7 @@ def test_each_persons_file_is_loaded_once_and_only_the_jobs_files_are_kept(stand
     for person in (a, b, a, b):
         engine.prepare(person, 512, 512, files_kept=2)
     assert loads == ["random", "init"]
-    engine.prepare(b, 512, 512)  # a job of one person: only their file stays
+    engine.prepare(b, 512, 512)  # in a job with one person, only that person's file stays
     engine.prepare(a, 512, 512)
     assert loads == ["random", "init", "random"]
 
@@ -341,7 +341,8 @@ def test_the_original_files_of_deca_and_flame_are_converted_once(copied, unit, m
     torch.save({"E_flame": load_file(deca)}, copied / "deca_model.tar")
     arrays = {key: tensor.numpy() for key, tensor in load_file(flame).items()}
     shapes, expressions = arrays["shapedirs"], arrays.pop("expressiondirs")
-    directions = np.zeros((*shapes.shape[:2], 400), np.float32)  # as in FLAME: 300 of shape, then 100 of expression
+    # as in FLAME: 300 shape directions, then 100 expression directions
+    directions = np.zeros((*shapes.shape[:2], 400), np.float32)
     directions[..., : shapes.shape[2]] = shapes
     directions[..., 300 : 300 + expressions.shape[2]] = expressions
     parents = arrays.pop("parents")
@@ -388,7 +389,8 @@ def test_progress_names_each_stage(stand_ins, unit):
 
 
 def test_without_deca_the_packs_68_points_of_the_driving_photo_are_used_and_reported(copied, unit, mirrored):
-    """The paper's "drive landmark". It requires a pack with a 68-point model, such as antelopev2 or buffalo_l."""
+    """This is the paper's "drive landmark". It requires a pack with a 68-point model, such as antelopev2 or
+    buffalo_l."""
     pytest.importorskip("onnx")
     from facesnap_ext.landmarks.points72 import from_68
     from tests.support.stand_in_pack import stand_in_landmarks68
@@ -407,4 +409,4 @@ def test_without_deca_the_packs_68_points_of_the_driving_photo_are_used_and_repo
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(expected), atol=1.0)
     assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)
     [note] = prepared.notes
-    assert "Without DECA and FLAME the landmarks are those detected in mirrored.png" in note
+    assert "Without DECA and FLAME, the landmarks are those detected in mirrored.png" in note
