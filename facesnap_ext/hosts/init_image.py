@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from facesnap_ext import photos
+from facesnap_ext.hosts.selected_script import upscales
 from facesnap_ext.identity.init_part import InitPart
 from facesnap_ext.photos import Photo
 
@@ -50,7 +51,7 @@ def is_tile(p: Any) -> bool:
     detection by ADetailer. Jobs of the X/Y/Z plot and similar scripts use the user's init image."""
     if not getattr(p, "init_images", None):
         return False
-    if getattr(p, "_ad_inner", False):
+    if getattr(p, "_ad_inner", False) or upscales(p):
         return True
     requested = getattr(p, "facesnap_requested", None)
     if requested is None or requested.size is None:

@@ -23,6 +23,11 @@ def selected_script(p: Any) -> str:
     return str(scripts[index - 1].title()) if type(index) is int and 0 < index <= len(scripts) else ""
 
 
+def upscales(p: Any) -> bool:
+    """Whether the selected script upscales the init image, in tiles that may be as large as the init image was."""
+    return "upscale" in selected_script(p).lower()
+
+
 def check_image_count(p: Any) -> None:
     """Check that a job in reference mode batch was not created by a script that depends on the number of images.
 

@@ -279,6 +279,19 @@ def test_what_a_script_made_of_the_init_image_is_a_tile(changes, expected):
     assert not is_tile(job())
 
 
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [("SD upscale", True), ("Ultimate SD upscale", True), ("X/Y/Z plot", False), ("Loopback", False), (None, False)],
+)
+def test_tiles_of_the_init_images_own_size_are_known_by_their_script(title, expected):
+    """SD upscale takes the tiles' size from the job's, which is usually that of the init image."""
+    scripts = [SimpleNamespace(title=lambda: "Prompt matrix"), SimpleNamespace(title=lambda: title)]
+    runner = SimpleNamespace(selectable_scripts=scripts)
+    p = job(init_images=[grey(1)], image_mask=None, scripts=runner, script_args=(2 if title else 0, None, 64))
+    remember_request(p)
+    assert is_tile(tile_of(p, init_images=[grey(2)])) == expected
+
+
 def test_inpainting_and_the_tab_batch_are_the_users_own():
     p = job(init_images=[grey(1)], image_mask=grey(255))
     remember_request(p)
