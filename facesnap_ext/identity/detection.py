@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from facesnap_ext.identity import face_networks
 from facesnap_ext.turns import roll_of, turn_box, turn_points, turned
 
 DETECTOR_SIZES = (640, 576, 512, 448, 384, 320, 256, 192)
@@ -144,7 +145,7 @@ def _merged(upright: Sequence[Detection], others: Sequence[Detection]) -> list[D
     kept = list(upright)
     best = max((one.uprightness for one in upright), default=-1.0)
     for other in sorted(others, key=lambda one: -one.uprightness):
-        same = next((i for i, one in enumerate(kept) if _overlap(one.box, other.box) > 0.3), None)
+        same = _same_face(kept, other)
         if same is None:
             if other.uprightness >= min(CONFIDENT, best + TURN_MARGIN):
                 kept.append(other)
@@ -169,7 +170,8 @@ def _in_tiles(detect: Detect, bgr: np.ndarray) -> list[Detection]:
             for left, top in _corners(width, height, side):
                 tile = np.ascontiguousarray(bgr[top : top + side, left : left + side])
                 for one in _in_turns(tile, DETECTOR_SIZES[0], detect, turns):
-                    _add(found, _moved(one, left, top))
+                    if len(found) < face_networks.MAX_FACES:
+                        _add(found, _moved(one, left, top))
             if found:
                 return _largest_first(found)
     return []
@@ -177,7 +179,7 @@ def _in_tiles(detect: Detect, bgr: np.ndarray) -> list[Detection]:
 
 def _add(found: list[Detection], face: Detection) -> None:
     """Add a face from a further tile, unless the face was already found in a tile in which it looks more upright."""
-    same = next((i for i, other in enumerate(found) if _overlap(other.box, face.box) > 0.3), None)
+    same = _same_face(found, face)
     if same is None:
         found.append(face)
     elif face.uprightness > found[same].uprightness:
@@ -246,12 +248,25 @@ def _moved(face: Detection, left: int, top: int) -> Detection:
     return replace(face, box=face.box + np.tile(corner, 2), keypoints=face.keypoints + corner)
 
 
+def _same_face(found: Sequence[Detection], face: Detection) -> int | None:
+    """The index of the first detection that overlaps a face so far that both show the same one."""
+    if not found:
+        return None
+    overlapping = np.flatnonzero(_overlaps(np.stack([one.box for one in found]), face.box) > 0.3)
+    return int(overlapping[0]) if len(overlapping) else None
+
+
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two boxes [4]."""
-    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
-    both = float(sides.prod())
-    union = float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - both
-    return both / union if union > 0 else 0.0
+    return float(_overlaps(a[None], b)[0])
+
+
+def _overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Intersection over union [N] of each of `boxes` [N, 4] and a box [4]."""
+    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    both = np.maximum(sides, 0).astype(np.float64).prod(1)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - both
+    return np.divide(both, union, out=np.zeros(len(boxes)), where=union > 0)
 
 
 def _largest_first(found: Sequence[Detection]) -> list[Detection]:
@@ -271,10 +286,8 @@ def _detect(detector: Any, bgr: np.ndarray, size: int) -> Raw:
     """Return box, keypoints and score of each face in `bgr` [H, W, 3], largest box first."""
     if min(bgr.shape[:2]) * size < max(bgr.shape[:2]):
         return []  # insightface would shrink the shorter side to zero pixels
-    boxes, keypoints = detector.detect(bgr, input_size=(size, size))
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    order = np.argsort(-areas, kind="stable")
-    return [(boxes[i, :4].astype(np.float32), keypoints[i].astype(np.float32), float(boxes[i, 4])) for i in order]
+    boxes, keypoints = face_networks.detect(detector, bgr, size)
+    return [(box[:4], points, float(box[4])) for box, points in zip(boxes, keypoints)]
 
 
 def _detect_padded(detector: Any, bgr: np.ndarray, size: int) -> Raw:

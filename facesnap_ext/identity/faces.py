@@ -11,6 +11,7 @@ import numpy as np
 
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.identity.detection import LEVEL_FROM, detect_faces, longer_side
+from facesnap_ext.identity.face_networks import embed, landmarks68
 from facesnap_ext.photos import Photo
 from facesnap_ext.turns import roll_of, turn_box, turn_points, turned
 from facesnap_ext.weights.face_pack import onnx_files, pack_files
@@ -150,12 +151,8 @@ def detect_landmarks68(model: Any, face: Face) -> np.ndarray:
     Returns:
         [68, 2] float32 pixel indices of the photo (pixel centres have integer coordinates).
     """
-    from insightface.app.common import Face as InsightFace
-
     bgr = np.ascontiguousarray(turned(face.photo.pixels[:, :, ::-1], face.turn))
-    points = np.asarray(model.get(bgr, InsightFace(bbox=face.turned_box)), np.float32)[:, :2]
-    if not np.isfinite(points).all():
-        raise _not_finite(model)
+    points = landmarks68(model, bgr, face.turned_box)
     if not face.turn:
         return points
     height, width = bgr.shape[:2]
@@ -211,7 +208,7 @@ def find_faces(pack: FacePack, photo: Photo) -> list[Face]:
             photo,
             one.box,
             one.keypoints,
-            _embedding(pack, bgr, one.keypoints),
+            embed(pack.recognition, bgr, one.keypoints),
             one.score,
             one.padded,
             one.size,
@@ -302,20 +299,3 @@ def _folder_of_models(folder: Path) -> Path:
         names = " and ".join(path.name for path in subfolders)
         raise FaceSnapError(f"The folder {folder} contains several face model packs ({names}): choose one of them.")
     return subfolders[0]
-
-
-def _embedding(pack: FacePack, bgr: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """Return the ArcFace embedding [E] float32 of the face with these keypoints [5, 2] in `bgr` [H, W, 3]."""
-    from insightface.app.common import Face as InsightFace
-
-    embedding = np.asarray(pack.recognition.get(bgr, InsightFace(kps=keypoints)), np.float32)
-    if not np.isfinite(embedding).all():
-        raise _not_finite(pack.recognition)
-    return embedding
-
-
-def _not_finite(model: Any) -> FaceSnapError:
-    return FaceSnapError(
-        f"The face model {model.model_file} returns values that are not finite numbers, so it is damaged: unpack the"
-        " face model pack again."
-    )

@@ -106,9 +106,11 @@ def compute_hashes(files: ModelFiles, progress: Callable[[str], None] = lambda m
     Raises:
         FaceSnapError: a file cannot be read, or the model folder cannot be written.
     """
-    hashes = _read_hashes(files.folder)
+    stored = _read_hashes(files.folder)
+    paths = [path for model in files.found for path in _files_of(model.path)]
+    hashes = {str(path): stored[str(path)] for path in paths if str(path) in stored}  # nothing else is written back
     try:
-        for path in (path for model in files.found for path in _files_of(model.path)):
+        for path in paths:
             if not _is_computed(path, hashes):
                 progress(f"hashing {path.name}")
                 state = path.stat()
@@ -292,4 +294,4 @@ def _is_hash_entry(entry: Any) -> bool:
 
 def _write_hashes(folder: Path, hashes: Hashes) -> None:
     with atomic_write(folder / HASHES) as part:
-        part.write_text(json.dumps({path: value for path, value in hashes.items() if Path(path).is_file()}), "utf-8")
+        part.write_text(json.dumps(hashes), "utf-8")

@@ -186,6 +186,17 @@ def test_damaged_hashes_are_computed_again(own, content):
     assert len(roles_of(own)["facesnap"].found[0].files[0].sha256) == 64
 
 
+@pytest.mark.parametrize("path", ["x" * 5000, "/" + "a/" * 4000, "\0", "\ud800", "", "<b>", "/etc/passwd"])
+def test_hashes_of_paths_that_are_no_models_are_dropped(own, path):
+    """A name that is too long for the file system made every later computation fail."""
+    (own / "hashes.json").write_text(json.dumps({path: [1, 1, "0" * 64]}))
+    files = find_models(own)
+    model_list.compute_hashes(files)
+    assert set(json.loads((own / "hashes.json").read_text())) == {
+        str(path) for model in files.found for path in model_list._files_of(model.path)
+    }
+
+
 def test_hashes_that_are_a_folder_are_ignored(own):
     (own / model_list.HASHES).mkdir()
     assert roles_of(own)["facesnap"].found[0].files[0].sha256 == ""
