@@ -373,7 +373,7 @@ def test_missing_photos_faces_and_models_and_ambiguous_models_are_reported(engin
 
 def test_encoders_that_do_not_fit_the_file_are_reported(engine, unit, monkeypatch):
     monkeypatch.setattr(encoders.Encoders, "clip_tokens", lambda self, faces: [torch.zeros(257, 1024)])
-    with pytest.raises(FaceSnapError, match=r"expects 64 values per feature from the CLIP .* gives 1024"):
+    with pytest.raises(FaceSnapError, match=r"expects 64 values per feature from the CLIP .* returns 1024"):
         engine.prepare(replace(unit, reference_mode="averaged"), 512, 512)
 
 

@@ -148,7 +148,7 @@ def test_a_turned_init_image_keeps_its_landmarks(encoders, unit, mirrored, degre
     )
     np.testing.assert_allclose(sideways.upright(degrees).points, upright.points, atol=12)
     (note,) = find_faces(encoders, unit, turned).notes
-    assert f"turned by {degrees}°" in note
+    assert f"rotated by {degrees}°" in note
 
 
 def test_the_face_under_the_mask_drives(encoders, unit, group):
