@@ -36,10 +36,10 @@ from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter
 
 POSED = ("template", "sliders")  # poses that do not come from a photo
-ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as the page allows in one image
+ADAPTERS = 4  # maximum number of people whose adapter results are cached: as many as the page allows in one image
 
 TILE_WITHOUT_FACE = (
-    "A part of the image that a script or another extension works on shows no face, so this person was left out there."
+    "A script or another extension works on a part of the image without a face, so this person was left out there."
 )
 
 Progress = Callable[[str], None]
@@ -51,16 +51,17 @@ def no_progress(message: str) -> None:
 
 @dataclass(frozen=True)
 class Faces:
-    """The faces that one person's conditioning is made from.
+    """The faces that one person's conditioning is computed from.
 
     Attributes:
         references: one face per reference photo.
-        saved: the saved identity that is used instead of photos or with them.
+        saved: the saved identity that is used instead of photos or together with them.
         driving: the face whose pose is used, in the driving photo, the init image or the first reference; None for
             templates and sliders.
         in_init_image: whether `driving` is in the init image. Landmarks are then in that image's pixels, and the host
             crops them as it crops the image.
-        absent: whether the person is left out, because the init image is a part of an image that does not show them.
+        absent: whether the person is left out because the init image is a part of an image that does not show the
+            person.
         notes: sentences that tell the user where the result deviates from the request.
     """
 
@@ -73,7 +74,7 @@ class Faces:
 
     @property
     def embeddings(self) -> Tensor:
-        """ArcFace embeddings [R, E] of the references, followed by those of the saved identity."""
+        """ArcFace embeddings [R, E] of the references and then of the saved identity."""
         return embeddings_of(self.references, self.saved)
 
 
@@ -130,8 +131,8 @@ class Preview:
 
 
 class Engine:
-    """Keeps loaded networks and computed features between jobs, keyed by content: files by path, size and time, photos
-    by their pixels. Only FFRNet is ever moved to the GPU, and the host does that."""
+    """Keeps loaded networks and computed features between jobs, keyed by content: path, size and time for files, and
+    pixels for photos. Only FFRNet is ever moved to the GPU, and the host does that."""
 
     def __init__(self, find_models: Callable[[], ModelFiles]):
         self._find_models = find_models
@@ -139,14 +140,15 @@ class Engine:
         self._converting = Lock()
 
     def files(self, progress: Progress = no_progress) -> ModelFiles:
-        """The installed model files. The originals of DECA and FLAME are converted first, once."""
+        """The installed model files. The original files of DECA and FLAME are converted first, if this has not been
+        done yet."""
         files = self._find_models()
         with self._converting:
             convert_originals(files, progress)
         return files
 
     def encoders(self, files: ModelFiles | None = None) -> Encoders:
-        """Encoders for these model files; by default for those that are installed now, without converting any."""
+        """Encoders for these model files; by default for the files that are installed now, without converting any."""
         return Encoders(self._cache, files or self._find_models())
 
     def prepare(
@@ -165,9 +167,9 @@ class Engine:
             width, height: size of the output image in pixels, in which the landmarks are placed.
             init_image: the image that img2img starts from; the default driving photo, if it has a face.
             progress: receives a short description of each step.
-            files_kept: number of FaceSnap files that stay loaded, this one included. A job needs one for each different
-                file that its people use.
-            init_part: what the job does with the init image.
+            files_kept: number of FaceSnap files that stay loaded, including this one. A job needs as many as its people
+                use.
+            init_part: the part of the init image that the job changes.
 
         Raises:
             FaceSnapError: a photo or a model file is missing or unusable.
@@ -224,7 +226,7 @@ class Engine:
         """Mix a person's features into identity tokens.
 
         Args:
-            signatures: the files' signatures from before any of them was read; see `token_signatures`.
+            signatures: the files' signatures, taken before any file was read; see `token_signatures`.
         """
         average = unit.reference_mode == "averaged"
         people = tuple((face.photo.digest, *face.box) for face in faces.references)
@@ -239,10 +241,10 @@ class Engine:
         return Tokens(cond, uncond, adapter)
 
     def _adapter(self, source: WeightSource, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
-        """The keys and values that a FaceSnap file's adapter makes from a person's tokens; see `Adapter.forward`.
+        """The keys and values that a FaceSnap file's adapter computes from a person's tokens; see `Adapter.forward`.
 
-        The result is large (21 MB per person for InstantID, from 1.4 GB of weights). It is made when the person's image
-        begins, from weights that are read for it, and cached for the people of one image.
+        The result is large (21 MB per person for InstantID, from 1.4 GB of weights). It is computed when the person's
+        image begins, from weights that are loaded only for this, and cached for the people of one image.
         """
         key = ("adapter", signature_of(source), tokens.numpy().tobytes())
         return self._cache.get_or_compute(key, lambda: load_any_adapter(source)(tokens, uncond_tokens), ADAPTERS)
@@ -252,7 +254,7 @@ class Engine:
 
         Args:
             face_index: `Unit.face_index`.
-            batch: whether the photos show one person each.
+            batch: whether each photo shows a different person.
 
         Raises:
             FaceSnapError: there is no face model pack. A photo without a face is a warning in the report.
@@ -267,7 +269,7 @@ class Engine:
 
         Args:
             embeddings, face_pack: as in `Prepared`; by default the installed pack.
-            landmarks: for this image, at any size.
+            landmarks: the landmarks for this image, at any size.
         """
         files = self._find_models()
         files.face_pack = face_pack or files.face_pack
@@ -346,12 +348,14 @@ def find_faces(
     if unit.pose == "photo" and init_image is not None:
         if (faces := encoders.faces(init_image)) and (driving := init_part.choose(faces, unit.driving_face_index)):
             if driving.turn:
-                notes.append(f"The face in the init image is turned by {driving.turn}°; its landmarks are turned too.")
+                notes.append(
+                    f"The face in the init image is rotated by {driving.turn}°; its landmarks are rotated too."
+                )
             return Faces(references, saved, driving, in_init_image=True, notes=tuple(notes))
-        notes.append("The init image has no face; the pose is that of the reference photo.")
+        notes.append("The init image has no face; the pose is taken from the reference photo.")
     if not references:
         raise FaceSnapError(
-            f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or choose a "
+            f"The saved identity {unit.identity} does not contain a pose; add a driving photo with a face, or choose a "
             "template or the sliders."
         )
     return Faces(references, saved, references[0], notes=tuple(notes))
@@ -363,7 +367,7 @@ def predict_landmarks(
     """The landmarks of a person, and notes. They are in the output image, or in the init image if it provides the pose.
 
     Args:
-        hint: how they are drawn, a key of `HINTS`.
+        hint: the kind of landmark image, a key of `HINTS`.
         width, height: size of the output image in pixels.
 
     Raises:
@@ -379,12 +383,12 @@ def predict_landmarks(
 
 
 def _in_output(landmarks: Landmarks, face: Face, width: int, height: int) -> Landmarks:
-    """Landmarks of a face in its photo's pixels, in an output image of this size, upright."""
+    """Transfer landmarks from a face's photo to an output image of this size, and turn them upright."""
     return crop_and_resize(landmarks.upright(face.turn), width, height, face.turned_box)
 
 
 def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: Landmarks | None) -> Conditioning:
-    """Assemble a person's conditioning; without landmarks it has no region around the face."""
+    """Assemble a person's conditioning; without landmarks, it has no region around the face."""
     return Conditioning(
         ffrnet=weights.ffrnet,
         tokens=tokens.cond,

@@ -7,10 +7,10 @@ The model is a short closed formula, which `javascript/facesnap_pose.js` also co
     pixel = (x·width + s·Q_x,  y·height - s·Q_y),   s = size·height
 
 The head first pitches about its ear-to-ear axis, then yaws about the image's vertical axis, then rolls in the image
-plane. Rotations are right-handed in FLAME's axes (x to the image's right, y up, z towards the viewer), hence the sign
-of roll. The unit of length is the height of the neutral face from brows to chin, seen from the front. The origin is the
-centre of the bounding box of the neutral points; it stays at (x, y) however the head turns. The projection is
-orthographic, as in DECA.
+plane. Rotations are right-handed in FLAME's axes (x to the image's right, y up, z towards the viewer), which explains
+the sign of roll. The unit of length is the height of the neutral face from brows to chin, seen from the front. The
+origin is the centre of the bounding box of the neutral points; it stays at (x, y) regardless of the rotation. The
+projection is orthographic, as in DECA.
 """
 
 from __future__ import annotations
@@ -140,10 +140,10 @@ def _brow_direction(rest: np.ndarray) -> np.ndarray:
 
 
 def _lid_directions(rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the displacements [72,3] that close and that widen the eyes. The corners of the eyes do not move."""
+    """Return two displacements [72,3], which close and widen the eyes. The corners of the eyes do not move."""
     closed, wide = np.zeros_like(rest), np.zeros_like(rest)
     for part in ("left_eye", "right_eye"):
-        outline = POLYLINES[part][0]  # from the outer corner to the inner one, which is the fifth point, and back
+        outline = POLYLINES[part][0]  # from the outer corner to the inner corner, which is the fifth point, and back
         for i in (1, 2, 3):
             upper, lower = sorted((outline[i], outline[-1 - i]), key=lambda point: -rest[point, 1])
             opening = rest[upper] - rest[lower]
@@ -193,9 +193,9 @@ def reposition(
 
     Args:
         landmarks: the points; returned unchanged if all other arguments are None.
-        x: new horizontal position, as in `placement`; None keeps the current one.
-        y: new vertical position, as in `placement`; None keeps the current one.
-        size: new size, as in `placement`; None keeps the current one.
+        x: new horizontal position, as in `placement`; None keeps the current position.
+        y: new vertical position, as in `placement`; None keeps the current position.
+        size: new size, as in `placement`; None keeps the current size.
     """
     if x is None and y is None and size is None:
         return landmarks

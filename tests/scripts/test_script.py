@@ -44,7 +44,7 @@ def job(**values):
 
 
 def run(host, p, *args):
-    """Make the host's calls for one image. Like the host, swallow exceptions."""
+    """Make the host's calls for one image, and swallow exceptions as the host does."""
     with suppress(Exception):
         host.script.before_process(p, *args)
     with suppress(Exception):
@@ -91,7 +91,7 @@ def test_the_pages_components_are_those_that_settings_read(host):
         ]
         assert ids == expected
     assert host.script.show(is_img2img=True) == "always"
-    host.script.ui(is_img2img=True)  # the API builds it again
+    host.script.ui(is_img2img=True)  # the API builds the page again
 
 
 def test_every_setting_is_pasted_back(host):
@@ -149,7 +149,7 @@ def test_a_job_is_conditioned_and_released(host, astronaut):
     ((conditioning,),) = attached(host)
     assert conditioning.strength.weight == 0.7
     assert conditioning.landmarks.width == 512
-    assert host.calls[0] == "detach"  # removes what an earlier job may have left
+    assert host.calls[0] == "detach"  # this removes what an earlier job may have left behind
     assert host.calls[-2:] == ["detach", "detach"]
     assert p.extra_generation_params["FaceSnap weight"] == 0.7
     assert host.state.textinfo.startswith("FaceSnap")
@@ -227,7 +227,7 @@ def test_internal_errors_stop_the_job(host, monkeypatch, where):
 
 
 def test_an_internal_error_while_attaching_stops_the_job(host, astronaut, monkeypatch):
-    """The host swallows it and would generate an image of a different person."""
+    """The host swallows the error and would generate an image of a different person."""
 
     def fail(p, people):
         raise AttributeError("no such thing")

@@ -29,7 +29,7 @@ API = Path(__file__).parents[3] / "docs" / "api.md"
 
 @dataclass
 class AxisOption:
-    """Like the host's class."""
+    """Has the same fields as the host's class."""
 
     label: str
     type: type
@@ -50,7 +50,7 @@ def axes(monkeypatch) -> dict[str, AxisOption]:
     monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
     monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
     sys.modules["modules"].scripts = scripts
-    for _ in range(2):  # the page may be built twice
+    for _ in range(2):  # the host may build the page twice
         xyz.add_axes({"identity": lambda: ["Ada", "Grace"], "model": lambda: ["a.safetensors", "b"]})
     labels = [axis.label for axis in plot.axis_options]
     assert len(labels) == len(set(labels))
@@ -58,7 +58,7 @@ def axes(monkeypatch) -> dict[str, AxisOption]:
 
 
 def test_each_cell_keeps_its_own_values(axes):
-    """As in the plot: each cell is a shallow copy of the job, and the values of several axes are applied one by one."""
+    """As in the plot, each cell is a shallow copy of the job, and the values of several axes are applied one by one."""
     job = SimpleNamespace()
     axes["weight"].apply(job, 0.9, [])
     cells = []
@@ -124,7 +124,8 @@ def test_a_saved_identity_replaces_the_photos(axes):
 
 
 def test_every_setting_has_an_axis(axes):
-    """All but the photos, which the axis "reference" takes by number, and `enabled`, which is the weight 0."""
+    """The exceptions are the photos, which the axis "reference" selects by number, and `enabled`, for which the weight
+    0 is used."""
     settings = set(defaults()) - {"enabled", "references", "driving", "mask"}
     assert set(axes) - {"Seed"} == {"reference", *(name.replace("_", " ") for name in settings)}
 
@@ -137,7 +138,7 @@ def test_docs_list_the_axes(axes):
 
 
 def some_values(name: str) -> tuple[list[Any], list[Any]]:
-    """Values of an axis as the plot makes them of text, and those that the setting then has."""
+    """Values of an axis as the plot parses them, and the resulting values of the setting."""
     default = defaults()[name]
     if name == "reference_mode":
         return ["fused", "averaged"], ["fused", "averaged"]
@@ -198,7 +199,7 @@ def test_an_axis_switches_on_what_its_setting_belongs_to(axes, name, value, impl
 
 
 def test_one_image_per_photo_is_no_value_of_a_plot(axes):
-    """It would show the first photo's image only."""
+    """It would only show the image for the first photo."""
     with pytest.raises(FaceSnapError, match="reference_mode is 'batch' in the plot; use fused, averaged"):
         axes["reference mode"].confirm(JOB, ["batch"])
 
@@ -215,7 +216,7 @@ def test_a_painted_region_without_a_mask_is_reported_before_the_plot_begins(axes
 
 
 def test_values_have_the_type_of_their_setting(axes):
-    """The plot makes them from text; FFRNet cannot run every 2.0 steps."""
+    """The plot parses them from text, and FFRNet cannot run every 2.0 steps."""
     job = SimpleNamespace()
     for name, text in (("ffrnet interval", "2"), ("weight", "1")):
         axes[name].apply(job, axes[name].type(text), [])

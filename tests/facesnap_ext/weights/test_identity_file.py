@@ -97,7 +97,7 @@ def test_photos_are_fused_with_a_saved_identity(copied, unit, astronaut, mirrore
 def test_saved_identity_has_no_pose(engine, unit, grace_hopper):
     grey = Photo(np.full((128, 128, 3), 128, np.uint8), "grey.png")
     for init_image in (None, grey):
-        with pytest.raises(FaceSnapError, match="Eileen has no pose of its own; add a driving photo"):
+        with pytest.raises(FaceSnapError, match="Eileen does not contain a pose; add a driving photo"):
             engine.prepare(unit, 512, 512, init_image=init_image)
     prepared = engine.prepare(unit, 512, 512, init_image=grace_hopper)
     assert prepared.in_init_image
