@@ -18,7 +18,7 @@ from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.init_part import WHOLE_IMAGE, InitPart
 from facesnap_ext.identity.likeness import face_at, likeness
-from facesnap_ext.identity.predictors import NoLandmarksError, Predictor, choose_predictor
+from facesnap_ext.identity.predictors import NoLandmarksError, Predictor, Preview, choose_predictor
 from facesnap_ext.identity.references import ReferenceReport, examine, photo_notes, stranger_note, turn_note
 from facesnap_ext.identity.saved import choose_networks, load_identity
 from facesnap_ext.identity.tokens import embeddings_of, mix, null_tokens, token_signatures
@@ -113,21 +113,6 @@ class Prepared:
     face_pack: Path | None = None
     absent: bool = False
     predictor: str = ""
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a job will draw, before it runs.
-
-    Attributes:
-        rig: the person's face for templates and sliders.
-        landmarks: the landmarks for the poses "photo" and "own"; None without a photo, or if they cannot be detected.
-        notes: sentences that tell the user where these deviate from the request.
-    """
-
-    rig: Rig
-    landmarks: Landmarks | None
-    notes: tuple[str, ...] = ()
 
 
 class Engine:

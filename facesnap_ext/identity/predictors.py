@@ -79,6 +79,21 @@ class Predictor(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What a job will draw, before it runs.
+
+    Attributes:
+        rig: the person's face for templates and sliders.
+        landmarks: the landmarks for the poses "photo" and "own"; None without a photo, or if they cannot be detected.
+        notes: sentences that tell the user where these deviate from the request.
+    """
+
+    rig: Rig
+    landmarks: Landmarks | None
+    notes: tuple[str, ...] = ()
+
+
 def predictor_title(files: ModelFiles) -> str:
     """Return the name of the predictor that these files make available."""
     return DECA_AND_FLAME if files.has_deca_and_flame else OPEN_FACE_MODEL
