@@ -24,7 +24,7 @@ from facesnap_ext.identity.saved import choose_networks, load_identity
 from facesnap_ext.identity.tokens import embeddings_of, mix, null_tokens, token_signatures
 from facesnap_ext.landmarks.hints import POINTS72
 from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
-from facesnap_ext.landmarks.poses import Rig, pose_landmarks, reposition
+from facesnap_ext.landmarks.poses import pose_landmarks, reposition
 from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
