@@ -18,17 +18,18 @@ from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.init_part import WHOLE_IMAGE, InitPart
 from facesnap_ext.identity.likeness import face_at, likeness
+from facesnap_ext.identity.predictors import NoLandmarksError, Predictor, Preview, choose_predictor
 from facesnap_ext.identity.references import ReferenceReport, examine, photo_notes, stranger_note, turn_note
 from facesnap_ext.identity.saved import choose_networks, load_identity
 from facesnap_ext.identity.tokens import embeddings_of, mix, null_tokens, token_signatures
+from facesnap_ext.landmarks.hints import POINTS72
 from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
-from facesnap_ext.landmarks.poses import Rig, pose_landmarks, reposition
+from facesnap_ext.landmarks.poses import pose_landmarks, reposition
 from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
-from facesnap_ext.weights.catalogue import WHERE_TO_GET
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.model_files import ModelFiles
@@ -36,11 +37,6 @@ from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter
 
 POSED = ("template", "sliders")  # poses that do not come from a photo
 ADAPTERS = 4  # maximum number of people whose adapter results are cached: as many as the page allows in one image
-
-UNPREDICTED = (
-    "Without DECA and FLAME, the landmarks are those detected in {0}. They keep the shape of that face, which may "
-    f"differ from the reference's; {WHERE_TO_GET.format('both files')}."
-)
 
 TILE_WITHOUT_FACE = (
     "A script or another extension works on a part of the image without a face, so this person was left out there."
@@ -105,6 +101,7 @@ class Prepared:
         notes: sentences that tell the user where the result deviates from the request.
         embeddings: see `Faces.embeddings`.
         face_pack: the pack that the embeddings come from.
+        predictor: name of the Landmark Predictor: "DECA and FLAME" or "open face model".
     """
 
     conditioning: Conditioning
@@ -115,6 +112,7 @@ class Prepared:
     embeddings: Tensor | None = None
     face_pack: Path | None = None
     absent: bool = False
+    predictor: str = ""
 
 
 class Engine:
@@ -183,17 +181,22 @@ class Engine:
         progress("predicting landmarks")
         landmarks: Landmarks | None = None
         landmark_notes: tuple[str, ...] = ()
+        title = ""
         if not faces.absent:
-            landmarks, landmark_notes = predict_landmarks(encoders, unit, faces, weights.info.hint, width, height)
+            predictor = choose_predictor(encoders, faces.references, faces.saved)
+            landmarks, landmark_notes = predict_landmarks(predictor, unit, faces, weights.info.hint, width, height)
+            title = predictor.title
+        unconverted = [*files.unconverted.get("deca", ()), *files.unconverted.get("flame", ())]
         return Prepared(
             conditioning=condition(unit, weights, tokens, landmarks),
             references=faces.references,
             driving=faces.driving,
             in_init_image=faces.in_init_image,
-            notes=(*notes, *faces.notes, *landmark_notes),
+            notes=(*notes, *faces.notes, *landmark_notes, *unconverted),
             embeddings=faces.embeddings,
             face_pack=files.face_pack,
             absent=faces.absent,
+            predictor=title,
         )
 
     def encode(
@@ -260,45 +263,42 @@ class Engine:
 
     def preview(
         self,
-        reference: Photo | None = None,
+        references: Sequence[Photo] = (),
         driving: Photo | None = None,
         size: tuple[int, int] | None = None,
         face_index: int = 0,
         driving_face_index: int = 0,
         identity: str = "",
-    ) -> tuple[Rig, Landmarks | None]:
+    ) -> Preview:
         """The rig and the landmarks of a job, before it runs.
 
         Args:
-            reference: the photo of the person; None uses the saved identity named `identity`. Without either, the rig
-                is FLAME's mean face and the landmarks keep the shape of the driving face.
-            driving: the photo that provides pose and expression; None uses the reference's own.
+            references: photos of the person; without any, the saved identity named `identity` is used. Without either,
+                the rig is a mean face and the landmarks have the driving face's own shape.
+            driving: the photo that provides pose and expression; None uses the first reference's own.
             size: width and height of the output image in which the landmarks are placed; None leaves them in the
                 driving photo's pixels, as with an init image.
-            face_index, driving_face_index: the face to use in either photo.
-
-        Returns:
-            The rig for templates and sliders, and the landmarks for the poses "photo" and "own", or None without a
-            photo.
+            face_index, driving_face_index: the face to use in the photos.
 
         Raises:
             FaceSnapError: a photo, the saved identity or a model file is missing or unusable.
         """
         encoders = self.encoders(self.files())
-        references = [] if reference is None else [encoders.face(reference, face_index)]
-        saved = load_identity(encoders, identity) if identity and not references else None
-        shape = None
-        if references or saved:
-            shape = encoders.source_shape(references, None if saved is None else saved.shapes)
-        rig = encoders.rig(shape)
+        faces = [encoders.face(photo, face_index) for photo in references]
+        saved = load_identity(encoders, identity) if identity and not faces else None
+        predictor = choose_predictor(encoders, faces, saved)
+        rig, notes = predictor.rig()
         if driving is not None:
             driving_face = encoders.face(driving, driving_face_index)
-        elif references:
-            driving_face = references[0]
+        elif faces:
+            driving_face = faces[0]
         else:
-            return rig, None
-        landmarks = encoders.landmarks(encoders.codes(driving_face).shape if shape is None else shape, driving_face)
-        return rig, landmarks if size is None else _in_output(landmarks, driving_face, *size)
+            return Preview(rig, None, notes)
+        try:
+            landmarks, notes = predictor.landmarks(driving_face, POINTS72)
+        except NoLandmarksError as error:
+            return Preview(rig, None, (*notes, str(error)))
+        return Preview(rig, landmarks if size is None else _in_output(landmarks, driving_face, *size), notes)
 
 
 def find_faces(
@@ -339,16 +339,15 @@ def find_faces(
             return Faces(references, saved, driving, in_init_image=True, notes=tuple(notes))
         notes.append("The init image has no face; the pose is taken from the reference photo.")
     if not references:
-        rigged = saved is not None and saved.shapes is not None and encoders.files.can_predict_landmarks
-        alternative = ", or choose a template or the sliders" if rigged else ""
         raise FaceSnapError(
-            f"The saved identity {unit.identity} does not contain a pose; add a driving photo with a face{alternative}."
+            f"The saved identity {unit.identity} does not contain a pose; add a driving photo with a face, or choose a "
+            "template or the sliders."
         )
     return Faces(references, saved, references[0], notes=tuple(notes))
 
 
 def predict_landmarks(
-    encoders: Encoders, unit: Unit, faces: Faces, hint: str, width: int, height: int
+    predictor: Predictor, unit: Unit, faces: Faces, hint: str, width: int, height: int
 ) -> tuple[Landmarks, tuple[str, ...]]:
     """The landmarks of a person, and notes. They are in the output image, or in the init image if it provides the pose.
 
@@ -357,22 +356,12 @@ def predict_landmarks(
         width, height: size of the output image in pixels.
 
     Raises:
-        FaceSnapError: a model file that the pose needs is missing.
+        FaceSnapError: the pose cannot be read from the driving photo, or a model file is unusable.
     """
-    saved_shapes = None if faces.saved is None else faces.saved.shapes
     if faces.driving is None:
-        rig = encoders.rig(encoders.source_shape(faces.references, saved_shapes))
-        return pose_landmarks(rig, pose_from_unit(unit, width, height), width, height), ()
-    notes: tuple[str, ...] = ()
-    files = encoders.files
-    if files.can_predict_landmarks:
-        landmarks = encoders.landmarks(encoders.source_shape(faces.references, saved_shapes), faces.driving)
-    else:
-        landmarks = encoders.detected_landmarks(faces.driving, hint)
-        why = [*files.unconverted.get("deca", ()), *files.unconverted.get("flame", ())]
-        # whether the landmarks have the reference's shape
-        own = any(face is faces.driving for face in faces.references)
-        notes = tuple(why) if own else (" ".join((UNPREDICTED.format(faces.driving.photo.name), *why)),)
+        rig, notes = predictor.rig()
+        return pose_landmarks(rig, pose_from_unit(unit, width, height), width, height), notes
+    landmarks, notes = predictor.landmarks(faces.driving, hint)
     if not faces.in_init_image:
         landmarks = _in_output(landmarks, faces.driving, width, height)
     return reposition(landmarks, unit.x, unit.y, unit.size), notes

@@ -108,7 +108,7 @@ function facesnapWire(root) {
         const answer = JSON.parse(text);
         if (answer.question === String(questionNumber)) {
             found = answer;
-            message.textContent = found.error || "";
+            message.textContent = found.error || found.note || "";
         }
     }
 

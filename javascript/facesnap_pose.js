@@ -44,15 +44,19 @@ function facesnapRotation(pose) {
     ];
 }
 
+// poses.amounts: the amount of each of the rig's directions in a pose.
+function facesnapAmounts(pose) {
+    return {mouth: pose.mouth, brows: pose.brows, closed: Math.max(-pose.eyes, 0), wide: Math.max(pose.eyes, 0)};
+}
+
 // poses.pose_points: [72][2] pixels of an image of width x height, for a pose from facesnapResolvePose.
 function facesnapPosePoints(rig, pose, width, height) {
-    const {mouth, brows, closed, wide} = rig.directions;
-    const close = Math.max(-pose.eyes, 0), widen = Math.max(pose.eyes, 0);
+    const moves = Object.entries(facesnapAmounts(pose)).map(([name, amount]) => [rig.directions[name], amount]);
     const [right, up] = facesnapRotation(pose);
     const scale = pose.size * height;
     return rig.rest.map((rest, i) => {
         const p = rest.map((value, k) =>
-            value + pose.mouth * mouth[i][k] + pose.brows * brows[i][k] + close * closed[i][k] + widen * wide[i][k]);
+            moves.reduce((sum, [direction, amount]) => sum + amount * direction[i][k], value));
         return [
             pose.x * width + scale * (right[0] * p[0] + right[1] * p[1] + right[2] * p[2]),
             pose.y * height - scale * (up[0] * p[0] + up[1] * p[1] + up[2] * p[2]),

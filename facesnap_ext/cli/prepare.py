@@ -84,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
         "driving": _describe(driving),
         "tokens": list(conditioning.tokens.shape),
         "landmarks": len(landmarks.points),
+        "predictor": prepared.predictor,
         "notes": list(prepared.notes),
         "written": [str(out / name) for name in written],
     }

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from facesnap_ext.cache import Cache, face_key, signature_of
@@ -19,10 +21,10 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import faces
 from facesnap_ext.identity.clip import load_image_encoder
 from facesnap_ext.identity.faces import Face, FacePack, NoFaceError
-from facesnap_ext.landmarks.hints import POINTS5
+from facesnap_ext.landmarks.flame import Flame
 from facesnap_ext.landmarks.points72 import Landmarks, from_68
-from facesnap_ext.landmarks.poses import Rig, make_rig
-from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_predictor
+from facesnap_ext.landmarks.poses import Rig, flame_rig
+from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_head, load_predictor
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights.face_pack import pack_files
 from facesnap_ext.weights.instantid import RECOGNITION, RECOGNITION_SHA256
@@ -130,35 +132,28 @@ class Encoders:
         angle = face.turn + face.tilt
         return self.cache.get_or_compute(key, lambda: self.predictor().encode(face.photo.pixels, face.box, angle))
 
-    def source_shape(self, references: Sequence[Face], saved_shapes: Tensor | None) -> Tensor:
-        """The shape code [S] that landmarks are predicted from: that of the first photo, or of the saved identity if
-        there are no photos.
+    def source_shape(self, references: Sequence[Face], saved_shapes: Tensor | None) -> Tensor | None:
+        """DECA's shape code [S] of a person: the mean of the codes of all photos and of the saved identity.
 
         Args:
-            saved_shapes: shape codes [R, S] of a saved identity; None if it was saved without them.
+            saved_shapes: [R, S] of a saved identity; None without one.
+
+        Returns:
+            The code; None with neither photos nor saved codes.
 
         Raises:
-            FaceSnapError: neither exists, or the saved code does not match this DECA.
+            FaceSnapError: the saved codes do not match this DECA.
         """
-        if references:
-            return self.codes(references[0]).shape
-        if saved_shapes is None:
-            if not self.files.can_predict_landmarks:
+        shapes = [self.codes(face).shape for face in references]
+        if saved_shapes is not None:
+            deca, size = self.files.require("deca"), self.predictor().deca.code_sizes["shape"]
+            if len(saved_shapes[0]) != size:
                 raise FaceSnapError(
-                    "Without DECA and FLAME, a saved identity can only take the pose of a driving photo; add one with "
-                    "a face, and set Pose to driving photo."
+                    f"The face shape in the saved identity has {len(saved_shapes[0])} values, but {deca.name} returns "
+                    f"{size}; save the identity again from photos."
                 )
-            raise FaceSnapError(
-                "The identity was saved without the shape of the face, because DECA or FLAME was missing; save it "
-                "again from photos, or use a reference photo instead of it."
-            )
-        deca, size = self.files.require("deca"), self.predictor().deca.code_sizes["shape"]
-        if len(saved_shapes[0]) != size:
-            raise FaceSnapError(
-                f"The face shape in the saved identity has {len(saved_shapes[0])} values, but {deca.name} returns "
-                f"{size}; save the identity again from photos."
-            )
-        return saved_shapes[0]
+            shapes += list(saved_shapes)
+        return torch.stack(shapes).mean(dim=0) if shapes else None
 
     def landmarks(self, shape: Tensor, driving: Face) -> Landmarks:
         """The 72 landmarks of a face of this shape in the driving face's pose and expression, in the driving photo's
@@ -175,26 +170,24 @@ class Encoders:
         networks = (self.signature("deca"), self.signature("flame"), shape.numpy().tobytes())
         return self.cache.get_or_compute(face_key("landmarks", networks, driving.photo, driving.box), predict)
 
-    def detected_landmarks(self, face: Face, hint: str) -> Landmarks:
-        """A face's own landmarks, as detected by the face model pack, in its photo's pixels: the paper's "drive
-        landmark".
-
-        Args:
-            hint: the kind of landmark image, a key of `HINTS`. Five points come from the detector; 72 are derived from
-                the 68 points of the pack's landmark model.
-
-        Raises:
-            FaceSnapError: 72 landmarks are needed, but DECA or FLAME is missing and the pack has no model for 68
-                landmarks.
-        """
-        key = face_key("detected", (self.signature("face_pack"),), face.photo, face.box)
+    def keypoints(self, face: Face) -> Landmarks:
+        """A face's own five points as the face detector returns them, in its photo's pixels."""
         height, width = face.photo.pixels.shape[:2]
-        if hint == POINTS5:
-            return Landmarks(face.keypoints.astype(np.float32), width, height)
-        model = self.cache.load("landmarks68", self.files.require("face_pack"), faces.load_landmarks68)
+        return Landmarks(face.keypoints.astype(np.float32), width, height)
+
+    @property
+    def has_landmarks68(self) -> bool:
+        """Whether the face model pack has a model for 68 landmarks."""
+        return self._landmarks68() is not None
+
+    def detected_landmarks(self, face: Face) -> Landmarks | None:
+        """A face's own 72 landmarks in its photo's pixels, derived from the face model pack's 68; None if the pack has
+        no model for 68."""
+        key = face_key("detected", (self.signature("face_pack"),), face.photo, face.box)
+        model = self._landmarks68()
         if model is None:
-            self.files.require("deca")
-            self.files.require("flame")
+            return None
+        height, width = face.photo.pixels.shape[:2]
 
         def detect() -> Landmarks:
             points = faces.detect_landmarks68(model, face) + 0.5  # pixel centres are at 0.5
@@ -203,14 +196,14 @@ class Encoders:
         return self.cache.get_or_compute(key, detect)
 
     def rig(self, shape: Tensor | None) -> Rig:
-        """The face that templates and sliders pose: a face of this shape [S], or FLAME's mean face for None."""
-        key = (
-            "rig",
-            self.signature("deca"),
-            self.signature("flame"),
-            None if shape is None else shape.numpy().tobytes(),
-        )
-        return self.cache.get_or_compute(key, lambda: make_rig(self.predictor().flame, shape))
+        """FLAME's face as templates and sliders pose it: of DECA's shape code [S], or the mean face for None."""
+        key = ("rig", self.signature("flame"), None if shape is None else shape.numpy().tobytes())
+        return self.cache.get_or_compute(key, lambda: flame_rig(self._flame(), shape))
+
+    def _flame(self) -> Flame:
+        if self.files.has_deca_and_flame:
+            return self.predictor().flame
+        return self.cache.load("flame", self.files.require("flame"), load_head)
 
     def predictor(self) -> LandmarkPredictor:
         """DECA and FLAME."""
@@ -275,6 +268,9 @@ class Encoders:
     def network_hash(self, part: str) -> str:
         """The content hash of an installed network, by its name in `ModelFiles`."""
         return network_hash(part, self.files.require(part))
+
+    def _landmarks68(self) -> Any:
+        return self.cache.load("landmarks68", self.files.require("face_pack"), faces.load_landmarks68)
 
     def _face_pack(self) -> FacePack:
         return self.cache.load("face_pack", self.files.require("face_pack"), faces.load_pack)

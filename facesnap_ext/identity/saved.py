@@ -11,6 +11,7 @@ import torch
 from facesnap_ext.cache import signature_of
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.identity.predictors import fit_shape
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_file import Identity
@@ -75,8 +76,9 @@ def save_identity(
 ) -> Path:
     """Save a person, for use without photos.
 
-    CLIP's features are omitted if CLIP is not installed and no FaceSnap file needs it (InstantID). The face shape is
-    omitted if DECA or FLAME is not installed.
+    CLIP's features are omitted if CLIP is not installed and no FaceSnap file needs it (InstantID). DECA's shape of the
+    face is omitted if DECA or FLAME is not installed, and the open face model's if the face model pack has no model for
+    68 landmarks.
 
     Args:
         photos: photos of one person.
@@ -95,7 +97,7 @@ def save_identity(
     progress("detecting the face")
     references = [encoders.face(photo, face_index) for photo in photos]
     progress("encoding the face")
-    with_shape = files.can_predict_landmarks
+    with_shape = files.has_deca_and_flame
     with_clip = files.clip is not None or "clip" in files.missing()
     networks = ["face_pack", *(["clip"] if with_clip else []), *(["deca"] if with_shape else [])]
     identity = Identity(
@@ -105,6 +107,7 @@ def save_identity(
         shapes=torch.stack([encoders.codes(face).shape for face in references]) if with_shape else None,
         photos=tuple(face.photo.digest[:10] for face in references),
         networks={part: encoders.network_hash(part) for part in networks},
+        open_shape=fit_shape(encoders, references),
     )
     identity_file.save(path, identity, overwrite)
     return path

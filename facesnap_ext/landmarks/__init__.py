@@ -1,1 +1,1 @@
-"""The Landmark Predictor: DECA, FLAME, the 72 facial landmarks and the landmark image."""
+"""The Landmark Predictor: DECA, FLAME, the open face model, the 72 facial landmarks and the landmark image."""

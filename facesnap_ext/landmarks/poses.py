@@ -2,7 +2,7 @@
 
 The model is a short closed formula, which `javascript/facesnap_pose.js` also computes while a slider moves:
 
-    P = rest + mouth·D_mouth + brows·D_brows + max(-eyes, 0)·D_closed + max(eyes, 0)·D_wide
+    P = rest + Σ amount·D,   with amounts mouth, brows, closed = max(-eyes, 0) and wide = max(eyes, 0)
     Q = P Rᵀ,   R = Rz(-roll) · Ry(yaw) · Rx(pitch)
     pixel = (x·width + s·Q_x,  y·height - s·Q_y),   s = size·height
 
@@ -16,6 +16,7 @@ projection is orthographic, as in DECA.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,7 +32,6 @@ BROW_LIFT = 0.4  # lift of the brows at brows 1, relative to their distance from
 LIDS_MEET = 0.15  # height at which closing lids meet, above the lower lid, relative to the opening of the eye
 LIDS_WIDEN = (0.5, 0.1)  # rise of the upper and drop of the lower lid at eyes 1, relative to the opening of the eye
 BROWS = sorted({i for part in ("left_eyebrow", "right_eyebrow") for line in POLYLINES[part] for i in line})
-DIRECTIONS = ("mouth", "brows", "closed", "wide")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +40,11 @@ class Rig:
 
     Attributes:
         rest: [72,3] float32 points of the neutral face.
-        directions: [4,72,3] float32 displacements for a parameter value of 1, in the order of `DIRECTIONS`.
+        directions: by name, the displacements [72,3] float32 for an amount of 1; see `amounts`.
     """
 
     rest: np.ndarray
-    directions: np.ndarray
+    directions: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,13 @@ TEMPLATES: dict[str, Pose] = {
 images of any aspect ratio."""
 
 
-def make_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
-    """Derive a person's rig from FLAME.
+def amounts(pose: Pose) -> dict[str, float]:
+    """Return the amount of each of a rig's directions in a pose."""
+    return {"mouth": pose.mouth, "brows": pose.brows, "closed": max(-pose.eyes, 0.0), "wide": max(pose.eyes, 0.0)}
 
-    The mouth is opened by FLAME's jaw joint. Brows and eyelids are displaced vertically by amounts derived from the 72
-    points, because FLAME has no joints for them, its expression directions differ between files, and none of them is a
-    blink.
+
+def flame_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
+    """Derive a person's rig from FLAME, whose jaw joint opens the mouth.
 
     Args:
         flame: the head model.
@@ -107,11 +108,27 @@ def make_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
     with torch.no_grad():
         vertices = [posed_vertices(flame, shape[None], shape.new_zeros(1, 0), pose) for pose in (neutral, open_jaw)]
         rest, opened = points_on(torch.cat(vertices), flame.faces).double().cpu().numpy()
+    return make_rig(rest, opened)
+
+
+def make_rig(rest: np.ndarray, opened: np.ndarray) -> Rig:
+    """Derive a rig from a neutral face.
+
+    Brows and eyelids are displaced vertically by amounts derived from the 72 points, because FLAME has no joints for
+    them, its expression directions differ between files, and none of them is a blink.
+
+    Args:
+        rest: [72,3] points of the face with its mouth closed, in any unit; x to the image's right, y up, z towards the
+            viewer.
+        opened: [72,3] the same face with its mouth wide open.
+    """
     low, high = rest.min(axis=0), rest.max(axis=0)
     height = high[1] - low[1]
     rest, opened = ((points - (low + high) / 2) / height for points in (rest, opened))
-    directions = np.stack([opened - rest, _brow_direction(rest), *_lid_directions(rest)])
-    return Rig(rest.astype(np.float32), directions.astype(np.float32))
+    closed, wide = _lid_directions(rest)
+    directions = {"mouth": opened - rest, "brows": _brow_direction(rest), "closed": closed, "wide": wide}
+    float32 = {name: direction.astype(np.float32) for name, direction in directions.items()}
+    return Rig(rest.astype(np.float32), float32)
 
 
 def _brow_direction(rest: np.ndarray) -> np.ndarray:
@@ -149,8 +166,9 @@ def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 
 def pose_points(rig: Rig, pose: Pose, width: float, height: float) -> np.ndarray:
     """Evaluate the module's formula: [72,2] float64 pixels of an image of `width` × `height` pixels."""
-    amounts = np.array([pose.mouth, pose.brows, max(-pose.eyes, 0.0), max(pose.eyes, 0.0)])
-    points = rig.rest + np.tensordot(amounts, rig.directions.astype(np.float64), 1)
+    points = rig.rest.astype(np.float64)
+    for name, amount in amounts(pose).items():
+        points += amount * rig.directions[name].astype(np.float64)
     turned = points @ rotation(pose.yaw, pose.pitch, pose.roll).T
     return np.array([pose.x * width, pose.y * height]) + pose.size * height * turned[:, :2] * [1, -1]
 
@@ -194,7 +212,7 @@ def for_browser(rig: Rig) -> dict[str, Any]:
     colours in drawing order, and the templates."""
     return {
         "rest": rig.rest.tolist(),
-        "directions": {name: direction.tolist() for name, direction in zip(DIRECTIONS, rig.directions)},
+        "directions": {name: direction.tolist() for name, direction in rig.directions.items()},
         "parts": [{"colour": list(colour), "lines": POLYLINES[part]} for part, colour in COLOURS.items()],
         "templates": {name: asdict(pose) for name, pose in TEMPLATES.items()},
     }

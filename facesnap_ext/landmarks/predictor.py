@@ -121,15 +121,10 @@ def load_predictor(deca_path: Path, flame_path: Path, device: torch.device | str
     """
     if unfit := unfit_for_deca(flame_path):
         raise FaceSnapError(unfit)
-    deca, flame = load_deca(deca_path), load_flame(flame_path)
+    deca, flame = load_deca(deca_path), load_head(flame_path)
     if any(deca.code_sizes[code] != CODE_SIZES[code] for code in ("pose", "cam")):
         raise FaceSnapError(
             f"{deca_path.name} has different codes for pose and camera from the published DECA; convert deca_model.tar."
-        )
-    if len(flame.faces) != TRIANGLES:
-        raise FaceSnapError(
-            f"{flame_path.name} has {len(flame.faces)} triangles, but the 72 points require FLAME's {TRIANGLES}; "
-            "convert FLAME's generic_model.pkl."
         )
     for code, directions in (("shape", flame.shapedirs), ("exp", flame.expressiondirs)):
         if deca.code_sizes[code] > directions.shape[-1]:
@@ -138,3 +133,18 @@ def load_predictor(deca_path: Path, flame_path: Path, device: torch.device | str
                 f"{deca.code_sizes[code]}; convert the full FLAME model."
             )
     return LandmarkPredictor(deca.to(device), flame.to(device), torch.device(device))
+
+
+def load_head(path: Path) -> Flame:
+    """Load a converted FLAME file whose mesh carries the 72 points, onto the CPU.
+
+    Raises:
+        FaceSnapError: the file is unusable, or the model has a different topology.
+    """
+    flame = load_flame(path)
+    if len(flame.faces) != TRIANGLES:
+        raise FaceSnapError(
+            f"{path.name} has {len(flame.faces)} triangles, but the 72 points require FLAME's {TRIANGLES}; "
+            "convert FLAME's generic_model.pkl."
+        )
+    return flame

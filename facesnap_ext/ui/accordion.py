@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from facesnap_ext.engine import Engine
+from facesnap_ext.identity.predictors import predictor_title
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.settings.infotext import from_infotext
 from facesnap_ext.settings.script_args import UI_ORDER
@@ -69,13 +70,7 @@ def status(files: ModelFiles) -> str:
     lines = [f"Model files found: {escape(found or 'none')}"]
     if missing := [PART_LABELS[part] for part in files.missing()]:
         lines.append(problem(f"Missing: {', '.join(missing)}. Open Model files below to see where to get them."))
-    if not files.can_predict_landmarks:
-        lines.append(
-            problem(
-                "Without DECA and FLAME, the landmarks are those detected in the driving photo, and keep the shape of "
-                "its face. Templates and sliders need both files."
-            )
-        )
+    lines.append(f"Landmarks: {predictor_title(files)}")
     return "<br>".join(lines)
 
 
@@ -253,7 +248,7 @@ def _connect_canvas(controls: Controls, engine: Callable[[], Engine]) -> None:
     for component in inputs:
         component.change(
             lambda *values: callbacks.canvas_data(engine(), *values),
-            [*inputs, controls["canvas_init"]],
+            [*inputs, controls["canvas_init"], controls["reference_mode"]],
             [controls["canvas_rig"]],
             show_progress=False,
             queue=False,

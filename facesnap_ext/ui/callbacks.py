@@ -120,11 +120,12 @@ def canvas_data(
     size: str,
     identity: str | None = None,
     init: str = "",
+    reference_mode: str = "fused",
 ) -> str:
-    """JSON for the canvas: `rig` and `points` (fractions of the output's width and height), or `error` instead.
+    """JSON for the canvas: `rig`, `points` (fractions of the output's width and height) and `note`, or `error` instead.
 
     Args:
-        files: the image files with the reference photos, or their contents.
+        files: the image files with the reference photos, or their contents. In batch mode the first one is previewed.
         size: output size and request number, such as "1024x768 3"; the response repeats the number. If the canvas is
             not visible, both `size` and the response are empty.
         init: img2img's init image as a data URL. If the pose comes from it, the response contains `in_init`, and the
@@ -135,15 +136,13 @@ def canvas_data(
     size, _, question = size.partition(" ")
     try:
         models = engine.files()
-        if not models.can_predict_landmarks:
-            raise FaceSnapError("The pose preview is not available without DECA and FLAME.")
-        reference = next(iter(reference_photos(list(filter(None, files or ()))[:1])), None)
+        shown = list(filter(None, files or ()))[: 1 if reference_mode == "batch" else None]
         driver = photos.from_pil(driving, "Driving photo") if driving is not None and pose == "photo" else None
         init_image = photos.from_base64(init, "Init image") if init and pose == "photo" and driver is None else None
         in_init = init_image is not None and bool(engine.encoders(models).faces(init_image))
         width, height = map(int, size.split("x"))
-        rig, landmarks = engine.preview(
-            reference,
+        preview = engine.preview(
+            reference_photos(shown),
             init_image if in_init else driver,
             None if in_init else (width, height),
             int(face_index or 0),
@@ -152,8 +151,10 @@ def canvas_data(
         )
     except FaceSnapError as error:
         return json.dumps({"question": question, "error": str(error)})
+    landmarks = preview.landmarks
     points = None if landmarks is None else (landmarks.points / (landmarks.width, landmarks.height)).tolist()
-    return json.dumps({"question": question, "rig": for_browser(rig), "points": points, "in_init": in_init})
+    answer = {"rig": for_browser(preview.rig), "points": points, "in_init": in_init, "note": " ".join(preview.notes)}
+    return json.dumps({"question": question, **answer})
 
 
 @one_at_a_time

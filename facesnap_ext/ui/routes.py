@@ -11,7 +11,8 @@
                                              "faces": [{"box": [l, t, r, b], "score", "padded", "turn"}]}]}
     POST /facesnap/landmarks  {"reference", "face_index", "driving", "driving_face_index", "width", "height"}, all
                               optional
-                              → {"rig", "points": [72][2] or null, "place": {"x", "y", "size"} or null}
+                              → {"rig", "points": [72][2] or null, "place": {"x", "y", "size"} or null,
+                               "notes": ["<sentence>", …]}
 
 Boxes are in pixels of the upright photo. Faces are ordered by size, the largest first. `rig` is for `facesnapAttach` in
 javascript/facesnap_canvas.js (see `poses.for_browser`). `points` are fractions of the width and height of the output
@@ -40,6 +41,7 @@ from facesnap_ext import __version__, photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.identity.predictors import predictor_title
 from facesnap_ext.landmarks.poses import for_browser, placement
 from facesnap_ext.photos import Photo, PhotoReader
 from facesnap_ext.settings.schema import IMAGE, unit_schema
@@ -185,7 +187,7 @@ def cors_origins(cmd_opts: Any) -> Callable[[str], bool]:
 
 
 def describe_models(files: ModelFiles) -> Values:
-    """The model files by name, the missing ones, those that were skipped, and the downloads."""
+    """The model files by name, missing and skipped ones, the Landmark Predictor, and the downloads."""
     paths = {part: getattr(files, part) for part in MISSING_MESSAGES if part != "facesnap"}
     names = {part: path and path.name for part, path in paths.items()}
     return {
@@ -193,6 +195,7 @@ def describe_models(files: ModelFiles) -> Values:
         **names,
         "missing": files.missing(),
         "passed_over": files.passed_over,
+        "landmarks": predictor_title(files),
         "parts": to_json(list_models(files)),
         "downloads": [_job(job) for job in download.jobs()],
     }
@@ -253,12 +256,13 @@ def landmarks(engine: Engine, values: Values) -> Values:
             _photo(values[name], title, reader) if values.get(name) else None
             for name, title in (("reference", "Reference photo"), ("driving", "Driving photo"))
         )
-        rig, predicted = engine.preview(reference, driving, size, face_index, driving_face_index)
-    points = place = None
+        references = [] if reference is None else [reference]
+        preview = engine.preview(references, driving, size, face_index, driving_face_index)
+    predicted, points, place = preview.landmarks, None, None
     if predicted is not None:
         points = (predicted.points / (predicted.width, predicted.height)).tolist()
         place = dict(zip(("x", "y", "size"), placement(predicted)))
-    return {"rig": for_browser(rig), "points": points, "place": place}
+    return {"rig": for_browser(preview.rig), "points": points, "place": place, "notes": list(preview.notes)}
 
 
 _SIDE = {"type": "integer", "minimum": 1, "maximum": MAX_SIDE}

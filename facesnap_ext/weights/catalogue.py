@@ -11,8 +11,9 @@ ROLES = {  # the purpose of each role; `FoundModel.role` uses these names
     "instantid": "InstantID's two files, which do the same and are used if there is no FaceSnap file",
     "face_pack": "finds faces and computes their identity embeddings",
     "clip": "captures the appearance of a face: hair, skin, age; InstantID does not need it",
-    "deca": "estimates pose, expression and face shape; without it, the driving photo's face shape is used",
-    "flame": "the head model whose 72 landmarks carry pose, expression and shape; used together with DECA",
+    "deca": "estimates pose, expression and face shape; without it, the built-in open face model does",
+    "flame": "the head model whose 72 landmarks carry pose, expression and shape; used together with DECA, and "
+    "without DECA only for its mean face",
 }
 TO_BEGIN = (
     "To get started, you need InstantID's two files and antelopev2, which FaceSnap can download for you. No FaceSnap "
@@ -233,8 +234,7 @@ BUNDLES = {
 
 COMMERCIAL_GAPS = (
     "a FaceSnap file trained on data and with a face model pack that permit it: none has been published",
-    "an encoder of pose, expression and shape: DECA is for non-commercial research",
-    "a landmark detector to replace it: insightface's 1k3d68.onnx is for non-commercial research",
+    "a landmark detector for the open face model: insightface's 1k3d68.onnx and DECA are for non-commercial research",
     "a face detector with a clear licence: AuraFace's detector has the file name of an insightface model",
 )
 COMMERCIAL_AVAILABLE = "CLIP-ViT-H (MIT) and AuraFace's recognition model (Apache-2.0)"

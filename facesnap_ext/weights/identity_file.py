@@ -25,14 +25,33 @@ from facesnap_ext.weights.network_names import parse_networks
 from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import digest_of, read_index, read_tensors
 
-VERSION = 1
+VERSION = 2  # 1 had no shape of the open face model
 MAX_BYTES = 256 * 2**20
 """Larger files are rejected before they are read; one reference takes 1.3 MB with CLIP-ViT-H."""
 
 _AXES = {"embeddings": 2, "clip_tokens": 3, "shapes": 2}
+_NETWORKS = {"embeddings": "face_pack", "clip_tokens": "clip", "shapes": "deca"}  # that compute each of the features
+_OPEN_MODES, _OPEN_RESIDUAL = "open_face.modes", "open_face.residual"
+MAX_MODES = 1024
+MAX_SHAPE = 100.0  # standard deviations, or face heights
 # characters and names that are not allowed as file names
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')  # for Windows and other systems
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\.|$)", re.IGNORECASE)  # for Windows
+
+
+@dataclass(frozen=True, eq=False)
+class SavedShape:
+    """A person's shape in the open face model, fitted to all photos together.
+
+    Args:
+        modes: [K] float32 standard deviations.
+        residual: [72,3] float32 face heights; see `open_face.OpenShape`.
+        version: of the model's basis.
+    """
+
+    modes: Tensor
+    residual: Tensor
+    version: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +62,8 @@ class Identity:
         embeddings: [R, E] float32, from ArcFace, not normalised.
         clip_tokens: [R, T, C] float32; None if the person was saved without CLIP, which InstantID does not need.
         shapes: [R, S] float32, DECA's shape codes; None if the person was saved without DECA.
+        open_shape: None if the person was saved by an earlier version, or with a face model pack without a model for 68
+            landmarks.
         photos: the first ten digits of each photo's content hash.
         networks: the content hash of each network that computed the features, see `network_names`.
     """
@@ -53,6 +74,7 @@ class Identity:
     shapes: Tensor | None
     photos: tuple[str, ...]
     networks: dict[str, str]
+    open_shape: SavedShape | None = None
 
 
 def safe_name(name: str) -> str:
@@ -80,6 +102,8 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
 
     check_target(path, overwrite)
     features = {key: tensor for key in _AXES if (tensor := getattr(identity, key)) is not None}
+    if (shape := identity.open_shape) is not None:
+        features |= {_OPEN_MODES: shape.modes, _OPEN_RESIDUAL: shape.residual}
     tensors = {key: tensor.float().contiguous() for key, tensor in features.items()}
     metadata = {
         "format": "facesnap-identity",
@@ -89,6 +113,8 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
         "networks": json.dumps(identity.networks),
         "facesnap": __version__,
     }
+    if shape is not None:
+        metadata["open_face"] = shape.version
     metadata["digest"] = _digest(tensors, metadata)
     with user_write(path, private=True) as part:
         save_file(tensors, part, metadata)
@@ -124,9 +150,14 @@ def load(path: Path) -> Identity:
         if _digest(tensors, index.metadata) != index.metadata["digest"]:
             raise ValueError("its contents have changed since they were saved")
         name = _printable(index.metadata["name"])[:200]
+        version = index.metadata["open_face"] if _OPEN_MODES in tensors else ""
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FaceSnapError(f"{path.name} is damaged ({error}); save the person again from photos.") from error
-    return Identity(name, tensors["embeddings"], tensors.get("clip_tokens"), tensors.get("shapes"), photos, networks)
+    shape = None
+    if _OPEN_MODES in tensors:
+        shape = SavedShape(tensors[_OPEN_MODES], tensors[_OPEN_RESIDUAL], version)
+    clip_tokens, shapes = tensors.get("clip_tokens"), tensors.get("shapes")
+    return Identity(name, tensors["embeddings"], clip_tokens, shapes, photos, networks, shape)
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -143,12 +174,16 @@ def _photos(metadata: dict[str, str]) -> tuple[str, ...]:
 
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]], references: int, networks: dict[str, str]) -> None:
-    parts = {"embeddings": "face_pack", "clip_tokens": "clip", "shapes": "deca"}
-    if "embeddings" not in shapes or not set(shapes) <= set(parts):
+    open_shape = {key: shape for key, shape in shapes.items() if key in (_OPEN_MODES, _OPEN_RESIDUAL)}
+    features = {key: shape for key, shape in shapes.items() if key not in open_shape}
+    if "embeddings" not in features or not set(features) <= set(_NETWORKS):
         raise ValueError(f"it contains {', '.join(sorted(shapes))[:200] or 'no tensors'}")
-    if set(networks) != {parts[key] for key in shapes}:
+    if set(networks) != {_NETWORKS[key] for key in features}:
         raise ValueError("it does not name the networks that computed its features")
-    for key, shape in shapes.items():
+    modes, residual = (open_shape.get(key, ()) for key in (_OPEN_MODES, _OPEN_RESIDUAL))
+    if open_shape and (len(modes) != 1 or not 0 < modes[0] <= MAX_MODES or residual != (72, 3)):
+        raise ValueError(f"the shape of the face has the sizes {list(modes)} and {list(residual)}")
+    for key, shape in features.items():
         if len(shape) != _AXES[key] or shape[0] != references or 0 in shape:
             raise ValueError(f"{key} of {references} photos have the shape {list(shape)}")
 
@@ -157,6 +192,8 @@ def _check_numbers(tensors: dict[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
             raise ValueError(f"{key} are not finite single-precision numbers")
+    if any(bool((tensors[key].abs() > MAX_SHAPE).any()) for key in (_OPEN_MODES, _OPEN_RESIDUAL) if key in tensors):
+        raise ValueError("the shape of the face is not that of a face")
     if not bool((tensors["embeddings"].norm(dim=1) > 0).all()):
         raise ValueError("an embedding is zero")
 

@@ -127,14 +127,15 @@ class ModelFiles:
         return [model for model in self.candidates(role) if not model.unfit]
 
     @property
-    def can_predict_landmarks(self) -> bool:
-        """Whether the Landmark Predictor's files were found."""
+    def has_deca_and_flame(self) -> bool:
+        """Whether a DECA encoder and a FLAME model that fits it were found."""
         return self.deca is not None and self.flame is not None
 
     def missing(self) -> dict[str, str]:
-        """Return a message for each required part that is missing. InstantID does not require CLIP."""
-        absent = [part for part in MISSING_MESSAGES if not getattr(self, part)]
-        return {part: self._missing_message(part) for part in absent if part != "clip" or self._needs_clip()}
+        """Return a message for each required part that is missing. InstantID does not require CLIP, and nothing
+        requires DECA and FLAME."""
+        required = ["facesnap", "face_pack", *(["clip"] if self._needs_clip() else [])]
+        return {part: self._missing_message(part) for part in required if not getattr(self, part)}
 
     def _needs_clip(self) -> bool:
         try:

@@ -15,7 +15,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import encoders, faces
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.points72 import crop_and_resize
-from facesnap_ext.landmarks.poses import TEMPLATES, make_rig, placement, pose_landmarks, reposition
+from facesnap_ext.landmarks.poses import TEMPLATES, flame_rig, placement, pose_landmarks, reposition
 from facesnap_ext.landmarks.predictor import LandmarkPredictor
 from facesnap_ext.networks.mixer import FacialAttributeMixer
 from facesnap_ext.photos import Photo
@@ -241,7 +241,7 @@ def test_templates_and_sliders_pose_the_references_shape_without_another_photo(e
     prepared = engine.prepare(replace(posed, driving=grey()), 640, 512, init_image=mirrored)
     predictor = load_predictor(stand_ins / "stand-in-deca.safetensors", stand_ins / "stand-in-flame.safetensors")
     face = prepared.references[0]
-    rig = make_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
+    rig = flame_rig(predictor.flame, predictor.encode(face.photo.pixels, face.box).shape)
     expected = pose_landmarks(rig, pose_from_unit(posed, 640, 512), 640, 512)
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, expected.points, atol=1e-3)
     assert (prepared.conditioning.landmarks.width, prepared.conditioning.landmarks.height) == (640, 512)
@@ -316,8 +316,6 @@ def test_a_padded_close_up_is_reported(engine, unit, astronaut):
     [
         ("stand-in-pack", "no face model pack"),
         ("stand-in-clip", "no CLIP-ViT-H image encoder"),
-        ("stand-in-deca.safetensors", "no DECA encoder"),
-        ("stand-in-flame.safetensors", "no FLAME head model"),
         ("*.safetensors", "no FaceSnap file"),
     ],
 )
@@ -386,27 +384,3 @@ def test_progress_names_each_stage(stand_ins, unit):
         "encoding the face",
         "predicting landmarks",
     ]
-
-
-def test_without_deca_the_packs_68_points_of_the_driving_photo_are_used_and_reported(copied, unit, mirrored):
-    """This is the paper's "drive landmark". It requires a pack with a 68-point model, such as antelopev2 or
-    buffalo_l."""
-    pytest.importorskip("onnx")
-    from facesnap_ext.landmarks.points72 import from_68
-    from tests.support.stand_in_pack import stand_in_landmarks68
-
-    points = np.random.default_rng(0).uniform(-0.6, 0.6, (68, 2)).astype(np.float32)
-    stand_in_landmarks68(copied / "stand-in-pack" / "1k3d68.onnx", points)
-    engine = Engine(lambda: find_models(copied))
-    asked = replace(unit, driving=mirrored)
-    predicted = engine.prepare(asked, 512, 512)
-    assert predicted.notes == ()
-    (copied / "stand-in-deca.safetensors").unlink()
-    prepared = engine.prepare(asked, 512, 512)
-    left, top, right, bottom = prepared.driving.box
-    side = 1.5 * max(right - left, bottom - top)  # side of the square that the model receives
-    expected = np.array([left + right, top + bottom]) / 2 + points * side / 2
-    np.testing.assert_allclose(prepared.conditioning.landmarks.points, from_68(expected), atol=1.0)
-    assert not np.allclose(prepared.conditioning.landmarks.points, predicted.conditioning.landmarks.points, atol=2.0)
-    [note] = prepared.notes
-    assert "Without DECA and FLAME, the landmarks are those detected in mirrored.png" in note

@@ -162,19 +162,6 @@ def test_several_references_are_averaged_or_fused(engine, models, unit, grace_ho
     assert not torch.allclose(fused, one, atol=1e-3)
 
 
-def test_without_deca_or_flame_the_driving_photos_landmarks_are_used_and_reported(models, unit, mirrored, tmp_path):
-    for missing in ("deca", "flame"):
-        folder = shutil.copytree(models, tmp_path / missing)
-        (folder / f"stand-in-{missing}.safetensors").unlink()
-        bare = Engine(lambda folder=folder: find_models(folder))
-        prepared = bare.prepare(replace(unit, driving=mirrored), 512, 512)
-        np.testing.assert_allclose(prepared.conditioning.landmarks.points, prepared.driving.keypoints, atol=1e-3)
-        [note] = prepared.notes
-        assert "those detected in mirrored.png" in note
-        with pytest.raises(FaceSnapError, match=f"There is no .*{missing.upper()}"):
-            bare.prepare(replace(unit, pose="sliders"), 512, 512)
-
-
 def test_a_batch_is_prepared_without_clip(engine, models, unit, grace_hopper):
     each = [unit, replace(unit, references=(grace_hopper,))]
     batch = replace(unit, reference_mode="batch", references=tuple(one.references[0] for one in each))

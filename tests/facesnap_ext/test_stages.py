@@ -14,6 +14,7 @@ from facesnap_ext import engine
 from facesnap_ext.engine import Engine, Tokens, condition, find_faces, predict_landmarks
 from facesnap_ext.identity.faces import find_faces as find_all
 from facesnap_ext.identity.init_part import InitPart
+from facesnap_ext.identity.predictors import choose_predictor
 from facesnap_ext.identity.references import DIFFERENT_PERSON, cosines, stranger_note
 from facesnap_ext.identity.tokens import mix, token_signatures
 from facesnap_ext.landmarks.hints import POINTS72
@@ -39,6 +40,11 @@ def weights(stand_ins):
 @pytest.fixture
 def unit(astronaut):
     return make_unit(True, (astronaut,))
+
+
+def predicted(encoders, unit, faces, hint, width, height):
+    predictor = choose_predictor(encoders, faces.references, faces.saved)
+    return predict_landmarks(predictor, unit, faces, hint, width, height)
 
 
 def grey() -> Photo:
@@ -94,26 +100,26 @@ def test_the_signature_of_tokens_changes_with_every_file_they_are_made_from(stan
 
 def test_landmarks_of_a_driving_photo_are_placed_in_the_output(encoders, unit, mirrored):
     faces = find_faces(encoders, replace(unit, driving=mirrored))
-    landmarks, notes = predict_landmarks(encoders, unit, faces, POINTS72, 640, 512)
+    landmarks, notes = predicted(encoders, unit, faces, POINTS72, 640, 512)
     expected = encoders.landmarks(encoders.codes(faces.references[0]).shape, faces.driving)
     np.testing.assert_allclose(
         landmarks.points, crop_and_resize(expected, 640, 512, faces.driving.box).points, atol=1e-4
     )
     assert notes == ()
-    moved, _ = predict_landmarks(encoders, changed(unit, x=0.25), faces, POINTS72, 640, 512)
+    moved, _ = predicted(encoders, changed(unit, x=0.25), faces, POINTS72, 640, 512)
     left, _, right, _ = moved.box
     assert (left + right) / 2 == pytest.approx(0.25 * 640, abs=1e-2)
 
 
 def test_landmarks_of_the_init_image_stay_in_its_pixels(encoders, unit, mirrored):
     faces = find_faces(encoders, unit, mirrored)
-    landmarks, _ = predict_landmarks(encoders, unit, faces, POINTS72, 640, 512)
+    landmarks, _ = predicted(encoders, unit, faces, POINTS72, 640, 512)
     assert (landmarks.width, landmarks.height) == mirrored.pixels.shape[1::-1]
 
 
 def test_conditioning_carries_the_units_strength_and_region(encoders, weights, unit):
     faces = find_faces(encoders, unit)
-    landmarks, _ = predict_landmarks(encoders, unit, faces, POINTS72, 512, 512)
+    landmarks, _ = predicted(encoders, unit, faces, POINTS72, 512, 512)
     one = changed(unit, weight=0.5, start=0.1, end=0.9, hires="first", block_weights=(0.5,) * 10, region="face")
     conditioning = condition(one, weights, Tokens(torch.zeros(1, 4, 48)), landmarks)
     assert conditioning.strength is one.strength
@@ -132,7 +138,7 @@ def test_a_turned_driving_photo_gives_the_upright_pose_and_is_reported(encoders,
         ]
         upright, sideways = (find_faces(encoders, one) for one in ones)
         expected, actual = (
-            predict_landmarks(encoders, one, faces, POINTS72, *size)[0] for one, faces in zip(ones, (upright, sideways))
+            predicted(encoders, one, faces, POINTS72, *size)[0] for one, faces in zip(ones, (upright, sideways))
         )
         np.testing.assert_allclose(actual.points, expected.points, atol=15)
         assert sideways.notes == (f"turned.png is rotated by {degrees}°; it was turned upright.",)
@@ -143,7 +149,7 @@ def test_a_turned_driving_photo_gives_the_upright_pose_and_is_reported(encoders,
 def test_a_turned_init_image_keeps_its_landmarks(encoders, unit, mirrored, degrees):
     turned = Photo(np.ascontiguousarray(np.rot90(mirrored.pixels, -degrees // 90)), "Init image")
     upright, sideways = (
-        predict_landmarks(encoders, unit, find_faces(encoders, unit, photo), POINTS72, 640, 512)[0]
+        predicted(encoders, unit, find_faces(encoders, unit, photo), POINTS72, 640, 512)[0]
         for photo in (mirrored, turned)
     )
     np.testing.assert_allclose(sideways.upright(degrees).points, upright.points, atol=12)

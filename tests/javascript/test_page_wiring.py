@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from facesnap_ext.landmarks.poses import TEMPLATES, for_browser, make_rig
+from facesnap_ext.landmarks.poses import TEMPLATES, flame_rig, for_browser
 from facesnap_lab.miniature.render import head
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "javascript").glob("*.js"))
-RIG = for_browser(make_rig(head()))
+RIG = for_browser(flame_rig(head()))
 NUMBERS = ("face_index", "driving_face_index", "yaw", "pitch", "roll", "mouth", "brows", "eyes", "x", "y", "size")
 
 

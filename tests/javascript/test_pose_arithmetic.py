@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from facesnap_ext.hosts.windows import init_region
 from facesnap_ext.landmarks.points72 import Landmarks
-from facesnap_ext.landmarks.poses import TEMPLATES, Pose, for_browser, make_rig, placement, pose_points, reposition
+from facesnap_ext.landmarks.poses import TEMPLATES, Pose, flame_rig, for_browser, placement, pose_points, reposition
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import RANGES, Unit
 from facesnap_lab.miniature.render import head
 
 SCRIPTS = Path(__file__).parents[2] / "javascript"
-RIG = make_rig(head())
+RIG = flame_rig(head())
 WIDTH, HEIGHT = 832, 1216
 
 sides = st.integers(64, 1024)

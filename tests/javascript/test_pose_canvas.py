@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from facesnap_ext.landmarks.points72 import draw
-from facesnap_ext.landmarks.poses import TEMPLATES, for_browser, make_rig, pose_landmarks
+from facesnap_ext.landmarks.poses import TEMPLATES, flame_rig, for_browser, pose_landmarks
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
 from facesnap_lab.miniature.render import head
 
 SCRIPTS = [Path(__file__).parents[2] / "javascript" / name for name in ("facesnap_canvas.js", "facesnap_pose.js")]
 WIDTH, HEIGHT = 640, 512
-RIG = make_rig(head())
+RIG = flame_rig(head())
 SLIDERS = {"pose": "sliders", "template": "front", "yaw": 0, "pitch": 0, "roll": 0, "mouth": 0, "brows": 0, "eyes": 0}
 SLIDERS |= {"x": None, "y": None, "size": None}
 

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from facesnap_ext.landmarks.open_face import OpenShape, face_points, load_basis
+from facesnap_ext.landmarks.points72 import from_68
+from facesnap_ext.landmarks.poses import rotation
+
 # SCRFD's input is (pixel - 127.5) / 128; CenterFace's is the pixel value, 0…255. Both are RGB.
 _PIXELS = """
 <ir_version: 7, opset_import: ["" : 13]>
@@ -102,10 +106,9 @@ _STAND_IN_68 = """
 <ir_version: 7, opset_import: ["" : 13]>
 stand_in (float[N, 3, 192, 192] face) => (float[1, 3309] landmarks)
 {
-    zero = Constant <value = float[1] {0.0}> ()
     mean = ReduceMean <keepdims = 0> (face)
-    zero_mean = Mul (mean, zero)
-    landmarks = Add (points, zero_mean)
+    change = Mul (mean, variation)
+    landmarks = Add (points, change)
 }
 """
 
@@ -160,23 +163,43 @@ def stand_in_arcface(dst: str | Path, seed: int) -> None:
     onnx.save(network, str(dst))
 
 
-def stand_in_landmarks68(dst: str | Path, points: np.ndarray) -> None:
+def stand_in_landmarks68(dst: str | Path, points: np.ndarray, variation: np.ndarray | float = 0.0) -> None:
     """Write a network with the input and output of insightface's model for 68 landmarks, [N, 3, 192, 192] → [1, 3309].
-
-    It returns the same landmarks for every face.
 
     Args:
         dst: file to write.
         points: [68, 2] in -1…1 across the input square, whose side is 1.5 times the side of the face box.
+        variation: [68, 2] what is added to the points per unit of the crop's mean brightness, which is in -1…1; with 0
+            the landmarks of all faces are the same.
     """
     import onnx.numpy_helper
     import onnx.parser
 
     network = onnx.parser.parse_model(_STAND_IN_68)
-    flat = np.zeros((1, 3309), np.float32)
-    flat[0].reshape(-1, 3)[-68:, :2] = points
-    network.graph.initializer.append(onnx.numpy_helper.from_array(flat, "points"))
+    for name, values in (("points", points), ("variation", variation)):
+        flat = np.zeros((1, 3309), np.float32)
+        flat[0].reshape(-1, 3)[-68:, :2] = values
+        network.graph.initializer.append(onnx.numpy_helper.from_array(flat, name))
     onnx.save(network, str(dst))
+
+
+def stand_in_faces68(dst: str | Path) -> None:
+    """Write `stand_in_landmarks68` whose landmarks form a face of the open face model: turned to the left in dark
+    photos and to the right in bright ones, with a shape that depends on the brightness too."""
+    basis = load_basis()
+    dark, bright = (
+        face_points(basis, OpenShape(np.linspace(-side, side, basis.shape.shape[2]), np.zeros((72, 3))))
+        @ rotation(25 * side, 5, 0).T
+        for side in (-1, 1)
+    )
+    dark, bright = (to_68(points[:, :2] * (0.6, -0.6)) for points in (dark, bright))
+    stand_in_landmarks68(dst, (dark + bright) / 2, (bright - dark) / 2)
+
+
+def to_68(points: np.ndarray) -> np.ndarray:
+    """Convert the 72 points [72,D] to iBUG's 68, so that `from_68` returns the 72."""
+    linear = np.stack([from_68(one[:, None])[:, 0] for one in np.eye(68)], axis=1)  # [72,68]
+    return np.linalg.lstsq(linear, points, rcond=None)[0]
 
 
 def _set_shape(value, shape: list[int | str]) -> None:

@@ -23,7 +23,7 @@ def test_models_lists_every_part_and_hashes_on_request(tmp_path, capsys):
     listed = json.loads(capsys.readouterr().out)
     assert (listed["folder"], listed["elsewhere"]) == (str(folder), [str(other)])
     parts = {part["name"]: part for part in listed["parts"]}
-    assert [part for part, described in parts.items() if described["missing"]] == ["face_pack", "deca", "flame"]
+    assert [part for part, described in parts.items() if described["missing"]] == ["face_pack"]
     assert parts["clip"]["found"][0]["files"][0]["sha256"] == sha256(clip)
     assert main(["models", "--models", str(folder), "--also-look-in", str(other)]) == 0
     table = capsys.readouterr().out

@@ -11,15 +11,15 @@ from scipy.spatial.transform import Rotation
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.flame import Flame, full_pose, posed_vertices
+from facesnap_ext.landmarks.open_face import OpenShape, load_basis, open_face_rig
 from facesnap_ext.landmarks.points72 import LEFT_EYE, NOSE_TIP, RIGHT_EYE, Landmarks, points_on
 from facesnap_ext.landmarks.poses import (
     BROWS,
-    DIRECTIONS,
     JAW_OPEN,
     TEMPLATES,
     Pose,
     Rig,
-    make_rig,
+    flame_rig,
     placement,
     pose_landmarks,
     pose_points,
@@ -35,15 +35,19 @@ UPPER_LIDS, LOWER_LIDS = [37, 38, 39, 47, 46, 45], [43, 42, 41, 49, 50, 51]
 poses = st.builds(Pose, **{name: st.floats(*RANGES[name]) for name in asdict(Pose())})
 
 
-@pytest.fixture(scope="module", params=["stand-in", "miniature"])
+@pytest.fixture(scope="module", params=["stand-in", "miniature", "open"])
 def rig(request: pytest.FixtureRequest, flame: Flame) -> Rig:
     shape = torch.linspace(-1.5, 1.5, 12)
-    return make_rig(flame if request.param == "stand-in" else head(), shape)
+    if request.param == "open":
+        basis = load_basis()
+        modes = np.concatenate([shape.numpy(), np.zeros(basis.shape.shape[2] - len(shape))])
+        return open_face_rig(basis, OpenShape(modes, np.zeros((72, 3))))
+    return flame_rig(flame if request.param == "stand-in" else head(), shape)
 
 
 def reference_points(rig: Rig, pose: Pose, width: float, height: float) -> np.ndarray:
     """Evaluate the formula with scipy's rotations."""
-    mouth, brows, closed, wide = rig.directions.astype(float)
+    mouth, brows, closed, wide = (rig.directions[name].astype(float) for name in ("mouth", "brows", "closed", "wide"))
     points = rig.rest + pose.mouth * mouth + pose.brows * brows + (-pose.eyes * closed if pose.eyes < 0 else 0)
     points = points + (pose.eyes * wide if pose.eyes > 0 else 0)
     for axis, degrees in (("x", pose.pitch), ("y", pose.yaw), ("z", -pose.roll)):  # about the image's axes
@@ -61,18 +65,18 @@ def test_points_follow_the_formula(miniature: Rig, pose: Pose, width: int, heigh
 
 @pytest.fixture(scope="module")
 def miniature() -> Rig:
-    return make_rig(head())
+    return flame_rig(head())
 
 
 def test_rest_is_the_flame_face_of_the_persons_shape(rig: Rig, flame: Flame) -> None:
     """Compare with FLAME up to scale and translation."""
     shape = torch.linspace(-1.5, 1.5, 12)[None]
-    person_rig = make_rig(flame, shape[0])
+    person_rig = flame_rig(flame, shape[0])
     vertices = posed_vertices(flame, shape, torch.zeros(1, 0), full_pose(flame, torch.zeros(1, 6)))
     points = points_on(vertices, flame.faces)[0].numpy().astype(float)
     height = np.ptp(points[:, 1])
     np.testing.assert_allclose(person_rig.rest - person_rig.rest[CHIN], (points - points[CHIN]) / height, atol=1e-6)
-    assert np.abs(person_rig.rest - make_rig(flame).rest).max() > 0.01, "the person's shape is visible"
+    assert np.abs(person_rig.rest - flame_rig(flame).rest).max() > 0.01, "the person's shape is visible"
     pixels = pose_points(person_rig, Pose(x=0.25, y=0.5, size=0.5), WIDTH, HEIGHT)
     assert np.ptp(pixels[:, 1]) == pytest.approx(0.5 * HEIGHT, abs=1e-3)
     np.testing.assert_allclose((pixels.min(0) + pixels.max(0)) / 2, (0.25 * WIDTH, 0.5 * HEIGHT), atol=1e-3)
@@ -100,12 +104,12 @@ def test_yaw_keeps_heights_and_roll_keeps_distances(rig: Rig) -> None:
 
 
 def test_mouth_is_opened_by_flames_jaw(flame: Flame) -> None:
-    rig = make_rig(flame)
+    rig = flame_rig(flame)
     vertices = posed_vertices(
         flame, torch.zeros(1, 0), torch.zeros(1, 0), full_pose(flame, torch.tensor([[0, 0, 0, JAW_OPEN, 0, 0]]))
     )
     points = points_on(vertices, flame.faces)[0].numpy().astype(float)
-    opened = rig.rest + rig.directions[DIRECTIONS.index("mouth")]
+    opened = rig.rest + rig.directions["mouth"]
     np.testing.assert_allclose(opened - opened[0], (points - points[0]) / _height(flame), atol=1e-6)
     mouth_opening = opened[63, 1] - opened[70, 1]
     assert mouth_opening > 0.1 > 5 * (rig.rest[63, 1] - rig.rest[70, 1])
@@ -126,12 +130,12 @@ def test_eyes_close_and_widen_on_any_head(rig: Rig) -> None:
     np.testing.assert_allclose(openings(1), 1.6 * openings(0), rtol=1e-4)
     eyes = {*LEFT_EYE, *RIGHT_EYE}
     for name in ("closed", "wide"):
-        unmoved = np.flatnonzero(~rig.directions[DIRECTIONS.index(name)].any(1))
+        unmoved = np.flatnonzero(~rig.directions[name].any(1))
         assert {*range(72)} - eyes | {36, 40, 44, 48} == {*unmoved}, "corners and all other points do not move"
 
 
 def test_brows_slider_moves_only_the_brows_and_keeps_them_above_the_eyes(rig: Rig) -> None:
-    direction = rig.directions[DIRECTIONS.index("brows")]
+    direction = rig.directions["brows"]
     assert np.flatnonzero(direction.any(1)).tolist() == BROWS
     assert (direction[:, [0, 2]] == 0).all()
     lowered = (rig.rest - direction)[BROWS, 1]

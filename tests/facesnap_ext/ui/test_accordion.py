@@ -22,6 +22,7 @@ from facesnap_ext.settings.infotext import to_infotext
 from facesnap_ext.settings.unit import from_values
 from facesnap_ext.weights.search import find_models
 from tests.support import mock_webui
+from tests.support.stand_in_pack import stand_in_faces68
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_all_faces_of_a_photo_are_offered_for_references_and_driving_photo(page,
 def test_answers_to_the_canvas_repeat_the_number_of_the_question(page, engine, astronaut) -> None:
     answer = json.loads(page.callbacks.canvas_data(engine, [png(astronaut.pixels)], 0, None, 0, "own", "320x640 17"))
     assert answer["question"] == "17"
-    _, landmarks = engine.preview(photo_of(astronaut), None, (320, 640))
+    landmarks = engine.preview([photo_of(astronaut)], None, (320, 640)).landmarks
     np.testing.assert_allclose(answer["points"], landmarks.points / (320, 640), atol=1e-6)
     failed = json.loads(page.callbacks.canvas_data(engine, [b"not an image"], 0, None, 0, "own", "320x640 18"))
     assert failed["question"] == "18"
@@ -120,7 +121,7 @@ def test_the_init_image_gives_the_pose_if_it_does_in_the_job(page, engine, astro
 
     driven = ask("photo")
     assert driven["in_init"]
-    expected: Landmarks = engine.preview(photo_of(astronaut), photo_of(grace_hopper))[1]
+    expected: Landmarks = engine.preview([photo_of(astronaut)], photo_of(grace_hopper)).landmarks
     height, width = grace_hopper.pixels.shape[:2]
     np.testing.assert_allclose(driven["points"], expected.points / (width, height), atol=1e-6)
     for other in (ask("own"), ask("photo", driving=grace_hopper), ask("photo", init="")):
@@ -130,20 +131,34 @@ def test_the_init_image_gives_the_pose_if_it_does_in_the_job(page, engine, astro
     assert faceless["points"] == ask("own")["points"], "the job uses the reference's own pose"
 
 
-def test_without_deca_or_flame_the_status_and_the_canvas_say_what_is_missing(
-    page, stand_ins, astronaut, tmp_path
+def test_the_status_names_the_predictor_and_the_canvas_needs_no_deca_or_flame(
+    page, stand_ins, astronaut, grace_hopper, tmp_path
 ) -> None:
-    warning = "the landmarks are those detected in the driving photo"
-    assert warning not in page.accordion.status(find_models(stand_ins))
-    for part in ("deca", "flame"):
-        models = shutil.copytree(stand_ins, tmp_path / part)
-        (models / f"stand-in-{part}.safetensors").unlink()
-        status = page.accordion.status(find_models(models)).replace("&#x27;", "'")
-        assert warning in status
-        assert f"Missing: {part.upper()}." in status
-        bare = Engine(lambda models=models: find_models(models))
-        answer = json.loads(page.callbacks.canvas_data(bare, [png(astronaut.pixels)], 0, None, 0, "own", "320x640 1"))
-        assert answer == {"question": "1", "error": "The pose preview is not available without DECA and FLAME."}
+    pytest.importorskip("onnx")
+    assert "Landmarks: DECA and FLAME" in page.accordion.status(find_models(stand_ins))
+    models = shutil.copytree(stand_ins, tmp_path / "facesnap")
+    (models / "stand-in-deca.safetensors").unlink()
+    status = page.accordion.status(find_models(models))
+    assert "Landmarks: open face model" in status
+    assert "Missing" not in status
+
+    def ask(references: list[bytes], pose: str = "own", mode: str = "fused") -> dict:
+        engine = Engine(lambda: find_models(models))
+        text = page.callbacks.canvas_data(engine, references, 0, None, 0, pose, "320x640 1", reference_mode=mode)
+        return json.loads(text)
+
+    (models / "stand-in-flame.safetensors").unlink()
+    photos = [png(astronaut.pixels), png(grace_hopper.pixels)]
+    without = ask(photos)
+    assert without["points"] is None, "templates and sliders can be previewed, and the note says why the photo cannot"
+    assert "has no model for 68 landmarks" in without["note"]
+    np.testing.assert_array_equal(without["rig"]["rest"], ask([])["rig"]["rest"], "the mean face")
+    stand_in_faces68(models / "stand-in-pack" / "1k3d68.onnx")
+    both, first = ask(photos), ask(photos[:1])
+    assert both["note"] == first["note"] == ""
+    assert len(first["points"]) == 72
+    assert not np.allclose(both["rig"]["rest"], first["rig"]["rest"], atol=1e-4), "several photos give one shape"
+    assert ask(photos, mode="batch")["rig"] == first["rig"], "in batch mode the first person is previewed"
 
 
 @pytest.mark.parametrize("number", [1, 2])

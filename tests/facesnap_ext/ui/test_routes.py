@@ -79,6 +79,7 @@ def test_version_and_model_files(client, stand_ins):
     assert models["facesnap"] == sorted(path.name for path in stand_ins.glob("[!s]*.safetensors"))
     assert models["deca"] == "stand-in-deca.safetensors"
     assert models["missing"] == {}
+    assert models["landmarks"] == "DECA and FLAME"
 
 
 def test_the_schema_of_a_person(client):
@@ -89,7 +90,7 @@ def test_missing_model_files_are_listed_with_their_folder(empty, tmp_path):
     models = empty.get("/facesnap/models").json()
     assert models["facesnap"] == []
     assert models["clip"] is None
-    assert sorted(models["missing"]) == ["clip", "deca", "face_pack", "facesnap", "flame"]
+    assert sorted(models["missing"]) == ["clip", "face_pack", "facesnap"]
     assert all(str(tmp_path) in sentence for sentence in models["missing"].values())
 
 
@@ -160,7 +161,8 @@ def test_landmarks_are_those_of_the_job(client, engine, astronaut, two):
     place = [*(middle / (640, 512)), (job.box[3] - job.box[1]) / 512]
     assert [answer["place"][name] for name in ("x", "y", "size")] == pytest.approx(place)
 
-    rig = Rig(np.array(answer["rig"]["rest"]), np.array(list(answer["rig"]["directions"].values())))
+    directions = {name: np.array(values) for name, values in answer["rig"]["directions"].items()}
+    rig = Rig(np.array(answer["rig"]["rest"]), directions)
     sliders = Unit(True, (astronaut,), pose="sliders", yaw=20, x=0.4, y=0.5, size=0.3, model="random.safetensors")
     job = engine.prepare(sliders, 640, 512).conditioning.landmarks
     np.testing.assert_allclose(pose_points(rig, Pose(yaw=20, x=0.4, y=0.5, size=0.3), 640, 512), job.points, atol=1e-3)
@@ -237,10 +239,11 @@ def test_a_request_that_is_too_large_is_not_read_to_the_end(client, monkeypatch)
         asyncio.run(routes._values(Upload()))
 
 
-def test_landmarks_name_the_missing_model_files(empty):
+def test_the_rig_needs_no_model_file(empty):
     answer = empty.post("/facesnap/landmarks", json={})
-    assert answer.status_code == 422
-    assert "DECA" in answer.json()["detail"]
+    assert answer.status_code == 200
+    assert len(answer.json()["rig"]["rest"]) == 72
+    assert answer.json()["notes"] == []
 
 
 def test_an_internal_error_is_one_sentence_without_details(stand_ins, caplog):

@@ -25,7 +25,7 @@ from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights import identity_file
-from facesnap_ext.weights.identity_file import load, safe_name, save
+from facesnap_ext.weights.identity_file import SavedShape, load, safe_name, save
 from facesnap_ext.weights.identity_folder import choose_identity, find_identities
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.search import find_models
@@ -105,14 +105,23 @@ def test_saved_identity_has_no_pose(engine, unit, grace_hopper):
     assert prepared.driving.photo is driven.driving.photo is grace_hopper
 
 
-def test_identity_saved_without_deca_is_rejected_if_landmarks_are_needed(copied, unit, mirrored, grace_hopper):
-    deca = copied / "stand-in-deca.safetensors"
-    deca.rename(copied / "away")
-    save_identity(Encoders(Cache(), find_models(copied)), (mirrored,), "shapeless")
-    (copied / "away").rename(deca)
-    assert load(copied / "identities" / "shapeless.safetensors").shapes is None
-    with pytest.raises(FaceSnapError, match="saved without the shape of the face"):
-        Engine(lambda: find_models(copied)).prepare(replace(unit, identity="shapeless", driving=grace_hopper), 512, 512)
+def test_the_open_face_models_shape_is_saved_beside_decas(eileen, tmp_path):
+    identity = load(eileen)
+    assert identity.open_shape is None, "the pack has no model for 68 landmarks"
+    shape = SavedShape(torch.randn(40), torch.randn(72, 3), "1")
+    save(tmp_path / "both.safetensors", replace(identity, open_shape=shape))
+    saved = load(tmp_path / "both.safetensors")
+    assert torch.equal(saved.open_shape.modes, shape.modes)
+    assert torch.equal(saved.open_shape.residual, shape.residual)
+    assert saved.open_shape.version == "1"
+    assert torch.equal(saved.shapes, identity.shapes)
+    assert saved.networks == identity.networks
+
+
+def test_files_of_the_first_version_are_read(eileen, tmp_path):
+    identity = load(changed(eileen, tmp_path / "old.safetensors", version="1"))
+    assert identity.open_shape is None
+    assert torch.equal(identity.embeddings, load(eileen).embeddings)
 
 
 def test_file_contains_features_but_no_pixels(eileen, astronaut, mirrored):
@@ -199,6 +208,7 @@ def changed(eileen, path, tensors=None, drop=(), **metadata):
 
 
 HASH = "0" * 64
+OPEN_SHAPE = {"open_face.modes": torch.zeros(40), "open_face.residual": torch.zeros(72, 3)}
 HOSTILE = {
     "half precision": {"tensors": {"embeddings": torch.ones(2, 512).half()}},
     "integers": {"tensors": {"clip_tokens": torch.ones(2, 257, 64).int()}},
@@ -218,6 +228,11 @@ HOSTILE = {
     "invalid networks": {"networks": "[]"},
     "a network without a hash": {"networks": json.dumps({"face_pack": HASH, "clip": HASH, "deca": "x"})},
     "a network missing": {"networks": json.dumps({"face_pack": HASH, "deca": HASH})},
+    "modes without a residual": {"tensors": {"open_face.modes": torch.zeros(40)}},
+    "a residual of other points": {"tensors": OPEN_SHAPE | {"open_face.residual": torch.zeros(68, 3)}},
+    "modes with an axis too many": {"tensors": OPEN_SHAPE | {"open_face.modes": torch.zeros(2, 40)}},
+    "a shape that is no face": {"tensors": OPEN_SHAPE | {"open_face.modes": torch.full((40,), 1e9)}, "open_face": "1"},
+    "a shape without a version": {"tensors": OPEN_SHAPE},
     "deep brackets": {"networks": "[" * 100_000},
     "not JSON": {"photos": "\x00"},
 }
@@ -245,7 +260,7 @@ def test_sizes_that_do_not_match_the_named_networks_are_rejected(copied, eileen,
 
 def test_newer_larger_and_foreign_files_are_rejected(eileen, tmp_path, monkeypatch):
     with pytest.raises(FaceSnapError, match="newer FaceSnap"):
-        load(changed(eileen, tmp_path / "newer.safetensors", version="2"))
+        load(changed(eileen, tmp_path / "newer.safetensors", version="3"))
     with pytest.raises(FaceSnapError, match="is a LoRA, not a saved identity"):
         load(write(tmp_path / "lora.safetensors", KINDS["LORA"]))
     with pytest.raises(FaceSnapError, match="There is no file"):
@@ -384,17 +399,21 @@ def test_names_stay_readable():
 
 
 def test_preview_shows_the_shape_of_a_saved_identity(engine, astronaut, mirrored, grace_hopper):
-    """The shape comes from the first photo that the person was saved from. A given photo takes precedence over the
-    name."""
-    rig, points = engine.preview(identity="Eileen")
-    assert points is None
-    for reference, name, alike in ((astronaut, "", True), (mirrored, "Eileen", False), (None, "", False)):
-        other, _ = engine.preview(reference, identity=name)
-        assert np.array_equal(rig.rest, other.rest) == alike
-    _, saved = engine.preview(None, grace_hopper, (640, 512), identity="Eileen")
-    for reference, alike in ((astronaut, True), (None, False)):
-        _, other = engine.preview(reference, grace_hopper, (640, 512))
-        assert np.array_equal(saved.points, other.points) == alike
+    """It is that of all photos the person was saved from. Given photos take precedence over the name."""
+    saved = engine.preview(identity="Eileen")
+    assert saved.landmarks is None
+    for references, name, alike in (
+        ((astronaut, mirrored), "", True),
+        ((astronaut,), "", False),
+        ((mirrored,), "Eileen", False),
+        ((), "", False),
+    ):
+        other = engine.preview(references, identity=name)
+        assert np.array_equal(saved.rig.rest, other.rig.rest) == alike
+    driven = engine.preview((), grace_hopper, (640, 512), identity="Eileen").landmarks
+    for references, alike in (((astronaut, mirrored), True), ((), False)):
+        other = engine.preview(references, grace_hopper, (640, 512)).landmarks
+        assert np.array_equal(driven.points, other.points) == alike
     with pytest.raises(FaceSnapError, match="Nobody"):
         engine.preview(identity="Nobody")
 
@@ -462,9 +481,7 @@ def test_messages_about_a_saved_identity_name_a_way_that_works(
         advised.append(replace(unit, pose="photo", driving=grace_hopper))
     if "choose a template" in message:
         advised.append(replace(unit, pose="template"))
-    if "use a reference photo instead" in message:
-        advised.append(replace(unit, identity="", references=(mirrored,)))
     assert advised, message
     for changed in advised:
         second = attempt(changed)
-        assert second == "" or "put one there" in second or "use a reference photo instead" in second
+        assert second == "" or "put one there" in second or "put that file" in second

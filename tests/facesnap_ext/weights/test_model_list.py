@@ -39,7 +39,7 @@ def test_every_part_is_listed_as_found_or_missing(own, tmp_path):
     roles = roles_of(own, other)
     assert list(roles) == list(catalogue.ROLES)
     assert {name for name, role in roles.items() if role.needed} == {"facesnap", "face_pack"}
-    assert {name for name, role in roles.items() if role.missing} == {"deca", "flame"}
+    assert {name for name, role in roles.items() if role.missing} == set()
     (model,) = roles["clip"].found
     assert (model.path, model.folder, model.kind) == (str(clip), str(other), "a CLIP image encoder")
     assert (model.licence, model.used) == ("MIT (commercial use allowed)", True)
@@ -98,7 +98,7 @@ def test_instantid_is_used_if_there_is_no_facesnap_file(tmp_path):
     files = find_models(tmp_path)
     roles = {role.name: role for role in model_list.list_models(files)}
     assert [model.used for model in roles["instantid"].found] == [True, True]
-    assert {name for name, role in roles.items() if role.missing} == {"face_pack", "deca", "flame"}
+    assert {name for name, role in roles.items() if role.missing} == {"face_pack"}
     assert model_list.as_text([roles["facesnap"], roles["clip"]], files).count("MISSING") == 0
 
 

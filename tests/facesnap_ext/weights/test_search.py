@@ -435,6 +435,6 @@ def test_clip_is_missing_only_if_it_is_required(tmp_path):
     assert "clip" in find_models(tmp_path).missing()
     put(tmp_path / "InstantID/net.safetensors", NET)
     put(tmp_path / "InstantID/a.bin", ADAPTER, "torch")
-    assert set(find_models(tmp_path).missing()) == {"face_pack", "deca", "flame"}
+    assert set(find_models(tmp_path).missing()) == {"face_pack"}
     put(tmp_path / "mine.safetensors", {"mixer.queries": (1,)}, format="facesnap")
     assert "clip" in find_models(tmp_path).missing()
