@@ -23,6 +23,7 @@ from facesnap_ext.hosts import webui, windows
 from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.hosts.job import PreparedBatch
 from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.identity.predictors import Preview
 from facesnap_ext.landmarks.poses import Rig
 from facesnap_ext.networks import compiled
 from facesnap_ext.photos import from_pil
@@ -355,12 +356,12 @@ def test_choosing_a_saved_person_shows_their_rig(host, monkeypatch):
     """The page requests a new preview, with the name among its inputs."""
     components = dict(zip(UI_ORDER, host.script.ui(is_img2img=False)))
     requests = []
-    rig = Rig(np.zeros((72, 3), np.float32), np.zeros((4, 72, 3), np.float32))
-    monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or (rig, None))
+    preview = Preview(Rig(np.zeros((72, 3), np.float32), {}), None)
+    monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or preview)
     shown = {"identity": "Ada", "pose": "own", "canvas_size": "640x512"}
     answers = []
     for function, inputs, outputs in components["identity"].listeners:
         if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:
             answers.append(json.loads(function(*(shown.get(component.values["elem_id"]) for component in inputs))))
-    assert [set(answer) for answer in answers] == [{"question", "rig", "points", "in_init"}]
-    assert requests == [(None, None, (640, 512), 0, 0, "Ada")]
+    assert [set(answer) for answer in answers] == [{"question", "rig", "points", "in_init", "note"}]
+    assert requests == [((), None, (640, 512), 0, 0, "Ada")]
