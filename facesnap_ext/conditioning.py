@@ -1,4 +1,4 @@
-"""What one image is conditioned on: one `Conditioning` per person, made by the engine and used by the hosts."""
+"""The conditioning of one image: one `Conditioning` per person, created by the engine and used by the hosts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from facesnap_ext.settings.strength import Strength
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a person is in one image of a batch; see `Conditioning`."""
+    """A person's landmarks and region in one image of a batch; see `Conditioning`."""
 
     landmarks: Landmarks | None
     region: Region | None
@@ -29,15 +29,15 @@ class Conditioning:
 
     Attributes:
         tokens: identity tokens [1, 16, context_dim].
-        landmarks: the points that are drawn as the control image; with None, only the identity conditions.
+        landmarks: the points that are drawn as the control image; None conditions on the identity only.
         text_free: whether FFRNet was trained without text. If not, it receives the rows' own pooled text `y`.
-        hint: how the landmarks are drawn, a key of `hints.HINTS`.
+        hint: the kind of landmark image, a key of `hints.HINTS`.
         uncond_tokens: identity tokens of the unconditional rows, like `tokens`; None uses `tokens` for all rows.
         name: the weight file's name, for messages.
         region: where the person acts in the output image; None means everywhere.
-        placements: where the person is in each image of a batch that starts from different init images, with None for
-            images without them; empty where `landmarks` and `region` are those of all images.
-        adapter: returns the keys and values that `networks.adapter.Adapter` makes for the UNet; None without adapter.
+        placements: the person's placement in each image of a batch that starts from different init images, and None for
+            images without the person; empty if `landmarks` and `region` apply to all images.
+        adapter: returns the keys and values that `networks.adapter.Adapter` computes; None without an adapter.
         compile: run FFRNet through torch.compile; see `networks.compiled`.
 
     Raises:
@@ -67,7 +67,7 @@ class Conditioning:
             )
 
     def in_image(self, image: int) -> Placement | None:
-        """Where the person is in an image of the batch; None if they are not in it."""
+        """The person's placement in an image of the batch; None if the person is not in it."""
         if not self.placements:
             return Placement(self.landmarks, self.region)
         return self.placements[image % len(self.placements)]

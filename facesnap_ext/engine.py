@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
 from torch import Tensor
 
 from facesnap_ext.cache import Cache, signature_of
@@ -21,14 +20,13 @@ from facesnap_ext.identity.init_part import WHOLE_IMAGE, InitPart
 from facesnap_ext.identity.job_faces import POSED, Faces, Progress, find_faces, no_progress
 from facesnap_ext.identity.job_landmarks import in_output, pose_as_sliders, predict_landmarks
 from facesnap_ext.identity.likeness import face_at, likeness
-from facesnap_ext.identity.predictors import NoLandmarksError, choose_predictor
+from facesnap_ext.identity.predictors import NoLandmarksError, Preview, choose_predictor
 from facesnap_ext.identity.references import ReferenceReport, examine
 from facesnap_ext.identity.saved import choose_networks, load_identity
 from facesnap_ext.identity.tokens import mix, null_tokens, token_signatures
 from facesnap_ext.landmarks.hints import POINTS72
-from facesnap_ext.landmarks.neutral import NeutralFace
 from facesnap_ext.landmarks.points72 import Landmarks
-from facesnap_ext.landmarks.poses import Pose, Rig
+from facesnap_ext.landmarks.poses import Pose
 from facesnap_ext.networks.ffrnet import KeysValues
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
@@ -38,7 +36,7 @@ from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter
 
-ADAPTERS = 4  # people whose adapter's keys and values are cached: as many as the page allows in one image
+ADAPTERS = 4  # maximum number of people whose adapter results are cached: as many as the page allows in one image
 
 
 @dataclass(frozen=True)
@@ -78,28 +76,9 @@ class Prepared:
     predictor: str = ""
 
 
-@dataclass(frozen=True)
-class Preview:
-    """What a job will draw, before it runs.
-
-    Attributes:
-        rig: the person's face for templates and sliders.
-        landmarks: the landmarks for the poses "photo" and "own"; None without a photo, or if they cannot be detected.
-        notes: sentences that tell the user where these deviate from the request.
-        neutral: the face of `landmarks` without its expression.
-        expression: the displacement [72,3] of the neutral face by the expression of another photo, in face heights.
-    """
-
-    rig: Rig
-    landmarks: Landmarks | None
-    notes: tuple[str, ...] = ()
-    neutral: NeutralFace | None = None
-    expression: np.ndarray | None = None
-
-
 class Engine:
-    """Keeps loaded networks and computed features between jobs, keyed by content: files by path, size and time, photos
-    by their pixels. Only FFRNet is ever moved to the GPU, and the host does that."""
+    """Keeps loaded networks and computed features between jobs, keyed by content: path, size and time for files, and
+    pixels for photos. Only FFRNet is ever moved to the GPU, and the host does that."""
 
     def __init__(self, find_models: Callable[[], ModelFiles]):
         self._find_models = find_models
@@ -107,14 +86,15 @@ class Engine:
         self._converting = Lock()
 
     def files(self, progress: Progress = no_progress) -> ModelFiles:
-        """The installed model files. The originals of DECA and FLAME are converted first, once."""
+        """The installed model files. The original files of DECA and FLAME are converted first, if this has not been
+        done yet."""
         files = self._find_models()
         with self._converting:
             convert_originals(files, progress)
         return files
 
     def encoders(self, files: ModelFiles | None = None) -> Encoders:
-        """Encoders for these model files; by default for those that are installed now, without converting any."""
+        """Encoders for these model files; by default for the files that are installed now, without converting any."""
         return Encoders(self._cache, files or self._find_models())
 
     def prepare(
@@ -133,9 +113,9 @@ class Engine:
             width, height: size of the output image in pixels, in which the landmarks are placed.
             init_image: the image that img2img starts from; the default driving photo, if it has a face.
             progress: receives a short description of each step.
-            files_kept: number of FaceSnap files that stay loaded, this one included. A job needs one for each different
-                file that its people use.
-            init_part: what the job does with the init image.
+            files_kept: number of FaceSnap files that stay loaded, including this one. A job needs as many as its people
+                use.
+            init_part: the part of the init image that the job changes.
 
         Raises:
             FaceSnapError: a photo or a model file is missing or unusable.
@@ -196,7 +176,7 @@ class Engine:
         """Mix a person's features into identity tokens.
 
         Args:
-            signatures: the files' signatures from before any of them was read; see `token_signatures`.
+            signatures: the files' signatures, taken before any file was read; see `token_signatures`.
         """
         average = unit.reference_mode == "averaged"
         people = tuple((face.photo.digest, *face.box) for face in faces.references)
@@ -211,10 +191,10 @@ class Engine:
         return Tokens(cond, uncond, adapter)
 
     def _adapter(self, source: WeightSource, tokens: Tensor, uncond_tokens: Tensor) -> tuple[KeysValues, ...]:
-        """The keys and values that a FaceSnap file's adapter makes from a person's tokens; see `Adapter.forward`.
+        """The keys and values that a FaceSnap file's adapter computes from a person's tokens; see `Adapter.forward`.
 
-        The result is large (21 MB per person for InstantID, from 1.4 GB of weights). It is made when the person's image
-        begins, from weights that are read for it, and cached for the people of one image.
+        The result is large (21 MB per person for InstantID, from 1.4 GB of weights). It is computed when the person's
+        image begins, from weights that are loaded only for this, and cached for the people of one image.
         """
         key = ("adapter", signature_of(source), tokens.numpy().tobytes())
         return self._cache.get_or_compute(key, lambda: load_any_adapter(source)(tokens, uncond_tokens), ADAPTERS)
@@ -224,7 +204,7 @@ class Engine:
 
         Args:
             face_index: `Unit.face_index`.
-            batch: whether the photos show one person each.
+            batch: whether each photo shows a different person.
 
         Raises:
             FaceSnapError: there is no face model pack. A photo without a face is a warning in the report.
@@ -239,7 +219,7 @@ class Engine:
 
         Args:
             embeddings, face_pack: as in `Prepared`; by default the installed pack.
-            landmarks: for this image, at any size.
+            landmarks: the landmarks for this image, at any size.
         """
         files = self._find_models()
         files.face_pack = face_pack or files.face_pack
@@ -306,7 +286,7 @@ class Engine:
 
 
 def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: Landmarks | None) -> Conditioning:
-    """Assemble a person's conditioning; without landmarks it has no region around the face."""
+    """Assemble a person's conditioning; without landmarks, it has no region around the face."""
     return Conditioning(
         ffrnet=weights.ffrnet,
         tokens=tokens.cond,

@@ -1,4 +1,5 @@
-"""Photos: upright 8-bit RGB pixels, with a name for messages. Read from files, bytes, base64 and Pillow images."""
+"""Photos: upright 8-bit RGB pixels, with a name for messages. They are read from files, bytes, base64 and Pillow
+images."""
 
 from __future__ import annotations
 
@@ -21,24 +22,24 @@ MAX_PIXELS = 80_000_000
 """Photos with more pixels are rejected before decoding."""
 
 MAX_SIDE = 32_766
-"""Photos that are wider or higher are rejected as well: OpenCV before 5 cannot crop them."""
+"""Photos that are wider or higher than this are also rejected, because OpenCV before 5 cannot crop them."""
 
 MAX_BYTES = 256 * 2**20
 """Larger image files are rejected before they are read."""
 
 MAX_PHOTOS = 100
-"""More photos in one job or request are rejected before any is decoded."""
+"""If one job or request has more photos than this, all are rejected before any is decoded."""
 
 MAX_TOTAL_PIXELS = 256_000_000
-"""The photos of one job or request, which stay in memory decoded, may not have more pixels together."""
+"""Maximum total number of pixels in the photos of one job or request, which stay decoded in memory."""
 
 # Pillow supports more formats, but some are unsafe for untrusted files: PostScript, for example, runs an interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
-_MAX_HEADER = 1000  # characters of a data URL before its data
+_MAX_HEADER = 1000  # maximum length of the part of a data URL before the data
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _ESCAPED = {b"%2B": b"+", b"%2b": b"+", b"%2F": b"/", b"%2f": b"/", b"%3D": b"=", b"%3d": b"="}
 _ORIENTATION = 0x0112  # EXIF tag
-_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # views of an upright image as cameras store it, by the tag
+_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # views of an upright image as cameras store it, by EXIF tag
     2: lambda upright: upright[:, ::-1],
     3: lambda upright: upright[::-1, ::-1],
     4: lambda upright: upright[::-1],
@@ -47,14 +48,14 @@ _STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # views of an uprigh
     7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
     8: lambda upright: np.rot90(upright, -1),
 }
-_ROWS = 256  # converted at a time
+_ROWS = 256  # number of rows converted at a time
 _BLOCK = 2**26  # bytes
 
 one_request = threading.Lock()
-"""Held while a request of the page or the HTTP API has photos in memory, so that their memory does not add up."""
+"""Held while a request from the page or to the HTTP API has photos in memory, so that memory use does not add up."""
 
-# One photo is decoded at a time, because decoding takes several times the memory of the result. It also keeps a second
-# thread from restoring the setting in `_load_strictly` for good.
+# One photo is decoded at a time, because decoding takes several times the memory of the result. The lock also prevents
+# a second thread from permanently changing the setting that `_load_strictly` restores.
 _decoding = threading.Lock()
 
 
@@ -93,7 +94,7 @@ def from_path(path: str | Path) -> Photo:
 
 
 def from_bytes(data: bytes, name: str) -> Photo:
-    """Read a photo from the contents of an image file. Of an animation, the first frame is used. See `from_pil`.
+    """Read a photo from the contents of an image file. For an animation, the first frame is used. See `from_pil`.
 
     Raises:
         FaceSnapError: `data` is not an image file, is damaged or truncated, or exceeds `MAX_PIXELS` or `MAX_SIDE`.
@@ -116,7 +117,7 @@ def from_base64(text: str, name: str) -> Photo:
 def from_pil(image: Image.Image, name: str) -> Photo:
     """Convert a Pillow image of any mode to a photo, rotated upright according to its EXIF orientation.
 
-    Transparent areas become white, as in the WebUI. Greyscale images with more than 8 bits are scaled to 8 bits. White
+    As in the WebUI, transparent areas become white. Greyscale images with more than 8 bits are scaled to 8 bits. White
     is 65535 for mode I;16; for mode I, the smallest of 255, 65535 and 2^31 - 1 that no pixel exceeds; for mode F, the
     smallest of 1.0 and these three. Colour profiles are not applied.
 
@@ -136,7 +137,8 @@ def from_pil(image: Image.Image, name: str) -> Photo:
 
 
 class PhotoReader:
-    """Reads the photos of one job or request, and rejects them when they are too many or too large together."""
+    """Reads the photos of one job or request, and rejects them if there are too many or their total size is too
+    large."""
 
     def __init__(self) -> None:
         self._number = self._pixels = 0
@@ -145,8 +147,8 @@ class PhotoReader:
         """Read a photo from base64, an image file or its contents, or a Pillow image. Text is never used as a path.
 
         Raises:
-            FaceSnapError: the function of this module for such a value rejects it; or the photos exceed `MAX_PHOTOS`
-                or `MAX_TOTAL_PIXELS`.
+            FaceSnapError: the value is rejected by this module's function for its type, or the photos exceed
+                `MAX_PHOTOS` or `MAX_TOTAL_PIXELS`.
         """
         if isinstance(value, str):
             value = _decode_base64(value, name)
@@ -166,11 +168,11 @@ class PhotoReader:
 
 
 class TooManyPhotosError(FaceSnapError):
-    """The photos of one job or request are too many, or too large together."""
+    """There are too many photos in one job or request, or their total size is too large."""
 
 
 def check_number(number: int) -> None:
-    """Raise `TooManyPhotosError` if one job or request may not have so many photos."""
+    """Raise `TooManyPhotosError` if this is more than one job or request may have."""
     if number > MAX_PHOTOS:
         raise TooManyPhotosError(f"There are more than {MAX_PHOTOS} photos; use fewer at once.")
 
@@ -215,9 +217,10 @@ def _decode_base64(text: str, name: str) -> bytes:
 
 @contextmanager
 def _large_blocks() -> Iterator[None]:
-    """Make Pillow allocate large images in blocks that the C library returns to the system when they are freed.
+    """Make Pillow allocate large blocks for images, which the C library returns to the system when they are freed.
 
-    It keeps Pillow's usual blocks of 16 MB for the thread that used them, and a host has dozens of threads.
+    The C library keeps Pillow's default blocks of 16 MB for the thread that used them, and a host has dozens of
+    threads.
     """
     size = Image.core.get_block_size()
     Image.core.set_block_size(_BLOCK)
@@ -248,7 +251,7 @@ def _upright(image: Image.Image) -> np.ndarray:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         stored[:] = _grey_to_8_bits(image)[:, :, None]
         return pixels
-    # strip by strip: Pillow's conversions of the whole image would take several times the memory of the result
+    # convert strip by strip, because converting the whole image would take several times the memory of the result
     for top in range(0, image.height, _ROWS):
         bottom = min(top + _ROWS, image.height)
         stored[top:bottom] = np.asarray(_rgb(image.crop((0, top, image.width, bottom))))

@@ -1,7 +1,7 @@
 """FFRNet's residuals for each UNet call of one sampling pass.
 
-Several people in one image share it by their regions; see `regions.blend_weights`. At every position, the weights add
-up to one person at most, so that no part of the UNet receives more than it was trained with.
+Several people share an image according to their regions; see `regions.blend_weights`. At every position, the weights
+add up to at most 1, so that no part of the UNet receives more than it was trained with.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from facesnap_ext.networks import compiled
 from facesnap_ext.networks.ffrnet import FFRNet, KeysValues
 from facesnap_ext.regions import blend_weights
 
-MAX_ROWS = 8  # rows kept if one evaluation arrives in many calls; each takes 60 MB at 1024²
+MAX_ROWS = 8  # maximum number of rows kept if one evaluation arrives in many calls; each takes 60 MB at 1024²
 
 Label = tuple[bool, int]
-"""Whether a row counts as unconditional (if that makes a difference), and its number among such rows."""
+"""Whether a row counts as unconditional (if that makes a difference), and its index among the rows of this kind."""
 
 
 class Residuals:
@@ -34,13 +34,14 @@ class Residuals:
     def __init__(self, people: Sequence[Conditioning]):
         self.people = tuple(people)
         self._runners = [_OnePerson(person) for person in self.people]
-        # by the people who act, a residual's size and the image
+        # by the acting people, the size of a residual, and the image
         self._weights: dict[tuple[tuple[int, ...], int, int, int], Tensor] = {}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
         """Move every FFRNet that is not on the device yet, or only in part because memory ran out."""
         for network in ffrnets(self.people):
-            ends = (network.conv_in.weight, network.controlnet_mid_block.weight)  # the first and last to be moved
+            # the first and last weights to be moved
+            ends = (network.conv_in.weight, network.controlnet_mid_block.weight)
             if any(end.device != torch.device(device) or end.dtype != (dtype or end.dtype) for end in ends):
                 network.to(device, dtype)
 
@@ -57,7 +58,7 @@ class Residuals:
 
         Only the people who act at this time share the image. The weights are the same for conditional and unconditional
         rows: a `cond_only` person is missing from unconditional rows and no one else takes their place there, so that
-        classifier-free guidance pushes towards that person alone.
+        classifier-free guidance pushes towards only that person.
 
         Args:
             x: scaled latents [R, C, h, w].
@@ -65,12 +66,12 @@ class Residuals:
             is_cond: whether each row is conditional.
             y: the rows' pooled text and sizes [R, adm_dim]; only used by weights that were trained with text.
             acting: whether each person acts now; by default all do.
-            images: the number of each row's image in the batch, for people whose placements differ; by default all
-                rows belong to the first.
+            images: the index in the batch of each row's image, for people whose placements differ; by default, all rows
+                belong to the first image.
 
         Returns:
-            One residual per block from shallow to deep, the middle block's last: each [R, …], or [1, …] where one
-            image fills all rows. None if no one acts.
+            One residual per block from shallow to deep, followed by the middle block's: each [R, …], or [1, …] if all
+            rows are for one image. None if no one acts.
         """
         who = tuple(i for i in range(len(self._runners)) if acting is None or acting[i])
         if not who:
@@ -96,11 +97,11 @@ class Residuals:
         return self._weights[key]
 
     def per_image(self, who: Sequence[int]) -> bool:
-        """Whether some of these people are not at the same place in all images of the batch."""
+        """Whether any of these people have different placements in the images of the batch."""
         return any(self.people[i].placements for i in who)
 
     def _blend(self, who: tuple[int, ...], parts: Sequence[Tensor], images: tuple[int, ...]) -> Tensor:
-        """The weighted sum of everyone's residuals for one block, [R or 1, C, h, w]."""
+        """The weighted sum of all people's residuals for one block, [R or 1, C, h, w]."""
         height, width = parts[0].shape[2:]
         if self.per_image(who):
             weights = torch.stack(
@@ -115,19 +116,19 @@ class Residuals:
 class _OnePerson:
     """FFRNet's residuals for one person.
 
-    Without text, a row's residuals depend on nothing but its latent and timestep. All rows of one image therefore
-    share one run of FFRNet, whatever the order, grouping or number of calls in which the host sends them. Rows are
-    compared by everything they depend on, which includes the pooled text and, if unconditional rows have their own
-    tokens, whether the row is unconditional.
+    Without text, a row's residuals depend only on its latent and timestep. All rows of one image therefore share one
+    run of FFRNet, regardless of the order, grouping or number of calls in which the host sends them. Rows count as
+    equal if all inputs of their residuals are equal. These inputs include the pooled text and, if unconditional rows
+    have separate tokens, whether the row is unconditional.
 
-    With an `ffrnet_interval` above 1, most evaluations reuse the residuals of the previous evaluation. Each image
-    reuses its own, identified by its position among the conditional or the unconditional rows.
+    With an `ffrnet_interval` above 1, most evaluations reuse the residuals of the previous evaluation. An image is
+    identified by its position among the conditional or the unconditional rows.
     """
 
     def __init__(self, person: Conditioning):
         self.person = person
-        self._landmark_features: dict[tuple[int, int, int], Tensor] = {}  # by latent size and image
-        self._identity: list[KeysValues] = []  # embedded tokens: of conditional and, if they differ, unconditional rows
+        self._landmark_features: dict[tuple[int, int, int], Tensor] = {}  # landmark features by latent size and image
+        self._identity: list[KeysValues] = []  # embedded tokens for conditional and, if they differ, unconditional rows
         self._evaluations = 0
         self._current = self._previous = _Evaluation(math.nan)
 
@@ -156,7 +157,7 @@ class _OnePerson:
             mask = torch.tensor(is_cond, dtype=x.dtype, device=x.device)[:, None, None, None]
             return [residual[places] * mask.to(residual.dtype) for residual in outputs]
         if len(self._current.labels) == 1:
-            return outputs  # one image: its residuals broadcast over the rows
+            return outputs  # there is only one image, and its residuals are broadcast over the rows
         return [residual[places] for residual in outputs]
 
     def _begin_evaluation(self, timestep: float) -> None:
@@ -170,7 +171,7 @@ class _OnePerson:
     def _find_or_run(
         self, x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None, images: Sequence[int]
     ) -> list[int]:
-        """The position of each row in the current evaluation; FFRNet runs for the rows that are not in it yet."""
+        """The position of each row in the current evaluation; FFRNet runs for the rows that are not stored yet."""
         inputs = _comparable(x, timesteps, sides, y, images)
         places = self._current.find(inputs)
         if None in places and not self._current.has_room(inputs):
@@ -192,7 +193,7 @@ class _OnePerson:
         return [offset + new.index(first[row]) if place is None else place for row, place in enumerate(places)]
 
     def _reused(self, labels: list[Label], size: torch.Size) -> list[Tensor] | None:
-        """The previous evaluation's residuals, unless FFRNet is due in this one."""
+        """The previous evaluation's residuals; None if FFRNet must run in this evaluation."""
         if (self._evaluations - 1) % self.person.strength.ffrnet_interval == 0:
             return None
         return self._previous.outputs_of(labels, size)
@@ -240,7 +241,7 @@ class _Evaluation:
         self.labels: list[Label] = []
         self.outputs: list[Tensor] = []  # [K, …] each
         self._inputs: Tensor | None = None  # [K, F]
-        self._seen = Counter[bool]()  # numbers of unconditional and of other rows
+        self._seen = Counter[bool]()  # how many unconditional and other rows have been stored
 
     def find(self, inputs: Tensor) -> list[int | None]:
         """The index of each row of a call among the stored rows."""
@@ -274,7 +275,8 @@ class _Evaluation:
         self._seen.update(side for side, _ in labels)
 
     def has_room(self, inputs: Tensor) -> bool:
-        """Whether rows can be added: only rows of the same size, and only a few, since tiles come in many calls."""
+        """Whether rows can be added: the size must match and the number is limited, because tiles arrive in many
+        calls."""
         return self._inputs is None or (inputs.shape[1] == self._inputs.shape[1] and len(self.labels) < MAX_ROWS)
 
     def forget(self) -> None:
@@ -292,12 +294,13 @@ def landmark_image(
     """Draw FFRNet's control image: [1, 3, height, width] float32 in 0…1 on black, all black without landmarks."""
     if landmarks is None:
         return torch.zeros(1, 3, height, width, device=device)
-    image = torch.from_numpy(HINTS[hint](landmarks, width, height)).to(device)  # 8 bits: a quarter of the transfer
+    # transfer 8-bit values, which are a quarter of the data
+    image = torch.from_numpy(HINTS[hint](landmarks, width, height)).to(device)
     return image.permute(2, 0, 1)[None].float() / 255
 
 
 def _comparable(x: Tensor, timesteps: Tensor, sides: Sequence[bool], y: Tensor | None, images: Sequence[int]) -> Tensor:
-    """Everything that a row's residuals depend on, [R, F]."""
+    """All inputs of each row's residuals, concatenated: [R, F]."""
     side, image = (x.new_tensor(values, dtype=torch.float32)[:, None] for values in (sides, images))
     parts = [x.flatten(1).float(), timesteps.float()[:, None], side, image]
     return torch.cat([*parts, *([] if y is None else [y.float()])], 1)

@@ -1,4 +1,4 @@
-"""FaceSnap in the WebUI: the accordion, and which of the host's callbacks does what."""
+"""FaceSnap in the WebUI: the accordion, and the host's callbacks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from facesnap_ext.settings.script_args import UI_ORDER, batches_by_photo, from_s
 from facesnap_ext.ui import accordion, models_panel, routes
 from facesnap_ext.weights.identity_folder import find_identities
 
-if not hasattr(scripts.Script, "process_before_every_sampling"):  # without this callback no residual is ever added
+if not hasattr(scripts.Script, "process_before_every_sampling"):  # without this callback, residuals are never added
     raise ImportError("FaceSnap needs AUTOMATIC1111 1.10 or later, or Forge; update the WebUI.")
 
 host = hosts.current()
 log = logging.getLogger("facesnap")
-PEOPLE = 2  # tabs on the page unless the settings say otherwise
+PEOPLE = 2  # default number of tabs on the page
 
 
 def engine():
@@ -38,7 +38,7 @@ def engine():
 
 @contextmanager
 def abort_on_error(p) -> Iterator[None]:
-    """Refuse the job after an error inside the `with` block, and remove everything of FaceSnap's from it."""
+    """Refuse the job after an error inside the `with` block, and undo FaceSnap's changes to it."""
     try:
         yield
     except Exception as error:
@@ -49,7 +49,7 @@ def abort_on_error(p) -> Iterator[None]:
 
 
 class Script(scripts.Script):
-    failure = None  # why there is no accordion, in a sentence
+    failure = None  # the reason why there is no accordion, in one sentence
 
     def title(self):
         return "FaceSnap"
@@ -67,7 +67,7 @@ class Script(scripts.Script):
             reason = str(error) if isinstance(error, FaceSnapError) else f"{error!r}; please report it"
             self.failure = f"FaceSnap's accordion could not be drawn: {reason.rstrip('.')}."
             log.error(self.failure, exc_info=error)
-        column.visible = False  # together with the components drawn so far
+        column.visible = False  # this also hides the components drawn so far
         with gr.Accordion("FaceSnap", open=False, elem_id=self.elem_id("failed")):
             gr.HTML(accordion.problem(self.failure))
             return [gr.Checkbox(False, label="Enabled", visible=False, elem_id=self.elem_id("failed_enable"))]
@@ -103,7 +103,7 @@ class Script(scripts.Script):
         init_image.remember_request(p)
 
     def before_process(self, p, *args):
-        host.detach(p)  # anything that an exception in an earlier job may have left behind
+        host.detach(p)  # removes what an exception in an earlier job may have left behind
         p.facesnap = JobState()
         with abort_on_error(p):
             units = xyz.with_axes(p, from_script_args(args))

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     get = parser.add_subparsers(metavar="get").add_parser(
         "get", help="download a model file", description="Download a model file and check its SHA-256."
     )
-    get.add_argument("part", help="name of the part, as listed")
+    get.add_argument("part", help="name of the part, as listed, or starter for everything that a first image needs")
     _add_folders(get, argparse.SUPPRESS, argparse.SUPPRESS)  # the options are accepted before and after `get`
     get.set_defaults(run=run_get)
 
@@ -60,20 +60,21 @@ def run(options: argparse.Namespace) -> None:
 
 
 def run_get(options: argparse.Namespace) -> None:
-    from facesnap_ext.weights.download import download, part_to_download
+    from facesnap_ext.weights.download import download_all, parts_to_download
 
     files = _find_files(options)
-    part = part_to_download(options.part, files)
+    parts = parts_to_download(options.part, files)
+    title, size = ", ".join(part.title for part in parts), sum(part.size for part in parts)
     printed = -1
 
     def progress(received: int) -> None:
         nonlocal printed
-        if (percent := 100 * received // part.size) != printed:
+        if (percent := 100 * received // size) != printed:
             printed = percent
-            print(f"\r{part.title}: {percent} %", end="", file=sys.stderr, flush=True)
+            print(f"\r{title}: {percent} %", end="", file=sys.stderr, flush=True)
 
     try:
-        print(download(part, files.folder, progress))
+        print(*download_all(parts, files.folder, progress), sep="\n")
     except KeyboardInterrupt:
         raise FaceSnapError("The download was interrupted; run the same command again to resume it.") from None
     finally:

@@ -1,4 +1,4 @@
-"""How residuals get into each host's UNet.
+"""How residuals are added to each host's UNet.
 
 A WebUI's adapter is a module with `attach(p, people)`, `refuse(p, refusal)`, `detach(p)` and `on_cfg_denoiser(params)`.
 """

@@ -1,10 +1,10 @@
 """AUTOMATIC1111: residuals are added by module hooks on sgm's UNet, for one sampling pass at a time.
 
-Nothing in the host is replaced. `on_cfg_denoiser` fires before each evaluation of the UNet and says which job it is for
-and how many of its rows are conditional. The rows then pass through the UNet in that order, in one call or in several
-(prompts of different lengths, `--medvram`'s split batches, skipped unconditional rows). Hooks act only on rows that
-were announced for their own job, so a hook that an exception left behind does nothing. It is removed when its job is
-deleted or the next one starts.
+Nothing in the host is replaced. `on_cfg_denoiser` fires before each evaluation of the UNet and reports its job and its
+number of conditional rows. The rows then pass through the UNet in that order, in one call or in several (prompts of
+different lengths, `--medvram`'s split batches, skipped unconditional rows). Hooks act only on rows that were announced
+for their own job, so a hook that an exception left behind does nothing. Such a hook is removed when its job is deleted
+or the next job starts.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class PassHooks:
         self.low_memory = bool(getattr(p.sd_model, "lowvram", False))
         self.unet: nn.Module | None = None
         self._handles: list[Any] = []
-        self._rows: deque[tuple[bool, int]] = deque()  # rows to come: whether each is conditional, and its image
-        self._size: tuple[int, ...] | None = None  # latent size of this job's running evaluation; None: another job's
+        # for each announced row that has not arrived yet: whether it is conditional, and its image
+        self._rows: deque[tuple[bool, int]] = deque()
+        self._size: tuple[int, ...] | None = None  # latent size of the running evaluation; None if it is another job's
 
     def hook(self, unet: Any) -> None:
         """Install the hooks on a UNet, and remove them from the previous one."""
@@ -91,9 +92,9 @@ class ConditionedPass(PassHooks):
         super().__init__(p)
         self.residuals = Residuals(people)
         self.adapters = AdapterHooks(self.residuals)
-        self._acting: list[bool] = []  # for each person, in the announced evaluation
-        self._commented = False  # on UNet calls that were not announced
-        self._blocks: tuple[nn.Module, ...] = ()  # that have hooks: the middle block, then the output blocks
+        self._acting: list[bool] = []  # whether each person acts in the announced evaluation
+        self._commented = False  # whether an unannounced UNet call has been reported
+        self._blocks: tuple[nn.Module, ...] = ()  # the blocks that have hooks: the middle block, then the output blocks
         self._block_handles: list[Any] = []
         self._current: list[Tensor] | None = None  # residuals of the running UNet call
 
@@ -155,7 +156,7 @@ class ConditionedPass(PassHooks):
         sides, images = zip(*(self._rows.popleft() for _ in range(len(x))))
         if any(self._acting):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
-            on_gpu.update(ffrnets(self.residuals.people))  # first, because memory may run out during the move
+            on_gpu.update(ffrnets(self.residuals.people))  # before the move, because memory may run out during it
             self.residuals.to(x.device, x.dtype)
             self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting, images)
             self.adapters.call = Call(tuple(sides), tuple(self._acting), tuple(images))
@@ -167,7 +168,7 @@ class ConditionedPass(PassHooks):
     def _before_output(self, index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def add_to_skip(block: nn.Module, args: tuple[Any, ...]) -> None:
             if self._current is not None:
-                # the skip is the last part of a tensor that was concatenated for this block alone
+                # the skip is the last part of a tensor that was concatenated for this block only
                 residual = self._current[index]
                 args[0][:, -residual.shape[1] :] += fitted(residual, args[0]).to(args[0].dtype)
 
@@ -175,10 +176,10 @@ class ConditionedPass(PassHooks):
 
 
 def images_of_rows(x: Tensor, cond_rows: int) -> list[int]:
-    """The number of each announced row's image in the batch.
+    """The index in the batch of each announced row's image.
 
-    The host sends each image's conditional rows, one for each part of a prompt with AND, and then one unconditional row
-    per image. Both are copies of the image's latent.
+    The host first sends each image's conditional rows, one for each part of an AND prompt, and then one unconditional
+    row per image. Both kinds are copies of the image's latent.
     """
     count = len(x) - cond_rows
     if cond_rows == count or not count:
@@ -212,7 +213,7 @@ def attach(p: Any, people: Sequence[Conditioning]) -> None:
 
 
 def refuse(p: Any, refusal: Refusal) -> None:
-    """Stop a job at its first UNet call: the host swallows a script's exceptions, but shows those of sampling."""
+    """Stop a job at its first UNet call: the host swallows a script's exceptions, but shows exceptions in sampling."""
     global _attached
     detach()
     _attached = RefusedPass(p, refusal)
@@ -222,8 +223,8 @@ def refuse(p: Any, refusal: Refusal) -> None:
 def detach(p: Any = None) -> None:
     """Remove FaceSnap; does nothing if nothing is attached.
 
-    FFRNet stays in GPU memory for the next image, as the host's own networks do, and is moved out with them where the
-    host moves its networks out after use (`--medvram`, `--lowvram`).
+    FFRNet stays in GPU memory for the next image, as the host's own networks do, and is moved out with them if the host
+    moves networks out after use (`--medvram`, `--lowvram`).
     """
     global _attached
     if _attached is not None:
@@ -251,7 +252,7 @@ def on_cfg_denoiser(params: Any) -> None:
 def _follow_refiner(attached: PassHooks, p: Any, unet: nn.Module) -> None:
     """Hook the refiner's UNet: the host switches to another model during sampling without calling scripts."""
     if isinstance(attached, ConditionedPass):
-        # the files of all people have the first UNet's widths
+        # all people's files have the widths of the first UNet
         if skip_widths(unet) != attached.residuals.people[0].ffrnet.config.skip_widths:
             detach()
             report_stop(p, "refiner", REFINER_DIFFERS)

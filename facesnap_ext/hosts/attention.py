@@ -1,13 +1,13 @@
 """InstantID's adapter half in a UNet: attention to the identity tokens is added to each cross-attention's output.
 
-Hooks on `to_q` and on the output projection, modules that every host's attention calls whichever kernel computes it,
-compose with LoRAs and other adapters and replace nothing. They are reset for each UNet call: no query outlives its
-call, and outside an announced call the hooks do nothing.
+The hooks are on `to_q` and on the output projection, which every host's attention calls with any kernel. They work
+together with LoRAs and other adapters and replace nothing. They are reset for each UNet call: queries are only kept
+during the call, and outside an announced call the hooks do nothing.
 
 Extensions for regional prompts call an attention once for each region with some of the rows (Regional Prompter), or
 repeat rows for the regions and pad them with zeros (Forge Couple). They then mix the outputs with weights that add up
-to 1, so each of their rows gets what the row that it was made from gets. Further hooks keep what that takes: on the
-norm before each cross-attention for the rows, and on the transformer around it for the size of its features.
+to 1, so each of their rows is conditioned like the row that it was copied from. For this, further hooks record the
+original rows (on the norm before each cross-attention) and the size of the features (on the transformer around it).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROWS_SPLIT = (
 )
 LEVELS = (("input_blocks.", "down_blocks."), ("output_blocks.", "up_blocks."), ("middle_block.", "mid_block."))
 
-RowLabel = tuple[bool, int]  # whether a row is conditional, and the number of its image in the batch
+RowLabel = tuple[bool, int]  # whether a row is conditional, and the index of its image in the batch
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Call:
     Attributes:
         is_cond: whether each row is conditional.
         acting: whether each person acts.
-        images: the number of each row's image in the batch.
+        images: the index in the batch of each row's image.
     """
 
     is_cond: tuple[bool, ...]
@@ -52,24 +52,24 @@ class AdapterHooks:
     """The adapters of all people in an image, on one UNet.
 
     Attributes:
-        call: the running UNet call. The host sets it before each of its own calls and clears it for others.
+        call: the running UNet call. The host sets it before each of its own calls and clears it for other calls.
     """
 
     def __init__(self, residuals: Residuals):
         self.residuals = residuals
         self.call: Call | None = None
         self._handles: list[Any] = []
-        self._rows: Tensor | None = None  # what the attention at work is given for all rows of the call, [R, N, width]
-        self._size: tuple[int, ...] = ()  # height and width of its features
-        self._queries: dict[int, tuple[Tensor, Tensor]] = {}  # of each layer, with what they were made from
-        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # for each layer, by person
-        self._on_device: dict[tuple[int, int], KeysValues] = {}  # by person and layer, on the UNet's device
+        self._rows: Tensor | None = None  # inputs of the running attention for all rows of the call, [R, N, width]
+        self._size: tuple[int, ...] = ()  # height and width of the running attention's features
+        self._queries: dict[int, tuple[Tensor, Tensor]] = {}  # queries of each layer, with their inputs
+        self._keys_values: dict[int, tuple[KeysValues, ...]] = {}  # one pair for each layer, by person
+        self._on_device: dict[tuple[int, int], KeysValues] = {}  # copies on the UNet's device, by person and layer
 
     def hook(self, unet: nn.Module) -> None:
         """Install the hooks on a UNet, and remove them from the previous one. Without adapters there are no hooks.
 
         Raises:
-            FaceSnapError: the UNet's cross-attentions are not those that an adapter was made for.
+            FaceSnapError: the UNet's cross-attentions do not match an adapter.
         """
         self.remove()
         people = self.residuals.people
@@ -83,8 +83,8 @@ class AdapterHooks:
             if actual != expected:
                 raise FaceSnapError(
                     f"The adapter of {people[i].name} was made for {len(actual)} cross-attentions, but this "
-                    f"checkpoint's UNet has {len(expected)}, or they have other widths; set the adapter weight to 0 or "
-                    "choose another checkpoint."
+                    f"checkpoint's UNet has {len(expected)}, or they have different widths; set the adapter weight to "
+                    "0 or choose a different checkpoint."
                 )
         transformers, norms = surroundings(unet)
         self._handles += [module.register_forward_pre_hook(self._keep_size) for module in transformers]
@@ -128,7 +128,7 @@ class AdapterHooks:
         return add
 
     def _attend(self, call: Call, layer: int, inputs: Tensor, queries: Tensor, heads: int) -> Tensor | None:
-        """The contribution of everyone's tokens to the attention's output [R, N, width]; None if no one acts."""
+        """The contribution of all people's tokens to the attention's output [R, N, width]; None if no one acts."""
         who = tuple(i for i, acts in enumerate(call.acting) if acts)
         labels = tuple(zip(call.is_cond, call.images if self.residuals.per_image(who) else [0] * len(call.images)))
         rows: list[RowLabel] = []
@@ -201,7 +201,7 @@ def labels_of(part: Tensor, whole: Tensor | None, labels: Sequence[RowLabel]) ->
         labels: the label of each row of the UNet call.
 
     Raises:
-        FaceSnapError: a row of `part` is not in `whole`, or it occurs there with different labels.
+        FaceSnapError: a row of `part` is not in `whole`, or occurs there with different labels.
     """
     if whole is not None and len(whole) == len(labels) and whole.shape[1:] == part.shape[1:]:
         places = {row.data_ptr(): label for row, label in zip(whole, labels)}
@@ -214,9 +214,9 @@ def labels_of(part: Tensor, whole: Tensor | None, labels: Sequence[RowLabel]) ->
 
 
 def _label_of(row: Tensor, whole: Tensor, labels: Sequence[RowLabel]) -> RowLabel | None:
-    """The label of the rows of `whole` that are equal to a row; None if there are several or no such rows.
+    """The label of the rows of `whole` that are equal to a row; None if there are several labels or no such rows.
 
-    A row of zeros only fills up the batch, and its output is not used.
+    A row of zeros is only padding, and its output is not used.
     """
     equal = (whole == row).flatten(1).all(1).tolist()
     found = {label for label, same in zip(labels, equal) if same}

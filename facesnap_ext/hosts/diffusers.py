@@ -1,4 +1,4 @@
-"""diffusers: residuals are added to what the UNet's up blocks get, where the features have their final size."""
+"""diffusers: residuals are added to the inputs of the UNet's up blocks, where the features have their final size."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
     This composes with a ControlNet pipeline: FaceSnap's residuals are added to those that the UNet already receives.
 
     Args:
-        pipe: an SDXL pipeline of diffusers (text to image, image to image, inpainting, with or without ControlNet).
+        pipe: an SDXL pipeline from diffusers (text to image, image to image, inpainting, with or without ControlNet).
         people: one for each person in the image. Their `strength.hires` is ignored, because only the caller knows the
             passes.
 
     Raises:
-        FaceSnapError: the widths of the pipeline's UNet differ from those of a person's FFRNet, or its cross-attentions
-            from those that the adapter was made for.
+        FaceSnapError: the widths of the pipeline's UNet differ from the widths of a person's FFRNet, or its
+            cross-attentions do not match a person's adapter.
     """
     unet: nn.Module = pipe.unet
     widths = tuple(pipe.unet.config.block_out_channels)
@@ -41,7 +41,7 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
             )
     residuals = Residuals(people)
     adapters = AdapterHooks(residuals)
-    current: list[Tensor] = []  # of the running UNet call, with those of a ControlNet; empty if no one acts
+    current: list[Tensor] = []  # residuals of the running UNet call, including a ControlNet's; empty if no one acts
 
     def prepare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         adapters.call = None
@@ -71,7 +71,7 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
         if not current:
             return None
         hidden, skips = kwargs["hidden_states"], kwargs["res_hidden_states_tuple"]
-        if len(current) == residual_count:  # the first up block gets the output of the middle block
+        if len(current) == residual_count:  # the first up block receives the output of the middle block
             hidden = hidden + fitted(current.pop(), hidden)
         own = current[-len(skips) :]  # the decoder takes the skips from deep to shallow
         del current[-len(skips) :]

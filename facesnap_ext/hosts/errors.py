@@ -18,7 +18,7 @@ from facesnap_ext.settings.infotext import STOPPED
 class Refusal:
     """Why a job must stop.
 
-    It only holds the sentence. An exception's traceback would keep the whole job alive, whereas hooks are removed when
+    It only holds the message. An exception's traceback would keep the whole job alive, whereas hooks are removed when
     their job is deleted.
     """
 
@@ -30,17 +30,17 @@ class Refusal:
 
 
 def refusal_of(error: Exception) -> Refusal:
-    """The refusal for an error in one of our callbacks, expected or not."""
+    """The refusal for an expected or unexpected error in one of FaceSnap's callbacks."""
     if isinstance(error, FaceSnapError):
         return Refusal(str(error))
-    return Refusal(f"FaceSnap failed: {error!r}; the console has the details, please report them.")
+    return Refusal(f"FaceSnap failed: {error!r}; please report it with the details in the console.")
 
 
 def report_stop(p: Any, where: str, sentence: str) -> None:
     """Report that FaceSnap does not act in a part of a job: on the page, and in infotext, which the API returns.
 
     Args:
-        where: that part in a few words, such as "refiner".
+        where: a short name of that part, such as "refiner".
     """
     p.comment(sentence)
     forget_stop(p, where)
@@ -49,7 +49,7 @@ def report_stop(p: Any, where: str, sentence: str) -> None:
 
 
 def forget_stop(p: Any, where: str) -> None:
-    """Remove what `report_stop` wrote into the infotext of the images before."""
+    """Remove what `report_stop` wrote into the infotext of earlier images."""
     parts = p.extra_generation_params.pop(STOPPED, "").split("; ")
     if others := [part for part in parts if part not in ("", where)]:
         p.extra_generation_params[STOPPED] = "; ".join(others)

@@ -1,9 +1,9 @@
-"""Forge and reForge: residuals are one more link in the UNet patcher's chain of controls.
+"""Forge and reForge: residuals are an additional link in the UNet patcher's chain of controls.
 
 Both hosts drop the patched UNet after each job. reForge's signatures differ (`transformer_options` is an argument, rows
-are marked by `cond_or_uncond` alone, `model_sampling` replaces `predictor`), which duck typing covers. The link adds
-its residuals in a patch of the output blocks, which sees the size of the features. Before each evaluation of the UNet
-`on_cfg_denoiser` reports the progress of the pass. Sigmas would give the fraction of the whole noise schedule, but
+are marked only by `cond_or_uncond`, `model_sampling` replaces `predictor`), which duck typing covers. The link adds its
+residuals in a patch of the output blocks, which sees the size of the features. Before each evaluation of the UNet
+`on_cfg_denoiser` reports the progress of the pass. Sigmas would only give the fraction of the whole noise schedule, but
 hires fix and img2img run only its end. An adapter's hooks are on the UNet itself, which all jobs share: they act only
 in calls whose options were marked by their own control.
 """
@@ -27,8 +27,8 @@ from facesnap_ext.residuals import Residuals
 
 Control = dict[str, list[Tensor | None]]
 CALL = "facesnap"  # key in a UNet call's transformer options: the control, and what its adapters do in this call
-_attached: weakref.ref[ControlLink] | None = None  # the latest; one job samples at a time
-_hooked: list[FaceSnapControl] = []  # those whose adapters have hooks on a UNet
+_attached: weakref.ref[ControlLink] | None = None  # the latest link; only one job samples at a time
+_hooked: list[FaceSnapControl] = []  # controls whose adapters have hooks on a UNet
 
 
 class ControlLink:
@@ -36,7 +36,7 @@ class ControlLink:
 
     Attributes:
         previous_controlnet, transformer_options: read and written by the hosts.
-        progress: progress of the pass, from 0 to 1, as `measure` found it before the latest evaluation.
+        progress: progress of the pass, from 0 to 1, as measured by `measure` before the latest evaluation.
         finalizer: removes the link from the chain when its job is deleted.
     """
 
@@ -55,13 +55,13 @@ class ControlLink:
         return self
 
     def pre_run(self, model: Any, percent_to_sigma: Callable[[float], float]) -> None:
-        """Called before sampling, several times: for each link, and by each later link."""
+        """Called several times before sampling: by the host, and by each later link."""
         self._predictor = getattr(model, "predictor", None) or model.model_sampling
         if self.previous_controlnet is not None:
             self.previous_controlnet.pre_run(model, percent_to_sigma)
 
     def cleanup(self) -> None:
-        """Called after sampling, several times."""
+        """Called several times after sampling."""
         self._predictor = None
         if self.previous_controlnet is not None:
             self.previous_controlnet.cleanup()
@@ -91,10 +91,10 @@ class ControlLink:
 
     @property
     def cond_hint(self) -> Any:
-        """Forge's MultiDiffusion asks each control for an image to cut into tiles; this one has none."""
+        """Forge's MultiDiffusion asks each control for an image to cut into tiles; this control has none."""
         raise FaceSnapError("FaceSnap cannot act in the tiles of MultiDiffusion; disable one of the two.")
 
-    cond_hint_original = cond_hint  # MultiDiffusion's versions differ in which one they read first
+    cond_hint_original = cond_hint  # versions of MultiDiffusion differ in which attribute they read first
 
 
 class RefusalControl(ControlLink):
@@ -141,7 +141,7 @@ class FaceSnapControl(ControlLink):
         blended = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting, images) or []
         *skips, middle = (residual.to(x_noisy.dtype) for residual in blended)
         merged = merge({"input": [], "middle": [middle], "output": skips}, previous)
-        # the dictionary belongs to this call, but the one with the patches to all of them
+        # `options` belongs to this call, but all calls share `patches`
         options[CALL] = (self, Call(tuple(is_cond), tuple(acting), tuple(images)), Parts(len(is_cond)))
         patches = options.get("patches", {})
         others = patches.get("output_block_patch", [])
@@ -185,7 +185,7 @@ class Parts:
         """The rows of the next part, which has this number of them.
 
         Raises:
-            FaceSnapError: more rows come than the call has.
+            FaceSnapError: more rows arrive than the call has.
         """
         if count == self.rows:
             return slice(count)
@@ -197,9 +197,9 @@ class Parts:
 
 
 def adding(control: Control, parts: Parts) -> Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, Tensor]]:
-    """A patch of the output blocks that adds a control's residuals before any other patch, as the host would.
+    """A patch for the output blocks that adds a control's residuals before any other patch runs, as the host would.
 
-    The host itself drops residuals whose size differs from that of the features, and only prints a line.
+    The host itself drops residuals whose size differs from the features' size, and only prints a line.
     """
     (middle,), skips = control["middle"], control["output"]
     rows = slice(None)
@@ -222,8 +222,8 @@ def _add(residual: Tensor | None, features: Tensor, rows: slice) -> None:
 
 
 def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
-    """Add two controls, either of which may have gaps. The lists are new, because the UNet empties those it is
-    given."""
+    """Add two controls, either of which may have gaps. The lists are new, because the UNet empties the lists that it
+    receives."""
     merged: Control = {}
     for part, residuals in own.items():
         others: list[Tensor | None] = list(previous.get(part, [])) if previous is not None else []
@@ -263,7 +263,7 @@ def attach(p: Any, people: Sequence[Conditioning]) -> None:
 
 
 def refuse(p: Any, refusal: Refusal) -> None:
-    """Stop a job at its first UNet call: the host swallows a script's exceptions, but shows those of sampling."""
+    """Stop a job at its first UNet call: the host swallows a script's exceptions, but shows exceptions in sampling."""
     detach(p)
     _add_control(p, p.sd_model.forge_objects.unet.clone(), RefusalControl(p, refusal))
 
@@ -313,7 +313,7 @@ def type_of_model_patcher(unet: Any) -> type[Any]:
 
 
 def _compute_dtype(unet: Any) -> Any:
-    """The type in which the UNet computes; its weights may be stored in a quantised type."""
+    """The dtype in which the UNet computes; its weights may be stored in a quantised type."""
     dtype = getattr(unet.model, "computation_dtype", None)
     return dtype or unet.model_dtype()
 

@@ -1,4 +1,4 @@
-"""img2img's init images, and which part of them a job changes."""
+"""img2img's init images, and the part of them that a job changes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 
 from facesnap_ext import photos
+from facesnap_ext.hosts.selected_script import upscales
 from facesnap_ext.identity.init_part import InitPart
 from facesnap_ext.photos import Photo
 
 
 @dataclass(frozen=True)
 class Requested:
-    """The init image and mask that the user gave, kept as `p.facesnap_requested`; scripts change both later.
+    """The init image and mask from the user, kept as `p.facesnap_requested`, because scripts may change both later.
 
     Attributes:
-        size: width and height of the first init image; None if there was none, as in the tab Batch.
+        size: width and height of the first init image; None if there was no init image, as in the Batch tab.
         has_mask: whether there was a mask.
     """
 
@@ -26,7 +27,7 @@ class Requested:
 
 
 def remember_request(p: Any) -> None:
-    """Note what the user requested; called when the host makes a job, before any script changes it."""
+    """Record the user's request; called when the host creates a job, before any script changes it."""
     first = next(iter(getattr(p, "init_images", None) or ()), None)
     p.facesnap_requested = Requested(getattr(first, "size", None), getattr(p, "image_mask", None) is not None)
 
@@ -40,17 +41,17 @@ def init_images(p: Any) -> list[Photo]:
 
 
 def init_part(p: Any) -> InitPart:
-    """What a job does with its init images."""
+    """The part of the init images that a job changes."""
     mask = getattr(p, "image_mask", None)
     return InitPart(None if mask is None else _painted(mask, bool(getattr(p, "inpainting_mask_invert", 0))), is_tile(p))
 
 
 def is_tile(p: Any) -> bool:
-    """Whether a script or another extension chose what to work on: a tile of an upscaled image, an enlarged canvas, or
-    what ADetailer found. Jobs of the X/Y/Z plot and of similar scripts have the user's own init image."""
+    """Whether a script or another extension chose the init image: a tile of an upscaled image, an enlarged canvas, or a
+    detection by ADetailer. Jobs of the X/Y/Z plot and similar scripts use the user's init image."""
     if not getattr(p, "init_images", None):
         return False
-    if getattr(p, "_ad_inner", False):
+    if getattr(p, "_ad_inner", False) or upscales(p):
         return True
     requested = getattr(p, "facesnap_requested", None)
     if requested is None or requested.size is None:
@@ -60,7 +61,8 @@ def is_tile(p: Any) -> bool:
 
 
 def _painted(mask: Any, inverted: bool) -> np.ndarray:
-    """[H, W] uint8, above 0 where a host's mask is painted; the host reads the alpha channel of one that has any."""
+    """[H, W] uint8, above 0 where a host's mask is painted. As in the host, the alpha channel is used unless it is
+    fully opaque."""
     if mask.mode == "RGBA" and mask.getextrema()[-1] != (255, 255):
         mask = mask.getchannel("A")
     painted = np.asarray(mask.convert("L")) > 127

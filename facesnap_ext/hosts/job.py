@@ -20,16 +20,16 @@ from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.source import takes_clip
 
 ENCODED_TOGETHER = 16
-"""Photos of a batch that CLIP encodes at a time: the encoder is slow to load, and the cache does not hold every
-result."""
+"""Maximum number of photos that CLIP encodes together: the encoder is slow to load, and the cache does not hold all
+results."""
 
 PER_IMAGE = ("prompt", "negative_prompt", "seed", "subseed")
-"""Settings of a job for which other scripts give lists with one entry per image."""
+"""Settings of a job that other scripts may set to lists with one entry per image."""
 
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """What was prepared for one image; see `PreparedBatch`."""
+    """The data prepared for one image; see `PreparedBatch`."""
 
     people: tuple[Prepared, ...]
     init_size: tuple[int, int] | None
@@ -40,9 +40,9 @@ class PreparedBatch:
     """Everything prepared for a job, or for the images of one reference and one driving photo.
 
     Attributes:
-        people: one for each unit, in the order of the page; of the first image if the images of a batch differ.
+        people: one for each unit, in the order of the page; those in the first image if the images of a batch differ.
         init_size: width and height of img2img's init image, which painted regions are relative to; None in txt2img.
-        images: the people and init size of each image of a batch that starts from several init images; else empty.
+        images: people and init size of each image if the batch starts from several init images; otherwise empty.
         infotext: the units as generation parameters.
         redraw_strengths: `Unit.redraw_strength` of each person.
     """
@@ -54,7 +54,7 @@ class PreparedBatch:
     images: tuple[PreparedImage, ...] = ()
 
     def of_image(self, index: int) -> PreparedImage:
-        """What was prepared for an image of the batch."""
+        """The data prepared for an image of the batch."""
         return self.images[index % len(self.images)] if self.images else PreparedImage(self.people, self.init_size)
 
 
@@ -63,10 +63,10 @@ class JobState:
     """FaceSnap's state in a job, kept as `p.facesnap`.
 
     Attributes:
-        requested: the active units of each batch by their numbers; see `script_args.batches_by_photo`; empty if no
+        requested: the active units of each batch by unit number, see `script_args.batches_by_photo`; empty if no
             one acts.
-        prepared: what was prepared for each of them; empty before `process`.
-        refusal: why the job must stop.
+        prepared: the prepared batches; empty before `process`.
+        refusal: the reason why the job must stop; None if it can continue.
     """
 
     requested: list[dict[int, Unit]] = field(default_factory=list)
@@ -75,7 +75,7 @@ class JobState:
 
 
 def state_of(p: Any) -> JobState:
-    """FaceSnap's state in a job; an empty one for a job without any."""
+    """FaceSnap's state in a job; an empty state if the job has none."""
     state = getattr(p, "facesnap", None)
     return state if isinstance(state, JobState) else JobState()
 
@@ -106,8 +106,8 @@ def expand_iterations(
 
     Raises:
         FaceSnapError: some photos have no face (all of them are reported before any image is generated); the selected
-            script counts images; another script requests images that do not fill complete batches; or the job upscales
-            one finished image.
+            script depends on the number of images; another script requests images that do not fill complete batches; or
+            the job upscales one finished image.
     """
     from modules import shared
 
@@ -136,7 +136,7 @@ def expand_iterations(
     p.facesnap_before = {"n_iter": p.n_iter, **lists}
     for name, value in lists.items():
         setattr(p, name, value * len(batches))
-    if shared.state.job_count > 0 and not counted:  # set by a script, as for a single photo
+    if shared.state.job_count > 0 and not counted:  # set by a script that assumes a single photo
         shared.state.job_count += p.n_iter * (len(batches) - 1)
     p.n_iter *= len(batches)
     return batches
@@ -162,7 +162,7 @@ def begin_batch(p: Any, progress: Callable[..., None]) -> None:
     """Update the infotext and the page for the batch whose images come next."""
     batch = current_batch(p)
     if batch is not None:
-        p.extra_generation_params.pop(STOPPED, None)  # of the batch before
+        p.extra_generation_params.pop(STOPPED, None)  # left by the previous batch
         p.extra_generation_params.update(batch.infotext)
         progress(_photo_prefix(_batch_index(p), len(state_of(p).prepared)), "sampling")
 
@@ -182,13 +182,14 @@ def prepare(
     """Prepare a job's conditioning, one batch after the other.
 
     Args:
-        batches: as `expand_iterations` returns them.
+        batches: from `expand_iterations`.
         progress: receives parts of a description of each step.
         compile: see `Conditioning.compile`.
         with_names: whether infotext may contain the names of saved identities.
 
     Raises:
-        FaceSnapError: a photo or a model file is missing or unusable. With several people the message names the person.
+        FaceSnapError: a photo or a model file is missing or unusable. With several people, the message names the
+            person.
     """
     inits = init_images(p)
     part = init_part(p)
@@ -215,7 +216,7 @@ def _lacks_its_pass(p: Any, unit: Unit) -> bool:
 
 
 def _never_acting(p: Any, units: Mapping[int, Unit]) -> dict[str, str]:
-    """The infotext of people who do not act, because hires fix is off; see `errors.report_stop`."""
+    """The infotext for people who do not act because hires fix is off; see `errors.report_stop`."""
     who = [
         f"{person_prefix(number, units)}no second pass" for number, unit in units.items() if _lacks_its_pass(p, unit)
     ]
@@ -223,7 +224,7 @@ def _never_acting(p: Any, units: Mapping[int, Unit]) -> dict[str, str]:
 
 
 def _encode_together(engine: Engine, batches: Sequence[Mapping[int, Unit]]) -> None:
-    """Put the CLIP tokens of several photos into the cache with one load of the encoder."""
+    """Put the CLIP tokens of several photos into the cache, loading the encoder only once."""
     files, first = engine.files(), min(batches[0])
     units = [units[first] for units in batches]
     if takes_clip(files.choose_facesnap(units[0].model)):
@@ -253,5 +254,6 @@ def _prepare_people(
         for note in notes:
             p.comment(f"FaceSnap: {prefix}{note}")
         conditioning = replace(prepared.conditioning, compile=compile)
-        people.append(replace(prepared, conditioning=conditioning, references=(), driving=None))  # photos are large
+        # drop the photos, which are large
+        people.append(replace(prepared, conditioning=conditioning, references=(), driving=None))
     return tuple(people)

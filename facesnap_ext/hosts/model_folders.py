@@ -1,4 +1,4 @@
-"""Where FaceSnap looks for model files: in its own folder, and in those of the WebUI and other programs."""
+"""Where FaceSnap looks for model files: in its own folder, and in folders of the WebUI and other programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from facesnap_ext.weights.search import find_models
 
 
 def model_files() -> ModelFiles:
-    """The model files of the running WebUI, by its command line and settings."""
+    """The model files of the running WebUI, according to its command line and settings."""
     from modules import paths, shared
 
     def option(name: str) -> Path | None:  # extensions add options only when the WebUI starts
@@ -48,12 +48,13 @@ def shared_model_folders(
     """Folders to search after FaceSnap's own, in this order; they need not exist.
 
     Args:
-        models: the WebUI's `models`.
+        models: the WebUI's `models` folder.
         data: the WebUI's folder with `extensions`. ComfyUI may be next to it.
         controlnet: further folders of ControlNet models (`--controlnet-dir`).
         annotators: further folders of ControlNet's preprocessors. They hold many models in formats that are slow to
             recognise, so only their CLIP and insightface folders are searched.
-        named: folders that the user named (`--facesnap-also-look-in`), such as the `models` of a ComfyUI elsewhere.
+        named: folders that the user named (`--facesnap-also-look-in`), such as the `models` folder of a ComfyUI
+            elsewhere.
     """
     extension = data / "extensions" / "sd-webui-controlnet"
     annotators = (*annotators, models / "ControlNetPreprocessor", extension / "annotator" / "downloads")

@@ -1,4 +1,5 @@
-"""How far a sampling pass is: by its noise, because not all samplers evaluate the UNet as often as expected."""
+"""Measure the progress of a sampling pass by its noise level, because some samplers evaluate the UNet more or less
+often than expected."""
 
 from __future__ import annotations
 
@@ -12,16 +13,17 @@ TINY = 1e-6
 
 
 class Progress:
-    """The progress of one sampling pass, which never goes back.
+    """The progress of one sampling pass, which never decreases.
 
-    The host counts evaluations and expects a number of them for each step. Where that agrees with the noise level to
-    within a step, it counts, and otherwise the noise level does: DPM adaptive chooses its own steps, some samplers
-    repeat a part of the pass, and those of other extensions may evaluate the UNet several times per step.
+    The host counts evaluations and expects a fixed number of evaluations per step. If this count agrees with the noise
+    level to within one step, it is used; otherwise the noise level is used. The count can be wrong because DPM adaptive
+    chooses its own steps, some samplers repeat a part of the pass, and samplers of other extensions may evaluate the
+    UNet several times per step.
     """
 
     def __init__(self) -> None:
         self._reached = 0.0
-        self._schedule: list[float] | None = None  # noise levels of the pass's steps; empty if unknown
+        self._schedule: list[float] | None = None  # noise levels of the steps of the pass; empty if unknown
 
     def at(self, p: Any, params: Any) -> float:
         """The progress at an evaluation, from 0 to 1.
@@ -45,10 +47,10 @@ class Progress:
 
 
 def schedule_of(p: Any, denoiser: Any, first: float) -> list[float]:
-    """The noise levels at the beginning of each step of a pass, and at its end.
+    """The noise levels at the beginning of each step of a pass, and at the end of the pass.
 
-    Samplers that choose their own steps have only the first and the last level. The list is empty if the host's
-    sampler has no noise levels, or others than the pass begins with.
+    For samplers that choose their own steps, the list has only the first and the last level. It is empty if the host's
+    sampler has no noise levels, or if the pass begins with a different level.
 
     Args:
         first: the noise level of the pass's first evaluation.
@@ -73,7 +75,7 @@ def schedule_of(p: Any, denoiser: Any, first: float) -> list[float]:
 
 
 def fraction_of(noise: float, schedule: Sequence[float]) -> float:
-    """Which part of a schedule is done at a noise level, from 0 to 1; within a step by the logarithm of the noise."""
+    """The completed fraction of a schedule at a noise level, from 0 to 1; logarithmic in the noise within a step."""
     steps = len(schedule) - 1
     for step, (high, low) in enumerate(pairwise(schedule)):
         if noise > low:

@@ -1,7 +1,7 @@
 """Redraw the small faces of a finished image: img2img of an enlarged square around each face, which is pasted back.
 
 The crop's own job runs no scripts except FaceSnap's conditioning, saves nothing, and leaves the host unchanged. After
-an error or an interrupt, the image is unchanged, and a comment gives the reason.
+an error or an interrupt, the image is unchanged, and a comment explains why.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from facesnap_ext.identity.likeness import box_centre
 from facesnap_ext.photos import Photo
 
 SMALL = 0.25
-"""A face is small if its box, from brows to chin, is lower than this fraction of the image's height."""
+"""A face is small if the height of its box, from brows to chin, is below this fraction of the image's height."""
 
 CROP_SCALE = 2.2
 """Side of the redrawn square, relative to the longer side of the face's box; it includes hair and neck."""
@@ -65,7 +65,7 @@ class Crop:
 def crop_around(box: np.ndarray, width: int, height: int) -> Crop:
     """The square around a face, `CROP_SCALE` times as large as its box.
 
-    It is centred on the face as far as the image's edges allow, and cut off where the image is smaller.
+    It is centred on the face as far as the image's edges allow, and is cut off if the image is smaller.
 
     Args:
         box: [4] left, top, right, bottom in pixels of the image; parts outside the image are ignored.
@@ -82,7 +82,8 @@ def crop_around(box: np.ndarray, width: int, height: int) -> Crop:
 
 
 def redraw_size(crop: Crop, area: int) -> tuple[int, int]:
-    """Width and height at which a crop is redrawn: its own shape at about this area, in multiples of `CELL`."""
+    """Width and height at which a crop is redrawn: the crop's aspect ratio at about this area, in multiples of
+    `CELL`."""
     scale = math.sqrt(area / (crop.width * crop.height))
     width, height = (max(CELL, CELL * round(scale * side / CELL)) for side in (crop.width, crop.height))
     return width, height
@@ -91,7 +92,7 @@ def redraw_size(crop: Crop, area: int) -> tuple[int, int]:
 def paste_back(image: Image.Image, crop: Crop, patch: Image.Image) -> Image.Image:
     """Paste a patch of any size over the crop.
 
-    The patch fades in inside the crop, except at edges of the image itself. No pixel outside the crop changes.
+    The patch fades in inside the crop, except at the edges of the image. No pixel outside the crop changes.
     """
     pixels = np.array(image.convert("RGB"))
     new = np.asarray(patch.convert("RGB").resize((crop.width, crop.height), Image.Resampling.LANCZOS), np.float32)
@@ -126,7 +127,7 @@ def small_faces(
 
     Args:
         faces: all faces of the image.
-        people: everyone in the image, with landmarks for this image at any size.
+        people: all people in the image, with landmarks for this image at any size.
         width, height: size of the image.
         area: number of pixels at which crops are redrawn.
     """
@@ -168,9 +169,9 @@ def redraw(
     """Redraw the small faces of a job's finished image.
 
     Args:
-        p: the host's job; the image is the one of its `batch_index`.
-        people: everyone in the image, with landmarks for this image.
-        strengths: denoising strength for each person; 0 leaves the face as it is.
+        p: the host's job; the image is at its `batch_index`.
+        people: all people in the image, with landmarks for this image.
+        strengths: denoising strength for each person; 0 leaves the face unchanged.
         find: a function that returns all faces in a photo.
         host: the host adapter.
     """
@@ -234,7 +235,7 @@ def _img2img(
         denoising_strength=strength,
         width=size[0],
         height=size[1],
-        prompt=p.prompts[i],  # styles have already been applied to it
+        prompt=p.prompts[i],  # styles have already been applied to this prompt
         negative_prompt=p.negative_prompts[i],
         seed=p.seeds[i],
         subseed=p.subseeds[i],
@@ -246,8 +247,8 @@ def _img2img(
     job.cached_c, job.cached_uc = (
         [None, None],
         [None, None],
-    )  # not the class attributes, which the user's next job reads
-    job.color_corrections = []  # make none from the crop
+    )  # instead of the class attributes, which the user's next job reads
+    job.color_corrections = []  # do not derive colour corrections from the crop
     job.script_args = []
     job.scripts = _only_conditioned(p.scripts, people, host)
     try:
@@ -260,7 +261,7 @@ def _img2img(
     if interrupted or not made.images:
         return None
     if not job.scripts.alwayson_scripts[0].conditioned:  # the host swallows exceptions raised by scripts
-        raise FaceSnapError("the conditioning could not be attached; the console says why")
+        raise FaceSnapError("the conditioning could not be attached; the console shows the reason")
     return made.images[0]
 
 
@@ -309,8 +310,9 @@ def _restored(p: Any) -> Iterator[None]:
 
 @contextmanager
 def _without_controlnet(p: Any) -> Iterator[None]:
-    """Give the UNet its own forward back inside the `with` block. sd-webui-controlnet replaces it for the whole image
-    (`UnetHook.hook` in https://github.com/Mikubill/sd-webui-controlnet), and its control would act on the crop too."""
+    """Restore the UNet's original `forward` inside the `with` block. sd-webui-controlnet replaces it for the whole
+    image (`UnetHook.hook` in https://github.com/Mikubill/sd-webui-controlnet), and its control would act on the crop
+    too."""
     unet: Any = getattr(getattr(p.sd_model, "model", None), "diffusion_model", None)
     hooked = getattr(unet, "forward", None)
     original = getattr(unet, "_original_forward", None)

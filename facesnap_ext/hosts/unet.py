@@ -16,7 +16,7 @@ from facesnap_ext.networks.ffrnet import FFRNet
 OUTPUT_CONVOLUTIONS = (".0.out_layers.3.weight", ".0.op.weight", ".0.weight")
 """Endings of the name of a block's last convolution: of a residual block, of a downsampling, of the first block."""
 
-REFINER_DIFFERS = "FaceSnap stopped acting when the refiner took over, because its UNet has other channel widths."
+REFINER_DIFFERS = "FaceSnap stopped acting when the refiner took over, because its UNet has different channel widths."
 on_gpu: WeakSet[FFRNet] = WeakSet()  # FFRNets that may be in GPU memory
 
 
@@ -51,9 +51,9 @@ def _output_width(number: int, block: nn.Module) -> int:
 
 
 def fitted(residual: Tensor, features: Tensor) -> Tensor:
-    """A residual [R or 1, C, h, w] in the size of the features that it is added to.
+    """A residual [R or 1, C, h, w], resized to the features that it is added to.
 
-    The sizes differ where another extension shrinks the features of some blocks, as Kohya's deep shrink does.
+    The sizes differ if another extension shrinks the features of some blocks, as Kohya's deep shrink does.
     """
     if residual.shape[2:] != features.shape[2:]:
         return F.interpolate(residual.float(), features.shape[2:], mode="bilinear").to(residual.dtype)

@@ -40,7 +40,7 @@ def forget_infotext(p: Any) -> None:
 
 
 def comment_on_compiling(p: Any, batch: PreparedBatch) -> None:
-    """Add a comment to the image if FFRNet was to be compiled and could not be."""
+    """Add a comment to the image if FFRNet should have been compiled but could not be."""
     if compiled.failure is not None and any(prepared.conditioning.compile for prepared in batch.people):
         p.comment(f"FaceSnap: {compiled.failure}")
 
@@ -52,12 +52,12 @@ def add_likeness(p: Any, batch: PreparedBatch, image: Any, engine: Engine) -> No
     if first.embeddings is None or first.absent:
         return
     value = engine.likeness(photos.from_pil(image, "Image"), first.embeddings, landmarks, first.face_pack)
-    p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # left by the previous image
+    p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # this value may be left from the previous image
     p.extra_generation_params.update(likeness.infotext(value))
 
 
 def redraw_small_faces(p: Any, batch: PreparedBatch, image: Any, host: ModuleType, engine: Engine) -> Any:
-    """A finished image with the small faces redrawn of those people whose settings request it; see `redraw.redraw`."""
+    """A finished image in which small faces are redrawn, for people whose settings request it; see `redraw.redraw`."""
     if not any(batch.redraw_strengths):
         return image
     last_was_second = bool(getattr(p, "enable_hr", False))

@@ -20,7 +20,7 @@ WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
 def for_pass(p: Any, batch: PreparedBatch) -> tuple[Conditioning, ...]:
-    """The conditioning of everyone who acts in the sampling pass that is about to begin; img2img is a first pass."""
+    """The conditioning of all people who act in the sampling pass that is about to begin; img2img is a first pass."""
     second = bool(getattr(p, "is_hr_pass", False))
     acting = [i for i, one in enumerate(batch.people) if one.conditioning.strength.acts_in(second)]
     if not batch.images:
@@ -34,7 +34,7 @@ def for_pass(p: Any, batch: PreparedBatch) -> tuple[Conditioning, ...]:
 
 
 def _placed(images: Sequence[tuple[Prepared, Conditioning]]) -> Conditioning:
-    """One person's conditioning in a batch whose images differ."""
+    """One person's conditioning in a batch of different images."""
     placements = tuple(None if one.absent else Placement(seen.landmarks, seen.region) for one, seen in images)
     return replace(images[0][1], placements=placements)
 
@@ -58,7 +58,7 @@ def through_window(
 
 
 def _cropped(prepared: Prepared, window: Window, everything: bool) -> Conditioning:
-    """Conditioning seen through a window of the init image, or of the whole output image (`everything`)."""
+    """Conditioning cropped to a window of the init image, or of the whole output image (`everything`)."""
     conditioning = prepared.conditioning
     landmarks, region = conditioning.landmarks, conditioning.region
     follows = everything or prepared.in_init_image
@@ -73,8 +73,8 @@ def _cropped(prepared: Prepared, window: Window, everything: bool) -> Conditioni
 def init_window(p: Any, size: tuple[int, int]) -> Window:
     """The part of the init image, of `size`, that fills the output.
 
-    "Only masked" inpainting first crops it to `p.paste_to`, and at the image's edge pads that crop if its aspect ratio
-    differs from the output's.
+    "Only masked" inpainting first crops the image to `p.paste_to`. At the image's edge, it pads that crop if its aspect
+    ratio differs from the output's.
     """
     left, top, width, height = p.paste_to or (0, 0, *size)
     mode = 2 if p.paste_to else p.resize_mode
@@ -85,8 +85,8 @@ def init_window(p: Any, size: tuple[int, int]) -> Window:
 def hires_window(p: Any) -> Window:
     """The part of the first pass's image that hires fix continues with.
 
-    If the second pass has another shape, the host cuts off latent cells of 8 pixels, the odd one on the right and at
-    the bottom.
+    If the second pass has a different shape, the host cuts off latent cells of 8 pixels on both sides. An odd cell is
+    cut off on the right or at the bottom.
     """
     (left, width), (top, height) = (
         _kept(size, cut) for size, cut in ((p.hr_upscale_to_x, p.truncate_x), (p.hr_upscale_to_y, p.truncate_y))
@@ -95,7 +95,7 @@ def hires_window(p: Any) -> Window:
 
 
 def _kept(size: int, cut: int) -> tuple[float, float]:
-    """Start and length of what remains of `size` pixels after `cut` latent cells are cut off, as fractions."""
+    """Start and length of the remaining part of `size` pixels after `cut` latent cells are cut off, as fractions."""
     cells = size // 8
     return cut // 2 / cells, (cells - cut) / cells
 
@@ -104,7 +104,8 @@ def init_region(resize_mode: int, size: tuple[int, int], output: tuple[int, int]
     """The part of an init image that fills the output: x, y, width, height in the init image's pixels.
 
     Args:
-        resize_mode: the host's: 0 stretches, 1 crops to cover, 2 pads around the whole image, 3 stretches the latent.
+        resize_mode: the host's resize mode: 0 stretches, 1 crops to cover, 2 pads around the whole image, 3 stretches
+            the latent.
         size, output: width and height of both images.
     """
     if resize_mode not in (1, 2):

@@ -1,6 +1,7 @@
-"""Axes of the host's X/Y/Z plot: one for every setting of a person but the photos, which a plot cannot type.
+"""Axes of the host's X/Y/Z plot: one for every setting of a person except the photos, which cannot be typed into a
+plot.
 
-A value stays with the cell's own copy of the job and never reaches the settings.
+A value is stored in the cell's copy of the job and never changes the settings.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from facesnap_ext.settings.script_args import block_weights, check_intervals, fr
 from facesnap_ext.settings.unit import CHOICES, Unit, short_repr, with_values
 
 PREFIX = "[FaceSnap] "
-PLOT = ("xyz_grid.py", "xyz_grid")  # endings of the plot module's name, by host
-SETTINGS = tuple(name for name in DEFAULTS if name not in PHOTOS)  # `enabled` is the weight 0
+PLOT = ("xyz_grid.py", "xyz_grid")  # endings of the plot module's name in different hosts
+SETTINGS = tuple(name for name in DEFAULTS if name not in PHOTOS)  # for `enabled`, use the weight 0
 IMPLIED = {  # what a setting belongs to, and switches on unless another axis does
     "template": ("pose", "template"),
     "saved_pose": ("pose", "saved"),
@@ -46,12 +47,11 @@ def add_axes(names: Mapping[str, Choices]) -> None:
 
 
 def with_axes(p: Any, units: Mapping[int, Unit]) -> dict[int, Unit]:
-    """A job's enabled units with the values that the plot gave to its cell, the same for all of them. Units that are
-    then inactive are left out.
+    """A job's enabled units with the plot's values for its cell, which apply to all units. Units that become inactive
+    are left out.
 
     Raises:
-        FaceSnapError: there is no reference with the number given in the plot, or a person's start is not before the
-            end.
+        FaceSnapError: there is no reference with the plot's number, or a person's start is not before the end.
     """
     values = getattr(p, "facesnap_axes", {})
     changed = {number: _with_axis_values(unit, values) for number, unit in units.items()}
@@ -89,7 +89,7 @@ def _numbered(kind: str, number: int, photos: Sequence[Photo]) -> Photo:
 def _axes(option: Any, names: Mapping[str, Choices]) -> list[Any]:
     fixed = {name: _always(choices) for name, choices in {**CHOICES, "template": tuple(TEMPLATES)}.items()}
     switches = {name: _always(SWITCHES) for name in SETTINGS if isinstance(DEFAULTS[name], bool)}
-    # a plot shows one image per cell; the axis "reference" takes the photos one by one
+    # a plot shows one image per cell; the axis "reference" selects the photos one by one
     fixed["reference_mode"] = _always([mode for mode in CHOICES["reference_mode"] if mode != "batch"])
     choices = {**fixed, **switches, **names}
     axes = [option(PREFIX + name, int, _apply(name), confirm=_confirm(name)) for name in ("reference", "driving")]
@@ -104,7 +104,7 @@ def _axes(option: Any, names: Mapping[str, Choices]) -> list[Any]:
 
 
 def _type(name: str) -> type:
-    """What the plot makes of a value's text; `x`, `y` and `size` have None as their default."""
+    """The type to which the plot converts a value's text; `x`, `y` and `size` have the default None."""
     kind = type(DEFAULTS[name])
     return kind if kind is int else float if kind in (float, type(None)) else str
 
@@ -114,7 +114,7 @@ def _always(choices: Sequence[str]) -> Choices:
 
 
 def _value(name: str, value: Any) -> Any:
-    """A setting's value from that of an axis."""
+    """The value of a setting for a value of an axis."""
     if name == "block_weights":
         return block_weights(value)
     return value == "True" if name in SETTINGS and isinstance(DEFAULTS[name], bool) else value
@@ -144,13 +144,13 @@ def _confirm(name: str, choices: Choices | None = None) -> Callable[[Any, Sequen
             for unit in units:
                 changed = _with_axis_values(unit, {name: _value(name, value)})
                 if name == "region" and changed.region == "mask":
-                    region_of(changed, None)  # is anything painted?
+                    region_of(changed, None)  # raises an error if nothing is painted
 
     return confirm
 
 
 def _units(p: Any) -> dict[int, Unit]:
-    """The enabled units of the job that the plot begins with."""
+    """The enabled units of the job from which the plot starts."""
     for script in p.scripts.alwayson_scripts:
         if script.title() == "FaceSnap":
             return from_script_args(p.script_args[script.args_from : script.args_to])

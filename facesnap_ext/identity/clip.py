@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
-# The number of attention heads cannot be derived from the tensors. Channels per head of open_clip's ViT-H, ViT-g and
-# ViT-bigG, by width; all other encoders have 64.
+# Channels per head of open_clip's ViT-H, ViT-g and ViT-bigG, by width; all other encoders have 64. They are listed here
+# because the number of attention heads cannot be derived from the tensors.
 _HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
-# Nor can the activation. OpenAI's ViT-B and ViT-L use quick_gelu and have these widths; open_clip's ViT-H, ViT-g and
-# ViT-bigG use gelu.
+# The activation cannot be derived either. OpenAI's ViT-B and ViT-L have these widths and use quick_gelu; open_clip's
+# ViT-H, ViT-g and ViT-bigG use gelu.
 _OPENAI_WIDTHS = (768, 1024)
 # transformers' defaults for values missing from a config.json, and the activations that are accepted
 _CONFIG_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
@@ -63,7 +63,7 @@ class ImageEncoder(nn.Module):
 
         Returns:
             Output of the penultimate layer without a final norm, [N, tokens, width] (ViT-H: [N, 257, 1280]), class
-            token first, on the encoder's device and in its type.
+            token first, with the encoder's device and dtype.
         """
         weight = next(self.model.parameters())
         return self.model(pixel_values=preprocess(crops, self.image_size).to(weight)).last_hidden_state
@@ -95,7 +95,7 @@ def load_image_encoder(
     """Load a CLIP image encoder, recognised by its tensors.
 
     Sizes are derived from the tensors. The number of heads and the activation are read from a `config.json` in the same
-    folder if it describes these tensors. Otherwise the number of heads is that of open_clip's encoder of this width,
+    folder if it describes these tensors. Otherwise the number of heads comes from open_clip's encoder of this width,
     and the activation is quick_gelu for the widths of OpenAI's encoders (768 and 1024) and gelu for all others.
 
     Args:
@@ -122,7 +122,7 @@ def load_image_encoder(
         model = CLIPVisionModel(config)
     expected = {key for key, _ in model.named_parameters()}
     prefix = next(key for key in expected if key.endswith("embeddings.class_embedding"))
-    prefix = prefix.removesuffix("embeddings.class_embedding")  # "vision_model." before transformers 5
+    prefix = prefix.removesuffix("embeddings.class_embedding")  # "vision_model." in versions before transformers 5
     tensors = split_qkv(read_tensors(file, names.get, dtype))
     tensors = {prefix + name: tensor for name, tensor in tensors.items() if prefix + name in expected}
     if missing := sorted(expected - tensors.keys()):
@@ -138,7 +138,7 @@ def load_image_encoder(
 
 def _not_clip(file: Path, shapes: Shapes) -> FaceSnapError:
     kind = recognise_tensors(shapes)
-    what = "an image encoder of another design" if kind is Kind.CLIP_VISION else kind.value
+    what = "an image encoder with a different architecture" if kind is Kind.CLIP_VISION else kind.value
     return FaceSnapError(
         f"{file.name} is {what}, not a CLIP image encoder: download CLIP-ViT-H-14-laion2B-s32B-b79K as a transformers"
         " folder or as a single file in transformers or open_clip format."
@@ -179,7 +179,7 @@ def _config(file: Path, names: dict[str, str], file_shapes: Shapes) -> CLIPVisio
 
 
 def _vision_config(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the image encoder's part of a complete CLIP configuration; older files use another key."""
+    """Return the image encoder's part of a complete CLIP configuration; older files use a different key."""
     return content.get("vision_config") or content.get("vision_config_dict") or {}
 
 
@@ -189,7 +189,7 @@ def _read_config(config_file: Path, width: int, layers: int) -> tuple[int, str]:
     Nothing else is read from it, because a config.json can make transformers download and run code.
 
     Returns:
-        (0, "") if the file does not exist or describes another encoder.
+        (0, "") if the file does not exist or describes a different encoder.
 
     Raises:
         FaceSnapError: the file is damaged.

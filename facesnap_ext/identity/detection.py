@@ -1,8 +1,8 @@
-"""Detect faces whichever way up they are and however small they are in the photo.
+"""Detect faces of any orientation and size in a photo.
 
-Detectors are trained on upright faces with some surroundings, and see the whole photo shrunk to 640 pixels. Faces are
-therefore looked for in all quarter turns of the photo, again with a border if the face fills the photo, and in
-tiles if a large photo seems to have none. A small or tilted face is looked at again from close up, and levelled.
+Detectors are trained on upright faces with some surroundings, and see the whole photo shrunk to 640 pixels. The photo
+is therefore searched in all four orientations, again with a border if the face fills the photo, and in tiles if no face
+is found in a large photo. A small or tilted face is detected again in a larger, level crop.
 """
 
 from __future__ import annotations
@@ -15,48 +15,51 @@ from typing import Any
 
 import numpy as np
 
+from facesnap_ext.identity import face_networks
 from facesnap_ext.turns import roll_of, turn_box, turn_points, turned
 
 DETECTOR_SIZES = (640, 576, 512, 448, 384, 320, 256, 192)
 """Side of the detector's square input in pixels. The smaller sizes are only used for padded photos."""
 
 CLOSE_UP = 0.7
-"""A face that fills more than this fraction of the photo's longer side is detected again with padding, which gives more
-accurate keypoints."""
+"""A face that fills more than this fraction of the photo's longer side is detected again with padding, which makes the
+keypoints more accurate."""
 
 TURN_MARGIN = 0.1
-"""By how much a face must look more upright (`Detection.uprightness`) in a turned photo than in the photo as it is."""
+"""How much more upright (`Detection.uprightness`) a face must look in a rotated photo than in the original photo."""
 
 CONFIDENT = 0.7
-"""Uprightness from which a face is accepted that was found in a turned photo only, beside upright faces."""
+"""Minimum uprightness of a face that was found only in a rotated photo, if there are upright faces too."""
 
 LEVEL_FROM = 30.0
-"""Tilt in degrees from which a face is levelled. A head is rarely held at a larger angle."""
+"""Faces with a larger tilt, in degrees, are levelled. Heads are rarely held at a larger angle."""
 
 SMALL = 48
-"""Faces smaller than this in the detector's input, in pixels, are detected again in a crop if the photo has more."""
+"""Faces with a longer side below this number of pixels in the detector's input are detected again in a crop, if the
+photo was shrunk."""
 
 CROP_SCALE = 4.0
-"""Side of that crop, relative to the longer side of the face's box."""
+"""Side of this crop, relative to the longer side of the face's box."""
 
 TURNS = (0, 90, 180, 270)
 MAX_LOOKS = 8
-"""How many faces of a photo are looked at again, the largest first."""
+"""Maximum number of faces per photo that are detected again, starting with the largest."""
 
 MAX_TILES = 16
-"""A long photo's shorter side is at least this fraction of its tiles' length, which bounds their number."""
+"""The side of a long photo's tiles is at least its longer side divided by this number, which limits the number of
+tiles."""
 
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """A face in a photo, in pixels of the photo as it is.
+    """A face in a photo, in pixels of the original photo.
 
     Attributes:
         box: [4] float32 left, top, right, bottom.
-        keypoints: [5, 2] float32 eyes, nose and corners of the mouth; left and right as in the upright face.
+        keypoints: [5, 2] float32 eyes, nose and corners of the mouth; left and right refer to the upright face.
         score: the detector's confidence, 0…1.
-        turn: degrees by which the photo is turned clockwise around this face: 0, 90, 180 or 270.
-        padded: whether the photo had a border.
+        turn: clockwise rotation of the photo at this face, in degrees: 0, 90, 180 or 270.
+        padded: whether a border was added to the photo.
         size: side in pixels of the detector's input.
         scale: pixels of the detector's input per pixel of the photo.
     """
@@ -71,7 +74,7 @@ class Detection:
 
     @property
     def uprightness(self) -> float:
-        """The score, lowered by the tilt that the keypoints have in the photo as the detector saw it."""
+        """The score, reduced by the tilt of the keypoints in the photo that the detector saw."""
         return self.score * math.cos(math.radians(roll_of(self.keypoints, self.turn)))
 
 
@@ -89,7 +92,7 @@ def detect_faces(detector: Any, bgr: np.ndarray) -> list[Detection]:
 
 
 def longer_side(box: np.ndarray) -> float:
-    """The longer side of a box [4], in its unit."""
+    """The longer side of a box [4], in the unit of the box."""
     return float(max(box[2] - box[0], box[3] - box[1]))
 
 
@@ -100,10 +103,11 @@ Detect = Callable[[np.ndarray, int], Raw]
 def _in_turns(
     bgr: np.ndarray, size: int, detect: Detect, turns: Sequence[int] = TURNS, known: Raw | None = None
 ) -> list[Detection]:
-    """The faces of a photo in quarter turns, each once, in the turn in which it looks most upright.
+    """The faces of a photo in several orientations; each face is returned once, in the orientation in which it looks
+    most upright.
 
     Args:
-        known: what `detect` found in the photo as it is, if it has been called.
+        known: the result of `detect` for the original photo, if it has been called.
     """
     height, width = bgr.shape[:2]
     scale = size / max(height, width)
@@ -126,7 +130,8 @@ def _in_turns(
 
 
 def _with_border(detect: Detect, bgr: np.ndarray) -> list[Detection]:
-    """The faces of a photo surrounded by a border, at the first of `DETECTOR_SIZES` that shows any, upright if so."""
+    """The faces of a photo with a border, at the first of `DETECTOR_SIZES` that finds any; upright faces are
+    preferred."""
     for size in DETECTOR_SIZES:
         if known := detect(bgr, size):
             return _in_turns(bgr, size, detect, known=known)
@@ -140,7 +145,7 @@ def _merged(upright: Sequence[Detection], others: Sequence[Detection]) -> list[D
     kept = list(upright)
     best = max((one.uprightness for one in upright), default=-1.0)
     for other in sorted(others, key=lambda one: -one.uprightness):
-        same = next((i for i, one in enumerate(kept) if _overlap(one.box, other.box) > 0.3), None)
+        same = _same_face(kept, other)
         if same is None:
             if other.uprightness >= min(CONFIDENT, best + TURN_MARGIN):
                 kept.append(other)
@@ -150,10 +155,10 @@ def _merged(upright: Sequence[Detection], others: Sequence[Detection]) -> list[D
 
 
 def _in_tiles(detect: Detect, bgr: np.ndarray) -> list[Detection]:
-    """Faces of a large photo in square tiles that overlap by half, upright ones if there are any.
+    """Faces of a large photo in square tiles that overlap by half; upright faces are preferred.
 
-    The tiles of a long photo are as large as its shorter side, and those of other photos half and a quarter of it. The
-    smallest tiles are too many to be turned as well.
+    The side of the tiles equals the shorter side for a long photo, and a half and a quarter of it for other photos.
+    There are too many of the smallest tiles to rotate them as well.
     """
     height, width = bgr.shape[:2]
     shorter, longer = sorted((height, width))
@@ -165,15 +170,16 @@ def _in_tiles(detect: Detect, bgr: np.ndarray) -> list[Detection]:
             for left, top in _corners(width, height, side):
                 tile = np.ascontiguousarray(bgr[top : top + side, left : left + side])
                 for one in _in_turns(tile, DETECTOR_SIZES[0], detect, turns):
-                    _add(found, _moved(one, left, top))
+                    if len(found) < face_networks.MAX_FACES:
+                        _add(found, _moved(one, left, top))
             if found:
                 return _largest_first(found)
     return []
 
 
 def _add(found: list[Detection], face: Detection) -> None:
-    """Add a face from another tile, unless it is there already from a tile that does not cut it off."""
-    same = next((i for i, other in enumerate(found) if _overlap(other.box, face.box) > 0.3), None)
+    """Add a face from a further tile, unless the face was already found in a tile in which it looks more upright."""
+    same = _same_face(found, face)
     if same is None:
         found.append(face)
     elif face.uprightness > found[same].uprightness:
@@ -187,13 +193,14 @@ def _corners(width: int, height: int, side: int) -> Iterator[tuple[int, int]]:
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Where tiles begin that cover a length, with the last one at its end."""
+    """The first pixels of tiles that cover a length; the last tile reaches its end."""
     last = max(length - side, 0)
     return [round(i * last / max(1, steps)) for steps in [-(-2 * last // side)] for i in range(steps + 1)]
 
 
 def _closer(detect: Detect, bgr: np.ndarray, face: Detection) -> Detection:
-    """A face that was small for the detector, detected again in a crop of the photo; itself if that fails."""
+    """Detect a face again in a crop of the photo if it was small for the detector; return it unchanged if that
+    fails."""
     if longer_side(face.box) * face.scale >= SMALL or face.scale >= 1:
         return face
     half = CROP_SCALE / 2 * longer_side(face.box)
@@ -208,9 +215,9 @@ def _closer(detect: Detect, bgr: np.ndarray, face: Detection) -> Detection:
 
 
 def _levelled(detect: Detect, bgr: np.ndarray, face: Detection) -> Detection:
-    """A tilted face, detected again in a levelled crop of the photo; itself if that fails.
+    """Detect a tilted face again in a levelled crop of the photo; return it unchanged if that fails.
 
-    Its box is the one of the levelled face, around the same centre.
+    The returned box has the size of the box in the levelled crop, around the same centre.
     """
     import cv2
 
@@ -241,12 +248,25 @@ def _moved(face: Detection, left: int, top: int) -> Detection:
     return replace(face, box=face.box + np.tile(corner, 2), keypoints=face.keypoints + corner)
 
 
+def _same_face(found: Sequence[Detection], face: Detection) -> int | None:
+    """The index of the first detection that overlaps a face so far that both show the same one."""
+    if not found:
+        return None
+    overlapping = np.flatnonzero(_overlaps(np.stack([one.box for one in found]), face.box) > 0.3)
+    return int(overlapping[0]) if len(overlapping) else None
+
+
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Intersection over union of two boxes [4]."""
-    sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
-    both = float(sides.prod())
-    union = float((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()) - both
-    return both / union if union > 0 else 0.0
+    return float(_overlaps(a[None], b)[0])
+
+
+def _overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Intersection over union [N] of each of `boxes` [N, 4] and a box [4]."""
+    sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
+    both = np.maximum(sides, 0).astype(np.float64).prod(1)
+    union = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - both
+    return np.divide(both, union, out=np.zeros(len(boxes)), where=union > 0)
 
 
 def _largest_first(found: Sequence[Detection]) -> list[Detection]:
@@ -254,7 +274,7 @@ def _largest_first(found: Sequence[Detection]) -> list[Detection]:
 
 
 def _shrink(bgr: np.ndarray, size: int) -> np.ndarray:
-    """A photo [H, W, 3] at no more than `size` pixels on its longer side, at least one pixel on the other."""
+    """Shrink a photo [H, W, 3] to at most `size` pixels on its longer side and at least one pixel on the other."""
     import cv2
 
     shrink = min(1.0, size / max(bgr.shape[:2]))
@@ -266,14 +286,12 @@ def _detect(detector: Any, bgr: np.ndarray, size: int) -> Raw:
     """Return box, keypoints and score of each face in `bgr` [H, W, 3], largest box first."""
     if min(bgr.shape[:2]) * size < max(bgr.shape[:2]):
         return []  # insightface would shrink the shorter side to zero pixels
-    boxes, keypoints = detector.detect(bgr, input_size=(size, size))
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    order = np.argsort(-areas, kind="stable")
-    return [(boxes[i, :4].astype(np.float32), keypoints[i].astype(np.float32), float(boxes[i, 4])) for i in order]
+    boxes, keypoints = face_networks.detect(detector, bgr, size)
+    return [(box[:4], points, float(box[4])) for box, points in zip(boxes, keypoints)]
 
 
 def _detect_padded(detector: Any, bgr: np.ndarray, size: int) -> Raw:
-    """Like `_detect`, on the photo surrounded by a black border of its own width and height."""
+    """Like `_detect`, on the photo surrounded by a black border as wide and high as the photo."""
     import cv2
 
     # The detector would shrink a larger photo anyway. Adding the border at full size would need too much memory.

@@ -1,7 +1,8 @@
 """Features that networks extract from photos: faces with ArcFace embeddings, CLIP tokens, DECA codes, and
 landmarks.
 
-`Encoders` belong to the model files of one job. Each network is loaded at its first use and each photo is encoded once.
+An `Encoders` object belongs to the model files of one job. Each network is loaded when it is first used, and each photo
+is encoded once.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Encoders:
         self._signatures: dict[str, Hashable] = {}
 
     def signature(self, part: str) -> Hashable:
-        """The state of a part's files when this job first asked for it.
+        """The state of a part's files, recorded at the first call for this part.
 
         Raises:
             FaceSnapError: the part is missing.
@@ -60,7 +61,7 @@ class Encoders:
         return self._signatures[part]
 
     def face(self, photo: Photo, face_index: int = 0) -> Face:
-        """One face of a photo, by size from the largest.
+        """One face of a photo; the faces are ordered by size, largest first.
 
         Raises:
             NoFaceError: the photo has no face, or no face with this index.
@@ -71,14 +72,15 @@ class Encoders:
         return faces.select_face(detected, face_index)
 
     def faces(self, photo: Photo) -> list[Face]:
-        """All faces of a photo, by size from the largest; empty if none is found."""
+        """All faces of a photo, ordered by size, largest first; empty if none is found."""
 
         def find() -> list[Face]:
             try:
                 detected = faces.find_faces(self._face_pack(), photo)
             except NoFaceError:
                 detected = []
-            return [replace(face, photo=NO_PIXELS) for face in detected]  # large, so they are kept only for this job
+            # photos are large, so they are kept only for this job
+            return [replace(face, photo=NO_PIXELS) for face in detected]
 
         cached = self.cache.get_or_compute(("faces", self.signature("face_pack"), photo.digest), find)
         return [replace(face, photo=photo) for face in cached]
@@ -148,7 +150,7 @@ class Encoders:
             deca, size = self.files.require("deca"), self.predictor().deca.code_sizes["shape"]
             if len(saved_shapes[0]) != size:
                 raise FaceSnapError(
-                    f"The face shape in the saved identity has {len(saved_shapes[0])} values but {deca.name} returns "
+                    f"The face shape in the saved identity has {len(saved_shapes[0])} values, but {deca.name} returns "
                     f"{size}; save the identity again from photos."
                 )
             shapes += list(saved_shapes)
@@ -210,12 +212,12 @@ class Encoders:
         return self.cache.load("predictor", paths, lambda both: load_predictor(*both))
 
     def check_recognition(self, expected: str, name: str = "InstantID") -> list[str]:
-        """Check that embeddings come from the recognition model that a FaceSnap file was made for, by its file name.
-        Those of another model would show another person.
+        """Check by file name that embeddings come from the recognition model that a FaceSnap file was made for.
+        Embeddings from a different model would show a different person.
 
         Args:
-            expected: from `recognition_of`; empty if any model will do.
-            name: of the FaceSnap file, for messages.
+            expected: from `recognition_of`; empty if any model can be used.
+            name: name of the FaceSnap file, for messages.
 
         Returns:
             A note if the model has the right name but is a different file.
@@ -232,21 +234,21 @@ class Encoders:
             model, advice = (f"{expected} of antelopev2", "antelopev2") if is_instantids else (expected, "its pack")
             raise FaceSnapError(
                 f"{name} is made for {model}, but the face model pack {pack} contains {contains}, which would produce "
-                f"another person's face; put {advice} into {self.files.folder}."
+                f"a different person's face; put {advice} into {self.files.folder}."
             )
         if is_instantids and self.network_hash("face_pack") != RECOGNITION_SHA256:
-            return [f"{path} is not the file of antelopev2 that {name} is made for; the face may not be recognisable."]
+            return [f"{path} is not the antelopev2 file that {name} is made for; the face may not be recognisable."]
         return []
 
     def check_networks(self, source: WeightSource) -> list[str]:
-        """Check that the installed networks are those that a FaceSnap file was trained with, by their content. If it
-        does not name its recognition model so, that is checked by its file name.
+        """Check by content hashes that the installed networks are the ones that a FaceSnap file was trained with. If
+        the file has no hash of its recognition model, that model is checked by file name.
 
         Returns:
-            Notes: what differs without showing another person.
+            Notes about differences that do not change the person's identity.
 
         Raises:
-            FaceSnapError: the recognition model or CLIP is another one, or there is no face model pack.
+            FaceSnapError: the recognition model or CLIP is a different one, or there is no face model pack.
         """
         networks, recognition = networks_of(source), recognition_of(source)
         name = "InstantID" if isinstance(source, tuple) else source.name
@@ -258,10 +260,10 @@ class Encoders:
             if part in ("face_pack", "clip"):
                 hint = f" ({recognition})" if part == "face_pack" and recognition else ""
                 raise FaceSnapError(
-                    f"{name} was trained with another {title}{hint} than {path}, which would produce another person's "
-                    f"face; put the one it was trained with into {self.files.folder}."
+                    f"{name} was trained with a {title}{hint} other than {path}, which would produce a different "
+                    f"person's face; put the one it was trained with into {self.files.folder}."
                 )
-            notes.append(f"{name} was trained with another {title} than {path.name}; the pose may be less accurate.")
+            notes.append(f"{name} was trained with a {title} other than {path.name}; the pose may be less accurate.")
         return notes
 
     def network_hash(self, part: str) -> str:

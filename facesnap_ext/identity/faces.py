@@ -11,6 +11,7 @@ import numpy as np
 
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.identity.detection import LEVEL_FROM, detect_faces, longer_side
+from facesnap_ext.identity.face_networks import embed, landmarks68
 from facesnap_ext.photos import Photo
 from facesnap_ext.turns import roll_of, turn_box, turn_points, turned
 from facesnap_ext.weights.face_pack import onnx_files, pack_files
@@ -23,8 +24,8 @@ _PACK_ADVICE = (
     "unpack an insightface face model pack there (antelopev2, buffalo_l or AuraFace), with a detector such as"
     " scrfd_10g_bnkps.onnx and a recognition model such as glintr100.onnx"
 )
-# onnxruntime's execution providers by device. Its own default may be TensorRT, which spends minutes building an engine
-# for each new input size.
+# onnxruntime's execution providers by device. onnxruntime's default may be TensorRT, which spends minutes building an
+# engine for each new input size.
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 
@@ -62,13 +63,13 @@ class Face:
     Attributes:
         photo: the photo that shows the face.
         box: [4] float32 left, top, right, bottom.
-        keypoints: [5, 2] float32 left eye, right eye, nose, left and right corner of the mouth, as seen in the photo
-            when the face is upright.
+        keypoints: [5, 2] float32 left eye, right eye, nose, left and right corner of the mouth, as seen when the face
+            is upright.
         embedding: [E] float32 ArcFace embedding, not normalised; E = 512 in the known packs.
         score: the detector's confidence, 0…1.
-        padded: whether the face was only detected after adding a black border to the photo.
-        detector_size: side in pixels of the detector's square input, which contained the photo with any border.
-        turn: degrees by which the photo is turned clockwise around this face: 0, 90, 180 or 270.
+        padded: whether the face was detected only after adding a black border to the photo.
+        detector_size: side in pixels of the detector's square input, which contained the photo and its border, if any.
+        turn: clockwise rotation of the photo at this face, in degrees: 0, 90, 180 or 270.
     """
 
     photo: Photo
@@ -90,13 +91,14 @@ class Face:
 
     @property
     def tilt(self) -> float:
-        """The tilt of the head beside `turn` that is levelled, in degrees clockwise: 0 below `LEVEL_FROM`."""
+        """The clockwise tilt of the head that is levelled in addition to `turn`, in degrees; 0 if it is at most
+        `LEVEL_FROM`."""
         roll = roll_of(self.keypoints, self.turn)
         return roll if abs(roll) > LEVEL_FROM else 0.0
 
     @property
     def turned_box(self) -> np.ndarray:
-        """The box in pixels of the photo turned upright."""
+        """The box in pixels of the upright photo."""
         height, width = self.photo.pixels.shape[:2]
         return turn_box(self.box, self.turn, width, height).astype(np.float32)
 
@@ -105,7 +107,7 @@ def load_pack(folder: str | Path, device: str = "cpu", threads: int | None = Non
     """Load the detector and the recognition model of a face model pack, file by file. Nothing is downloaded.
 
     Args:
-        folder: folder that contains the models, or whose only subfolder with models does (as when antelopev2 is
+        folder: folder that contains the models, directly or in its only subfolder with models (as when antelopev2 is
             unpacked).
         device: "cpu", which leaves the GPU memory to image generation, or "cuda".
         threads: CPU threads per model; by default one per core.
@@ -149,12 +151,8 @@ def detect_landmarks68(model: Any, face: Face) -> np.ndarray:
     Returns:
         [68, 2] float32 pixel indices of the photo (pixel centres have integer coordinates).
     """
-    from insightface.app.common import Face as InsightFace
-
     bgr = np.ascontiguousarray(turned(face.photo.pixels[:, :, ::-1], face.turn))
-    points = np.asarray(model.get(bgr, InsightFace(bbox=face.turned_box)), np.float32)[:, :2]
-    if not np.isfinite(points).all():
-        raise _not_finite(model)
+    points = landmarks68(model, bgr, face.turned_box)
     if not face.turn:
         return points
     height, width = bgr.shape[:2]
@@ -210,7 +208,7 @@ def find_faces(pack: FacePack, photo: Photo) -> list[Face]:
             photo,
             one.box,
             one.keypoints,
-            _embedding(pack, bgr, one.keypoints),
+            embed(pack.recognition, bgr, one.keypoints),
             one.score,
             one.padded,
             one.size,
@@ -250,7 +248,7 @@ def square_crop(pixels: np.ndarray, box: np.ndarray, scale: float = CROP_SCALE) 
     """Cut out the square that is centred on a box and has `scale` times the longer side of the box.
 
     A square that extends beyond the image is moved inside. If the image is too small for it, it is shrunk, but not
-    below the visible part of the box. If it still extends beyond the image, edge pixels are repeated there.
+    below the visible part of the box. If it still extends beyond the image, the edge pixels are repeated.
 
     Args:
         pixels: [H, W, 3].
@@ -258,7 +256,7 @@ def square_crop(pixels: np.ndarray, box: np.ndarray, scale: float = CROP_SCALE) 
         scale: side of the square, relative to the longer side of the box.
 
     Returns:
-        [S, S, 3] in the type of `pixels`.
+        [S, S, 3] with the dtype of `pixels`.
     """
     height, width = pixels.shape[:2]
     left, top, right, bottom = np.clip(box, 0, [width, height, width, height])
@@ -270,8 +268,8 @@ def square_crop(pixels: np.ndarray, box: np.ndarray, scale: float = CROP_SCALE) 
 
 
 def _levelled(pixels: np.ndarray, box: np.ndarray, angle: float, side: int) -> np.ndarray:
-    """Return the square [side, side, 3] around a box in the photo turned counterclockwise by `angle` degrees about the
-    box's centre. Edge pixels are repeated outside the photo."""
+    """Return the square [side, side, 3] around a box, after rotating the photo counterclockwise by `angle` degrees
+    about the box's centre. Edge pixels are repeated outside the photo."""
     import cv2
 
     x, y = (float(value) for value in box.reshape(2, 2).mean(axis=0))
@@ -301,20 +299,3 @@ def _folder_of_models(folder: Path) -> Path:
         names = " and ".join(path.name for path in subfolders)
         raise FaceSnapError(f"The folder {folder} contains several face model packs ({names}): choose one of them.")
     return subfolders[0]
-
-
-def _embedding(pack: FacePack, bgr: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """Return the ArcFace embedding [E] float32 of the face with these keypoints [5, 2] in `bgr` [H, W, 3]."""
-    from insightface.app.common import Face as InsightFace
-
-    embedding = np.asarray(pack.recognition.get(bgr, InsightFace(kps=keypoints)), np.float32)
-    if not np.isfinite(embedding).all():
-        raise _not_finite(pack.recognition)
-    return embedding
-
-
-def _not_finite(model: Any) -> FaceSnapError:
-    return FaceSnapError(
-        f"The face model {model.model_file} returns values that are not finite numbers, so it is damaged: unpack the"
-        " face model pack again."
-    )

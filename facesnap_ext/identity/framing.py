@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from facesnap_ext.identity.faces import Face, longer_side
 from facesnap_ext.photos import Photo
 
-ACCENT, FAINT = (255, 176, 0), (150, 155, 165)  # RGB of the selected face and of the others
+# RGB colours of the frames around the selected face and around the others
+ACCENT, FAINT = (255, 176, 0), (150, 155, 165)
 
 
 def annotate_faces(
@@ -35,7 +36,7 @@ def annotate_faces(
     draw = ImageDraw.Draw(image)
     line = max(2, round(max(image.size) / 256))
     order = [i for i in range(len(faces)) if i != face_index] + ([] if face_index is None else [face_index])
-    for i in order:  # the selected face last, on top of the others
+    for i in order:  # the selected face is drawn last, on top of the others
         box, colour = faces[i].box * scale, ACCENT if i == face_index else FAINT
         draw.rectangle(tuple(map(float, box)), outline=colour, width=line)
         if i == face_index:
@@ -63,5 +64,5 @@ def label_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Return Pillow's default font, at this size if Pillow supports that."""
     try:
         return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has a single size
+    except TypeError:  # Pillow before 10.1 has only one size
         return ImageFont.load_default()

@@ -1,4 +1,4 @@
-"""Which face of img2img's init image a job is about."""
+"""Choose the face of img2img's init image that a job changes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from facesnap_ext.identity.faces import Face, select_face
 
 COVERED = 0.1
-"""Fraction of a face's box that must be under the mask for the job to be about that face."""
+"""Fraction of a face's box that must be under the mask for the job to change this face."""
 
 ABOUT_AS_MUCH = 0.8
-"""Of the faces that are covered this much, relative to the one that is covered most, the largest is taken."""
+"""The largest face is chosen among those with at least this coverage, relative to the face with the highest
+coverage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,24 +22,25 @@ class InitPart:
     """The part of the init image that a job changes.
 
     Attributes:
-        mask: [H, W], above 0 where the init image is changed, at any size of the same shape; None changes all of it.
+        mask: [H, W], above 0 where the init image is changed, in any resolution of the same aspect ratio; None changes
+            the whole image.
         tile: whether a script or another extension chose the part, such as a tile of an upscaled image or the face
-            that ADetailer found. The job is then about the face that is there, or about nobody.
+            that ADetailer found. The job then changes the face in this part, if there is one.
     """
 
     mask: np.ndarray | None = None
     tile: bool = False
 
     def choose(self, faces: Sequence[Face], face_index: int = 0) -> Face | None:
-        """The face that the job is about; None if there is none.
+        """The face that the job changes; None if there is no such face.
 
         Args:
             faces: all faces of the init image, the largest first.
-            face_index: the user's choice; 0 takes the face under the mask, the largest if several are, or else the
-                nearest one.
+            face_index: the user's choice; 0 selects the largest face under the mask, or the nearest face if there is
+                none under it.
 
         Raises:
-            FaceSnapError: the image has faces, but none with this index.
+            FaceSnapError: the image has faces, but no face with this index.
         """
         if self.mask is None or (face_index and not self.tile):
             if self.tile and face_index >= len(faces):
@@ -51,7 +53,7 @@ class InitPart:
         return None if self.tile or not faces else min(faces, key=self._distance)
 
     def _covered(self, face: Face) -> float:
-        """The fraction of the visible part of a face's box that is under the mask."""
+        """The fraction of a face's visible box that is under the mask."""
         assert self.mask is not None
         box = self._in_mask(face)
         height, width = self.mask.shape
@@ -60,7 +62,7 @@ class InitPart:
         return float((self.mask[top:bottom, left:right] > 0).mean())
 
     def _distance(self, face: Face) -> float:
-        """How far a face's centre is from the centre of the mask, in pixels of the mask."""
+        """The distance of a face's centre from the mask's centre, in pixels of the mask."""
         assert self.mask is not None
         rows, columns = np.nonzero(self.mask > 0)
         if not len(rows):

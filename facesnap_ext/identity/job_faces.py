@@ -21,7 +21,7 @@ from facesnap_ext.weights.identity_file import Identity
 POSED = ("template", "sliders", "saved")  # poses that do not come from a photo
 
 TILE_WITHOUT_FACE = (
-    "A part of the image that a script or another extension works on shows no face, so this person was left out there."
+    "A script or another extension works on a part of the image without a face, so this person was left out there."
 )
 
 Progress = Callable[[str], None]
@@ -33,17 +33,18 @@ def no_progress(message: str) -> None:
 
 @dataclass(frozen=True)
 class Faces:
-    """The faces that one person's conditioning is made from.
+    """The faces that one person's conditioning is computed from.
 
     Attributes:
         references: one face per reference photo.
-        saved: the saved identity that is used instead of photos or with them.
+        saved: the saved identity that is used instead of photos or together with them.
         driving: the face whose pose is used, in the driving photo, the init image or the first reference; None for
             templates and sliders.
         in_init_image: whether `driving` is in the init image. Landmarks are then in that image's pixels, and the host
             crops them as it crops the image.
         expression: the face whose expression replaces that of the pose; None if `Unit.expression_source` is no photo.
-        absent: whether the person is left out, because the init image is a part of an image that does not show them.
+        absent: whether the person is left out, because the init image is a part of an image that does not show the
+            person.
         notes: sentences that tell the user where the result deviates from the request.
     """
 
@@ -94,9 +95,11 @@ def find_faces(
     if unit.pose == "photo" and init_image is not None:
         if (faces := encoders.faces(init_image)) and (driving := init_part.choose(faces, unit.driving_face_index)):
             if driving.turn:
-                notes.append(f"The face in the init image is turned by {driving.turn}°; its landmarks are turned too.")
+                notes.append(
+                    f"The face in the init image is rotated by {driving.turn}°; its landmarks are rotated too."
+                )
             return Faces(references, saved, driving, True, expression, notes=tuple(notes))
-        notes.append("The init image has no face; the pose is that of the reference photo.")
+        notes.append("The init image has no face; the pose is taken from the reference photo.")
     if not references and not unit.identity:
         raise FaceSnapError(
             "There is no photo to take the pose from; add a driving photo or a reference photo, or choose a template "
@@ -104,7 +107,7 @@ def find_faces(
         )
     if not references:
         raise FaceSnapError(
-            f"The saved identity {unit.identity} has no pose of its own; add a driving photo with a face, or choose a "
+            f"The saved identity {unit.identity} does not contain a pose; add a driving photo with a face, or choose a "
             "template or the sliders."
         )
     return Faces(references, saved, references[0], expression=expression, notes=tuple(notes))
@@ -121,7 +124,7 @@ def _expression_face(
     if unit.expression_source == "reference":
         if not references:
             raise FaceSnapError(
-                f"The saved identity {unit.identity} has no expression of its own; add a reference photo, or choose "
+                f"The saved identity {unit.identity} does not contain an expression; add a reference photo, or choose "
                 "another source of the expression."
             )
         return references[0]

@@ -31,11 +31,11 @@ def likeness(face: Face, embeddings: Tensor) -> float:
 
 
 def face_at(faces: Sequence[Face], landmarks: Landmarks | None) -> Face:
-    """Return the face of a generated image that the landmarks conditioned: the one whose box centre is nearest to the
-    centre of the landmarks.
+    """Return the face of a generated image that was conditioned on the landmarks: the one whose box centre is nearest
+    to the centre of the landmarks.
 
     Args:
-        faces: the faces in the image, at least one. The image may be larger than that of the landmarks (hires fix).
+        faces: the faces in the image, at least one. The image may be larger than the landmarks' image (hires fix).
         landmarks: the landmarks of the whole image, uncropped; None selects the first face.
     """
     if landmarks is None:
@@ -46,7 +46,7 @@ def face_at(faces: Sequence[Face], landmarks: Landmarks | None) -> Face:
 
 
 def box_centre(box: np.ndarray) -> np.ndarray:
-    """Return the centre [2] of a box [4], in its unit."""
+    """Return the centre [2] of a box [4], in the unit of the box."""
     return box.reshape(2, 2).mean(axis=0)
 
 

@@ -98,6 +98,25 @@ class Predictor(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What a job will draw, before it runs.
+
+    Attributes:
+        rig: the person's face for templates and sliders.
+        landmarks: the landmarks for the poses "photo" and "own"; None without a photo, or if they cannot be detected.
+        notes: sentences that tell the user where these deviate from the request.
+        neutral: the face of `landmarks` without its expression.
+        expression: the displacement [72,3] of the neutral face by the expression of another photo, in face heights.
+    """
+
+    rig: Rig
+    landmarks: Landmarks | None
+    notes: tuple[str, ...] = ()
+    neutral: NeutralFace | None = None
+    expression: np.ndarray | None = None
+
+
 def predictor_title(files: ModelFiles) -> str:
     """Return the name of the predictor that these files make available."""
     return DECA_AND_FLAME if files.has_deca_and_flame else OPEN_FACE_MODEL

@@ -16,20 +16,20 @@ from facesnap_ext.identity.framing import annotate_faces
 from facesnap_ext.photos import Photo
 
 ARCFACE_SIDE = 112
-"""Side in pixels of the aligned face that ArcFace receives. Smaller faces are enlarged to it."""
+"""Side in pixels of the aligned face that ArcFace receives. Smaller faces are enlarged to this size."""
 
 BLUR_THRESHOLD = 2.0
-"""Blur above which a face is reported as blurred, in pixels of the aligned face (see `blur`). Measured on nine faces in
-photos that come with scikit-image, matplotlib and insightface: after a Gaussian blur of 2 pixels, the embedding has a
-cosine similarity of .60 to .85 to that of the sharp face, and all nine faces exceed the threshold; after a blur of 1
-pixel, the similarity is at least .94, and no face exceeds it."""
+"""Blur above which a face is reported as blurred, in pixels of the aligned face (see `blur`). It was measured on nine
+faces in photos that come with scikit-image, matplotlib and insightface. After a Gaussian blur of 2 pixels, the
+embedding's cosine similarity to the embedding of the sharp face is .60 to .85, and all nine faces exceed the threshold.
+After a blur of 1 pixel, the similarity is at least .94, and no face exceeds the threshold."""
 
 DIFFERENT_PERSON = 0.2
 SAME_PERSON = 0.28
-"""Cosine similarities of ArcFace embeddings: insightface's example takes two photos to show different people below the
-first and the same person from the second on (arcface_onnx in https://github.com/deepinsight/insightface). Of the 36
-pairs of different people among the nine faces above, 34 lie below the first and one above the second. In the miniature,
-pairs of different people have .00 on average and pairs of the same person .76."""
+"""Cosine similarities of ArcFace embeddings: insightface's example assumes different people below the first value and
+the same person from the second value up (arcface_onnx in https://github.com/deepinsight/insightface). Of the 36 pairs
+of different people among the nine faces above, 34 lie below the first and one above the second. In the miniature, the
+average is .00 for pairs of different people and .76 for pairs of photos of one person."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Reference:
         faces: all faces in the photo by size, largest first; may be empty.
         face_index: index of the face that is used; None if the photo has no face with that index.
         blur: blur of that face (see `blur`); None without a face.
-        likeness: mean cosine similarity of its embedding to those of the other photos; None without others.
+        likeness: mean cosine similarity of its embedding to the other photos' embeddings; None without other photos.
         warnings: sentences for the user.
     """
 
@@ -64,7 +64,8 @@ class ReferenceReport:
     Attributes:
         references: the results for each photo.
         cosines: [R, R] float32 cosine similarities of the embeddings; NaN in rows and columns of photos without a face.
-        outlier: index of the photo that shows another person; None if there is none, or if it is uncertain which one.
+        outlier: index of the photo that shows a different person; None if there is no such photo, or if it is
+            uncertain.
         notes: sentences for the user that concern all photos.
     """
 
@@ -202,21 +203,21 @@ def turn_note(face: Face) -> str | None:
     """Return the note for a face that lies on its side or upside down in the photo, or None."""
     if not face.turn:
         return None
-    return f"{face.photo.name} is turned by {face.turn}°; it was turned upright."
+    return f"{face.photo.name} is rotated by {face.turn}°; it was turned upright."
 
 
 def photo_notes(face: Face) -> list[str]:
-    """Return the notes on how a face was found."""
+    """Return the notes on the detection of a face."""
     return [*([note] if (note := turn_note(face)) else []), *([padded_note(face)] if face.padded else [])]
 
 
 def padded_note(face: Face) -> str:
-    """Return the note for a face that was only detected with padding."""
-    return f"The face in {face.photo.name} fills the photo; it was only detected after adding a border."
+    """Return the note for a face that was detected only with padding."""
+    return f"The face in {face.photo.name} fills the photo; it was detected only after adding a border."
 
 
 def stranger_note(references: Sequence[Face], saved: np.ndarray, name: str) -> str | None:
-    """Return the note for a saved identity that hardly resembles the photos it is used with, or None.
+    """Return the note for a saved identity that hardly resembles the photos used together with it, or None.
 
     Args:
         saved: [R, E] embeddings of the saved identity.
@@ -230,7 +231,7 @@ def stranger_note(references: Sequence[Face], saved: np.ndarray, name: str) -> s
         return None
     return (
         f"The saved person {name} hardly resembles the reference photos ({similarity:.2f}), and both are mixed into "
-        "one face; clear the saved person or remove the photos unless you want that."
+        "one face; clear the saved person or remove the photos unless this is intended."
     )
 
 
@@ -258,7 +259,7 @@ def _warnings(
     if is_outlier:
         warnings.append(
             f"The face in {photo.name} does not resemble the others, which resemble each other: remove this photo if "
-            "it shows another person."
+            "it shows a different person."
         )
     return warnings
 

@@ -1,4 +1,5 @@
-"""Saved identities: people stored as features, used again without photos. `weights.identity_file` defines the file."""
+"""Saved identities: people stored as features, to be reused without photos. `weights.identity_file` defines the
+file."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ from facesnap_ext.weights.tensors import read_index
 
 
 def choose_networks(files: ModelFiles, source: WeightSource, identity: str = "") -> None:
-    """Among several candidates, use the networks that a FaceSnap file was trained with, or else those that a saved
-    identity's features come from.
+    """If there are several candidates for a network, use the one that a FaceSnap file was trained with, or else the one
+    that computed a saved identity's features.
 
     Args:
-        identity: the name of the saved identity; empty without one.
+        identity: the name of the saved identity; empty if there is none.
     """
     recognition, named = recognition_of(source), networks_of(source)
     files.match_pack(recognition)
@@ -57,8 +58,8 @@ def load_identity(encoders: Encoders, name: str, progress: Callable[[str], None]
         if getattr(files, part) is not None and encoders.network_hash(part) != expected:
             title = TITLES[part]
             raise FaceSnapError(
-                f"The identity {name} was saved with a {title} other than {getattr(files, part)}, which would "
-                f"produce another person's face; use that {title} again, or save the identity again from photos."
+                f"The identity {name} was saved with a {title} other than {getattr(files, part)}, which would produce "
+                f"a different person's face; use that {title} again, or save the identity again from photos."
             )
     return saved
 
@@ -82,7 +83,7 @@ def save_identity(
     Args:
         photos: photos of one person.
         name: the name that the user gives.
-        path: the file; by default that name in the model folder's `identities`.
+        path: the file; by default, a file of that name in the model folder's `identities`.
         face_index: the face to use in each photo, by size from the largest.
 
     Raises:

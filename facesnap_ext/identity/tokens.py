@@ -1,4 +1,4 @@
-"""From a person's features to identity tokens: the Mixer, and the checks that features and weights match."""
+"""Compute identity tokens from a person's features, and check that features and weights match."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from facesnap_ext.weights.source import WeightSource
 
 
 def token_signatures(encoders: Encoders, source: WeightSource) -> Hashable:
-    """The state of all files that identity tokens are made from.
+    """The state of all files that identity tokens are computed with.
 
-    A job caches its results under the state from before it read any file, so if a file is replaced meanwhile, later
-    jobs never use these results.
+    A job takes this state before it reads any file, and uses it as the key of cached results. If a file is replaced in
+    the meantime, later jobs therefore never use these results.
     """
     parts = [part for part in ("face_pack", "clip") if getattr(encoders.files, part) is not None]
     return (signature_of(source), *(encoders.signature(part) for part in parts))
@@ -32,7 +32,7 @@ def mix(
     """Identity tokens [1, queries, dim] of one person's faces and saved identity.
 
     Args:
-        average: average the references' features instead of fusing them.
+        average: whether to average the references' features instead of fusing them.
     """
     embeddings, clip_tokens = embeddings_of(references, saved)[None], None
     if weights.info.mixer.clip_dim > 0:
@@ -53,13 +53,13 @@ def mix(
 
 
 def null_tokens(weights: FaceSnapWeights) -> Tensor:
-    """Identity tokens [1, queries, dim] of an embedding of zeros (no one), for weights that were trained with it."""
+    """Identity tokens [1, queries, dim] of an all-zero embedding (no person), for weights that were trained with it."""
     with torch.no_grad():
         return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
 
 
 def embeddings_of(references: Sequence[Face], saved: Identity | None) -> Tensor:
-    """ArcFace embeddings [R, E] of the references, followed by those of the saved identity."""
+    """ArcFace embeddings [R, E] of the references and then of the saved identity."""
     arcface = [torch.from_numpy(face.embedding) for face in references]
     return torch.stack(arcface + ([] if saved is None else [*saved.embeddings]))
 
@@ -71,7 +71,7 @@ def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: Face
         clip_tokens: None for a Mixer without CLIP input.
 
     Raises:
-        FaceSnapError: their width differs.
+        FaceSnapError: their width is different.
     """
     mixer = weights.info.mixer
     for title, features, expected in (
@@ -80,6 +80,6 @@ def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: Face
     ):
         if features is not None and features.shape[-1] != expected:
             raise FaceSnapError(
-                f"{weights.name} expects {expected} values per feature from the {title}, but the installed one gives "
+                f"{weights.name} expects {expected} values per feature from the {title}, but the installed one returns "
                 f"{features.shape[-1]}; use the {title} that the author of {weights.name} names."
             )

@@ -24,9 +24,9 @@ from facesnap_ext.weights.tensors import read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_torch
 
 VERSION = 1
-CODE_SIZES = {"shape": 100, "tex": 50, "exp": 50, "pose": 6, "cam": 3, "light": 27}  # published DECA
+CODE_SIZES = {"shape": 100, "tex": 50, "exp": 50, "pose": 6, "cam": 3, "light": 27}  # lengths in the published DECA
 IMAGE_SIZE = 224
-MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, MAX_CODE = 16, 1024, 4096  # in metadata
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE, MAX_CODE = 16, 1024, 4096  # limits accepted in metadata
 CROP_SCALE = 1.25  # side of the crop, relative to the mean side of the face box
 CROP_SHIFT = 0.12  # distance of the crop's centre below the box's centre, relative to the mean side of the face box
 
@@ -127,7 +127,7 @@ def crop_transform(box: np.ndarray, image_size: int = IMAGE_SIZE, angle: float =
     Args:
         box: [4] left, top, right, bottom of the detected face in pixels.
         image_size: side of the crop in pixels.
-        angle: degrees by which the face is turned clockwise in the photo; the crop shows it upright.
+        angle: clockwise rotation of the face in the photo, in degrees; the crop shows the face upright.
 
     Returns:
         [3,3] float64, from pixel indices of the photo to pixel indices of the crop (pixel centres have integer
@@ -144,7 +144,7 @@ def crop_transform(box: np.ndarray, image_size: int = IMAGE_SIZE, angle: float =
 
 
 def _rotation_about(x: float, y: float, angle: float) -> np.ndarray:
-    """Return the rotation [3,3] by `angle` degrees about a point, clockwise as seen in an image."""
+    """Return the matrix [3,3] of a rotation by `angle` degrees about a point, clockwise as seen in the image."""
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return np.array([[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y], [0, 0, 1]])
 
@@ -275,7 +275,7 @@ def save_deca(
 
 
 def convert_deca(source: Path, destination: Path) -> None:
-    """Extract the coarse encoder from DECA's `deca_model.tar` (a torch checkpoint, despite its name).
+    """Extract the coarse encoder from DECA's `deca_model.tar` (a torch checkpoint, despite the name).
 
     Raises:
         FaceSnapError: `read_torch` rejects the file, or it contains no coarse encoder of the published size.
@@ -287,7 +287,7 @@ def convert_deca(source: Path, destination: Path) -> None:
 
 
 def _build_encoder(tensors: Mapping[str, Tensor], code_sizes: Mapping[str, int], image_size: int, name: str) -> Deca:
-    """Return an encoder on the meta device whose tensors have the shapes of the given ones."""
+    """Return an encoder on the meta device whose tensors have the same shapes as the given tensors."""
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     try:
         with torch.device("meta"):

@@ -29,15 +29,15 @@ from facesnap_ext.weights.unpickle import read_pickled_arrays
 
 VERSION = 1
 SHAPE_COLUMNS = 300  # shape directions in FLAME's `shapedirs`; the remaining columns are expression directions
-GLOBAL, NECK, JAW, LEFT_EYE, RIGHT_EYE = range(5)  # order of the joints in FLAME's files
+GLOBAL, NECK, JAW, LEFT_EYE, RIGHT_EYE = range(5)  # indices of the joints in FLAME's files
 
 
 @dataclass(frozen=True)
 class Flame:
     """A FLAME model with V vertices, F triangles, J joints, S shape and E expression directions.
 
-    Lengths are in metres; x points to the viewer's right, y up and z towards the viewer. The attribute names are those
-    of FLAME's own files and of the tensors in the converted file.
+    Lengths are in metres; x points to the viewer's right, y up and z towards the viewer. The attributes are named as in
+    FLAME's files and in the converted file.
     """
 
     v_template: Tensor  # [V,3]
@@ -120,7 +120,7 @@ def posed_vertices(flame: Flame, shape: Tensor, expression: Tensor, pose: Tensor
         rotations.append(rotation)
         offsets.append(offset + offsets[parent] if joint else offset)
 
-    # Σ w_k G_k x = x + Σ w_k (G_k - I) x; the second form returns an unposed mesh bit-identical
+    # Σ w_k G_k x = x + Σ w_k (G_k - I) x; the second form leaves an unposed mesh bit-identical
     turns = torch.einsum("vj,njab->nvab", flame.weights, torch.stack(rotations, 1) - identity)
     shifts = torch.einsum("vj,nja->nva", flame.weights, torch.stack(offsets, 1))
     return corrected + torch.einsum("nvab,nvb->nva", turns, corrected) + shifts

@@ -1,8 +1,8 @@
 """InstantID's control image: the five keypoints of a face detector, each joined to the tip of the nose.
 
-Source: `draw_kps` of github.com/InstantID/InstantID. IdentityNet was trained on exactly these images, with aliased
-edges and coordinates truncated to whole pixels, so both are reproduced here. The image is drawn at the size of the
-sampling pass and never resized.
+Source: `draw_kps` of github.com/InstantID/InstantID. IdentityNet was trained on exactly these images, so their aliased
+edges and truncated coordinates are reproduced here. The image is drawn at the size of the sampling pass and never
+resized.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def draw_five(landmarks: Landmarks, width: int, height: int) -> np.ndarray:
     image = np.zeros((height, width, 3), np.uint8)
     for point, colour in zip(points, COLOURS):
         across, down = point - points[NOSE]
-        if across == down == 0:  # the nose itself
+        if across == down == 0:  # the nose is not joined to itself
             continue
         x, y = ((point + points[NOSE]) / 2).astype(int).tolist()
         axes = (int(math.hypot(across, down) / 2), STICK_HALF_WIDTH)

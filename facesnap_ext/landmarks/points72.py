@@ -1,6 +1,6 @@
 """The 72 facial landmarks: their positions on FLAME's mesh and in an image, and the landmark image drawn from them.
 
-Points, polylines and colours are those of Face2FaceRHO (Yang et al., ECCV 2022; see `landmarks72.json` for source and
+Points, polylines and colours come from Face2FaceRHO (Yang et al., ECCV 2022; see `landmarks72.json` for source and
 licence): 17 points on the face contour, 10 on the eyebrows, 9 on the nose, 16 around the eyes and 20 on the lips.
 "Left" and "right" are as seen in the image.
 """
@@ -40,7 +40,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Facial landmarks in an image: 72 points, or a face detector's five where no others are available.
+    """Facial landmarks in an image: 72 points, or a face detector's five points if no others are available.
 
     Attributes:
         points: [72,2], or [5,2] in the order of `five_points`; float32 pixels from the image's upper left corner, x to
@@ -73,7 +73,7 @@ class Landmarks:
         return Landmarks((self.points * scale).astype(np.float32), width, height)
 
     def upright(self, turn: int) -> Landmarks:
-        """Return the points for the same image turned upright, which is turned by `turn` degrees clockwise."""
+        """Return the points for the upright version of an image that is rotated by `turn` degrees clockwise."""
         if not turn:
             return self
         sideways = turn % 180 != 0
@@ -125,7 +125,7 @@ def five_points(points: np.ndarray) -> np.ndarray:
     return np.stack([*eyes, *(points[..., i, :] for i in (NOSE_TIP, LEFT_CORNER, RIGHT_CORNER))], axis=-2)
 
 
-# For each of iBUG's 68 points, in order, the index of the same point among the 72. Around the eyes only the corners
+# For each of iBUG's 68 points, in order, the index of the same point among the 72. Around the eyes, only the corners
 # match: iBUG has two points on each lid, and the 72 have three.
 _SAME_AS_68 = (
     *range(9),
@@ -136,7 +136,7 @@ _SAME_AS_68 = (
     *(52, 54, 53, 62, 58, 59, 57, 65, 66, 71, 69, 68),
     *(55, 56, 63, 61, 60, 64, 70, 67),
 )
-# The four iBUG points of a lid from corner to corner → the three of the 72 points on it, in the same direction
+# For each lid, the four iBUG points from corner to corner → the three of the 72 points, in the same direction
 _LIDS = {
     (36, 37, 38, 39): (37, 38, 39),
     (39, 40, 41, 36): (41, 42, 43),
@@ -148,8 +148,8 @@ _LIDS = {
 def from_68(points: np.ndarray) -> np.ndarray:
     """Convert iBUG's 68 points, as landmark detectors return them, to the 72.
 
-    Only the points on the eyelids differ. For each lid, a cubic is put through iBUG's four points at parameters 0, 1/3,
-    2/3 and 1, and evaluated at 1/4, 1/2 and 3/4.
+    Only the points on the eyelids differ. For each lid, a cubic is fitted through iBUG's four points at parameters 0,
+    1/3, 2/3 and 1, and evaluated at 1/4, 1/2 and 3/4.
 
     Args:
         points: [68,D] in any unit.
@@ -169,11 +169,12 @@ def from_68(points: np.ndarray) -> np.ndarray:
 
 
 def crop_and_resize(landmarks: Landmarks, width: int, height: int, face_box: np.ndarray | None = None) -> Landmarks:
-    """Transfer the points to an image of another size and aspect ratio by cropping and resizing ("crop and resize").
+    """Transfer the points to an image of a different size and aspect ratio ("crop and resize").
 
     The crop is the largest window with the new aspect ratio that fits into the original image. It starts centred and
     is moved only as far as needed to contain the face, never beyond the image's edges. A face larger than the window is
-    centred as far as the edges allow. A face that lies inside the original image and fits the window thus stays inside.
+    centred as far as the edges allow. A face that lies inside the original image and fits the window therefore stays
+    inside.
 
     Args:
         landmarks: points in the original image.

@@ -7,10 +7,10 @@ The model is a short closed formula, which `javascript/facesnap_pose.js` also co
     pixel = (x·width + s·Q_x,  y·height - s·Q_y),   s = size·height
 
 The head first pitches about its ear-to-ear axis, then yaws about the image's vertical axis, then rolls in the image
-plane. Rotations are right-handed in FLAME's axes (x to the image's right, y up, z towards the viewer), hence the sign
-of roll. The unit of length is the height of the neutral face from brows to chin, seen from the front. The origin is the
-centre of the bounding box of the neutral points; it stays at (x, y) however the head turns. The projection is
-orthographic, as in DECA.
+plane. Rotations are right-handed in FLAME's axes (x to the image's right, y up, z towards the viewer), which explains
+the sign of roll. The unit of length is the height of the neutral face from brows to chin, seen from the front. The
+origin is the centre of the bounding box of the neutral points; it stays at (x, y) regardless of the rotation. The
+projection is orthographic, as in DECA.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ def reposition(
 
     Args:
         landmarks: the points; returned unchanged if all other arguments are None.
-        x: new horizontal position, as in `placement`; None keeps the current one.
-        y: new vertical position, as in `placement`; None keeps the current one.
-        size: new size, as in `placement`; None keeps the current one.
+        x: new horizontal position, as in `placement`; None keeps the current position.
+        y: new vertical position, as in `placement`; None keeps the current position.
+        size: new size, as in `placement`; None keeps the current size.
     """
     if x is None and y is None and size is None:
         return landmarks

@@ -77,7 +77,7 @@ class LandmarkPredictor:
         ]
 
     def neutral(self, shape: Tensor) -> FaceCodes:
-        """Return codes for a face of which only the shape is known, for use as the source of `predict`.
+        """Return codes for a face with a known shape only, for use as the source of `predict`.
 
         Expression, pose and camera are zero, and there is no photo.
 
@@ -151,7 +151,7 @@ def load_predictor(deca_path: Path, flame_path: Path, device: torch.device | str
     """Load a converted DECA file and a converted FLAME file that match each other.
 
     Raises:
-        FaceSnapError: a file is unusable, or the FLAME model is not of the release that DECA's codes are for, has a
+        FaceSnapError: a file is unusable, or the FLAME model is from a release that DECA's codes do not fit, has a
             different topology, or has fewer directions than DECA has codes.
     """
     if unfit := unfit_for_deca(flame_path):
@@ -159,7 +159,7 @@ def load_predictor(deca_path: Path, flame_path: Path, device: torch.device | str
     deca, flame = load_deca(deca_path), load_head(flame_path)
     if any(deca.code_sizes[code] != CODE_SIZES[code] for code in ("pose", "cam")):
         raise FaceSnapError(
-            f"{deca_path.name} has other codes for pose and camera than the published DECA; convert deca_model.tar."
+            f"{deca_path.name} has different codes for pose and camera from the published DECA; convert deca_model.tar."
         )
     for code, directions in (("shape", flame.shapedirs), ("exp", flame.expressiondirs)):
         if deca.code_sizes[code] > directions.shape[-1]:

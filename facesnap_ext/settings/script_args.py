@@ -15,7 +15,7 @@ from facesnap_ext.landmarks.movements import SLIDERS
 from facesnap_ext.photos import Photo, PhotoReader, TooManyPhotosError, check_number
 from facesnap_ext.settings.unit import BLOCK_WEIGHTS_RULE, Unit, defaults, from_values, short_repr
 
-# the page's components of one person, in the order in which the script returns them
+# one person's components on the page, in the order in which the script returns them
 UI_ORDER = (
     *("enabled", "references", "face_index", "reference_mode", "identity", "pose", "driving", "driving_more"),
     "driving_face_index",
@@ -27,26 +27,26 @@ UI_ORDER = (
 
 
 def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
-    """The enabled units by their number on the page, from 1, as read from the script's arguments.
+    """The enabled units from the script's arguments, by their number on the page, counted from 1.
 
     Args:
-        args: from the page the components of all people in the order of `UI_ORDER`; from the API one dictionary per
+        args: from the page, the components of all people in the order of `UI_ORDER`; from the API, one dictionary per
             person, `{"references": ["<base64>", …], "driving": "<base64>", "weight": 1.0, …}`.
 
     Raises:
         FaceSnapError: a name is unknown, a value is out of range, a photo cannot be read, or there are too many of
-            them. With several enabled units the message names the person.
+            them. With several enabled units, the message names the person.
     """
     by_name = bool(args) and isinstance(args[0], dict)
     _check_form(args)
     if by_name:
-        # the host pads what the request leaves out with the components' own values
+        # the host fills in missing arguments with the components' default values
         given = [{"enabled": True, **values} for values in takewhile(lambda value: isinstance(value, dict), args)]
     else:
         size = len(UI_ORDER)
         given = [dict(zip(UI_ORDER, args[i : i + size])) for i in range(0, len(args), size)]
         if not (given and given[0]["enabled"]):
-            return {}  # the accordion's own checkbox is the first person's
+            return {}  # the accordion's checkbox enables the first person
     enabled = {number: values for number, values in enumerate(given, 1) if values.get("enabled") is not False}
     if not by_name:
         enabled = {number: values for number, values in enabled.items() if values.get("enabled")}
@@ -58,10 +58,10 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
 
 
 def check_intervals(units: Mapping[int, Unit]) -> None:
-    """Check that every enabled person has a part of sampling to act in.
+    """Check that every enabled person acts in a part of sampling.
 
     Raises:
-        FaceSnapError: a person with a weight above 0 starts at the end or after it.
+        FaceSnapError: a person with a weight above 0 has a start that is not before the end.
     """
     for number, unit in units.items():
         strength = unit.strength
@@ -76,13 +76,13 @@ def _check_form(args: Sequence[Any]) -> None:
     """Check that the arguments are one dictionary per person, or the page's components.
 
     Raises:
-        FaceSnapError: they are neither.
+        FaceSnapError: the arguments have neither form.
     """
     people = [i for i, value in enumerate(args) if isinstance(value, dict)]
     if people != list(range(len(people))):
         raise FaceSnapError(
             f"FaceSnap's argument {people[-1] + 1} is a dictionary, but argument {_first_other(args)} is not; send one "
-            "dictionary per person and nothing before or between them."
+            "dictionary per person, with no other values before or between them."
         )
     if args and not people and not isinstance(args[0], bool):
         raise FaceSnapError(
@@ -148,7 +148,7 @@ def _one_by_one(unit: Unit) -> list[Unit]:
 
 
 def person_prefix(number: int, people: Collection[int]) -> str:
-    """The start of a message about one person: "Person 2: ", or empty where there is only one."""
+    """The start of a message about one person: "Person 2: ", or empty if there is only one person."""
     return f"Person {number}: " if len(people) > 1 else ""
 
 
@@ -162,7 +162,7 @@ def reference_photos(
         title: what they are called in messages.
 
     Raises:
-        FaceSnapError: some photos cannot be read, and the message names each of them; or there are too many.
+        FaceSnapError: some photos cannot be read, and the message names each of them; or there are too many photos.
     """
     given = list(filter(None, values or ()))
     check_number(len(given))
@@ -189,7 +189,7 @@ def block_weights(text: str) -> tuple[float, ...]:
     """The block weights in a text, separated by spaces or commas.
 
     Raises:
-        FaceSnapError: it has other things than numbers.
+        FaceSnapError: the text contains anything other than numbers.
     """
     try:
         return tuple(float(number) for number in text.replace(",", " ").split())
@@ -236,8 +236,8 @@ def _photo_or_error(value: Any, name: str, reader: PhotoReader) -> Photo | FaceS
 
 
 def _photo(value: Any, name: str, reader: PhotoReader) -> Photo:
-    if isinstance(value, FaceSnapError):  # why the page did not accept it
+    if isinstance(value, FaceSnapError):  # the reason why the page rejected it
         raise value
-    if isinstance(value, (str, bytes, Path, Image)):  # text is base64 from the API, never a path or a URL
+    if isinstance(value, (str, bytes, Path, Image)):  # text from the API is base64, never a path or a URL
         return reader.read(value, name)
     raise FaceSnapError(f"{name} is {short_repr(value)}, which is not an image; send an image file encoded in base64.")

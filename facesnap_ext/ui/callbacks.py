@@ -34,7 +34,7 @@ Callback = TypeVar("Callback", bound=Callable[..., Any])
 
 
 def one_at_a_time(callback: Callback) -> Callback:
-    """Make requests that hold photos in memory wait for each other."""
+    """Run only one request at a time, because requests hold photos in memory."""
 
     @wraps(callback)
     def run(*args: Any, **values: Any) -> Any:
@@ -48,7 +48,8 @@ def one_at_a_time(callback: Callback) -> Callback:
 def check_references(
     engine: Engine, files: list[Any] | None, face_index: float | None, reference_mode: str = "fused"
 ) -> tuple[str, str]:
-    """HTML of the reference photos with their faces framed, and HTML with the warnings and the faces to choose from.
+    """HTML of the reference photos with frames around the faces, and HTML with the warnings and the faces to choose
+    from.
 
     Args:
         files: the image files, or their contents.
@@ -81,7 +82,7 @@ def driving_faces(engine: Engine, driving: Any, driving_face_index: float | None
 
 
 def face_buttons(control: str, faces: Sequence[Face], chosen: int | None) -> str:
-    """HTML of a photo's faces as buttons that set a control to the index of the face; empty for fewer than two faces.
+    """HTML of a photo's faces as buttons that set a control to the face's index; empty for fewer than two faces.
 
     Args:
         control: name of the control that the buttons set.
@@ -102,7 +103,7 @@ def face_buttons(control: str, faces: Sequence[Face], chosen: int | None) -> str
 
 
 def _preview(reference: Reference) -> str:
-    # A data URL: gradio's gallery would leave a file with the face in its folder of temporary files.
+    # Use a data URL, because gradio's gallery would leave a file with the face in its temporary folder.
     return f"<img src='{_data_url(reference.preview())}' alt='{escape(reference.photo.name, quote=True)}'>"
 
 
@@ -127,17 +128,17 @@ def canvas_data(
     expression_source: str = "pose",
     saved_pose: str | None = None,
 ) -> str:
-    """JSON for the canvas: `rig`, `points` as fractions of the output's width and height, and a `note`; or `error`.
+    """JSON for the canvas: `rig`, `points` (fractions of the output's width and height) and `note`, or `error` instead.
 
     `neutral` and `camera` are a `NeutralFace` in the same unit, and `expression` is the displacement by the expression
     of another photo; see `facesnapPreviewOf`.
 
     Args:
         files: the image files with the reference photos, or their contents. In batch mode the first one is previewed.
-        size: size of the output and number of the question, which the answer repeats, as in "1024x768 3". It is empty
-            until the canvas is visible, and then so is the answer.
-        init: img2img's init image as a data URL. If it gives the pose, the answer has `in_init`, and the points are
-            fractions of the init image's width and height.
+        size: output size and request number, such as "1024x768 3"; the response repeats the number. If the canvas is
+            not visible, both `size` and the response are empty.
+        init: img2img's init image as a data URL. If the pose comes from it, the response contains `in_init`, and the
+            points are fractions of the init image's width and height.
     """
     if not size:
         return ""
@@ -233,7 +234,7 @@ def save_person(
     """Save the person in the reference photos as an identity.
 
     Returns:
-        HTML of the outcome, and the updated list of saved identities; the selection stays as it was.
+        HTML of the outcome, and the updated list of saved identities; the selection does not change.
     """
     try:
         references = reference_photos(files)
@@ -246,4 +247,4 @@ def save_person(
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
     choices = ["", *sorted(find_identities(models.folder))]
-    return f"Saved as {escape(path.name)}: features, no pixels.", gr.update(choices=choices)
+    return f"Saved as {escape(path.name)}, which contains features but no pixels.", gr.update(choices=choices)

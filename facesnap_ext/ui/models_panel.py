@@ -52,8 +52,8 @@ def progress_html(jobs: Sequence[download.Job]) -> str:
     lines = []
     for job in jobs:
         if job.state == "running":
-            percent = 100 * job.done / job.part.size
-            text = f"{job.part.title}: {format_size(job.done)} of {format_size(job.part.size)} ({percent:.0f} %)"
+            percent = 100 * job.done / job.size
+            text = f"{job.title}: {format_size(job.done)} of {format_size(job.size)} ({percent:.0f} %)"
             lines.append(f"{escape(text)}<br><progress max='100' value='{percent:.1f}'></progress>")
         else:
             lines.append(problem(job.message) if job.state == "failed" else escape(job.message))

@@ -1,8 +1,8 @@
-"""HTTP routes under /facesnap/, next to those of the WebUI's own API, for what a client needs to know before a job.
+"""HTTP routes under /facesnap/, next to the WebUI's own API, with information that a client needs before a job.
 
     GET  /facesnap/version    {"version": "…"}
     GET  /facesnap/schema     JSON Schema of one person's dictionary in a job's `alwayson_scripts.FaceSnap.args`
-    GET  /facesnap/models     installed model files by name; "missing": where to put each missing one; "parts":
+    GET  /facesnap/models     installed model files by name; "missing": where to put each missing file; "parts":
                               everything known about each part (`model_list.Role`); "downloads": their progress
     POST /facesnap/models/get   {"part": "<name in the catalogue>"} → {"part", "done", "size", "state", "message"}
     POST /facesnap/models/stop  likewise
@@ -19,12 +19,13 @@ javascript/facesnap_canvas.js (see `poses.for_browser`). `points` are fractions 
 image if these are given, otherwise of the driving photo. Photos are base64, plain or as data URLs, never paths or URLs.
 
 An error is answered with `{"detail": "<one sentence>"}` by `add_routes`: 400 for a malformed request, 401 without the
-credentials of the host's --api-auth or a session of the page's login, 403 for a page of another site, 413 for a request
-that is too large, 415 for one that is not JSON, 422 for unusable photos or model files, 500 for an internal error, 503
-while too many others are answered.
+credentials of the host's --api-auth or a session of the page's login, 403 for a page on a different site, 413 for a
+request that is too large, 415 for one that is not JSON, 422 for unusable photos or model files, 500 for an internal
+error, 503 while too many other requests are being answered.
 """
 
-# No postponed annotations here: FastAPI evaluates those of the endpoints, whose types are imported at first use.
+# No postponed annotations here, because FastAPI evaluates the endpoints' annotations, and their types are imported only
+# when needed.
 
 import base64
 import binascii
@@ -48,16 +49,16 @@ from facesnap_ext.weights import download
 from facesnap_ext.weights.model_files import MISSING_MESSAGES, ModelFiles
 from facesnap_ext.weights.model_list import list_models, to_json
 
-MAX_BODY = 32 * 2**20  # bytes of a request
-MAX_REQUESTS = 8  # answered or waiting at once
-MAX_PHOTOS = 16  # in one request
-MAX_SIDE = 16384  # pixels of an output image
+MAX_BODY = 32 * 2**20  # maximum bytes of a request
+MAX_REQUESTS = 8  # maximum number of requests answered or waiting at the same time
+MAX_PHOTOS = 16  # maximum number of photos in one request
+MAX_SIDE = 16384  # maximum side of an output image in pixels
 MAX_FACE_INDEX = 999
 
 log = logging.getLogger("facesnap")
 
 Values = dict[str, Any]
-"""A JSON object: the body of a request, or an answer."""
+"""A JSON object: the body of a request or response."""
 
 
 class RequestError(Exception):
@@ -80,7 +81,7 @@ def add_routes(
     Args:
         engine: returns the engine of this process. It is called only for requests that need it.
         api_auth: the host's `cmd_opts.api_auth`: "user:password", several of them separated by commas. See `admitted`.
-        allowed_origins: whether another site's pages, such as "https://example.org", may use the host's API.
+        allowed_origins: returns whether pages of an origin, such as "https://example.org", may use the host's API.
     """
     from fastapi import Request
     from fastapi.responses import JSONResponse
@@ -97,17 +98,18 @@ def add_routes(
                 raise RequestError(401, f"Log in to the page, {advice}.")
             if is_foreign(request) and not allowed_origins(request.headers["origin"]):
                 raise RequestError(
-                    403, "Pages of other sites may not use this route; start the WebUI with --cors-allow-origins."
+                    403, "Pages on other sites may not use this route; start the WebUI with --cors-allow-origins."
                 )
             if request.method != "POST":
                 return JSONResponse(await run_in_threadpool(compute, {}))
-            if not _is_json(request):  # no form or script of another site can send this type unless the host allows it
+            # forms and scripts on other sites cannot send this type unless the host allows it
+            if not _is_json(request):
                 raise RequestError(415, "This route requires the header Content-Type: application/json; add it.")
-            if not places.acquire(blocking=False):  # each may bring `MAX_BODY`
+            if not places.acquire(blocking=False):  # each request may have `MAX_BODY` bytes
                 headers = {"Retry-After": "10"}
                 raise RequestError(503, f"FaceSnap is answering {MAX_REQUESTS} other requests; try again later.")
             try:
-                # in a thread, so that the event loop stays free for others
+                # run in a thread, so that the event loop stays free for other requests
                 return JSONResponse(await run_in_threadpool(compute, await _values(request)))
             finally:
                 places.release()
@@ -146,9 +148,9 @@ def add_routes(
 
 
 def admitted(request: Any, api_auth: str | None) -> bool:
-    """Whether a request may be answered: it has a session of the page's login or credentials of --api-auth, or the host
-    requires neither."""
-    login = getattr(request.app, "auth", None)  # on gradio's app; None without --gradio-auth
+    """Whether a request may be answered: it has a session of the page's login or the credentials of --api-auth, or the
+    host requires neither."""
+    login = getattr(request.app, "auth", None)  # set on gradio's app; None without --gradio-auth
     if login and any(value in request.app.tokens for value in request.cookies.values()):
         return True
     return authorised(request.headers.get("authorization"), api_auth) if api_auth else not login
@@ -163,13 +165,13 @@ def authorised(header: str | None, api_auth: str | None) -> bool:
         credentials = base64.b64decode(encoded.strip(), validate=True) if scheme.lower() == "basic" else b""
     except (binascii.Error, ValueError):
         credentials = b""
-    # compare with every "user:password", so that the time reveals nothing
+    # compare with every "user:password", so that the timing reveals nothing
     matches = [hmac.compare_digest(credentials, pair.encode()) for pair in api_auth.split(",") if ":" in pair]
     return any(matches)
 
 
 def is_foreign(request: Any) -> bool:
-    """Whether a browser sends the request for a page of another site. Other clients send no Origin header."""
+    """Whether a browser sends the request from a page on a different site. Other clients send no Origin header."""
     origin = request.headers.get("origin")
     if origin is None:
         return False
@@ -205,10 +207,10 @@ def get_part(files: ModelFiles, values: Values) -> Values:
 
 
 def stop_part(values: Values) -> Values:
-    """Stop downloading a part, and return the progress. What has been received is kept."""
+    """Stop downloading a part, and return the progress. The data received so far is kept."""
     name = _part_name(values)
     for job in download.jobs():
-        if job.part.name == name:
+        if job.name == name:
             job.stop.set()
             return _job(job)
     raise RequestError(400, "No download of a part with this name has been started.")
@@ -302,9 +304,9 @@ def _part_name(values: Values) -> str:
 
 def _job(job: download.Job) -> Values:
     return {
-        "part": job.part.name,
+        "part": job.name,
         "done": job.done,
-        "size": job.part.size,
+        "size": job.size,
         "state": job.state,
         "message": job.message,
     }
@@ -338,7 +340,7 @@ def _check_names(values: Values, schema: Values) -> None:
 
 def _photo(text: Any, name: str, reader: PhotoReader) -> Photo:
     if not isinstance(text, str):
-        raise RequestError(400, f"{name} is not text; send the content of an image file in base64.")
+        raise RequestError(400, f"{name} is not text; send the contents of an image file in base64.")
     return reader.read(text, name)
 
 

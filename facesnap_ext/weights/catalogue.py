@@ -16,7 +16,7 @@ ROLES = {  # the purpose of each role; `FoundModel.role` uses these names
     "without DECA only for its mean face",
 }
 TO_BEGIN = (
-    "To get started, you need InstantID's two files, which FaceSnap can download for you, and antelopev2. No FaceSnap "
+    "To get started, you need InstantID's two files and antelopev2, which FaceSnap can download for you. No FaceSnap "
     "file has been published yet."
 )
 WHERE_TO_GET = "open Model files in the accordion, or run facesnap models, to see where to get {0}"
@@ -60,8 +60,10 @@ class Part:
         ]
 
 
+_ANTELOPE = "https://huggingface.co/DIAMONIK7777/antelopev2"
 _INSTANTID = "https://huggingface.co/InstantX/InstantID"
 _MIRROR = "the pointer files of a third-party mirror, not the authors themselves"
+_PUBLIC = "several independent public projects, which all pin this hash"
 _BOUND = "works only with antelopev2 and is therefore for non-commercial research, as its authors state"
 
 PARTS = (
@@ -76,16 +78,44 @@ PARTS = (
         "facesnap.safetensors",
         2_900_000_000,
     ),
-    Part(
-        "antelopev2",
-        "face_pack",
-        "antelopev2",
-        NON_COMMERCIAL,
-        False,
-        "https://github.com/deepinsight/insightface/releases/tag/v0.7",
-        "download and unpack antelopev2.zip",
-        "antelopev2/",
-        400_000_000,
+    *(
+        Part(
+            f"antelopev2-{name}",
+            "face_pack",
+            f"antelopev2's {title}",
+            NON_COMMERCIAL,
+            False,
+            "https://github.com/deepinsight/insightface/releases/tag/v0.7",
+            f"download antelopev2.zip and take {file} from it",
+            f"antelopev2/{file}",
+            size,
+            f"{_ANTELOPE}/resolve/main/{file}",
+            sha256,
+            _PUBLIC,
+        )
+        for name, title, file, size, sha256 in (
+            (
+                "detector",
+                "face detector",
+                "scrfd_10g_bnkps.onnx",
+                16_923_827,
+                "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+            ),
+            (
+                "recognition",
+                "recognition model",
+                "glintr100.onnx",
+                260_665_334,
+                "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf",
+            ),
+            (
+                "landmarks",
+                "landmark detector",
+                "1k3d68.onnx",
+                143_607_619,
+                "df5c06b8a0c12e422b2ed8947b8869faa4105387f199c477af038aa01f9a45cc",
+            ),
+        )
     ),
     Part(
         "buffalo_l",
@@ -190,6 +220,18 @@ PARTS = (
     ),
 )
 
+BUNDLES = {
+    "antelopev2": ("antelopev2-detector", "antelopev2-recognition", "antelopev2-landmarks"),
+    "starter": (
+        "antelopev2-detector",
+        "antelopev2-recognition",
+        "antelopev2-landmarks",
+        "instantid-identitynet",
+        "instantid-adapter",
+    ),
+}
+"""Parts that are downloaded together. The starter bundle is all that a first image needs."""
+
 COMMERCIAL_GAPS = (
     "a FaceSnap file trained on data and with a face model pack that permit it: none has been published",
     "a landmark detector for the open face model: insightface's 1k3d68.onnx and DECA are for non-commercial research",
@@ -203,15 +245,20 @@ def parts_for(role: str) -> tuple[Part, ...]:
     return tuple(part for part in PARTS if part.role == role)
 
 
-def downloadable(name: str) -> Part:
-    """Return the part of this name, if FaceSnap can download it.
+def downloadable(name: str) -> tuple[Part, ...]:
+    """Return the part of this name, or the parts of the bundle, if FaceSnap can download them.
 
     Raises:
-        FaceSnapError: there is no such part, or it can only be downloaded by hand.
+        FaceSnapError: there is no such part or bundle, or it can only be downloaded by hand.
     """
+    return tuple(map(_downloadable, BUNDLES.get(name, (name,))))
+
+
+def _downloadable(name: str) -> Part:
     part = next((part for part in PARTS if part.name == name), None)
     if part is None:
-        raise FaceSnapError(f"There is no part named {name!r}; choose one of {', '.join(part.name for part in PARTS)}.")
+        names = ", ".join([*BUNDLES, *(part.name for part in PARTS)])
+        raise FaceSnapError(f"There is no part named {name!r}; choose one of {names}.")
     if not (part.url and part.sha256):
         source = f", from {part.page}" if part.page else ""
         raise FaceSnapError(

@@ -6,9 +6,10 @@ import errno
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,8 +53,7 @@ def download(
         FaceSnapError: the server cannot be reached or has a different file, another process is downloading the part to
             the same folder, the disk is full, or the hash is wrong, in which case the received data is deleted.
     """
-    target = folder / part.target
-    arrived = target.with_name(f".{target.name}.part")
+    target, arrived = folder / part.target, _arrived(part, folder)
     try:
         for path in (target, arrived):
             if path.is_dir():
@@ -66,12 +66,7 @@ def download(
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(part, target.with_name(f".{target.name}.lock")):
-            missing = part.size - _size(arrived)
-            if (free := shutil.disk_usage(target.parent).free) < missing:
-                raise FaceSnapError(
-                    f"The disk with {folder} has {format_size(free)} left, but {format_size(missing)} are needed; free "
-                    "up some space."
-                )
+            _check_space(folder, part.size - _size(arrived))
             _fetch_all(part, arrived, progress, stopped)
             if (actual := sha256(arrived)) != part.sha256:
                 arrived.unlink()
@@ -95,6 +90,21 @@ def download(
             f"{target} cannot be written ({error.strerror or error}); check your write permission for the folder."
         ) from error
     return target
+
+
+def _arrived(part: Part, folder: Path) -> Path:
+    """The file with the data received so far."""
+    target = folder / part.target
+    return target.with_name(f".{target.name}.part")
+
+
+def _check_space(folder: Path, missing: int) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if (free := shutil.disk_usage(existing).free) < missing:
+        raise FaceSnapError(
+            f"The disk with {folder} has {format_size(free)} left, but {format_size(missing)} are needed; free up some "
+            "space."
+        )
 
 
 @contextmanager
@@ -240,13 +250,31 @@ def _size(path: Path) -> int:
 
 @dataclass
 class Job:
-    """A download in a background thread, with its progress."""
+    """A download of one or more parts in a background thread, with its progress.
 
-    part: Part
-    done: int = 0  # bytes
+    Args:
+        name: of the part or of the bundle.
+        parts: those that are downloaded, one after the other.
+        done: bytes of all parts together.
+        message: the outcome, empty while running.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    done: int = 0
     state: Literal["running", "done", "stopped", "failed"] = "running"
-    message: str = ""  # the outcome; empty while the download is running
+    message: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def title(self) -> str:
+        """The parts' titles."""
+        return ", ".join(part.title for part in self.parts)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts together."""
+        return sum(part.size for part in self.parts)
 
 
 _jobs: dict[str, Job] = {}
@@ -254,17 +282,21 @@ _lock = threading.Lock()
 
 
 def start(name: str, files: ModelFiles) -> Job:
-    """Start downloading a part by its name in the catalogue, or return the running download.
+    """Start downloading a part or bundle by its name in the catalogue, or return the running download.
 
     Raises:
-        FaceSnapError: there is no such part, it can only be downloaded by hand, or it already exists.
+        FaceSnapError: there is no such part or bundle, it can only be downloaded by hand, it already exists, or one of
+            its parts is being downloaded already.
     """
-    part = part_to_download(name, files)
+    parts = parts_to_download(name, files)
     with _lock:
         running = _jobs.get(name)
         if running is not None and running.state == "running":
             return running
-        job = _jobs[name] = Job(part)
+        for other in _jobs.values():
+            if other.state == "running" and (both := set(parts) & set(other.parts)):
+                raise FaceSnapError(f"{min(part.title for part in both)} is being downloaded already; wait for it.")
+        job = _jobs[name] = Job(name, parts)
         threading.Thread(
             target=_run, args=(job, files.folder), name=f"FaceSnap download of {name}", daemon=True
         ).start()
@@ -272,32 +304,56 @@ def start(name: str, files: ModelFiles) -> Job:
 
 
 def _run(job: Job, folder: Path) -> None:
-    def progress(done: int) -> None:
-        job.done = done
-
-    part = job.part
     try:
-        path = download(part, folder, progress, job.stop.is_set)
-        job.message, job.state = f"{part.title} was downloaded: {path}.", "done"
+        paths = download_all(job.parts, folder, lambda done: setattr(job, "done", done), job.stop.is_set)
+        job.message, job.state = f"{job.title}: downloaded to {', '.join(map(str, paths))}.", "done"
     except Stopped as error:
         job.message, job.state = str(error), "stopped"
     except FaceSnapError as error:
         job.message, job.state = str(error), "failed"
     except Exception as error:
-        job.message, job.state = f"{part.title} cannot be downloaded: {error!r}.", "failed"
+        job.message, job.state = f"{job.title} cannot be downloaded: {error!r}.", "failed"
         raise
 
 
-def part_to_download(name: str, files: ModelFiles) -> Part:
-    """Return the part of this name, unless its file already exists.
+def download_all(
+    parts: Sequence[Part],
+    folder: Path,
+    progress: Callable[[int], None] = lambda done: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[Path]:
+    """Download parts one after the other; see `download`.
+
+    Args:
+        progress: called with the number of bytes received so far, of all parts together.
+    """
+    needed = sum(part.size - _size(_arrived(part, folder)) for part in parts)
+    _check_space(folder, needed)
+    paths, before = [], 0
+    for part in parts:
+        paths.append(download(part, folder, partial(_offset, progress, before), stopped))
+        before += part.size
+        progress(before)
+    return paths
+
+
+def _offset(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
+
+
+def parts_to_download(name: str, files: ModelFiles) -> tuple[Part, ...]:
+    """Return the part of this name, or the parts of the bundle, without those whose files already exist.
 
     Raises:
         FaceSnapError: as in `start`.
     """
-    part = downloadable(name)
-    if path := existing_file(part, files):
-        raise FaceSnapError(f"{part.title} already exists: {path}.")
-    return part
+    parts = downloadable(name)
+    existing = {part: path for part in parts if (path := existing_file(part, files))}
+    if len(existing) == len(parts):
+        part, path = next(iter(existing.items()))
+        title = part.title if len(parts) == 1 else name
+        raise FaceSnapError(f"{title} already exists: {path}.")
+    return tuple(part for part in parts if part not in existing)
 
 
 def jobs() -> list[Job]:

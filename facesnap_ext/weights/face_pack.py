@@ -5,7 +5,7 @@ The role of each file follows from its graph, never from its name or its place i
 | role | input | outputs |
 |---|---|---|
 | detector | N × 3 × any | nine (with five keypoints), six, ten or fifteen |
-| recognition | square, at least 112, a multiple of 16 | one embedding; 512 numbers in all published packs |
+| recognition | square, 112 to 512, a multiple of 16 | one embedding; 512 numbers in all published packs |
 | 68 landmarks (1k3d68) | 192 × 192 | 3309 |
 | 106 landmarks (2d106det) | 192 × 192 | 212 |
 | age and gender (genderage) | 96 × 96 | 3 |
@@ -25,7 +25,7 @@ from facesnap_ext.weights.onnx_graph import OnnxGraph, read_graph
 DETECTOR_NAMES = ("scrfd", "det_")  # prefixes of insightface's detectors
 MAX_FILES = 64  # maximum number of files examined per folder; the largest published pack has five
 LANDMARKS68 = 3309  # number of outputs of 1k3d68
-MIN_SIDE = 112  # minimum width of the crops that recognition models take, in pixels
+MIN_SIDE, MAX_SIDE = 112, 512  # range of the width of the crops that recognition models take, in pixels
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def role_of(graph: OnnxGraph) -> str:
     if height == 192:  # insightface treats any network of this size as a landmark model
         return "landmarks68" if LANDMARKS68 in graph.outputs[0][-1:] else ""
     is_vector = all(size == 1 for size in graph.outputs[0][2:])  # networks that draw faces return images
-    return "recognition" if height >= MIN_SIDE and height % 16 == 0 and is_vector else ""
+    return "recognition" if MIN_SIDE <= height <= MAX_SIDE and height % 16 == 0 and is_vector else ""
 
 
 def recognition_hash(folder: Path) -> str:

@@ -1,12 +1,13 @@
 """The identity file: a person's features in one `.safetensors`, to be reused without photos.
 
 It holds the encoders' outputs for R reference photos in single precision, so its identity tokens are bit-identical to
-those computed from the photos. It contains neither pixels nor a pickle. The features of a face are personal data, just
-like a photo of it.
+those computed from the photos. It contains neither pixels nor a pickle, and a digest of everything else in it. The
+features of a face are personal data, just like a photo of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
@@ -110,11 +111,11 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
         "name": identity.name,
         "photos": json.dumps(identity.photos),
         "networks": json.dumps(identity.networks),
-        "digest": digest_of(sorted(tensors.items())),
         "facesnap": __version__,
     }
     if shape is not None:
         metadata["open_face"] = shape.version
+    metadata["digest"] = _digest(tensors, metadata)
     with user_write(path, private=True) as part:
         save_file(tensors, part, metadata)
 
@@ -146,8 +147,8 @@ def load(path: Path) -> Identity:
         _check_shapes(index.shapes, len(photos), networks)
         tensors = read_tensors(path, check=False)
         _check_numbers(tensors)
-        if digest_of(sorted(tensors.items())) != index.metadata["digest"]:
-            raise ValueError("its features have changed since they were saved")
+        if _digest(tensors, index.metadata) != index.metadata["digest"]:
+            raise ValueError("its contents have changed since they were saved")
         name = _printable(index.metadata["name"])[:200]
         version = index.metadata["open_face"] if _OPEN_MODES in tensors else ""
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -157,6 +158,12 @@ def load(path: Path) -> Identity:
         shape = SavedShape(tensors[_OPEN_MODES], tensors[_OPEN_RESIDUAL], version)
     clip_tokens, shapes = tensors.get("clip_tokens"), tensors.get("shapes")
     return Identity(name, tensors["embeddings"], clip_tokens, shapes, photos, networks, shape)
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Return the SHA-256, in hexadecimal, of all tensors and of all metadata except the digest itself."""
+    text = json.dumps({key: value for key, value in metadata.items() if key != "digest"}, sort_keys=True)
+    return hashlib.sha256((digest_of(sorted(tensors.items())) + text).encode()).hexdigest()
 
 
 def _photos(metadata: dict[str, str]) -> tuple[str, ...]:

@@ -106,9 +106,11 @@ def compute_hashes(files: ModelFiles, progress: Callable[[str], None] = lambda m
     Raises:
         FaceSnapError: a file cannot be read, or the model folder cannot be written.
     """
-    hashes = _read_hashes(files.folder)
+    stored = _read_hashes(files.folder)
+    paths = [path for model in files.found for path in _files_of(model.path)]
+    hashes = {str(path): stored[str(path)] for path in paths if str(path) in stored}  # nothing else is written back
     try:
-        for path in (path for model in files.found for path in _files_of(model.path)):
+        for path in paths:
             if not _is_computed(path, hashes):
                 progress(f"hashing {path.name}")
                 state = path.stat()
@@ -131,9 +133,32 @@ def format_size(count: int) -> str:
 
 
 def existing_file(part: Part, files: ModelFiles) -> Path | None:
-    """Return the file of a downloadable part if it was found, recognised by its kind and size."""
-    paths = (path for model in files.found if model.role == part.role for path in _files_of(model.path))
-    return next((path for path in paths if path.stat().st_size == part.size), None)
+    """Return the file of a downloadable part if it was found, recognised by its kind and size.
+
+    The files of a face model pack only count if they are all together, because other packs have the same detector.
+    """
+    models = [model for model in files.found if model.role == part.role]
+    if part.role == "face_pack":
+        together = {(Path(other.target).name, other.size) for other in parts_for(part.role) if _same_pack(other, part)}
+        models = [model for model in models if together <= {(path.name, _size(path)) for path in _files_of(model.path)}]
+    paths = (path for model in models for path in _files_of(model.path))
+    return next((path for path in paths if _size(path) == part.size), None)
+
+
+def _same_pack(one: Part, other: Part) -> bool:
+    return Path(one.target).parent == Path(other.target).parent
+
+
+def _may_be(part: Part, path: Path) -> bool:
+    """Whether a file of this path should be the part. A face model pack of any other name may be a different one."""
+    return part.role != "face_pack" or Path(part.target).parts[0] in path.parts
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # the file has just been deleted
+        return -1
 
 
 def as_text(roles: Sequence[Role], files: ModelFiles) -> str:
@@ -187,7 +212,7 @@ def _describe(model: FoundModel, files: ModelFiles, hashes: Hashes) -> ModelFile
         verdict = ""
         if digest and known:
             part = known.get(digest)
-            verdict = "unknown hash"
+            verdict = "unknown hash" if any(_may_be(part, path) for part in known.values()) else ""
             if part and part.size == size:
                 verified = _is_computed(path, hashes)
                 verdict = f"verified: {part.title}" if verified else f"{part.title} by a stored hash, not verified"
@@ -210,8 +235,10 @@ def _licence(model: FoundModel) -> str:
     if model.path.suffix == ".safetensors":
         names.append(_metadata(model.path, "source"))  # the name of the original file
     for part in parts if len({part.licence for part in parts}) > 1 else ():
-        if any(part.name in name.lower() for name in names):
-            return f"{part.licence} ({part.use}), assuming from its name that it is {part.title}"
+        pack = Path(part.target).parts[0] if part.role == "face_pack" else part.name
+        if any(pack in name.lower() for name in names):
+            title = part.title.partition("'s ")[0] if part.role == "face_pack" else part.title
+            return f"{part.licence} ({part.use}), assuming from its name that it is {title}"
     licences = sorted({f"{part.licence} ({part.use})" for part in parts})
     return licences[0] if len(licences) == 1 else f"depends on its origin: {', '.join(licences)}"
 
@@ -267,4 +294,4 @@ def _is_hash_entry(entry: Any) -> bool:
 
 def _write_hashes(folder: Path, hashes: Hashes) -> None:
     with atomic_write(folder / HASHES) as part:
-        part.write_text(json.dumps({path: value for path, value in hashes.items() if Path(path).is_file()}), "utf-8")
+        part.write_text(json.dumps(hashes), "utf-8")

@@ -179,7 +179,7 @@ def test_each_persons_file_is_loaded_once_and_only_the_jobs_files_are_kept(stand
     for person in (a, b, a, b):
         engine.prepare(person, 512, 512, files_kept=2)
     assert loads == ["random", "init"]
-    engine.prepare(b, 512, 512)  # a job of one person: only their file stays
+    engine.prepare(b, 512, 512)  # in a job with one person, only that person's file stays
     engine.prepare(a, 512, 512)
     assert loads == ["random", "init", "random"]
 
@@ -340,7 +340,8 @@ def test_the_original_files_of_deca_and_flame_are_converted_once(copied, unit, m
     torch.save({"E_flame": load_file(deca)}, copied / "deca_model.tar")
     arrays = {key: tensor.numpy() for key, tensor in load_file(flame).items()}
     shapes, expressions = arrays["shapedirs"], arrays.pop("expressiondirs")
-    directions = np.zeros((*shapes.shape[:2], 400), np.float32)  # as in FLAME: 300 of shape, then 100 of expression
+    # as in FLAME: 300 shape directions, then 100 expression directions
+    directions = np.zeros((*shapes.shape[:2], 400), np.float32)
     directions[..., : shapes.shape[2]] = shapes
     directions[..., 300 : 300 + expressions.shape[2]] = expressions
     parents = arrays.pop("parents")
@@ -371,7 +372,7 @@ def test_missing_photos_faces_and_models_and_ambiguous_models_are_reported(engin
 
 def test_encoders_that_do_not_fit_the_file_are_reported(engine, unit, monkeypatch):
     monkeypatch.setattr(encoders.Encoders, "clip_tokens", lambda self, faces: [torch.zeros(257, 1024)])
-    with pytest.raises(FaceSnapError, match=r"expects 64 values per feature from the CLIP .* gives 1024"):
+    with pytest.raises(FaceSnapError, match=r"expects 64 values per feature from the CLIP .* returns 1024"):
         engine.prepare(replace(unit, reference_mode="averaged"), 512, 512)
 
 

@@ -89,19 +89,19 @@ def unit(astronaut):
 def test_another_recognition_model_is_refused_and_another_file_of_the_same_name_reported(
     models, unit, stand_ins, tmp_path
 ):
-    """With embeddings from another model, even of the same size, InstantID generates a different person."""
+    """With embeddings from a different model, even of the same size, InstantID generates a different person."""
     folder = shutil.copytree(models, tmp_path / "facesnap")
     engine = Engine(lambda: find_models(folder))
     stand_in_arcface(folder / "antelopev2" / "glintr100.onnx", seed=9)
     [note] = engine.prepare(unit, 512, 512).notes
-    assert "is not the file of antelopev2 that InstantID is made for" in note
+    assert "is not the antelopev2 file that InstantID is made for" in note
     (folder / "antelopev2" / "glintr100.onnx").rename(folder / "antelopev2" / "w600k_r50.onnx")
     (folder / "antelopev2").rename(folder / "buffalo_l")
     with pytest.raises(
         FaceSnapError, match=r"glintr100\.onnx of antelopev2, but the face model pack .*buffalo_l contains w600k_r50"
     ):
         engine.prepare(unit, 512, 512)
-    shutil.copy(stand_ins / "random.safetensors", folder)  # other files accept any pack
+    shutil.copy(stand_ins / "random.safetensors", folder)  # other FaceSnap files accept any pack
     assert engine.encoders(engine.files()).check_recognition(recognition_of(folder / "random.safetensors")) == []
     shutil.copytree(models / "antelopev2", folder / "zebra")
     assert engine.prepare(replace(unit, model="InstantID"), 512, 512).notes == ()
@@ -182,7 +182,7 @@ def test_an_identity_saved_without_clip_works_only_with_instantid(models, stand_
     eileen = replace(request, references=(), identity="Eileen")
     assert torch.equal(*(engine.prepare(either, 512, 512).conditioning.tokens for either in (request, eileen)))
 
-    # nor does InstantID packed into one file need CLIP
+    # InstantID packed into one file does not need CLIP either
     assert main(["convert", "instantid", *map(str, (folder / IDENTITYNET, folder / ADAPTER, tmp_path / "one"))]) == 0
     packed = shutil.copytree(folder, tmp_path / "packed", ignore=shutil.ignore_patterns("ControlNetModel", ADAPTER))
     shutil.move(tmp_path / "one", packed / "one.safetensors")
@@ -254,7 +254,7 @@ def test_convert_reports_wrong_arguments_and_overwrites_nothing(models, tmp_path
 
 
 def test_an_adapters_keys_and_values_are_computed_when_sampling_begins(engine, models, unit, monkeypatch):
-    """InstantID's take 21 MB per person, and a batch can have many people."""
+    """InstantID's keys and values take 21 MB per person, and a batch can have many people."""
     calls = []
     monkeypatch.setattr(
         engine_module, "load_any_adapter", lambda source: lambda *tokens: calls.append(tokens) or object()

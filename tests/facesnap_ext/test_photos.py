@@ -73,7 +73,7 @@ def test_photo_must_be_rgb_bytes(shape, dtype):
         Photo(np.zeros(shape, dtype), "wrong")
 
 
-# How a camera stores an upright image, by the value of the EXIF orientation tag
+# how a camera stores an upright image, by the value of the EXIF orientation tag
 STORED = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],
@@ -310,7 +310,7 @@ def test_other_text_is_not_a_photo(text):
         from_base64(text, "photo")
 
 
-SOURCES = {  # one photo of 4 × 3 pixels in every form in which a job or a request may bring it
+SOURCES = {  # one photo of 4 × 3 pixels in every form that a job or a request may use
     "image": Image.new("RGB", (4, 3)),
     "bytes": encoded(Image.new("RGB", (4, 3))),
     "base64": base64.b64encode(encoded(Image.new("RGB", (4, 3)))).decode(),
@@ -363,7 +363,7 @@ def test_one_photo_is_decoded_at_a_time(monkeypatch):
 
 
 def test_decoding_takes_little_more_memory_than_the_image():
-    """Pillow stores RGB in four bytes a pixel; the photo has three. Measured in a process of its own."""
+    """Pillow stores RGB in four bytes a pixel; the photo has three. The memory is measured in a separate process."""
     code = """
 import io, resource
 from PIL import Image
@@ -404,7 +404,7 @@ DATA_URLS = {
 
 @pytest.mark.parametrize("shape", DATA_URLS)
 def test_parsing_base64_takes_linear_time(shape):
-    """28 MB, the most that a request may bring, where nested repetition took seconds."""
+    """The text has 28 MB, the maximum of a request; a regular expression with nested repetition took seconds."""
     text = DATA_URLS[shape](28 * 2**20)
     start = time.process_time()
     with pytest.raises(FaceSnapError, match="long"):

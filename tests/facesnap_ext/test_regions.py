@@ -80,7 +80,7 @@ def test_a_crop_contains_what_is_in_its_window(region):
 def test_a_cell_is_the_mean_of_the_mask_in_it(width, height):
     region = random_region()
     rows, columns = region.mask.shape
-    fine = region.mask.repeat(height, axis=0).repeat(width, axis=1)  # so that each cell consists of whole pixels
+    fine = region.mask.repeat(height, axis=0).repeat(width, axis=1)  # chosen so that each cell consists of whole pixels
     expected = fine.reshape(height, rows, width, columns).mean((1, 3))
     np.testing.assert_allclose(region.sample(width, height), expected, atol=1e-5)
 
@@ -96,7 +96,7 @@ def test_a_painted_regions_strength_is_its_luminance():
     pixels[0, 0], pixels[0, 1], pixels[0, 2], pixels[0, 3] = 255, (255, 0, 0), (0, 255, 0), (0, 0, 255)
     region = painted(Photo(pixels, "Region"))
     np.testing.assert_allclose(region.mask[0], [1, 0.299, 0.587, 0.114, 0], atol=1e-6)
-    assert region.mask[0, 0] == 1  # exactly, so that one person is bit-identical to one without a region
+    assert region.mask[0, 0] == 1  # exactly 1, so that one person is bit-identical to a person without a region
 
 
 masks = st.lists(
@@ -121,7 +121,8 @@ def test_blend_weights_in_closed_form():
     a, b = np.float32([[1, 1, 0, 0, 0.4]]), np.float32([[0, 1, 1, 0, 0.2]])
     np.testing.assert_allclose(blend_weights([a, b])[:, 0], [[1, 0.5, 0, 0, 0.4], [0, 0.5, 1, 0, 0.2]])
     with_whole_image = blend_weights([a, b, None])
-    np.testing.assert_array_equal(with_whole_image[:2], blend_weights([a, b]))  # takes nothing from the others
+    # a person without a region does not weaken the others
+    np.testing.assert_array_equal(with_whole_image[:2], blend_weights([a, b]))
     np.testing.assert_allclose(with_whole_image[2, 0], [0, 0, 0, 1, 0.4], atol=1e-6)
     np.testing.assert_array_equal(blend_weights([None, None]), np.full((2, 1, 1), 0.5, np.float32))
 

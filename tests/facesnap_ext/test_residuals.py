@@ -155,7 +155,7 @@ def of_one(conditioning: Conditioning, x, timestep, y=None):
 
 
 def inputs(rows=1, seed=0):
-    """Latents, and the timestep that all rows of an evaluation share."""
+    """The latents, and the timestep that all rows of an evaluation share."""
     g = torch.Generator().manual_seed(seed)
     return torch.randn(rows, 4, 8, 8, generator=g), torch.randint(0, 1000, (1,), generator=g).float().expand(rows)
 
@@ -232,7 +232,7 @@ def test_one_person_can_be_left_out_of_the_unconditional_side():
     both = x[[0, 0]], t[[0, 0]]
     for got, first, second in zip(Residuals((a, b)).rows(*both, [False, True]), of_one(a, x, t), of_one(b, x, t)):
         middle = got.shape[3] // 2
-        assert (got[0, ..., :middle] == 0).all()  # and no one takes their place
+        assert (got[0, ..., :middle] == 0).all()  # no one takes this person's place
         assert torch.equal(got[1, ..., :middle], first[0, ..., :middle])
         assert torch.equal(got[:, ..., middle:], second[..., middle:].expand(2, -1, -1, -1))
 
@@ -297,7 +297,7 @@ def test_the_number_of_block_weights_must_match_the_residuals():
 
 @pytest.mark.parametrize("count", [4, 7, 13])
 def test_block_weights_fit_a_file_with_any_number_of_residuals(count):
-    """From the request to the residuals: each is scaled by its own weight."""
+    """From the request to the residuals, each residual is scaled by its own weight."""
     network = tiny.ffrnet(**of_residuals(count))
     weights = [round(0.1 * (i + 1), 1) for i in range(count)]
     (unit,) = from_script_args([{"references": [], "block_weights": weights}]).values()
@@ -312,7 +312,8 @@ def test_block_weights_fit_a_file_with_any_number_of_residuals(count):
 
 
 def of_residuals(count):
-    """Changes of `tiny.config` for a network with a number of residuals: 1 + 3 for each level, and the middle one."""
+    """Changes to `tiny.config` for a network with this number of residuals: 1, 3 for each level, and 1 for the middle
+    block."""
     levels = (count - 1) // 3
     widths = (32, 64, 96, 96)[:levels]
     return {
@@ -390,7 +391,7 @@ def test_ffrnet_runs_in_every_nth_evaluation_and_its_residuals_are_reused(runs, 
 def test_between_runs_each_image_keeps_its_residuals_however_rows_are_grouped(data, images, sides_differ):
     """In each evaluation, rows may be grouped differently and unconditional rows may be missing, but hosts keep the
     order of images among the conditional and among the unconditional rows. Rows may be run again, but never get the
-    residuals of another image or of the other kind of row."""
+    residuals of a different image or of the other kind of row."""
     conditioning = tiny.conditioning(network=NETWORK, ffrnet_interval=2)
     if sides_differ:
         conditioning = replace(conditioning, uncond_tokens=2 * conditioning.tokens)

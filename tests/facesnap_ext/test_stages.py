@@ -1,4 +1,4 @@
-"""The four stages of `Engine.prepare`, each on its own: faces, tokens, landmarks, conditioning."""
+"""The four stages of `Engine.prepare`, tested separately: faces, tokens, landmarks, conditioning."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_signature_of_tokens_changes_with_every_file_they_are_made_from(stan
     path = copied / part
     file = next(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else path
     content = file.read_bytes()
-    file.write_bytes(content)  # the same bytes at another time
+    file.write_bytes(content)  # the same bytes with a different modification time
     assert signature() != before
 
 
@@ -141,7 +141,7 @@ def test_a_turned_driving_photo_gives_the_upright_pose_and_is_reported(encoders,
             predicted(encoders, one, faces, POINTS72, *size)[0] for one, faces in zip(ones, (upright, sideways))
         )
         np.testing.assert_allclose(actual.points, expected.points, atol=15)
-        assert sideways.notes == (f"turned.png is turned by {degrees}°; it was turned upright.",)
+        assert sideways.notes == (f"turned.png is rotated by {degrees}°; it was turned upright.",)
         assert upright.notes == ()
 
 
@@ -154,7 +154,7 @@ def test_a_turned_init_image_keeps_its_landmarks(encoders, unit, mirrored, degre
     )
     np.testing.assert_allclose(sideways.upright(degrees).points, upright.points, atol=12)
     (note,) = find_faces(encoders, unit, turned).notes
-    assert f"turned by {degrees}°" in note
+    assert f"rotated by {degrees}°" in note
 
 
 def test_the_face_under_the_mask_drives(encoders, unit, group):

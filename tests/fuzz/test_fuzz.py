@@ -6,21 +6,14 @@ writes files or uses the network.
 
 from __future__ import annotations
 
-import atexit
 import base64
 import json
-import os
-import resource
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from facesnap_ext import photos
@@ -32,72 +25,19 @@ from facesnap_ext.settings.infotext import from_infotext, label, to_infotext
 from facesnap_ext.settings.script_args import UI_ORDER, from_script_args
 from facesnap_ext.settings.unit import CHOICES, Unit, defaults, from_values
 from facesnap_ext.ui import routes
-from facesnap_ext.weights import facesnap_file, identity_file, instantid
+from facesnap_ext.weights import instantid
 from facesnap_ext.weights.controlnet import controlnet_config
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.search import find_models
-from facesnap_ext.weights.tensors import fingerprint, read_index, read_tensors
 from facesnap_ext.weights.unpickle import read_pickled_arrays
 from tests.fuzz import corpus
+from tests.fuzz.harness import check_sentence, folder, fuzz, read_all, refused
 from tests.fuzz.mutations import json_values, mutated
 from tests.fuzz.watch import only_reading
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))  # number of examples per test; 0 uses the fixed examples
-MEMORY = 2**30  # bytes by which a test may raise the peak memory of the process
 START = 2**16  # only this many bytes of a large file are mutated, because Hypothesis keeps all examples in memory
 ANSWERS = {200, 400, 404, 405, 413, 422}
 NAMES = list(defaults())  # the names of all settings
-
-fuzz = settings(
-    max_examples=EXAMPLES or 60,
-    derandomize=not EXAMPLES,
-    database=None,
-    phases=(Phase.generate, Phase.shrink),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-
-def refused(read: Callable[..., Any], *arguments: Any) -> str | None:
-    """The message with which an input was refused, or None if it was read."""
-    try:
-        read(*arguments)
-    except FaceSnapError as error:
-        check_sentence(error)
-        return str(error)
-    return None
-
-
-def check_sentence(error: Exception) -> None:
-    """Check that a message is for users: a single line, of limited length, without a traceback."""
-    text = str(error)
-    assert text.strip()
-    assert text.endswith((".", "!"))
-    assert "\n" not in text
-    assert len(text) < 2000
-    assert "Traceback" not in text
-
-
-@pytest.fixture(autouse=True)
-def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run each test in an empty folder with limited memory."""
-    monkeypatch.chdir(tmp_path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < MEMORY
-    assert not list(tmp_path.rglob("facesnap-was-here"))
-
-
-@cache
-def folder() -> Path:
-    """The model folder, the only place that may be written to."""
-    path = Path(tempfile.mkdtemp(prefix="facesnap-fuzz-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    (path / "identities").mkdir()
-    for content in corpus.weights():  # initialise the libraries before their actions are audited
-        (path / "valid.safetensors").write_bytes(content)
-        read_all(path / "valid.safetensors")
-    return path
 
 
 @fuzz
@@ -197,14 +137,6 @@ def test_config_files(data):
         for read, arguments in ((clip._read_config, (path, 8, 2)), (controlnet_config, (path.parent, shapes))):
             refusal = refused(read, *arguments)
             assert refusal is None or path.name in refusal
-
-
-def read_all(path: Path) -> None:
-    """Read a weight file in all ways in which FaceSnap reads files in its model folder."""
-    find_models(path.parent)
-    for read in (read_index, fingerprint, read_tensors, facesnap_file.load, identity_file.load):
-        refusal = refused(read, path)
-        assert refusal is None or path.name in refusal
 
 
 @fuzz

@@ -37,6 +37,7 @@ def settings_of(error: str) -> Job:
         "other widths": {"model": OTHER_WIDTHS},
         "no such file": {"model": "absent.safetensors"},
         "several files": {"model": ""},
+        "empty interval": {"start": 0.5, "end": 0.5},
     }[error]
 
 
@@ -52,6 +53,7 @@ SENTENCES = {
     "other widths": (rf"{OTHER_WIDTHS} was made for .*widths", r"choose a FaceSnap file"),
     "no such file": (r"no FaceSnap file absent\.safetensors", r"choose one of .*random"),
     "several files": (r"several FaceSnap files", r"choose one"),
+    "empty interval": (r"start \(0\.5\) is not before its end", r"lower start or raise end"),
 }
 
 
@@ -59,6 +61,14 @@ SENTENCES = {
 def test_an_error_is_one_sentence_and_leaves_the_next_job_unchanged(host: Host, baseline: Baseline, error: str) -> None:
     assert_one_sentence(refusal(host, with_facesnap({}, **settings_of(error))), *SENTENCES[error])
     assert equal(host.images({}), baseline({}))
+
+
+def test_anything_before_a_persons_dictionary_is_refused(host: Host) -> None:
+    job = with_facesnap({})
+    job["alwayson_scripts"]["FaceSnap"]["args"].insert(0, None)
+    assert_one_sentence(
+        refusal(host, job), r"argument 2 is a dictionary, but argument 1 is not", r"send one dictionary"
+    )
 
 
 def test_an_sd15_checkpoint_is_refused(host: Host, baseline: Baseline) -> None:

@@ -21,6 +21,7 @@ from tests.live.live_host import (
     new_photo,
     rectangle,
     small,
+    stripes,
     with_facesnap,
 )
 
@@ -133,14 +134,32 @@ def test_the_halves_differ(host: Host) -> None:
     assert differ(host.images(with_facesnap(FOUR_STEPS, **first)), host.images(with_facesnap(FOUR_STEPS, **second)))
 
 
-def test_an_empty_interval_leaves_the_image_unchanged(host: Host, baseline: Baseline) -> None:
-    assert equal(host.images(with_facesnap(FOUR_STEPS, start=0.5, end=0.5)), baseline(FOUR_STEPS))
-
-
 def test_the_interval_is_a_fraction_of_the_pass_in_img2img_as_well(host: Host, baseline: Baseline) -> None:
     """At low denoising strength, the pass covers only the end of the noise schedule."""
     job = {**img2img_job(), "denoising_strength": 0.3, "steps": 10}
     assert differ(host.images(with_facesnap(job, end=0.5)), baseline(job))
+
+
+def test_each_image_of_a_batch_follows_its_own_init_image(host: Host, baseline: Baseline) -> None:
+    """The first init image has no influence on the second image."""
+    flipped = small(astronaut()[:, ::-1])
+    jobs = [
+        {**img2img_job(), "init_images": [encode(first), encode(small(grace_hopper()))], "batch_size": 2}
+        for first in (small(astronaut()), flipped)
+    ]
+    one, other = (host.images(with_facesnap(job))[-2:] for job in jobs)
+    assert differ(one[:1], other[:1])
+    assert equal(one[1:], other[1:])
+    assert differ(one, baseline(jobs[0])[-2:])
+
+
+def test_a_tile_without_a_face_stays_as_it_is(host: Host, baseline: Baseline) -> None:
+    """SD upscale makes one tile, as large as the init image, which has no face."""
+    upscale = {"script_name": "SD upscale", "script_args": [None, 64, "None", 1.0]}
+    job = {**img2img_job(), **upscale}
+    faceless = {**job, "init_images": [encode(stripes())]}
+    assert equal(host.images(with_facesnap(faceless)), baseline(faceless))
+    assert differ(host.images(with_facesnap(job)), baseline(job))
 
 
 def test_facesnap_acts_in_the_refiner(host: Host, baseline: Baseline) -> None:

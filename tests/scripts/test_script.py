@@ -23,6 +23,7 @@ from facesnap_ext.hosts import webui, windows
 from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.hosts.job import PreparedBatch
 from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.identity.predictors import Preview
 from facesnap_ext.landmarks.poses import Rig
 from facesnap_ext.networks import compiled
 from facesnap_ext.photos import from_pil
@@ -44,7 +45,7 @@ def job(**values):
 
 
 def run(host, p, *args):
-    """Make the host's calls for one image. Like the host, swallow exceptions."""
+    """Make the host's calls for one image, and swallow exceptions as the host does."""
     with suppress(Exception):
         host.script.before_process(p, *args)
     with suppress(Exception):
@@ -91,7 +92,7 @@ def test_the_pages_components_are_those_that_settings_read(host):
         ]
         assert ids == expected
     assert host.script.show(is_img2img=True) == "always"
-    host.script.ui(is_img2img=True)  # the API builds it again
+    host.script.ui(is_img2img=True)  # the API builds the page again
 
 
 def test_every_setting_is_pasted_back(host):
@@ -149,7 +150,7 @@ def test_a_job_is_conditioned_and_released(host, astronaut):
     ((conditioning,),) = attached(host)
     assert conditioning.strength.weight == 0.7
     assert conditioning.landmarks.width == 512
-    assert host.calls[0] == "detach"  # removes what an earlier job may have left
+    assert host.calls[0] == "detach"  # this removes what an earlier job may have left behind
     assert host.calls[-2:] == ["detach", "detach"]
     assert p.extra_generation_params["FaceSnap weight"] == 0.7
     assert host.state.textinfo.startswith("FaceSnap")
@@ -227,7 +228,7 @@ def test_internal_errors_stop_the_job(host, monkeypatch, where):
 
 
 def test_an_internal_error_while_attaching_stops_the_job(host, astronaut, monkeypatch):
-    """The host swallows it and would generate an image of a different person."""
+    """The host swallows the error and would generate an image of a different person."""
 
     def fail(p, people):
         raise AttributeError("no such thing")
@@ -355,12 +356,12 @@ def test_choosing_a_saved_person_shows_their_rig(host, monkeypatch):
     """The page requests a new preview, with the name among its inputs."""
     components = dict(zip(UI_ORDER, host.script.ui(is_img2img=False)))
     requests = []
-    rig = Rig(np.zeros((72, 3), np.float32), np.zeros((4, 72, 3), np.float32))
-    monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or (rig, None))
+    preview = Preview(Rig(np.zeros((72, 3), np.float32), {}), None)
+    monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or preview)
     shown = {"identity": "Ada", "pose": "own", "canvas_size": "640x512"}
     answers = []
     for function, inputs, outputs in components["identity"].listeners:
         if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:
             answers.append(json.loads(function(*(shown.get(component.values["elem_id"]) for component in inputs))))
-    assert [set(answer) for answer in answers] == [{"question", "rig", "points", "in_init"}]
-    assert requests == [(None, None, (640, 512), 0, 0, "Ada")]
+    assert [set(answer) for answer in answers] == [{"question", "rig", "points", "in_init", "note"}]
+    assert requests == [((), None, (640, 512), 0, 0, "Ada")]

@@ -22,7 +22,7 @@ from tests.support.ldm_unet import inputs, ldm_unet, reference_walk, resized
 from tests.support.units import changed
 
 
-@dataclass(eq=True)  # like StableDiffusionProcessing, which is therefore not hashable
+@dataclass(eq=True)  # as in StableDiffusionProcessing, which is therefore not hashable
 class Job:
     unet: nn.Module
     is_sdxl: bool = True
@@ -74,7 +74,7 @@ def announce(job: Job, x: Tensor, cond_rows: int, step: int = 0, total: int = 4)
 
 @torch.no_grad()
 def call(unet: nn.Module, x, timesteps, context, y, rows: list[int]) -> Tensor:
-    """Call the UNet like sgm's wrapper."""
+    """Call the UNet as sgm's wrapper does."""
     return unet(x[rows], timesteps=timesteps[rows], context=context[rows], y=y[rows])
 
 
@@ -242,7 +242,7 @@ def test_residuals_take_the_size_of_what_they_are_added_to(unet, resizing_cat, k
         torch.testing.assert_close(call(unet, *args, [0, 1]), expected, atol=1e-4, rtol=1e-4)
         SHRINKS[kind](unet)
         later = Job(unet)
-        a1111.attach(later, conditionings)  # while the blocks are wrapped, to be unwrapped later
+        a1111.attach(later, conditionings)  # the blocks are still wrapped and are unwrapped later
         for result in (shrunk, expected):
             announce(later, args[0], 1)
             torch.testing.assert_close(call(unet, *args, [0, 1]), result, atol=1e-4, rtol=1e-4)
@@ -303,7 +303,7 @@ def test_each_person_has_their_own_start_and_end(unet):
 
 
 def test_a_pass_without_people_is_left_unchanged(unet):
-    """An example is the second pass of hires fix, if everyone acts in the first pass only."""
+    """An example is the second pass of hires fix, if all people act only in the first pass."""
     job, args = Job(unet), inputs(1)
     before, plain = hooks_of(unet), call(unet, *args, [0])
     a1111.attach(job, (tiny.conditioning(),))
@@ -348,7 +348,7 @@ def test_zero_residuals_do_not_change_a_bit(unet):
 
 
 def test_attaching_twice_acts_once(unet):
-    """Hires fix attaches again for its second pass, when the hooks of the first may still exist."""
+    """Hires fix attaches again for its second pass, when the hooks of the first pass may still exist."""
     conditioning, job, args = tiny.conditioning(), Job(unet), inputs(1)
     outputs = []
     for _ in range(2):
@@ -363,7 +363,7 @@ def test_hooks_left_by_a_failed_job_do_not_affect_other_jobs(unet):
     plain = call(unet, *args, [0, 1])
     failed = Job(unet)
     a1111.attach(failed, (tiny.conditioning(),))
-    announce(failed, args[0], 1)  # then sampling raises an error, and the announced rows never arrive
+    announce(failed, args[0], 1)  # sampling then raises an error, and the announced rows never arrive
     other = Job(unet)
     announce(other, args[0], 1)
     assert torch.equal(call(unet, *args, [0, 1]), plain)
@@ -371,7 +371,7 @@ def test_hooks_left_by_a_failed_job_do_not_affect_other_jobs(unet):
 
 
 def test_unannounced_calls_are_left_unchanged_and_reported_once(unet):
-    """Examples are tiles, and another extension's calls of the UNet. Calls of another job are not reported."""
+    """Examples are tiles, and UNet calls by another extension. Calls of another job are not reported."""
     args, job = inputs(2), Job(unet)
     tile = inputs(2, (16, 8))
     plain, plain_tile = call(unet, *args, [0, 1]), call(unet, *tile, [0, 1])

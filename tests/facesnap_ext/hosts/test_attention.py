@@ -255,7 +255,7 @@ class ForgeUNet(nn.Module):
             unet.middle_block,
             unet.output_blocks,
         )
-        self.walked = [unet]  # in a list, so that it is not registered as a submodule
+        self.walked = [unet]  # kept in a list, so that it is not registered as a submodule
 
     def forward(self, x, timesteps, context, y, control, transformer_options):
         return test_forge.forge_walk(self.walked[0], x, timesteps, context, y, control, transformer_options)
@@ -346,12 +346,12 @@ def test_forge_hooks_are_removed_when_their_job_is_garbage_collected(unet):
     assert test_a1111.hooks_of(unet) == hooks
 
 
-# --- beside extensions that call attentions once per region, repeat rows, or shrink features
+# --- together with extensions that call attentions once per region, repeat rows, or shrink features
 
 
 def regional_prompter(layer):
-    """Call an attention like Regional Prompter: each half of the rows once per region, with that region's part of the
-    output. With an odd number of rows all are called together, as with prompts of the same length."""
+    """Call an attention as Regional Prompter does: each half of the rows once per region, with that region's part of
+    the output. If the number of rows is odd, all rows are processed in one call, as with prompts of the same length."""
     kept = layer.forward
 
     def forward(x, context=None, **_):
@@ -373,8 +373,8 @@ def one_row_at_a_time(layer):
 
 
 def forge_couple(cond_rows):
-    """Call an attention like Forge Couple: the conditional rows are repeated for each region, an odd number of rows is
-    filled up with zeros, and the regions' outputs are mixed."""
+    """Call an attention as Forge Couple does: the conditional rows are repeated for each region, an odd number of rows
+    is padded with zeros, and the regions' outputs are mixed."""
 
     def replaced(layer):
         kept = layer.forward
@@ -409,8 +409,8 @@ REGIONAL = {
 @pytest.mark.parametrize("rows", [(1, 1), (2, 2), (2, 0), (3, 3)], ids=str)
 @pytest.mark.parametrize("extension", REGIONAL)
 def test_regional_prompts_leave_each_persons_attention_unchanged(unet, monkeypatch, extension, rows, kind):
-    """The extensions' outputs for each region are mixed with weights that add up to 1, as are the people's. With the
-    same text in every region the result is therefore that without the extension."""
+    """The extensions mix the outputs for each region with weights that add up to 1, as FaceSnap does for people. With
+    the same text in every region, the result is therefore the same as without the extension."""
     cond, uncond = rows
     people = people_of(unet, kind)
     args = inputs(cond + uncond)
@@ -429,13 +429,13 @@ def test_regional_prompts_leave_each_persons_attention_unchanged(unet, monkeypat
 @pytest.mark.parametrize(
     "change",
     [
-        lambda x: x[:1] + x[1:],  # a row that is none of the call's
-        lambda x: torch.cat([x, x[:1] + 1]),  # one more
+        lambda x: x[:1] + x[1:],  # the second row is not a row of the call
+        lambda x: torch.cat([x, x[:1] + 1]),  # one additional row
     ],
     ids=["fewer", "more"],
 )
 def test_rows_that_no_side_can_be_told_for_stop_the_job(unet, monkeypatch, change):
-    """Otherwise a row might attend to the tokens of the other side."""
+    """Otherwise, a conditional row might attend to the unconditional tokens, or vice versa."""
     conditioning, _ = person(unet)
     job, args = test_a1111.Job(unet), inputs(2)
     a1111.attach(job, (conditioning,))
@@ -457,7 +457,8 @@ def test_rows_that_are_equal_on_both_sides_are_told_apart_by_their_place_or_refu
     sides = [(True, 0), (False, 0)]
     assert labels_of(whole[1:], whole, sides) == [(False, 0)]
     assert labels_of(whole.clone(), whole, sides) == sides
-    for labels in (sides, [(True, 0), (True, 1)]):  # the side or the image is not known
+    # it is unknown whether the row is conditional, or which image it belongs to
+    for labels in (sides, [(True, 0), (True, 1)]):
         with pytest.raises(FaceSnapError, match="cannot tell the positive from the negative prompt"):
             labels_of(whole[1:].clone(), whole, labels)
     assert labels_of(whole[1:].clone(), whole, [(True, 1), (True, 1)]) == [(True, 1)]
@@ -487,7 +488,7 @@ def test_forge_rows_that_a_wrapper_sends_in_parts_attend_to_the_tokens_of_their_
 @pytest.mark.parametrize("shrunk", [(7, 7), (5, 9), (8, 8), (16, 16)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapters_act_on_features_of_any_size(unet, kind, shrunk):
-    """Such as those that deep shrink leaves. Regions are sampled at the size that the attention has."""
+    """Deep shrink, for example, changes the size. Regions are sampled at the size of the attention's features."""
     people = tuple(conditioning for conditioning, *_ in people_of(unet, kind))
     hooks = AdapterHooks(Residuals(people))
     hooks.hook(unet)

@@ -239,7 +239,7 @@ def test_other_scripts_lists_are_repeated_if_they_fill_whole_batches(host, peopl
 
 
 def test_adetailers_pass_uses_the_person_of_its_image(host, people, drawn, stand_ins):
-    """ADetailer copies the script's arguments and the infotext to a job of its own. Finally, it calls `before_process`
+    """ADetailer copies the script's arguments and the infotext to a separate job. Finally, it calls `before_process`
     and `process` again with a copy of the outer job."""
 
     class ADetailer:
@@ -257,7 +257,7 @@ def test_adetailers_pass_uses_the_person_of_its_image(host, people, drawn, stand
     p.scripts = Runner(host.script, ADetailer())
     result = process_images(p)
     assert host.state.job_count == 6
-    expected = [image for image in people for _ in range(4)]  # for each image and its inner job
+    expected = [image for image in people for _ in range(4)]  # 2 images, each with an inner job
     for tokens, image in zip(drawn, expected, strict=True):
         assert tokens.equal(tokens_of(image, stand_ins))
     assert [text["FaceSnap references"] for text in result.infotexts] == [digest(image) for image in expected[::2]]

@@ -122,7 +122,7 @@ def test_weights_trained_with_text_receive_each_rows_pooled_text(pipe, controlne
 
 
 def test_it_can_be_combined_with_a_controlnet_pipeline(pipe, controlnet):
-    """The result differs from that of the ControlNet alone and from that of FaceSnap alone."""
+    """The result differs from the results of only the ControlNet and of only FaceSnap."""
     reference = diffusers.StableDiffusionXLControlNetPipeline(
         **pipe.components, controlnet=controlnet, add_watermarker=False
     )
@@ -186,7 +186,7 @@ def test_start_and_end_are_fractions_of_the_steps(pipe, window):
 
 
 def test_two_people_have_their_own_regions_start_and_end(pipe):
-    """Two copies of a person give the same image as one copy: side by side, in the same place, or one after the
+    """Two copies of a person produce the same image as one copy: side by side, in the same place, or one after the
     other."""
     one = tiny.conditioning()
     left = PaintedRegion(np.float32([[1, 0]]))

@@ -141,7 +141,7 @@ def sample_once(
     calls: list[list[tuple[int, int]]],
     progress: float = 0.0,
 ):
-    """Run one step like the host.
+    """Run one step as the host does.
 
     Args:
         calls: the chunks of each UNet call as (cond_or_uncond, first row). A chunk has one row per image.
@@ -313,7 +313,7 @@ def test_it_adds_to_the_hosts_controlnets_before_and_after_it(unet, order):
 
 
 def kohya_hrfix(block: int, factor: float, after_skip: bool):
-    """The patches of Forge's Kohya HRFix, which shrink the features from a block on."""
+    """The patches of Forge's Kohya HRFix, which shrink the features from a given block on."""
 
     def shrink(h, options):
         if options["block"][1] != block:
@@ -357,7 +357,7 @@ def test_residuals_take_the_size_of_what_they_are_added_to(unet, block, factor, 
 @pytest.mark.parametrize("people", tiny.PEOPLE)
 @pytest.mark.parametrize("images", [1, 2])
 def test_rows_that_a_wrapper_of_the_unet_sends_in_parts_get_their_own_residuals(unet, images, people):
-    """Such as those of Regional Prompter's latent mode, which come after the control was computed for all rows."""
+    """An example is Regional Prompter's latent mode, whose calls come after the control was computed for all rows."""
     conditionings, sides = tiny.PEOPLE[people](), [1, 0, 0]
     x, _, context, y = inputs(3 * images)
     x, sigmas = torch.cat([x[:images]] * 3), torch.full((3 * images,), 2.0)
@@ -433,7 +433,7 @@ def test_an_image_without_people_offloads_all_ffrnets(unet, monkeypatch):
     forge.offload()
     sent = []
     monkeypatch.setattr(FFRNet, "to", lambda self, *args: sent.append(args[0]) or self)
-    job, people = make_job(unet), tiny.side_by_side()  # kept, as in the engine's cache
+    job, people = make_job(unet), tiny.side_by_side()  # keeps the network alive, as the engine's cache does
     forge.attach(job, people)
     sent.clear()
     del job
@@ -491,7 +491,7 @@ def test_a_refiner_with_other_widths_runs_without_facesnap_and_is_reported(unet,
     announce(job, inputs(1)[0], 0.6)
     assert job.sd_model.forge_objects.unet.list_controlnets() == []
     assert job.comments == [
-        "FaceSnap stopped acting when the refiner took over, because its UNet has other channel widths."
+        "FaceSnap stopped acting when the refiner took over, because its UNet has different channel widths."
     ]
     assert prepared == []
     assert job.extra_generation_params == {"FaceSnap stopped": "refiner"}
@@ -520,7 +520,7 @@ def test_a_finished_pass_frees_its_residuals_while_the_job_continues(unet):
 
 
 def test_progress_is_the_number_of_finished_evaluations(unet):
-    """An evaluation that has just begun is not counted: the third of four begins halfway."""
+    """An evaluation that has just begun is not counted, so the third of four begins at half the progress."""
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
@@ -541,7 +541,7 @@ def test_multidiffusion_tiles_are_refused(unet):
 
 
 def test_a_pass_without_people_is_left_unchanged(unet):
-    """An example is the second pass of hires fix, if everyone acts only in the first, whose control is still
+    """An example is the second pass of hires fix, if all people act only in the first pass, whose control is still
     attached."""
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))

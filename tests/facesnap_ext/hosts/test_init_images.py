@@ -1,4 +1,4 @@
-"""Several init images in one batch, tiles, and masks: each image has its own people, at their own places."""
+"""Several init images in one batch, tiles, and masks: each image has separate people and placements."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_people_without_placements_share_one_run_as_before():
 
 @pytest.mark.parametrize("size", [8, 5])
 def test_the_adapter_follows_each_images_region(size):
-    """Keys and values that add 1 to every token show where each row gets them."""
+    """The keys and values add 1 to every token, which shows where they act in each row."""
     width = 8
 
     def adapter():
@@ -127,7 +127,7 @@ def sd_unet(monkeypatch):
     a1111.detach()
 
 
-# conditional rows of each image, and the calls
+# the image of each conditional row, and the rows of each call
 A1111_CALLS = {
     "joint": ([0, 1], [[0, 1, 2, 3]]),
     "one row at a time": ([0, 1], [[0], [1], [2], [3]]),
@@ -220,7 +220,7 @@ def test_people_who_are_in_no_image_are_left_out():
 
 
 class Engine:
-    """Prepares the brightness of the init image; dark images have no face."""
+    """Prepares landmarks from the brightness of the init image; dark images have no face."""
 
     def prepare(self, unit, width, height, init_image, progress, files_kept, part):
         bright = int(init_image.pixels[0, 0, 0])
@@ -254,7 +254,7 @@ def test_one_init_image_for_all_images_is_prepared_once():
 
 
 def tile_of(p, **changes):
-    """What a script makes of the user's job before it runs it."""
+    """The job that a script derives from the user's job."""
     made = copy.copy(p)
     vars(made).update(changes)
     return made
@@ -267,16 +267,29 @@ def tile_of(p, **changes):
         ({"init_images": [grey(1)]}, False),
         ({"init_images": [grey(0, (32, 32))]}, True),  # SD upscale
         ({"init_images": [grey(1, (96, 48))], "image_mask": grey(255, (96, 48))}, True),  # outpainting
-        ({"image_mask": grey(255)}, True),  # Ultimate SD Upscale without enlarging
+        ({"image_mask": grey(255)}, True),  # Ultimate SD Upscale without enlargement
         ({"_ad_inner": True}, True),
     ],
 )
 def test_what_a_script_made_of_the_init_image_is_a_tile(changes, expected):
     p = job(init_images=[grey(1)], image_mask=None)
-    assert not is_tile(tile_of(p, **changes)) or "_ad_inner" in changes  # made without a request
+    assert not is_tile(tile_of(p, **changes)) or "_ad_inner" in changes  # no request has been recorded
     remember_request(p)
     assert is_tile(tile_of(p, **changes)) == expected
     assert not is_tile(job())
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [("SD upscale", True), ("Ultimate SD upscale", True), ("X/Y/Z plot", False), ("Loopback", False), (None, False)],
+)
+def test_tiles_of_the_init_images_own_size_are_known_by_their_script(title, expected):
+    """SD upscale takes the tiles' size from the job's, which is usually that of the init image."""
+    scripts = [SimpleNamespace(title=lambda: "Prompt matrix"), SimpleNamespace(title=lambda: title)]
+    runner = SimpleNamespace(selectable_scripts=scripts)
+    p = job(init_images=[grey(1)], image_mask=None, scripts=runner, script_args=(2 if title else 0, None, 64))
+    remember_request(p)
+    assert is_tile(tile_of(p, init_images=[grey(2)])) == expected
 
 
 def test_inpainting_and_the_tab_batch_are_the_users_own():

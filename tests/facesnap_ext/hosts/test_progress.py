@@ -1,4 +1,4 @@
-"""How far a pass is, whatever the sampler does."""
+"""The progress of a pass with different kinds of samplers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def karras(steps: int, low: float = 0.03, high: float = 14.6) -> list[float]:
 
 
 def steps_of(sampler):
-    """Marks the samplers of k-diffusion that get the schedule, and those that only get its ends."""
+    """Return a function with the signature of k-diffusion's samplers: some receive the schedule, others only its
+    ends."""
 
     def with_schedule(model, x, sigmas): ...
 
@@ -30,7 +31,7 @@ def steps_of(sampler):
 
 
 def evaluations(sampler: str, schedule: list[float]) -> list[float]:
-    """The noise at each evaluation of a sampler."""
+    """The noise level at each evaluation of a sampler."""
     pairs = list(pairwise(schedule))
     middle = [math.sqrt(high * low) for high, low in pairs if low]
     if sampler == "euler":
@@ -39,7 +40,7 @@ def evaluations(sampler: str, schedule: list[float]) -> list[float]:
         return [sigma for high, low in pairs for sigma in ((high, low) if low else (high,))]
     if sampler == "sde":
         return [sigma for (high, _), mid in zip(pairs, middle) for sigma in (high, mid)] + [schedule[-2]]
-    if sampler == "three per step":  # of another extension, which does not announce it
+    if sampler == "three per step":  # from another extension, which does not announce the number
         return [sigma for high, low in pairs for sigma in (high, high - (high - low) / 3, high - (high - low) / 1.5)]
     if sampler == "restart":
         half = len(schedule) // 2
@@ -76,7 +77,7 @@ def acting(found: list[float], start: float, end: float) -> list[int]:
     ("sampler", "count"), [("adaptive", 54), ("three per step", 60), ("restart", 28), ("heun", 39), ("sde", 39)]
 )
 def test_start_and_end_are_parts_of_the_pass_with_every_sampler(sampler, count):
-    found = progress_of(sampler)  # with one evaluation announced per step
+    found = progress_of(sampler)  # one evaluation is announced per step
     assert found == sorted(found)
     assert len(found) == count
     assert found[0] < 0.05

@@ -83,7 +83,7 @@ def test_the_crop_is_a_square_around_the_face_inside_the_image(given_face):
         (left, right, seen[0], seen[2], width),
         (top, bottom, seen[1], seen[3], height),
     ):
-        if start > 0 and end < length:  # away from the image's edges: centred
+        if start > 0 and end < length:  # away from the image's edges, the crop is centred
             assert abs((start + end) / 2 - (low + high) / 2) <= 0.5 + 1e-6
 
 
@@ -146,8 +146,8 @@ def test_a_small_face_belongs_to_the_person_with_the_nearest_landmarks():
     [
         ([(80, 85), (82, 85)], [0, 1]),  # two people in one place are blended, in the crop as well
         ([(80, 85), (115, 85)], [0]),  # the other person's face is missing from the image
-        ([(110, 85), (118, 85)], [0]),  # neither matches exactly: the nearer one
-        ([(300, 300)], None),  # another person's face
+        ([(110, 85), (118, 85)], [0]),  # neither matches exactly, so the nearer person is chosen
+        ([(300, 300)], None),  # the face belongs to a different person
     ],
 )
 def test_which_people_are_redrawn_at_a_face(people, owners):
@@ -311,7 +311,7 @@ def test_a_missing_face_pack_is_reported(world):
 
 
 def test_a_failure_to_attach_is_an_error(world):
-    """The host swallows exceptions of scripts and would draw another person's face."""
+    """The host swallows exceptions of scripts and would draw a different person's face."""
 
     def attach(p, conditionings):
         raise RuntimeError("no room")

@@ -1,4 +1,4 @@
-"""Scripts that the user selected and that make several jobs, or one job whose images they count."""
+"""Scripts that the user selected and that create several jobs, or one job whose number of images matters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_selected_script_is_known_by_its_title(host, title):
 def test_scripts_that_count_images_are_refused_before_any_is_made(host, photos, title):
     drawn = []
     host.draw = lambda *args: drawn.append(args)
-    with pytest.raises(FaceSnapError, match=f"The script {title} counts the images of a job"):
+    with pytest.raises(FaceSnapError, match=f"The script {title} depends on the number of images in a job"):
         process_images(job(host, title, {**BATCH, "references": photos}))
     assert drawn == []
     host.draw = lambda p, *args: Image.new("RGB", (8, 8))

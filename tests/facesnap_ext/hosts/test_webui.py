@@ -82,11 +82,12 @@ def test_the_centre_of_the_init_image_is_where_the_host_puts_it(values, point):
 @settings(max_examples=25, deadline=None)
 @given(x=st.integers(0, 300), y=st.integers(0, 100), width=st.integers(40, 100), height=st.integers(40, 100))
 def test_only_masked_inpainting_at_the_images_edge_pads_the_crop(x, y, width, height):
-    """The host crops, fits the crop into the output and fills the rest. The test follows a point through this."""
+    """The host crops, fits the crop into the output and fills the rest. The test follows a point through these
+    steps."""
     p = prepared(in_init_image=True)
     p.conditioning.landmarks.points[:] = (x + 0.3 * width, y + 0.8 * height)
     (conditioning,) = for_pass(job(paste_to=(x, y, width, height), height=768), PreparedBatch((p,), (400, 200)))
-    scale = min(512 / width, 768 / height)  # resize mode 2: inside, centred
+    scale = min(512 / width, 768 / height)  # resize mode 2: the whole crop is visible and centred
     left, top = (512 - scale * width) / 2, (768 - scale * height) / 2
     expected = (left + 0.3 * scale * width, top + 0.8 * scale * height)
     np.testing.assert_allclose(conditioning.landmarks.scaled(512, 768).points[0], expected, atol=0.05)
@@ -140,9 +141,9 @@ def test_each_pass_has_the_people_whose_settings_include_it(hires, first, second
 
 
 def test_hires_fix_to_another_aspect_ratio_crops_landmarks_and_regions():
-    """512 × 512 is upscaled to 1024 × 1024 and cropped to 1024 × 640: the host drops 24 cells at either end."""
+    """512 × 512 is upscaled to 1024 × 1024 and cropped to 1024 × 640: the host drops 24 cells at each end."""
     values = {"hr_upscale_to_x": 1024, "hr_upscale_to_y": 1024, "truncate_x": 0, "truncate_y": 48}
-    cells = np.arange(128)  # like the host: samples[:, :, t // 2 : shape - (t + 1) // 2]
+    cells = np.arange(128)  # as in the host: samples[:, :, t // 2 : shape - (t + 1) // 2]
     for cut in (48, 49):
         kept = cells[cut // 2 : len(cells) - (cut + 1) // 2]
         window = hires_window(job(**{**values, "truncate_y": cut}))

@@ -31,7 +31,7 @@ API = Path(__file__).parents[3] / "docs" / "api.md"
 
 @dataclass
 class AxisOption:
-    """Like the host's class."""
+    """Has the same fields as the host's class."""
 
     label: str
     type: type
@@ -52,7 +52,7 @@ def axes(monkeypatch) -> dict[str, AxisOption]:
     monkeypatch.setitem(sys.modules, "modules", ModuleType("modules"))
     monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
     sys.modules["modules"].scripts = scripts
-    for _ in range(2):  # the page may be built twice
+    for _ in range(2):  # the host may build the page twice
         names = {"identity": ["Ada", "Grace"], "model": ["a.safetensors", "b"], "saved_pose": ["Bold", "Shy"]}
         xyz.add_axes({name: partial(list, files) for name, files in names.items()})
     labels = [axis.label for axis in plot.axis_options]
@@ -61,7 +61,7 @@ def axes(monkeypatch) -> dict[str, AxisOption]:
 
 
 def test_each_cell_keeps_its_own_values(axes):
-    """As in the plot: each cell is a shallow copy of the job, and the values of several axes are applied one by one."""
+    """As in the plot, each cell is a shallow copy of the job, and the values of several axes are applied one by one."""
     job = SimpleNamespace()
     axes["weight"].apply(job, 0.9, [])
     cells = []
@@ -139,7 +139,8 @@ def test_a_saved_identity_replaces_the_photos(axes):
 
 
 def test_every_setting_has_an_axis(axes):
-    """All but the mask, the photos, which two axes take by number, and `enabled`, which is the weight 0."""
+    """The exceptions are the mask, the photos, which two axes select by number, and `enabled`, for which the weight 0
+    is used."""
     settings = set(defaults()) - {"enabled", "references", "driving", "mask"}
     assert set(axes) - {"Seed"} == {"reference", "driving", *(name.replace("_", " ") for name in settings)}
 
@@ -152,7 +153,7 @@ def test_docs_list_the_axes(axes):
 
 
 def some_values(name: str) -> tuple[list[Any], list[Any]]:
-    """Values of an axis as the plot makes them of text, and those that the setting then has."""
+    """Values of an axis as the plot parses them, and the resulting values of the setting."""
     default = defaults()[name]
     if name == "reference_mode":
         return ["fused", "averaged"], ["fused", "averaged"]
@@ -230,7 +231,7 @@ def test_movements_of_a_chosen_expression_keep_the_pose(axes):
 
 
 def test_one_image_per_photo_is_no_value_of_a_plot(axes):
-    """It would show the first photo's image only."""
+    """It would only show the image for the first photo."""
     with pytest.raises(FaceSnapError, match="reference_mode is 'batch' in the plot; use fused, averaged"):
         axes["reference mode"].confirm(JOB, ["batch"])
 
@@ -247,7 +248,7 @@ def test_a_painted_region_without_a_mask_is_reported_before_the_plot_begins(axes
 
 
 def test_values_have_the_type_of_their_setting(axes):
-    """The plot makes them from text; FFRNet cannot run every 2.0 steps."""
+    """The plot parses them from text, and FFRNet cannot run every 2.0 steps."""
     job = SimpleNamespace()
     for name, text in (("ffrnet interval", "2"), ("weight", "1")):
         axes[name].apply(job, axes[name].type(text), [])

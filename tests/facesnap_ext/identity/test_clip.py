@@ -159,7 +159,8 @@ def test_complete_clip_model_loads(tmp_path):
         vision = clip.vision_model(preprocess(crops(), 32), output_hidden_states=True)
     expected = vision.hidden_states[-2]
     torch.testing.assert_close(load_image_encoder(tmp_path)(crops()), expected, rtol=1e-5, atol=1e-5)
-    [file] = [path for path in tmp_path.iterdir() if "model" in path.name]  # .bin before transformers 4.35
+    # transformers before 4.35 writes a .bin file
+    [file] = [path for path in tmp_path.iterdir() if "model" in path.name]
     torch.testing.assert_close(load_image_encoder(file)(crops()), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -168,7 +169,7 @@ def test_complete_clip_model_loads(tmp_path):
 def test_files_with_transformers_names_load(prefix, name, model, tmp_path):
     tensors = {key.removeprefix("vision_model."): value for key, value in model.state_dict().items()}
     tensors = {f"{prefix}{key}": value for key, value in tensors.items() if key.split(".")[0] != "visual_projection"}
-    tensors[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]  # contained in files of older versions
+    tensors[f"{prefix}embeddings.position_ids"] = torch.arange(17)[None]  # files of older versions contain this tensor
     save(tmp_path / name, tensors)
     (tmp_path / "config.json").write_text(json.dumps(model.config.to_dict()))
     tokens = load_image_encoder(tmp_path / name)(crops())
@@ -256,7 +257,10 @@ def forbid_building_models(monkeypatch):
     [
         ({"text_model.embeddings.token_embedding.weight": (9, 8)}, "a CLIP text encoder"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (8, 4, 3, 3)}, "checkpoint"),
-        ({"vision_model.embeddings.patch_embedding.weight": (8, 3, 2, 2)}, "an image encoder of another design"),
+        (
+            {"vision_model.embeddings.patch_embedding.weight": (8, 3, 2, 2)},
+            "an image encoder with a different architecture",
+        ),
         ({"class_embedding": (8,), "conv1.weight": (8, 3, 2, 2)}, "does not know"),
         ({"class_embedding": (8,), "conv1.weight": (8, 12), "positional_embedding": (5, 8)}, "does not know"),
         ({"something": (2, 2)}, "does not know"),

@@ -1,4 +1,4 @@
-"""Faces are found whichever way up they are and however small, and are then the same faces."""
+"""Faces of any orientation and size are found, with the same embeddings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cosine(a, b) -> float:
 
 
 def turn(photo: Photo, degrees: int) -> Photo:
-    """The photo turned clockwise, as it comes out of a camera without EXIF."""
+    """The photo rotated clockwise, as from a camera that does not write EXIF."""
     return Photo(np.ascontiguousarray(np.rot90(photo.pixels, -degrees // 90)), f"turned by {degrees}")
 
 
@@ -76,7 +76,7 @@ def test_an_upright_photos_faces_are_those_that_the_detector_finds_in_it(face_pa
 
 
 def test_each_face_of_a_photo_has_its_own_turn(face_pack, astronaut, grace_hopper):
-    """As of two people who lie side by side, the wrong way round."""
+    """An example is two people who lie side by side, head to foot."""
     pixels = np.zeros((600, 1024, 3), np.uint8)
     pixels[:512, :512] = astronaut.pixels
     pixels[:, 512:] = np.rot90(grace_hopper.pixels, 2)

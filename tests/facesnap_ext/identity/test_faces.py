@@ -95,7 +95,7 @@ def test_close_up_is_detected_with_padding(height, width):
     (plain, _), *turned, ((padded_height, padded_width, _), _) = pack.detector.calls[:5]
     assert plain == (height, width, 3)
     assert len(turned) == 3
-    assert len(pack.detector.calls) == 8  # with and without a border, each in four turns
+    assert len(pack.detector.calls) == 8  # with and without a border, each in four orientations
     assert padded_height / padded_width == pytest.approx(height / width, rel=0.01)
     assert max(padded_height, padded_width) <= 3 * 640
 
@@ -171,7 +171,8 @@ def test_crop_examples():
     pixels = pixels.astype(np.uint8)
     np.testing.assert_array_equal(square_crop(pixels, [100, 40, 120, 60]), pixels[35:65, 95:125])
     np.testing.assert_array_equal(square_crop(pixels, [100, 40, 110, 60]), pixels[35:65, 90:120])
-    np.testing.assert_array_equal(square_crop(pixels, [0, 0, 20, 20]), pixels[:30, :30])  # moved inside
+    # the crop is moved inside the photo
+    np.testing.assert_array_equal(square_crop(pixels, [0, 0, 20, 20]), pixels[:30, :30])
     np.testing.assert_array_equal(square_crop(pixels, [180, 85, 200, 105]), pixels[70:, 170:])
     np.testing.assert_array_equal(square_crop(pixels, [50, 0, 130, 100]), pixels[:, 40:140])  # shrunk
     narrow = square_crop(pixels[:, :40], [0, 10, 40, 90])  # the face itself is taller than the photo is wide
@@ -204,7 +205,7 @@ def test_embedding_matches_insightface(face_pack_folder, face_pack, astronaut):
     [face] = find_faces(face_pack, astronaut)
     [expected] = analysis.get(np.ascontiguousarray(astronaut.pixels[:, :, ::-1]))
     np.testing.assert_allclose(face.embedding, expected.embedding, rtol=1e-4, atol=1e-5)
-    assert np.linalg.norm(face.embedding) > 1.5  # not normalised
+    assert np.linalg.norm(face.embedding) > 1.5  # the embedding is not normalised
     [swapped] = analysis.get(astronaut.pixels)
     assert np.abs(face.embedding - swapped.embedding).max() > 0.01
 
@@ -237,7 +238,7 @@ def test_same_person_has_more_similar_embeddings(face_pack, astronaut, grace_hop
 
 @pytest.mark.parametrize("fraction", [0.7, 0.6])
 def test_real_close_up(fraction, face_pack, grace_hopper):
-    """A crop so tight that the detector finds nothing without padding."""
+    """A crop that is so tight that the detector finds no face without padding."""
     [whole] = find_faces(face_pack, grace_hopper)
     left, top, right, bottom = whole.box
     middle, half = np.array([left + right, top + bottom]) / 2, fraction / 2 * np.array([right - left, bottom - top])

@@ -1,4 +1,4 @@
-"""Which face of an init image a job is about."""
+"""The choice of the face of an init image that a job changes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def mask(left, top, right, bottom, scale=1.0):
     [
         ((0, 0, 400, 200), "large", "large"),
         ((170, 30, 250, 130), "middle", "middle"),
-        ((120, 30, 250, 130), "middle", "middle"),  # and the edge of the large face
+        ((120, 30, 250, 130), "middle", "middle"),  # also covers the edge of the large face
         ((310, 90, 360, 150), "small", "small"),
-        ((170, 30, 360, 150), "middle", "middle"),  # both, of which the larger one
-        ((320, 100, 350, 110), "small", "small"),  # only the forehead
-        ((360, 150, 390, 190), "small", None),  # beside all faces
+        ((170, 30, 360, 150), "middle", "middle"),  # covers both, and the larger one is chosen
+        ((320, 100, 350, 110), "small", "small"),  # covers only the forehead
+        ((360, 150, 390, 190), "small", None),  # covers no face
         ((0, 0, 0, 0), "large", None),
     ],
 )
@@ -41,7 +41,7 @@ def test_the_face_under_the_mask_is_chosen(painted, expected, in_tile, scale):
     assert InitPart(painted).choose(FACES).name == expected
     face = InitPart(painted, tile=True).choose(FACES)
     assert (face and face.name) == in_tile
-    assert InitPart(painted).choose(FACES, 2).name == "small"  # as the user says
+    assert InitPart(painted).choose(FACES, 2).name == "small"  # chosen by the user
 
 
 def test_without_a_mask_the_index_counts_and_a_tile_may_have_no_face():

@@ -26,7 +26,7 @@ TEMPLATE = np.array(  # keypoints of ArcFace's aligned face of 112 pixels
 
 @pytest.fixture(scope="module")
 def real_faces(face_pack, astronaut, grace_hopper, group):
-    """Eight sharp faces, in photos cropped to their surroundings."""
+    """Eight sharp faces, in photos cropped around them."""
     return [cropped(face) for photo in (astronaut, grace_hopper, group) for face in find_faces(face_pack, photo)]
 
 
@@ -158,7 +158,7 @@ def test_outlier_requires_that_the_others_agree(similarity, similarity_to_last, 
     matrix[3] = matrix[:, 3] = similarity_to_last
     np.fill_diagonal(matrix, 1)
     assert find_outlier(matrix) == expected
-    with_gap = np.insert(np.insert(matrix, 1, np.nan, 0), 1, np.nan, 1)  # with a photo without a face in between
+    with_gap = np.insert(np.insert(matrix, 1, np.nan, 0), 1, np.nan, 1)  # a photo without a face is in between
     assert find_outlier(with_gap) == (None if expected is None else expected + 1)
 
 

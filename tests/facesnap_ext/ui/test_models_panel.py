@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
 import threading
 from dataclasses import replace
-from html.parser import HTMLParser
 from typing import ClassVar
 
 import pytest
@@ -18,6 +15,7 @@ from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import compute_hashes, list_models
 from facesnap_ext.weights.search import find_models
 from tests.support import mock_webui
+from tests.support.panel import NestedTags, OwnTags, mocked_panel
 from tests.support.parts_server import serve
 from tests.support.weight_files import KINDS, write
 
@@ -40,40 +38,13 @@ class Clicks(mock_webui.Component):
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """The module with a mock of gradio."""
-    names = ("gradio", "modules", "facesnap_ext.ui.models_panel")
-    before = {name: module for name, module in sys.modules.items() if name.startswith(names)}
-    mock_webui.install(tmp_path)
-    sys.modules.pop("facesnap_ext.ui.models_panel", None)
-    module = importlib.import_module("facesnap_ext.ui.models_panel")
-    monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
-    monkeypatch.setattr(Clicks, "by_id", {})
-    for name in ("Button", "HTML"):
-        monkeypatch.setattr(module.gr, name, Clicks)
-    monkeypatch.setattr(download, "_jobs", {})
-    yield module
-    for name in [name for name in sys.modules if name.startswith(names)]:
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-class NestedTags(HTMLParser):
-    """Fails if tags are not properly nested."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.text = [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        if tag != "br":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
+    with mocked_panel(tmp_path) as module:
+        monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
+        monkeypatch.setattr(Clicks, "by_id", {})
+        for name in ("Button", "HTML"):
+            monkeypatch.setattr(module.gr, name, Clicks)
+        monkeypatch.setattr(download, "_jobs", {})
+        yield module
 
 
 HOSTILE = [
@@ -88,22 +59,6 @@ HOSTILE = [
     "<!--",
     "\u202egnp.exe",
 ]
-TAGS = {"div", "br", "p", "b", "table", "tr", "th", "td", "code", "a", "ul", "li", "span"}
-ATTRIBUTES = {"class", "title", "href", "target", "rel"}
-
-
-class OwnTags(NestedTags):
-    """Fails on tags and attributes that the panel does not have."""
-
-    def handle_starttag(self, tag, attributes):
-        super().handle_starttag(tag, attributes)
-        assert tag in TAGS
-        for name, value in attributes:
-            assert name in ATTRIBUTES
-            assert name != "href" or value.startswith("https://")
-
-    def handle_comment(self, data):
-        raise AssertionError(data)
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -134,7 +89,7 @@ def test_foreign_text_never_becomes_markup(module, tmp_path, text, monkeypatch):
     part = replace(catalogue.PARTS[-1], title=text, page="https://example.org/'\"<", note=text, licence=text)
     OwnTags(module._option(part))
     for state in ("done", "failed", "stopped"):
-        OwnTags(module.progress_html([download.Job(part, state=state, message=text)]))
+        OwnTags(module.progress_html([download.Job(part.name, (part,), state=state, message=text)]))
     role = replace(roles[0], found=tuple(replace(model, kind=text, licence=text) for model in roles[0].found))
     role = replace(role, purpose=text)
     poisoned = [replace(file, sha256=text, verdict=text, name=text) for file in role.found[0].files]
@@ -182,7 +137,7 @@ def test_the_download_button_shows_progress_and_then_the_new_state(module, tmp_p
         assert server.requested == [] or len(server.requested) == 1
         server.hold.set()
         *_, (progress, table, status, *lists) = steps
-    assert "the thing was downloaded: " in progress
+    assert "the thing: downloaded to " in progress
     assert table.startswith("<div class='facesnap-models'>")
     assert "Missing: " in status
     assert lists == [{"choices": [""]}] * 2
@@ -211,4 +166,4 @@ def test_creating_and_refreshing_the_panel_downloads_nothing(module, tmp_path, m
     assert str(tmp_path) in table
     Clicks.by_id["models_stop"].function()
     buttons = [name for name in Clicks.by_id if name.startswith("models_get_")]
-    assert buttons == ["models_get_instantid-identitynet", "models_get_instantid-adapter"]
+    assert buttons == [f"models_get_{part.name}" for part in catalogue.PARTS if part.url]

@@ -460,3 +460,52 @@ assert "requests" not in sys.modules
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def bundle_of(server, monkeypatch, *targets):
+    parts = tuple(server.part(name=target, title=target, target=f"{target}/{target}.bin") for target in targets)
+    monkeypatch.setattr(catalogue, "PARTS", parts)
+    monkeypatch.setattr(catalogue, "BUNDLES", {"all": targets})
+    return parts
+
+
+def test_a_bundle_is_downloaded_part_by_part_with_one_progress(server, tmp_path, monkeypatch):
+    parts = bundle_of(server, monkeypatch, "one", "two", "three")
+    received = []
+    paths = download.download_all(download.parts_to_download("all", ModelFiles(tmp_path)), tmp_path, received.append)
+    assert paths == [tmp_path / part.target for part in parts]
+    assert received == sorted(received)
+    assert (received[0], received[-1]) == (0, 3 * len(CONTENT))
+
+
+def test_a_stopped_bundle_is_resumed_without_what_is_complete(server, tmp_path, monkeypatch):
+    parts = bundle_of(server, monkeypatch, "one", "two")
+    received = []
+    with pytest.raises(download.Stopped, match="The download of two was stopped"):
+        download.download_all(parts, tmp_path, received.append, lambda: received[-1:] > [len(CONTENT)])
+    assert (tmp_path / "one" / "one.bin").read_bytes() == CONTENT
+    count, arrived = len(server.requested), (tmp_path / "two" / ".two.bin.part").stat().st_size
+    download.download_all(parts, tmp_path, received.append)
+    assert server.requested[count:] == [f"bytes={arrived}-"]
+    assert files_in(tmp_path) == ["one.bin", "two.bin"]
+
+
+def test_space_is_checked_for_all_parts_before_the_first(server, tmp_path, monkeypatch):
+    parts = bundle_of(server, monkeypatch, "one", "two")
+    usage = namedtuple("usage", "total used free")(0, 0, len(CONTENT) + 1)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(FaceSnapError, match="has 300 kB left, but 600 kB are needed"):
+        download.download_all(parts, tmp_path / "models")
+    assert server.requested == []
+
+
+def test_a_bundle_and_one_of_its_parts_are_not_downloaded_at_once(server, tmp_path, monkeypatch):
+    bundle_of(server, monkeypatch, "one", "two")
+    server.hold = threading.Event()
+    job = download.start("all", ModelFiles(tmp_path))
+    assert download.start("all", ModelFiles(tmp_path)) is job
+    with pytest.raises(FaceSnapError, match="two is being downloaded already"):
+        download.start("two", ModelFiles(tmp_path))
+    server.hold.set()
+    wait_for("done", job)
+    assert (job.done, job.size) == (2 * len(CONTENT), 2 * len(CONTENT))

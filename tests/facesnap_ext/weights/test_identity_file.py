@@ -29,7 +29,7 @@ from facesnap_ext.weights.identity_file import SavedShape, load, safe_name, save
 from facesnap_ext.weights.identity_folder import choose_identity, find_identities
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.search import find_models
-from facesnap_ext.weights.tensors import digest_of, fingerprint
+from facesnap_ext.weights.tensors import fingerprint
 from tests.support.weight_files import KINDS, write
 
 
@@ -97,7 +97,7 @@ def test_photos_are_fused_with_a_saved_identity(copied, unit, astronaut, mirrore
 def test_saved_identity_has_no_pose(engine, unit, grace_hopper):
     grey = Photo(np.full((128, 128, 3), 128, np.uint8), "grey.png")
     for init_image in (None, grey):
-        with pytest.raises(FaceSnapError, match="Eileen has no pose of its own; add a driving photo"):
+        with pytest.raises(FaceSnapError, match="Eileen does not contain a pose; add a driving photo"):
             engine.prepare(unit, 512, 512, init_image=init_image)
     prepared = engine.prepare(unit, 512, 512, init_image=grace_hopper)
     assert prepared.in_init_image
@@ -202,8 +202,8 @@ def changed(eileen, path, tensors=None, drop=(), **metadata):
     with safe_open(eileen, "pt") as file:
         known = file.metadata()
     content = {key: tensor for key, tensor in {**load_file(eileen), **(tensors or {})}.items() if key not in drop}
-    known["digest"] = digest_of(sorted(content.items()))
-    save_file(content, path, {key: value for key, value in {**known, **metadata}.items() if value is not None})
+    known = {key: value for key, value in {**known, **metadata}.items() if value is not None}
+    save_file(content, path, {**known, "digest": identity_file._digest(content, known)})
     return path
 
 
@@ -299,6 +299,40 @@ def test_truncated_or_modified_file_is_rejected_or_loads_completely(eileen, tmp_
         else:
             assert identity.embeddings.isfinite().all()
             assert len(identity.embeddings) == len(identity.clip_tokens) == len(identity.photos) == 2
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.sampled_from(["header", "metadata", "tensors"]), position=st.floats(0, 1, exclude_max=True))
+def test_a_file_with_any_bit_changed_is_never_used(eileen, tmp_path, place, position):
+    content = bytearray(eileen.read_bytes())
+    header = 8 + struct.unpack("<Q", content[:8])[0]
+    metadata = content.index(b"__metadata__")
+    start, end = {
+        "header": (0, header),
+        "metadata": (metadata, content.index(b"}", metadata)),
+        "tensors": (header, len(content)),
+    }[place]
+    bit = 8 * start + int(position * 8 * (end - start))
+    content[bit // 8] ^= 1 << bit % 8
+    path = tmp_path / "changed.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(FaceSnapError, match=r"^changed\.safetensors [^\n]*\.$"):
+        load(path)
+
+
+@pytest.mark.parametrize("field", ["name", "photos", "networks", "facesnap", "more"])
+def test_metadata_of_another_identity_are_not_taken(eileen, tmp_path, field):
+    """Each of these values is valid by itself."""
+    with safe_open(eileen, "pt") as file:
+        known = file.metadata()
+    values = {
+        "photos": '["0123456789", "abcdefabcd"]',
+        "networks": json.dumps(dict.fromkeys(json.loads(known["networks"]), HASH)),
+    }
+    path = tmp_path / "changed.safetensors"
+    save_file(load_file(eileen), path, {**known, field: values.get(field, "Ada")})
+    with pytest.raises(FaceSnapError, match=r"^changed\.safetensors is damaged \(its contents have changed"):
+        load(path)
 
 
 def test_only_identities_are_overwritten_and_only_on_request(eileen, tmp_path):

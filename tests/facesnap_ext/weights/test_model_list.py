@@ -70,7 +70,7 @@ def test_converted_file_has_the_licence_of_its_source(own, source, licence):
 def test_new_users_see_how_to_get_started_and_instantid_users_miss_nothing(tmp_path):
     empty = find_models(tmp_path / "none")
     text = model_list.as_text(model_list.list_models(empty), empty)
-    assert "To get started, you need InstantID's two files, which FaceSnap can download" in text
+    assert "To get started, you need InstantID's two files and antelopev2, which FaceSnap can download" in text
     assert text.count("MISSING") == 3  # including CLIP, which a FaceSnap file would need
     write(tmp_path / "ip-adapter.bin", ADAPTER, "torch")
     write(tmp_path / "net.safetensors", KINDS["SDXL_CONTROLNET"])
@@ -110,7 +110,7 @@ def test_hashes_are_stored_until_a_file_changes(own):
     assert [file.sha256 for file in files] == [
         hashlib.sha256(content).hexdigest() for content in (b"recognition", b"detector")
     ]
-    assert {file.verdict for file in files} == {""}  # the catalogue has no hashes of face model packs
+    assert {file.verdict for file in files} == {""}  # the catalogue has no hashes of AuraFace
     (own / "auraface" / "glintr100.onnx").write_bytes(b"RECOGNITION")
     assert [bool(file.sha256) for file in roles_of(own)["face_pack"].found[0].files] == [False, True]
     messages.clear()
@@ -184,6 +184,17 @@ def test_damaged_hashes_are_computed_again(own, content):
     assert roles_of(own)["facesnap"].found[0].files[0].sha256 == ""
     model_list.compute_hashes(find_models(own))
     assert len(roles_of(own)["facesnap"].found[0].files[0].sha256) == 64
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "/" + "a/" * 4000, "\0", "\ud800", "", "<b>", "/etc/passwd"])
+def test_hashes_of_paths_that_are_no_models_are_dropped(own, path):
+    """A name that is too long for the file system made every later computation fail."""
+    (own / "hashes.json").write_text(json.dumps({path: [1, 1, "0" * 64]}))
+    files = find_models(own)
+    model_list.compute_hashes(files)
+    assert set(json.loads((own / "hashes.json").read_text())) == {
+        str(path) for model in files.found for path in model_list._files_of(model.path)
+    }
 
 
 def test_hashes_that_are_a_folder_are_ignored(own):
@@ -260,3 +271,42 @@ def test_only_the_catalogue_names_hosts():
 )
 def test_sizes_are_formatted_with_units(count, text):
     assert model_list.format_size(count) == text
+
+
+PACK = [part for part in catalogue.PARTS if part.name.startswith("antelopev2-")]
+
+
+def pack_with(folder, sizes):
+    folder.mkdir(parents=True)
+    for name, size in sizes.items():
+        with (folder / name).open("wb") as file:
+            file.truncate(size)
+
+
+@pytest.mark.parametrize("missing", [None, *(part.name for part in PACK)])
+def test_a_pack_counts_as_downloaded_only_if_all_of_its_files_are_together(tmp_path, missing):
+    """buffalo_l has the same detector and landmark model as antelopev2, under other names."""
+    sizes = {Path(part.target).name: part.size for part in PACK if part.name != missing}
+    pack_with(tmp_path / "elsewhere", sizes)
+    pack_with(tmp_path / "buffalo_l", {"det_10g.onnx": PACK[0].size, "w600k_r50.onnx": 1, "1k3d68.onnx": PACK[2].size})
+    found = [model_list.existing_file(part, find_models(tmp_path)) for part in PACK]
+    if missing is None:
+        assert [path.name for path in found] == list(sizes)
+    else:
+        assert found == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("folder", "verdict"), [("antelopev2", "unknown hash"), ("buffalo_l", ""), ("auraface", ""), ("faces", "")]
+)
+def test_the_hash_of_a_pack_of_a_different_name_is_not_expected_to_be_known(tmp_path, folder, verdict):
+    pack_with(tmp_path / folder, {"scrfd_10g_bnkps.onnx": 3, "glintr100.onnx": 4})
+    model_list.compute_hashes(find_models(tmp_path))
+    assert {file.verdict for file in roles_of(tmp_path)["face_pack"].found[0].files} == {verdict}
+
+
+def test_the_starter_bundle_is_what_instantid_needs():
+    parts = catalogue.downloadable("starter")
+    assert {part.role for part in parts} == {"instantid", "face_pack"}
+    assert 4.5e9 < sum(part.size for part in parts) < 4.7e9
+    assert all(part.url.startswith("https://") and len(part.sha256) == 64 for part in parts)
