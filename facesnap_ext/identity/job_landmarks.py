@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.job_faces import Faces
-from facesnap_ext.identity.predictors import Predictor
+from facesnap_ext.identity.predictors import Predictor, Preview
 from facesnap_ext.landmarks.neutral import movements_of, pose_of
 from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
 from facesnap_ext.landmarks.poses import Pose, displacement, pose_landmarks, reposition
@@ -71,6 +72,20 @@ def pose_as_sliders(
 def in_output(landmarks: Landmarks, face: Face, width: int, height: int) -> Landmarks:
     """Landmarks of a face in its photo's pixels, in an output image of this size, upright."""
     return crop_and_resize(landmarks.upright(face.turn), width, height, face.turned_box)
+
+
+def photo_points(preview: Preview) -> dict[str, Any]:
+    """A photo's landmarks and neutral face in a preview, as fractions of the image's width and height, and the
+    expression of another photo in face heights; all may be None."""
+    landmarks, neutral, expression = preview.landmarks, preview.neutral, preview.expression
+    points = camera = still = None
+    if landmarks is not None:
+        points = (landmarks.points / (landmarks.width, landmarks.height)).tolist()
+    if neutral is not None:
+        size = np.array([neutral.landmarks.width, neutral.landmarks.height])
+        still, camera = (neutral.landmarks.points / size).tolist(), (neutral.matrix / size[:, None]).tolist()
+    field = None if expression is None else expression.tolist()
+    return {"points": points, "neutral": still, "camera": camera, "expression": field}
 
 
 def _expression(predictor: Predictor, unit: Unit, faces: Faces) -> np.ndarray:

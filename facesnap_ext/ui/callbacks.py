@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
 from facesnap_ext import photos
-from facesnap_ext.engine import Engine, Preview
+from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.framing import face_thumbnail
+from facesnap_ext.identity.job_landmarks import photo_points
 from facesnap_ext.identity.references import Reference, turn_note
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.poses import for_browser
@@ -173,20 +173,6 @@ def canvas_data(
         return json.dumps({"question": question, "error": str(error)})
     answer = {"rig": for_browser(preview.rig) | rig, **photo_points(preview), "in_init": in_init}
     return json.dumps({"question": question, **answer, "note": " ".join(preview.notes)})
-
-
-def photo_points(preview: Preview) -> dict[str, Any]:
-    """A photo's landmarks and neutral face in a preview, as fractions of the image's width and height, and the
-    expression of another photo in face heights; all may be None."""
-    landmarks, neutral, expression = preview.landmarks, preview.neutral, preview.expression
-    points = camera = still = None
-    if landmarks is not None:
-        points = (landmarks.points / (landmarks.width, landmarks.height)).tolist()
-    if neutral is not None:
-        size = np.array([neutral.landmarks.width, neutral.landmarks.height])
-        still, camera = (neutral.landmarks.points / size).tolist(), (neutral.matrix / size[:, None]).tolist()
-    field = None if expression is None else expression.tolist()
-    return {"points": points, "neutral": still, "camera": camera, "expression": field}
 
 
 @one_at_a_time

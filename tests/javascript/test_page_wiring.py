@@ -135,7 +135,7 @@ class Page:
         return self.page.locator(f"#txt2img_{name} input:checked").get_attribute("value")
 
     def visible(self) -> set[str]:
-        names = ("photo", "template", "sliders", "face")
+        names = ("photo", "template", "sliders", "saved", "custom", "moved", "face")
         return {name for name in names if self.page.locator(f".facesnap-when-{name}").is_visible()}
 
     def transfer(self, kind: str, name: str, target: str = "body", type: str = "image/png", text: str = "") -> bool:
@@ -163,10 +163,17 @@ def page(browser):
 
 def test_controls_without_effect_are_hidden(page) -> None:
     shown = {}
-    for pose in ("photo", "template", "sliders", "own"):
+    for pose in ("photo", "template", "sliders", "saved", "own"):
         page.choose("pose", pose)
         shown[pose] = page.visible()
-    assert shown == {"photo": {"photo"}, "template": {"template"}, "sliders": {"sliders"}, "own": set()}
+    sliders = {"sliders", "moved"}
+    expected = {"photo": {"photo"}, "template": {"template"}, "sliders": sliders, "saved": {"saved"}, "own": set()}
+    assert shown == expected
+    page.choose("expression_source", "custom")
+    assert page.visible() == {"custom", "moved"}
+    page.choose("expression_source", "driving")
+    assert page.visible() == {"photo"}
+    page.choose("expression_source", "pose")
     page.choose("region", "face")
     assert page.visible() == {"face"}
     assert not page.page.get_by_role("toolbar").is_visible()
@@ -191,6 +198,19 @@ def test_templates_are_thumbnails_chosen_by_click_and_keys(page) -> None:
         expected = names[(names.index("tilted") + (step if key in ("ArrowRight", "ArrowUp") else 0)) % 10]
         assert page.chosen("template") == expected
         assert page.page.evaluate("document.activeElement.value") == expected
+
+
+def test_named_expressions_are_thumbnails_of_the_persons_face(page) -> None:
+    page.choose("expression_source", "custom")
+    group = page.page.get_by_role("radiogroup", name="expression", exact=True)
+    assert group.get_by_role("radio").count() == len(EXPRESSIONS) == 10
+    drawn = page.page.evaluate(
+        "[...document.querySelectorAll('#txt2img_expression label canvas')].map(canvas => canvas.toDataURL())"
+    )
+    assert len(set(drawn)) == 10, "all are different"
+    group.get_by_role("radio", name="wink").click(force=True)
+    page.page.keyboard.press("ArrowRight")
+    assert page.chosen("expression") == "kiss"
 
 
 def test_a_click_on_a_face_sets_the_face_index(page) -> None:

@@ -13,12 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facesnap_ext.hosts.windows import init_region
+from facesnap_ext.identity.job_landmarks import photo_points
+from facesnap_ext.identity.predictors import Preview
 from facesnap_ext.landmarks.movements import EXPRESSIONS, SLIDERS
+from facesnap_ext.landmarks.neutral import NeutralFace
 from facesnap_ext.landmarks.open_face import OpenShape, load_basis
 from facesnap_ext.landmarks.points72 import Landmarks
-from facesnap_ext.landmarks.poses import TEMPLATES, Pose, Rig, for_browser, placement, pose_points, reposition
+from facesnap_ext.landmarks.poses import (
+    TEMPLATES,
+    Pose,
+    Rig,
+    displacement,
+    for_browser,
+    placement,
+    pose_points,
+    reposition,
+)
 from facesnap_ext.landmarks.rigs import flame_rig, open_face_rig
-from facesnap_ext.settings.pose import pose_from_unit
+from facesnap_ext.settings.pose import custom_expression, pose_from_unit
 from facesnap_ext.settings.unit import CHOICES, RANGES, Unit, to_values
 from facesnap_lab.miniature.render import head
 from tests.support.units import make_unit
@@ -103,6 +115,35 @@ def test_a_photos_points_are_repositioned_as_in_the_job(
     tolerance = max(1e-3, 1e-6 * abs(expected.points).max())
     np.testing.assert_allclose(shown["points"], expected.points, rtol=0, atol=tolerance)
     assert list(shown["pose"].values()) == pytest.approx(list(placement(expected)), abs=1e-5)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    unit=st.builds(make_unit, **{**chosen, "pose": st.sampled_from(["photo", "own"])}, **sliders, **places),
+    width=sides,
+    height=sides,
+)
+def test_a_photos_expression_is_changed_as_in_the_job(
+    browser: Browser, seed: int, unit: Unit, width: int, height: int
+) -> None:
+    random = np.random.default_rng(seed)
+    landmarks = [
+        Landmarks((random.uniform(0.2, 0.8, (72, 2)) * (width, height)).astype(np.float32), width, height)
+        for _ in range(2)
+    ]
+    face = NeutralFace(landmarks[1], random.uniform(-1, 1, (2, 3)) * height)
+    photo = random.normal(0, 0.02, (72, 3))
+    expected = landmarks[0]
+    if unit.expression_source == "custom":
+        expected = face.with_expression(displacement(RIG, custom_expression(unit)))
+    elif unit.expression_source != "pose":
+        expected = face.with_expression(photo)
+    expected = reposition(expected, unit.x, unit.y, unit.size)
+    preview = Preview(RIG, landmarks[0], (), face, photo)
+    state = {"values": values_of(unit), "width": width, "height": height, **photo_points(preview)}
+    shown = browser("facesnapPreviewOf({...state, rig})", state=state)
+    tolerance = max(1e-2, 1e-5 * abs(expected.points).max())
+    np.testing.assert_allclose(shown["points"], expected.points, rtol=0, atol=tolerance)
 
 
 @given(mode=st.integers(0, 3), size=st.tuples(sides, sides), output=st.tuples(sides, sides))

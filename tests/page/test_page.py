@@ -137,10 +137,41 @@ def test_dragging_sets_the_sliders(posed):
     assert posed.at("placed", "input").is_checked()
 
 
-def test_the_canvas_follows_a_slider_within_50_ms(posed):
+@pytest.mark.parametrize("slider", ["yaw", "smile_left", "lid_right"])
+def test_the_canvas_follows_a_slider_within_50_ms(posed, slider):
     """50 ms are three frames of an idle browser. Frames are counted, because they take longer on a busy machine."""
-    frames, milliseconds = posed.delays("yaw", 15)
+    frames, milliseconds = posed.delays(slider, 15)
     assert median(frames) <= 3, f"{median(milliseconds):.0f} ms"
+
+
+def test_the_canvas_follows_the_expression_of_a_photo_within_50_ms(posed):
+    posed.choose("pose", "own")
+    posed.choose("expression_source", "custom")
+    posed.page.wait_for_timeout(SECOND)
+    frames, milliseconds = posed.delays("mouth", 15)
+    assert median(frames) <= 3, f"{median(milliseconds):.0f} ms"
+
+
+def test_a_pose_is_saved_chosen_and_deleted(posed):
+    posed.number("yaw", 30)
+    posed.number("smile_left", 0.5)
+    posed.page.wait_for_timeout(SECOND)
+    before = posed.canvas().evaluate("canvas => canvas.toDataURL()")
+    posed.open("save_pose_part")
+    posed.text("pose_name", "Half a smile")
+    posed.press("save_pose")
+    posed.wait_for_text("pose_report", "Saved as Half a smile.json: numbers, no pixels.")
+    posed.number("yaw", 0)
+    posed.choose("pose", "saved")
+    posed.at("saved_pose", "input").click()
+    posed.page.get_by_role("option", name="Half a smile").click()
+    posed.page.wait_for_timeout(2 * SECOND)
+    assert posed.canvas().evaluate("canvas => canvas.toDataURL()") == before
+    image = posed.generate()
+    assert isinstance(image, np.ndarray), image
+    assert "FaceSnap saved pose: Half a smile" in posed.infotext()
+    posed.press("delete_pose")
+    posed.wait_for_text("pose_report", "Deleted Half a smile.")
 
 
 def test_the_canvas_can_be_used_with_the_keyboard_alone(posed):
