@@ -41,7 +41,7 @@ def controls() -> str:
     return f"""
         <div id='txt2img_person'>
         <div id='txt2img_references'></div><div id='txt2img_report'></div>
-        <div id='txt2img_identity'><input></div>
+        <div id='txt2img_identity'><input></div><div id='txt2img_saved_pose'><input></div>
         {radios("pose", ["photo", "template", "sliders", "saved", "own"])}
         <div class='facesnap-when-photo'>driving<div id='txt2img_driving'></div></div>
         <div class='facesnap-when-template facesnap-templates'>{radios("template", list(TEMPLATES))}</div>
