@@ -94,7 +94,7 @@ class Sliders:
         "Inner brows (-1 = lowered, 1 = raised)",
         *(-1, 1),
         positive=_both(browInnerUp=1.8),
-        negative=_both(browDown=1.2, browInnerUp=-1),
+        negative=_both(browDown=1.5, browInnerUp=-1.2),
     )
     brow_outer_left: float = _slider(
         "Outer brow, left (-1 = lowered, 1 = raised)",
@@ -151,11 +151,11 @@ EXPRESSIONS: dict[str, Mapping[str, float]] = {
         "lid_right": -0.35,
     },
     "angry": {
-        "brow_inner": -0.8,
+        "brow_inner": -0.85,
         "brow_outer_left": 0.4,
         "brow_outer_right": 0.4,
-        "lips": -0.65,
-        "frown": 0.15,
+        "lips": -0.7,
+        "frown": 0.3,
         "lid_left": 0.25,
         "lid_right": 0.25,
     },
