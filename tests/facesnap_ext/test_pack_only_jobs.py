@@ -17,6 +17,7 @@ from facesnap_ext.hosts import a1111
 from facesnap_ext.hosts.attention import cross_attentions
 from facesnap_ext.identity import encoders as encoders_module
 from facesnap_ext.identity.saved import save_identity
+from facesnap_ext.landmarks.movements import SLIDERS
 from facesnap_ext.landmarks.open_face import fit, load_basis, predict
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import crop_and_resize, draw, five_points
@@ -30,6 +31,7 @@ from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet
 from tests.support.stand_in_pack import stand_in_faces68
 from tests.support.stand_ins import randomise_outputs, write_instantid
+from tests.support.units import changed
 
 host = test_attention.host  # A1111's modules
 
@@ -80,14 +82,14 @@ def test_every_template_poses_the_persons_own_face(engine, unit, astronaut, temp
     np.testing.assert_allclose(prepared.conditioning.landmarks.points, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [{"yaw": 30}, {"pitch": -20}, {"roll": 15}, {"mouth": 1}, {"brows": 1}, {"eyes": -1}, {"eyes": 1}, {"x": 0.3}],
-)
-def test_every_slider_changes_the_landmarks(engine, unit, changed):
+ENDS = [(name, end) for name, slider in SLIDERS.items() for end in slider.range if end]
+
+
+@pytest.mark.parametrize(("name", "value"), [*ENDS, ("x", 0.3)])
+def test_every_slider_changes_the_landmarks(engine, unit, name, value):
     neutral, moved = (
-        engine.prepare(replace(unit, pose="sliders", **values), 512, 512).conditioning.landmarks
-        for values in ({}, changed)
+        engine.prepare(changed(unit, pose="sliders", **values), 512, 512).conditioning.landmarks
+        for values in ({}, {name: value})
     )
     assert np.abs(draw(neutral, 512, 512).astype(int) - draw(moved, 512, 512)).max() > 100
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from facesnap_ext import engine
 from facesnap_ext.engine import Engine, Tokens, condition, find_faces, predict_landmarks
+from facesnap_ext.identity import job_faces
 from facesnap_ext.identity.faces import find_faces as find_all
 from facesnap_ext.identity.init_part import InitPart
 from facesnap_ext.identity.predictors import choose_predictor
@@ -193,6 +193,6 @@ def test_a_saved_identity_of_another_person_is_reported(face_pack, astronaut, mi
 
 def test_the_note_on_a_saved_identity_reaches_the_job(encoders, unit, monkeypatch):
     saved = SimpleNamespace(embeddings=torch.from_numpy(-encoders.face(unit.references[0]).embedding[None]))
-    monkeypatch.setattr(engine, "load_identity", lambda *args: saved)
+    monkeypatch.setattr(job_faces, "load_identity", lambda *args: saved)
     found = find_faces(encoders, replace(unit, identity="Ada"))
     assert "hardly resembles" in found.notes[0]
