@@ -88,7 +88,7 @@ class Page:
         entry.press("Tab")
 
     def text(self, control: str, value: str) -> None:
-        self.at(control, "input, textarea").fill(value)
+        self.at(control, ":is(input, textarea)").fill(value)
 
     def tick(self, control: str) -> None:
         self.at(control, "input[type=checkbox]").check()

@@ -363,5 +363,6 @@ def test_choosing_a_saved_person_shows_their_rig(host, monkeypatch):
     for function, inputs, outputs in components["identity"].listeners:
         if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:
             answers.append(json.loads(function(*(shown.get(component.values["elem_id"]) for component in inputs))))
-    assert [set(answer) for answer in answers] == [{"question", "rig", "points", "in_init", "note"}]
-    assert requests == [((), None, (640, 512), 0, 0, "Ada")]
+    parts = {"question", "rig", "points", "neutral", "camera", "expression", "in_init", "note"}
+    assert [set(answer) for answer in answers] == [parts]
+    assert requests == [((), None, (640, 512), 0, 0, "Ada", None)]
