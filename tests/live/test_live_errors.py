@@ -103,7 +103,9 @@ def test_an_init_image_without_a_face_is_not_an_error(host: Host) -> None:
 
 def test_missing_model_files(empty_host: Host) -> None:
     message = refusal(empty_host, with_facesnap({}, model=""))
-    assert_one_sentence(message, r"no FaceSnap file in", r"put one there \(open Model files in the accordion")
+    assert_one_sentence(
+        message, r"no InstantID and no FaceSnap file in", r"download InstantID .* at the top of the FaceSnap accordion"
+    )
 
 
 def refusal(host: Host, job: Job) -> Refused:
