@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facesnap_ext.landmarks.flame import JAW, Flame, posed_vertices
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.flame import JAW, NOT_FINITE, Flame, posed_vertices
 from facesnap_ext.landmarks.points72 import COLOURS, LEFT_EYE, POLYLINES, RIGHT_EYE, Landmarks, points_on
 
 JAW_OPEN = 0.35  # rotation of FLAME's jaw joint at mouth 1, in radians
@@ -100,6 +101,9 @@ def make_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
     Args:
         flame: the head model.
         shape: [S] shape code of the person in standard deviations, from DECA; None for FLAME's mean face.
+
+    Raises:
+        FaceSnapError: the face is not made of finite numbers.
     """
     shape = flame.v_template.new_zeros(1) if shape is None else shape
     neutral, open_jaw = flame.v_template.new_zeros(2, 1, len(flame.parents), 3)
@@ -111,6 +115,8 @@ def make_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
     height = high[1] - low[1]
     rest, opened = ((points - (low + high) / 2) / height for points in (rest, opened))
     directions = np.stack([opened - rest, _brow_direction(rest), *_lid_directions(rest)])
+    if not (np.isfinite(rest).all() and np.isfinite(directions).all()):
+        raise FaceSnapError(NOT_FINITE)
     return Rig(rest.astype(np.float32), directions.astype(np.float32))
 
 
