@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing: `python -m tests.fuzz.guided NAME -runs=5000`.
 
-NAME is the name of a test in a module of this folder without `test_`; those that need a fixture are left out. The options are those of atheris, which must be installed
-(`pip install atheris`) and is available only for Linux and macOS.
+NAME is the name of a test in a module of this folder without `test_`; those that need a fixture are left out. The
+options are those of atheris, which must be installed (`pip install atheris`) and is available only for Linux and macOS.
 """
 
 from __future__ import annotations
