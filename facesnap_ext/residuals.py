@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.conditioning import Conditioning, ffrnets
+from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks import compiled
@@ -212,9 +213,23 @@ class _OnePerson:
             if len(features) > 1:
                 features = [torch.cat([self._embedded_landmarks(x, image) for image in images])]
             residuals = run(self.person.ffrnet, x, timesteps, identity, features[0], y)
+        if self._evaluations == 1:  # a check takes time, because the GPU is waited for
+            self._check_finite(x, residuals)
         strength = self.person.strength
         weights = [strength.weight * weight for weight in strength.block_weights or [1.0] * len(residuals)]
         return [residual if weight == 1 else residual * weight for residual, weight in zip(residuals, weights)]
+
+    def _check_finite(self, x: Tensor, residuals: Sequence[Tensor]) -> None:
+        """Check the residuals of a latent that is finite itself; without this, the host blames the checkpoint.
+
+        Raises:
+            FaceSnapError: some are not finite.
+        """
+        if not all(bool(residual.isfinite().all()) for residual in residuals) and bool(x.isfinite().all()):
+            raise FaceSnapError(
+                f"FFRNet of {self.person.name} computes values that are not finite in {str(x.dtype)[6:]}, so the file "
+                "is damaged or needs a wider number type; download or create it again."
+            )
 
     def _embedded_tokens(self, device: torch.device) -> list[KeysValues]:
         if not self._identity:

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facesnap_ext.landmarks.flame import JAW, Flame, posed_vertices
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.flame import JAW, NOT_FINITE, Flame, posed_vertices
 from facesnap_ext.landmarks.points72 import COLOURS, LEFT_EYE, POLYLINES, RIGHT_EYE, Landmarks, points_on
 
 JAW_OPEN = 0.35  # rotation of FLAME's jaw joint at mouth 1, in radians
@@ -101,6 +102,9 @@ def flame_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
     Args:
         flame: the head model.
         shape: [S] shape code of the person in standard deviations, from DECA; None for FLAME's mean face.
+
+    Raises:
+        FaceSnapError: the face is not made of finite numbers.
     """
     shape = flame.v_template.new_zeros(1) if shape is None else shape
     neutral, open_jaw = flame.v_template.new_zeros(2, 1, len(flame.parents), 3)
@@ -108,7 +112,10 @@ def flame_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
     with torch.no_grad():
         vertices = [posed_vertices(flame, shape[None], shape.new_zeros(1, 0), pose) for pose in (neutral, open_jaw)]
         rest, opened = points_on(torch.cat(vertices), flame.faces).double().cpu().numpy()
-    return make_rig(rest, opened)
+    rig = make_rig(rest, opened)
+    if not all(np.isfinite(points).all() for points in (rig.rest, *rig.directions.values())):
+        raise FaceSnapError(NOT_FINITE)
+    return rig
 
 
 def make_rig(rest: np.ndarray, opened: np.ndarray) -> Rig:
