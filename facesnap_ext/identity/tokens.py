@@ -81,7 +81,7 @@ def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: Face
         clip_tokens: None for a Mixer without CLIP input.
 
     Raises:
-        FaceSnapError: their width is different.
+        FaceSnapError: the widths differ.
     """
     mixer = weights.info.mixer
     for title, features, expected in (

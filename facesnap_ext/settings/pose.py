@@ -12,7 +12,7 @@ from facesnap_ext.settings.unit import Unit
 def pose_from_unit(unit: Unit, width: float, height: float) -> Pose:
     """Return the pose that a unit's template or sliders describe.
 
-    If the unit does not set position or size, the template's values apply, or the values of "front" with sliders.
+    If the unit does not set position or size, the template's values apply (with sliders, those of "front").
 
     Args:
         unit: the settings; `pose` is "template" or "sliders".

@@ -84,7 +84,7 @@ def test_forges_multidiffusion_is_refused(host: Host, baseline: Baseline) -> Non
         pytest.skip("only Forge has MultiDiffusion built in")
     tiles = {"alwayson_scripts": {"MultiDiffusion Integrated": {"args": [True, "MultiDiffusion", 192, 192, 64, 2]}}}
     assert_one_sentence(
-        refusal(host, with_facesnap(tiles)), r"cannot act in the tiles of MultiDiffusion", r"disable one"
+        refusal(host, with_facesnap(tiles)), r"cannot be applied to MultiDiffusion's tiles", r"disable one"
     )
     assert equal(host.images({}), baseline({}))
 

@@ -23,7 +23,7 @@ from facesnap_lab.miniature.measure import Judge
 from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.world import person, scene
 
-ADA, BOB = 3, 8  # people of the test split, which is not used for training
+ADA, BOB = 3, 8  # people from the test split, which is not used for training
 MARGIN = 0.3  # cosine similarity; on average, photos of the same person are 0.76 above photos of different people
 NO_FACE = np.full((SIDE, SIDE, 3), 128, np.uint8)
 
@@ -138,7 +138,7 @@ def test_dragging_sets_the_sliders(posed):
 
 
 def test_the_canvas_follows_a_slider_within_50_ms(posed):
-    """50 ms are three frames of an idle browser. Frames are counted, because they take longer on a busy machine."""
+    """50 ms is three frames of an idle browser. Frames are counted, because they take longer on a busy machine."""
     frames, milliseconds = posed.delays("yaw", 15)
     assert median(frames) <= 3, f"{median(milliseconds):.0f} ms"
 
