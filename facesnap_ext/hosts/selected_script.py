@@ -27,6 +27,11 @@ def upscales(p: Any) -> bool:
     return "upscale" in selected_script(p).lower()
 
 
+def loops_back(p: Any) -> bool:
+    """Whether the selected script starts from its own results, which may have another size than the init image."""
+    return "loopback" in selected_script(p).lower()
+
+
 def check_image_count(p: Any) -> None:
     """Check that a job whose images are made once for each reference photo was not made by a script that counts them.
 
