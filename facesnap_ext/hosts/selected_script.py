@@ -28,6 +28,11 @@ def upscales(p: Any) -> bool:
     return "upscale" in selected_script(p).lower()
 
 
+def loops_back(p: Any) -> bool:
+    """Whether the selected script starts from its own results, which may have another size than the init image."""
+    return "loopback" in selected_script(p).lower()
+
+
 def check_image_count(p: Any) -> None:
     """Check that a job in batch mode was not created by a script that depends on the number of images.
 
