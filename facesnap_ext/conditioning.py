@@ -34,7 +34,7 @@ class Conditioning:
         hint: the kind of landmark image, a key of `hints.HINTS`.
         uncond_tokens: identity tokens of the unconditional rows, like `tokens`; None uses `tokens` for all rows.
         name: the weight file's name, for messages.
-        region: where the person acts in the output image; None means everywhere.
+        region: where the person is applied in the output image; None means everywhere.
         placements: the person's placement in each image of a batch that starts from different init images, and None for
             images without the person; empty if `landmarks` and `region` apply to all images.
         adapter: returns the keys and values that `networks.adapter.Adapter` computes; None without an adapter.

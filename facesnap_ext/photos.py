@@ -158,7 +158,7 @@ class PhotoReader:
         check_number(self._number + 1)
         if self._pixels + image.width * image.height > MAX_TOTAL_PIXELS:
             raise TooManyPhotosError(
-                f"The photos up to {name} have more than {MAX_TOTAL_PIXELS // 10**6} million pixels together; use "
+                f"The photos up to {name} have more than {MAX_TOTAL_PIXELS // 10**6} million pixels in total; use "
                 "fewer photos, or scale them down."
             )
         photo = from_pil(image, name)

@@ -1,4 +1,4 @@
-"""Where in the image each person acts, and how several people share the image.
+"""Where in the image each person is applied, and how several people share the image.
 
 A region is stored as it was defined, around a face or as a painted mask, and is sampled at the size of each residual,
 in both passes and at every level of the UNet. Coordinates are fractions of the frame that contains the region: the
@@ -115,7 +115,7 @@ def blend_weights(masks: Sequence[np.ndarray | None]) -> np.ndarray:
     1: two regions that fully overlap get half each, and a region elsewhere has no influence. A person without a region
     is the background and gets the weight that the regions leave, because a user who gives one person the whole image
     and a second person a region expects only the second person in that region, not a mixture. Several people without a
-    region share this weight evenly. If all people have a region, no one acts outside the regions.
+    region share this weight evenly. If all people have a region, no one is active outside the regions.
 
     Args:
         masks: for each person [h, w] in 0…1, all of one size, or None for the whole image.
@@ -131,7 +131,7 @@ def blend_weights(masks: Sequence[np.ndarray | None]) -> np.ndarray:
 
 
 def region_of(unit: Unit, landmarks: Landmarks | None) -> Region | None:
-    """The region in which a unit acts; None for the whole image.
+    """The region in which a unit is active; None for the whole image.
 
     Args:
         landmarks: the predicted points. A region around the face is relative to their image; a painted region is

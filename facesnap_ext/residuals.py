@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.conditioning import Conditioning, ffrnets
+from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.hints import HINTS, POINTS72
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks import compiled
@@ -34,7 +35,7 @@ class Residuals:
     def __init__(self, people: Sequence[Conditioning]):
         self.people = tuple(people)
         self._runners = [_OnePerson(person) for person in self.people]
-        # by the acting people, the size of a residual, and the image
+        # by the active people, the size of a residual, and the image
         self._weights: dict[tuple[tuple[int, ...], int, int, int], Tensor] = {}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
@@ -56,7 +57,7 @@ class Residuals:
     ) -> list[Tensor] | None:
         """Weighted and blended residuals for the rows of one UNet call.
 
-        Only the people who act at this time share the image. The weights are the same for conditional and unconditional
+        Only the people active at this time share the image. The weights are the same for conditional and unconditional
         rows: a `cond_only` person is missing from unconditional rows and no one else takes their place there, so that
         classifier-free guidance pushes towards only that person.
 
@@ -65,13 +66,13 @@ class Residuals:
             timesteps: discrete timesteps [R].
             is_cond: whether each row is conditional.
             y: the rows' pooled text and sizes [R, adm_dim]; only used by weights that were trained with text.
-            acting: whether each person acts now; by default all do.
+            acting: whether each person is active now; by default all are.
             images: the index in the batch of each row's image, for people whose placements differ; by default, all rows
                 belong to the first image.
 
         Returns:
             One residual per block from shallow to deep, followed by the middle block's: each [R, …], or [1, …] if all
-            rows are for one image. None if no one acts.
+            rows are for one image. None if no one is active.
         """
         who = tuple(i for i in range(len(self._runners)) if acting is None or acting[i])
         if not who:
@@ -84,7 +85,7 @@ class Residuals:
         return [self._blend(who, parts, row_images) for parts in zip(*each)]
 
     def blend_weights(self, who: tuple[int, ...], height: int, width: int, image: int = 0) -> Tensor:
-        """The weights of the people who act in an image: [people, h, w], or [people, 1, 1] if no one has a region."""
+        """The weights of the people active in an image: [people, h, w], or [people, 1, 1] if no one has a region."""
         key = (who, height, width, image if self.per_image(who) else 0)
         if key not in self._weights:
             masks: list[np.ndarray | None] = []
@@ -212,9 +213,23 @@ class _OnePerson:
             if len(features) > 1:
                 features = [torch.cat([self._embedded_landmarks(x, image) for image in images])]
             residuals = run(self.person.ffrnet, x, timesteps, identity, features[0], y)
+        if self._evaluations == 1:  # a check takes time, because the GPU is waited for
+            self._check_finite(x, residuals)
         strength = self.person.strength
         weights = [strength.weight * weight for weight in strength.block_weights or [1.0] * len(residuals)]
         return [residual if weight == 1 else residual * weight for residual, weight in zip(residuals, weights)]
+
+    def _check_finite(self, x: Tensor, residuals: Sequence[Tensor]) -> None:
+        """Check the residuals of a latent that is finite itself; without this, the host blames the checkpoint.
+
+        Raises:
+            FaceSnapError: some are not finite.
+        """
+        if not all(bool(residual.isfinite().all()) for residual in residuals) and bool(x.isfinite().all()):
+            raise FaceSnapError(
+                f"FFRNet of {self.person.name} computes values that are not finite in {str(x.dtype)[6:]}, so the file "
+                "is damaged or needs a wider number type; download or create it again."
+            )
 
     def _embedded_tokens(self, device: torch.device) -> list[KeysValues]:
         if not self._identity:

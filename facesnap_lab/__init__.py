@@ -1,1 +1,1 @@
-"""FaceSnap's laboratory: data sets, training, the miniature world, evaluation, ablations and benchmarks."""
+"""FaceSnap's lab: data sets, training, the miniature world, evaluation, ablations and benchmarks."""

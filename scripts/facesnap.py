@@ -21,7 +21,7 @@ from facesnap_ext.hosts.model_folders import model_files
 from facesnap_ext.settings.infotext import PHOTOS
 from facesnap_ext.settings.saved_poses import find_poses
 from facesnap_ext.settings.script_args import UI_ORDER, batches_by_photo, from_script_args
-from facesnap_ext.ui import accordion, models_panel, routes
+from facesnap_ext.ui import accordion, models_panel, routes, starter
 from facesnap_ext.weights.identity_folder import find_identities
 
 if not hasattr(scripts.Script, "process_before_every_sampling"):  # without this callback, residuals are never added
@@ -78,6 +78,7 @@ class Script(scripts.Script):
         people = range(1, int(getattr(shared.opts, "facesnap_people", PEOPLE)) + 1)
         components = []
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
+            top = starter.controls(files, self.elem_id)
             status = gr.HTML(accordion.status(files), elem_id=self.elem_id("status"))
             for number in people:
                 with gr.Tab(f"Person {number}", elem_id=self.ident("person", number)):
@@ -87,7 +88,7 @@ class Script(scripts.Script):
                     ident = partial(self.ident, number=number)
                     components.append(accordion.person_controls(on, files, identities, engine, ident))
             lists = [person[UI_ORDER.index("model")] for person in components]
-            models_panel.panel(files, model_files, self.elem_id, status, lists)
+            models_panel.panel(files, model_files, self.elem_id, status, lists, top)
         self.infotext_fields = [
             PasteField(component, partial(accordion.paste_value, number=number, name=name))
             for number, person in zip(people, components)

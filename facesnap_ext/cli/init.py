@@ -16,9 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("checkpoint", type=Path, nargs="?", help="SDXL checkpoint (.safetensors)")
     source.add_argument("--instantid", type=Path, metavar="FOLDER", help="start from InstantID's files in this folder")
     parser.add_argument("--out", type=Path, required=True, help="FaceSnap file to write")
-    parser.add_argument("--head-dim", type=int, default=64, help="channels per attention head (default: 64, SDXL's)")
     parser.add_argument(
-        "--size-dim", type=int, default=256, help="channels per embedded image size (default: 256, SDXL's)"
+        "--head-dim", type=int, default=64, help="channels per attention head (default: 64, as in SDXL)"
+    )
+    parser.add_argument(
+        "--size-dim", type=int, default=256, help="channels per embedded image size (default: 256, as in SDXL)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights (default: 0)")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float16, or the dtype of InstantID's files")

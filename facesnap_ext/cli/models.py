@@ -82,7 +82,7 @@ def run_get(options: argparse.Namespace) -> None:
 
 
 def _find_files(options: argparse.Namespace) -> ModelFiles:
-    """Find the model files in `--models`, or in the surrounding WebUI, and in folders of other programs."""
+    """Find the model files in `--models`, or in the surrounding WebUI, and in other programs' folders."""
     from facesnap_ext.hosts.model_folders import shared_model_folders
     from facesnap_ext.weights.search import find_models
 

@@ -92,7 +92,7 @@ class ConditionedPass(PassHooks):
         super().__init__(p)
         self.residuals = Residuals(people)
         self.adapters = AdapterHooks(self.residuals)
-        self._acting: list[bool] = []  # whether each person acts in the announced evaluation
+        self._acting: list[bool] = []  # whether each person is active in the announced evaluation
         self._commented = False  # whether an unannounced UNet call has been reported
         self._blocks: tuple[nn.Module, ...] = ()  # the blocks that have hooks: the middle block, then the output blocks
         self._block_handles: list[Any] = []
@@ -144,7 +144,7 @@ class ConditionedPass(PassHooks):
                 p,
                 "UNet calls of another extension",
                 "FaceSnap: Another extension calls the UNet outside the WebUI's own sampling, or in tiles as "
-                "MultiDiffusion does. FaceSnap does not act in those calls; disable one of the two.",
+                "MultiDiffusion does. FaceSnap is not applied to those calls; disable one of the two.",
             )
 
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """InstantID's adapter half in a UNet: attention to the identity tokens is added to each cross-attention's output.
 
 The hooks are on `to_q` and on the output projection, which every host's attention calls with any kernel. They work
-together with LoRAs and other adapters and replace nothing. They are reset for each UNet call: queries are only kept
+with LoRAs and other adapters and replace nothing. They are reset for each UNet call: queries are only kept
 during the call, and outside an announced call the hooks do nothing.
 
-Extensions for regional prompts call an attention once for each region with some of the rows (Regional Prompter), or
-repeat rows for the regions and pad them with zeros (Forge Couple). They then mix the outputs with weights that add up
-to 1, so each of their rows is conditioned like the row that it was copied from. For this, further hooks record the
+Extensions for regional prompts call an attention layer once for each region with some of the rows (Regional Prompter),
+or repeat rows for the regions and pad them with zeros (Forge Couple). They then mix the outputs with weights that add
+up to 1, so each of their rows is conditioned like the row that it was copied from. For this, further hooks record the
 original rows (on the norm before each cross-attention) and the size of the features (on the transformer around it).
 """
 
@@ -39,7 +39,7 @@ class Call:
 
     Attributes:
         is_cond: whether each row is conditional.
-        acting: whether each person acts.
+        acting: whether each person is active.
         images: the index in the batch of each row's image.
     """
 
@@ -128,7 +128,7 @@ class AdapterHooks:
         return add
 
     def _attend(self, call: Call, layer: int, inputs: Tensor, queries: Tensor, heads: int) -> Tensor | None:
-        """The contribution of all people's tokens to the attention's output [R, N, width]; None if no one acts."""
+        """The contribution of all people's tokens to the attention's output [R, N, width]; None if no one is active."""
         who = tuple(i for i, acts in enumerate(call.acting) if acts)
         labels = tuple(zip(call.is_cond, call.images if self.residuals.per_image(who) else [0] * len(call.images)))
         rows: list[RowLabel] = []
@@ -193,11 +193,11 @@ def surroundings(unet: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
 
 
 def labels_of(part: Tensor, whole: Tensor | None, labels: Sequence[RowLabel]) -> list[RowLabel]:
-    """The labels of the rows that an attention is called with.
+    """The labels of the rows that an attention layer is called with.
 
     Args:
-        part: the rows that the attention is called with.
-        whole: all rows of the UNet call before the attention, if they are known.
+        part: the rows that the attention layer is called with.
+        whole: all rows of the UNet call before the attention layer, if they are known.
         labels: the label of each row of the UNet call.
 
     Raises:

@@ -41,7 +41,8 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
             )
     residuals = Residuals(people)
     adapters = AdapterHooks(residuals)
-    current: list[Tensor] = []  # residuals of the running UNet call, including a ControlNet's; empty if no one acts
+    # residuals of the current UNet call, including a ControlNet's; empty if no one is active
+    current: list[Tensor] = []
 
     def prepare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         adapters.call = None

@@ -37,7 +37,7 @@ def refusal_of(error: Exception) -> Refusal:
 
 
 def report_stop(p: Any, where: str, sentence: str) -> None:
-    """Report that FaceSnap does not act in a part of a job: on the page, and in infotext, which the API returns.
+    """Report that FaceSnap is not active in a part of a job: on the page, and in infotext, which the API returns.
 
     Args:
         where: a short name of that part, such as "refiner".

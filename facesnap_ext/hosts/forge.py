@@ -92,7 +92,7 @@ class ControlLink:
     @property
     def cond_hint(self) -> Any:
         """Forge's MultiDiffusion asks each control for an image to cut into tiles; this control has none."""
-        raise FaceSnapError("FaceSnap cannot act in the tiles of MultiDiffusion; disable one of the two.")
+        raise FaceSnapError("FaceSnap cannot be applied to MultiDiffusion's tiles; disable one of the two.")
 
     cond_hint_original = cond_hint  # versions of MultiDiffusion differ in which attribute they read first
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from facesnap_ext import photos
-from facesnap_ext.hosts.selected_script import upscales
+from facesnap_ext.hosts.selected_script import loops_back, upscales
 from facesnap_ext.identity.init_part import InitPart
 from facesnap_ext.photos import Photo
 
@@ -54,7 +54,7 @@ def is_tile(p: Any) -> bool:
     if getattr(p, "_ad_inner", False) or upscales(p):
         return True
     requested = getattr(p, "facesnap_requested", None)
-    if requested is None or requested.size is None:
+    if requested is None or requested.size is None or loops_back(p):
         return False
     new_mask = getattr(p, "image_mask", None) is not None and not requested.has_mask
     return new_mask or getattr(p.init_images[0], "size", None) != requested.size

@@ -64,7 +64,7 @@ class JobState:
 
     Attributes:
         requested: the active units of each batch by unit number, see `script_args.batches_by_photo`; empty if no
-            one acts.
+            one is active.
         prepared: the prepared batches; empty before `process`.
         refusal: the reason why the job must stop; None if it can continue.
     """
@@ -81,7 +81,7 @@ def state_of(p: Any) -> JobState:
 
 
 def current_batch(p: Any) -> PreparedBatch | None:
-    """The batch prepared for the current iteration; None if no one acts or the job is refused."""
+    """The batch prepared for the current iteration; None if no one is active or the job is refused."""
     prepared = state_of(p).prepared
     return prepared[_batch_index(p)] if prepared else None
 
@@ -216,7 +216,7 @@ def _lacks_its_pass(p: Any, unit: Unit) -> bool:
 
 
 def _never_acting(p: Any, units: Mapping[int, Unit]) -> dict[str, str]:
-    """The infotext for people who do not act because hires fix is off; see `errors.report_stop`."""
+    """The infotext for people who are not active because hires fix is off; see `errors.report_stop`."""
     who = [
         f"{person_prefix(number, units)}no second pass" for number, unit in units.items() if _lacks_its_pass(p, unit)
     ]
@@ -250,7 +250,7 @@ def _prepare_people(
             prepared = engine.prepare(unit, p.width, p.height, init_image, partial(progress, prefix), files, part)
         notes = list(prepared.notes)
         if _lacks_its_pass(p, unit):
-            notes.append("This person acts only in the second pass of hires fix, which is off.")
+            notes.append("This person is active only in the second pass of hires fix, which is off.")
         for note in notes:
             p.comment(f"FaceSnap: {prefix}{note}")
         conditioning = replace(prepared.conditioning, compile=compile)

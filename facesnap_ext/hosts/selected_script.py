@@ -28,8 +28,13 @@ def upscales(p: Any) -> bool:
     return "upscale" in selected_script(p).lower()
 
 
+def loops_back(p: Any) -> bool:
+    """Whether the selected script starts from its own results, which may have another size than the init image."""
+    return "loopback" in selected_script(p).lower()
+
+
 def check_image_count(p: Any) -> None:
-    """Check that a job in reference mode batch was not created by a script that depends on the number of images.
+    """Check that a job in batch mode was not created by a script that depends on the number of images.
 
     Raises:
         FaceSnapError: the script depends on the number of images.
@@ -39,13 +44,13 @@ def check_image_count(p: Any) -> None:
     title = selected_script(p)
     if title and title not in TAKES_ANY_NUMBER:
         raise FaceSnapError(
-            f"The script {title} depends on the number of images in a job, which reference mode batch multiplies; "
+            f"The script {title} depends on the number of images in a job, which batch mode multiplies; "
             "choose a different reference mode, or keep only one reference photo."
         )
     if title == PLOT and (getattr(p, "do_not_save_grid", False) or not getattr(shared.opts, "return_grid", True)):
         raise FaceSnapError(
-            "The plot shows only the first image of each cell unless the WebUI creates grids, so most people of "
-            "reference mode batch would be missing; turn on grids, or use the axis [FaceSnap] reference."
+            "The plot shows only the first image of each cell unless the WebUI creates grids, so most people "
+            "would be missing in batch mode; turn on grids, or use the axis [FaceSnap] reference."
         )
 
 

@@ -16,7 +16,7 @@ from facesnap_ext.networks.ffrnet import FFRNet
 OUTPUT_CONVOLUTIONS = (".0.out_layers.3.weight", ".0.op.weight", ".0.weight")
 """Endings of the name of a block's last convolution: of a residual block, of a downsampling, of the first block."""
 
-REFINER_DIFFERS = "FaceSnap stopped acting when the refiner took over, because its UNet has different channel widths."
+REFINER_DIFFERS = "FaceSnap stopped when the refiner took over, because its UNet has different channel widths."
 on_gpu: WeakSet[FFRNet] = WeakSet()  # FFRNets that may be in GPU memory
 
 

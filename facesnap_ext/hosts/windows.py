@@ -20,7 +20,7 @@ WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
 def for_pass(p: Any, batch: PreparedBatch) -> tuple[Conditioning, ...]:
-    """The conditioning of all people who act in the sampling pass that is about to begin; img2img is a first pass."""
+    """The conditioning of all people active in the sampling pass that is about to begin; img2img is a first pass."""
     second = bool(getattr(p, "is_hr_pass", False))
     acting = [i for i, one in enumerate(batch.people) if one.conditioning.strength.acts_in(second)]
     if not batch.images:

@@ -129,7 +129,13 @@ def load_image_encoder(
         raise FaceSnapError(
             f"{file.name} is not a complete CLIP image encoder: {missing[0]} is missing; download the file again."
         )
-    model.load_state_dict(tensors, strict=False, assign=True)
+    try:
+        model.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as error:
+        reason = reason_of(str(error).partition("\n")[2] or error, 200)
+        raise FaceSnapError(
+            f"{file.name} is not a valid CLIP image encoder ({reason}): download the file again."
+        ) from error
     encoder = ImageEncoder(model)
     embeddings = model.get_submodule(f"{prefix}embeddings")
     embeddings.position_ids = torch.arange(encoder.tokens)[None]  # a buffer, not a weight; only older files contain it

@@ -33,6 +33,7 @@ from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.network_names import TITLES
 from facesnap_ext.weights.networks import network_hash
 from facesnap_ext.weights.source import WeightSource, networks_of, recognition_of
+from facesnap_ext.weights.tensors import is_finite
 
 NO_PIXELS = Photo(np.zeros((1, 1, 3), np.uint8), "")
 
@@ -120,7 +121,12 @@ class Encoders:
         encoder = cache(lambda: load_image_encoder(path))
 
         def encode(face: Face) -> Tensor:
-            return encoder()([face.crop])[0]
+            tokens = encoder()([face.crop])[0]
+            if not is_finite(tokens):
+                raise FaceSnapError(
+                    f"{path.name} computes CLIP features that are not finite, so it is damaged; download it again."
+                )
+            return tokens
 
         return [
             self.cache.get_or_compute(face_key("clip", networks, face.photo, face.box), partial(encode, face))

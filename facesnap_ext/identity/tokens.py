@@ -14,6 +14,7 @@ from facesnap_ext.identity.faces import Face
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_ext.weights.source import WeightSource
+from facesnap_ext.weights.tensors import is_finite
 
 
 def token_signatures(encoders: Encoders, source: WeightSource) -> Hashable:
@@ -33,6 +34,9 @@ def mix(
 
     Args:
         average: whether to average the references' features instead of fusing them.
+
+    Raises:
+        FaceSnapError: the features do not fit the Mixer, or the tokens are not finite numbers.
     """
     embeddings, clip_tokens = embeddings_of(references, saved)[None], None
     if weights.info.mixer.clip_dim > 0:
@@ -49,7 +53,13 @@ def mix(
         embeddings, clip_tokens = weights.mixer.average(embeddings, clip_tokens)
     check_features(embeddings, clip_tokens, weights)
     with torch.no_grad():
-        return weights.mixer.float()(embeddings, clip_tokens)
+        tokens = weights.mixer.float()(embeddings, clip_tokens)
+    if not is_finite(tokens):
+        raise FaceSnapError(
+            f"The Mixer of {weights.name} computes values that are not finite, so the file is damaged; download or "
+            "create it again."
+        )
+    return tokens
 
 
 def null_tokens(weights: FaceSnapWeights) -> Tensor:
@@ -71,7 +81,7 @@ def check_features(embeddings: Tensor, clip_tokens: Tensor | None, weights: Face
         clip_tokens: None for a Mixer without CLIP input.
 
     Raises:
-        FaceSnapError: their width is different.
+        FaceSnapError: the widths differ.
     """
     mixer = weights.info.mixer
     for title, features, expected in (

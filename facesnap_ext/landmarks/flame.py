@@ -29,6 +29,10 @@ from facesnap_ext.weights.unpickle import read_pickled_arrays
 
 VERSION = 1
 SHAPE_COLUMNS = 300  # shape directions in FLAME's `shapedirs`; the remaining columns are expression directions
+NOT_FINITE = (
+    "FLAME computes points that are not finite or far outside the photo, so its file is damaged; convert FLAME's "
+    "generic_model.pkl again."
+)
 GLOBAL, NECK, JAW, LEFT_EYE, RIGHT_EYE = range(5)  # indices of the joints in FLAME's files
 
 
@@ -158,7 +162,10 @@ def load_flame(path: Path) -> Flame:
         raise FaceSnapError(f"{path.name} was written by a newer FaceSnap; update the extension.")
     tensors = read_tensors(path)
     check_flame(tensors, path.name)
-    return Flame(**{field.name: tensors[field.name] for field in fields(Flame)})
+    types = {"parents": torch.int64, "faces": torch.int64}
+    return Flame(
+        **{field.name: tensors[field.name].to(types.get(field.name, torch.float32)) for field in fields(Flame)}
+    )
 
 
 def save_flame(path: Path, tensors: dict[str, Tensor], source: str) -> None:

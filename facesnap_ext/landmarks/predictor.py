@@ -17,10 +17,13 @@ from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.deca import CODE_SIZES, Deca, crop_face, crop_transform, load_deca, project, to_photo
-from facesnap_ext.landmarks.flame import Flame, full_pose, load_flame, posed_vertices, rotation_matrices
+from facesnap_ext.landmarks.flame import NOT_FINITE, Flame, full_pose, load_flame, posed_vertices, rotation_matrices
 from facesnap_ext.landmarks.neutral import NeutralFace
 from facesnap_ext.landmarks.points72 import TRIANGLES, Landmarks, points_on
 from facesnap_ext.weights.flame_release import unfit_for_deca
+from facesnap_ext.weights.tensors import is_finite
+
+MAX_COORDINATE = 1e6  # pixels; heads lie in the photo or near it
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class LandmarkPredictor:
         Args:
             photo: [H,W,3] uint8 RGB.
             box: [4] left, top, right, bottom of the detected face in pixels.
+
+        Raises:
+            FaceSnapError: they are not finite numbers.
             angle: see `crop_transform`.
         """
         return self.encode_batch([photo], [box], [angle])[0]
@@ -63,6 +69,10 @@ class LandmarkPredictor:
         transforms = [crop_transform(box, size, angle) for box, angle in zip(boxes, angles or [0.0] * len(boxes))]
         crops = torch.stack([crop_face(photo, transform, size) for photo, transform in zip(photos, transforms)])
         codes = {name: code.cpu() for name, code in self.deca(crops.to(self.device)).items()}
+        if not all(is_finite(code) for code in codes.values()):
+            raise FaceSnapError(
+                "DECA computes codes that are not finite, so its file is damaged; convert deca_model.tar again."
+            )
         return [
             FaceCodes(
                 shape=codes["shape"][i],
@@ -95,6 +105,9 @@ class LandmarkPredictor:
 
         Returns:
             72 points in pixels of the driving photo.
+
+        Raises:
+            FaceSnapError: they are not finite numbers.
         """
         return self.predict_head(source, driving)[0]
 
@@ -110,6 +123,8 @@ class LandmarkPredictor:
             for points in (points_on(vertices, self.flame.faces), vertices)
         ]
         points, head = (points.astype(np.float32) for points in in_photo)
+        if not all((np.abs(values) < MAX_COORDINATE).all() for values in (points, head)):  # NaN is not below
+            raise FaceSnapError(NOT_FINITE)
         return Landmarks(points, driving.width, driving.height), head
 
     @torch.no_grad()

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facesnap_ext.landmarks.flame import JAW, Flame, posed_vertices
+from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.flame import JAW, NOT_FINITE, Flame, posed_vertices
 from facesnap_ext.landmarks.movements import LIDS, MOVEMENTS, Modes
 from facesnap_ext.landmarks.open_face import Basis, OpenShape, face_points, load_basis
 from facesnap_ext.landmarks.points72 import POLYLINES, points_on
@@ -31,6 +32,9 @@ def flame_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
     Args:
         flame: the head model.
         shape: [S] shape code of the person in standard deviations, from DECA; None for FLAME's mean face.
+
+    Raises:
+        FaceSnapError: the face is not made of finite numbers.
     """
     shape = flame.v_template.new_zeros(1) if shape is None else shape
     neutral, open_jaw = flame.v_template.new_zeros(2, 1, len(flame.parents), 3)
@@ -41,7 +45,10 @@ def flame_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
     basis = load_basis()
     scale = np.ptp(rest[:, 1]) / np.ptp(basis.mean[:, 1])
     fields = {name: scale * one for name, one in movement_fields(basis).items()}
-    return make_rig(rest, {**fields, "mouth": (opened - rest)[None]})
+    rig = make_rig(rest, {**fields, "mouth": (opened - rest)[None]})
+    if not all(np.isfinite(points).all() for points in (rig.rest, *rig.directions.values())):
+        raise FaceSnapError(NOT_FINITE)
+    return rig
 
 
 def open_face_rig(basis: Basis, shape: OpenShape | None = None) -> Rig:

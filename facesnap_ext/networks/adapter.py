@@ -46,7 +46,7 @@ class AdapterConfig:
 class Adapter(nn.Module):
     """The key and value projections, with the tensor names of `ip-adapter.bin`.
 
-    The numbers in these names count all attentions of diffusers' UNet, and every second one is a cross-attention.
+    The numbers in these names count all attention layers of diffusers' UNet; every second one is cross-attention.
     """
 
     def __init__(self, config: AdapterConfig):

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KeysValues = tuple[Tensor, Tensor]  # keys and values of one attention, each [N, T, width]
+KeysValues = tuple[Tensor, Tensor]  # keys and values of one attention layer, each [N, T, width]
 SIZE_FIELDS = 6  # SDXL's micro-conditioning: original size, crop offset and target size, each as height and width
 NORM_GROUPS = 32
 FLOAT8_TYPES = (torch.float8_e4m3fn, torch.float8_e5m2)

@@ -39,7 +39,7 @@ class ResamplerConfig:
         """Derive the sizes from the shapes of InstantID's tensors.
 
         Args:
-            shapes: tensor shapes by InstantID's key names, which do not include any for CLIP.
+            shapes: tensor shapes by InstantID's key names; none of these tensors are for CLIP.
             clip_dim: width of a CLIP image token, or 0 for no CLIP.
             head_dim: channels of an attention head; cannot be derived from tensor shapes.
 

@@ -10,7 +10,7 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit, defaults, to_values
 
 MARK = "FaceSnap"  # this parameter records that FaceSnap was used, and its version
-STOPPED = f"{MARK} stopped"  # this parameter records where FaceSnap did not act
+STOPPED = f"{MARK} stopped"  # this parameter records where FaceSnap was not active
 DIGITS = 10  # number of digits of a photo's hash in infotext
 PHOTOS = ("references", "driving", "mask")
 DEFAULTS = {name: default for name, default in defaults().items() if name != "enabled"}

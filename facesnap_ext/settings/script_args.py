@@ -58,7 +58,7 @@ def from_script_args(args: Sequence[Any]) -> dict[int, Unit]:
 
 
 def check_intervals(units: Mapping[int, Unit]) -> None:
-    """Check that every enabled person acts in a part of sampling.
+    """Check that every enabled person is active in a part of sampling.
 
     Raises:
         FaceSnapError: a person with a weight above 0 has a start that is not before the end.
@@ -68,7 +68,7 @@ def check_intervals(units: Mapping[int, Unit]) -> None:
         if unit.enabled and strength.weight > 0 and strength.start >= strength.end:
             raise FaceSnapError(
                 f"{person_prefix(number, units)}FaceSnap's start ({strength.start:g}) is not before its end "
-                f"({strength.end:g}), so this person would never act; lower start or raise end."
+                f"({strength.end:g}), so this person would never be active; lower start or raise end."
             )
 
 

@@ -1,4 +1,4 @@
-"""How strongly a person's conditioning acts, and in which part of sampling."""
+"""How strongly a person's conditioning is applied, and in which part of sampling."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Strength:
         weight: scale of FFRNet's residuals, from 0 to 2.
         adapter_weight: scale of InstantID's attention adapter, from 0 to 2. `weight` does not scale the adapter, and
             files without an adapter ignore this setting.
-        start, end: the fractions of the sampling pass between which the conditioning acts, from 0 to 1.
+        start, end: the fractions of the sampling pass between which the conditioning is active, from 0 to 1.
         ffrnet_interval: run FFRNet on every n-th UNet evaluation and reuse its residuals in between, from 1 to 4.
         cond_only: do not condition unconditional rows.
-        hires: the passes in which it acts: "first", "second" (hires fix) or "both".
+        hires: the passes in which it is active: "first", "second" (hires fix) or "both".
         block_weights: one factor per residual, from the shallowest skip to the middle block, from 0 to 2; empty means
             1 for all of them.
     """
@@ -36,12 +36,12 @@ class Strength:
         return self.weight > 0 and self.start < self.end
 
     def acts_at(self, progress: float) -> bool:
-        """Whether it acts at this fraction of the pass: `start <= progress < end`.
+        """Whether it is active at this fraction of the pass: `start <= progress < end`.
 
         An end of 1 means no end, because samplers with several UNet calls per step run past their own step count.
         """
         return self.start <= progress and (progress < self.end or self.end >= 1)
 
     def acts_in(self, second_pass: bool) -> bool:
-        """Whether it acts in this pass: the second pass of hires fix, or the first or only pass."""
+        """Whether it is active in this pass: the second pass of hires fix, or the first or only pass."""
         return self.hires in ("both", "second" if second_pass else "first")

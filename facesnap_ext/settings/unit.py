@@ -80,7 +80,7 @@ class Unit:
         x, y: centre of the face as fractions of the image's width and height; None keeps the position of the pose.
         size: height of the face from brows to chin as a fraction of the image's height; None keeps the size of the
             pose.
-        region: where the person acts: the whole "image", around the predicted "face", or where `mask` is white.
+        region: where the person is applied: the whole "image", around the predicted "face", or where `mask` is white.
         region_scale: size of the region around the face relative to the face's box.
         redraw_strength: denoising strength for redrawing small faces; 0 does not redraw them.
     """

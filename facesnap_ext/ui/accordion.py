@@ -28,7 +28,7 @@ from facesnap_ext.settings.unit import (
     REGIONS,
     defaults,
 )
-from facesnap_ext.ui import callbacks
+from facesnap_ext.ui import callbacks, starter
 from facesnap_ext.ui.errors import problem
 from facesnap_ext.ui.uploads import accept_only_uploads
 from facesnap_ext.weights.model_files import ModelFiles
@@ -86,7 +86,7 @@ def status(files: ModelFiles) -> str:
     names |= {part: path.name for part in PART_LABELS if part != "facesnap" and (path := getattr(files, part))}
     found = "; ".join(f"{PART_LABELS[part]}: {name}" for part, name in names.items() if name)
     lines = [f"Model files found: {escape(found or 'none')}"]
-    if missing := [PART_LABELS[part] for part in files.missing()]:
+    if not starter.missing(files) and (missing := [PART_LABELS[part] for part in files.missing()]):
         lines.append(problem(f"Missing: {', '.join(missing)}. Open Model files below to see where to get them."))
     lines.append(f"Landmarks: {predictor_title(files)}")
     return "<br>".join(lines)

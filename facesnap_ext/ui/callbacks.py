@@ -185,7 +185,7 @@ def save_pose(engine: Engine, name: str, size: str, init: str, *values: Any) -> 
         values: of the person's components, in the order of `UI_ORDER`.
 
     Returns:
-        HTML of the outcome, and the updated list of saved poses.
+        HTML of the outcome, and the updated list of saved poses with the new one chosen.
     """
     try:
         width, height = map(int, size.partition(" ")[0].split("x")) if size else (1024, 1024)
@@ -194,7 +194,9 @@ def save_pose(engine: Engine, name: str, size: str, init: str, *values: Any) -> 
         path = poses.save_pose(models, name, engine.pose_as_sliders(unit_from_page(values), width, height, init_image))
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
-    return f"Saved as {escape(path.name)}: numbers, no pixels.", gr.update(choices=pose_choices(models))
+    return f"Saved as {escape(path.name)}: numbers, no pixels.", gr.update(
+        choices=pose_choices(models), value=path.stem
+    )
 
 
 @one_at_a_time

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.ui import accordion
+from facesnap_ext.ui import accordion, starter
 from facesnap_ext.ui.errors import problem
 from facesnap_ext.weights import download
 from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, PARTS, TO_BEGIN, Part
@@ -66,20 +66,23 @@ def panel(
     ident: accordion.Ident,
     status: Any,
     model_lists: Sequence[Any],
+    top: starter.Controls,
 ) -> None:
-    """Create the panel, closed, and connect its buttons.
+    """Create the panel, closed, and connect its buttons and those at the top of the accordion.
 
     Args:
         files: the current result of `find_models`.
         status: the component with `accordion.status`, which the buttons update.
         model_lists: the components that list the FaceSnap files, which the buttons update as well.
+        top: the components at the top of the accordion.
     """
 
     def refresh(error: str = "") -> tuple[Any, ...]:
         current = find_models()
         progress = problem(error) if error else progress_html(download.jobs())
         lists = [gr.update(choices=accordion.model_choices(current)) for _ in model_lists]
-        return progress, html(list_models(current), current), accordion.status(current), *lists
+        above = starter.updates(current, progress)
+        return progress, html(list_models(current), current), accordion.status(current), *lists, *above
 
     def hash_all() -> tuple[Any, ...]:
         try:
@@ -89,14 +92,22 @@ def panel(
         return refresh()
 
     def download_part(name: str) -> Callable[[], Iterator[tuple[Any, ...]]]:
+        """A response to a click that downloads a part, or what `starter.bundle` names if the name is empty."""
+
         def run() -> Iterator[tuple[Any, ...]]:
             try:
-                job = download.start(name, find_models())
+                current = find_models()
+                if not (bundle := name or starter.bundle(current)):  # the files have been copied in the meantime
+                    yield refresh()
+                    return
+                job = download.start(bundle, current)
             except FaceSnapError as error:
                 yield refresh(str(error))
                 return
             while job.state == "running":
-                yield progress_html(download.jobs()), *(gr.update() for _ in outputs[1:])
+                progress = progress_html(download.jobs())
+                unchanged = [gr.update() for _ in (table, status, *model_lists)]
+                yield progress, *unchanged, *starter.running(progress)
                 time.sleep(POLL_INTERVAL)
             yield refresh()
 
@@ -109,12 +120,14 @@ def panel(
     with gr.Accordion("Model files", open=False, elem_id=ident("models")):
         table = gr.HTML(html(list_models(files), files), elem_id=ident("models_table"))
         progress = gr.HTML(elem_id=ident("models_progress"))
-        outputs = [progress, table, status, *model_lists]
+        outputs = [progress, table, status, *model_lists, *top.outputs]
+        top.get.click(download_part(""), [], outputs, show_progress=False)
+        top.pause.click(stop_all, [], [], queue=False)  # gradio's queue is busy with the download
         with gr.Row():
             gr.Button("Refresh", elem_id=ident("models_again")).click(refresh, [], outputs, show_progress=False)
             gr.Button("Compute hashes", elem_id=ident("models_hash")).click(hash_all, [], outputs)
             stop = gr.Button("Stop downloads", elem_id=ident("models_stop"))
-            stop.click(stop_all, [], [], queue=False)  # gradio's queue is busy with the download
+            stop.click(stop_all, [], [], queue=False)
         with gr.Row():
             for part in (part for part in PARTS if part.url):
                 text = f"Download {part.title} ({format_size(part.size)})"

@@ -19,6 +19,10 @@ TO_BEGIN = (
     "To get started, you need InstantID's two files and antelopev2, which FaceSnap can download for you. No FaceSnap "
     "file has been published yet."
 )
+STARTER_ADVICE = (
+    "download InstantID and antelopev2 with the button at the top of the FaceSnap accordion, or with the command "
+    "facesnap models get starter."
+)
 WHERE_TO_GET = "open Model files in the accordion, or run facesnap models, to see where to get {0}"
 NON_COMMERCIAL = "non-commercial research"
 

@@ -31,7 +31,7 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
             float8_e4m3fn.
 
     Raises:
-        FaceSnapError: `source` is not a FaceSnap file, has no more than `blocks` blocks, or has numbers that are too
+        FaceSnapError: `source` is not a FaceSnap file, has no more than `blocks` blocks, or contains values too
         large for 8 bits.
     """
     weights = facesnap_file.load(source)
@@ -50,7 +50,7 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
             if isinstance(module, Linear | Conv2d):
                 if float(module.weight.float().abs().max()) > torch.finfo(torch.float8_e4m3fn).max:
                     raise FaceSnapError(
-                        f"{source.name} has numbers in {name} that are too large for 8 bits; leave out --fp8."
+                        f"{source.name} contains values in {name} that are too large for 8 bits; leave out --fp8."
                     )
                 module.weight.data = module.weight.data.to(torch.float8_e4m3fn)
         changes.append("8-bit weights")

@@ -96,7 +96,7 @@ def from_controlnet(controlnet: Path, out: Path, config: ControlNetConfig | None
         seed: seed of the Mixer's random weights.
 
     Raises:
-        FaceSnapError: the file is incomplete, its tensors have unexpected sizes, or its numbers are unusable.
+        FaceSnapError: the file is incomplete, its tensors have unexpected sizes, or its values are unusable.
     """
     tensors = read_tensors(controlnet)
     heads, size_dim = (config.heads, config.size_dim) if config else (None, SIZE_DIM)

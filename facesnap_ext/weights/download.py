@@ -255,7 +255,7 @@ class Job:
     Args:
         name: of the part or of the bundle.
         parts: those that are downloaded, one after the other.
-        done: bytes of all parts together.
+        done: bytes of all parts in total.
         message: the outcome, empty while running.
     """
 
@@ -273,7 +273,7 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Bytes of all parts together."""
+        """Bytes of all parts in total."""
         return sum(part.size for part in self.parts)
 
 
@@ -325,7 +325,7 @@ def download_all(
     """Download parts one after the other; see `download`.
 
     Args:
-        progress: called with the number of bytes received so far, of all parts together.
+        progress: called with the number of bytes received so far, for all parts in total.
     """
     needed = sum(part.size - _size(_arrived(part, folder)) for part in parts)
     _check_space(folder, needed)

@@ -245,8 +245,8 @@ def save(path: Path, info: FaceSnapInfo, mixer: nn.Module, ffrnet: nn.Module, ad
     }
     if wrong := next((key for key, tensor in tensors.items() if not is_finite(tensor)), None):
         raise FaceSnapError(
-            f"{path.name} is not written because {wrong} has numbers that are not finite in "
-            f"{str(tensors[wrong].dtype).removeprefix('torch.')}; use a wider number type."
+            f"{path.name} is not written because {wrong} contains values that are not finite in "
+            f"{str(tensors[wrong].dtype).removeprefix('torch.')}; use a wider data type."
         )
     with user_write(path) as part:
         save_file(tensors, part, info.to_metadata())

@@ -191,7 +191,7 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], references: int, networks:
 def _check_numbers(tensors: dict[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
-            raise ValueError(f"{key} are not finite single-precision numbers")
+            raise ValueError(f"{key} are not finite single-precision values")
     if any(bool((tensors[key].abs() > MAX_SHAPE).any()) for key in (_OPEN_MODES, _OPEN_RESIDUAL) if key in tensors):
         raise ValueError("the shape of the face is not that of a face")
     if not bool((tensors["embeddings"].norm(dim=1) > 0).all()):

@@ -65,7 +65,7 @@ def initialise(
             times for SDXL's VAE, which reduces images by a factor of 8.
 
     Raises:
-        FaceSnapError: the file is not an SDXL checkpoint with SDXL's UNet, or its numbers are unusable.
+        FaceSnapError: the file is not an SDXL checkpoint with SDXL's UNet, or its values are unusable.
     """
     kind = recognise(checkpoint)
     if kind not in (Kind.SDXL, Kind.SDXL_UNET):

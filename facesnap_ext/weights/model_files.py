@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.weights.catalogue import WHERE_TO_GET
+from facesnap_ext.weights.catalogue import STARTER_ADVICE, WHERE_TO_GET
 from facesnap_ext.weights.face_pack import pack_files
 from facesnap_ext.weights.source import WeightSource, paths_of, takes_clip
 
 MISSING_MESSAGES = {  # by part; each completes the sentence "There is …"
-    "facesnap": "no FaceSnap file",
+    "facesnap": "no InstantID and no FaceSnap file",
     "face_pack": "no face model pack (the .onnx files of insightface's antelopev2 or buffalo_l, in a folder)",
     "clip": "no CLIP-ViT-H image encoder",
     "deca": "no DECA encoder (deca_model.tar)",
@@ -108,12 +108,16 @@ class ModelFiles:
         If there is no such pack, or the name is empty, the choice of pack does not change. AuraFace's recognition model
         has the same file name as antelopev2's, so a pack in a folder called antelopev2 is preferred.
         """
-        packs = [pack.path for pack in self.candidates("face_pack") if pack.rank == 0]
-        names = {pack: path.name.lower() for pack in packs if (path := pack_files(pack).recognition)}
-        matching = [pack for pack, name in names.items() if name == recognition.lower()]
+        matching = self.packs_with(recognition)
         antelope = [pack for pack in matching if any("antelope" in part.lower() for part in pack.parts[-2:])]
         if preferred := antelope or matching:
             self.face_pack = preferred[0]
+
+    def packs_with(self, recognition: str) -> list[Path]:
+        """Return the complete face model packs whose recognition model has this file name, best first."""
+        packs = [pack.path for pack in self.candidates("face_pack") if pack.rank == 0]
+        names = {pack: path.name.lower() for pack in packs if (path := pack_files(pack).recognition)}
+        return [pack for pack, name in names.items() if name == recognition.lower()]
 
     def candidates(self, role: str) -> list[FoundModel]:
         """Return everything that was found for a role, best first."""
@@ -157,7 +161,10 @@ class ModelFiles:
         return min(folders, key=self._folders.index, default=self.folder)
 
     def _missing_message(self, part: str) -> str:
-        message = f"There is {MISSING_MESSAGES[part]} in {self.folder}; put one there ({WHERE_TO_GET.format('it')})."
+        advice = (
+            STARTER_ADVICE if part in ("facesnap", "face_pack") else f"put one there ({WHERE_TO_GET.format('it')})."
+        )
+        message = f"There is {MISSING_MESSAGES[part]} in {self.folder}; {advice}"
         unfit = [model.unfit for model in self.candidates(part) if model.unfit]
         reasons = [*self.unconverted.get(part, ()), *unfit, *self.passed_over]
         return f"{message} Skipped: {' '.join(reasons)}" if reasons else message

@@ -136,7 +136,7 @@ def recognise_tensors(shapes: Shapes) -> Kind:
 
 
 def _context_width(shapes: Shapes) -> int:
-    """Return the width of the text that cross-attention takes: 768 in SD1, 1024 in SD2, 2048 in SDXL; 0 if unknown."""
+    """Return the width of the text embeddings for cross-attention: 768 (SD1), 1024 (SD2), 2048 (SDXL); 0 if unknown."""
     widths = (shape[-1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight") and shape)
     return next(widths, 0)
 

@@ -27,7 +27,7 @@ MAX_DEPTH = 4  # levels of subfolders: …/insightface/models/antelopev2/antelop
 MAX_FOLDERS = 256  # maximum number of folders per search
 MAX_FILES = 512  # maximum number of weight files per search
 MAX_OLD_TORCH_BYTES = 64 * 2**20  # files of torch before 1.6 must be read completely to be recognised
-# folders of other programs with large files that FaceSnap cannot use
+# other programs' folders with large files that FaceSnap cannot use
 SKIPPED = {
     "animatediff_models",
     "checkpoints",
@@ -54,8 +54,8 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
     """Search the model folder and then other folders. Weight files are recognised by their tensors, not their names.
 
     Args:
-        folder: FaceSnap's own model folder, with weight files and the folders of face model packs or of a CLIP.
-        elsewhere: folders of other programs. The contents of `folder` take precedence, and only unmistakable files in
+        folder: FaceSnap's own model folder, with weight files and the folders of face model packs or CLIP models.
+        elsewhere: other programs' folders. The contents of `folder` take precedence, and only unmistakable files in
             `elsewhere` are used: pickles with FLAME's file names, CLIP-ViT-H, and packs with insightface's file names.
     """
     files = ModelFiles(folder)

@@ -57,7 +57,7 @@ def read_tensors(
     dtype: torch.dtype | None = None,
     check: bool = True,
 ) -> dict[str, Tensor]:
-    """Read tensors to the CPU, and check their numbers.
+    """Read tensors to the CPU, and check their values.
 
     Args:
         rename: maps a key of the file to a key of the result; None skips the tensor.
@@ -65,7 +65,7 @@ def read_tensors(
         check: whether to check types and values; False if the caller checks them.
 
     Raises:
-        FaceSnapError: the file is damaged or quantised, or a tensor has numbers of an unsupported type or that are not
+        FaceSnapError: the file is damaged or quantised, or a tensor has an unsupported type or values that are not
             finite.
     """
     result: dict[str, Tensor] = {}
@@ -77,8 +77,8 @@ def read_tensors(
             result[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
             if dtype is not None and dtype is not tensor.dtype and not is_finite(result[name]):
                 raise FaceSnapError(
-                    f"{path.name} has numbers in {key} that are too large for {str(dtype).removeprefix('torch.')}; use "
-                    "a file in single precision, or one that was converted from it correctly."
+                    f"{path.name} contains values in {key} that are too large for {str(dtype).removeprefix('torch.')}; "
+                    "use a file in single precision, or one that was converted from it correctly."
                 )
 
     if is_torch_file(path):
@@ -106,8 +106,8 @@ def _check_numbers(path: Path, key: str, tensor: Tensor) -> None:
         )
     if not is_finite(tensor):
         raise FaceSnapError(
-            f"{path.name} has numbers in {key} that are not finite (NaN or infinity), so it is damaged; download or "
-            "create it again."
+            f"{path.name} contains values in {key} that are not finite (NaN or infinity), so it is damaged; download "
+            "or create it again."
         )
 
 
@@ -122,7 +122,7 @@ def _check_unquantised(path: Path, keys: Iterable[str]) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether all numbers are finite. The sum is checked first, because it is faster and rarely overflows."""
+    """Return whether all values are finite. The sum is checked first, because it is faster and rarely overflows."""
     if not tensor.is_floating_point():
         return True
     if tensor.dtype in FLOAT8_TYPES:

@@ -254,7 +254,7 @@ def _numbers(raw: Any, dtype: Any, shape: Any, fortran: bool) -> np.ndarray:
     numbers = np.frombuffer(_to_bytes(raw), np.dtype(dtype.code).newbyteorder(byte_order))
     shape = tuple(map(int, shape))
     if min(shape, default=1) < 0 or math.prod(shape) != numbers.size:  # numpy's product can overflow
-        raise ValueError(f"an array of shape {shape} with {numbers.size} numbers")
+        raise ValueError(f"an array of shape {shape} with {numbers.size} values")
     return numbers.reshape(shape, order="F" if fortran else "C")
 
 

@@ -92,7 +92,7 @@ def shape_distances(shapes: np.ndarray) -> np.ndarray:
 
 
 def render_subject(index: int, driver: int, references: int) -> Subject:
-    """Render a person of the test split, driven by another person's pose."""
+    """Render a person from the test split, driven by another person's pose."""
     return Subject(
         references=tuple(photo("test", index, shot)[0] for shot in REFERENCE_SHOTS[:references]),
         driving=photo("test", driver, DRIVING_SHOT)[0],

@@ -49,7 +49,7 @@ def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[st
 
     Returns:
         `size`: what was timed. `methods`: for each, the median seconds per image and the median ratio to plain SDXL in
-        the same turn; on a GPU, further values (see `take_turns`). `at_full_size`: FLOP ratios, and the added weights
+        the same round; on a GPU, further values (see `take_turns`). `at_full_size`: FLOP ratios, and the added weights
         in GB in half precision. `preparation`: see `measure_preparation`. `growth`, if requested: see `measure_growth`.
     """
     if torch.cuda.is_available():
@@ -107,7 +107,7 @@ def measure_preparation(repeats: int) -> dict[str, float]:
 def take_turns(
     methods: dict[str, Callable[[], None]], repeats: int, device: torch.device, title: str
 ) -> dict[str, dict[str, float]]:
-    """Return the medians of seconds and of the ratios to plain SDXL, taken turn by turn.
+    """Return the medians of seconds and of the ratios to plain SDXL, taken round by round.
 
     On a GPU, also return its busy seconds and their ratio, which exclude waits for the CPU, and how far the peak memory
     in GB exceeds plain SDXL's. Weights are excluded, since all of them are loaded.
@@ -115,7 +115,7 @@ def take_turns(
     from tqdm import tqdm
 
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for turn in tqdm(range(repeats + 1), desc=title, unit="turn"):  # the first turn is a warm-up
+    for turn in tqdm(range(repeats + 1), desc=title, unit="turn"):  # the first round is a warm-up
         for name, draw in methods.items():
             _wait_for(device)
             began = time.perf_counter()

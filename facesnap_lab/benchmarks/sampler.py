@@ -108,7 +108,7 @@ class BenchSampler:
     def facesnap(
         self, steps: int, light: bool = False, interval: int = 1, people: int = 1, compile: bool = False
     ) -> None:
-        """Sample with FaceSnap and people side by side, each with its own tokens, landmarks and region."""
+        """Sample with FaceSnap and several people side by side, each with its own tokens, landmarks and region."""
         network = self.networks.light if light else self.networks.ffrnet
         one = Conditioning(network, self.tokens, self.landmarks, Strength(ffrnet_interval=interval), compile=compile)
         regions = [PaintedRegion(column[None]) for column in np.eye(people, dtype=np.float32)]

@@ -37,7 +37,9 @@ def read_caption(path: Path) -> str:
 def check_blip2(folder: Path) -> None:
     """Raise `FaceSnapError` if a folder contains no transformers model."""
     if not (folder / "config.json").is_file():
-        raise FaceSnapError(f"{folder} does not contain BLIP-2; put the files of Salesforce/blip2-opt-2.7b there.")
+        raise FaceSnapError(
+            f"{folder} does not contain a BLIP-2 model; put the files of Salesforce/blip2-opt-2.7b there."
+        )
 
 
 def load_blip2(folder: Path) -> Captioner:
@@ -51,7 +53,7 @@ def load_blip2(folder: Path) -> Captioner:
         A function that captions a batch of photos, each [H,W,3] uint8 RGB.
 
     Raises:
-        FaceSnapError: the folder is missing, or does not contain a complete BLIP-2.
+        FaceSnapError: the folder is missing, or does not contain a complete BLIP-2 model.
     """
     import torch
     from transformers import AutoProcessor, Blip2ForConditionalGeneration

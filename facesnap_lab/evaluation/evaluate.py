@@ -79,6 +79,8 @@ def named_folders(values: Sequence[str]) -> dict[str, Path]:
         if not equals:
             name, folder = Path(value).resolve().name, value
         if not name or not folder or name in folders:
-            raise FaceSnapError(f"--pictures {value} has no unique name; write NAME=DIR with a different name.")
+            raise FaceSnapError(
+                f"--pictures {value} does not have a unique name; write NAME=DIR with a different name."
+            )
         folders[name] = Path(folder)
     return folders

@@ -163,7 +163,7 @@ def load_face_judge(file: Path, pack: FacePack) -> tuple[FacePack, Callable[[Fac
 def load_inception(file: Path, device: torch.device | str = "cpu") -> Extractor:
     """Load the Inception network for FID from TorchScript, such as inception-2015-12-05.pt from NVIDIA and clean-fid.
 
-    Images are resized as clean-fid does (Parmar et al., 2022).
+    Images are resized as in clean-fid (Parmar et al., 2022).
 
     Raises:
         FaceSnapError: the file is missing or not TorchScript.

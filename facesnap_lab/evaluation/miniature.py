@@ -24,7 +24,7 @@ from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.shipped import SCALE, STEPS
 from facesnap_lab.miniature.world import person, scene
 
-DRIVER = 199  # the person of the test split whose head shows the poses
+DRIVER = 199  # the person from the test split whose head shows the poses
 REAL_SHOTS = (2, 3, 4)
 # yaw, pitch and roll in degrees, and the head's scale within the world's range: the paper's "head orientation and size"
 POSES = {

@@ -88,7 +88,7 @@ def demo(out: Path, progress: Callable[[str], None] = lambda line: print(line, f
     strongest = max(residuals[:3], key=lambda residual: float(residual.abs().mean()))
     rows = [
         [
-            Panel("Reference photo", annotate_faces(face.photo, [face]), "a person of the test split"),
+            Panel("Reference photo", annotate_faces(face.photo, [face]), "a person from the test split"),
             Panel("ArcFace embedding", heatmap(_square(face.embedding)), f"{face.embedding.size} numbers"),
             Panel("CLIP tokens", heatmap(clip_tokens.numpy()), " x ".join(map(str, clip_tokens.shape))),
             Panel(

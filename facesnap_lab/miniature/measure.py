@@ -127,7 +127,7 @@ def measure(
     model: Path = shipped.FACESNAP,
     **settings: Any,
 ) -> list[Portrait]:
-    """Generate one image of each person of the test split in another person's pose, and judge it.
+    """Generate one image of each person in the test split in another person's pose, and judge it.
 
     Args:
         model: a FaceSnap file for the miniature.

@@ -22,7 +22,7 @@ PER_SHARD = 2000
 
 
 def samples(data: Path, pack: Path, seed: int = 0) -> Iterator[Sample]:
-    """Yield the images of the training split with the conditioning network's embeddings."""
+    """Yield the images in the training split with the conditioning network's embeddings."""
     from insightface.app.common import Face
 
     world = dataset.load(data)

@@ -50,9 +50,9 @@ def results(measured: Mapping[str, Sequence[Portrait]]) -> dict[str, dict[str, A
     """Summarise each row.
 
     Returns:
-        By row: the judge's likeness to the reference (cosine) and its difference to the first row's on the same people,
-        both with bootstrap 95 % intervals over people. Also the mean angle between the head pose and the driving
-        scene's, and how often CLIP recognises the prompt's words.
+        By row: the judge's likeness to the reference (cosine) and its difference from the first row's on the same
+        people, both with bootstrap 95 % intervals over people. Also the mean angle between the head pose and the
+        driving scene's, and how often CLIP recognises the prompt's words.
     """
     first = _likeness(next(iter(measured.values())))
     found = {}

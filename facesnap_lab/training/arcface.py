@@ -115,7 +115,7 @@ def load_arcface(folder: Path) -> ArcFace:
     except Exception as error:  # protobuf's errors have no common base class
         raise FaceSnapError(f"{file} is not a valid ONNX file ({reason_of(error)}); copy it again.") from error
     if not all(is_finite(weight) for weight in network.buffers()):
-        raise FaceSnapError(f"{file} has weights that are not finite numbers; unpack the pack again.")
+        raise FaceSnapError(f"{file} has weights that are not finite; unpack the pack again.")
     return network
 
 

@@ -274,7 +274,7 @@ def read_sample(index: ShardIndex, number: int) -> Sample:
             networks=parse_networks(json.dumps(metadata.get("networks", {}))),
         )
         if not all(np.isfinite(values).all() for values in (sample.embedding, sample.points, sample.box)):
-            raise ValueError("its embedding, points or box are not finite numbers")
+            raise ValueError("its embedding, points or box are not finite")
     except (
         OSError,
         tarfile.TarError,

@@ -92,7 +92,7 @@ def odd_network(draw: st.DrawFn, role: str) -> bytes:
 
 
 def _limited(shape: tuple[int, ...]) -> list[int]:
-    """A shape with at most 2²⁰ numbers."""
+    """A shape with at most 2²⁰ elements."""
     sizes: list[int] = []
     for size in shape:
         sizes.append(min(size, 2**20 // max(1, math.prod(sizes))))

@@ -1,5 +1,5 @@
 """Untrusted input is either accepted or rejected with a one-sentence error. It never runs code,
-writes files or uses the network.
+writes files, uses the network or takes longer than 20 seconds.
 
 `make test` uses fixed examples, and `make fuzz` more than ten thousand new ones.
 """

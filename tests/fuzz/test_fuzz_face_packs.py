@@ -14,7 +14,7 @@ from facesnap_ext.photos import Photo
 from facesnap_ext.weights.face_pack import has_insightface_names, pack_files, recognition_hash
 from facesnap_ext.weights.search import find_models
 from tests.fuzz import networks
-from tests.fuzz.harness import folder, fuzz, refused
+from tests.fuzz.harness import folder, refused, sample
 from tests.fuzz.mutations import mutated
 from tests.fuzz.watch import only_reading
 
@@ -48,7 +48,7 @@ def pack_folder() -> Path:
     return pack
 
 
-@fuzz
+@sample(40, share=0.6)
 @given(st.data())
 def test_face_packs(data):
     pack = pack_folder()

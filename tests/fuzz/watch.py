@@ -93,8 +93,11 @@ def only_reading(folder: Path, may_change: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _limited_time() -> Iterator[None]:
-    """End a block that does not return: in Python code after `SECONDS`, with an exception, and in a library that does
-    not return to Python after three times as long, with the process."""
+    """End a block that does not return.
+
+    Python code is interrupted by an exception after `SECONDS`. If a library does not return to Python, the process ends
+    after three times as long.
+    """
 
     def give_up(number: int, frame: object) -> None:
         raise TookTooLong(f"{SECONDS} seconds")

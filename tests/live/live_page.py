@@ -106,7 +106,8 @@ class Page:
 
     def note(self) -> str:
         """The text below the image."""
-        return self._page.locator("#html_log_txt2img").inner_text()
+        # gradio 3 gives the id to an element and to the one around it
+        return self._page.locator("#html_log_txt2img").last.inner_text()
 
     def _number(self, selector: str, value: int) -> None:
         entry = self._page.locator(selector)

@@ -84,7 +84,7 @@ def test_forges_multidiffusion_is_refused(host: Host, baseline: Baseline) -> Non
         pytest.skip("only Forge has MultiDiffusion built in")
     tiles = {"alwayson_scripts": {"MultiDiffusion Integrated": {"args": [True, "MultiDiffusion", 192, 192, 64, 2]}}}
     assert_one_sentence(
-        refusal(host, with_facesnap(tiles)), r"cannot act in the tiles of MultiDiffusion", r"disable one"
+        refusal(host, with_facesnap(tiles)), r"cannot be applied to MultiDiffusion's tiles", r"disable one"
     )
     assert equal(host.images({}), baseline({}))
 
@@ -103,7 +103,9 @@ def test_an_init_image_without_a_face_is_not_an_error(host: Host) -> None:
 
 def test_missing_model_files(empty_host: Host) -> None:
     message = refusal(empty_host, with_facesnap({}, model=""))
-    assert_one_sentence(message, r"no FaceSnap file in", r"put one there \(open Model files in the accordion")
+    assert_one_sentence(
+        message, r"no InstantID and no FaceSnap file in", r"download InstantID .* at the top of the FaceSnap accordion"
+    )
 
 
 def refusal(host: Host, job: Job) -> Refused:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 
-from facesnap_ext.settings.unit import BLOCKS
 from tests.live.live_host import (
     INIT,
     Host,
@@ -28,6 +27,7 @@ from tests.live.live_host import (
 Baseline = Callable[[Job], Images]
 
 INSTANTID = "InstantID"
+SDXL_RESIDUALS = 10
 
 CASES = [
     "plain",
@@ -221,7 +221,7 @@ def test_instantid_files_change_the_image(host: Host, baseline: Baseline) -> Non
         pytest.skip("the host's models/facesnap has no ControlNetModel and ip-adapter.bin")
     both, net, adapter = (
         host.images(with_facesnap({}, model=INSTANTID, **weights))
-        for weights in ({}, {"adapter_weight": 0}, {"block_weights": [0] * BLOCKS})
+        for weights in ({}, {"adapter_weight": 0}, {"block_weights": [0] * SDXL_RESIDUALS})
     )
     for one, other in itertools.combinations((both, net, adapter, baseline({})), 2):
         assert differ(one, other)

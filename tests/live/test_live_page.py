@@ -111,3 +111,11 @@ def test_dragging_the_face_moves_the_sliders_and_changes_the_image(page: Page) -
     assert page.numbers("x", "y") == pytest.approx([0.6, 0.65], abs=0.02)
     assert not np.array_equal(page.generate(), before)
     assert not [error for error in page.errors if "facesnap" in error]
+
+
+def test_the_note_about_a_turned_photo_is_below_the_image(page: Page) -> None:
+    page.open_accordion()
+    page.upload("references", np.rot90(astronaut()))
+    page.choose_model(RANDOM)
+    assert isinstance(page.generate(), np.ndarray)
+    assert "Reference photo 1 is turned by 270°" in page.note()

@@ -60,7 +60,7 @@ def test_each_of_two_people_changes_the_image(host: Host, baseline: Baseline, le
 
 
 def test_each_person_acts_only_in_their_passes_of_hires_fix(host: Host, left: Job, right: Job) -> None:
-    """A person who acts in none of the job's passes has no effect."""
+    """A person who is not active in any of the job's passes has no effect."""
     hires = {**HIRES, **HIRES_FORGE} if host.forge else HIRES
     passes = host.images(with_people(hires, {**left, "hires": "first"}, {**right, "hires": "second"}))
     assert passes[0].shape[:2] == (1.5 * PLAIN["height"], 1.5 * PLAIN["width"])

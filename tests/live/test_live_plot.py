@@ -57,7 +57,7 @@ def test_a_plot_does_not_enable_facesnap(host: Host) -> None:
 @pytest.mark.parametrize(
     ("axis", "values", "sentence"),
     [
-        ("weight", "0.5, 3", "weight is 3 in the plot"),
+        ("weight", "0.5, 3", r"weight is 3\.0; use a number from 0 to 2"),
         ("reference", "2", "uses reference 2, but the number of references is 1"),
     ],
 )

@@ -23,7 +23,7 @@ from facesnap_lab.miniature.measure import Judge
 from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.world import person, scene
 
-ADA, BOB = 3, 8  # people of the test split, which is not used for training
+ADA, BOB = 3, 8  # people from the test split, which is not used for training
 MARGIN = 0.3  # cosine similarity; on average, photos of the same person are 0.76 above photos of different people
 NO_FACE = np.full((SIDE, SIDE, 3), 128, np.uint8)
 
@@ -139,7 +139,7 @@ def test_dragging_sets_the_sliders(posed):
 
 @pytest.mark.parametrize("slider", ["yaw", "smile_left", "lid_right"])
 def test_the_canvas_follows_a_slider_within_50_ms(posed, slider):
-    """50 ms are three frames of an idle browser. Frames are counted, because they take longer on a busy machine."""
+    """50 ms is three frames of an idle browser. Frames are counted, because they take longer on a busy machine."""
     frames, milliseconds = posed.delays(slider, 15)
     assert median(frames) <= 3, f"{median(milliseconds):.0f} ms"
 
@@ -163,7 +163,7 @@ def test_a_pose_is_saved_chosen_and_deleted(posed):
     posed.wait_for_text("pose_report", "Saved as Half a smile.json: numbers, no pixels.")
     posed.number("yaw", 0)
     posed.choose("pose", "saved")
-    posed.choose("saved_pose", "Half a smile")
+    assert posed.value("saved_pose") == "Half a smile"
     posed.page.wait_for_timeout(2 * SECOND)
     assert posed.canvas().evaluate("canvas => canvas.toDataURL()") == before
     image = posed.generate()

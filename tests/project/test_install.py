@@ -123,7 +123,7 @@ def test_installed_onnxruntime_gets_no_second_one(runtime: str, cuda: str | None
         # CUDA 12 and cuDNN 9: from 1.19.2 until 1.27, which is built for CUDA 13
         ("2.4.0+cu121", "12.1", "1.26.2", "linux-x86_64", "onnxruntime-gpu", "1.19.2", "1.18.1"),
         ("2.7.0+cu128", "12.8", "2.2.6", "win-amd64", "onnxruntime-gpu", "1.26.0", "1.27.0"),
-        # no wheels of onnxruntime-gpu for this platform, or a torch without CUDA
+        # no wheels of onnxruntime-gpu for this platform, or a torch build without CUDA
         ("2.7.0+cu128", "12.8", "2.2.6", "linux-aarch64", "onnxruntime", "1.23.2", None),
         ("2.7.0", None, "2.2.6", "macosx-14.0-arm64", "onnxruntime", "1.23.2", None),
         ("2.7.0+rocm6.3", None, "1.26.2", "linux-x86_64", "onnxruntime", "1.23.2", None),
@@ -158,7 +158,7 @@ def test_onnx_is_installed_with_dependencies_if_protobuf_is_new():
 def test_cuda_version_is_read_without_importing_torch(tmp_path: Path, version: str, cuda: str | None):
     add_torch(tmp_path, version, cuda)
     code = f"import sys; sys.path.append({str(SCRIPT.parent)!r}); import install; print(install._torch_cuda())"
-    # -S leaves out site-packages and thus a torch that is really installed
+    # -S leaves out site-packages and thus a copy of torch that is really installed
     assert run_python(sys.executable, "-S", "-c", code, PYTHONPATH=str(tmp_path)).stdout.strip() == str(cuda)
 
 

@@ -15,7 +15,7 @@ SETTINGS = Settings(resolution=SIDE, crops=3, min_face=16)
 
 
 def portraits(index: int, shots: int, side: int = SIDE) -> list[Image.Image]:
-    """Portraits of one person of the test split."""
+    """Portraits of one person from the test split."""
     who = person("test", index)
     renderings = render([who] * shots, [scene(who, shot) for shot in range(shots)], side)
     return [Image.fromarray(rendering.picture) for rendering in renderings]

@@ -27,7 +27,7 @@ def write_pack(folder: Path, name: str, seed: int = 0) -> Path:
 
 
 def write_layout(path: Path, seed: int = 0) -> None:
-    """Write a network that runs, with the input and outputs of insightface's file of this name.
+    """Write a network that runs and has the input and outputs of insightface's file with this name.
 
     Names of detectors begin with "scrfd" or "det", and all names that are not insightface's are recognition models.
     """

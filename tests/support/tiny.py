@@ -63,7 +63,7 @@ def landmarks(seed: int = 0, width: int = 128, height: int = 128) -> Landmarks:
 
 
 def side_by_side() -> tuple[Conditioning, Conditioning]:
-    """Two people with different weight files, side by side. The first, on the left, only acts on conditional rows."""
+    """Two people with different weight files, side by side. The first, on the left, affects only conditional rows."""
     left = PaintedRegion(np.float32([[1, 0]]))
     return (
         conditioning(cond_only=True, weight=0.7, region=left),

@@ -36,7 +36,7 @@ PAIRS = 40
 
 
 def trait_pairs(count: int = PAIRS, side: int = SIDE) -> dict[str, np.ndarray]:
-    """Render pairs of people of the test split: `original` and each trait, [count,S,S,3] uint8."""
+    """Render pairs of people from the test split: `original` and each trait, [count,S,S,3] uint8."""
     subjects = [subject("test", index, 0) for index in range(count)]
     scenes = [scene(person("test", index), 0) for index in range(count)]
     pictures = {"original": np.stack([r.picture for r in render(subjects, scenes, side)])}

@@ -76,7 +76,7 @@ def rate_share(step: int, steps: int) -> float:
 
 
 def load_state(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
-    """Load the checkpoint of `out`, if there is one, and return its step."""
+    """Load the checkpoint in `out`, if there is one, and return its step."""
     file = out / "state.pt"
     if not file.exists():
         return 0

@@ -3,7 +3,7 @@
 The PCA alone reaches 30 dB before any training. Its matrices are the initial values and are also trained. The
 convolutions add what a linear map cannot. Pixels are folded into channels, so nothing runs at full resolution.
 
-`vae16` has 16 channels on 16×16 cells, for the laboratory. `vae4` has 4 channels on 32×32 cells, as WebUIs assume, and
+`vae16` has 16 channels on 16×16 cells, for the lab. `vae4` has 4 channels on 32×32 cells, as WebUIs assume, and
 therefore as many values. It starts from the same PCA, whose components are rotated so that each belongs to one of the
 four cells of a patch as far as possible.
 """

@@ -79,7 +79,7 @@ def call(unet: nn.Module, x, timesteps, context, y, rows: list[int]) -> Tensor:
 
 
 def expected_output(unet, conditionings, x, timesteps, context, y, cond_rows: int) -> Tensor:
-    """Compute each row separately with each FFRNet and `reference_walk`, for one person or for people side by side."""
+    """Compute each row separately with each FFRNet and `reference_walk`, for one person or several side by side."""
     rows = []
     for row in range(len(x)):
         one = [t[row : row + 1] for t in (x, timesteps, context, y)]
@@ -303,7 +303,7 @@ def test_each_person_has_their_own_start_and_end(unet):
 
 
 def test_a_pass_without_people_is_left_unchanged(unet):
-    """An example is the second pass of hires fix, if all people act only in the first pass."""
+    """An example is the second pass of hires fix, if all people are active only in the first pass."""
     job, args = Job(unet), inputs(1)
     before, plain = hooks_of(unet), call(unet, *args, [0])
     a1111.attach(job, (tiny.conditioning(),))
@@ -388,7 +388,7 @@ def test_unannounced_calls_are_left_unchanged_and_reported_once(unet):
         call(unet, *args, [0, 1])
     assert torch.equal(call(unet, *args, [0, 1]), plain)
     (comment,) = job.comments
-    assert "FaceSnap does not act in those calls" in comment
+    assert "FaceSnap is not applied to those calls" in comment
     assert job.extra_generation_params == {"FaceSnap stopped": "UNet calls of another extension"}
 
     a1111.attach(job, (tiny.conditioning(),))

@@ -350,8 +350,9 @@ def test_forge_hooks_are_removed_when_their_job_is_garbage_collected(unet):
 
 
 def regional_prompter(layer):
-    """Call an attention as Regional Prompter does: each half of the rows once per region, with that region's part of
-    the output. If the number of rows is odd, all rows are processed in one call, as with prompts of the same length."""
+    """Call an attention layer as Regional Prompter does: each half of the rows once per region, with that region's part
+    of the output. If the number of rows is odd, all rows are processed in one call, as with prompts of the same length.
+    """
     kept = layer.forward
 
     def forward(x, context=None, **_):
@@ -373,8 +374,8 @@ def one_row_at_a_time(layer):
 
 
 def forge_couple(cond_rows):
-    """Call an attention as Forge Couple does: the conditional rows are repeated for each region, an odd number of rows
-    is padded with zeros, and the regions' outputs are mixed."""
+    """Call an attention layer as Forge Couple does: the conditional rows are repeated for each region, an odd number of
+    rows is padded with zeros, and the regions' outputs are mixed."""
 
     def replaced(layer):
         kept = layer.forward

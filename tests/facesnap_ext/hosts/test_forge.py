@@ -215,7 +215,7 @@ def forge_walk(unet, x, timesteps, context, y, control, options, resizing=False)
 
 @torch.no_grad()
 def expected_output(unet, conditionings, x, sigmas, context, y, is_cond) -> Tensor:
-    """Compute each row separately with each FFRNet and `reference_walk`, for one person or people side by side."""
+    """Compute each row separately with each FFRNet and `reference_walk`, for one person or several side by side."""
     rows = []
     scale = Predictor()
     for row in range(len(x)):
@@ -400,7 +400,7 @@ def test_start_and_end_are_fractions_of_the_pass_and_other_controls_always_act(u
         options = {"cond_or_uncond": [0]}
         out = control.get_control(x, sigma, {"y": y, "transformer_options": options}, 1)
         acted.append("patches" in options)
-        # when FaceSnap acts, it adds the other control's residuals together with its own
+        # when FaceSnap is active, it adds the other control's residuals together with its own
         assert (out["middle"] == [None]) == acted[-1]
     assert acted == [False, True, True, False]
 
@@ -491,7 +491,7 @@ def test_a_refiner_with_other_widths_runs_without_facesnap_and_is_reported(unet,
     announce(job, inputs(1)[0], 0.6)
     assert job.sd_model.forge_objects.unet.list_controlnets() == []
     assert job.comments == [
-        "FaceSnap stopped acting when the refiner took over, because its UNet has different channel widths."
+        "FaceSnap stopped when the refiner took over, because its UNet has different channel widths."
     ]
     assert prepared == []
     assert job.extra_generation_params == {"FaceSnap stopped": "refiner"}
@@ -536,13 +536,13 @@ def test_multidiffusion_tiles_are_refused(unet):
     forge.attach(job, (tiny.conditioning(),))
     control = job.sd_model.forge_objects.unet.controlnet_linked_list
     for attribute in ("cond_hint", "cond_hint_original"):
-        with pytest.raises(FaceSnapError, match="cannot act in the tiles of MultiDiffusion; disable one of the two"):
+        with pytest.raises(FaceSnapError, match="cannot be applied to MultiDiffusion's tiles; disable one of the two"):
             getattr(control, attribute)
 
 
 def test_a_pass_without_people_is_left_unchanged(unet):
-    """An example is the second pass of hires fix, if all people act only in the first pass, whose control is still
-    attached."""
+    """An example is the second pass of hires fix, if all people are active only in the first pass, whose control is
+    still attached."""
     job = make_job(unet)
     forge.attach(job, (tiny.conditioning(),))
     forge.attach(job, ())

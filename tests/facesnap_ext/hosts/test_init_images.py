@@ -280,16 +280,22 @@ def test_what_a_script_made_of_the_init_image_is_a_tile(changes, expected):
 
 
 @pytest.mark.parametrize(
-    ("title", "expected"),
-    [("SD upscale", True), ("Ultimate SD upscale", True), ("X/Y/Z plot", False), ("Loopback", False), (None, False)],
+    ("title", "same_size", "other_size"),
+    [
+        ("SD upscale", True, True),  # takes the tiles' size from the job's, which is usually that of the init image
+        ("Ultimate SD upscale", True, True),
+        ("Loopback", False, False),  # its results have the job's size, and not always that of the init image
+        ("X/Y/Z plot", False, True),
+        (None, False, True),
+    ],
 )
-def test_tiles_of_the_init_images_own_size_are_known_by_their_script(title, expected):
-    """SD upscale takes the tiles' size from the job's, which is usually that of the init image."""
+def test_some_scripts_are_known_by_their_title(title, same_size, other_size):
     scripts = [SimpleNamespace(title=lambda: "Prompt matrix"), SimpleNamespace(title=lambda: title)]
     runner = SimpleNamespace(selectable_scripts=scripts)
     p = job(init_images=[grey(1)], image_mask=None, scripts=runner, script_args=(2 if title else 0, None, 64))
     remember_request(p)
-    assert is_tile(tile_of(p, init_images=[grey(2)])) == expected
+    assert is_tile(tile_of(p, init_images=[grey(2)])) == same_size
+    assert is_tile(tile_of(p, init_images=[grey(2, (32, 32))])) == other_size
 
 
 def test_inpainting_and_the_tab_batch_are_the_users_own():

@@ -1,4 +1,4 @@
-"""The people who act in each pass: their landmarks and regions follow the host's cropping and resizing."""
+"""The people who are active in each pass: their landmarks and regions follow the host's cropping and resizing."""
 
 from __future__ import annotations
 

@@ -79,14 +79,14 @@ def test_a_network_that_misbehaves_is_reported_with_its_file(kind, case):
 
 
 def test_a_detector_that_finds_faces_everywhere_costs_bounded_time():
-    """Every tile of a large photo, in all turns, has 25,600 faces."""
+    """Every tile of a large photo, in all rotations, has 25,600 faces."""
     boxes = np.random.default_rng(0).uniform(0, 600, (25_600, 5)).astype(np.float32)
     boxes[:, 2:4] = boxes[:, :2] + 8
     model = SimpleNamespace(detect=returning((boxes, np.zeros((25_600, 5, 2), np.float32))))
     start = time.process_time()
     found = detect_faces(model, np.zeros((4000, 6000, 3), np.uint8))
     assert time.process_time() - start < 20
-    assert 0 < len(found) <= 4 * face_networks.MAX_FACES  # in each of four turns
+    assert 0 < len(found) <= 4 * face_networks.MAX_FACES  # in each of four rotations
 
 
 @pytest.mark.parametrize("side", [112, 128, 224, 512])

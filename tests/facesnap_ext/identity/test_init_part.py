@@ -1,4 +1,4 @@
-"""The choice of the face of an init image that a job changes."""
+"""Choosing which face in an init image a job changes."""
 
 from __future__ import annotations
 

@@ -61,13 +61,15 @@ def test_only_blurred_photos_are_reported_as_blurred(real_faces):
 
 
 def test_blur_threshold_is_where_the_embedding_starts_to_change(real_faces, face_pack):
-    from facesnap_ext.identity.faces import _embedding
+    from facesnap_ext.identity.face_networks import embed
 
     for face in real_faces[:5]:
         similarity = {}
         for sigma in (1, 2):
             soft = blurred(face, sigma)
-            embedding = _embedding(face_pack, np.ascontiguousarray(soft.photo.pixels[:, :, ::-1]), face.keypoints)
+            embedding = embed(
+                face_pack.recognition, np.ascontiguousarray(soft.photo.pixels[:, :, ::-1]), face.keypoints
+            )
             similarity[sigma] = cosines([face.embedding, embedding])[0, 1]
         assert similarity[2] < 0.9 < similarity[1]
         assert blur(blurred(face, 1)) < BLUR_THRESHOLD < blur(blurred(face, 2))

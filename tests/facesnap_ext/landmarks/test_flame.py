@@ -257,3 +257,16 @@ def test_unconverted_pickle_is_rejected(tmp_path: Path) -> None:
     source.write_bytes(pickle.dumps(flame_pickle(), protocol=2))
     with pytest.raises(FaceSnapError, match=r"generic_model\.pkl .* convert"):
         load_flame(source)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("part", ["", "shapedirs", "J_regressor", "weights"])
+def test_files_of_any_type_compute_in_single_precision(tmp_path: Path, dtype: torch.dtype, part: str) -> None:
+    original, path = small_flame(), tmp_path / "flame.safetensors"
+    stored = {key: t.to(dtype) if t.is_floating_point() and part in key else t for key, t in vars(original).items()}
+    stored["faces"] = stored["faces"].int()
+    save_flame(path, stored, "test")
+    loaded, codes = load_flame(path), random_codes(0, 1)
+    rounded = Flame(**{key: stored[key].to(tensor.dtype) for key, tensor in vars(original).items()})
+    torch.testing.assert_close(posed_vertices(loaded, *codes), posed_vertices(rounded, *codes))
+    assert points_on(posed_vertices(loaded, *codes), loaded.faces[:1].repeat(9976, 1)).dtype == torch.float32

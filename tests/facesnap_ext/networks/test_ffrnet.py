@@ -137,7 +137,7 @@ def test_config_is_recovered_from_tensor_shapes(data, widths, middle):
         attention = data.draw(st.booleans())
         depths.append(tuple(data.draw(st.integers(1, 3)) if attention else 0 for _ in range(resnets)))
     if middle < 1 and not any(map(any, depths)):
-        depths[-1] = (1,) * resnets  # at least one cross-attention is needed
+        depths[-1] = (1,) * resnets  # at least one cross-attention layer is needed
     middle = middle if middle else 1
     config = tiny.config(widths=widths, depths=tuple(depths), middle_depth=middle, heads=(2,) * len(widths))
     with torch.device("meta"):

@@ -15,11 +15,12 @@ from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import compute_hashes, list_models
 from facesnap_ext.weights.search import find_models
 from tests.support import mock_webui
+from tests.support.face_packs import PACKS, write_pack
 from tests.support.panel import NestedTags, OwnTags, mocked_panel
 from tests.support.parts_server import serve
 from tests.support.weight_files import KINDS, write
 
-OTHERS = ("status", ["list", "list of person 2"])  # components that the panel updates
+LISTS = ["list", "list of person 2"]  # of FaceSnap files
 
 
 class Clicks(mock_webui.Component):
@@ -45,6 +46,12 @@ def module(tmp_path, monkeypatch):
             monkeypatch.setattr(module.gr, name, Clicks)
         monkeypatch.setattr(download, "_jobs", {})
         yield module
+
+
+def draw(module, folder, monkeypatch):
+    monkeypatch.setattr(module.starter, "downloadable", lambda bundle: catalogue.PARTS)
+    top = module.starter.Controls("text", "progress", Clicks(elem_id="get"), Clicks(elem_id="pause"))
+    module.panel(ModelFiles(folder), lambda: ModelFiles(folder), lambda name: name, "status", LISTS, top)
 
 
 HOSTILE = [
@@ -128,18 +135,22 @@ def test_the_download_button_shows_progress_and_then_the_new_state(module, tmp_p
         server.hold = threading.Event()
         monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
         monkeypatch.setattr(module, "PARTS", (server.part(),))
-        module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+        draw(module, tmp_path, monkeypatch)
         steps = Clicks.by_id["models_get_thing"].function()
         progress, *others = next(steps)
         assert "the thing: " in progress
         assert "<progress max='100'" in progress
-        assert others == [{}] * 4  # gr.update(): no change
+        assert others == [{}] * 5 + [progress, {"visible": False}, {"visible": True}]  # {}: no change
         assert server.requested == [] or len(server.requested) == 1
         server.hold.set()
-        *_, (progress, table, status, *lists) = steps
+        *_, (progress, table, status, *lists, text, again, get, pause) = steps
     assert "the thing: downloaded to " in progress
     assert table.startswith("<div class='facesnap-models'>")
-    assert "Missing: " in status
+    assert "Model files found: none" in status
+    assert again == progress
+    assert "FaceSnap needs these files for its first image" in text
+    assert get["visible"]
+    assert not pause["visible"]
     assert lists == [{"choices": [""]}] * 2
     assert (tmp_path / "things" / "thing.bin").is_file()
 
@@ -149,7 +160,7 @@ def test_the_panel_shows_why_a_download_failed(module, tmp_path, monkeypatch):
     with serve(b"x" * 1000) as server:
         monkeypatch.setattr(catalogue, "PARTS", (server.part(b"y" * 1000),))
         monkeypatch.setattr(module, "PARTS", catalogue.PARTS)
-        module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+        draw(module, tmp_path, monkeypatch)
         *_, (progress, *_) = Clicks.by_id["models_get_thing"].function()
         assert "not the expected file" in progress
         assert "facesnap-problem" in progress
@@ -160,10 +171,43 @@ def test_the_panel_shows_why_a_download_failed(module, tmp_path, monkeypatch):
 
 def test_creating_and_refreshing_the_panel_downloads_nothing(module, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "start", lambda *args: pytest.fail("a download was started"))
-    module.panel(ModelFiles(tmp_path), lambda: ModelFiles(tmp_path), lambda name: name, *OTHERS)
+    draw(module, tmp_path, monkeypatch)
     progress, table, *_ = Clicks.by_id["models_again"].function()
     assert progress == ""
     assert str(tmp_path) in table
     Clicks.by_id["models_stop"].function()
     buttons = [name for name in Clicks.by_id if name.startswith("models_get_")]
     assert buttons == [f"models_get_{part.name}" for part in catalogue.PARTS if part.url]
+
+
+@pytest.mark.parametrize(
+    ("installed", "expected"),
+    [
+        ((), "Download InstantID and antelopev2 (4.61 GB)"),
+        (("antelopev2",), "Download InstantID (4.19 GB)"),
+        (("buffalo_l",), "Download InstantID and antelopev2 (4.61 GB)"),
+        (("instantid",), "Download antelopev2 (421 MB)"),
+        (("facesnap",), "Download antelopev2 (421 MB)"),
+        (("instantid", "antelopev2"), ""),
+        (("facesnap", "buffalo_l"), ""),
+    ],
+    ids=str,
+)
+def test_the_starter_downloads_what_a_first_image_lacks(module, tmp_path, installed, expected):
+    pytest.importorskip("onnx")
+    for name in installed:
+        if name in PACKS:
+            write_pack(tmp_path / name, name)
+        elif name == "facesnap":
+            write(tmp_path / "own.safetensors", {"ffrnet.x": (1,)}, format="facesnap")
+        else:
+            write(tmp_path / "ip-adapter.bin", KINDS["INSTANTID_ADAPTER"], "torch")
+            write(tmp_path / "net.safetensors", KINDS["SDXL_CONTROLNET"])
+    files = find_models(tmp_path)
+    starter = module.starter
+    assert (starter.label(starter.missing(files)) if expected else starter.html(files)) == expected
+    text = starter.html(files)
+    for part in starter.missing(files):
+        assert str(tmp_path / part.target) in text
+        assert part.licence in text
+    assert starter.controls(files, lambda name: name).get.values["visible"] == bool(expected)

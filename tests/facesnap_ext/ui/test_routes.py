@@ -380,7 +380,7 @@ def test_photos_of_one_request_are_limited_in_total_size(client, monkeypatch, ro
     )
     answer = client.post(f"/facesnap/{route}", json=two)
     assert answer.status_code == 422
-    assert "million pixels together" in answer.json()["detail"]
+    assert "million pixels in total" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("api_auth", [None, "anna:sesame"])

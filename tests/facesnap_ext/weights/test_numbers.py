@@ -1,4 +1,4 @@
-"""Types and values of numbers are checked once, when a file is read, and the file is named."""
+"""The types and values of tensors are checked once, when a file is read, and the file is named."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def models(stand_ins, tmp_path):
 
 
 def rewrite(path, change, which=lambda key, tensor: tensor.is_floating_point() and tensor.ndim > 1):
-    """Apply a change to the first matching tensor of a file, or to all if `change` returns None for none."""
+    """Apply a change to the first matching tensor of a file, and return its key."""
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)

@@ -254,7 +254,7 @@ def test_missing_inputs_are_reported_before_anything_is_written(people, models, 
         FaceSnapError, match=r"1 photos, such as .*0\.png, have no caption.*0\.txt or 0\.caption.*--blip2"
     ):
         build_here(uncaptioned)
-    with pytest.raises(FaceSnapError, match=r"nowhere does not contain BLIP-2"):
+    with pytest.raises(FaceSnapError, match=r"nowhere does not contain a BLIP-2 model"):
         build_here(uncaptioned, blip2=tmp_path / "nowhere")
     (tmp_path / "none").mkdir()
     with pytest.raises(FaceSnapError, match="no face model pack"):

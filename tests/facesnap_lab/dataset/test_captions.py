@@ -20,7 +20,7 @@ SIDE = 28
 
 @pytest.fixture(scope="module")
 def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a BLIP-2 whose captions consist of random words that depend on the image."""
+    """The folder of a BLIP-2 model whose captions consist of random words that depend on the image."""
     transformers = pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("blip2")
     words = tokenizer(64)
@@ -53,7 +53,7 @@ def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def greedy_caption(folder: Path, photo: np.ndarray) -> str:
-    """Decode greedily, word by word, with explicit preprocessing by CLIP's means and standard deviations."""
+    """Decode greedily, word by word, with explicit preprocessing using CLIP's means and standard deviations."""
     from transformers import AutoTokenizer, Blip2ForConditionalGeneration
 
     model = Blip2ForConditionalGeneration.from_pretrained(folder).eval()

@@ -177,7 +177,7 @@ def test_named_folders(tmp_path):
         ("PuLID", str(tmp_path / "PuLID")),
     ]
     for values in (["a=x", "a=y"], ["=x"], ["a="], ["x/a", "y/a"]):
-        with pytest.raises(FaceSnapError, match="has no unique name"):
+        with pytest.raises(FaceSnapError, match="does not have a unique name"):
             named_folders(values)
 
 

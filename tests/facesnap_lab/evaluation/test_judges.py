@@ -24,7 +24,7 @@ PEOPLE = 20
 
 @pytest.fixture(scope="module")
 def rendered():
-    """Photos of the test split and CLIP's captions of them."""
+    """Photos from the test split, and captions of them for CLIP."""
     captions = [captions_of(who := person("test", index), scene(who, 0), 0)[1] for index in range(PEOPLE)]
     return [photo("test", index, 0)[0] for index in range(PEOPLE)], captions
 

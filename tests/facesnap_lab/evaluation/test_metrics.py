@@ -14,7 +14,7 @@ from facesnap_lab.evaluation.metrics import clip_t, fid, likeness
 
 
 def with_moments(random, count, mean, covariance):
-    """Return numbers [count, D] with exactly this mean and sample covariance."""
+    """Return samples [count, D] with exactly this mean and sample covariance."""
     numbers = random.normal(size=(count, len(mean)))
     numbers -= numbers.mean(axis=0)
     whitened = numbers @ np.linalg.inv(np.linalg.cholesky(np.cov(numbers.T))).T

@@ -26,7 +26,7 @@ def measured(monkeypatch):
 
 
 def test_differences_are_paired_by_person(measured):
-    """People differ by much more than the setting does, which a difference of means would not resolve."""
+    """The setting's effect is much smaller than the differences between people, so unpaired means would not show it."""
     found = results(measured)
     assert found[FIRST]["difference"] == {"mean": 0, "low": 0, "high": 0}
     difference = found["other"]["difference"]

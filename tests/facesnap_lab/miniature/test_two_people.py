@@ -104,5 +104,5 @@ def test_each_face_resembles_its_own_reference(likeness, passes, part):
 
 
 def test_regions_separate_people(likeness):
-    """Without regions both people act on the whole image equally, and only the landmarks separate them."""
+    """Without regions both people affect the whole image equally, and only the landmarks separate them."""
     assert margins(likeness["regions"]).mean() > margins(likeness["no regions"]).mean() + 0.05
