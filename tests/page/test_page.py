@@ -163,7 +163,7 @@ def test_a_pose_is_saved_chosen_and_deleted(posed):
     posed.wait_for_text("pose_report", "Saved as Half a smile.json: numbers, no pixels.")
     posed.number("yaw", 0)
     posed.choose("pose", "saved")
-    assert posed.value("saved_pose") == "Half a smile"
+    assert posed.at("saved_pose", "input").input_value() == "Half a smile"
     posed.page.wait_for_timeout(2 * SECOND)
     assert posed.canvas().evaluate("canvas => canvas.toDataURL()") == before
     image = posed.generate()
