@@ -251,9 +251,10 @@ def check_flame(tensors: dict[str, Tensor], name: str) -> None:
 
 def _are_indices(faces: Tensor, parents: Tensor, vertices: int) -> bool:
     """Return whether all triangles have vertices of the mesh, and all joints come after their parents."""
+    if len(parents) <= JAW or not faces.numel():
+        return False
     ordered = parents[0] == -1 and all(0 <= parent < joint for joint, parent in enumerate(parents.tolist()) if joint)
-    in_mesh = bool(faces.numel()) and 0 <= int(faces.min()) and int(faces.max()) < vertices
-    return len(parents) > JAW and bool(ordered) and in_mesh
+    return bool(ordered) and int(faces.min()) >= 0 and int(faces.max()) < vertices
 
 
 def _float_tensor(array: np.ndarray) -> Tensor:
