@@ -84,12 +84,12 @@ def run_get(options: argparse.Namespace) -> None:
 def _find_files(options: argparse.Namespace) -> ModelFiles:
     """Find the model files in `--models`, or in the surrounding WebUI, and in other programs' folders."""
     from facesnap_ext.hosts.model_folders import shared_model_folders
-    from facesnap_ext.weights.search import find_models
+    from facesnap_ext.weights.search import find_models, resolved
 
     root = Path(__file__).resolve().parents[2]
     if options.models is None and root.parent.name != "extensions":
         raise FaceSnapError("FaceSnap is not installed in a WebUI here; give the model folder with --models.")
     folder = options.models or root.parents[1] / "models" / "facesnap"
-    models = folder.resolve().parent
+    models = resolved(folder).parent
     shared = shared_model_folders(models, models.parent) if models.name == "models" else ()
     return find_models(folder, (*options.also_look_in, *shared))

@@ -243,11 +243,18 @@ def check_flame(tensors: dict[str, Tensor], name: str) -> None:
                 f"{name} is not a valid FLAME model: {key} has the wrong shape {actual}; download the file again."
             )
     faces, parents = tensors["faces"], tensors["parents"]
-    ordered = parents[0] == -1 and all(0 <= parent < joint for joint, parent in enumerate(parents.tolist()) if joint)
-    if joints <= JAW or not ordered or not faces.numel() or faces.min() < 0 or faces.max() >= vertices:
+    if faces.is_floating_point() or parents.is_floating_point() or not _are_indices(faces, parents, vertices):
         raise FaceSnapError(
             f"{name} is not a valid FLAME model: its joints or triangles are invalid; download the file again."
         )
+
+
+def _are_indices(faces: Tensor, parents: Tensor, vertices: int) -> bool:
+    """Return whether all triangles have vertices of the mesh, and all joints come after their parents."""
+    if len(parents) <= JAW or not faces.numel():
+        return False
+    ordered = parents[0] == -1 and all(0 <= parent < joint for joint, parent in enumerate(parents.tolist()) if joint)
+    return bool(ordered) and int(faces.min()) >= 0 and int(faces.max()) < vertices
 
 
 def _float_tensor(array: np.ndarray) -> Tensor:

@@ -62,14 +62,14 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
     halves: list[FoundModel] = []  # InstantID's adapters, and SDXL ControlNets, one of which may be its IdentityNet
     for path in _walk(folder, files.passed_over):
         _register(files, path, folder, halves)
-    seen = {model.path.resolve() for model in (*files.found, *halves)}
+    seen = {resolved(model.path) for model in (*files.found, *halves)}
     for other in elsewhere:
-        if not other.is_dir() or other.resolve() == folder.resolve():
+        if not other.is_dir() or resolved(other) == resolved(folder):
             continue
         files.elsewhere += (other,)
         for path in _walk(other, files.passed_over, own_folder=folder):
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
+            if resolved(path) not in seen:
+                seen.add(resolved(path))
                 _register(files, path, other, halves)
     pair_instantid(files, halves)
     for role in ("face_pack", "clip", "deca", "flame"):
@@ -93,7 +93,7 @@ def _walk(root: Path, warnings: list[str], own_folder: Path | None = None) -> It
     folders = files = 0
     while queue:
         folder, depth = queue.popleft()
-        if (place := folder.resolve()) in visited:
+        if (place := resolved(folder)) in visited:
             continue
         visited.add(place)
         folders += 1
@@ -137,6 +137,14 @@ def _entries(folder: Path, warnings: list[str]) -> list[Path]:
     return [entry for entry in entries if entry not in invalid]
 
 
+def resolved(path: Path) -> Path:
+    """Return a path without links; itself if they form a loop, for which Python before 3.13 raises `RuntimeError`."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):
+        return path.absolute()
+
+
 def _is_plain(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a file and not a link, which is known from the folder's listing."""
     return _is_true(partial(entry.is_file, follow_symlinks=False))
@@ -153,7 +161,7 @@ def _is_true(query: Callable[[], bool]) -> bool:
 def _is_skipped(entry: Path, own_folder: Path | None) -> bool:
     if own_folder is None:
         return entry.name == identity_folder.FOLDER_NAME
-    return entry.name.lower() in SKIPPED or (entry.name == own_folder.name and entry.resolve() == own_folder.resolve())
+    return entry.name.lower() in SKIPPED or (entry.name == own_folder.name and resolved(entry) == resolved(own_folder))
 
 
 def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundModel]) -> None:

@@ -237,7 +237,9 @@ class _Arrays:
         data, indices, starts = (self.read(state[name]) for name in ("data", "indices", "indptr"))
         by_column = kind.startswith("csc")
         lines, length = shape[::-1] if by_column else shape
-        if min(shape) < 0 or len(starts) != lines + 1 or len(data) != len(indices):
+        # with more axes, an array without numbers could have any length
+        one_axis = data.ndim == indices.ndim == starts.ndim == 1
+        if not one_axis or min(shape) < 0 or len(starts) != lines + 1 or len(data) != len(indices):
             raise ValueError(f"an inconsistent sparse matrix of {shape[0]} × {shape[1]}")
         if np.any((indices < 0) | (indices >= length)):
             raise ValueError("a sparse matrix with indices out of range")

@@ -121,9 +121,10 @@ def test_model_folders(data, panel):
         parent = data.draw(st.sampled_from(places))
         if parent.is_dir() and not parent.is_symlink():
             add_entry(data, parent, root, places)
-    start = data.draw(st.sampled_from([root, root, root, *places]))
+    (base / "loop").symlink_to(base / "loop")
+    start = data.draw(st.sampled_from([root, root, root, *places, base / "loop"]))
     with only_reading(base):
-        files = find_models(start, (base / "outside", root, base / "missing"))
+        files = find_models(start, (base / "outside", root, base / "missing", base / "loop"))
         use(files, panel)
         for read in (faces.load_pack, faces.load_landmarks68, signature_of):
             for place in {start, *(model.path for model in files.found if model.role == "face_pack")}:

@@ -249,6 +249,26 @@ def silent_index(first: bytes) -> Iterator[tuple[str, list[int]]]:
             server.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+def test_an_index_whose_name_is_looked_up_for_ever_hangs(monkeypatch: pytest.MonkeyPatch, hangs: bool):
+    """Neither pip nor Python limits the time of the look-up."""
+
+    def look_up(*arguments: object, **values: object) -> None:
+        if hangs:
+            released.wait(20)
+        raise socket.gaierror("not found")
+
+    released = threading.Event()
+    monkeypatch.setattr(install, "PATIENCE", 0.3)
+    monkeypatch.setattr(install, "_settings", lambda pip: {"index-url": "http://index.invalid/simple"})
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setenv("NO_PROXY", "*")
+    start = time.monotonic()
+    assert install.index_hangs(["pip"]) is hangs
+    assert time.monotonic() - start < 5
+    released.set()
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_hanging_index_delays_one_start_a_day_by_five_seconds(bare_python: Path, script: Path, fault: str):
     def timed(**environment: str) -> tuple[str, float]:

@@ -270,3 +270,12 @@ def test_files_of_any_type_compute_in_single_precision(tmp_path: Path, dtype: to
     rounded = Flame(**{key: stored[key].to(tensor.dtype) for key, tensor in vars(original).items()})
     torch.testing.assert_close(posed_vertices(loaded, *codes), posed_vertices(rounded, *codes))
     assert points_on(posed_vertices(loaded, *codes), loaded.faces[:1].repeat(9976, 1)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("part", ["faces", "parents"])
+def test_indices_that_are_not_whole_numbers_are_rejected(tmp_path: Path, dtype: torch.dtype, part: str) -> None:
+    tensors = dict(vars(small_flame()))
+    tensors[part] = tensors[part].to(dtype)
+    with pytest.raises(FaceSnapError, match="joints or triangles are invalid"):
+        save_flame(tmp_path / "flame.safetensors", tensors, "test")

@@ -85,3 +85,15 @@ def test_odd_folders_cost_bounded_time_and_change_nothing(tmp_path, oddity):
     (pack / "glintr100.onnx").write_bytes(b"changed")
     assert signature_of(files.face_pack) != signatures[0]
     subprocess.run(["rm", "-rf", folder], check=True)  # shutil.rmtree fails on such a deep tree
+
+
+@pytest.mark.parametrize("place", ["own", "other", "both"])
+def test_a_model_folder_that_is_a_loop_of_links_is_empty(tmp_path, place):
+    loop, folder = tmp_path / "loop", tmp_path / "facesnap"
+    loop.symlink_to(loop)
+    pack = write_pack(folder / "antelopev2", "antelopev2")
+    own, others = {"own": (loop, (folder,)), "other": (folder, (loop,)), "both": (loop, (loop, loop / "x"))}[place]
+    files = find_models(own, others)
+    model_list.as_text(model_list.list_models(files), files)
+    assert files.face_pack == (None if place == "both" else pack)
+    assert find_identities(own) == {}

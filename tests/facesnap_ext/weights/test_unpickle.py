@@ -9,6 +9,7 @@ import pickle
 import struct
 import sys
 import tarfile
+import tracemalloc
 import types
 import zipfile
 from collections import OrderedDict
@@ -265,6 +266,25 @@ def array_state(shape: tuple[int, ...], code: str, raw: bytes) -> dict[str, Any]
 def test_implausible_and_damaged_pickles_are_rejected(tmp_path: Path, content: object, message: str) -> None:
     with pytest.raises(FaceSnapError, match=rf"bad\.pkl is .*{message}"):
         read_pickled_arrays(write(tmp_path / "bad.pkl", content))
+
+
+@pytest.mark.parametrize("lines", [2**20, 2**28, 2**40])
+def test_sparse_matrix_without_numbers_takes_no_memory(tmp_path: Path, lines: int) -> None:
+    """An array of shape (lines, 0) needs no bytes in the file, but its length was that of the columns."""
+    import scipy.sparse
+
+    matrix = scipy.sparse.csc_matrix((4, 6))
+    matrix.indptr = np.zeros((lines + 1, 0), np.int32)
+    matrix._shape = (0, lines)
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps({"J": matrix}, 2))
+    tracemalloc.start()
+    try:
+        with pytest.raises(FaceSnapError, match="an inconsistent sparse matrix"):
+            read_pickled_arrays(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_huge_sparse_matrix_is_rejected(tmp_path: Path) -> None:
