@@ -19,7 +19,7 @@ UI_ORDER = (
     *("enabled", "references", "face_index", "reference_mode", "identity", "pose", "driving", "driving_face_index"),
     *("template", "yaw", "pitch", "roll", "mouth", "brows", "eyes", "placed", "x", "y", "size", "weight", "start"),
     *("end", "cond_only", "hires", "block_weights", "region", "region_scale", "mask", "redraw_strength", "model"),
-    *("adapter_weight", "ffrnet_interval"),
+    *("adapter_weight", "ffrnet_interval", "uncond_noise"),
 )
 
 
