@@ -184,7 +184,8 @@ class Engine:
         cond = self._cache.get_or_compute(key, lambda: mix(encoders, weights, faces.references, faces.saved, average))
         uncond = None
         if weights.info.null_identity:
-            uncond = self._cache.get_or_compute(("null tokens", signatures), lambda: null_tokens(weights))
+            noise = unit.uncond_noise
+            uncond = self._cache.get_or_compute(("null tokens", signatures, noise), lambda: null_tokens(weights, noise))
         adapter = None
         if weights.info.adapter is not None and unit.strength.adapter_weight > 0:
             adapter = partial(self._adapter, source, cond, cond if uncond is None else uncond)
@@ -196,7 +197,7 @@ class Engine:
         The result is large (21 MB per person for InstantID, from 1.4 GB of weights). It is computed when the person's
         image begins, from weights that are loaded only for this, and cached for the people of one image.
         """
-        key = ("adapter", signature_of(source), tokens.numpy().tobytes())
+        key = ("adapter", signature_of(source), tokens.numpy().tobytes(), uncond_tokens.numpy().tobytes())
         return self._cache.get_or_compute(key, lambda: load_any_adapter(source)(tokens, uncond_tokens), ADAPTERS)
 
     def examine(self, photos: Sequence[Photo], face_index: int = 0, batch: bool = False) -> ReferenceReport:

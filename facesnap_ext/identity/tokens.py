@@ -62,10 +62,16 @@ def mix(
     return tokens
 
 
-def null_tokens(weights: FaceSnapWeights) -> Tensor:
-    """Identity tokens [1, queries, dim] of an all-zero embedding (no person), for weights that were trained with it."""
+def null_tokens(weights: FaceSnapWeights, noise: float = 0.0) -> Tensor:
+    """Identity tokens [1, queries, dim] of no person, for weights that were trained with an all-zero embedding.
+
+    Args:
+        noise: upper end of the uniform noise from 0 in that embedding, the same in every job; as ComfyUI_InstantID has
+            it, with 0.35 by default, against images that look burnt.
+    """
+    embedding = noise * torch.rand(1, 1, weights.info.mixer.id_dim, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return weights.mixer.float()(torch.zeros(1, 1, weights.info.mixer.id_dim))
+        return weights.mixer.float()(embedding)
 
 
 def embeddings_of(references: Sequence[Face], saved: Identity | None) -> Tensor:

@@ -22,7 +22,7 @@ UI_ORDER = (
     *("template", "saved_pose", *SLIDERS, "expression_source", "expression", "expression_strength"),
     *("placed", "x", "y", "size", "weight", "start"),
     *("end", "cond_only", "hires", "block_weights", "region", "region_scale", "mask", "redraw_strength", "model"),
-    *("adapter_weight", "ffrnet_interval"),
+    *("adapter_weight", "ffrnet_interval", "uncond_noise"),
 )
 
 

@@ -42,6 +42,7 @@ RANGES: dict[str, tuple[float, float]] = {  # lowest and highest value
     "size": (0.02, 3),
     "region_scale": (1, 4),
     "redraw_strength": (0, 1),
+    "uncond_noise": (0, 1),
 }
 OPTIONAL = ("x", "y", "size")  # these settings may also be None
 PRESETS = {  # weight, start, end
@@ -83,6 +84,8 @@ class Unit:
         region: where the person is applied: the whole "image", around the predicted "face", or where `mask` is white.
         region_scale: size of the region around the face relative to the face's box.
         redraw_strength: denoising strength for redrawing small faces; 0 does not redraw them.
+        uncond_noise: amount of noise in the embedding of the unconditional rows, with weights that have one such as
+            InstantID's; 0 is the zero embedding of their training.
     """
 
     enabled: bool = False
@@ -113,6 +116,7 @@ class Unit:
     region_scale: float = 1.8
 
     redraw_strength: float = 0.0
+    uncond_noise: float = 0.0
 
     def __post_init__(self) -> None:
         values = to_values(self)

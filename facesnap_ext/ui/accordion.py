@@ -76,6 +76,7 @@ SLIDER_LABELS = {
     "end": "End (fraction of the steps)",
     "ffrnet_interval": "Run FFRNet every n steps (1 = every step; 2 to 4 are faster)",
     "adapter_weight": "InstantID adapter weight (other files have no adapter)",
+    "uncond_noise": "InstantID noise on the negative side (0 = off; 0.35 reduces burnt images)",
     "redraw_strength": "Redraw small faces (denoising strength, 0 = off)",
 }
 
@@ -276,6 +277,7 @@ def _advanced_controls(controls: Controls, files: ModelFiles, ident: Ident) -> N
             _radio(controls, ident, "hires", "Hires. fix passes", list(PASSES), "both")
         _slider(controls, ident, "ffrnet_interval", 1)
         _slider(controls, ident, "adapter_weight", 0.05)
+        _slider(controls, ident, "uncond_noise", 0.05)
         controls["block_weights"] = gr.Textbox(
             "",
             label="Block weights: one per residual (10 for SDXL), shallow to deep, middle block last (empty = all 1)",

@@ -199,6 +199,23 @@ def test_an_identity_saved_without_clip_works_only_with_instantid(models, stand_
         engine.prepare(replace(eileen, model="random.safetensors"), 512, 512)
 
 
+@pytest.mark.parametrize("noise", [0.35, 1.0])
+def test_noise_replaces_the_zero_embedding_of_the_unconditional_rows_only(engine, models, unit, noise):
+    plain, noisy, again = (
+        engine.prepare(replace(unit, uncond_noise=amount), 512, 512).conditioning for amount in (0.0, noise, noise)
+    )
+    assert torch.equal(plain.tokens, noisy.tokens)
+    assert torch.equal(noisy.uncond_tokens, again.uncond_tokens), "the noise does not change from job to job"
+    uniform = torch.rand(1, 1, 512, generator=torch.Generator().manual_seed(0))
+    expected = instantid_resampler(halves(models)[0], noise * uniform)
+    torch.testing.assert_close(noisy.uncond_tokens, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(noisy.uncond_tokens, plain.uncond_tokens, atol=1e-2)
+    for (keys, values), (other_keys, other_values) in zip(plain.adapter(), noisy.adapter(), strict=True):
+        assert torch.equal(keys[:1], other_keys[:1])
+        assert torch.equal(values[:1], other_values[:1])
+        assert not torch.allclose(keys[1:], other_keys[1:], atol=1e-4)
+
+
 def test_the_packed_file_is_bit_identical_to_the_pair(engine, models, unit, mirrored, tmp_path, capsys):
     folder = tmp_path / "facesnap"
     shutil.copytree(models, folder, ignore=shutil.ignore_patterns("ControlNetModel", ADAPTER))
