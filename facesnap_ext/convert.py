@@ -1,4 +1,4 @@
-"""Convert the published files of DECA, FLAME, ControlNets and InstantID to files that FaceSnap reads."""
+"""Convert the published files of DECA, FLAME, MediaPipe, ControlNets and InstantID to files that FaceSnap reads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from facesnap_ext.landmarks.deca import convert_deca
 from facesnap_ext.landmarks.flame import convert_flame
 from facesnap_ext.weights.controlnet import controlnet_config, from_controlnet
 from facesnap_ext.weights.instantid import pack
+from facesnap_ext.weights.mediapipe import CONVERTED_FILE, TASK_FILE, convert_mediapipe
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.recognise import Kind, recognise
 from facesnap_ext.weights.tensors import read_index
@@ -22,7 +23,7 @@ def convert(source: Path, out: Path | None = None) -> Path:
     """Convert a file, recognised by its tensors, or the folder of a ControlNet in diffusers' layout.
 
     Args:
-        out: by default a `.safetensors` file next to the source.
+        out: by default a `.safetensors` file next to the source, or an `.onnx` file for MediaPipe's detector.
 
     Returns:
         The path of the new file.
@@ -40,14 +41,17 @@ def convert(source: Path, out: Path | None = None) -> Path:
         out = out or source.with_name("deca.safetensors")
         with user_write(out) as part:
             convert_deca(file, part)
+    elif kind is Kind.MEDIAPIPE:
+        out = out or source.with_name(CONVERTED_FILE)
+        convert_mediapipe(file, out)
     elif kind is Kind.PICKLE:
         out = out or source.with_suffix(".safetensors")
         with user_write(out) as part:
             convert_flame(file, part)
     else:
         raise FaceSnapError(
-            f"{source.name} is {kind.value}; FaceSnap can convert DECA's deca_model.tar, FLAME's generic_model.pkl and "
-            "SDXL ControlNets in diffusers' layout."
+            f"{source.name} is {kind.value}; FaceSnap can convert DECA's deca_model.tar, FLAME's generic_model.pkl, "
+            f"MediaPipe's {TASK_FILE} and SDXL ControlNets in diffusers' layout."
         )
     return out
 

@@ -7,17 +7,19 @@ from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
 
-HELP = "convert a DECA, FLAME, ControlNet or InstantID file to a file that FaceSnap reads"
+HELP = "convert a DECA, FLAME, MediaPipe, ControlNet or InstantID file to a file that FaceSnap reads"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         nargs="+",
-        help="deca_model.tar, generic_model.pkl, or an SDXL ControlNet in diffusers format; or 'instantid CONTROLNET "
-        "ADAPTER OUT' to pack InstantID's two files into one",
+        help="deca_model.tar, generic_model.pkl, MediaPipe's face_landmarker.task, or an SDXL ControlNet in diffusers "
+        "format; or 'instantid CONTROLNET ADAPTER OUT' to pack InstantID's two files into one",
     )
-    parser.add_argument("--out", type=Path, help="output file (default: a .safetensors file next to the source)")
+    parser.add_argument(
+        "--out", type=Path, help="output file (default: a .safetensors or .onnx file next to the source)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from facesnap_ext.cache import Cache, face_key, signature_of
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.identity import faces
+from facesnap_ext.identity import face_mesh, faces
 from facesnap_ext.identity.clip import load_image_encoder
 from facesnap_ext.identity.faces import Face, FacePack, NoFaceError
 from facesnap_ext.landmarks.flame import Flame
+from facesnap_ext.landmarks.open_face import Basis, load_basis
 from facesnap_ext.landmarks.points72 import Landmarks, from_68
 from facesnap_ext.landmarks.poses import Rig
 from facesnap_ext.landmarks.predictor import FaceCodes, LandmarkPredictor, load_head, load_predictor
@@ -183,21 +184,31 @@ class Encoders:
         return Landmarks(face.keypoints.astype(np.float32), width, height)
 
     @property
-    def has_landmarks68(self) -> bool:
-        """Whether the face model pack has a model for 68 landmarks."""
-        return self._landmarks68() is not None
+    def landmark_part(self) -> str:
+        """The part that detects 68 landmarks, by its name in `ModelFiles`: the face model pack if it has a model for
+        them, otherwise MediaPipe's landmark detector; empty if there is neither."""
+        if self.files.face_pack is not None and faces.landmarks68_file(self.files.face_pack) is not None:
+            return "face_pack"
+        return "" if self.files.mediapipe is None else "mediapipe"
+
+    @property
+    def basis(self) -> Basis:
+        """The open face model with the mean face of the points that are detected."""
+        return load_basis("mediapipe" if self.landmark_part == "mediapipe" else "1k3d68")
 
     def detected_landmarks(self, face: Face) -> Landmarks | None:
-        """A face's own 72 landmarks in its photo's pixels, derived from the face model pack's 68; None if the pack has
-        no model for 68."""
-        key = face_key("detected", (self.signature("face_pack"),), face.photo, face.box)
-        model = self._landmarks68()
-        if model is None:
+        """A face's own 72 landmarks in its photo's pixels, derived from 68 detected ones; None without a detector."""
+        part = self.landmark_part
+        if not part:
             return None
+        key = face_key("detected", (self.signature("face_pack"), self.signature(part)), face.photo, face.box)
         height, width = face.photo.pixels.shape[:2]
 
         def detect() -> Landmarks:
-            points = faces.detect_landmarks68(model, face) + 0.5  # pixel centres are at 0.5
+            if part == "mediapipe":
+                points = face_mesh.mesh_points68(self._face_mesh(), face)
+            else:
+                points = faces.detect_landmarks68(self._landmarks68(), face) + 0.5  # pixel centres are at 0.5
             return Landmarks(from_68(points), width, height)
 
         return self.cache.get_or_compute(key, detect)
@@ -278,6 +289,9 @@ class Encoders:
 
     def _landmarks68(self) -> Any:
         return self.cache.load("landmarks68", self.files.require("face_pack"), faces.load_landmarks68)
+
+    def _face_mesh(self) -> face_mesh.FaceMesh:
+        return self.cache.load("mediapipe", self.files.require("mediapipe"), face_mesh.load_face_mesh)
 
     def _face_pack(self) -> FacePack:
         return self.cache.load("face_pack", self.files.require("face_pack"), faces.load_pack)

@@ -137,8 +137,17 @@ def load_landmarks68(folder: str | Path) -> Any:
     Raises:
         FaceSnapError: the model cannot be loaded, see `load_pack`.
     """
-    path = pack_files(_folder_of_models(Path(folder).expanduser())).landmarks68
+    path = landmarks68_file(folder)
     return None if path is None else _load_model(path, "landmark_3d_68")
+
+
+def landmarks68_file(folder: str | Path) -> Path | None:
+    """Return the file of a pack's model for 68 landmarks; None if the pack has no such model.
+
+    Raises:
+        FaceSnapError: the folder contains no face models, or several packs.
+    """
+    return pack_files(_folder_of_models(Path(folder).expanduser())).landmarks68
 
 
 def detect_landmarks68(model: Any, face: Face) -> np.ndarray:

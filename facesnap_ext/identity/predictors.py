@@ -1,8 +1,8 @@
 """The choice between the two Landmark Predictors, and the open face model's, fitted to detected landmarks.
 
 `choose_predictor` is the only place that chooses. DECA and FLAME are preferred if both files are installed. Otherwise,
-and for a saved identity that only has a shape of the open face model, that model is used. It needs no file, but the
-face model pack's 68 landmarks to read the shape and the pose of a photo.
+and for a saved identity that only has a shape of the open face model, that model is used. It needs no file, but 68
+landmarks to read the shape and the pose of a photo: those of the face model pack, or of MediaPipe's detector.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from facesnap_ext.landmarks.poses import Rig
 from facesnap_ext.landmarks.predictor import FaceCodes
 from facesnap_ext.landmarks.rigs import open_face_rig
 from facesnap_ext.weights.identity_file import Identity, SavedShape
+from facesnap_ext.weights.mediapipe import TASK_FILE
 from facesnap_ext.weights.model_files import ModelFiles
 
 DECA_AND_FLAME = "DECA and FLAME"
@@ -53,7 +54,7 @@ Notes = tuple[str, ...]
 
 
 class NoLandmarksError(FaceSnapError):
-    """The face model pack cannot detect the landmarks that a photo's pose is read from."""
+    """No model detects the landmarks that a photo's pose is read from."""
 
 
 class Predictor(Protocol):
@@ -138,7 +139,7 @@ def choose_predictor(encoders: Encoders, references: Sequence[Face] = (), saved:
         return DecaPredictor(encoders, encoders.source_shape(references, saved_shapes))
     shapes: list[tuple[OpenShape, int]] = []  # with the number of photos
     notes = []
-    if references and encoders.has_landmarks68:
+    if references and encoders.landmark_part:
         shape, poses = _fit(encoders, references)
         shapes.append((shape, len(references)))
         notes = [_poor_fit(face) for face, pose in zip(references, poses) if pose.error > POOR_FIT][:1]
@@ -185,7 +186,7 @@ class DecaPredictor:
 
 @dataclass(frozen=True)
 class OpenFacePredictor:
-    """The open face model, fitted to the face model pack's 68 landmarks.
+    """The open face model, fitted to 68 detected landmarks.
 
     A photo of the person that drives itself keeps its detected landmarks, which are closer than any fit.
 
@@ -205,7 +206,7 @@ class OpenFacePredictor:
 
     def landmarks(self, driving: Face, hint: str) -> tuple[Landmarks, Notes]:
         own = not self.known or _key_of(driving) in map(_key_of, self.references)
-        if hint == POINTS5 and (own or not self.encoders.has_landmarks68):
+        if hint == POINTS5 and (own or not self.encoders.landmark_part):
             name = driving.photo.name
             kept = without_landmarks(self.encoders.files, f"the five points of {name} keep the shape of its face")
             return self.encoders.keypoints(driving), () if own else (kept,)
@@ -214,7 +215,7 @@ class OpenFacePredictor:
             return points, ()
         pose = _pose_of(self.encoders, driving)
         poor = (_poor_fit(driving),) if pose.error > POOR_FIT else ()
-        predicted = predict(load_basis(), self.shape, pose).astype(np.float32)
+        predicted = predict(self.encoders.basis, self.shape, pose).astype(np.float32)
         return Landmarks(predicted, points.width, points.height), (*self.notes, *poor)
 
     def neutral(self, driving: Face) -> tuple[NeutralFace, Notes]:
@@ -236,14 +237,14 @@ class OpenFacePredictor:
     def rig(self) -> tuple[Rig, Notes]:
         if self.shape is None and self.encoders.files.flame is not None:
             return self.encoders.rig(None), self.notes  # FLAME's mean face
-        return open_face_rig(load_basis(), self.shape), self.notes
+        return open_face_rig(self.encoders.basis, self.shape), self.notes
 
 
 def detected_landmarks(encoders: Encoders, face: Face) -> Landmarks:
-    """Return a face's own 72 landmarks as the face model pack detects them: the paper's "drive landmark".
+    """Return a face's own 72 landmarks as they are detected: the paper's "drive landmark".
 
     Raises:
-        NoLandmarksError: the pack has no model for 68 landmarks.
+        NoLandmarksError: neither the pack nor the model folder has a model for 68 landmarks.
     """
     landmarks = encoders.detected_landmarks(face)
     if landmarks is None:
@@ -252,17 +253,18 @@ def detected_landmarks(encoders: Encoders, face: Face) -> Landmarks:
 
 
 def without_landmarks(files: ModelFiles, consequence: str) -> str:
-    """Return the sentence for a face model pack without a model for 68 landmarks."""
+    """Return the sentence for a face model pack without a model for 68 landmarks, and no detector of MediaPipe's."""
     return (
         f"The face model pack {files.require('face_pack').name} has no model for 68 landmarks (1k3d68.onnx), so "
-        f"{consequence}; put that file of antelopev2 or buffalo_l into its folder."
+        f"{consequence}; put that file of antelopev2 or buffalo_l into its folder, or convert MediaPipe's {TASK_FILE} "
+        "with facesnap convert and put the result into the model folder."
     )
 
 
 def fit_shape(encoders: Encoders, references: Sequence[Face]) -> SavedShape | None:
-    """Return the open face model's shape of a person in all reference photos, for a saved identity; None if the face
-    model pack has no model for 68 landmarks."""
-    if not encoders.has_landmarks68:
+    """Return the open face model's shape of a person in all reference photos, for a saved identity; None if no model
+    for 68 landmarks is installed."""
+    if not encoders.landmark_part:
         return None
     shape, _ = _fit(encoders, references)
     modes, residual = (torch.from_numpy(values).float() for values in (shape.modes, shape.residual))
@@ -297,19 +299,23 @@ def _fit(encoders: Encoders, faces: Sequence[Face]) -> tuple[OpenShape, list[Ope
         FaceSnapError: the landmarks that were detected in a photo do not form a face.
     """
 
+    part = encoders.landmark_part
+
     def compute() -> tuple[OpenShape, list[OpenPose]]:
         photos = [detected_landmarks(encoders, face).points for face in faces]
         try:
-            return fit(load_basis(), photos)
+            return fit(encoders.basis, photos)
         except FitError as error:
             names = " and ".join(face.photo.name for face in faces)
             raise FaceSnapError(
-                f"The landmarks that {encoders.files.require('face_pack').name} detects in {names} do not form a face; "
+                f"The landmarks that {encoders.files.require(part).name} detects in {names} do not form a face; "
                 "use other photos."
             ) from error
 
     keys: tuple[Hashable, ...] = tuple(face_key("", (), face.photo, face.box) for face in faces)
-    return encoders.cache.get_or_compute(("open face", encoders.signature("face_pack"), *keys), compute)
+    return encoders.cache.get_or_compute(
+        ("open face", encoders.signature("face_pack"), encoders.signature(part), *keys), compute
+    )
 
 
 def _key_of(face: Face) -> tuple[Hashable, ...]:

@@ -23,6 +23,7 @@ ROLE_LABELS = {
     "clip": "CLIP-ViT-H",
     "deca": "DECA",
     "flame": "FLAME",
+    "mediapipe": "MediaPipe's landmarks",
     "instantid": "InstantID",
 }
 POLL_INTERVAL = 0.5  # seconds between two updates of a download's progress

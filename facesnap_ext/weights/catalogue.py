@@ -14,6 +14,7 @@ ROLES = {  # the purpose of each role; `FoundModel.role` uses these names
     "deca": "estimates pose, expression and face shape; without it, the built-in open face model does",
     "flame": "the head model whose 72 landmarks carry pose, expression and shape; used together with DECA, and "
     "without DECA only for its mean face",
+    "mediapipe": "finds 478 points of a face; used if the face model pack has no 1k3d68.onnx",
 }
 TO_BEGIN = (
     "To get started, you need InstantID's two files and antelopev2, which FaceSnap can download for you. No FaceSnap "
@@ -193,6 +194,17 @@ PARTS = (
         note="not used, because DECA's codes are for FLAME 2020; credit its authors when you publish",
     ),
     Part(
+        "mediapipe",
+        "mediapipe",
+        "MediaPipe's face landmarker",
+        "Apache-2.0",
+        True,
+        "https://ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker",
+        "download face_landmarker.task, then run facesnap convert face_landmarker.task",
+        "face_landmarks.onnx",
+        3_760_000,
+    ),
+    Part(
         "instantid-identitynet",
         "instantid",
         "InstantID's IdentityNet",
@@ -238,10 +250,12 @@ BUNDLES = {
 
 COMMERCIAL_GAPS = (
     "a FaceSnap file trained on data and with a face model pack that permit it: none has been published",
-    "a landmark detector for the open face model: insightface's 1k3d68.onnx and DECA are for non-commercial research",
     "a face detector with a clear licence: AuraFace's detector has the file name of an insightface model",
 )
-COMMERCIAL_AVAILABLE = "CLIP-ViT-H (MIT) and AuraFace's recognition model (Apache-2.0)"
+COMMERCIAL_AVAILABLE = (
+    "CLIP-ViT-H (MIT), AuraFace's recognition model (Apache-2.0), and MediaPipe's face landmarker (Apache-2.0), which "
+    "replaces insightface's 1k3d68.onnx and DECA"
+)
 
 
 def parts_for(role: str) -> tuple[Part, ...]:

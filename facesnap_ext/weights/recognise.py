@@ -9,6 +9,7 @@ from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.files import State
+from facesnap_ext.weights.mediapipe import is_mediapipe
 from facesnap_ext.weights.tensors import read_index
 from facesnap_ext.weights.unpickle import is_torch_file
 
@@ -40,6 +41,7 @@ class Kind(Enum):
     DECA = "a converted DECA encoder"
     DECA_ORIGINAL = "DECA's original file (deca_model.tar)"
     IDENTITY = "a saved identity"
+    MEDIAPIPE = "MediaPipe's landmark detector"
     PICKLE = "a Python pickle"
     UNKNOWN = "a kind of file that FaceSnap does not know"
 
@@ -54,6 +56,8 @@ def recognise(path: Path) -> Kind:
         raise FaceSnapError(f"There is no file {path}; check its name and folder.")
     if _is_pickle(path):
         return Kind.PICKLE
+    if is_mediapipe(path):
+        return Kind.MEDIAPIPE
     index = read_index(path)
     by_format = {
         "facesnap": Kind.FACESNAP,

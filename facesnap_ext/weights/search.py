@@ -10,7 +10,7 @@ from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError, printable
 from facesnap_ext.files import State, state_of
-from facesnap_ext.weights import face_pack, identity_folder
+from facesnap_ext.weights import face_pack, identity_folder, mediapipe
 from facesnap_ext.weights.clip_file import WEIGHT_FILES
 from facesnap_ext.weights.flame_release import unfit_for_deca
 from facesnap_ext.weights.instantid_pair import pair_instantid
@@ -21,7 +21,7 @@ from facesnap_ext.weights.source import networks_of, recognition_of
 from facesnap_ext.weights.tensors import read_index
 from facesnap_ext.weights.unpickle import is_old_torch_file
 
-WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl"}
+WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl", ".task"}
 FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_open")  # names of .pkl files, in lower case
 MAX_DEPTH = 4  # levels of subfolders: …/insightface/models/antelopev2/antelopev2
 MAX_FOLDERS = 256  # maximum number of folders per search
@@ -72,7 +72,7 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
                 seen.add(resolved(path))
                 _register(files, path, other, halves)
     pair_instantid(files, halves)
-    for role in ("face_pack", "clip", "deca", "flame"):
+    for role in ("face_pack", "clip", "deca", "flame", "mediapipe"):
         if usable := files.usable(role):
             setattr(files, role, usable[0].path)
     _match_pack(files)
@@ -98,7 +98,7 @@ def _walk(root: Path, warnings: list[str], own_folder: Path | None = None) -> It
         visited.add(place)
         folders += 1
         entries = _entries(folder, warnings if own_folder is None else [])
-        if depth and face_pack.onnx_files(folder):
+        if face_pack.onnx_files(folder):
             yield folder
         for entry in entries:
             if entry.suffix.lower() in WEIGHT_SUFFIXES and _is_true(entry.is_file):
@@ -171,9 +171,7 @@ def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundMod
     """
     own = folder == files.folder
     if path.is_dir():
-        if own or face_pack.has_insightface_names(path):
-            rank = 0 if face_pack.pack_files(path).is_complete else 1
-            _add(files, FoundModel("face_pack", path, "a face model pack", folder, rank))
+        _register_onnx(files, path, folder)
         return
     try:
         if not own and path.stat().st_size > MAX_OLD_TORCH_BYTES and is_old_torch_file(path):
@@ -198,9 +196,24 @@ def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundMod
         files.passed_over.append(f"{path.name} is {kind.value}.")
 
 
+def _register_onnx(files: ModelFiles, path: Path, folder: Path) -> None:
+    """Add the face model pack in a folder with .onnx files, and in FaceSnap's own folder also MediaPipe's detector.
+
+    The searched folder itself is not a pack: its packs are in subfolders.
+    """
+    own = folder == files.folder
+    detectors = [one for one in face_pack.onnx_files(path) if own and mediapipe.is_converted(one)]
+    for detector in detectors:
+        _add(files, FoundModel("mediapipe", detector, "MediaPipe's landmark detector, converted", folder))
+    is_pack = path != folder and len(face_pack.onnx_files(path)) > len(detectors)
+    if is_pack and (own or face_pack.has_insightface_names(path)):
+        rank = 0 if face_pack.pack_files(path).is_complete else 1
+        _add(files, FoundModel("face_pack", path, "a face model pack", folder, rank))
+
+
 def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundModel | None:
-    """Return a file of CLIP, DECA or FLAME as a found model; None if it is of a different kind or cannot be identified
-    with certainty."""
+    """Return a file of CLIP, DECA, FLAME or MediaPipe as a found model; None if it is of a different kind or cannot be
+    identified with certainty."""
     if kind is Kind.CLIP_VISION and ((is_vit_h := _is_vit_h(path, state_of(path))) or own):
         in_folder = path.name in WEIGHT_FILES and path.parent != folder and (path.parent / "config.json").is_file()
         return FoundModel("clip", path.parent if in_folder else path, kind.value, folder, 0 if is_vit_h else 1)
@@ -212,6 +225,9 @@ def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundMo
         return FoundModel("flame", path, kind.value, folder, 1, _unfit_flame(path))
     if kind is Kind.PICKLE and own:  # FLAME's archives also hold male and female heads, and masks
         return FoundModel("flame", path, kind.value, folder, 2, _unfit_flame(path))
+    if kind is Kind.MEDIAPIPE and own:
+        advice = f"{path.name} must be converted with facesnap convert {path.name}."
+        return FoundModel("mediapipe", path, f"{kind.value}, which must be converted", folder, 1, advice)
     return None
 
 
