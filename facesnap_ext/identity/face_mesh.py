@@ -87,7 +87,8 @@ def mesh_points(mesh: FaceMesh, face: Face) -> np.ndarray:
         FaceSnapError: the network cannot be used, or returns values that are not finite or out of range.
     """
     to_photo = _crop_to_photo(face.box, face.keypoints)
-    points = _run(mesh, _crop(face.photo.pixels, to_photo)) @ to_photo[:, :2].T + to_photo[:, 2]
+    with np.errstate(invalid="ignore"):
+        points = _run(mesh, _crop(face.photo.pixels, to_photo)) @ to_photo[:, :2].T + to_photo[:, 2]
     if not (np.abs(points) < MAX_COORDINATE).all():  # NaN is not below
         raise FaceSnapError(
             f"The landmark detector {mesh.path} returns values that are not finite or out of range: {_ADVICE}."

@@ -17,6 +17,7 @@ MAGIC = b"TFL3"  # at bytes 4 to 8
 MAX_ITEMS = 8192  # maximum number of tensors and of operations; MediaPipe's landmark detector has 727 and 471
 MAX_RANK = 5
 MAX_ARGUMENTS = 64  # maximum number of inputs or outputs of a graph or an operation
+MAX_SHARED = 2  # maximum size of all constants, relative to the file; several may share the same bytes
 MAX_NAME = 64  # bytes of the name of a custom operation that are read
 MAX_ELEMENTS = 2**24  # maximum number of elements of a tensor
 TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 2: np.dtype("<i4")}  # by TensorType
@@ -123,6 +124,11 @@ def read_tflite(content: bytes) -> TfliteGraph:
     graph = graphs[0]
     buffers = file.tables(model, 4)
     tensors = tuple(_tensor(file, table, buffers) for table in file.tables(graph, 0))
+    constants = [tensor.constant for tensor in tensors if tensor.constant is not None]
+    if sum(values.nbytes for values in constants) > MAX_SHARED * len(content):
+        raise ValueError("it uses the same values too often")
+    if not all(np.isfinite(values).all() for values in constants):
+        raise ValueError("it has values that are not finite")
     names = [_operation_name(file, table) for table in file.tables(model, 1)]
     operations = tuple(_operation(file, table, names, len(tensors)) for table in file.tables(graph, 3))
     inputs, outputs = (file.indices(graph, slot, len(tensors)) for slot in (1, 2))
@@ -146,10 +152,7 @@ def _tensor(file: _File, table: int, buffers: list[int]) -> Tensor:
     start, length = data
     if length != elements * dtype.itemsize:
         raise ValueError("a tensor's values do not match its shape")
-    values = np.frombuffer(file.content, dtype, elements, start).reshape(shape)
-    if not np.isfinite(values).all():
-        raise ValueError("it has values that are not finite")
-    return Tensor(shape, dtype, values)
+    return Tensor(shape, dtype, np.frombuffer(file.content, dtype, elements, start).reshape(shape))
 
 
 def _operation_name(file: _File, table: int) -> str:

@@ -22,6 +22,7 @@ OPSET, IR_VERSION = 13, 8  # understood by onnxruntime since 1.8 (2021)
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 SAME, VALID = 0, 1  # TensorFlow's kinds of padding
 NONE, RELU, RELU6 = 0, 1, 3  # fused activations
+MAX_STORED = 2**28  # maximum size of all constants in the ONNX file, in bytes
 MAX_WINDOW = 256  # maximum size, stride and dilation of a window, in pixels
 
 Shape = tuple[int, ...]
@@ -52,6 +53,7 @@ class _Converter:
         self.constants = {i: t.constant for i, t in enumerate(graph.tensors) if t.constant is not None}
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
+        self.stored = 0  # bytes
 
     def model(self) -> onnx.ModelProto:
         from onnx import TensorProto, helper
@@ -121,6 +123,9 @@ class _Converter:
 
         name = f"c{len(self.initializers)}"
         values = values.astype(np.int64) if values.dtype.kind == "i" else values
+        self.stored += values.nbytes
+        if self.stored > MAX_STORED:
+            raise ValueError("it uses the same weights too often")
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
         return self.node("Cast", [name], to=TensorProto.FLOAT) if values.dtype == np.float16 else name
 

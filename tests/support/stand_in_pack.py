@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from facesnap_ext.landmarks.open_face import OpenShape, face_points, load_basis
+from facesnap_ext.identity.face_mesh import INDICES_68
+from facesnap_ext.landmarks.open_face import Basis, OpenShape, face_points, load_basis
 from facesnap_ext.landmarks.points72 import from_68
 from facesnap_ext.landmarks.poses import rotation
 
@@ -186,14 +187,45 @@ def stand_in_landmarks68(dst: str | Path, points: np.ndarray, variation: np.ndar
 def stand_in_faces68(dst: str | Path) -> None:
     """Write `stand_in_landmarks68` whose landmarks form a face of the open face model: turned to the left in dark
     photos and to the right in bright ones, with a shape that depends on the brightness too."""
-    basis = load_basis()
+    dark, bright = (face * 1.2 for face in _two_faces(load_basis()))
+    stand_in_landmarks68(dst, (dark + bright) / 2, (bright - dark) / 2)
+
+
+def _two_faces(basis: Basis) -> tuple[np.ndarray, np.ndarray]:
+    """iBUG's 68 points [68, 2] of two faces, half a unit high, centred, y down."""
     dark, bright = (
         face_points(basis, OpenShape(np.linspace(-side, side, basis.shape.shape[2]), np.zeros((72, 3))))
         @ rotation(25 * side, 5, 0).T
         for side in (-1, 1)
     )
-    dark, bright = (to_68(points[:, :2] * (0.6, -0.6)) for points in (dark, bright))
-    stand_in_landmarks68(dst, (dark + bright) / 2, (bright - dark) / 2)
+    return to_68(dark[:, :2] * (0.5, -0.5)), to_68(bright[:, :2] * (0.5, -0.5))
+
+
+_STAND_IN_MESH = """
+<ir_version: 7, opset_import: ["" : 13]>
+mesh (float[1, 256, 256, 3] image) => (float[1, 1, 1, 1434] landmarks, float[1, 1, 1, 1] presence)
+{
+    mean = ReduceMean <axes = [1, 2, 3], keepdims = 1> (image)
+    change = Mul (mean, variation)
+    landmarks = Add (points, change)
+    presence = Identity (mean)
+}
+"""
+
+
+def stand_in_face_mesh(dst: str | Path) -> None:
+    """Write a network with the input and outputs of MediaPipe's converted landmark detector, [1, 256, 256, 3] in 0…1 →
+    [1, 1, 1, 1434], whose landmarks form a face of the open face model with MediaPipe's mean, as `stand_in_faces68`."""
+    import onnx.numpy_helper
+    import onnx.parser
+
+    dark, bright = (face * 160 + 128 for face in _two_faces(load_basis("mediapipe")))
+    network = onnx.parser.parse_model(_STAND_IN_MESH)
+    for name, values in (("points", dark), ("variation", bright - dark)):
+        mesh = np.zeros((478, 3), np.float32)
+        mesh[list(INDICES_68), :2] = values
+        network.graph.initializer.append(onnx.numpy_helper.from_array(mesh.reshape(1, 1, 1, -1), name))
+    onnx.save(network, str(dst))
 
 
 def to_68(points: np.ndarray) -> np.ndarray:

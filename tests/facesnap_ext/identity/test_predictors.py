@@ -11,8 +11,11 @@ import torch
 
 pytest.importorskip("onnx")
 
+import onnx.numpy_helper
+
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.identity.face_mesh import load_face_mesh, mesh_points68
 from facesnap_ext.identity.predictors import (
     DECA_AND_FLAME,
     OPEN_FACE_MODEL,
@@ -26,10 +29,11 @@ from facesnap_ext.identity.saved import load_identity, save_identity
 from facesnap_ext.landmarks.flame import load_flame
 from facesnap_ext.landmarks.hints import POINTS5, POINTS72
 from facesnap_ext.landmarks.open_face import fit, load_basis, predict
+from facesnap_ext.landmarks.points72 import from_68
 from facesnap_ext.landmarks.rigs import flame_rig, open_face_rig
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.search import find_models
-from tests.support.stand_in_pack import stand_in_faces68, stand_in_landmarks68
+from tests.support.stand_in_pack import stand_in_face_mesh, stand_in_faces68, stand_in_landmarks68
 
 DECA, FLAME, LANDMARKS68 = "stand-in-deca.safetensors", "stand-in-flame.safetensors", "stand-in-pack/1k3d68.onnx"
 
@@ -141,6 +145,74 @@ def test_a_pack_without_68_landmarks_poses_a_mean_face_and_says_so(models, astro
     assert predictor.landmarks(face, POINTS5)[1] == (), "it is the person's own face"
     with pytest.raises(NoLandmarksError, match=r"so the pose of grace_hopper\.jpg cannot be read; put that file"):
         predictor.landmarks(driving, POINTS72)
+
+
+def test_the_note_about_missing_landmarks_names_both_remedies(models, astronaut):
+    encoders = without(models, DECA, FLAME, LANDMARKS68)
+    (note,) = choose_predictor(encoders, [encoders.face(astronaut)]).rig()[1]
+    assert "put that file of antelopev2 or buffalo_l into its folder" in note
+    assert "or convert MediaPipe's face_landmarker.task with facesnap convert" in note
+
+
+@pytest.fixture
+def with_mediapipe(models):
+    """Encoders of a pack without 68 landmarks, and MediaPipe's landmark detector."""
+    stand_in_face_mesh(models / "face_landmarks.onnx")
+    return without(models, DECA, FLAME, LANDMARKS68)
+
+
+def test_mediapipe_replaces_the_packs_landmarks(with_mediapipe, astronaut, grace_hopper):
+    """Shape, pose and result are those of the open face model with MediaPipe's mean face."""
+    encoders, basis = with_mediapipe, load_basis("mediapipe")
+    face, driving = encoders.face(astronaut), encoders.face(grace_hopper)
+    mesh = load_face_mesh(encoders.files.require("mediapipe"))
+    points = [from_68(mesh_points68(mesh, one)) for one in (face, driving)]
+    predictor = choose_predictor(encoders, [face])
+    shape, pose = fit(basis, points[:1])[0], fit(basis, points[1:])[1][0]
+    assert pose.error < 0.03, "the stand-in's points are a face"
+    for hint in (POINTS5, POINTS72):
+        landmarks, notes = predictor.landmarks(driving, hint)
+        assert notes == ()
+        np.testing.assert_allclose(landmarks.points, predict(basis, shape, pose), atol=1e-3)
+    np.testing.assert_array_equal(rest(predictor), open_face_rig(basis, shape).rest)
+    np.testing.assert_array_equal(rest(choose_predictor(encoders)), open_face_rig(basis).rest)
+    np.testing.assert_array_equal(predictor.landmarks(face, POINTS72)[0].points, points[0])
+
+
+def test_the_packs_own_landmarks_are_preferred_to_mediapipes(models, astronaut):
+    encoders = without(models, DECA, FLAME)
+    face = encoders.face(astronaut)
+    expected = encoders.detected_landmarks(face).points
+    stand_in_face_mesh(models / "face_landmarks.onnx")
+    encoders = encoders_of(models)
+    np.testing.assert_array_equal(encoders.detected_landmarks(face).points, expected)
+    np.testing.assert_array_equal(encoders.basis.mean, load_basis("1k3d68").mean)
+
+
+def test_templates_need_no_file_at_all(tmp_path):
+    encoders = encoders_of(tmp_path)
+    np.testing.assert_array_equal(rest(choose_predictor(encoders)), open_face_rig(load_basis()).rest)
+
+
+def test_a_shape_from_mediapipe_is_saved_and_used_with_the_packs_landmarks(with_mediapipe, models, astronaut):
+    save_identity(with_mediapipe, (astronaut,), "someone")
+    stand_in_faces68(models / LANDMARKS68)
+    encoders = encoders_of(models)
+    predictor = choose_predictor(encoders, (), load_identity(encoders, "someone"))
+    assert predictor.rig()[1] == ()
+    shape = choose_predictor(with_mediapipe, [with_mediapipe.face(astronaut)]).shape
+    np.testing.assert_allclose(predictor.shape.modes, shape.modes, atol=1e-5)
+
+
+def test_mediapipe_points_that_form_no_face_are_reported_with_its_file(with_mediapipe, models, astronaut):
+    path = models / "face_landmarks.onnx"
+    network = onnx.load(str(path))
+    for values in network.graph.initializer:
+        values.CopyFrom(onnx.numpy_helper.from_array(np.zeros((1, 1, 1, 1434), np.float32), values.name))
+    onnx.save(network, str(path))
+    encoders = encoders_of(models)
+    with pytest.raises(FaceSnapError, match=r"that face_landmarks\.onnx detects in astronaut\.png do not form a face"):
+        choose_predictor(encoders, [encoders.face(astronaut)])
 
 
 @pytest.mark.parametrize("kinds", ["deca", "open", "both", "neither"])
