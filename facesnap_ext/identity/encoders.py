@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -183,10 +183,10 @@ class Encoders:
         height, width = face.photo.pixels.shape[:2]
         return Landmarks(face.keypoints.astype(np.float32), width, height)
 
-    @property
+    @cached_property
     def landmark_part(self) -> str:
         """The part that detects 68 landmarks, by its name in `ModelFiles`: the face model pack if it has a model for
-        them, otherwise MediaPipe's landmark detector; empty if there is neither."""
+        them, otherwise MediaPipe's landmark detector; empty if there is neither. It does not change during a job."""
         if self.files.face_pack is not None and faces.landmarks68_file(self.files.face_pack) is not None:
             return "face_pack"
         return "" if self.files.mediapipe is None else "mediapipe"
@@ -199,16 +199,17 @@ class Encoders:
     def detected_landmarks(self, face: Face) -> Landmarks | None:
         """A face's own 72 landmarks in its photo's pixels, derived from 68 detected ones; None without a detector."""
         part = self.landmark_part
-        if not part:
+        model = {"face_pack": self._landmarks68, "mediapipe": self._face_mesh, "": lambda: None}[part]()
+        if model is None:
             return None
         key = face_key("detected", (self.signature("face_pack"), self.signature(part)), face.photo, face.box)
         height, width = face.photo.pixels.shape[:2]
 
         def detect() -> Landmarks:
             if part == "mediapipe":
-                points = face_mesh.mesh_points68(self._face_mesh(), face)
+                points = face_mesh.mesh_points68(model, face)
             else:
-                points = faces.detect_landmarks68(self._landmarks68(), face) + 0.5  # pixel centres are at 0.5
+                points = faces.detect_landmarks68(model, face) + 0.5  # pixel centres are at 0.5
             return Landmarks(from_68(points), width, height)
 
         return self.cache.get_or_compute(key, detect)

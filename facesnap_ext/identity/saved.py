@@ -77,8 +77,8 @@ def save_identity(
     """Save a person, for use without photos.
 
     CLIP's features are omitted if CLIP is not installed and no FaceSnap file needs it (InstantID). DECA's shape of the
-    face is omitted if DECA or FLAME is not installed, and the open face model's if the face model pack has no model for
-    68 landmarks.
+    face is omitted if DECA or FLAME is not installed, and the open face model's if no model for 68 landmarks is
+    installed.
 
     Args:
         photos: photos of one person.
