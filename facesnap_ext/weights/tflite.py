@@ -87,7 +87,7 @@ class Operation:
     """An operation of a graph.
 
     Attributes:
-        name: in `OPERATIONS`, the name of a custom operation, or "operation N" for another code N.
+        name: in `OPERATIONS`, the name of a custom operation, or "number N" for another code N.
         inputs, outputs: indices of tensors; an input that is left out is -1.
         options: the numbers in `_OPTIONS`.
     """
@@ -158,7 +158,7 @@ def _tensor(file: _File, table: int, buffers: list[int]) -> Tensor:
 def _operation_name(file: _File, table: int) -> str:
     # files of schema versions before 3a store the code in the first field, later ones in the fourth
     code = max(file.number(table, _Field(0, 1)), file.number(table, _Field(3, 4)))
-    name = OPERATIONS[code] if 0 <= code < len(OPERATIONS) else f"operation {code}"
+    name = OPERATIONS[code] if 0 <= code < len(OPERATIONS) else f"number {code}"
     return file.text(table, 1) or name if name == "CUSTOM" else name
 
 

@@ -182,7 +182,7 @@ def test_a_branching_graph_with_two_outputs():
 
 @pytest.mark.parametrize(
     ("name", "reported"),
-    [("TANH", "TANH"), ("CUSTOM", "Landmarks2TransformMatrix"), ("GELU", "operation 150")],
+    [("TANH", "TANH"), ("CUSTOM", "Landmarks2TransformMatrix"), ("GELU", "number 150")],
 )
 def test_other_operations_are_refused_by_name(name, reported):
     file = TfliteFile()
