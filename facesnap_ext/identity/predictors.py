@@ -220,19 +220,20 @@ class OpenFacePredictor:
 
     def neutral(self, driving: Face) -> tuple[NeutralFace, Notes]:
         landmarks, notes = self.landmarks(driving, POINTS72)
-        basis, pose = load_basis(), _pose_of(self.encoders, driving)
+        basis, pose = self.encoders.basis, _pose_of(self.encoders, driving)
         rows = pose.scale * pose.rotation[:2] * [[1], [-1]]  # pixels per unit of the basis
         points = landmarks.points - (basis.expression @ pose.expression) @ rows.T
         return NeutralFace(replace(landmarks, points=points.astype(np.float32)), self._height * rows), notes
 
     def expression(self, face: Face) -> np.ndarray:
-        displacement: np.ndarray = load_basis().expression @ _pose_of(self.encoders, face).expression / self._height
+        amounts = _pose_of(self.encoders, face).expression
+        displacement: np.ndarray = self.encoders.basis.expression @ amounts / self._height
         return displacement
 
     @property
     def _height(self) -> float:
         """Height of the person's face in the unit of the basis."""
-        return float(np.ptp(face_points(load_basis(), self.shape)[:, 1]))
+        return float(np.ptp(face_points(self.encoders.basis, self.shape)[:, 1]))
 
     def rig(self) -> tuple[Rig, Notes]:
         if self.shape is None and self.encoders.files.flame is not None:
