@@ -327,7 +327,8 @@ def test_missing_files_are_reported_with_the_folder_for_them(copied, unit, part,
     with pytest.raises(FaceSnapError, match=message) as caught:
         Engine(lambda: find_models(copied)).prepare(unit, 512, 512)
     assert str(copied) in str(caught.value)
-    assert "put one there" in str(caught.value)
+    advice = "put one there" if part == "stand-in-clip" else "download InstantID and antelopev2 with the button"
+    assert advice in str(caught.value)
 
 
 def test_the_original_files_of_deca_and_flame_are_converted_once(copied, unit, monkeypatch):

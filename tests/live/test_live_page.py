@@ -118,4 +118,4 @@ def test_the_note_about_a_turned_photo_is_below_the_image(page: Page) -> None:
     page.upload("references", np.rot90(astronaut()))
     page.choose_model(RANDOM)
     assert isinstance(page.generate(), np.ndarray)
-    assert "Reference photo 1 is turned by 270°" in page.note()
+    assert "Reference photo 1 is rotated by 270°" in page.note()

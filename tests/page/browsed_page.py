@@ -100,7 +100,7 @@ class Page:
             button.check()
         else:
             self.at(control, "input").click()
-            self.at(control, "ul li").filter(has_text=value).click()
+            self.at(control).locator("ul li").filter(has_text=value).first.click()
 
     def upload(self, control: str, *images: np.ndarray) -> None:
         """Upload reference photos and wait for the report."""

@@ -241,7 +241,7 @@ def test_a1111_handles_start_and_end_failed_jobs_and_wrong_adapters(unet):
 
     a1111.attach(job, (replace(conditioning, adapter=lambda: conditioning.adapter()[1:]),))
     test_a1111.announce(job, args[0], 1)
-    with pytest.raises(FaceSnapError, match="set the adapter weight to 0 or choose another checkpoint"):
+    with pytest.raises(FaceSnapError, match="set the adapter weight to 0 or choose a different checkpoint"):
         test_a1111.call(unet, *args, [0])
 
 

@@ -115,7 +115,7 @@ grid = np.random.default_rng(0).integers(0, 256, (220, 310, 3), dtype=np.uint8)
 def test_crop_matches_deca(corner_and_size: tuple[float, float, float, float]) -> None:
     left, top, width, height = corner_and_size
     box = np.array([left, top, left + width, top + height])
-    size = (width + height) / 2
+    size = (box[2] - box[0] + box[3] - box[1]) / 2  # as DECA does, which truncates 1.25 times the size
     expected = reference_crop(grid, size, np.array([left + width / 2, top + height / 2 + 0.12 * size]))
     crop = crop_face(grid, crop_transform(box))
     assert crop.shape == (3, 224, 224)
