@@ -209,10 +209,11 @@ class _OnePerson:
                 rows = [int(side) for side in sides]
                 identity = [(keys[rows], values[rows]) for keys, values in identity]
             run = compiled.run if self.person.compile else FFRNet.__call__
-            features = [self._embedded_landmarks(x, image) for image in dict.fromkeys(images)]
-            if len(features) > 1:
-                features = [torch.cat([self._embedded_landmarks(x, image) for image in images])]
-            residuals = run(self.person.ffrnet, x, timesteps, identity, features[0], y)
+            if len(set(images)) > 1:
+                features = torch.cat([self._embedded_landmarks(x, image) for image in images])
+            else:
+                features = self._embedded_landmarks(x, images[0])
+            residuals = run(self.person.ffrnet, x, timesteps, identity, features, y)
         if self._evaluations == 1:  # a check takes time, because the GPU is waited for
             self._check_finite(x, residuals)
         strength = self.person.strength

@@ -24,8 +24,9 @@ def bundle(files: ModelFiles) -> str:
 
 def missing(files: ModelFiles) -> tuple[Part, ...]:
     """The parts that `bundle` still lacks."""
-    name = bundle(files)
-    parts = downloadable(name) if name else ()
+    if not (name := bundle(files)):
+        return ()  # before any pack is read
+    parts = downloadable(name)
     if files.packs_with(RECOGNITION):
         parts = tuple(part for part in parts if part.role != "face_pack")
     return tuple(part for part in parts if existing_file(part, files) is None)
