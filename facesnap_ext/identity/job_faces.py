@@ -42,7 +42,8 @@ class Faces:
             templates and sliders.
         in_init_image: whether `driving` is in the init image. Landmarks are then in that image's pixels, and the host
             crops them as it crops the image.
-        expression: the face whose expression replaces that of the pose; None if `Unit.expression_source` is no photo.
+        expression: the face whose expression replaces that of the pose; None if it does not come from a photo; see
+            `Unit.expression_source`.
         absent: whether the person is left out, because the init image is a part of an image that does not show the
             person.
         notes: sentences that tell the user where the result deviates from the request.

@@ -166,8 +166,7 @@ class DecaPredictor:
     title = DECA_AND_FLAME
 
     def landmarks(self, driving: Face, hint: str) -> tuple[Landmarks, Notes]:
-        shape = self.encoders.codes(driving).shape if self.shape is None else self.shape
-        return self.encoders.landmarks(shape, driving), ()
+        return self.encoders.landmarks(self._shape_for(driving), driving), ()
 
     def neutral(self, driving: Face) -> tuple[NeutralFace, Notes]:
         source, codes = self._source(driving), self.encoders.codes(driving)
@@ -177,8 +176,10 @@ class DecaPredictor:
         return self.encoders.predictor().expression(self._source(face), self.encoders.codes(face))
 
     def _source(self, face: Face) -> FaceCodes:
-        shape = self.encoders.codes(face).shape if self.shape is None else self.shape
-        return self.encoders.predictor().neutral(shape)
+        return self.encoders.predictor().neutral(self._shape_for(face))
+
+    def _shape_for(self, face: Face) -> Tensor:
+        return self.encoders.codes(face).shape if self.shape is None else self.shape
 
     def rig(self) -> tuple[Rig, Notes]:
         return self.encoders.rig(self.shape), ()
@@ -313,10 +314,8 @@ def _fit(encoders: Encoders, faces: Sequence[Face]) -> tuple[OpenShape, list[Ope
                 "use other photos."
             ) from error
 
-    keys: tuple[Hashable, ...] = tuple(face_key("", (), face.photo, face.box) for face in faces)
-    return encoders.cache.get_or_compute(
-        ("open face", encoders.signature("face_pack"), encoders.signature(part), *keys), compute
-    )
+    key = ("open face", encoders.signature("face_pack"), encoders.signature(part), *map(_key_of, faces))
+    return encoders.cache.get_or_compute(key, compute)
 
 
 def _key_of(face: Face) -> tuple[Hashable, ...]:

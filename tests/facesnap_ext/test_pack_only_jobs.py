@@ -11,11 +11,8 @@ import torch
 
 pytest.importorskip("onnx")
 
-from facesnap_ext.engine import Engine
-from facesnap_ext.files import sha256
 from facesnap_ext.hosts import a1111
 from facesnap_ext.hosts.attention import cross_attentions
-from facesnap_ext.identity import encoders as encoders_module
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.movements import SLIDERS
 from facesnap_ext.landmarks.open_face import fit, load_basis, predict
@@ -25,7 +22,7 @@ from facesnap_ext.landmarks.poses import TEMPLATES, pose_landmarks
 from facesnap_ext.landmarks.rigs import open_face_rig
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
-from facesnap_ext.weights.search import find_models
+from tests.facesnap_ext import test_instantid_jobs
 from tests.facesnap_ext.hosts import test_a1111, test_attention
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet
@@ -34,6 +31,8 @@ from tests.support.stand_ins import randomise_outputs, write_instantid
 from tests.support.units import changed
 
 host = test_attention.host  # A1111's modules
+engine, unit = test_instantid_jobs.engine, test_instantid_jobs.unit  # with the models below
+the_pack_counts_as_antelopev2 = test_instantid_jobs.the_pack_counts_as_antelopev2
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +45,6 @@ def models(stand_ins, tmp_path_factory):
     randomise_outputs(network)
     write_instantid(folder, network, [layer.to_q.out_features for layer in cross_attentions(ldm_unet())])
     return folder
-
-
-@pytest.fixture(scope="module")
-def engine(models):
-    return Engine(lambda: find_models(models))
-
-
-@pytest.fixture(autouse=True)
-def the_pack_counts_as_antelopev2(models, monkeypatch):
-    monkeypatch.setattr(encoders_module, "RECOGNITION_SHA256", sha256(models / "antelopev2" / "glintr100.onnx"))
-
-
-@pytest.fixture
-def unit(astronaut):
-    return Unit(enabled=True, references=(astronaut,))
 
 
 def points_of(engine, *photos):
