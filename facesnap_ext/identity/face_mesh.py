@@ -18,7 +18,7 @@ from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.identity.detection import longer_side
 from facesnap_ext.identity.face_networks import MAX_COORDINATE
 from facesnap_ext.weights.mediapipe import OUTPUTS, POINTS, SIDE, TASK_FILE, is_landmark_detector
-from facesnap_ext.weights.onnx_graph import read_graph
+from facesnap_ext.weights.onnx_graph import read_bounded_graph
 
 if TYPE_CHECKING:
     from facesnap_ext.identity.faces import Face
@@ -64,12 +64,7 @@ def load_face_mesh(path: Path) -> FaceMesh:
         raise FaceSnapError(
             f"Landmarks cannot be detected because onnxruntime cannot be loaded ({error}): install onnxruntime."
         ) from error
-    graph = read_graph(path)
-    if graph.unbounded:
-        raise FaceSnapError(
-            f"{path} uses the operation {graph.unbounded[0]}, which may never end, so it is not run: {_ADVICE}."
-        )
-    if not is_landmark_detector(graph):
+    if not is_landmark_detector(read_bounded_graph(path, _ADVICE)):
         raise FaceSnapError(f"{path} is not MediaPipe's landmark detector: {_ADVICE}.")
     onnxruntime.set_default_logger_severity(3)
     try:

@@ -15,7 +15,7 @@ from facesnap_ext.identity.face_networks import embed, landmarks68
 from facesnap_ext.photos import Photo
 from facesnap_ext.turns import roll_of, turn_box, turn_points, turned
 from facesnap_ext.weights.face_pack import onnx_files, pack_files
-from facesnap_ext.weights.onnx_graph import read_graph
+from facesnap_ext.weights.onnx_graph import read_bounded_graph
 
 CROP_SCALE = 1.5
 """Side of the crop for CLIP, relative to the longer side of the face box. The crop includes hair, ears and chin."""
@@ -183,10 +183,7 @@ def _load_model(path: Path, task: str, device: str = "cpu", threads: int | None 
             f"Faces cannot be detected because insightface cannot be loaded ({error}): install insightface and"
             " onnxruntime."
         ) from error
-    if unbounded := read_graph(path).unbounded:
-        raise FaceSnapError(
-            f"{path} uses the operation {unbounded[0]}, which may never end, so it is not run: {_PACK_ADVICE}."
-        )
+    read_bounded_graph(path, _PACK_ADVICE)
     onnxruntime.set_default_logger_severity(3)
     session: dict[str, Any] = {"providers": _PROVIDERS[device]}
     if threads is not None:

@@ -56,6 +56,23 @@ def read_graph(path: Path) -> OnnxGraph:
     return graph
 
 
+def read_bounded_graph(path: Path, advice: str) -> OnnxGraph:
+    """Read the graph of a network that will be run.
+
+    Args:
+        advice: what to do if it may never end; completes the message.
+
+    Raises:
+        FaceSnapError: as in `read_graph`, or the graph has an operation that may never end.
+    """
+    graph = read_graph(path)
+    if graph.unbounded:
+        raise FaceSnapError(
+            f"{path} uses the operation {graph.unbounded[0]}, which may never end, so it is not run: {advice}."
+        )
+    return graph
+
+
 @lru_cache(maxsize=1024)
 def _read(path: Path, state: State) -> OnnxGraph | str:
     """Return the graph, or the reason why the file is invalid."""
