@@ -32,11 +32,14 @@ from facesnap_ext.settings.unit import Unit
 from facesnap_lab.miniature import clip_pair, shipped
 from facesnap_lab.miniature.captions import COLOURS, EXPRESSIONS, LIGHTS, scene_caption
 from facesnap_lab.miniature.dataset import SIDE, words_for
+from facesnap_lab.miniature.individual import measure_individual
 from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.miniature.world import Scene, person, scene
 from facesnap_lab.sheet import Panel, sheet
 from facesnap_lab.statistics import bootstrap
+
+JUDGES = ("judge", "judge_inner")  # the second one sees neither hair nor outline
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +64,10 @@ class Judge:
     """A face recognition network used for measuring only.
 
     Args:
-        name: `judge`, or `judge_inner`, which sees neither hair nor outline.
+        name: one of `JUDGES`.
     """
 
-    def __init__(self, name: str = "judge"):
+    def __init__(self, name: str = JUDGES[0]):
         from insightface.model_zoo import get_model
 
         detector = faces.load_pack(shipped.MODELS / "identity")
@@ -254,6 +257,8 @@ if __name__ == "__main__":
         began = time.time()
         measured = measure(load(), options.people)
         result[name] = summary(measured) | caption_accuracy(measured) | {"seconds": round(time.time() - began, 1)}
+        pictures = [portrait.picture for portrait in measured]
+        result[name]["individual"] = {judge: measure_individual(Judge(judge).embedding, pictures) for judge in JUDGES}
         people_sheet(measured[:32]).save(options.out / f"people-{name}.png")
     (options.out / "measure.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     print(json.dumps(result, indent=2))
