@@ -21,13 +21,13 @@ _NOTHING = (
     "published model files. One command on such a machine fills this page."
 )
 _NOTHING_IN_README = (
-    "There is no gallery of full-size portraits yet, because no machine on which FaceSnap was developed had both a GPU "
-    "and the published model files. [docs/gallery.md](docs/gallery.md) has the command that creates it."
+    "*Full-size portraits are not shown here yet. [docs/gallery.md](docs/gallery.md) explains why, and has the command "
+    "that creates them.*"
 )
 _HOW_TO = f"""## How to fill this page
 
-You need a WebUI that was started with `--api`, has FaceSnap and its model files, and has loaded an SDXL checkpoint. In a
-clone of this repository, on any machine that can reach the WebUI, run
+You need a WebUI that was started with `--api`, has FaceSnap and its model files, and has loaded an SDXL checkpoint. In
+a clone of this repository, on any machine that can reach the WebUI, run
 
 ```
 pip install -e . scikit-image
@@ -40,8 +40,8 @@ resumes where it stopped. An image is generated again if its prompt, settings, p
 changed. If the WebUI has no FaceSnap, or FaceSnap has no model files, the command stops and tells you what to do.
 
 The astronaut's photo comes with scikit-image. The other photos are not part of the repository, and git ignores them.
-Use photos in the public domain, or photos of people who have agreed to appear here. Images that need a missing photo are
-skipped:
+Use photos in the public domain, or photos of people who have agreed to appear here. Images that need a missing photo
+are skipped:
 
 """
 
@@ -59,8 +59,8 @@ def page(plan: Plan, results: Mapping[str, Result]) -> str:
         ]
     else:
         lines += [_NOTHING, ""]
-    missing = [picture.title for picture in plan.pictures if picture.name not in results]
-    lines += [f"Planned{' but not generated yet' if done else ''}: {'; '.join(missing)}.", ""] if missing else []
+    if missing := [f"- {picture.title}" for picture in plan.pictures if picture.name not in results]:
+        lines += [f"Planned{', but not generated yet' if done else ''}:", "", *missing, ""]
     asked = [photo for photo in plan.photos.values() if not photo.file.startswith(PACKAGED)]
     photos = [f"- `docs/gallery/{photo.file}`: {photo.credit}" for photo in asked]
     return "\n".join([*lines, f"{_HOW_TO}{chr(10).join(photos)}", ""])

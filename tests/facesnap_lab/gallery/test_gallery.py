@@ -165,7 +165,7 @@ def test_an_image_without_its_photo_is_skipped_and_reported(webui, docs, capsys)
     printed = capsys.readouterr().out
     assert re.search(r"^both: skipped, because there is no photo .*second\.png$", printed, re.M)
     assert printed.endswith("2 of 3 images\n")
-    assert "not generated yet: Both." in (docs / "gallery.md").read_text("utf-8")
+    assert "not generated yet:\n\n- Both\n" in (docs / "gallery.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
