@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from facesnap_lab.gallery.make import read_results
-from facesnap_lab.gallery.page import in_readme, page, readme_section
+from facesnap_lab.gallery.page import in_readme, readme_section
+from facesnap_lab.gallery.page import page as gallery_page
 from facesnap_lab.gallery.plan import read_plan
 
 ROOT = Path(__file__).parents[2]
@@ -25,15 +26,16 @@ QUOTED = re.findall(r"^\| \*(.+?)\*(?: \(console\))? \|", README.partition("### 
 
 @cache
 def messages() -> tuple[str, ...]:
-    """All strings in the source code, with `HOLE` for the values of f-strings."""
+    """All strings in the source code except docstrings, with `HOLE` for the values of f-strings."""
     return tuple(text for path in SOURCES for text in _strings(ast.parse(path.read_text("utf-8"))))
 
 
 def _strings(tree: ast.AST) -> Iterator[str]:
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             yield "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in node.values)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.value
 
 
@@ -54,11 +56,14 @@ def test_quoted_message_occurs_in_the_source_code(quoted: str):
 def test_links_and_images_exist(path: Path):
     text = re.sub(r"```.*?```", "", path.read_text("utf-8"), flags=re.S)
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
-    for target in (target for target in targets if not re.match(r"[a-z]+:", target)):
-        file, _, anchor = target.partition("#")
-        linked = (path.parent / file).resolve() if file else path
-        assert linked.exists(), f"{target} does not exist"
-        assert not anchor or anchor in _anchors(linked), f"{target} is not a heading"
+    local = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert [target for target in local if not _exists(path, target)] == []
+
+
+def _exists(page: Path, target: str) -> bool:
+    file, _, anchor = target.partition("#")
+    linked = (page.parent / file).resolve() if file else page
+    return linked.exists() and (not anchor or anchor in _anchors(linked))
 
 
 def _anchors(path: Path) -> set[str]:
@@ -69,7 +74,7 @@ def _anchors(path: Path) -> set[str]:
 
 def test_gallery_pages_show_the_recorded_results():
     plan, results = read_plan(DOCS / "gallery" / "plan.json"), read_results(DOCS / "gallery")
-    assert DOCS.joinpath("gallery.md").read_text("utf-8") == page(plan, results)
+    assert DOCS.joinpath("gallery.md").read_text("utf-8") == gallery_page(plan, results)
     assert in_readme(README, readme_section(plan, results)) == README
 
 
