@@ -49,16 +49,14 @@ class Client:
             FaceSnapError: a model file is missing, or there are several FaceSnap files to choose from.
         """
         found = self._request("/facesnap/models")
-        if missing := list(_entry(found, "missing", self._unexpected)):
-            raise FaceSnapError(
-                f"FaceSnap in the WebUI at {self.url} has no {', no '.join(missing)}; download "
-                "InstantID and antelopev2 at the top of its accordion."
-            )
+        if missing := _entry(found, "missing", self._unexpected):
+            reasons = list(missing.values()) if isinstance(missing, dict) else [missing]
+            raise FaceSnapError(f"FaceSnap in the WebUI at {self.url} is not ready: {reason_of(str(reasons[0]), 1000)}")
         names = list(_entry(found, "facesnap", self._unexpected))
         if len(names) != 1:
             raise FaceSnapError(
                 f"FaceSnap in the WebUI at {self.url} has several FaceSnap files "
-                f"({', '.join(names)}); leave only one there."
+                f"({', '.join(names)}); leave only one in its model folder."
             )
         return str(names[0])
 

@@ -145,7 +145,7 @@ def _image(content: str | bytes, name: str) -> Any:
     try:
         data = base64.b64decode(content, validate=True) if isinstance(content, str) else content
         return Image.open(BytesIO(data)).convert("RGB")
-    except Exception as error:  # Pillow raises many kinds for damaged files
+    except Exception as error:  # Pillow raises various exceptions for damaged files
         raise FaceSnapError(f"The image {name} cannot be read ({reason_of(error)}); try again.") from error
 
 

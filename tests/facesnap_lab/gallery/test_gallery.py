@@ -173,10 +173,7 @@ def test_an_image_without_its_photo_is_skipped_and_reported(webui, docs, capsys)
     [
         ({"/facesnap/version": (404, {"detail": "Not Found"})}, "has no FaceSnap; install the extension there"),
         ({"/facesnap/version": (200, "<html>")}, "has no FaceSnap; install the extension there"),
-        (
-            {"/facesnap/models": (200, {"facesnap": [], "missing": {"facesnap": "…", "face_pack": "…"}})},
-            "at the top of",
-        ),
+        ({"/facesnap/models": (200, {"facesnap": [], "missing": {"clip": "No CLIP."}})}, "is not ready: No CLIP."),
         ({"/facesnap/models": (200, {"facesnap": ["a", "b"], "missing": {}})}, "has several FaceSnap files (a, b)"),
         ({"/facesnap/models": (200, [])}, "sent an unexpected answer"),
         ({"/sdapi/v1/options": (404, {"detail": "Not Found"})}, "has no API; start it with --api"),
