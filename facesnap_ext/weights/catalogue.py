@@ -157,7 +157,7 @@ PARTS = (
         "https://huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         "download model.safetensors; the clip_h.pth of the ControlNet extension is the same encoder",
         "clip-vit-h.safetensors",
-        2_500_000_000,
+        3_944_000_000,
     ),
     Part(
         "deca",
