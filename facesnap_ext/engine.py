@@ -33,6 +33,7 @@ from facesnap_ext.regions import region_of
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
+from facesnap_ext.weights.image_classifier import ImageClassifier, load_classifier
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.source import WeightSource, load_any, load_any_adapter
 
@@ -212,6 +213,15 @@ class Engine:
         """
         encoders = self.encoders()
         return examine([(photo, encoders.faces(photo)) for photo in photos], face_index, batch)
+
+    def image_classifier(self) -> ImageClassifier | None:
+        """The installed image classifier; None if there is none.
+
+        Raises:
+            FaceSnapError: it cannot be used; see `load_classifier`.
+        """
+        path = self._find_models().image_classifier
+        return None if path is None else self._cache.load("image_classifier", path, load_classifier)
 
     def likeness(
         self, image: Photo, embeddings: Tensor, landmarks: Landmarks | None, face_pack: Path | None = None

@@ -24,6 +24,7 @@ ROLE_LABELS = {
     "deca": "DECA",
     "flame": "FLAME",
     "mediapipe": "MediaPipe's landmarks",
+    "image_classifier": "Image classifier",
     "instantid": "InstantID",
 }
 POLL_INTERVAL = 0.5  # seconds between two updates of a download's progress

@@ -15,6 +15,7 @@ ROLES = {  # the purpose of each role; `FoundModel.role` uses these names
     "flame": "the head model whose 72 landmarks carry pose, expression and shape; used together with DECA, and "
     "without DECA only for its mean face",
     "mediapipe": "finds 478 points of a face; used if the face model pack has no 1k3d68.onnx",
+    "image_classifier": "recognises images that should not be shown; with it, FaceSnap blurs them",
 }
 TO_BEGIN = (
     "To get started, you need InstantID's two files and antelopev2, which FaceSnap can download for you. No FaceSnap "
@@ -203,6 +204,18 @@ PARTS = (
         "download face_landmarker.task, then run facesnap convert face_landmarker.task",
         "face_landmarks.onnx",
         3_760_000,
+    ),
+    Part(
+        "image-classifier",
+        "image_classifier",
+        "nsfw_image_detection",
+        "Apache-2.0",
+        True,
+        "https://huggingface.co/Falconsai/nsfw_image_detection",
+        "download model.safetensors, config.json and preprocessor_config.json into one folder",
+        "image_classifier/model.safetensors",
+        343_000_000,
+        note="optional; other ViT classifiers work too if their labels are such as normal and nsfw",
     ),
     Part(
         "instantid-identitynet",

@@ -17,6 +17,7 @@ MISSING_MESSAGES = {  # by part; each completes the sentence "There is …"
     "deca": "no DECA encoder (deca_model.tar)",
     "flame": "no FLAME head model (generic_model.pkl)",
     "mediapipe": "no landmark detector of MediaPipe (face_landmarker.task, converted)",
+    "image_classifier": "no image classifier (a folder with model.safetensors, config.json, preprocessor_config.json)",
 }
 
 
@@ -47,7 +48,7 @@ class ModelFiles:
     Args:
         folder: FaceSnap's own model folder.
         facesnap: weight sources by file name; InstantID's pairs are named "InstantID".
-        face_pack, clip, deca, flame, mediapipe: the path in use; None if the part is missing.
+        face_pack, clip, deca, flame, mediapipe, image_classifier: the path in use; None if the part is missing.
         passed_over: the reasons why files in FaceSnap's own folder were skipped, one sentence each.
         unconverted: by part, the reasons why its original files could not be converted.
         elsewhere: the other folders that exist and were searched.
@@ -61,6 +62,7 @@ class ModelFiles:
     deca: Path | None = None
     flame: Path | None = None
     mediapipe: Path | None = None
+    image_classifier: Path | None = None
     passed_over: list[str] = field(default_factory=list)
     unconverted: dict[str, list[str]] = field(default_factory=dict)
     elsewhere: tuple[Path, ...] = ()
@@ -139,7 +141,7 @@ class ModelFiles:
 
     def missing(self) -> dict[str, str]:
         """Return a message for each required part that is missing. InstantID does not require CLIP, and nothing
-        requires DECA, FLAME and MediaPipe."""
+        requires DECA, FLAME, MediaPipe and an image classifier."""
         required = ["facesnap", "face_pack", *(["clip"] if self._needs_clip() else [])]
         return {part: self._missing_message(part) for part in required if not getattr(self, part)}
 

@@ -42,6 +42,7 @@ class Kind(Enum):
     DECA_ORIGINAL = "DECA's original file (deca_model.tar)"
     IDENTITY = "a saved identity"
     MEDIAPIPE = "MediaPipe's landmark detector"
+    IMAGE_CLASSIFIER = "an image classifier"
     PICKLE = "a Python pickle"
     UNKNOWN = "a kind of file that FaceSnap does not know"
 
@@ -129,6 +130,8 @@ def recognise_tensors(shapes: Shapes) -> Kind:
         return Kind.DECA_ORIGINAL
     if any(key.endswith(("embeddings.patch_embedding.weight", "visual.conv1.weight")) for key in shapes):
         return Kind.CLIP_VISION
+    if "classifier.weight" in shapes and "vit.embeddings.cls_token" in shapes:
+        return Kind.IMAGE_CLASSIFIER
     if any(key.endswith(("text_model.embeddings.token_embedding.weight", "token_embedding.weight")) for key in shapes):
         return Kind.CLIP_TEXT
     # checked this late, because a stray LoRA key must not hide the kinds above

@@ -13,6 +13,7 @@ from facesnap_ext.files import State, state_of
 from facesnap_ext.weights import face_pack, identity_folder, mediapipe
 from facesnap_ext.weights.clip_file import WEIGHT_FILES
 from facesnap_ext.weights.flame_release import unfit_for_deca
+from facesnap_ext.weights.image_classifier import WEIGHTS, is_classifier_folder
 from facesnap_ext.weights.instantid_pair import pair_instantid
 from facesnap_ext.weights.model_files import FoundModel, ModelFiles
 from facesnap_ext.weights.networks import choose_fitting
@@ -72,7 +73,7 @@ def find_models(folder: Path, elsewhere: Sequence[Path] = ()) -> ModelFiles:
                 seen.add(resolved(path))
                 _register(files, path, other, halves)
     pair_instantid(files, halves)
-    for role in ("face_pack", "clip", "deca", "flame", "mediapipe"):
+    for role in ("face_pack", "clip", "deca", "flame", "mediapipe", "image_classifier"):
         if usable := files.usable(role):
             setattr(files, role, usable[0].path)
     _match_pack(files)
@@ -179,7 +180,9 @@ def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundMod
         kind = recognise_cached(path, state_of(path))
     except OSError as error:
         kind = FaceSnapError(f"{path.name} cannot be read ({error.strerror}).")
-    if isinstance(kind, FaceSnapError):
+    if own and (classifier := _classifier(path, kind, folder)):
+        _add(files, classifier)
+    elif isinstance(kind, FaceSnapError):
         if own:
             files.passed_over.append(str(kind))
     elif kind is Kind.FACESNAP:
@@ -229,6 +232,19 @@ def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundMo
         advice = f"{path.name} must be converted with facesnap convert {path.name}."
         return FoundModel("mediapipe", path, f"{kind.value}, which must be converted", folder, 1, advice)
     return None
+
+
+def _classifier(path: Path, kind: Kind | FaceSnapError, folder: Path) -> FoundModel | None:
+    """Return the weights of an image classifier as a found model; None if they are of a different kind.
+
+    Damaged files and unknown architectures are included if there is the config.json of a classifier: the user expects
+    that classifier to check images, so jobs must not continue without it.
+    """
+    complete = path.name == WEIGHTS and path.parent != folder and is_classifier_folder(path.parent)
+    if kind is not Kind.IMAGE_CLASSIFIER and not (complete and (kind is Kind.UNKNOWN or isinstance(kind, Exception))):
+        return None
+    rank = 0 if complete and kind is Kind.IMAGE_CLASSIFIER else 1
+    return FoundModel("image_classifier", path.parent if complete else path, Kind.IMAGE_CLASSIFIER.value, folder, rank)
 
 
 def _unfit_flame(path: Path) -> str:

@@ -61,6 +61,7 @@ KINDS = {
     "IP_ADAPTER": {"image_proj.proj.weight": (8192, 1024), "ip_adapter.1.to_k_ip.weight": (320, 2048)},
     "CLIP_VISION": {"vision_model.embeddings.patch_embedding.weight": (1280, 3, 14, 14)},
     "CLIP_TEXT": {"text_model.embeddings.token_embedding.weight": (49408, 8)},
+    "IMAGE_CLASSIFIER": {"vit.embeddings.cls_token": (1, 1, 768), "classifier.weight": (2, 768)},
     "VAE": {"decoder.conv_in.weight": (512, 4, 3, 3)},
     "DECA_ORIGINAL": {"E_flame.encoder.conv1.weight": (64, 3, 7, 7), "E_detail.encoder.conv1.weight": (64, 3, 7, 7)},
     "UNKNOWN": {"weight": (3,)},

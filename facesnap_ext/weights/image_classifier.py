@@ -1,0 +1,219 @@
+"""An image classifier that recognises pictures which should not be shown, in transformers' folder layout.
+
+The folder holds `model.safetensors`, `config.json` and `preprocessor_config.json`. Nothing in it is executed: the weights
+must be in safetensors, and only the values named below are read from the two JSON files, and checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from facesnap_ext.errors import FaceSnapError, reason_of
+from facesnap_ext.networks.vision_transformer import ACTIVATIONS, Sizes, VisionTransformer
+from facesnap_ext.weights.recognise import Shapes
+from facesnap_ext.weights.tensors import read_index, read_tensors
+from facesnap_ext.weights.unpickle import is_torch_file
+
+REJECTED = frozenset(("nsfw", "porn", "hentai", "sexy", "sexual", "explicit", "erotic", "nude", "nudity", "unsafe"))
+"""Labels of images that should not be shown, in lower case."""
+
+ACCEPTED = frozenset(("normal", "sfw", "safe", "neutral", "drawing", "drawings"))
+"""Labels of all other images."""
+
+WEIGHTS = "model.safetensors"
+MAX_JSON = 2**20  # maximum size of a JSON file in bytes
+MAX_SIDE = 1024  # maximum side of the network's input in pixels
+PROCESSORS = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor")
+INSTEAD = "use a ViT with the labels normal and nsfw, or turn off the check of images in Settings under FaceSnap."
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the network's input.
+
+    Attributes:
+        resample: a filter of `PIL.Image.resize`.
+        scale: factor of the values 0…255. mean, std: normalisation for each channel, after that factor.
+    """
+
+    resample: int
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageClassifier:
+    """An image classifier whose labels are all in `REJECTED` or `ACCEPTED`."""
+
+    network: VisionTransformer
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+
+    def scores(self, image: Image.Image) -> dict[str, float]:
+        """Return the probability of each label, 0…1; they add up to 1."""
+        probabilities = self.network(self.pixels(image)).softmax(dim=-1)[0]
+        return {label: float(value) for label, value in zip(self.labels, probabilities)}
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Return an image as the network's input, [1, 3, size, size]. It is stretched to a square."""
+        side, prepare = self.network.sizes.image, self.preprocessing
+        small = image.convert("RGB").resize((side, side), Image.Resampling(prepare.resample))
+        values = np.asarray(small, np.float32) * np.float32(prepare.scale)
+        values = (values - np.float32(prepare.mean)) / np.float32(prepare.std)
+        return torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
+
+
+def rejection(scores: dict[str, float]) -> tuple[str, float] | None:
+    """Return the likeliest rejected label and the probability of all rejected labels together; None if the image is
+    accepted, because that probability is at most 0.5."""
+    rejected = {label: score for label, score in scores.items() if label.lower() in REJECTED}
+    total = sum(rejected.values())
+    return (max(rejected, key=lambda label: rejected[label]), total) if total > 0.5 else None
+
+
+def load_classifier(path: Path) -> ImageClassifier:
+    """Load a classifier to the CPU, in single precision.
+
+    Args:
+        path: its folder, or a file without the files that a complete folder has.
+
+    Raises:
+        FaceSnapError: a file is missing or damaged, or FaceSnap does not know the architecture or a label.
+    """
+    folder = path if path.is_dir() else path.parent
+    try:
+        config = _read_json(folder / "config.json")
+        labels = _labels(config)
+        activation, epsilon = _activation(config), _number(config.get("layer_norm_eps", 1e-12), 0, 0.1)
+        preprocessor = _read_json(folder / "preprocessor_config.json")
+        file = folder / WEIGHTS
+        if not file.is_file() or is_torch_file(file):
+            raise ValueError(f"it has no {WEIGHTS}")
+        shapes = read_index(file).shapes
+        sizes = _sizes(config, shapes, len(labels))
+        preprocessing = _preprocessing(preprocessor, sizes.image)
+        _check_shapes(sizes, shapes)
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = str(error) if type(error) is ValueError else f"its files do not fit together ({error!r})"
+        raise FaceSnapError(
+            f"The image classifier in {folder} cannot be used, because {reason_of(reason, 200)}; {INSTEAD}"
+        ) from error
+    expected = sizes.shapes()
+    weights = read_tensors(file, lambda key: key if key in expected else None, torch.float32)
+    return ImageClassifier(VisionTransformer(sizes, weights, activation, epsilon), preprocessing, labels)
+
+
+def is_classifier_folder(folder: Path) -> bool:
+    """Return whether a folder's config.json describes an image classifier of any architecture."""
+    try:
+        return any(name.endswith("ForImageClassification") for name in _read_json(folder / "config.json")["architectures"])
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return False
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file with an object. Raises ValueError if that is not possible."""
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_JSON + 1)
+    except OSError as error:
+        raise ValueError(f"{file.name} cannot be read ({error.strerror})") from error
+    try:
+        content = json.loads(text) if len(text) <= MAX_JSON else None
+    except ValueError as error:
+        raise ValueError(f"{file.name} is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name} is damaged")
+    return content
+
+
+def _labels(config: dict[str, Any]) -> tuple[str, ...]:
+    """Return the labels in the order of the network's outputs."""
+    architectures = config.get("architectures") or ["ViTForImageClassification"]
+    if config.get("model_type") != "vit" or architectures != ["ViTForImageClassification"]:
+        raise ValueError(f"its architecture is {_shown(architectures)}, not ViTForImageClassification")
+    if config.get("problem_type") not in (None, "single_label_classification"):
+        raise ValueError("it gives several labels to one image")
+    named = config.get("id2label")
+    if not isinstance(named, dict) or sorted(named) != sorted(map(str, range(len(named)))):
+        raise ValueError("config.json does not name its labels")
+    labels = [named[str(i)] for i in range(len(named))]
+    for label in labels:
+        if not isinstance(label, str) or label.lower() not in REJECTED | ACCEPTED:
+            raise ValueError(f"FaceSnap does not know its label {_shown(label)}")
+    if len(set(labels)) < len(labels) or not {label.lower() for label in labels} & REJECTED:
+        raise ValueError("its labels do not tell which images to reject")
+    return tuple(labels)
+
+
+def _activation(config: dict[str, Any]) -> str:
+    name = config.get("hidden_act", "gelu")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(f"FaceSnap does not know its activation {_shown(name)}")
+    return name
+
+
+def _sizes(config: dict[str, Any], shapes: Shapes, labels: int) -> Sizes:
+    """Return the sizes of the tensors, with the number of heads from config.json."""
+    patches = shapes["vit.embeddings.patch_embeddings.projection.weight"]
+    positions = shapes["vit.embeddings.position_embeddings"]
+    width, patch = patches[0], patches[-1]
+    layers = len([name for name in shapes if name.endswith(".layernorm_before.weight")])
+    hidden = shapes["vit.encoder.layer.0.intermediate.dense.weight"][0]
+    heads = config.get("num_attention_heads", 12)
+    if type(heads) is not int or heads < 1 or width % heads:
+        raise ValueError(f"config.json has {_shown(heads)} attention heads for {width} channels")
+    image = math.isqrt(positions[1] - 1) * patch
+    if image > MAX_SIDE:
+        raise ValueError(f"its images have {image} × {image} pixels, more than {MAX_SIDE} × {MAX_SIDE}")
+    return Sizes(width, layers, heads, hidden, image, patch, labels)
+
+
+def _check_shapes(sizes: Sizes, shapes: Shapes) -> None:
+    for name, shape in sizes.shapes().items():
+        if shapes.get(name) != shape:
+            found = f"with the shape {list(shapes[name])}" if name in shapes else "no tensor"
+            raise ValueError(f"{WEIGHTS} has {found} {name}, and {list(shape)} is expected")
+
+
+def _preprocessing(values: dict[str, Any], image: int) -> Preprocessing:
+    kind = values.get("image_processor_type", values.get("feature_extractor_type", PROCESSORS[0]))
+    if kind not in PROCESSORS:
+        raise ValueError(f"its preprocessor is {_shown(kind)}, not {PROCESSORS[0]}")
+    size = values.get("size", image)
+    if size not in (image, {"height": image, "width": image}) or values.get("do_resize", True) is not True:
+        raise ValueError(f"preprocessor_config.json does not resize images to {image} × {image}")
+    if values.get("do_center_crop"):
+        raise ValueError("preprocessor_config.json crops images")
+    resample = values.get("resample", 2)
+    if type(resample) is not int or not 0 <= resample <= 5:
+        raise ValueError(f"preprocessor_config.json has the unknown filter {_shown(resample)}")
+    scale = _number(values.get("rescale_factor", 1 / 255), 0, 1) if values.get("do_rescale", True) else 1.0
+    if not values.get("do_normalize", True):
+        return Preprocessing(resample, scale, (0.0,) * 3, (1.0,) * 3)
+    mean, std = (values.get(name, [0.5] * 3) for name in ("image_mean", "image_std"))
+    if not isinstance(mean, list) or not isinstance(std, list) or len(mean) != 3 or len(std) != 3:
+        raise ValueError("preprocessor_config.json has no mean and standard deviation for three channels")
+    return Preprocessing(
+        resample, scale, tuple(_number(one, -255, 255) for one in mean), tuple(_number(one, 0, 255) for one in std)
+    )
+
+
+def _number(value: Any, low: float, high: float) -> float:
+    """Return a number of a JSON file above `low` and up to `high`, as a float. 0 is allowed below a negative `low`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value <= high:
+        raise ValueError(f"{_shown(value)} is not a number above {low} and up to {high}")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    return reason_of(repr(value), 60)
