@@ -11,7 +11,7 @@ from threading import Lock
 from torch import Tensor
 
 from facesnap_ext.cache import Cache, signature_of
-from facesnap_ext.conditioning import Conditioning
+from facesnap_ext.conditioning import Conditioning, Placement
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
@@ -19,7 +19,7 @@ from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.init_part import WHOLE_IMAGE, InitPart
 from facesnap_ext.identity.job_faces import POSED, Faces, Progress, find_faces, no_progress
 from facesnap_ext.identity.job_landmarks import in_output, pose_as_sliders, predict_landmarks
-from facesnap_ext.identity.likeness import face_at, likeness
+from facesnap_ext.identity.likeness import likeness, match_faces
 from facesnap_ext.identity.predictors import NoLandmarksError, Preview, choose_predictor
 from facesnap_ext.identity.references import ReferenceReport, examine
 from facesnap_ext.identity.saved import choose_networks, load_identity
@@ -223,19 +223,23 @@ class Engine:
         path = self._find_models().image_classifier
         return None if path is None else self._cache.load("image_classifier", path, load_classifier)
 
-    def likeness(
-        self, image: Photo, embeddings: Tensor, landmarks: Landmarks | None, face_pack: Path | None = None
-    ) -> float | None:
-        """`likeness.likeness` of the face in a finished image that is closest to the landmarks; None without a face.
+    def likenesses(self, image: Photo, people: Sequence[Prepared], places: Sequence[Placement]) -> list[float | None]:
+        """`likeness.likeness` of each person's face in a finished image; None for people without a face or embeddings.
 
         Args:
-            embeddings, face_pack: as in `Prepared`; by default the installed pack.
-            landmarks: the landmarks for this image, at any size.
+            people: all people in the image. Their embeddings are compared with the pack that they come from.
+            places: their landmarks and regions in this image, at any size; see `likeness.match_faces`.
         """
         files = self._find_models()
-        files.face_pack = face_pack or files.face_pack
-        faces = self.encoders(files).faces(image)
-        return likeness(face_at(faces, landmarks), embeddings) if faces else None
+        installed = files.face_pack
+        measured: list[float | None] = []
+        for number, person in enumerate(people):
+            face = None
+            if person.embeddings is not None:
+                files.face_pack = person.face_pack or installed
+                face = match_faces(self.encoders(files).faces(image), places)[number]
+            measured.append(None if face is None or person.embeddings is None else likeness(face, person.embeddings))
+        return measured
 
     def preview(
         self,

@@ -14,7 +14,7 @@ from modules.ui_components import InputAccordion
 
 from facesnap_ext import hosts
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts import init_image, job, selected_script, webui, windows, xyz
+from facesnap_ext.hosts import init_image, job, results, selected_script, webui, windows, xyz
 from facesnap_ext.hosts.errors import refusal_of
 from facesnap_ext.hosts.job import JobState
 from facesnap_ext.hosts.model_folders import model_files
@@ -30,6 +30,7 @@ if not hasattr(scripts.Script, "process_before_every_sampling"):  # without this
 host = hosts.current()
 log = logging.getLogger("facesnap")
 PEOPLE = 2  # default number of tabs on the page
+PREPARATION = (("compile", False), ("identity_names", True), ("strip", False))  # arguments of `job.prepare`
 
 
 def engine():
@@ -43,6 +44,7 @@ def abort_on_error(p) -> Iterator[None]:
         yield
     except Exception as error:
         p.facesnap = JobState(refusal=refusal_of(error))
+        results.end(p)
         job.restore_job(p)
         if not isinstance(error, FaceSnapError):
             raise
@@ -105,6 +107,7 @@ class Script(scripts.Script):
 
     def before_process(self, p, *args):
         host.detach(p)  # removes what an exception in an earlier job may have left behind
+        results.end(p)
         p.facesnap = JobState()
         with abort_on_error(p):
             units = xyz.with_axes(p, from_script_args(args))
@@ -116,9 +119,9 @@ class Script(scripts.Script):
     def process(self, p, *args):
         if requested := job.state_of(p).requested:
             with abort_on_error(p):
-                compiling = bool(getattr(shared.opts, "facesnap_compile", False))
-                names = bool(getattr(shared.opts, "facesnap_identity_names", True))
-                p.facesnap.prepared = job.prepare(p, requested, engine(), webui.progress, compiling, names)
+                options = [bool(results.option(*one)) for one in PREPARATION]
+                p.facesnap.prepared = job.prepare(p, requested, engine(), webui.progress, *options)
+                results.begin(p, engine())
                 job.begin_batch(p, webui.progress)
         if job.state_of(p).refusal:
             selected_script.stop_plot_cell(p)
@@ -144,12 +147,14 @@ class Script(scripts.Script):
 
     def postprocess_image(self, p, pp, *args):
         if batch := job.current_batch(p):
-            pp.image = webui.redraw_small_faces(p, batch, pp.image, host, engine())
-            if getattr(shared.opts, "facesnap_likeness", False):
-                webui.add_likeness(p, batch, pp.image, engine())
+            pp.image = results.finish_image(p, batch, pp.image, host, engine())
+
+    def postprocess_image_after_composite(self, p, pp, *args):
+        pp.image = results.finish_composite(p, pp.image)
 
     def postprocess(self, p, processed, *args):
         host.detach(p)
+        results.finish_job(p, processed)
         job.restore_job(p)
         if refusal := job.state_of(p).refusal:
             selected_script.explain_plot_cell(p, processed, refusal.message)
@@ -161,8 +166,37 @@ def add_settings():
         PEOPLE, "People in one image", gr.Slider, {"minimum": 1, "maximum": 4, "step": 1}, section=section
     )
     shared.opts.add_option("facesnap_people", people.needs_reload_ui())
-    likeness = shared.OptionInfo(False, "Measure the likeness of each image to the first person", section=section)
-    shared.opts.add_option("facesnap_likeness", likeness.info("written into infotext; takes about a second per image"))
+    likeness = shared.OptionInfo(False, "Measure the likeness of each image to each person", section=section)
+    shared.opts.add_option(
+        "facesnap_likeness",
+        likeness.info("shown below the images and written into infotext; takes about a second per image"),
+    )
+    order = shared.OptionInfo(False, "Order a batch's images by likeness, best first", section=section)
+    shared.opts.add_option(
+        "facesnap_best_first",
+        order.info("with several people, by the lowest likeness; not in scripts that depend on the order"),
+    )
+    keep = shared.OptionInfo(
+        0,
+        "Make a batch, keep only the best images by likeness",
+        gr.Slider,
+        {"minimum": 0, "maximum": 32, "step": 1},
+        section=section,
+    )
+    shared.opts.add_option(
+        "facesnap_keep_best",
+        keep.info(
+            "number of images to keep of each batch, or for each photo if there is one image per photo; 0 keeps all; "
+            "the others are neither shown nor saved, and images are saved at the end of the job only"
+        ),
+    )
+    strip = shared.OptionInfo(False, "Add an image that shows the reference photo beside the result", section=section)
+    shared.opts.add_option("facesnap_strip", strip.info("shown, but not saved"))
+    check = shared.OptionInfo(True, "Blur images that the image classifier rejects", section=section)
+    shared.opts.add_option(
+        "facesnap_check",
+        check.info("only if there is an image classifier in the model folder; see docs/responsible-use.md"),
+    )
     names = shared.OptionInfo(True, "Write the names of saved people into infotext", section=section)
     shared.opts.add_option(
         "facesnap_identity_names",

@@ -32,6 +32,12 @@ def remember_request(p: Any) -> None:
     p.facesnap_requested = Requested(getattr(first, "size", None), getattr(p, "image_mask", None) is not None)
 
 
+def is_batch_tab(p: Any) -> bool:
+    """Whether the job belongs to img2img's Batch tab, which reads the init images after it has created the job."""
+    requested = getattr(p, "facesnap_requested", None)
+    return requested is not None and requested.size is None and bool(getattr(p, "init_images", None))
+
+
 def init_images(p: Any) -> list[Photo]:
     """The init images of a job: one for each image of the batch, or only one if they are all the same."""
     given = [image for image in getattr(p, "init_images", None) or () if image is not None]

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from PIL import Image
+
 from facesnap_ext.engine import Engine, Prepared
 from facesnap_ext.errors import FaceSnapError, error_prefix
 from facesnap_ext.hosts.errors import Refusal
+from facesnap_ext.hosts.finished import Plan
 from facesnap_ext.hosts.init_image import init_images, init_part
 from facesnap_ext.hosts.selected_script import check_image_count
 from facesnap_ext.identity.init_part import InitPart
@@ -22,6 +25,9 @@ from facesnap_ext.weights.source import takes_clip
 ENCODED_TOGETHER = 16
 """Maximum number of photos that CLIP encodes together: the encoder is slow to load, and the cache does not hold all
 results."""
+
+PORTRAIT = 1024
+"""Maximum side in pixels of a reference photo that is shown beside a finished image."""
 
 PER_IMAGE = ("prompt", "negative_prompt", "seed", "subseed")
 """Settings of a job that other scripts may set to lists with one entry per image."""
@@ -45,6 +51,8 @@ class PreparedBatch:
         images: people and init size of each image if the batch starts from several init images; otherwise empty.
         infotext: the units as generation parameters.
         redraw_strengths: `Unit.redraw_strength` of each person.
+        numbers: the unit number of each person.
+        portraits: the first reference photo of each person, scaled down; empty if they are not needed.
     """
 
     people: tuple[Prepared, ...]
@@ -52,6 +60,8 @@ class PreparedBatch:
     infotext: Mapping[str, Any] = field(default_factory=dict)
     redraw_strengths: tuple[float, ...] = ()
     images: tuple[PreparedImage, ...] = ()
+    numbers: tuple[int, ...] = ()
+    portraits: tuple[Image.Image | None, ...] = ()
 
     def of_image(self, index: int) -> PreparedImage:
         """The data prepared for an image of the batch."""
@@ -66,11 +76,13 @@ class JobState:
         requested: the active units of each batch by unit number, see `script_args.batches_by_photo`; empty if no
             one is active.
         prepared: the prepared batches; empty before `process`.
+        plan: what happens to the finished images.
         refusal: the reason why the job must stop; None if it can continue.
     """
 
     requested: list[dict[int, Unit]] = field(default_factory=list)
     prepared: tuple[PreparedBatch, ...] = ()
+    plan: Plan = field(default_factory=Plan)
     refusal: Refusal | None = None
 
 
@@ -83,10 +95,11 @@ def state_of(p: Any) -> JobState:
 def current_batch(p: Any) -> PreparedBatch | None:
     """The batch prepared for the current iteration; None if no one is active or the job is refused."""
     prepared = state_of(p).prepared
-    return prepared[_batch_index(p)] if prepared else None
+    return prepared[batch_index(p)] if prepared else None
 
 
-def _batch_index(p: Any) -> int:
+def batch_index(p: Any) -> int:
+    """The index of the prepared batch that the current iteration belongs to."""
     count = len(state_of(p).prepared)
     return min(p.iteration * count // p.n_iter, count - 1) if count > 1 else 0
 
@@ -164,7 +177,7 @@ def begin_batch(p: Any, progress: Callable[..., None]) -> None:
     if batch is not None:
         p.extra_generation_params.pop(STOPPED, None)  # left by the previous batch
         p.extra_generation_params.update(batch.infotext)
-        progress(_photo_prefix(_batch_index(p), len(state_of(p).prepared)), "sampling")
+        progress(_photo_prefix(batch_index(p), len(state_of(p).prepared)), "sampling")
 
 
 def _photo_prefix(index: int, count: int) -> str:
@@ -178,6 +191,7 @@ def prepare(
     progress: Callable[..., None],
     compile: bool = False,
     with_names: bool = True,
+    with_portraits: bool = False,
 ) -> tuple[PreparedBatch, ...]:
     """Prepare a job's conditioning, one batch after the other.
 
@@ -186,6 +200,7 @@ def prepare(
         progress: receives parts of a description of each step.
         compile: see `Conditioning.compile`.
         with_names: whether infotext may contain the names of saved identities.
+        with_portraits: whether to keep the first reference photo of each person.
 
     Raises:
         FaceSnapError: a photo or a model file is missing or unusable. With several people, the message names the
@@ -207,8 +222,21 @@ def prepare(
         strengths = tuple(unit.redraw_strength for unit in units.values())
         several = tuple(images) if len(images) > 1 else ()
         infotext = to_infotext(units, with_names) | _never_acting(p, units)
-        prepared.append(PreparedBatch(images[0].people, images[0].init_size, infotext, strengths, several))
+        portraits = tuple(map(_portrait, units.values())) if with_portraits else ()
+        first = images[0]
+        prepared.append(
+            PreparedBatch(first.people, first.init_size, infotext, strengths, several, tuple(units), portraits)
+        )
     return tuple(prepared)
+
+
+def _portrait(unit: Unit) -> Image.Image | None:
+    """A person's first reference photo, scaled down; None if the person is a saved identity without photos."""
+    if not unit.references:
+        return None
+    portrait = Image.fromarray(unit.references[0].pixels)
+    portrait.thumbnail((PORTRAIT, PORTRAIT))
+    return portrait
 
 
 def _lacks_its_pass(p: Any, unit: Unit) -> bool:

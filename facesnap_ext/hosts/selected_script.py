@@ -12,7 +12,8 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.framing import label_font
 
 PLOT = "X/Y/Z plot"
-TAKES_ANY_NUMBER = ("Prompts from file or textbox", PLOT)
+PROMPTS_FROM_FILE = "Prompts from file or textbox"
+TAKES_ANY_NUMBER = (PROMPTS_FROM_FILE, PLOT)
 """Scripts that do not depend on the number of images in a job. The plot shows the grid of a cell's images."""
 
 

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.hosts import redraw
 from facesnap_ext.hosts.job import PreparedBatch
 from facesnap_ext.hosts.windows import through_window
-from facesnap_ext.identity import likeness
 from facesnap_ext.networks import compiled
 from facesnap_ext.settings.infotext import MARK
 from facesnap_ext.weights.model_files import ModelFiles
@@ -43,17 +41,6 @@ def comment_on_compiling(p: Any, batch: PreparedBatch) -> None:
     """Add a comment to the image if FFRNet should have been compiled but could not be."""
     if compiled.failure is not None and any(prepared.conditioning.compile for prepared in batch.people):
         p.comment(f"FaceSnap: {compiled.failure}")
-
-
-def add_likeness(p: Any, batch: PreparedBatch, image: Any, engine: Engine) -> None:
-    """Measure a finished image's likeness to the first person and write it into its infotext."""
-    first = batch.of_image(getattr(p, "batch_index", 0)).people[0]
-    landmarks = None if batch.init_size is not None else first.conditioning.landmarks
-    if first.embeddings is None or first.absent:
-        return
-    value = engine.likeness(photos.from_pil(image, "Image"), first.embeddings, landmarks, first.face_pack)
-    p.extra_generation_params.pop(likeness.INFOTEXT_KEY, None)  # this value may be left from the previous image
-    p.extra_generation_params.update(likeness.infotext(value))
 
 
 def redraw_small_faces(p: Any, batch: PreparedBatch, image: Any, host: ModuleType, engine: Engine) -> Any:

@@ -8,10 +8,12 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from facesnap_ext.conditioning import Placement
 from facesnap_ext.identity.faces import Face
-from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.regions import PaintedRegion, Region
 
-INFOTEXT_KEY = "FaceSnap likeness"
+GRID = 64
+"""A painted region is sampled on this many cells in each direction to find the faces inside it."""
 
 
 def likeness(face: Face, embeddings: Tensor) -> float:
@@ -30,26 +32,49 @@ def likeness(face: Face, embeddings: Tensor) -> float:
     return float(np.dot(face.embedding, mean) / np.linalg.norm(face.embedding) / np.linalg.norm(mean))
 
 
-def face_at(faces: Sequence[Face], landmarks: Landmarks | None) -> Face:
-    """Return the face of a generated image that was conditioned on the landmarks: the one whose box centre is nearest
-    to the centre of the landmarks.
+def match_faces(faces: Sequence[Face], places: Sequence[Placement]) -> list[Face | None]:
+    """Return the face of each person in a generated image; None if the person has no face.
+
+    A person with a painted region has a face whose centre is in that region. A person with landmarks has the face
+    nearest to them, centre to centre, among the faces that are nearer to them than to all other people, and the faces
+    that contain the centre of the landmarks (several people at one position share a face). A person without landmarks
+    has the largest face of those that remain.
 
     Args:
-        faces: the faces in the image, at least one. The image may be larger than the landmarks' image (hires fix).
-        landmarks: the landmarks of the whole image, uncropped; None selects the first face.
+        faces: the faces in the image, largest first. The image may be larger than the landmarks' image (hires fix).
+        places: landmarks and region of each person in the whole image.
     """
-    if landmarks is None:
-        return faces[0]
+    if not faces:
+        return [None] * len(places)
     height, width = faces[0].photo.pixels.shape[:2]
-    target = box_centre(landmarks.scaled(width, height).box)
-    return min(faces, key=lambda face: float(np.linalg.norm(box_centre(face.box) - target)))
+    centres = np.stack([box_centre(face.box) for face in faces])
+    inside = np.stack([_inside(place.region, centres / [width, height]) for place in places])
+    distances = np.full((len(places), len(faces)), np.inf)
+    targets = np.full((len(places), 2), np.nan)
+    for person, place in enumerate(places):
+        if place.landmarks is not None:
+            targets[person] = box_centre(place.landmarks.scaled(width, height).box)
+            distances[person] = np.linalg.norm(centres - targets[person], axis=1)
+    distances[~inside] = np.inf
+    boxes = np.stack([face.box for face in faces])
+    shared = ((boxes[:, :2] <= targets[:, None]) & (targets[:, None] <= boxes[:, 2:])).all(axis=2)
+    own = np.where((distances <= distances.min(axis=0)) | shared, distances, np.inf)
+    nearest = [int(row.argmin()) if np.isfinite(row).any() else None for row in own]
+    for person, place in enumerate(places):
+        if place.landmarks is None:
+            free = (i for i in range(len(faces)) if inside[person, i] and not np.isfinite(own[:, i]).any())
+            nearest[person] = next(free, None)
+    return [None if number is None else faces[number] for number in nearest]
+
+
+def _inside(region: Region | None, points: np.ndarray) -> np.ndarray:
+    """Return which points [N, 2], as fractions of the image, are in a painted region; all without one."""
+    if not isinstance(region, PaintedRegion):
+        return np.ones(len(points), bool)
+    columns, rows = np.clip((points * GRID).astype(int), 0, GRID - 1).T
+    return region.sample(GRID, GRID)[rows, columns] > 0
 
 
 def box_centre(box: np.ndarray) -> np.ndarray:
     """Return the centre [2] of a box [4], in the unit of the box."""
     return box.reshape(2, 2).mean(axis=0)
-
-
-def infotext(value: float | None) -> dict[str, str]:
-    """Return the likeness as a generation parameter; empty if it is None because no face was found."""
-    return {} if value is None else {INFOTEXT_KEY: f"{value:.2f}"}

@@ -1,7 +1,7 @@
 """A Vision Transformer that classifies images (Dosovitskiy et al. 2020, https://arxiv.org/abs/2010.11929).
 
-The computation is that of `ViTForImageClassification` in https://github.com/huggingface/transformers. It is written out
-here, because transformers is slow to import and may fetch code that a config.json names.
+The computation is that of transformers' `ViTForImageClassification`. It is written out here, because transformers is
+slow to import and may fetch code that a config.json names.
 """
 
 from __future__ import annotations

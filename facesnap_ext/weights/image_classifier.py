@@ -1,7 +1,7 @@
 """An image classifier that recognises pictures which should not be shown, in transformers' folder layout.
 
-The folder holds `model.safetensors`, `config.json` and `preprocessor_config.json`. Nothing in it is executed: the weights
-must be in safetensors, and only the values named below are read from the two JSON files, and checked.
+The folder holds `model.safetensors`, `config.json` and `preprocessor_config.json`. Nothing in it is executed: the
+weights must be in safetensors, and only the values named below are read from the two JSON files, and checked.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ImageClassifier:
         side, prepare = self.network.sizes.image, self.preprocessing
         small = image.convert("RGB").resize((side, side), Image.Resampling(prepare.resample))
         values = np.asarray(small, np.float32) * np.float32(prepare.scale)
-        values = (values - np.float32(prepare.mean)) / np.float32(prepare.std)
+        values = (values - np.asarray(prepare.mean, np.float32)) / np.asarray(prepare.std, np.float32)
         return torch.from_numpy(values.transpose(2, 0, 1).copy())[None]
 
 
@@ -115,7 +115,9 @@ def load_classifier(path: Path) -> ImageClassifier:
 def is_classifier_folder(folder: Path) -> bool:
     """Return whether a folder's config.json describes an image classifier of any architecture."""
     try:
-        return any(name.endswith("ForImageClassification") for name in _read_json(folder / "config.json")["architectures"])
+        return any(
+            name.endswith("ForImageClassification") for name in _read_json(folder / "config.json")["architectures"]
+        )
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         return False
 

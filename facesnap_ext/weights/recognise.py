@@ -128,12 +128,22 @@ def recognise_tensors(shapes: Shapes) -> Kind:
         return Kind.SDXL_UNET if "add_embedding.linear_1.weight" in shapes else Kind.OTHER_UNET
     if any(key.startswith("E_flame.") for key in shapes):
         return Kind.DECA_ORIGINAL
+    return _encoder(shapes) or _part(shapes)
+
+
+def _encoder(shapes: Shapes) -> Kind | None:
+    """Return the kind of encoder or classifier that tensors belong to; None if it is a different kind of file."""
     if any(key.endswith(("embeddings.patch_embedding.weight", "visual.conv1.weight")) for key in shapes):
         return Kind.CLIP_VISION
     if "classifier.weight" in shapes and "vit.embeddings.cls_token" in shapes:
         return Kind.IMAGE_CLASSIFIER
     if any(key.endswith(("text_model.embeddings.token_embedding.weight", "token_embedding.weight")) for key in shapes):
         return Kind.CLIP_TEXT
+    return None
+
+
+def _part(shapes: Shapes) -> Kind:
+    """Return the kind of file that tensors of a part of a model, or of changes to one, belong to."""
     # checked this late, because a stray LoRA key must not hide the kinds above
     if any(".lora_down." in key or ".lora_A." in key for key in shapes):
         return Kind.LORA

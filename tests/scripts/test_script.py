@@ -283,9 +283,9 @@ def test_a_small_face_is_redrawn_and_then_measured(host, astronaut, monkeypatch)
     host.opts.facesnap_likeness = True
     measured = []
 
-    def see(image, embeddings, landmarks, recognition):
+    def see(image, people, places):
         measured.append(image)
-        return 0.5
+        return [0.5 for person in people]
 
     def draw(p, i, conditionings):
         return Image.new("RGB", (p.width, p.height), "red" if hasattr(p, "init_images") else "blue")
@@ -301,7 +301,7 @@ def test_a_small_face_is_redrawn_and_then_measured(host, astronaut, monkeypatch)
     small = replace(whole, box=np.float32([x - 20, y - 20, x + 20, y + 20]))
     faces = Encoders.faces
     monkeypatch.setattr(Encoders, "faces", lambda self, photo: [small] if photo.name == "Image" else faces(self, photo))
-    monkeypatch.setattr(engine, "likeness", see)
+    monkeypatch.setattr(engine, "likenesses", see)
     result = process_images(p)
     pixels = np.asarray(result.images[0])
     assert tuple(pixels[round(y), round(x)]) == (255, 0, 0)

@@ -52,6 +52,8 @@ class Processing:
     do_not_save_samples: bool = False
     do_not_save_grid: bool = False
     outpath_samples: str = "samples"
+    outpath_grids: str = "grids"
+    mask_for_overlay: Any = None
     extra_generation_params: dict[str, Any] = field(default_factory=dict)
     script_args: Any = ()
     scripts: Any = None
@@ -66,6 +68,11 @@ class Processing:
 
     def init_image(self, index: int) -> Image.Image | None:
         return None
+
+    def save_samples(self) -> bool:
+        opts, state = self.world.opts, self.world.state
+        complete = opts.save_incomplete_images or (not state.interrupted and not state.skipped)
+        return getattr(opts, "samples_save", False) and not self.do_not_save_samples and complete
 
     def close(self) -> None:
         self.closed = True
@@ -92,7 +99,7 @@ def process_images(p: Processing) -> SimpleNamespace:
     p.all_prompts = prompts
     p.all_negative_prompts = [p.negative_prompt] * len(prompts)
     p.all_seeds = p.seed if isinstance(p.seed, list) else [p.seed + i for i in range(len(prompts))]
-    p.all_subseeds = [p.subseed + i for i in range(len(prompts))]
+    p.all_subseeds = p.subseed if isinstance(p.subseed, list) else [p.subseed + i for i in range(len(prompts))]
     p.scripts.call("process", p)
     if state.job_count == -1:
         state.job_count = p.n_iter
@@ -121,12 +128,74 @@ def process_images(p: Processing) -> SimpleNamespace:
             p.batch_index = i
             result = SimpleNamespace(image=image)
             p.scripts.call("postprocess_image", p, result)
-            images.append(result.image)
-            infotexts.append({"Seed": p.seeds[i], **p.extra_generation_params})
+            result = SimpleNamespace(image=world.overlay(result.image))
+            p.scripts.call("postprocess_image_after_composite", p, result)
+            infotext = {"Seed": p.seeds[i], **p.extra_generation_params}
+            finish_image(p, world, result.image, infotext, i, images)
+            infotexts.append(infotext)
     world.sd_model.applied_token_merged_ratio = 0.0  # as in the host after every job, nested ones included
-    processed = SimpleNamespace(images=images, infotexts=infotexts)
+    processed = make_processed(p, world, images, infotexts)
     p.scripts.call("postprocess", p, processed)
     return processed
+
+
+def finish_image(p: Processing, world: Any, image: Image.Image, infotext: Any, i: int, images: list[Any]) -> None:
+    """The host's lines after `postprocess_image_after_composite` (modules/processing.py, 1083 to 1109 in 1.10.1)."""
+    opts = world.opts
+    save = p.save_samples()
+    if save:
+        world.save_image(
+            image, p.outpath_samples, "", p.seeds[i], p.prompts[i], opts.samples_format, info=infotext, p=p
+        )
+    if getattr(opts, "enable_pnginfo", False):
+        image.info["parameters"] = infotext
+    images.append(image)
+    if p.mask_for_overlay is not None:
+        if opts.return_mask:
+            images.append(p.mask_for_overlay.convert("RGB"))
+        if opts.return_mask_composite:
+            images.append(image.convert("RGBA"))
+
+
+def make_processed(p: Processing, world: Any, images: list[Any], infotexts: list[Any]) -> SimpleNamespace:
+    """The host's grid and its `Processed` (modules/processing.py, 519 to 574 and 1121 to 1145 in 1.10.1)."""
+    opts, first = world.opts, 0
+    if not infotexts:
+        infotexts.append({})
+    unwanted = len(images) < 2 and getattr(opts, "grid_only_if_multiple", True)
+    return_grid, save_grid = getattr(opts, "return_grid", False), getattr(opts, "grid_save", False)
+    if (return_grid or save_grid) and not p.do_not_save_grid and not unwanted:
+        grid = world.image_grid(images, p.batch_size)
+        if return_grid:
+            infotexts.insert(0, dict(infotexts[0]))
+            images.insert(0, grid)
+            first = 1
+        if save_grid:
+            world.save_image(
+                grid,
+                p.outpath_grids,
+                "grid",
+                p.all_seeds[0],
+                p.all_prompts[0],
+                opts.grid_format,
+                info={},
+                p=p,
+                grid=True,
+            )
+    return SimpleNamespace(
+        images=images,
+        infotexts=infotexts,
+        info=infotexts[0],
+        index_of_first_image=first,
+        comments="".join(f"{comment}\n" for comment in p.comments),
+        seed=p.all_seeds[0],
+        subseed=p.all_subseeds[0],
+        all_prompts=p.all_prompts,
+        all_negative_prompts=p.all_negative_prompts,
+        all_seeds=p.all_seeds,
+        all_subseeds=p.all_subseeds,
+        extra_images=[],
+    )
 
 
 def colour(p: Processing, index: int, people: Any) -> Image.Image:
@@ -142,5 +211,6 @@ def install(world: Any) -> None:
     """Add what jobs need to the mock host of `mock_webui.install`."""
     _worlds[:] = [world]
     world.draw, world.history, world.calls = colour, [], []
+    world.overlay = lambda image: image
     world.sd_model = Processing.sd_model
     world.in_force = lambda: world.calls[-1][1] if world.calls and isinstance(world.calls[-1], tuple) else None

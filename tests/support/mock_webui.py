@@ -12,7 +12,7 @@ from tests.support import mock_processing
 SCRIPT = Path(__file__).parents[2] / "scripts" / "facesnap.py"
 CALLBACKS = (
     *("before_process", "process", "process_batch", "process_before_every_sampling", "post_sample"),
-    *("postprocess_image", "postprocess"),
+    *("postprocess_image", "postprocess_image_after_composite", "postprocess"),
 )
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from facesnap_ext.conditioning import Placement
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity.faces import Face, NoFaceError, find_faces
-from facesnap_ext.identity.likeness import face_at, infotext, likeness
+from facesnap_ext.identity.likeness import likeness, match_faces
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo
+from facesnap_ext.regions import PaintedRegion
 from facesnap_ext.weights.search import find_models
 
 
@@ -54,8 +59,64 @@ def test_face_nearest_to_the_landmarks_is_selected_at_any_image_size(face_pack, 
         left, top, right, bottom = expected.box
         points = np.random.default_rng(0).uniform((left, top), (right, bottom), (72, 2)).astype(np.float32)
         landmarks = Landmarks(points * np.float32(scale), round(1280 * scale), round(886 * scale))
-        assert face_at(faces, landmarks) is expected
-    assert face_at(faces, None) is faces[0]
+        assert match_faces(faces, [Placement(landmarks, None)]) == [expected]
+    assert match_faces(faces, [Placement(None, None)]) == [faces[0]]
+
+
+def square(x: float, y: float, side: float = 20, width: int = 200, height: int = 100) -> Face:
+    """A face centred at this point of an image of 200 × 100 pixels."""
+    photo = Photo(np.zeros((height, width, 3), np.uint8), "image")
+    box = np.float32([x - side / 2, y - side / 2, x + side / 2, y + side / 2])
+    return replace(face([1.0, 0.0]), photo=photo, box=box)
+
+
+def at(x: float, y: float, region=None) -> Placement:
+    points = np.float32([[x - 5, y - 5], [x + 5, y + 5]]).repeat(36, axis=0)
+    return Placement(Landmarks(points, 200, 100), region)
+
+
+def test_each_person_has_the_face_at_their_place():
+    left, right = square(50, 50), square(150, 50)
+    assert match_faces([right, left], [at(40, 55), at(160, 40)]) == [left, right]
+    assert match_faces([right, left], [at(160, 40), at(40, 55)]) == [right, left]
+    assert match_faces([], [at(40, 55), at(1, 1)]) == [None, None]
+
+
+def test_a_person_without_a_face_does_not_get_that_of_a_neighbour():
+    left = square(50, 50)
+    assert match_faces([left], [at(50, 50), at(150, 50)]) == [left, None]
+    assert match_faces([left], [at(150, 50)]) == [left]  # a single person has moved
+
+
+def test_several_people_at_one_position_share_a_face():
+    middle = square(100, 50)
+    assert match_faces([middle], [at(101, 50), at(98, 50)]) == [middle, middle]
+
+
+def test_a_painted_region_contains_its_persons_face():
+    mask = np.zeros((10, 20), np.float32)
+    mask[:, 10:] = 1
+    left, right = square(50, 50, 30), square(150, 50)
+    painted = PaintedRegion(mask)
+    assert match_faces([left, right], [Placement(None, painted)]) == [right]
+    assert match_faces([left], [Placement(None, painted)]) == [None]
+    assert match_faces([left, right], [at(60, 50, painted), at(50, 50)]) == [right, left]
+    assert match_faces([left, right], [Placement(None, None), at(150, 50, painted)]) == [left, right]
+
+
+@given(st.lists(st.tuples(st.floats(0, 200), st.floats(0, 100)), min_size=1, max_size=5), st.data())
+def test_matching_does_not_depend_on_the_order_of_people_or_faces(places, data):
+    """Each person's face is the nearest to them, and no other person is nearer unless both places are on it."""
+    faces = [square(*data.draw(st.tuples(st.floats(0, 200), st.floats(0, 100)))) for _ in places]
+    people = [at(x, y) for x, y in places]
+    found = match_faces(faces, people)
+    assert [*reversed(match_faces(faces, people[::-1]))] == found
+    distance = [[np.hypot(*(face.box.reshape(2, 2).mean(0) - place)) for face in faces] for place in places]
+    for person, face in enumerate(found):
+        if face is not None:
+            column = next(i for i, one in enumerate(faces) if one is face)
+            on_it = abs(distance[person][column]) <= 10 * 2**0.5 + 1e-3
+            assert on_it or distance[person][column] <= min(row[column] for row in distance) + 1e-3
 
 
 def test_engine_measures_the_selected_face_or_returns_none(stand_ins, group, monkeypatch):
@@ -68,13 +129,11 @@ def test_engine_measures_the_selected_face_or_returns_none(stand_ins, group, mon
     for i in (4, 1):
         box = faces[i].box.reshape(2, 2)
         landmarks = Landmarks(np.linspace(box[0], box[1], 72).astype(np.float32), 1280, 886)
-        measured = engine.likeness(group, references, landmarks)
+        person = SimpleNamespace(embeddings=references, face_pack=None)
+        [measured] = engine.likenesses(group, [person], [Placement(landmarks, None)])
         assert (measured == pytest.approx(1, abs=1e-5)) == (i == 4)
     monkeypatch.setattr("facesnap_ext.identity.faces.find_faces", no_face)
     grey = Photo(np.full((64, 64, 3), 128, np.uint8), "grey")
-    assert engine.likeness(grey, references, None) is None
-
-
-def test_infotext():
-    assert infotext(0.6249) == {"FaceSnap likeness": "0.62"}
-    assert infotext(None) == {}
+    unknown = SimpleNamespace(embeddings=None, face_pack=None)
+    assert engine.likenesses(grey, [person], [Placement(None, None)]) == [None]
+    assert engine.likenesses(group, [unknown], [Placement(None, None)]) == [None]

@@ -230,5 +230,3 @@ def test_an_image_is_rejected_if_rejected_labels_are_likelier_than_others(weight
 def test_no_label_is_both_accepted_and_rejected():
     assert not REJECTED & ACCEPTED
     assert all(label == label.lower() for label in REJECTED | ACCEPTED)
-
-

@@ -1,0 +1,60 @@
+"""Check finished images with an image classifier, and blur those that it rejects."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from PIL import Image
+
+from facesnap_ext.hosts.finished import FinishedImage
+from facesnap_ext.settings.infotext import MARK
+from facesnap_ext.weights.image_classifier import ImageClassifier, rejection
+
+BLURRED = f"{MARK} blurred"  # this parameter records why an image was blurred, also for the API
+CELLS = 12
+"""Number of cells along the longer side of a blurred image. The mean colour of each cell is all that remains."""
+
+log = logging.getLogger("facesnap")
+
+
+def check(p: Any, image: Image.Image, finished: FinishedImage, classifier: ImageClassifier | None) -> Image.Image:
+    """Return a finished image, blurred if the classifier rejects it or cannot check it.
+
+    An image that was checked before is returned unchanged. The reason for blurring is written into infotext.
+    """
+    if classifier is None or image is finished.checked or finished.rejected:
+        return image
+    p.extra_generation_params.pop(BLURRED, None)  # may be left from the previous image
+    try:
+        found = rejection(classifier.scores(image))
+        finished.rejected = "" if found is None else f"{found[0]} {found[1]:.2f}"
+    except Exception as error:  # such as too little memory: an image that was not checked must not be shown
+        log.error("FaceSnap: an image could not be checked", exc_info=error)
+        finished.rejected = "not checked"
+    if finished.rejected:
+        p.extra_generation_params[BLURRED] = finished.rejected
+        image = blur(image)
+    finished.checked = image
+    return image
+
+
+def blur(image: Image.Image) -> Image.Image:
+    """Return an image of the same size in which only large patches of colour can be seen."""
+    scale = CELLS / max(image.size)
+    cells = image.convert("RGB").resize(
+        (max(1, round(scale * image.width)), max(1, round(scale * image.height))), Image.Resampling.BOX
+    )
+    return cells.resize(image.size, Image.Resampling.BICUBIC)
+
+
+def sentence(numbers: dict[int, FinishedImage]) -> str:
+    """Return the message about blurred images, by their number in the gallery; empty if no image was blurred."""
+    parts = [f"image {number} ({image.rejected})" for number, image in numbers.items() if image.rejected]
+    if not parts:
+        return ""
+    was = "was" if len(parts) == 1 else "were"
+    return (
+        f"The image classifier rejected {', '.join(parts)}, which {was} blurred; the check can be turned off in "
+        "Settings under FaceSnap."
+    )
