@@ -92,10 +92,11 @@ def end(p: Any) -> dict[str, bool]:
 
 def finish_image(p: Any, batch: PreparedBatch, image: Image.Image, host: ModuleType, engine: Engine) -> Image.Image:
     """Redraw, measure and check a finished image before the host saves it."""
-    image = webui.redraw_small_faces(p, batch, image, host, engine)
     plan, i = state_of(p).plan, getattr(p, "batch_index", 0)
-    finished = FinishedImage(batch_index(p), p.iteration, i, p.prompts[i], p.seeds[i])
-    plan.finished.append(finished)
+    prompt, seed = (next(iter(values[i:]), None) for values in (p.prompts, p.seeds))  # extensions may add images
+    finished = FinishedImage(batch_index(p), p.iteration, i, prompt or "", seed)
+    plan.finished.append(finished)  # before anything can fail, so that `finish_composite` checks the image
+    image = webui.redraw_small_faces(p, batch, image, host, engine)
     if plan.measure:
         finished.likenesses = _measure(p, batch, image, engine)
         for number in batch.numbers:
@@ -113,10 +114,10 @@ def finish_image(p: Any, batch: PreparedBatch, image: Image.Image, host: ModuleT
 def _measure(p: Any, batch: PreparedBatch, image: Image.Image, engine: Engine) -> dict[int, float | None]:
     """The likeness of an image to each person in it, by unit number; empty if it cannot be measured."""
     shown = batch.of_image(getattr(p, "batch_index", 0))
-    seen = through_window(p, shown, shown.people, bool(getattr(p, "enable_hr", False)))
     present = [i for i, person in enumerate(shown.people) if not person.absent]
-    places = [Placement(seen[i].landmarks, seen[i].region) for i in present]
     try:
+        seen = through_window(p, shown, shown.people, bool(getattr(p, "enable_hr", False)))
+        places = [Placement(seen[i].landmarks, seen[i].region) for i in present]
         values = engine.likenesses(photos.from_pil(image, "Image"), [shown.people[i] for i in present], places)
     except Exception as error:
         log.error("FaceSnap: the likeness could not be measured", exc_info=error)

@@ -230,6 +230,8 @@ def _describe(model: FoundModel, files: ModelFiles, hashes: Hashes) -> ModelFile
 def _licence(model: FoundModel) -> str:
     if model.role == "facesnap":
         return _metadata(model.path, "license")
+    if model.role == "image_classifier":
+        return ""  # there are many, with different licences
     parts = parts_for(model.role)
     names = [*model.path.parts[-2:]]
     if model.path.suffix == ".safetensors":

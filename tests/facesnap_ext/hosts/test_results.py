@@ -440,6 +440,16 @@ def test_rejected_images_are_not_the_best(page, astronaut, check, monkeypatch):
     assert "rejected image 3 (nsfw 0.90), which was blurred" in processed.comments
 
 
+def test_an_error_before_the_check_does_not_skip_it(page, astronaut, check, monkeypatch):
+    check("nsfw")
+    page.draw = noise
+    monkeypatch.setattr(webui, "redraw_small_faces", lambda *args: 1 / 0)
+    p = job(page, astronaut)
+    processed = process_images(p)
+    assert np.array_equal(np.asarray(processed.images[0]), np.asarray(image_check.blur(noise(p, 0, ()))))
+    assert processed.infotexts[0]["FaceSnap blurred"] == "nsfw 1.00"
+
+
 def test_an_image_that_cannot_be_checked_is_not_shown(page, astronaut, check, monkeypatch):
     check("normal")
     page.draw = noise

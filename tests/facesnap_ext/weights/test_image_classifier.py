@@ -16,6 +16,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.networks.vision_transformer import ACTIVATIONS
 from facesnap_ext.weights.image_classifier import ACCEPTED, REJECTED, load_classifier, rejection
+from facesnap_ext.weights.model_list import list_models
 from facesnap_ext.weights.search import find_models
 from tests.support.classifiers import change_json, make_classifier
 
@@ -197,6 +198,12 @@ def test_a_classifier_of_another_architecture_is_not_ignored(copy):
     change_json(copy / CONFIG, architectures=["SwinForImageClassification"], model_type="swin")
     with pytest.raises(FaceSnapError, match="SwinForImageClassification"):
         Engine(lambda: find_models(copy.parent)).image_classifier()
+
+
+def test_it_is_listed_without_a_licence_that_it_may_not_have(copy):
+    roles = {role.name: role for role in list_models(find_models(copy.parent))}
+    [found] = roles["image_classifier"].found
+    assert (found.used, found.licence, roles["image_classifier"].needed) == (True, "", False)
 
 
 def test_a_changed_classifier_is_loaded_again(copy):
