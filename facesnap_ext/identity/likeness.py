@@ -60,9 +60,10 @@ def match_faces(faces: Sequence[Face], places: Sequence[Placement]) -> list[Face
     shared = ((boxes[:, :2] <= targets[:, None]) & (targets[:, None] <= boxes[:, 2:])).all(axis=2)
     own = np.where((distances <= distances.min(axis=0)) | shared, distances, np.inf)
     nearest = [int(row.argmin()) if np.isfinite(row).any() else None for row in own]
+    taken = set(nearest)
     for person, place in enumerate(places):
         if place.landmarks is None:
-            free = (i for i in range(len(faces)) if inside[person, i] and not np.isfinite(own[:, i]).any())
+            free = (i for i in range(len(faces)) if inside[person, i] and i not in taken)
             nearest[person] = next(free, None)
     return [None if number is None else faces[number] for number in nearest]
 

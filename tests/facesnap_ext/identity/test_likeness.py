@@ -104,6 +104,14 @@ def test_a_painted_region_contains_its_persons_face():
     assert match_faces([left, right], [Placement(None, None), at(150, 50, painted)]) == [left, right]
 
 
+def test_a_person_without_a_place_has_the_largest_face_that_remains():
+    large, middle, small = square(50, 50, 40), square(100, 50, 30), square(150, 50)
+    anywhere = Placement(None, None)
+    assert match_faces([large, middle, small], [anywhere, at(55, 50)]) == [middle, large]
+    assert match_faces([large, middle, small], [anywhere, anywhere]) == [large, large]
+    assert match_faces([large], [anywhere, at(55, 50)]) == [None, large]
+
+
 @given(st.lists(st.tuples(st.floats(0, 200), st.floats(0, 100)), min_size=1, max_size=5), st.data())
 def test_matching_does_not_depend_on_the_order_of_people_or_faces(places, data):
     """Each person's face is the nearest to them, and no other person is nearer unless both places are on it."""
