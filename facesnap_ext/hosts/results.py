@@ -65,7 +65,7 @@ def begin(p: Any, engine: Engine) -> None:
         if not is_inner:
             p.comment(f"FaceSnap: Images are not ordered, selected or shown beside the reference in {reason}.")
         plan.order, plan.keep, plan.strip = False, 0, False
-    if len(p.all_prompts) // len(state.prepared) <= plan.keep:
+    if plan.keep and len(p.all_prompts) // len(state.prepared) <= plan.keep:
         plan.keep = 0
     plan.measure |= plan.order or plan.keep > 0
     if plan.keep:

@@ -70,8 +70,9 @@ class Processing:
         return None
 
     def save_samples(self) -> bool:
-        opts, state = self.world.opts, self.world.state
-        complete = opts.save_incomplete_images or (not state.interrupted and not state.skipped)
+        world = self.world or _worlds[-1]
+        opts, state = world.opts, world.state
+        complete = getattr(opts, "save_incomplete_images", False) or (not state.interrupted and not state.skipped)
         return getattr(opts, "samples_save", False) and not self.do_not_save_samples and complete
 
     def close(self) -> None:
