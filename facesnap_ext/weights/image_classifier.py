@@ -1,7 +1,8 @@
 """An image classifier that recognises pictures which should not be shown, in transformers' folder layout.
 
 The folder holds `model.safetensors`, `config.json` and `preprocessor_config.json`. Nothing in it is executed: the
-weights must be in safetensors, and only the values named below are read from the two JSON files, and checked.
+weights must be in safetensors, and transformers receives only the values below from the two JSON files, checked. A
+complete config.json could make it download and run code.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError, reason_of
-from facesnap_ext.networks.vision_transformer import ACTIVATIONS, Sizes, VisionTransformer
 from facesnap_ext.weights.recognise import Shapes
 from facesnap_ext.weights.tensors import read_index, read_tensors
 from facesnap_ext.weights.unpickle import is_torch_file
+
+if TYPE_CHECKING:
+    from transformers import ViTConfig
 
 REJECTED = frozenset(("nsfw", "porn", "hentai", "sexy", "sexual", "explicit", "erotic", "nude", "nudity", "unsafe"))
 """Labels of images that should not be shown, in lower case."""
@@ -30,6 +33,7 @@ ACCEPTED = frozenset(("normal", "sfw", "safe", "neutral", "drawing", "drawings")
 
 WEIGHTS = "model.safetensors"
 MAX_JSON = 2**20  # maximum size of a JSON file in bytes
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
 MAX_SIDE = 1024  # maximum side of the network's input in pixels
 PROCESSORS = ("ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor")
 INSTEAD = "use a ViT with the labels normal and nsfw, or turn off the check of images in Settings under FaceSnap."
@@ -54,18 +58,19 @@ class Preprocessing:
 class ImageClassifier:
     """An image classifier whose labels are all in `REJECTED` or `ACCEPTED`."""
 
-    network: VisionTransformer
+    network: Any  # a ViTForImageClassification
     preprocessing: Preprocessing
     labels: tuple[str, ...]
 
     def scores(self, image: Image.Image) -> dict[str, float]:
         """Return the probability of each label, 0…1; they add up to 1."""
-        probabilities = self.network(self.pixels(image)).softmax(dim=-1)[0]
+        with torch.no_grad():
+            probabilities = self.network(self.pixels(image)).logits.softmax(dim=-1)[0]
         return {label: float(value) for label, value in zip(self.labels, probabilities)}
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Return an image as the network's input, [1, 3, size, size]. It is stretched to a square."""
-        side, prepare = self.network.sizes.image, self.preprocessing
+        side, prepare = self.network.config.image_size, self.preprocessing
         small = image.convert("RGB").resize((side, side), Image.Resampling(prepare.resample))
         values = np.asarray(small, np.float32) * np.float32(prepare.scale)
         values = (values - np.asarray(prepare.mean, np.float32)) / np.asarray(prepare.std, np.float32)
@@ -93,23 +98,26 @@ def load_classifier(path: Path) -> ImageClassifier:
     try:
         config = _read_json(folder / "config.json")
         labels = _labels(config)
-        activation, epsilon = _activation(config), _number(config.get("layer_norm_eps", 1e-12), 0, 0.1)
         preprocessor = _read_json(folder / "preprocessor_config.json")
         file = folder / WEIGHTS
         if not file.is_file() or is_torch_file(file):
             raise ValueError(f"it has no {WEIGHTS}")
         shapes = read_index(file).shapes
-        sizes = _sizes(config, shapes, len(labels))
-        preprocessing = _preprocessing(preprocessor, sizes.image)
-        _check_shapes(sizes, shapes)
+        checked = _config(config, shapes, len(labels))
+        preprocessing = _preprocessing(preprocessor, checked.image_size)
+        expected = _shapes(checked)
+        _check_shapes(expected, shapes)
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = str(error) if type(error) is ValueError else f"its files do not fit together ({error!r})"
         raise FaceSnapError(
             f"The image classifier in {folder} cannot be used, because {reason_of(reason, 200)}; {INSTEAD}"
         ) from error
-    expected = sizes.shapes()
+    from transformers import ViTForImageClassification
+
     weights = read_tensors(file, lambda key: key if key in expected else None, torch.float32)
-    return ImageClassifier(VisionTransformer(sizes, weights, activation, epsilon), preprocessing, labels)
+    # with a state dict, transformers reads no file, and renames the tensors for its version
+    network = ViTForImageClassification.from_pretrained(None, config=checked, state_dict=weights)
+    return ImageClassifier(network.eval().requires_grad_(False), preprocessing, labels)
 
 
 def is_classifier_folder(folder: Path) -> bool:
@@ -157,31 +165,59 @@ def _labels(config: dict[str, Any]) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _activation(config: dict[str, Any]) -> str:
-    name = config.get("hidden_act", "gelu")
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise ValueError(f"FaceSnap does not know its activation {_shown(name)}")
-    return name
+def _config(config: dict[str, Any], shapes: Shapes, labels: int) -> ViTConfig:
+    """Return transformers' configuration, with sizes from the tensors and only checked values from config.json."""
+    from transformers import ViTConfig
 
-
-def _sizes(config: dict[str, Any], shapes: Shapes, labels: int) -> Sizes:
-    """Return the sizes of the tensors, with the number of heads from config.json."""
     patches = shapes["vit.embeddings.patch_embeddings.projection.weight"]
-    positions = shapes["vit.embeddings.position_embeddings"]
     width, patch = patches[0], patches[-1]
-    layers = len([name for name in shapes if name.endswith(".layernorm_before.weight")])
-    hidden = shapes["vit.encoder.layer.0.intermediate.dense.weight"][0]
-    heads = config.get("num_attention_heads", 12)
+    heads, activation = config.get("num_attention_heads", 12), config.get("hidden_act", "gelu")
     if type(heads) is not int or heads < 1 or width % heads:
         raise ValueError(f"config.json has {_shown(heads)} attention heads for {width} channels")
-    image = math.isqrt(positions[1] - 1) * patch
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"FaceSnap does not know its activation {_shown(activation)}")
+    image = math.isqrt(shapes["vit.embeddings.position_embeddings"][1] - 1) * patch
     if image > MAX_SIDE:
         raise ValueError(f"its images have {image} × {image} pixels, more than {MAX_SIDE} × {MAX_SIDE}")
-    return Sizes(width, layers, heads, hidden, image, patch, labels)
+    checked = ViTConfig(
+        hidden_size=width,
+        num_hidden_layers=len([name for name in shapes if name.endswith(".layernorm_before.weight")]),
+        num_attention_heads=heads,
+        intermediate_size=shapes["vit.encoder.layer.0.intermediate.dense.weight"][0],
+        hidden_act=activation,
+        layer_norm_eps=_number(config.get("layer_norm_eps", 1e-12), 0, 0.1),
+        image_size=image,
+        patch_size=patch,
+    )
+    checked.num_labels = labels
+    return checked
 
 
-def _check_shapes(sizes: Sizes, shapes: Shapes) -> None:
-    for name, shape in sizes.shapes().items():
+def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by its name in the file."""
+    width, hidden, patch = config.hidden_size, config.intermediate_size, config.patch_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "vit.embeddings.cls_token": (1, 1, width),
+        "vit.embeddings.position_embeddings": (1, (config.image_size // patch) ** 2 + 1, width),
+        "vit.embeddings.patch_embeddings.projection.weight": (width, 3, patch, patch),
+        "vit.embeddings.patch_embeddings.projection.bias": (width,),
+    }
+    pairs = {"vit.layernorm": (width,), "classifier": (config.num_labels, width)}
+    for layer in range(config.num_hidden_layers):
+        name = f"vit.encoder.layer.{layer}"
+        pairs |= {f"{name}.attention.attention.{one}": (width, width) for one in ("query", "key", "value")}
+        pairs |= {f"{name}.attention.output.dense": (width, width), f"{name}.intermediate.dense": (hidden, width)}
+        pairs |= {f"{name}.output.dense": (width, hidden)}
+        pairs |= {f"{name}.layernorm_{where}": (width,) for where in ("before", "after")}
+    return shapes | {
+        f"{name}.{part}": size
+        for name, shape in pairs.items()
+        for part, size in (("weight", shape), ("bias", shape[:1]))
+    }
+
+
+def _check_shapes(expected: dict[str, tuple[int, ...]], shapes: Shapes) -> None:
+    for name, shape in expected.items():
         if shapes.get(name) != shape:
             found = f"with the shape {list(shapes[name])}" if name in shapes else "no tensor"
             raise ValueError(f"{WEIGHTS} has {found} {name}, and {list(shape)} is expected")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.networks.vision_transformer import ACTIVATIONS
-from facesnap_ext.weights.image_classifier import ACCEPTED, REJECTED, load_classifier, rejection
+from facesnap_ext.weights.image_classifier import ACCEPTED, ACTIVATIONS, REJECTED, load_classifier, rejection
 from facesnap_ext.weights.model_list import list_models
 from facesnap_ext.weights.search import find_models
 from tests.support.classifiers import change_json, make_classifier
@@ -75,13 +72,6 @@ def test_pixels_are_those_of_transformers_processor(copy, values):
         image = picture(3, 90, 60).convert(mode)
         expected = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(own.pixels(image), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_transformers_is_not_imported(copy):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
-        del sys.modules[name]
-    load_classifier(copy).scores(picture(0, 40, 40))
-    assert "transformers" not in sys.modules
 
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
