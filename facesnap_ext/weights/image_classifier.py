@@ -104,7 +104,7 @@ def load_classifier(path: Path) -> ImageClassifier:
             raise ValueError(f"it has no {WEIGHTS}")
         shapes = read_index(file).shapes
         checked = _config(config, shapes, len(labels))
-        preprocessing = _preprocessing(preprocessor, checked.image_size)
+        preprocessing = _preprocessing(preprocessor, _image_side(shapes))
         expected = _shapes(checked)
         _check_shapes(expected, shapes)
     except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -176,7 +176,7 @@ def _config(config: dict[str, Any], shapes: Shapes, labels: int) -> ViTConfig:
         raise ValueError(f"config.json has {_shown(heads)} attention heads for {width} channels")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"FaceSnap does not know its activation {_shown(activation)}")
-    image = math.isqrt(shapes["vit.embeddings.position_embeddings"][1] - 1) * patch
+    image = _image_side(shapes)
     if image > MAX_SIDE:
         raise ValueError(f"its images have {image} × {image} pixels, more than {MAX_SIDE} × {MAX_SIDE}")
     checked = ViTConfig(
@@ -191,6 +191,11 @@ def _config(config: dict[str, Any], shapes: Shapes, labels: int) -> ViTConfig:
     )
     checked.num_labels = labels
     return checked
+
+
+def _image_side(shapes: Shapes) -> int:
+    patch = shapes["vit.embeddings.patch_embeddings.projection.weight"][-1]
+    return math.isqrt(shapes["vit.embeddings.position_embeddings"][1] - 1) * patch
 
 
 def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
