@@ -28,9 +28,11 @@ from facesnap_ext.settings.unit import (
     REGIONS,
     defaults,
 )
-from facesnap_ext.ui import callbacks, starter
-from facesnap_ext.ui.errors import problem
+from facesnap_ext.ui import callbacks
+from facesnap_ext.ui.markup import problem
 from facesnap_ext.ui.uploads import accept_only_uploads
+from facesnap_ext.weights.catalogue import Part
+from facesnap_ext.weights.face_pack import pack_files
 from facesnap_ext.weights.model_files import ModelFiles
 
 Controls = dict[str, Any]
@@ -48,6 +50,7 @@ PART_LABELS = {
     "clip": "CLIP",
     "deca": "DECA",
     "flame": "FLAME",
+    "mediapipe": "MediaPipe's landmarks",
 }
 POSE_LABELS = {
     "photo": "driving photo",
@@ -81,16 +84,29 @@ SLIDER_LABELS = {
 }
 
 
-def status(files: ModelFiles) -> str:
-    """HTML that lists the model files that were found and those that are missing."""
+def status(files: ModelFiles, needed: Sequence[Part] = ()) -> str:
+    """HTML that lists the model files that were found and those that are missing.
+
+    Args:
+        needed: the result of `starter.missing`, which the top of the accordion shows.
+    """
     names = {"facesnap": ", ".join(sorted(files.facesnap))}
     names |= {part: path.name for part in PART_LABELS if part != "facesnap" and (path := getattr(files, part))}
     found = "; ".join(f"{PART_LABELS[part]}: {name}" for part, name in names.items() if name)
     lines = [f"Model files found: {escape(found or 'none')}"]
-    if not starter.missing(files) and (missing := [PART_LABELS[part] for part in files.missing()]):
+    if not needed and (missing := [PART_LABELS[part] for part in files.missing()]):
         lines.append(problem(f"Missing: {', '.join(missing)}. Open Model files below to see where to get them."))
-    lines.append(f"Landmarks: {predictor_title(files)}")
+    lines.append(f"Landmarks: {escape(predictor_title(files))}{_detector(files)}")
     return "<br>".join(lines)
+
+
+def _detector(files: ModelFiles) -> str:
+    """HTML that names MediaPipe's landmark detector where the open face model is fitted to it."""
+    if files.has_deca_and_flame or files.mediapipe is None or files.face_pack is None:
+        return ""
+    if pack_files(files.face_pack).landmarks68 is not None:
+        return ""
+    return f", fitted to MediaPipe's landmarks ({escape(files.mediapipe.name)})"
 
 
 def model_choices(files: ModelFiles) -> list[str]:

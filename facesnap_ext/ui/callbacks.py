@@ -26,7 +26,7 @@ from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.poses import for_browser
 from facesnap_ext.settings import saved_poses as poses
 from facesnap_ext.settings.script_args import reference_photos, unit_from_page
-from facesnap_ext.ui.errors import problem
+from facesnap_ext.ui.markup import problem
 from facesnap_ext.weights.identity_folder import find_identities
 
 THUMBNAIL = 96  # pixels

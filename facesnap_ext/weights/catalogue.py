@@ -251,6 +251,7 @@ PARTS = (
 
 BUNDLES = {
     "antelopev2": ("antelopev2-detector", "antelopev2-recognition", "antelopev2-landmarks"),
+    "instantid": ("instantid-identitynet", "instantid-adapter"),
     "starter": (
         "antelopev2-detector",
         "antelopev2-recognition",

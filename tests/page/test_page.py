@@ -60,7 +60,7 @@ def test_hostile_files_in_the_model_folder_are_shown_as_text(opened):
     """Their scripts do not run, and the accordion is shown."""
     opened.open("models")
     assert "onerror=window.hostile" in opened.wait_for_text("models_table", "onerror")
-    opened.press("models_again")
+    opened.page.get_by_role("button", name="Refresh").click()
     opened.at("identity", "input").click()
     opened.page.wait_for_timeout(SECOND)
     assert opened.page.evaluate("window.hostile") is None
