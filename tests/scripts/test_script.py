@@ -358,7 +358,7 @@ def test_choosing_a_saved_person_shows_their_rig(host, monkeypatch):
     requests = []
     preview = Preview(Rig(np.zeros((72, 3), np.float32), {}), None)
     monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or preview)
-    shown = {"identity": "Ada", "pose": "own", "canvas_size": "640x512"}
+    shown = {"identity": "Ada", "settings": '{"pose": "own"}', "canvas_size": "640x512", "reference_mode": "fused"}
     answers = []
     for function, inputs, outputs in components["identity"].listeners:
         if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:
