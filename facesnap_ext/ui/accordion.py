@@ -19,7 +19,7 @@ from facesnap_ext.settings.infotext import from_infotext
 from facesnap_ext.settings.script_args import UI_ORDER
 from facesnap_ext.settings.unit import RANGES, REFERENCE_MODES, defaults
 from facesnap_ext.ui import callbacks, settings_html
-from facesnap_ext.ui.markup import problem
+from facesnap_ext.ui.markup import hidden_text, problem
 from facesnap_ext.ui.settings_html import Ident
 from facesnap_ext.ui.uploads import accept_only_uploads
 from facesnap_ext.weights.catalogue import Part
@@ -89,12 +89,9 @@ def person_controls(
         with gr.Column(elem_classes="facesnap-when-shown"):
             gr.HTML(settings_html.canvas(ident), elem_id=ident("canvas"))
     _pose_controls(controls, callbacks.pose_choices(files.folder), ident)
-    with gr.Row(equal_height=False):
-        weight, (low, high) = defaults()["weight"], RANGES["weight"]
-        controls["weight"] = gr.Slider(
-            low, high, weight, step=0.05, label="Weight", elem_id=ident("weight"), min_width=280
-        )
-        gr.HTML(settings_html.preset(ident), elem_id=ident("preset_part"))
+    weight, (low, high) = defaults()["weight"], RANGES["weight"]
+    controls["weight"] = gr.Slider(low, high, weight, step=0.05, label="Weight", elem_id=ident("weight"))
+    gr.HTML(settings_html.preset(ident), elem_id=ident("preset_part"))
     _advanced_controls(controls, files, ident)
     _page_data(controls, ident)
     _connect_canvas(controls, engine)
@@ -198,7 +195,7 @@ def _page_data(controls: Controls, ident: Ident) -> None:
     and the painted mask (images as data URLs). The server writes the rig and points of the person, and pasted settings.
     """
     for name in ("settings", "canvas_size", "canvas_init", "canvas_rig", "mask"):
-        controls[name] = gr.Textbox("", show_label=False, elem_id=ident(name), elem_classes="facesnap-hidden")
+        controls[name] = hidden_text(ident(name))
 
 
 def _connect_canvas(controls: Controls, engine: Callable[[], Engine]) -> None:

@@ -15,7 +15,7 @@ import gradio as gr
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ui import accordion, starter
-from facesnap_ext.ui.markup import action_button, problem
+from facesnap_ext.ui.markup import action_button, hidden_text, problem
 from facesnap_ext.weights import download
 from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, Part
 from facesnap_ext.weights.model_files import ModelFiles
@@ -85,7 +85,7 @@ def top(files: ModelFiles, needed: tuple[Part, ...], ident: accordion.Ident) -> 
     return [
         gr.HTML(status_html(files, needed), elem_id=ident("starter")),
         gr.HTML(elem_id=ident("models_progress")),
-        gr.Textbox("", show_label=False, elem_id=ident("models_action"), elem_classes="facesnap-hidden"),
+        hidden_text(ident("models_action")),
     ]
 
 
@@ -212,7 +212,8 @@ def _action(role: Role, installed: bool) -> str:
     if installed or not parts[0].page:
         return ""
     if role.name in OFFERS:
-        return action_button(f"get {OFFERS[role.name]}", "Download")
+        text = "Download antelopev2" if role.name == "face_pack" else "Download"
+        return action_button(f"get {OFFERS[role.name]}", text)
     page = escape(parts[0].page, quote=True)
     name = escape(f"Get {parts[0].title}", quote=True)
     return f"<a href='{page}' target='_blank' rel='noopener' aria-label='{name}'>Get it</a>"

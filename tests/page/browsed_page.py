@@ -204,10 +204,14 @@ class Page:
         A group of radio buttons is one control, as are the tabs of the people.
         """
         ids = self.page.evaluate(
-            """contents => [...document.querySelector(contents).querySelectorAll(
-                "input, textarea, select, button, summary, canvas, a[href], .label-wrap")].filter(
-                one => one.checkVisibility({visibilityProperty: true}) && one.getClientRects().length).map(
-                one => one.closest(".tab-nav") ? "tabs" : one.closest("[id^=script_]").id)""",
+            """contents => {
+                const controls = "input, textarea, select, button, summary, canvas, a[href], .label-wrap";
+                const block = one => one.closest("[id^=script_]");
+                return [...document.querySelector(contents).querySelectorAll(controls)]
+                    .map(one => one.type === "file" ? block(one) : one)
+                    .filter(one => one.checkVisibility({visibilityProperty: true}) && one.getClientRects().length)
+                    .map(one => one.closest(".tab-nav") ? "tabs" : (one.closest("fieldset") ?? block(one)).id);
+            }""",
             f"{FACESNAP}enable_contents",
         )
         return {name.removeprefix(FACESNAP[1:]) for name in ids} - {"enable_contents"}

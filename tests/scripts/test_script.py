@@ -95,6 +95,14 @@ def test_the_pages_components_are_those_that_settings_read(host):
     host.script.ui(is_img2img=True)  # the API builds the page again
 
 
+def test_saving_the_hosts_defaults_skips_hidden_text(host):
+    """The host names components by their labels, so that one person's settings would become those of all."""
+    hidden = ("settings", "mask")
+    for component in host.script.ui(is_img2img=False):
+        name = component.values["elem_id"].removesuffix("_2")
+        assert getattr(component, "do_not_save_to_config", False) == (name in hidden), name
+
+
 def test_every_setting_is_pasted_back(host):
     """After pasting, the page shows the settings in the image's infotext, except for photos."""
     components = host.script.ui(is_img2img=False)
