@@ -168,7 +168,7 @@ class Page:
     def value(self, control: str) -> str:
         """The value of a textbox, a dropdown or radio buttons."""
         chosen = self.at(control, "input:checked")
-        return (chosen if chosen.count() else self.at(control, "input, textarea")).input_value()
+        return (chosen if chosen.count() else self.at(control, ":is(input, textarea)")).input_value()
 
     def numbers(self, *controls: str) -> list[float]:
         """The values of sliders."""
