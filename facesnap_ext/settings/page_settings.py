@@ -40,8 +40,11 @@ def initial() -> dict[str, Any]:
 
 
 def to_text(values: Mapping[str, Any]) -> str:
-    """Return what the hidden text box contains for settings by their API names."""
-    return json.dumps(on_page(values))
+    """Return what the hidden text box contains for settings by their API names, with numbers as JavaScript writes
+    them: 20 and not 20.0."""
+    shown = on_page(values)
+    whole = {name: int(value) for name, value in shown.items() if isinstance(value, float) and value.is_integer()}
+    return json.dumps(shown | whole)
 
 
 def parse(text: str | None) -> dict[str, Any]:
