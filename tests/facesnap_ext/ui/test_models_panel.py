@@ -123,7 +123,7 @@ def test_the_panel_lists_everything_known_and_escapes_foreign_text(module, tmp_p
         "Face model pack": "needed",
         "FaceSnap file": "installed",
         "CLIP-ViT-H": "installed",
-        **dict.fromkeys(("DECA", "FLAME", "MediaPipe's landmarks"), "optional"),
+        **dict.fromkeys(("DECA", "FLAME", "MediaPipe's landmarks", "Image classifier"), "optional"),
     }
 
 
