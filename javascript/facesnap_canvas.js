@@ -118,7 +118,7 @@ function facesnapAttach(root, options) {
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label", facesnapTranslate(facesnapLabel));
-    Object.assign(canvas.style, {width: "100%", display: "block", margin: "0 auto", touchAction: "none"});
+    Object.assign(canvas.style, {width: "100%", display: "block", margin: "0 auto", touchAction: "pan-y"});
     const announcement = document.createElement("span");  // for screen readers
     announcement.setAttribute("aria-live", "polite");
     const hidden = {position: "absolute", width: "1px", height: "1px", overflow: "hidden", clipPath: "inset(50%)"};
@@ -191,9 +191,21 @@ function facesnapAttach(root, options) {
         redraw();
     }
 
+    // Whether a point is on the face or on a handle. Elsewhere, a finger scrolls the page.
+    function isOnFace(point) {
+        const [left, top, right, bottom] = facesnapBox(shown.points);
+        const inside = left <= point[0] && point[0] <= right && top <= point[1] && point[1] <= bottom;
+        return inside || actionAt(point, false) !== "move";
+    }
+
     const listeners = {
+        touchstart(event) {
+            if (event.touches.length > 1) return;
+            if (state.brush || shown && isOnFace(pointAt(event.touches[0]))) event.preventDefault();  // do not scroll
+        },
         pointerdown(event) {
             if (event.button || !shown && !state.brush) return;
+            if (event.pointerType === "touch" && !state.brush && !isOnFace(pointAt(event))) return;
             event.preventDefault();
             canvas.focus({preventScroll: true});
             canvas.setPointerCapture(event.pointerId);

@@ -18,12 +18,14 @@ function facesnapWire(root) {
     const tab = root.dataset.ids.includes("img2img") ? "img2img" : "txt2img";
     const person = Number(root.dataset.ids.match(/\{\}_(\d+)$/)?.[1] ?? 1);
     const number = name => Number(control(name, "input[type=number]").value);
-    const choice = name => control(name, "input:checked")?.value;
     const message = root.appendChild(document.createElement("div"));
     message.className = "facesnap-problem";
+    const settings = facesnapSettings(element, () => queueMicrotask(() => update(false)));
+    const showPreset = facesnapPresets(element("preset"), () => control("weight", "input[type=number]"), settings);
     const [outputNote, peopleNote] = [0, 1].map(() =>
         Object.assign(document.createElement("div"), {className: "facesnap-note"}));
 
+    const poseSettings = facesnapPoseSettings(element);
     let preview = null, lastState = "", lastAnswer = "", found = {}, output = null;
     let lastQuestion = "", questionNumber = 0;
 
@@ -35,32 +37,28 @@ function facesnapWire(root) {
 
     // The preview's settings, as set in the controls.
     function readValues() {
-        const values = {pose: choice("pose"), template: choice("template")};
-        for (const name of ["expression_source", "expression"]) values[name] = choice(name);
-        for (const name of ["expression_strength", ...facesnapSliderNames(found.rig)]) values[name] = number(name);
-        const placed = control("placed", "input[type=checkbox]").checked;
-        for (const name of facesnapPlaceFields) values[name] = placed ? number(name) : null;
+        const values = {...settings.values()};
+        if (!values.placed) for (const name of facesnapPlaceFields) values[name] = null;
         return values.pose === "photo" ? facesnapPlaceInOutput(values, placeWindow()) : values;
     }
 
     // Write settings that were changed on the canvas into the controls.
     function writeValues(changed) {
-        if (changed.pose) control("pose", `input[value="${changed.pose}"]`).click();
-        const placed = control("placed", "input[type=checkbox]");
+        const {placed} = settings.values();
+        const written = changed.pose ? {pose: changed.pose} : {};
         if (facesnapPlaceFields.some(name => name in changed)) {
             const place = facesnapPlaceFields.every(name => changed[name] !== null);  // null: a drag was cancelled
-            if (place && !placed.checked) {
+            if (place && !placed) {
                 const {pose} = facesnapPreviewOf({...foundInOutput(), values: readValues()});
                 changed = {x: pose.x, y: pose.y, size: pose.size, ...changed};  // keep values that were not dragged
             }
-            if (place !== placed.checked) placed.click();
+            written.placed = place;
         }
-        if (readValues().pose === "photo") changed = facesnapPlaceInInit(changed, placeWindow());
+        if (settings.values().pose === "photo") changed = facesnapPlaceInInit(changed, placeWindow());
         for (const name of [...facesnapSliderNames(found.rig), ...facesnapPlaceFields]) {
-            if (Number.isFinite(changed[name])) {
-                facesnapType(control(name, "input[type=number]"), changed[name].toFixed(3));
-            }
+            if (Number.isFinite(changed[name])) written[name] = Number(changed[name].toFixed(3));
         }
+        settings.set(written);
     }
 
     function writeMask(url) {
@@ -94,9 +92,9 @@ function facesnapWire(root) {
         const photos = [...element("references").querySelectorAll("a[href]")].map(link => link.href);
         const driving = control("driving", "img")?.getAttribute("src")?.slice(-80);
         const question = JSON.stringify([
-            size, init.length, init.slice(-80), choice("pose"), number("face_index"), number("driving_face_index"),
-            control("identity", "input")?.value, photos, driving, choice("expression_source"),
-            control("saved_pose", "input")?.value,
+            size, init.length, init.slice(-80), settings.values().pose, number("face_index"),
+            number("driving_face_index"), control("identity", "input")?.value, photos, driving,
+            settings.values().expression_source, control("saved_pose", "input")?.value,
         ]);
         if (question === lastQuestion) return;
         lastQuestion = question;
@@ -116,13 +114,38 @@ function facesnapWire(root) {
         }
     }
 
+    // Show the controls that matter now; style.css has the rules for the attributes.
+    function show(regionKind) {
+        const {pose, expression_source, placed} = settings.values();
+        const points = facesnapIsRigged({pose}) || found.points;
+        const dataset = {
+            facesnapPose: pose, facesnapExpression: expression_source, facesnapRegion: regionKind,
+            facesnapPlaced: placed, facesnapPosed: !settings.isInitial(poseSettings),
+            facesnapShown: Boolean(found.rig && points || regionKind === "mask"),
+        };
+        for (const [name, value] of Object.entries(dataset)) {
+            if (element("person").dataset[name] !== String(value)) element("person").dataset[name] = value;
+        }
+        const photos = element("references").querySelectorAll("a[href]").length;
+        const faces = name => element("person").querySelector(`[data-facesnap-of=${name}]`) || number(name);
+        const driving = control("driving", "img");
+        for (const [name, matters] of [
+            ["face_index", faces("face_index")], ["reference_mode", photos > 1], ["name", photos], ["save", photos],
+            ["driving_face_index", faces("driving_face_index")], ["driving_more", driving],
+        ]) {
+            element(name)?.classList.toggle("facesnap-off", !matters);
+        }
+        const own = control("pose", "label[data-value=own]");  // otherwise it is the same as "photo"
+        own.classList.toggle("facesnap-off", !(driving || tab === "img2img" || pose === "own"));
+    }
+
     // Bring the canvas up to date with the page.
     function update(mayAsk) {
-        if (!root.offsetParent) return;  // the accordion is closed
-        const regionKind = choice("region");
-        Object.assign(element("person").dataset, {
-            facesnapPose: choice("pose"), facesnapExpression: choice("expression_source"), facesnapRegion: regionKind,
-        });
+        if (!element("pose").offsetParent) return;  // the accordion is closed
+        settings.read();
+        showPreset();
+        const regionKind = settings.values().region;
+        show(regionKind);
         region.active = regionKind === "mask" && control("enable", "input[type=checkbox]").checked;
         output = facesnapOutput(tab);
         tools.setFrame(output);
@@ -142,6 +165,7 @@ function facesnapWire(root) {
         const options = {...foundInOutput(), values, overlay, brush: brush()};
         if (!preview) {
             preview = facesnapAttach(root, {...options, change: writeValues});
+            root.prepend(preview.canvas);
             preview.canvas.addEventListener("keydown", event => {
                 if (region.active && (event.ctrlKey || event.metaKey) && event.key === "z") tools.undo();
             });
@@ -158,9 +182,10 @@ function facesnapWire(root) {
         if (!event.isTrusted || !event.target.matches?.("input")) return;
         queueMicrotask(() => update(false));  // by then gradio has updated the number next to the slider
     });
-    for (const name of ["template", "expression"]) facesnapArrowKeys(element(name));
-    facesnapAcceptPhotos(root, element);
+    facesnapAcceptPhotos(element("pose"), element);
     element("person").addEventListener("click", event => {
+        const reset = event.target.closest("[data-facesnap-reset]");
+        if (reset) settings.reset(reset.dataset.facesnapReset);
         const face = event.target.closest("[data-facesnap-face]");
         if (face) facesnapType(control(face.dataset.facesnapOf, "input[type=number]"), face.dataset.facesnapFace);
     });
@@ -182,7 +207,7 @@ function facesnapThumbnails(element, rig, version) {
     ]) {
         for (const input of element(name).querySelectorAll("input[type=radio]")) {
             const label = input.closest("label");
-            if (!known[input.value]) continue;
+            if (input.dataset.facesnapSetting !== name || !known[input.value]) continue;
             let canvas = label.querySelector("canvas");
             if (!canvas) {
                 canvas = Object.assign(document.createElement("canvas"), {width: 160, height: 160});
@@ -199,23 +224,8 @@ function facesnapThumbnails(element, rig, version) {
 // Label elements for screen readers where Gradio 3 does not: the number next to a slider, and a gallery's thumbnails.
 function facesnapAddLabels() {
     const ours = "[id^=script_][id*=_facesnap_]";
-    for (const number of gradioApp().querySelectorAll(`${ours} input[type=number]:not([aria-label])`)) {
+    for (const number of gradioApp().querySelectorAll(`${ours} input[type=number]:not([aria-label], [aria-labelledby])`)) {
         const block = number.closest(ours), label = block.querySelector("label span, span")?.textContent.trim();
         if (label && block.querySelector("input[type=range]")) number.setAttribute("aria-label", label);
     }
-}
-
-// Make the arrow keys work in a group of radio buttons. Gradio 4 puts each button in a separate group.
-function facesnapArrowKeys(group) {
-    group.setAttribute("role", "radiogroup");
-    group.setAttribute("aria-label", group.querySelector("span")?.textContent.trim() || "");
-    group.addEventListener("keydown", event => {
-        const inputs = [...group.querySelectorAll("input[type=radio]")], at = inputs.indexOf(event.target);
-        const step = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[event.key];
-        if (at < 0 || !step) return;
-        event.preventDefault();
-        const next = inputs[(at + step + inputs.length) % inputs.length];
-        next.focus();
-        next.click();
-    });
 }

@@ -80,8 +80,9 @@ class Script(scripts.Script):
         people = range(1, int(getattr(shared.opts, "facesnap_people", PEOPLE)) + 1)
         components = []
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
-            top = starter.controls(files, self.elem_id)
-            status = gr.HTML(accordion.status(files), elem_id=self.elem_id("status"))
+            needed = starter.missing(files)
+            top = models_panel.top(files, needed, self.elem_id)
+            status = gr.HTML(accordion.status(files, needed), elem_id=self.elem_id("status"))
             for number in people:
                 with gr.Tab(f"Person {number}", elem_id=self.ident("person", number)):
                     on = enabled
@@ -90,7 +91,7 @@ class Script(scripts.Script):
                     ident = partial(self.ident, number=number)
                     components.append(accordion.person_controls(on, files, identities, engine, ident))
             lists = [person[UI_ORDER.index("model")] for person in components]
-            models_panel.panel(files, model_files, self.elem_id, status, lists, top)
+            models_panel.panel(files, needed, model_files, self.elem_id, status, lists, top)
         self.infotext_fields = [
             PasteField(component, partial(accordion.paste_value, number=number, name=name))
             for number, person in zip(people, components)

@@ -15,7 +15,8 @@ from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.photos import Photo
 from facesnap_ext.regions import region_of
 from facesnap_ext.settings.infotext import DEFAULTS, PHOTOS
-from facesnap_ext.settings.script_args import block_weights, check_intervals, from_script_args
+from facesnap_ext.settings.page_settings import block_weights
+from facesnap_ext.settings.script_args import check_intervals, from_script_args
 from facesnap_ext.settings.unit import CHOICES, Unit, short_repr, with_values
 
 PREFIX = "[FaceSnap] "

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from facesnap_ext import __version__
+from facesnap_ext.landmarks.movements import EXPRESSIONS, MOVEMENTS, TURNS
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings.unit import Unit, defaults, to_values
+from facesnap_ext.settings.unit import Unit, defaults, to_values, with_values
 
 MARK = "FaceSnap"  # this parameter records that FaceSnap was used, and its version
 STOPPED = f"{MARK} stopped"  # this parameter records where FaceSnap was not active
@@ -36,7 +37,7 @@ OLD_VALUES = {
 
 
 def to_infotext(units: Mapping[int, Unit], with_names: bool = True) -> dict[str, Any]:
-    """The infotext parameters of active units, by unit number: settings that differ from their defaults.
+    """The infotext parameters of active units, by unit number: settings in use that differ from their defaults.
 
     Photos are written as the first digits of their content hash.
 
@@ -45,13 +46,33 @@ def to_infotext(units: Mapping[int, Unit], with_names: bool = True) -> dict[str,
     """
     text: dict[str, Any] = {MARK: __version__} if units else {}
     for number, unit in units.items():
-        values = to_values(unit)
+        values = to_values(in_use(unit))
         for name, default in DEFAULTS.items():
             if name == "identity" and not with_names:
                 continue
             if name == "weight" or values[name] != default:  # the weight also marks the unit as present
                 text[label(name, number)] = _to_text(values[name])
     return text
+
+
+def in_use(unit: Unit) -> Unit:
+    """Return a unit that makes the same image, with settings that have no effect at their defaults.
+
+    Examples are the template of a pose that comes from a photo, and a mask for a region around the face.
+    """
+    custom = unit.expression_source == "custom"
+    unused = {
+        "template": unit.pose != "template",
+        "saved_pose": unit.pose != "saved",
+        **dict.fromkeys(TURNS, unit.pose != "sliders"),
+        **dict.fromkeys(MOVEMENTS, not custom and (unit.pose, unit.expression_source) != ("sliders", "pose")),
+        "expression": not custom,
+        "expression_strength": not custom or not EXPRESSIONS[unit.expression],
+        **dict.fromkeys(("driving", "driving_face_index"), not unit.uses_driving),
+        "mask": unit.region != "mask",
+        "region_scale": unit.region != "face",
+    }
+    return with_values(unit, {name: DEFAULTS[name] for name in unused if unused[name]})
 
 
 def from_infotext(parameters: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -11,18 +11,15 @@ from typing import Any
 from PIL.Image import Image
 
 from facesnap_ext.errors import FaceSnapError, error_prefix
-from facesnap_ext.landmarks.movements import SLIDERS
 from facesnap_ext.photos import Photo, PhotoReader, TooManyPhotosError, check_number
-from facesnap_ext.settings.unit import BLOCK_WEIGHTS_RULE, Unit, defaults, from_values, short_repr
+from facesnap_ext.settings import page_settings
+from facesnap_ext.settings.unit import Unit, defaults, from_values, short_repr
 
 # one person's components on the page, in the order in which the script returns them
 UI_ORDER = (
-    *("enabled", "references", "face_index", "reference_mode", "identity", "pose", "driving", "driving_more"),
-    "driving_face_index",
-    *("template", "saved_pose", *SLIDERS, "expression_source", "expression", "expression_strength"),
-    *("placed", "x", "y", "size", "weight", "start"),
-    *("end", "cond_only", "hires", "block_weights", "region", "region_scale", "mask", "redraw_strength", "model"),
-    *("adapter_weight", "ffrnet_interval", "uncond_noise"),
+    *("enabled", "references", "face_index", "reference_mode", "identity"),
+    *("driving", "driving_more", "driving_face_index", "saved_pose", "weight", "mask", "model"),
+    "settings",  # all others, see `page_settings`
 )
 
 
@@ -176,25 +173,10 @@ def reference_photos(
 def _from_page(values: dict[str, Any]) -> dict[str, Any]:
     """A unit's values under their API names; an emptied component counts as unchanged."""
     values = {name: value for name, value in values.items() if value is not None}
-    if not values.pop("placed", False):
-        values |= {"x": None, "y": None, "size": None}
+    values |= page_settings.parse(values.pop("settings", None))
     if more := values.pop("driving_more", None):
         values["driving"] = [values.get("driving"), *more]
-    if isinstance(weights := values.get("block_weights"), str):
-        values["block_weights"] = block_weights(weights)
     return values
-
-
-def block_weights(text: str) -> tuple[float, ...]:
-    """The block weights in a text, separated by spaces or commas.
-
-    Raises:
-        FaceSnapError: the text contains anything other than numbers.
-    """
-    try:
-        return tuple(float(number) for number in text.replace(",", " ").split())
-    except ValueError:
-        raise FaceSnapError(f"FaceSnap's block_weights are {short_repr(text)}; use {BLOCK_WEIGHTS_RULE}.") from None
 
 
 def _unit(values: dict[str, Any], reader: PhotoReader) -> Unit:

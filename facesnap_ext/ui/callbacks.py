@@ -24,9 +24,11 @@ from facesnap_ext.identity.job_landmarks import photo_points
 from facesnap_ext.identity.references import Reference, turn_note
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.landmarks.poses import for_browser
+from facesnap_ext.settings import page_settings
 from facesnap_ext.settings import saved_poses as poses
 from facesnap_ext.settings.script_args import reference_photos, unit_from_page
-from facesnap_ext.ui.errors import problem
+from facesnap_ext.settings.unit import from_values
+from facesnap_ext.ui.markup import problem
 from facesnap_ext.weights.identity_folder import find_identities
 
 THUMBNAIL = 96  # pixels
@@ -111,6 +113,44 @@ def _data_url(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def answer_canvas(
+    engine: Engine,
+    files: list[Any] | None,
+    face_index: float | None,
+    driving: Any,
+    driving_face_index: float | None,
+    size: str,
+    identity: str | None,
+    init: str,
+    reference_mode: str,
+    saved_pose: str | None,
+    settings: str | None,
+) -> str:
+    """Return `canvas_data` for the page's controls.
+
+    Args:
+        settings: what `page_settings.parse` reads.
+    """
+    try:
+        unit = from_values(page_settings.parse(settings))
+    except FaceSnapError as error:
+        return json.dumps({"question": (size or "").partition(" ")[2], "error": str(error)})
+    return canvas_data(
+        engine,
+        files,
+        face_index,
+        driving,
+        driving_face_index,
+        unit.pose,
+        size,
+        identity,
+        init,
+        reference_mode,
+        unit.expression_source,
+        saved_pose,
+    )
 
 
 @one_at_a_time

@@ -1,4 +1,8 @@
-"""The panel of model files: the files found for each part, the missing parts, and buttons that download them."""
+"""The panel of model files: one row for each part, with its state and one action.
+
+The buttons are HTML. javascript/facesnap_models.js writes their action into one hidden text box, whose changes are
+answered here. The progress of downloads is shown once at the top of the accordion, and copied into the rows.
+"""
 
 from __future__ import annotations
 
@@ -11,41 +15,47 @@ import gradio as gr
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ui import accordion, starter
-from facesnap_ext.ui.errors import problem
+from facesnap_ext.ui.markup import action_button, hidden_text, problem
 from facesnap_ext.weights import download
-from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, PARTS, TO_BEGIN, Part
+from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, Part
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import ModelFile, Role, compute_hashes, format_size, list_models
 
-ROLE_LABELS = {
-    "facesnap": "FaceSnap",
+ROLE_LABELS = {  # in the order of the rows
+    "instantid": "InstantID",
     "face_pack": "Face model pack",
+    "facesnap": "FaceSnap file",
     "clip": "CLIP-ViT-H",
     "deca": "DECA",
     "flame": "FLAME",
     "mediapipe": "MediaPipe's landmarks",
     "image_classifier": "Image classifier",
-    "instantid": "InstantID",
 }
+OFFERS = {"instantid": "instantid", "face_pack": "antelopev2"}
+"""The bundle that the button in a row downloads. The other rows link to the page of their first part."""
 POLL_INTERVAL = 0.5  # seconds between two updates of a download's progress
 
 
-def html(roles: Sequence[Role], files: ModelFiles) -> str:
-    """HTML of all parts, as returned by `list_models`, and of the folders that were searched."""
-    rows = "".join(map(_role, roles))
+def html(roles: Sequence[Role], files: ModelFiles, needed: Sequence[Part] = ()) -> str:
+    """HTML of the list of all parts, as returned by `list_models`, and of the folders that were searched.
+
+    Args:
+        needed: the result of `starter.missing`.
+    """
+    order = list(ROLE_LABELS)
+    offered = {part.role for part in needed}
+    rows = "".join(_row(role, role.name in offered) for role in sorted(roles, key=lambda role: order.index(role.name)))
     elsewhere = ", ".join(str(folder) for folder in files.elsewhere)
     searched = f"Also searched: {escape(elsewhere)}.<br>" if elsewhere else ""
-    searched += (
-        "To search another folder, such as ComfyUI's <code>models</code>, start the WebUI with "
-        "<code>--facesnap-also-look-in</code> FOLDER.<br>"
-    )
-    begin = "" if files.facesnap else f"<p><b>{escape(TO_BEGIN)}</b></p>"
     passed_over = f"<p>Skipped: {escape(' '.join(files.passed_over))}</p>" if files.passed_over else ""
     gaps = "".join(f"<li>{escape(gap)}</li>" for gap in COMMERCIAL_GAPS)
+    buttons = action_button("refresh", "Refresh") + action_button("hash", "Compute hashes")
     return (
-        f"<div class='facesnap-models'>Model folder: {escape(str(files.folder))}.<br>{searched}{begin}"
-        f"<table><tr><th>Part</th><th>Found</th><th>Available</th></tr>{rows}</table>{passed_over}"
-        f"Available for commercial use: {escape(COMMERCIAL_AVAILABLE)}. Not available:<ul>{gaps}</ul></div>"
+        f"<div class='facesnap-models'><ul class='facesnap-rows'>{rows}</ul><div class='facesnap-tools'>{buttons}</div>"
+        f"<details><summary>Folders, skipped files and commercial use</summary>Model folder: "
+        f"{escape(str(files.folder))}.<br>{searched}To search another folder, such as ComfyUI's <code>models</code>, "
+        f"start the WebUI with <code>--facesnap-also-look-in</code> FOLDER.{passed_over}<p>Available for commercial "
+        f"use: {escape(COMMERCIAL_AVAILABLE)}. Not available:</p><ul>{gaps}</ul></details></div>"
     )
 
 
@@ -55,94 +65,158 @@ def progress_html(jobs: Sequence[download.Job]) -> str:
     for job in jobs:
         if job.state == "running":
             percent = 100 * job.done / job.size
-            text = f"{job.title}: {format_size(job.done)} of {format_size(job.size)} ({percent:.0f} %)"
-            lines.append(f"{escape(text)}<br><progress max='100' value='{percent:.1f}'></progress>")
+            text = escape(f"{job.title}: {format_size(job.done)} of {format_size(job.size)} ({percent:.0f} %)")
+            bar = f"<progress max='100' value='{percent:.1f}' aria-label='{escape(job.title, quote=True)}'></progress>"
+            lines.append(f"<div data-facesnap-job='{escape(job.name, quote=True)}'>{text}<br>{bar}</div>")
         else:
-            lines.append(problem(job.message) if job.state == "failed" else escape(job.message))
-    return "<br>".join(lines)
+            message = problem(job.message) if job.state == "failed" else escape(job.message)
+            lines.append(f"<div role='status'>{message}</div>")
+    return "".join(lines)
+
+
+def status_html(files: ModelFiles, needed: tuple[Part, ...]) -> str:
+    """HTML of the part of the accordion above the people: the starter, as `starter.html` writes it."""
+    return starter.html(files, needed, bool(needed) and any(_job(part) for part in needed))
+
+
+def top(files: ModelFiles, needed: tuple[Part, ...], ident: accordion.Ident) -> list[Any]:
+    """Create the components above the people, which `panel` connects: the starter, the progress of downloads, and the
+    hidden text box with the action of a button."""
+    return [
+        gr.HTML(status_html(files, needed), elem_id=ident("starter")),
+        gr.HTML(elem_id=ident("models_progress")),
+        hidden_text(ident("models_action")),
+    ]
 
 
 def panel(
     files: ModelFiles,
+    needed: tuple[Part, ...],
     find_models: Callable[[], ModelFiles],
     ident: accordion.Ident,
     status: Any,
     model_lists: Sequence[Any],
-    top: starter.Controls,
+    above: Sequence[Any],
 ) -> None:
-    """Create the panel, closed, and connect its buttons and those at the top of the accordion.
+    """Create the panel, closed, and connect its buttons and the button at the top of the accordion.
 
     Args:
         files: the current result of `find_models`.
+        needed: the result of `starter.missing`.
         status: the component with `accordion.status`, which the buttons update.
         model_lists: the components that list the FaceSnap files, which the buttons update as well.
-        top: the components at the top of the accordion.
+        above: the result of `top`.
     """
+    begin, progress, action = above
 
     def refresh(error: str = "") -> tuple[Any, ...]:
         current = find_models()
-        progress = problem(error) if error else progress_html(download.jobs())
+        lacking = starter.missing(current)
         lists = [gr.update(choices=accordion.model_choices(current)) for _ in model_lists]
-        above = starter.updates(current, progress)
-        return progress, html(list_models(current), current), accordion.status(current), *lists, *above
+        return (
+            status_html(current, lacking),
+            problem(error) if error else progress_html(download.jobs()),
+            html(list_models(current), current, lacking),
+            accordion.status(current, lacking),
+            *lists,
+        )
 
-    def hash_all() -> tuple[Any, ...]:
+    def act(text: str | None) -> Iterator[tuple[Any, ...]]:
+        """Answer a click; see `parse_action`."""
+        verb, name = parse_action(text)
         try:
-            compute_hashes(find_models())
+            if verb == "get":
+                yield from get(name)
+            elif verb == "hash":
+                compute_hashes(find_models())
         except FaceSnapError as error:
-            return refresh(str(error))
-        return refresh()
+            yield refresh(str(error))
+            return
+        yield refresh()
 
-    def download_part(name: str) -> Callable[[], Iterator[tuple[Any, ...]]]:
-        """A response to a click that downloads a part, or what `starter.bundle` names if the name is empty."""
+    def get(name: str) -> Iterator[tuple[Any, ...]]:
+        """Download a part or bundle, or what `starter.bundle` names if the name is empty."""
+        current = find_models()
+        if not (bundle := name or starter.bundle(current)):  # the files have been copied in the meantime
+            return
+        job = download.start(bundle, current)
+        yield refresh()
+        while job.state == "running":
+            time.sleep(POLL_INTERVAL)
+            unchanged = [gr.update() for _ in (table, status, *model_lists)]
+            yield gr.update(), progress_html(download.jobs()), *unchanged
 
-        def run() -> Iterator[tuple[Any, ...]]:
-            try:
-                current = find_models()
-                if not (bundle := name or starter.bundle(current)):  # the files have been copied in the meantime
-                    yield refresh()
-                    return
-                job = download.start(bundle, current)
-            except FaceSnapError as error:
-                yield refresh(str(error))
-                return
-            while job.state == "running":
-                progress = progress_html(download.jobs())
-                unchanged = [gr.update() for _ in (table, status, *model_lists)]
-                yield progress, *unchanged, *starter.running(progress)
-                time.sleep(POLL_INTERVAL)
-            yield refresh()
+    with gr.Accordion("Model files", open=False, elem_id=ident("models")):
+        table = gr.HTML(html(list_models(files), files, needed), elem_id=ident("models_table"))
+    action.change(stop, [action], [], queue=False)  # gradio's queue is busy with the download
+    action.change(act, [action], [begin, progress, table, status, *model_lists], show_progress=False)
 
-        return run
 
-    def stop_all() -> None:
+def stop(text: str | None) -> None:
+    """Stop all downloads if that is the action."""
+    if parse_action(text)[0] == "stop":
         for job in download.jobs():
             job.stop.set()
 
-    with gr.Accordion("Model files", open=False, elem_id=ident("models")):
-        table = gr.HTML(html(list_models(files), files), elem_id=ident("models_table"))
-        progress = gr.HTML(elem_id=ident("models_progress"))
-        outputs = [progress, table, status, *model_lists, *top.outputs]
-        top.get.click(download_part(""), [], outputs, show_progress=False)
-        top.pause.click(stop_all, [], [], queue=False)  # gradio's queue is busy with the download
-        with gr.Row():
-            gr.Button("Refresh", elem_id=ident("models_again")).click(refresh, [], outputs, show_progress=False)
-            gr.Button("Compute hashes", elem_id=ident("models_hash")).click(hash_all, [], outputs)
-            stop = gr.Button("Stop downloads", elem_id=ident("models_stop"))
-            stop.click(stop_all, [], [], queue=False)
-        with gr.Row():
-            for part in (part for part in PARTS if part.url):
-                text = f"Download {part.title} ({format_size(part.size)})"
-                button = gr.Button(text, elem_id=ident(f"models_get_{part.name}"))
-                button.click(download_part(part.name), [], outputs, show_progress=False)
+
+def parse_action(text: str | None) -> tuple[str, str]:
+    """The verb ("get", "stop", "hash" or "refresh") and the name in an action of the page, such as "get antelopev2 3".
+
+    The number at the end makes repeated actions differ from each other.
+    """
+    words = (text or "").split()
+    return (words[0] if words else "", words[1] if len(words) > 2 else "")
 
 
-def _role(role: Role) -> str:
-    title = f"<b>{ROLE_LABELS[role.name]}</b>{'' if role.needed else ' (optional)'}<br>{escape(role.purpose)}"
-    found = "".join(map(_model_file, role.found))
-    if not found:
-        found = problem("missing") if role.needed and role.missing else "none"
-    return f"<tr><td>{title}</td><td>{found}</td><td>{''.join(map(_option, role.options))}</td></tr>"
+def _row(role: Role, offered: bool) -> str:
+    used = [model for model in role.found if model.used]
+    needed = offered or (role.needed and not used)
+    state = "needed" if needed else "installed" if used else "optional"
+    files = "".join(map(_model_file, role.found))
+    options = "".join(map(_option, role.options))
+    summary = f"<b>{ROLE_LABELS[role.name]}</b> <span class='facesnap-badge' data-state='{state}'>{state}</span>"
+    return (
+        f"<li class='facesnap-row' data-state='{state}'><div><div>{summary}</div><div>{escape(role.purpose)}</div>"
+        f"<div class='facesnap-meta'>{_size_and_licence(role, [] if needed else used)}</div></div>"
+        f"<div class='facesnap-action'>{_action(role, bool(used) and not needed)}</div>"
+        f"<details><summary>Files and sources</summary>{files}{options}</details></li>"
+    )
+
+
+def _size_and_licence(role: Role, used: Sequence[ModelFile]) -> str:
+    """The size and licence of the files in use, or of the files that the row offers."""
+    if used:
+        licences = dict.fromkeys(model.licence or "licence unknown" for model in used)
+        size = sum(file.size for model in used for file in model.files)
+        return escape(f"{format_size(size)}, {'; '.join(licences)}")
+    parts = _offer(role)
+    if not parts[0].page:
+        return escape(parts[0].how_to_get)
+    return escape(f"{format_size(sum(part.size for part in parts))}, {parts[0].licence} ({parts[0].use})")
+
+
+def _offer(role: Role) -> list[Part]:
+    """The parts that the row's button downloads, or the one that its link leads to."""
+    return [part for part in role.options if part.url and role.name in OFFERS] or list(role.options[:1])
+
+
+def _job(part: Part) -> download.Job | None:
+    """The last download of a part if it is running."""
+    return next((job for job in download.jobs() if job.state == "running" and part in job.parts), None)
+
+
+def _action(role: Role, installed: bool) -> str:
+    parts = _offer(role)
+    if job := next(filter(None, map(_job, parts)), None):
+        return f"<div data-facesnap-progress='{escape(job.name, quote=True)}'></div>{action_button('stop', 'Pause')}"
+    if installed or not parts[0].page:
+        return ""
+    if role.name in OFFERS:
+        text = "Download antelopev2" if role.name == "face_pack" else "Download"
+        return action_button(f"get {OFFERS[role.name]}", text)
+    page = escape(parts[0].page, quote=True)
+    name = escape(f"Get {parts[0].title}", quote=True)
+    return f"<a href='{page}' target='_blank' rel='noopener' aria-label='{name}'>Get it</a>"
 
 
 def _model_file(model: ModelFile) -> str:

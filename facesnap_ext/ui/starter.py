@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from html import escape
-from typing import Any
 
-import gradio as gr
-
+from facesnap_ext.ui.markup import action_button
 from facesnap_ext.weights.catalogue import Part, downloadable
 from facesnap_ext.weights.instantid import RECOGNITION
 from facesnap_ext.weights.model_files import ModelFiles
@@ -17,19 +13,20 @@ from facesnap_ext.weights.model_list import existing_file, format_size
 
 def bundle(files: ModelFiles) -> str:
     """The name of the bundle that completes an installation; empty if nothing in it is needed."""
-    if files.facesnap:
-        return "" if files.face_pack else "antelopev2"
-    return "starter"
+    if not files.facesnap:
+        return "instantid" if files.packs_with(RECOGNITION) else "starter"
+    if files.face_pack is None:
+        return "antelopev2"
+    pairs = all(isinstance(source, tuple) for source in files.facesnap.values())
+    any_pack = not pairs or (files.face_pack / RECOGNITION).is_file()  # no pack has to be read
+    return "" if any_pack or files.packs_with(RECOGNITION) else "antelopev2"
 
 
 def missing(files: ModelFiles) -> tuple[Part, ...]:
-    """The parts that `bundle` still lacks."""
+    """The parts that `bundle` still lacks. It may read the face model packs, so it is called once for each drawing."""
     if not (name := bundle(files)):
-        return ()  # before any pack is read
-    parts = downloadable(name)
-    if files.packs_with(RECOGNITION):
-        parts = tuple(part for part in parts if part.role != "face_pack")
-    return tuple(part for part in parts if existing_file(part, files) is None)
+        return ()
+    return tuple(part for part in downloadable(name) if existing_file(part, files) is None)
 
 
 def label(parts: tuple[Part, ...]) -> str:
@@ -38,9 +35,13 @@ def label(parts: tuple[Part, ...]) -> str:
     return f"Download {' and '.join(names)} ({format_size(sum(part.size for part in parts))})"
 
 
-def html(files: ModelFiles) -> str:
-    """HTML of one sentence, and of a list of what goes where and under which licence; empty if nothing is needed."""
-    parts = missing(files)
+def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> str:
+    """HTML of one sentence, the button, and a list of what goes where and under which licence.
+
+    Args:
+        parts: the result of `missing`; the HTML is empty if nothing is missing.
+        running: whether the parts are being downloaded, in which case the button pauses the download.
+    """
     if not parts:
         return ""
     rows = "".join(
@@ -48,46 +49,9 @@ def html(files: ModelFiles) -> str:
         f"<code>{escape(str(files.folder / part.target))}</code></li>"
         for part in parts
     )
+    button = action_button("stop", "Pause the download") if running else action_button("get", label(parts), True)
     return (
-        "<div class='facesnap-starter'>FaceSnap needs these files for its first image. Nothing is downloaded until you "
-        f"click.<details><summary>What is downloaded, and under which licence</summary><ul>{rows}</ul></details></div>"
+        "<div class='facesnap-starter'><div>FaceSnap needs these files for its first image. Nothing is downloaded "
+        f"until you click.</div>{button}<details><summary>What is downloaded, and under which licence</summary>"
+        f"<ul>{rows}</ul></details></div>"
     )
-
-
-@dataclass(frozen=True)
-class Controls:
-    """The components: the text, the progress, and the buttons."""
-
-    text: Any
-    progress: Any
-    get: Any
-    pause: Any
-
-    @property
-    def outputs(self) -> list[Any]:
-        """The components that `updates` and `running` update."""
-        return [self.text, self.progress, self.get, self.pause]
-
-
-def controls(files: ModelFiles, ident: Callable[[str], str]) -> Controls:
-    """Create the components; `models_panel.panel` connects them."""
-    parts = missing(files)
-    text = gr.HTML(html(files), elem_id=ident("starter"))
-    progress = gr.HTML(elem_id=ident("starter_progress"))
-    with gr.Row():
-        value = label(parts) if parts else ""
-        get = gr.Button(value, variant="primary", visible=bool(parts), elem_id=ident("starter_get"))
-        pause = gr.Button("Pause the download", visible=False, elem_id=ident("starter_pause"))
-    return Controls(text, progress, get, pause)
-
-
-def updates(files: ModelFiles, progress: str) -> tuple[Any, ...]:
-    """The state of the components when no download is running."""
-    parts = missing(files)
-    button = gr.update(value=label(parts) if parts else "", visible=bool(parts))
-    return html(files), progress, button, gr.update(visible=False)
-
-
-def running(progress: str) -> tuple[Any, ...]:
-    """The state of the components during a download."""
-    return gr.update(), progress, gr.update(visible=False), gr.update(visible=True)

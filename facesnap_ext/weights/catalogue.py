@@ -8,7 +8,7 @@ from facesnap_ext.errors import FaceSnapError
 
 ROLES = {  # the purpose of each role; `FoundModel.role` uses these names
     "facesnap": "FaceSnap's own two networks: they turn a face into identity tokens, and the tokens into conditioning",
-    "instantid": "InstantID's two files, which do the same and are used if there is no FaceSnap file",
+    "instantid": "two files that turn a face into identity tokens and conditioning; used if there is no FaceSnap file",
     "face_pack": "finds faces and computes their identity embeddings",
     "clip": "captures the appearance of a face: hair, skin, age; InstantID does not need it",
     "deca": "estimates pose, expression and face shape; without it, the built-in open face model does",
@@ -251,6 +251,7 @@ PARTS = (
 
 BUNDLES = {
     "antelopev2": ("antelopev2-detector", "antelopev2-recognition", "antelopev2-landmarks"),
+    "instantid": ("instantid-identitynet", "instantid-adapter"),
     "starter": (
         "antelopev2-detector",
         "antelopev2-recognition",

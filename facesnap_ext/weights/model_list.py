@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,9 @@ def list_models(files: ModelFiles) -> list[Role]:
     """Return all roles in the order of the catalogue. Hashes are included if they have been computed before."""
     hashes = _read_hashes(files.folder)
     missing = files.missing()
+    if "facesnap" in missing:
+        missing["instantid"] = missing.pop("facesnap")
+    needed = _needed(files, missing)
     roles = []
     for name, purpose in ROLES.items():
         found = tuple(
@@ -92,9 +95,15 @@ def list_models(files: ModelFiles) -> list[Role]:
             for model in files.found
             if model.role == name and (described := _model_file(model, files, hashes)) is not None
         )
-        needed = name in ("facesnap", "face_pack") or (name == "clip" and name in missing)
-        roles.append(Role(name, purpose, needed, missing.get(name, ""), found, parts_for(name)))
+        roles.append(Role(name, purpose, name in needed, missing.get(name, ""), found, parts_for(name)))
     return roles
+
+
+def _needed(files: ModelFiles, missing: Mapping[str, str]) -> set[str]:
+    """The roles that every image requires. Without a FaceSnap file, which nobody has published, it is InstantID."""
+    pairs = all(isinstance(source, tuple) for source in files.facesnap.values())
+    network = "instantid" if pairs else "facesnap"
+    return {network, "face_pack", *(("clip",) if files.facesnap and "clip" in missing else ())}
 
 
 def compute_hashes(files: ModelFiles, progress: Callable[[str], None] = lambda message: None) -> None:

@@ -7,52 +7,48 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from facesnap_ext.landmarks.movements import EXPRESSIONS, SLIDERS
+from facesnap_ext.landmarks.movements import EXPRESSIONS
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
 from facesnap_ext.landmarks.rigs import flame_rig
+from facesnap_ext.settings import page_settings
+from facesnap_ext.settings.unit import PRESETS, from_values
+from facesnap_ext.ui import settings_html
 from facesnap_lab.miniature.render import head
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "javascript").glob("*.js"))
 RIG = for_browser(flame_rig(head()))
-NUMBERS = ("face_index", "driving_face_index", *SLIDERS, "expression_strength", "x", "y", "size")
 
 
-def radios(name: str, choices: list[str]) -> str:
-    """Radio buttons as in gradio 4, each in a separate group."""
-    labels = "".join(
-        f"<label><input type='radio' name='{name}{i}' value='{choice}' {'' if i else 'checked'}"
-        f" onclick='pick(this)'><span>{choice}</span></label>"
-        for i, choice in enumerate(choices)
-    )
-    return f"<fieldset id='txt2img_{name}'><span>{name}</span><div class='wrap'>{labels}</div></fieldset>"
+def ident(name: str) -> str:
+    return f"txt2img_{name}"
 
 
 def controls() -> str:
     boxes = "".join(
         f"<div id='txt2img_{name}' class='facesnap-hidden'><textarea></textarea></div>"
-        for name in ("canvas_size", "canvas_init", "canvas_rig", "mask")
+        for name in ("settings", "canvas_size", "canvas_init", "canvas_rig", "mask")
     )
-    numbers = "".join(f"<div id='txt2img_{name}'><input type='number' value='0'></div>" for name in NUMBERS)
+    numbers = "".join(
+        f"<div id='txt2img_{name}'><input type='number' step='any' value='{value}'></div>"
+        for name, value in {"face_index": 0, "driving_face_index": 0, "weight": 1}.items()
+    )
     return f"""
         <div id='txt2img_person'>
         <div id='txt2img_references'></div><div id='txt2img_report'></div>
+        <div id='txt2img_reference_mode'>mode</div><div id='txt2img_name'>name</div><div id='txt2img_save'>save</div>
         <div id='txt2img_identity'><input></div><div id='txt2img_saved_pose'><input></div>
-        {radios("pose", ["photo", "template", "sliders", "saved", "own"])}
+        <div class='facesnap-when-shown' style='width: 320px'>{settings_html.canvas(ident)}</div>
+        {settings_html.pose(ident)}
         <div class='facesnap-when-photo'>driving<div id='txt2img_driving'></div></div>
-        <div class='facesnap-when-template facesnap-templates'>{radios("template", list(TEMPLATES))}</div>
-        <div class='facesnap-when-sliders'>sliders</div><div class='facesnap-when-saved'>saved</div>
-        {radios("expression_source", ["pose", "reference", "driving", "custom"])}
-        <div class='facesnap-when-custom facesnap-templates'>{radios("expression", list(EXPRESSIONS))}</div>
-        <div class='facesnap-when-moved'>movements</div>
-        {radios("region", ["image", "face", "mask"])}
-        <div class='facesnap-when-face'>region scale</div>
-        <div id='txt2img_placed'><input type='checkbox'></div>
-        <div class='facesnap-canvas' data-ids='txt2img_{{}}' style='width: 320px'></div>
+        <div id='txt2img_driving_more'></div>
+        <div class='facesnap-when-saved'>saved</div>
+        {settings_html.preset(ident)}{settings_html.advanced(ident).replace("<details", "<details open")}
         {boxes}{numbers}
         <button data-facesnap-of='face_index' data-facesnap-face='2'><img alt='Face'> <span>2</span></button>
         </div>"""
@@ -62,8 +58,6 @@ def controls() -> str:
 FILES = """
     window.gradioApp = () => document;
     window.onUiLoaded = wire => { window.wire = wire; };
-    window.pick = radio => radio.closest("fieldset").querySelectorAll("input").forEach(
-        other => { other.checked = other === radio; });
     window.draw = files => {
         const block = document.getElementById("txt2img_references");
         block.innerHTML = files.length ? "<button aria-label='Clear'>x</button>" : "<input type='file' multiple>";
@@ -98,6 +92,7 @@ def png(colour: str) -> str:
 class Page:
     def __init__(self, browser):
         self.page = browser.new_page(viewport={"width": 900, "height": 900})
+        self.page.set_default_timeout(10_000)
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         sizes = "".join(f"<div id='txt2img_{s}'><input type='number' value='512'></div>" for s in ("width", "height"))
@@ -125,17 +120,31 @@ class Page:
         self.page.wait_for_timeout(200)
 
     def choose(self, name: str, value: str) -> None:
-        self.page.locator(f"#txt2img_{name} input[value='{value}']").click(force=True)
+        self.page.locator(f"#txt2img_{name} input[value='{value}']").check()
         self.wait_for_poll()
 
     def hover(self, selector: str) -> None:
         self.page.locator(selector).hover()
 
+    def settings(self) -> dict[str, Any]:
+        """What the page sends to the server, by API names."""
+        return page_settings.parse(self.page.locator("#txt2img_settings textarea").input_value())
+
+    def write(self, name: str, text: str) -> None:
+        """Write into a text box, as the server does."""
+        self.page.evaluate(
+            "([name, text]) => facesnapType(document.querySelector(`#txt2img_${name} textarea`), text)", [name, text]
+        )
+        self.wait_for_poll()
+
+    def number(self, name: str) -> float:
+        return float(self.page.locator(f"#txt2img_{name} input[type=number]").input_value())
+
     def chosen(self, name: str) -> str:
         return self.page.locator(f"#txt2img_{name} input:checked").get_attribute("value")
 
     def visible(self) -> set[str]:
-        names = ("photo", "template", "sliders", "saved", "custom", "moved", "face")
+        names = ("photo", "sliders", "saved", "custom", "moved", "face", "posed")
         return {name for name in names if self.page.locator(f".facesnap-when-{name}").is_visible()}
 
     def transfer(self, kind: str, name: str, target: str = "body", type: str = "image/png", text: str = "") -> bool:
@@ -163,52 +172,163 @@ def page(browser):
 
 def test_controls_without_effect_are_hidden(page) -> None:
     shown = {}
-    for pose in ("photo", "template", "sliders", "saved", "own"):
+    for pose in ("photo", "sliders", "saved"):
         page.choose("pose", pose)
         shown[pose] = page.visible()
-    sliders = {"sliders", "moved"}
-    expected = {"photo": {"photo"}, "template": {"template"}, "sliders": sliders, "saved": {"saved"}, "own": set()}
-    assert shown == expected
+    page.choose("template", "front")
+    shown["template"] = page.visible()
+    sliders = {"sliders", "moved", "posed"}
+    assert shown == {"photo": {"photo"}, "sliders": sliders, "saved": {"saved", "posed"}, "template": {"posed"}}
     page.choose("expression_source", "custom")
-    assert page.visible() == {"custom", "moved"}
+    assert page.visible() == {"custom", "moved", "posed"}
     page.choose("expression_source", "driving")
-    assert page.visible() == {"photo"}
+    assert page.visible() == {"photo", "posed"}
     page.choose("expression_source", "pose")
     page.choose("region", "face")
-    assert page.visible() == {"face"}
+    assert page.visible() == {"face", "posed"}
     assert not page.page.get_by_role("toolbar").is_visible()
     page.choose("region", "mask")
-    assert page.visible() == set()
+    assert page.visible() == {"posed"}
     assert page.page.get_by_role("toolbar", name="Region").is_visible()
 
 
-def test_templates_are_thumbnails_chosen_by_click_and_keys(page) -> None:
-    page.choose("pose", "template")
-    group = page.page.get_by_role("radiogroup", name="template")
-    assert group.get_by_role("radio").count() == len(TEMPLATES) == 10
+def test_nothing_is_drawn_before_there_is_something_to_show(page) -> None:
+    canvas = page.page.locator(".facesnap-canvas canvas")
+    assert not canvas.is_visible()
+    page.choose("template", "front")
+    assert canvas.is_visible()
+    assert page.page.get_by_text("Drag the face to move it").is_visible()
+    page.choose("pose", "photo")
+    assert not canvas.is_visible()
+    page.choose("region", "mask")
+    assert canvas.is_visible(), "a mask can be painted"
+
+
+def test_controls_for_several_photos_and_faces_appear_with_them(page) -> None:
+    def visible(name: str) -> bool:
+        return page.page.locator(f"#txt2img_{name}").is_visible()
+
+    assert visible("face_index"), "the photo has several faces"
+    page.page.evaluate("document.querySelector('[data-facesnap-of]').remove()")
+    page.wait_for_poll()
+    assert [visible(name) for name in ("face_index", "driving_face_index", "reference_mode", "save")] == [False] * 4
+    page.hover("#txt2img_pose")
+    for count, name in enumerate(("a.png", "b.png"), 1):
+        page.transfer("paste", name)
+        page.page.wait_for_function(f"document.querySelectorAll('#txt2img_references a').length === {count}")
+        page.wait_for_poll()
+        assert (visible("save"), visible("reference_mode")) == (True, count > 1)
+
+
+def test_every_change_of_an_input_reaches_the_server(page) -> None:
+    page.choose("template", "tilted")
+    page.choose("expression_source", "custom")
+    page.choose("expression", "wink")
+    page.page.locator("#txt2img_smile_left input[type=number]").fill("0.35")
+    page.page.locator("#txt2img_start input[type=range]").fill("0.25")
+    page.page.locator("#txt2img_placed input").check()
+    page.page.locator("#txt2img_cond_only input").check()
+    page.page.locator("#txt2img_block_weights input").fill("1 0.5")
+    page.choose("hires", "second")
+    expected = {"pose": "template", "template": "tilted", "expression_source": "custom", "expression": "wink"}
+    expected |= {"smile_left": 0.35, "start": 0.25, "cond_only": True, "block_weights": (1, 0.5), "hires": "second"}
+    before = page_settings.parse(json.dumps(page_settings.initial() | {"placed": True}))
+    assert page.settings() == before | expected
+    from_values(page.settings())
+    for name, value in (("smile_left", "0.35"), ("start", "0.25")):
+        values = page.page.locator(f"#txt2img_{name} input").evaluate_all("all => all.map(one => one.value)")
+        assert values == [value] * 2, "number and range are in step"
+
+
+@pytest.mark.parametrize(("typed", "used"), [("500", 75), ("", 0), ("-76", -75), ("12.5", 12.5)])
+def test_a_typed_number_stays_in_its_range(page, typed, used) -> None:
+    page.choose("pose", "sliders")
+    entry = page.page.locator("#txt2img_yaw input[type=number]")
+    entry.fill(typed)
+    assert -75 <= page.settings()["yaw"] <= 75
+    entry.press("Tab")
+    assert page.number("yaw") == page.settings()["yaw"] == used
+
+
+def test_settings_from_the_server_appear_in_the_inputs(page) -> None:
+    given = page_settings.initial() | {"pose": "template", "template": "far", "x": 0.2, "placed": True, "yaw": -20}
+    page.write("settings", json.dumps(given | {"hires": "first", "cond_only": True, "block_weights": "1 2"}))
+    assert page.chosen("template") == "far"
+    assert page.page.locator("#txt2img_pose input:checked").count() == 1
+    assert (page.number("x"), page.number("yaw"), page.chosen("hires")) == (0.2, -20, "first")
+    assert page.page.locator("#txt2img_placed input").is_checked()
+    assert page.page.locator("#txt2img_cond_only input").is_checked()
+    assert page.page.locator("#txt2img_block_weights input").input_value() == "1 2"
+    page.write("settings", json.dumps(page_settings.initial()))
+    assert page.chosen("pose") == "photo"
+    assert page.number("yaw") == 0
+
+
+def test_place_and_pose_can_be_reset_next_to_the_canvas(page) -> None:
+    reset = {name: page.page.get_by_role("button", name=f"Reset {name}") for name in ("position", "pose")}
+    page.choose("template", "tilted")
+    assert not reset["position"].is_visible()
+    page.page.locator(".facesnap-canvas canvas").focus()
+    page.page.keyboard.press("ArrowRight")
+    page.wait_for_poll()
+    assert page.page.get_by_text("Position and size are set.").is_visible()
+    assert page.settings()["x"] is not None
+    reset["position"].click()
+    page.wait_for_poll()
+    assert page.settings()["x"] is None
+    assert not reset["position"].is_visible()
+    page.page.locator(".facesnap-canvas canvas").focus()
+    page.page.keyboard.press("Shift+ArrowRight")
+    page.wait_for_poll()
+    assert page.settings()["pose"] == "sliders"
+    reset["pose"].click()
+    page.wait_for_poll()
+    assert {page.settings()[name] for name in ("yaw", "pitch", "roll")} == {0}
+    assert page.chosen("pose") == "photo"
+    assert not reset["pose"].is_visible()
+
+
+def test_the_preset_shows_custom_if_it_differs(page) -> None:
+    assert page.chosen("preset") == "faithful"
+    page.choose("preset", "stylised")
+    chosen = (page.number("weight"), page.settings()["start"], page.settings()["end"])
+    assert chosen == PRESETS["stylised"]
+    for name, value, expected in (
+        ("weight", "0.65", "custom"),
+        ("weight", "0.6", "stylised"),
+        ("end", "0.7", "custom"),
+    ):
+        page.page.locator(f"#txt2img_{name} input[type=number]").fill(value)
+        page.wait_for_poll()
+        assert page.chosen("preset") == expected
+    assert page.page.locator("#txt2img_preset").get_by_text("custom").is_visible()
+
+
+def test_templates_are_pictures_chosen_by_click_and_keys(page) -> None:
+    radios = page.page.get_by_role("radiogroup", name="Pose")
+    assert radios.get_by_role("radio").count() >= len(TEMPLATES) + 3
     drawn = page.page.evaluate(
         "[...document.querySelectorAll('#txt2img_template label canvas')].map(canvas => canvas.toDataURL())"
     )
-    assert len(set(drawn)) == 10, "all are different"
-    group.get_by_role("radio", name="tilted").click(force=True)
-    assert page.chosen("template") == "tilted"
+    assert len(set(drawn)) == len(TEMPLATES) == 10, "all are different"
+    radios.get_by_role("radio", name="tilted").check()
     names = list(TEMPLATES)
     for key, step in (("ArrowRight", 1), ("ArrowLeft", -1), ("ArrowUp", -1), ("ArrowDown", 1)):
+        before = names.index(page.settings()["template"])
         page.page.keyboard.press(key)
-        expected = names[(names.index("tilted") + (step if key in ("ArrowRight", "ArrowUp") else 0)) % 10]
-        assert page.chosen("template") == expected
-        assert page.page.evaluate("document.activeElement.value") == expected
+        assert page.settings()["template"] == names[before + step]
+        assert page.page.evaluate("document.activeElement.value") == names[before + step]
 
 
-def test_named_expressions_are_thumbnails_of_the_persons_face(page) -> None:
+def test_named_expressions_are_pictures_of_the_persons_face(page) -> None:
     page.choose("expression_source", "custom")
-    group = page.page.get_by_role("radiogroup", name="expression", exact=True)
+    group = page.page.get_by_role("radiogroup", name="Named expression")
     assert group.get_by_role("radio").count() == len(EXPRESSIONS) == 10
     drawn = page.page.evaluate(
         "[...document.querySelectorAll('#txt2img_expression label canvas')].map(canvas => canvas.toDataURL())"
     )
     assert len(set(drawn)) == 10, "all are different"
-    group.get_by_role("radio", name="wink").click(force=True)
+    group.get_by_role("radio", name="wink").check()
     page.page.keyboard.press("ArrowRight")
     assert page.chosen("expression") == "kiss"
 
@@ -227,11 +347,11 @@ def test_pasted_images_are_added_while_the_accordion_has_mouse_or_focus(page) ->
     page.wait_for_photos("a.png", "b.png")
     page.hover("p")
     assert not page.transfer("paste", "c.png")
-    page.page.locator("#txt2img_yaw input").focus()
+    page.page.locator("#txt2img_start input[type=number]").focus()
     assert page.transfer("paste", "c.png")
     page.wait_for_photos("a.png", "b.png", "c.png")
     assert not page.transfer("paste", "d.txt", type="text/plain")
-    assert not page.transfer("paste", "e.png", target="#txt2img_yaw input", text="25"), "text goes into the field"
+    assert not page.transfer("paste", "e.png", target="#txt2img_start input", text="25"), "text goes into the field"
     page.wait_for_poll()
     assert page.photos() == ["a.png", "b.png", "c.png"]
     kept = page.page.evaluate(

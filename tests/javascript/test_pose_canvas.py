@@ -30,8 +30,8 @@ SLIDERS |= {"x": None, "y": None, "size": None}
 class Page:
     """An empty page with a preview 640 CSS pixels wide, one for each pixel of the output image."""
 
-    def __init__(self, browser, values: dict, width: int = WIDTH, height: int = HEIGHT, points=None):
-        self.page = browser.new_page(viewport={"width": 900, "height": 700})
+    def __init__(self, browser, values: dict, width: int = WIDTH, height: int = HEIGHT, points=None, touch=False):
+        self.page = browser.new_page(viewport={"width": 900, "height": 700}, has_touch=touch)
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.set_content(
@@ -73,6 +73,16 @@ class Page:
         mouse.up()
         if shift:
             self.page.keyboard.up("Shift")
+
+    def swipe(self, x: float, y: float, down: float, steps: int = 6) -> None:
+        """Move a finger vertically."""
+        session = self.page.context.new_cdp_session(self.page)
+        kinds = ["touchStart", *["touchMove"] * steps, "touchEnd"]
+        for i, kind in enumerate(kinds):
+            points = [{"x": float(x), "y": float(y + down * min(i, steps) / steps)}] if kind != "touchEnd" else []
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+            self.settle()
+        session.detach()
 
     def focus(self) -> None:
         self.page.locator("canvas").focus()
@@ -256,3 +266,18 @@ def test_the_canvas_has_the_shape_of_the_image_and_stays_empty_without_a_rig(pag
     assert one.changes() == []
     one.page.evaluate("preview.destroy()")
     assert one.page.locator("#root *").count() == 0
+
+
+def test_a_finger_scrolls_the_page_except_on_the_face(browser):
+    """On a phone the canvas fills the width. A finger beside the face scrolls, and one on the face moves it."""
+    one = Page(browser, {**SLIDERS}, touch=True)
+    face = one.points().mean(0)
+    for (x, y), scrolls in (((20.0, 440.0), True), (face, False)):
+        before = one.values()
+        one.swipe(x, y, -120)
+        assert (one.page.evaluate("scrollY") > 50) == scrolls
+        assert (one.values() == before) == scrolls
+        one.page.evaluate("scrollTo(0, 0)")
+        one.settle()
+    one.page.close()
+    assert one.errors == []

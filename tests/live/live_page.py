@@ -51,7 +51,7 @@ class Page:
         self._page.wait_for_timeout(SECOND // 2)
 
     def choose_pose(self, pose: str) -> None:
-        self._page.locator(f"{FACESNAP}pose input[value={pose}]").click()
+        self._page.locator(f"{FACESNAP}pose input[value={pose}]").check()
         self._page.locator(f"{FACESNAP}canvas canvas").wait_for(timeout=60 * SECOND)
 
     def drag_face(self, right: float, down: float) -> None:
@@ -79,6 +79,8 @@ class Page:
         contents = [image if isinstance(image, bytes) else image_file(image) for image in images]
         files = [{"name": f"photo{i}.png", "mimeType": "image/png", "buffer": c} for i, c in enumerate(contents)]
         block = self._page.locator(f"{FACESNAP}{control}")
+        if control == "driving" and not block.is_visible():
+            self._page.locator(f"{FACESNAP}driving_part .label-wrap").click()
         block.locator("input[type=file]").set_input_files(files)
         block.locator("img, table, .file-preview").first.wait_for(timeout=60 * SECOND)
 

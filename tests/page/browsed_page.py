@@ -76,7 +76,20 @@ class Page:
         self.page.get_by_role("tab", name=name).or_(self.page.get_by_role("button", name=name)).first.click()
         self.at(f"enable_{number}" if number > 1 else "references").wait_for()
 
+    def reveal(self, control: str) -> None:
+        """Open the closed accordions and groups around a control."""
+        self.at(control).evaluate(
+            """element => {
+                for (let part = element; part; part = part.parentElement) {
+                    const title = part.previousElementSibling;
+                    if (part.tagName === "DETAILS") part.open = true;
+                    if (part.style.display === "none" && title?.matches(".label-wrap")) title.click();
+                }
+            }"""
+        )
+
     def number(self, control: str, value: float) -> None:
+        self.reveal(control)
         self._fill(self.at(control, "input[type=number]"), value)
 
     def side(self, name: str, value: int) -> None:
@@ -88,13 +101,16 @@ class Page:
         entry.press("Tab")
 
     def text(self, control: str, value: str) -> None:
+        self.reveal(control)
         self.at(control, ":is(input, textarea)").fill(value)
 
     def tick(self, control: str) -> None:
+        self.reveal(control)
         self.at(control, "input[type=checkbox]").check()
 
     def choose(self, control: str, value: str) -> None:
         """Choose a value of a dropdown or of radio buttons."""
+        self.reveal(control)
         button = self.at(control, f"input[type=radio][value='{value}']")
         if button.count():
             button.check()
@@ -117,6 +133,7 @@ class Page:
         self.at(control, "button[aria-label=Clear]").click()
 
     def press(self, button: str) -> None:
+        self.reveal(button)
         self.at(button).click()
 
     def generate(self) -> np.ndarray | str:
@@ -151,7 +168,7 @@ class Page:
     def value(self, control: str) -> str:
         """The value of a textbox, a dropdown or radio buttons."""
         chosen = self.at(control, "input:checked")
-        return (chosen if chosen.count() else self.at(control, "input, textarea")).input_value()
+        return (chosen if chosen.count() else self.at(control, ":is(input, textarea)")).input_value()
 
     def numbers(self, *controls: str) -> list[float]:
         """The values of sliders."""
@@ -180,6 +197,24 @@ class Page:
         canvas.scroll_into_view_if_needed()
         self._until(f"() => {is_drawn()}")
         return canvas
+
+    def visible_controls(self) -> set[str]:
+        """The ids of the controls in the accordion that can be used without opening or choosing anything.
+
+        A group of radio buttons is one control, as are the tabs of the people.
+        """
+        ids = self.page.evaluate(
+            """contents => {
+                const controls = "input, textarea, select, button, summary, canvas, a[href], .label-wrap";
+                const block = one => one.closest("[id^=script_]");
+                return [...document.querySelector(contents).querySelectorAll(controls)]
+                    .map(one => one.type === "file" ? block(one) : one)
+                    .filter(one => one.checkVisibility({visibilityProperty: true}) && one.getClientRects().length)
+                    .map(one => one.closest(".tab-nav") ? "tabs" : (one.closest("fieldset") ?? block(one)).id);
+            }""",
+            f"{FACESNAP}enable_contents",
+        )
+        return {name.removeprefix(FACESNAP[1:]) for name in ids} - {"enable_contents"}
 
     def drag(self, right: float, down: float, start: tuple[float, float] = (0.5, 0.55)) -> None:
         """Drag on the canvas. Distances are fractions of its sides."""

@@ -95,6 +95,14 @@ def test_the_pages_components_are_those_that_settings_read(host):
     host.script.ui(is_img2img=True)  # the API builds the page again
 
 
+def test_saving_the_hosts_defaults_skips_hidden_text(host):
+    """The host names components by their labels, so that one person's settings would become those of all."""
+    hidden = ("settings", "mask")
+    for component in host.script.ui(is_img2img=False):
+        name = component.values["elem_id"].removesuffix("_2")
+        assert getattr(component, "do_not_save_to_config", False) == (name in hidden), name
+
+
 def test_every_setting_is_pasted_back(host):
     """After pasting, the page shows the settings in the image's infotext, except for photos."""
     components = host.script.ui(is_img2img=False)
@@ -358,7 +366,7 @@ def test_choosing_a_saved_person_shows_their_rig(host, monkeypatch):
     requests = []
     preview = Preview(Rig(np.zeros((72, 3), np.float32), {}), None)
     monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or preview)
-    shown = {"identity": "Ada", "pose": "own", "canvas_size": "640x512"}
+    shown = {"identity": "Ada", "settings": '{"pose": "own"}', "canvas_size": "640x512", "reference_mode": "fused"}
     answers = []
     for function, inputs, outputs in components["identity"].listeners:
         if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:

@@ -12,8 +12,11 @@ from types import ModuleType
 
 from tests.support import mock_webui
 
-TAGS = {"div", "br", "p", "b", "table", "tr", "th", "td", "code", "a", "ul", "li", "span"}
-ATTRIBUTES = {"class", "title", "href", "target", "rel"}
+TAGS = {"div", "br", "p", "b", "code", "a", "ul", "li", "span", "button", "details", "summary", "progress"}
+ATTRIBUTES = {
+    *("class", "title", "href", "target", "rel", "type", "role", "aria-label", "max", "value"),
+    *("data-state", "data-facesnap-action", "data-facesnap-job", "data-facesnap-progress"),
+}
 
 
 @contextmanager

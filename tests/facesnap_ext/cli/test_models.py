@@ -43,7 +43,10 @@ def test_models_get_downloads_once_and_prints_the_path(tmp_path, capsys, monkeyp
         assert "the thing: 100 %" in output.err or not output.err.strip()
         assert (tmp_path / "things" / "thing.bin").read_bytes() == b"content"
         assert main(["models", "--models", str(tmp_path), "get", "another"]) == 1
-        assert "There is no part named 'another'; choose one of antelopev2, starter, thing." in capsys.readouterr().err
+        assert (
+            "There is no part named 'another'; choose one of antelopev2, instantid, starter, thing."
+            in capsys.readouterr().err
+        )
 
 
 def test_interrupted_download_says_how_to_resume(tmp_path, capsys, monkeypatch):

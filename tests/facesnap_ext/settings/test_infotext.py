@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,12 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facesnap_ext import __version__
-from facesnap_ext.landmarks.poses import TEMPLATES
+from facesnap_ext.landmarks.movements import MOVEMENTS
+from facesnap_ext.landmarks.open_face import load_basis
+from facesnap_ext.landmarks.poses import TEMPLATES, pose_points
+from facesnap_ext.landmarks.rigs import open_face_rig
 from facesnap_ext.photos import Photo
-from facesnap_ext.settings.infotext import DEFAULTS, OLD_NAMES, PHOTOS, from_infotext, label, to_infotext
+from facesnap_ext.settings.infotext import DEFAULTS, OLD_NAMES, PHOTOS, from_infotext, in_use, label, to_infotext
+from facesnap_ext.settings.pose import custom_expression, pose_from_unit
 from facesnap_ext.settings.unit import CHOICES, OPTIONAL, RANGES, Unit, defaults, from_values
 from tests.support.units import make_unit
 
+PHOTO = Photo(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), "photo.png")
 NAMES = st.text(
     st.characters(whitelist_categories=("L", "N"), whitelist_characters=" ._-"), min_size=1, max_size=20
 ).filter(lambda name: name == name.strip())
@@ -47,7 +52,49 @@ def test_pasting_infotext_restores_the_same_settings(units):
     text = {name: str(value) for name, value in to_infotext(units).items()}
     for number in range(1, 6):
         pasted = from_infotext(text, number)
-        assert from_values(pasted) == units[number] if number in units else not pasted["enabled"]
+        assert from_values(pasted) == in_use(units[number]) if number in units else not pasted["enabled"]
+
+
+RIG = open_face_rig(load_basis())
+
+
+@given(UNITS)
+def test_settings_that_infotext_leaves_out_do_not_change_the_image(unit):
+    """The landmarks of a rigged pose, the expression added to a photo's landmarks, and everything else are the same."""
+    pasted = from_values(from_infotext({name: str(value) for name, value in to_infotext({1: unit}).items()}, 1))
+    assert pasted == in_use(pasted) == in_use(unit)
+    if unit.expression_source == "custom":
+        amounts = [asdict(custom_expression(one)) for one in (pasted, unit)]
+        assert all(amounts[0][name] == amounts[1][name] for name in MOVEMENTS)
+    assert (pasted.strength, pasted.x, pasted.y, pasted.size) == (unit.strength, unit.x, unit.y, unit.size)
+    if unit.pose in ("template", "sliders"):
+        points = [pose_points(RIG, pose_from_unit(one, 832, 1216), 832, 1216) for one in (pasted, unit)]
+        np.testing.assert_array_equal(*points)
+    kept = ("pose", "expression_source", "region", "reference_mode", "identity", "model", "redraw_strength")
+    assert all(getattr(pasted, name) == getattr(unit, name) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "used_with"),
+    [
+        ("template", "far", {"pose": "template"}),
+        ("saved_pose", "Smile", {"pose": "saved"}),
+        ("yaw", 20.0, {"pose": "sliders"}),
+        ("smile_left", 0.5, {"pose": "sliders"}),
+        ("smile_left", 0.5, {"expression_source": "custom"}),
+        ("expression", "wink", {"expression_source": "custom"}),
+        ("expression_strength", 0.5, {"expression_source": "custom", "expression": "wink"}),
+        ("driving", PHOTO, {"pose": "photo"}),
+        ("driving", PHOTO, {"expression_source": "driving"}),
+        ("driving_face_index", 1, {"pose": "photo"}),
+        ("mask", PHOTO, {"region": "mask"}),
+        ("region_scale", 2.0, {"region": "face"}),
+    ],
+)
+def test_infotext_contains_only_what_was_used(name, value, used_with):
+    unused = {"pose": "own", name: value}
+    assert label(name, 1) not in to_infotext({1: make_unit(**unused)})
+    assert label(name, 1) in to_infotext({1: make_unit(**unused | used_with)})
 
 
 def test_a_unit_at_its_defaults_is_pasted_as_enabled():
@@ -64,7 +111,7 @@ def test_names_of_saved_people_can_be_left_out(units):
     text = to_infotext(units, with_names=False)
     assert text == {name: value for name, value in to_infotext(units).items() if not name.endswith(" identity")}
     for number, unit in units.items():
-        assert from_values(from_infotext(text, number)) == replace(unit, identity="")
+        assert from_values(from_infotext(text, number)) == replace(in_use(unit), identity="")
 
 
 def test_every_setting_is_written():
@@ -81,7 +128,7 @@ def test_infotext_of_development_versions_can_still_be_pasted(unit):
     for new, name in OLD_NAMES.items():
         if label(new, 2) in text:
             text[label(name, 2)] = text.pop(label(new, 2))
-    assert from_values(from_infotext(text, 2)) == unit
+    assert from_values(from_infotext(text, 2)) == in_use(unit)
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats(0, 1))
@@ -97,7 +144,7 @@ def test_the_three_movements_of_development_versions_can_still_be_pasted(brows, 
 
 def test_photos_are_written_as_hashes_and_never_by_name():
     photo = Photo(np.arange(48, dtype=np.uint8).reshape(4, 4, 3), "secret name.png")
-    text = to_infotext({1: Unit(True, references=(photo, photo), driving=photo, mask=photo)})
+    text = to_infotext({1: Unit(True, references=(photo, photo), driving=photo, mask=photo, region="mask")})
     digest = photo.digest[:10]
     assert text["FaceSnap references"] == f"{digest} {digest}"
     assert text["FaceSnap driving"] == text["FaceSnap mask"] == digest

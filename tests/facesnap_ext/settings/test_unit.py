@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from facesnap_ext import photos
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.script_args import UI_ORDER, check_intervals, from_script_args
 from facesnap_ext.settings.unit import Unit, defaults
 from tests.support.units import make_unit
@@ -36,8 +38,8 @@ def b64(image):
 
 def page(**values) -> list:
     """The values of a unit's components on a fresh page, except for `values`."""
-    shown = defaults() | {"enabled": True, "references": None}
-    shown |= {"driving_more": None, "placed": False, "x": 0.5, "y": 0.45, "size": 0.45, "block_weights": ""}
+    settings = page_settings.initial() | {name: values.pop(name) for name in page_settings.NAMES if name in values}
+    shown = defaults() | {"enabled": True, "references": None, "driving_more": None, "settings": json.dumps(settings)}
     return [{**shown, **values}[name] for name in UI_ORDER]
 
 
@@ -157,6 +159,39 @@ def test_invalid_choices_are_reported(values, message):
 def test_block_weights_that_are_not_numbers_are_reported():
     with pytest.raises(FaceSnapError, match="block_weights are 'strong'"):
         from_script_args(page(block_weights="strong"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no JSON", "settings on the page are 'no JSON', which is not an object"),
+        ("[1]", "not an object in JSON"),
+        ("[" * 100_000, "not an object in JSON"),
+        (7, "not an object in JSON"),
+        ('{"weight": 1}', "has no setting named 'weight'; reload the page"),
+        ('{"references": ["x"]}', "has no setting named 'references'"),
+        ('{"start": 2}', "start is 2; use a number from 0 to 1"),
+        ('{"yaw": NaN}', "yaw is nan"),
+        ('{"yaw": "20"}', "yaw is '20'"),
+        ('{"placed": 1, "x": 0.5}', "placed is 1; it must be true or false"),
+        ('{"ffrnet_interval": 1.5}', "ffrnet_interval is 1.5; it must be a whole number"),
+        ('{"cond_only": "yes"}', "cond_only is 'yes'"),
+        ('{"pose": ["photo"]}', "pose is "),
+        ('{"block_weights": 3}', "block_weights is 3"),
+    ],
+)
+def test_the_pages_text_is_checked_like_other_settings(text, message):
+    shown = page()
+    shown[UI_ORDER.index("settings")] = text
+    with pytest.raises(FaceSnapError, match=message):
+        from_script_args(shown)
+
+
+def test_an_emptied_input_and_an_empty_text_mean_the_defaults():
+    for text in ("", None, '{"yaw": null, "start": null}'):
+        shown = page()
+        shown[UI_ORDER.index("settings")] = text
+        assert from_script_args(shown) == {1: Unit(True)}
 
 
 PERSON = {"references": [b64(picture())]}

@@ -17,9 +17,11 @@ from PIL import Image
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.landmarks.points72 import Landmarks
+from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.photos import Photo, from_base64
+from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.infotext import to_infotext
-from facesnap_ext.settings.unit import from_values
+from facesnap_ext.settings.unit import CHOICES, RANGES, from_values
 from facesnap_ext.weights.search import find_models
 from tests.support import mock_webui
 from tests.support.stand_in_pack import stand_in_faces68
@@ -162,11 +164,42 @@ def test_the_status_names_the_predictor_and_the_canvas_needs_no_deca_or_flame(
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_pasted_block_weights_are_numbers_for_the_text_box(page, number) -> None:
-    unit = from_values({"enabled": True, "block_weights": (1.0,) * 9 + (0.5,)})
+def test_pasted_settings_are_what_the_inputs_show(page, number) -> None:
+    unit = from_values({"enabled": True, "block_weights": (1.0,) * 9 + (0.5,), "y": 0.3})
     infotext = {name: str(value) for name, value in to_infotext({number: unit}).items()}
-    assert page.accordion.paste_value(infotext, number, "block_weights") == "1.0 " * 9 + "0.5"
-    assert page.accordion.paste_value({}, number, "block_weights") == ""
+    shown = json.loads(page.accordion.paste_value(infotext, number, "settings"))
+    assert shown == page_settings.initial() | {"block_weights": "1.0 " * 9 + "0.5", "placed": True, "y": 0.3}
+    assert json.loads(page.accordion.paste_value({}, number, "settings")) == page_settings.initial()
+    broken = {**infotext, f"FaceSnap{' 2' if number == 2 else ''} y": "low"}
+    assert page.accordion.paste_value(broken, number, "settings") is None, "nothing changes"
+
+
+def test_every_setting_of_the_text_has_inputs_with_its_value_and_range(page) -> None:
+    html = page.settings_html.pose(str) + page.settings_html.advanced(str)
+    tags = [dict(re.findall(r"([\w-]+)='([^']*)'", tag)) for tag in re.findall(r"<input[^>]*>", html)]
+    by_name: dict[str, list[dict[str, str]]] = {}
+    for tag in tags:
+        by_name.setdefault(tag["data-facesnap-setting"], []).append(tag)
+    assert set(by_name) == set(page_settings.NAMES)
+    for name, value in page_settings.initial().items():
+        kind = by_name[name][0]["type"]
+        assert f"id='{name}'" in html
+        if name in RANGES:
+            assert [tag["type"] for tag in by_name[name]] == ["number", "range"]
+            for tag in by_name[name]:
+                assert (float(tag["min"]), float(tag["max"]), float(tag["value"])) == (*RANGES[name], value)
+                assert f"id='{tag['aria-labelledby']}'" in html
+        elif name in CHOICES or name == "template":
+            values = [tag["value"] for tag in by_name[name]]
+            expected = [one for one in CHOICES.get(name, TEMPLATES) if (name, one) != ("pose", "template")]
+            assert sorted(values) == sorted(expected)
+        else:
+            assert kind == ("checkbox" if isinstance(value, bool) else "text")
+
+
+def test_untrusted_settings_are_reported_on_the_canvas(page, engine) -> None:
+    answer = page.callbacks.answer_canvas(engine, None, 0, None, 0, "64x64 5", "", "", "fused", "", '{"yaw": 500}')
+    assert json.loads(answer) == {"question": "5", "error": "FaceSnap's yaw is 500; use a number from -75 to 75."}
 
 
 def photo_of(photo: Photo) -> Photo:

@@ -6,7 +6,6 @@ import json
 import re
 import threading
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 
@@ -14,7 +13,6 @@ from facesnap_ext.weights import catalogue, download
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import compute_hashes, list_models
 from facesnap_ext.weights.search import find_models
-from tests.support import mock_webui
 from tests.support.face_packs import PACKS, write_pack
 from tests.support.panel import NestedTags, OwnTags, mocked_panel
 from tests.support.parts_server import serve
@@ -23,35 +21,29 @@ from tests.support.weight_files import KINDS, write
 LISTS = ["list", "list of person 2"]  # of FaceSnap files
 
 
-class Clicks(mock_webui.Component):
-    """Components that record what a click calls."""
-
-    by_id: ClassVar[dict[str, Clicks]] = {}
-
-    def __init__(self, *args, **values):
-        super().__init__(*args, **values)
-        self.by_id[values["elem_id"]] = self
-
-    def click(self, function, inputs, outputs, **options):
-        self.function, self.outputs = function, outputs
-
-
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """The module with a mock of gradio."""
     with mocked_panel(tmp_path) as module:
         monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
-        monkeypatch.setattr(Clicks, "by_id", {})
-        for name in ("Button", "HTML"):
-            monkeypatch.setattr(module.gr, name, Clicks)
         monkeypatch.setattr(download, "_jobs", {})
         yield module
 
 
-def draw(module, folder, monkeypatch):
-    monkeypatch.setattr(module.starter, "downloadable", lambda bundle: catalogue.PARTS)
-    top = module.starter.Controls("text", "progress", Clicks(elem_id="get"), Clicks(elem_id="pause"))
-    module.panel(ModelFiles(folder), lambda: ModelFiles(folder), lambda name: name, "status", LISTS, top)
+class Panel:
+    """The panel of a folder, with the responses to its buttons."""
+
+    def __init__(self, module, folder):
+        files = ModelFiles(folder)
+        needed = module.starter.missing(files)
+        top = module.top(files, needed, lambda name: name)
+        module.panel(files, needed, lambda: find_models(folder), lambda name: name, "status", LISTS, top)
+        (self.stop, *_), (self.act, _, self.outputs) = top[-1].listeners
+
+    def click(self, action):
+        """The updates of the starter, the progress, the list, the status, and the lists of FaceSnap files."""
+        self.stop(f"{action} 1")
+        return self.act(f"{action} 1")
 
 
 HOSTILE = [
@@ -87,6 +79,7 @@ def test_foreign_text_never_becomes_markup(module, tmp_path, text, monkeypatch):
     files = find_models(own, [other])
     roles = list_models(files)
     html = module.html(roles, files)
+    assert OwnTags(module.status_html(files, module.starter.missing(files)))
     shown = "".join(OwnTags(html).text)
     assert name in shown
     assert str(own) in shown
@@ -123,61 +116,148 @@ def test_the_panel_lists_everything_known_and_escapes_foreign_text(module, tmp_p
     for role in roles:
         assert all(file.sha256[:12] in text for model in role.found for file in model.files)
     assert str(other / "h.safetensors") in text
-    assert text.count("missing") == sum(role.needed and bool(role.missing) for role in roles) == 1
     assert text.count("notes.safetensors is damaged") == 1
     assert all(gap in text for gap in catalogue.COMMERCIAL_GAPS)
-    assert len(re.findall("<tr>", html)) == 1 + len(roles)
+    assert states(html) == {
+        "InstantID": "optional",
+        "Face model pack": "needed",
+        "FaceSnap file": "installed",
+        "CLIP-ViT-H": "installed",
+        **dict.fromkeys(("DECA", "FLAME", "MediaPipe's landmarks", "Image classifier"), "optional"),
+    }
+
+
+def states(html):
+    return dict(re.findall(r"<b>([^<]*)</b> <span class='facesnap-badge' data-state='(\w+)'>", html))
+
+
+def actions(html):
+    return re.findall(r"data-facesnap-action='([^']*)'", html)
+
+
+def test_nothing_that_nobody_has_published_is_needed(module, tmp_path):
+    """An empty installation needs the parts of the starter, and each of them has a download button."""
+    files = ModelFiles(tmp_path)
+    html = module.html(list_models(files), files, module.starter.missing(files))
+    found = states(html)
+    assert len(found) == len(catalogue.ROLES)
+    assert {name for name, state in found.items() if state == "needed"} == {"InstantID", "Face model pack"}
+    assert set(found.values()) == {"needed", "optional"}
+    assert actions(html) == ["get instantid", "get antelopev2", "refresh", "hash"]
+    assert "none has been published yet" in html
+
+
+def test_instantid_and_antelopev2_are_a_complete_installation(module, tmp_path):
+    pytest.importorskip("onnx")
+    write_instantid(tmp_path)
+    write_pack(tmp_path / "antelopev2", "antelopev2")
+    files = find_models(tmp_path)
+    from facesnap_ext.ui import accordion
+
+    needed = module.starter.missing(files)
+    assert needed == ()
+    assert module.status_html(files, needed) == ""
+    assert "facesnap-problem" not in accordion.status(files, needed)
+    html = module.html(list_models(files), files, needed)
+    assert "facesnap-problem" not in html
+    assert {name for name, state in states(html).items() if state == "installed"} == {"InstantID", "Face model pack"}
+    assert "needed" not in states(html).values()
+    assert actions(html) == ["refresh", "hash"]
+
+
+def test_instantid_needs_antelopev2_although_a_different_pack_is_installed(module, tmp_path):
+    pytest.importorskip("onnx")
+    write_instantid(tmp_path)
+    write_pack(tmp_path / "buffalo_l", "buffalo_l")
+    files = find_models(tmp_path)
+    needed = module.starter.missing(files)
+    assert {part.role for part in needed} == {"face_pack"}
+    assert states(module.html(list_models(files), files, needed))["Face model pack"] == "needed"
+
+
+def test_the_status_mentions_mediapipes_landmarks_where_they_are_in_use(module, tmp_path):
+    pytest.importorskip("onnx")
+    from facesnap_ext.ui import accordion
+
+    for name in ("antelopev2", "AuraFace"):
+        write_pack(tmp_path / name, name)
+    (tmp_path / "face_landmarks.onnx").touch()
+    for pack, in_use in (("antelopev2", False), ("AuraFace", True)):
+        files = ModelFiles(tmp_path, face_pack=tmp_path / pack, mediapipe=tmp_path / "face_landmarks.onnx")
+        assert ("fitted to MediaPipe's landmarks (face_landmarks.onnx)" in accordion.status(files)) == in_use
+
+
+def write_instantid(folder):
+    write(folder / "ip-adapter.bin", KINDS["INSTANTID_ADAPTER"], "torch")
+    write(folder / "net.safetensors", KINDS["SDXL_CONTROLNET"])
 
 
 def test_the_download_button_shows_progress_and_then_the_new_state(module, tmp_path, monkeypatch):
     pytest.importorskip("requests")
     with serve(b"x" * 1000) as server:
         server.hold = threading.Event()
-        monkeypatch.setattr(catalogue, "PARTS", (server.part(),))
-        monkeypatch.setattr(module, "PARTS", (server.part(),))
-        draw(module, tmp_path, monkeypatch)
-        steps = Clicks.by_id["models_get_thing"].function()
-        progress, *others = next(steps)
+        monkeypatch.setattr(catalogue, "PARTS", (*catalogue.PARTS, server.part()))
+        panel = Panel(module, tmp_path)
+        steps = panel.click("get thing")
+        begin, progress, *_ = next(steps)
+        assert "FaceSnap needs these files for its first image" in begin
         assert "the thing: " in progress
         assert "<progress max='100'" in progress
-        assert others == [{}] * 5 + [progress, {"visible": False}, {"visible": True}]  # {}: no change
-        assert server.requested == [] or len(server.requested) == 1
+        begin, progress, *others = next(steps)
+        assert "the thing: " in progress
+        assert begin == {}, "nothing else is drawn again, so that buttons can be clicked"
+        assert others == [{}] * 4
         server.hold.set()
-        *_, (progress, table, status, *lists, text, again, get, pause) = steps
+        *_, (begin, progress, table, status, *lists) = steps
     assert "the thing: downloaded to " in progress
     assert table.startswith("<div class='facesnap-models'>")
     assert "Model files found: none" in status
-    assert again == progress
-    assert "FaceSnap needs these files for its first image" in text
-    assert get["visible"]
-    assert not pause["visible"]
     assert lists == [{"choices": [""]}] * 2
     assert (tmp_path / "things" / "thing.bin").is_file()
+
+
+def test_a_running_download_can_be_paused_at_the_top_and_in_its_row(module, tmp_path, monkeypatch):
+    jobs = [download.Job("starter", catalogue.downloadable("starter"), done=10)]
+    monkeypatch.setattr(download, "jobs", lambda: jobs)
+    files = ModelFiles(tmp_path)
+    needed = module.starter.missing(files)
+    assert actions(module.status_html(files, needed)) == ["stop"]
+    html = module.html(list_models(files), files, needed)
+    assert actions(html) == ["stop", "stop", "refresh", "hash"]
+    assert html.count("data-facesnap-progress='starter'") == 2
+    assert "data-facesnap-job='starter'" in module.progress_html(jobs)
+    Panel(module, tmp_path).stop("refresh 1")
+    assert not jobs[0].stop.is_set()
+    Panel(module, tmp_path).stop("stop 2")
+    assert jobs[0].stop.is_set()
 
 
 def test_the_panel_shows_why_a_download_failed(module, tmp_path, monkeypatch):
     pytest.importorskip("requests")
     with serve(b"x" * 1000) as server:
-        monkeypatch.setattr(catalogue, "PARTS", (server.part(b"y" * 1000),))
-        monkeypatch.setattr(module, "PARTS", catalogue.PARTS)
-        draw(module, tmp_path, monkeypatch)
-        *_, (progress, *_) = Clicks.by_id["models_get_thing"].function()
+        monkeypatch.setattr(catalogue, "PARTS", (*catalogue.PARTS, server.part(b"y" * 1000)))
+        panel = Panel(module, tmp_path)
+        *_, (_, progress, *_) = panel.click("get thing")
         assert "not the expected file" in progress
         assert "facesnap-problem" in progress
-        monkeypatch.setattr(catalogue, "PARTS", ())
-        ((progress, *_),) = Clicks.by_id["models_get_thing"].function()
+        ((_, progress, *_),) = panel.click("get nothing")
         assert "There is no part named" in progress
 
 
 def test_creating_and_refreshing_the_panel_downloads_nothing(module, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "start", lambda *args: pytest.fail("a download was started"))
-    draw(module, tmp_path, monkeypatch)
-    progress, table, *_ = Clicks.by_id["models_again"].function()
-    assert progress == ""
-    assert str(tmp_path) in table
-    Clicks.by_id["models_stop"].function()
-    buttons = [name for name in Clicks.by_id if name.startswith("models_get_")]
-    assert buttons == [f"models_get_{part.name}" for part in catalogue.PARTS if part.url]
+    panel = Panel(module, tmp_path)
+    for action in ("refresh", "stop", "hash", ""):
+        ((_, progress, table, *_),) = panel.click(action)
+        assert progress == ""
+        assert str(tmp_path) in table
+
+
+def test_an_empty_installation_is_examined_once_to_draw_it(module, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module.starter, "downloadable", lambda name: calls.append(name) or ())
+    Panel(module, tmp_path)
+    assert calls == ["starter"]
 
 
 @pytest.mark.parametrize(
@@ -201,13 +281,13 @@ def test_the_starter_downloads_what_a_first_image_lacks(module, tmp_path, instal
         elif name == "facesnap":
             write(tmp_path / "own.safetensors", {"ffrnet.x": (1,)}, format="facesnap")
         else:
-            write(tmp_path / "ip-adapter.bin", KINDS["INSTANTID_ADAPTER"], "torch")
-            write(tmp_path / "net.safetensors", KINDS["SDXL_CONTROLNET"])
+            write_instantid(tmp_path)
     files = find_models(tmp_path)
     starter = module.starter
-    assert (starter.label(starter.missing(files)) if expected else starter.html(files)) == expected
-    text = starter.html(files)
-    for part in starter.missing(files):
+    parts = starter.missing(files)
+    text = starter.html(files, parts)
+    assert (starter.label(parts) if expected else text) == expected
+    assert actions(text) == (["get"] if expected else [])
+    for part in parts:
         assert str(tmp_path / part.target) in text
         assert part.licence in text
-    assert starter.controls(files, lambda name: name).get.values["visible"] == bool(expected)
