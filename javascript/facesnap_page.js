@@ -160,6 +160,7 @@ function facesnapWire(root) {
     });
     for (const name of ["template", "expression"]) facesnapArrowKeys(element(name));
     facesnapAcceptPhotos(root, element);
+    facesnapPeople(element);
     element("person").addEventListener("click", event => {
         const face = event.target.closest("[data-facesnap-face]");
         if (face) facesnapType(control(face.dataset.facesnapOf, "input[type=number]"), face.dataset.facesnapFace);

@@ -24,11 +24,10 @@ from facesnap_ext.settings.unit import (
     POSES,
     PRESETS,
     RANGES,
-    REFERENCE_MODES,
     REGIONS,
     defaults,
 )
-from facesnap_ext.ui import callbacks, starter
+from facesnap_ext.ui import callbacks, people, reference_photos, starter
 from facesnap_ext.ui.errors import problem
 from facesnap_ext.ui.uploads import accept_only_uploads
 from facesnap_ext.weights.model_files import ModelFiles
@@ -62,7 +61,6 @@ EXPRESSION_SOURCE_LABELS = {
     "driving": "driving photo",
     "custom": "chosen below",
 }
-REFERENCE_MODE_LABELS = {"fused": "fused", "averaged": "averaged", "batch": "one image per photo (batch)"}
 REGION_LABELS = {"image": "whole image", "face": "face", "mask": "painted mask"}
 SLIDER_LABELS = {
     **{name: slider.label for name, slider in SLIDERS.items()},
@@ -113,7 +111,8 @@ def person_controls(
     controls: Controls = {"enabled": enabled}
     with gr.Row():
         with gr.Column():
-            _reference_controls(controls, identities, ident)
+            reference_photos.add_controls(controls, ident)
+            people.add_controls(controls, identities, ident)
         with gr.Column():
             _pose_controls(controls, callbacks.pose_choices(files.folder), ident)
             _region_controls(controls, ident)
@@ -124,7 +123,9 @@ def person_controls(
     _strength_controls(controls, ident)
     _advanced_controls(controls, files, ident)
     _connect_canvas(controls, engine)
-    _connect_photos(controls, engine)
+    _connect_driving(controls, engine)
+    reference_photos.connect(controls, engine)
+    people.connect(controls, engine)
     _connect_saved_poses(controls, engine)
     return [controls[name] for name in UI_ORDER]
 
@@ -144,37 +145,6 @@ def _radio(
 def _labelled(names: Sequence[str], labels: Mapping[str, str]) -> list[tuple[str, str]]:
     """Choices in gradio's format: pairs of label and value."""
     return [(labels[name], name) for name in names]
-
-
-def _reference_controls(controls: Controls, identities: Sequence[str], ident: Ident) -> None:
-    controls["references"] = accept_only_uploads(
-        gr.File(
-            label="Reference photos",
-            file_count="multiple",
-            file_types=["image"],
-            type="binary",
-            height=120,
-            elem_id=ident("references"),
-            elem_classes="facesnap-photos",
-        )
-    )
-    controls["seen"] = gr.HTML(elem_id=ident("seen"), elem_classes="facesnap-seen")
-    controls["report"] = gr.HTML(elem_id=ident("report"), elem_classes="facesnap-report")
-    with gr.Row():
-        controls["face_index"] = gr.Number(
-            0, label="Face index (0 = largest)", precision=0, elem_id=ident("face_index")
-        )
-        modes = _labelled(REFERENCE_MODES, REFERENCE_MODE_LABELS)
-        _radio(controls, ident, "reference_mode", "Several photos", modes, "fused")
-    controls["identity"] = gr.Dropdown(
-        ["", *identities],
-        value="",
-        label="Saved person (instead of photos, or in addition to them)",
-        elem_id=ident("identity"),
-    )
-    with gr.Row():
-        controls["name"] = gr.Textbox("", label="Name for saving this person", elem_id=ident("name"))
-        controls["save"] = gr.Button("Save person", elem_id=ident("save"))
 
 
 def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> None:
@@ -303,15 +273,7 @@ def _connect_canvas(controls: Controls, engine: Callable[[], Engine]) -> None:
         )
 
 
-def _connect_photos(controls: Controls, engine: Callable[[], Engine]) -> None:
-    references = [controls[name] for name in ("references", "face_index", "reference_mode")]
-    for component in references:
-        component.change(
-            lambda *values: callbacks.check_references(engine(), *values),
-            references,
-            [controls["seen"], controls["report"]],
-            show_progress=False,
-        )
+def _connect_driving(controls: Controls, engine: Callable[[], Engine]) -> None:
     driving = [controls["driving"], controls["driving_face_index"]]
     for component in driving:
         component.change(
@@ -320,11 +282,6 @@ def _connect_photos(controls: Controls, engine: Callable[[], Engine]) -> None:
             [controls["driving_faces"]],
             show_progress=False,
         )
-    controls["save"].click(
-        lambda *values: callbacks.save_person(engine(), *values),
-        [*references, controls["name"]],
-        [controls["report"], controls["identity"]],
-    )
 
 
 def _connect_saved_poses(controls: Controls, engine: Callable[[], Engine]) -> None:
