@@ -52,14 +52,12 @@ def add_controls(controls: dict[str, Any], identities: Sequence[str], ident: Cal
 
 
 def connect(controls: dict[str, Any], engine: Callable[[], Engine]) -> None:
-    """Connect the events of the controls. The list is read again whenever it receives the focus, so it also shows
-    people that were saved in a different place, such as the other tab."""
+    """Connect the events of the controls."""
     identity = controls["identity"]
-    identity.focus(lambda: gr.update(choices=choices(_folder(engine()))), None, [identity], show_progress=False)
     identity.change(
         lambda name: describe(_folder(engine()), name or ""), [identity], [controls["chosen"]], show_progress=False
     )
-    names = ("people_task", "references", "face_index", "reference_mode")
+    names = ("people_task", "identity", "references", "face_index", "reference_mode")
     controls["people_task"].change(
         lambda *values: run_task(engine(), *values),
         [controls[name] for name in names],
@@ -108,66 +106,79 @@ def describe(models: Path, name: str) -> str:
 
 @one_at_a_time
 def run_task(
-    engine: Engine, task: str, files: list[Any] | None, face_index: float | None, reference_mode: str
+    engine: Engine,
+    task: str,
+    identity: str | None,
+    files: list[Any] | None,
+    face_index: float | None,
+    reference_mode: str,
 ) -> tuple[Any, ...]:
-    """Save, rename or delete a person.
+    """Save, rename or delete a person, or read the list again after this was done elsewhere on the page.
 
     Args:
-        task: JSON with `do` ("save", "rename" or "delete"), `person` (the saved person's name), `name` (the new name)
-            and `picture` (whether to save a small picture of the face).
+        task: JSON with `do` ("save", "rename", "delete" or "list"), `number` (of the request), `person` (the saved
+            person's name), `name` (the new name) and `picture` (whether to save a small picture of the face).
+        identity: the name of the person that is chosen here.
         files: the image files with the reference photos, or their contents.
 
     Returns:
-        Updates of `OUTPUTS`. Once a person is saved, the photos are removed and the saved person is chosen instead.
+        Updates of `OUTPUTS`. The report repeats the number and names the person's old and new name, so that the page
+        can update its other lists. Once a person is saved, the photos are removed and the saved person is chosen
+        instead.
     """
     unchanged = gr.update()
     if not task:
-        return unchanged, unchanged, unchanged, unchanged
-    models = _folder(engine)
+        return (unchanged,) * len(OUTPUTS)
+    models, number, old, photos = _folder(engine), 0, "", (unchanged, unchanged)
     try:
         values = _parse(task)
+        number, old, name = values["number"], values["person"], values["name"]
+        if values["do"] == "list":
+            value = {"value": name} if old and identity == old else {}
+            return unchanged, gr.update(choices=choices(models), **value), *photos
         if values["do"] == "save":
-            message, name = _save(engine, files, int(face_index or 0), reference_mode, values)
-            return message, gr.update(choices=choices(models), value=name), None, 0
-        if values["do"] == "rename":
-            name = rename_identity(models, values["person"], values["name"]).stem
-            message = f"{values['person']} is now called {name}."
+            path = _save(engine, files, int(face_index or 0), reference_mode, values)
+            old, name, photos = "", path.stem, (None, 0)
+            content = "features and a small picture of the face" if values["picture"] else "features but no pixels"
+            message = f"Saved as {path.name}, which contains {content}. The saved person has replaced the photos."
+        elif values["do"] == "rename":
+            name = rename_identity(models, old, name).stem
+            message = f"{old} is now called {name}."
         else:
-            path = delete_identity(models, values["person"])
-            message, name = f"{path.name} was deleted.", ""
+            message, name = f"{delete_identity(models, old).name} was deleted.", ""
     except FaceSnapError as error:
-        return problem(str(error)), unchanged, unchanged, unchanged
-    return escape(message), gr.update(choices=choices(models), value=name), unchanged, unchanged
+        report = f"<div data-facesnap-number='{number}'>{problem(str(error))}</div>"
+        return report, unchanged, unchanged, unchanged
+    report = (
+        f"<div data-facesnap-number='{number}' data-facesnap-old='{escape(old, quote=True)}' "
+        f"data-facesnap-new='{escape(name, quote=True)}'>{escape(message)}</div>"
+    )
+    return report, gr.update(choices=choices(models), value=name), *photos
 
 
 def _parse(task: str) -> dict[str, Any]:
     try:
         values = json.loads(task)
-        known = {"do": str(values["do"]), "picture": bool(values.get("picture"))}
+        known = {"do": str(values["do"]), "picture": bool(values.get("picture")), "number": int(values["number"])}
         known |= {name: str(values.get(name) or "") for name in ("person", "name")}
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
         known = {"do": ""}
-    if known["do"] not in ("save", "rename", "delete"):
+    if known["do"] not in ("save", "rename", "delete", "list"):
         raise FaceSnapError("The page sent an unknown request about a saved person; reload the page.")
     return known
 
 
 def _save(
     engine: Engine, files: list[Any] | None, face_index: int, reference_mode: str, values: dict[str, Any]
-) -> tuple[str, str]:
-    """Save the person in the photos. Returns HTML of the outcome, and the person's name."""
+) -> Path:
+    """Save the person in the photos, and return the file."""
     references = reference_photos(files)
     if reference_mode == "batch" and len(references) > 1:
         raise FaceSnapError(
             "In batch mode the photos show different people; to save one of them, remove the photos of the others."
         )
     encoders = engine.encoders(engine.files())
-    path = save_identity(encoders, references, values["name"], face_index=face_index, with_picture=values["picture"])
-    content = "features and a small picture of the face" if values["picture"] else "features but no pixels"
-    return (
-        f"Saved as {escape(path.name)}, which contains {content}. The saved person has replaced the photos.",
-        path.stem,
-    )
+    return save_identity(encoders, references, values["name"], face_index=face_index, with_picture=values["picture"])
 
 
 def _save_form(ident: Callable[[str], str]) -> str:

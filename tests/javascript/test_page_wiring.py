@@ -46,7 +46,7 @@ def controls() -> str:
         <div id='txt2img_references' class='facesnap-photos'></div>
         <div id='txt2img_seen' class='facesnap-seen'></div>
         <div class='facesnap-when-photos'>save</div><div class='facesnap-when-several'>mode</div>
-        <div id='txt2img_chosen'></div>
+        <div id='txt2img_chosen'></div><div id='txt2img_people_report'></div>
         <div id='txt2img_identity'><input></div><div id='txt2img_saved_pose'><input></div>
         {radios("pose", ["photo", "template", "sliders", "saved", "own"])}
         <div class='facesnap-when-photo'>driving<div id='txt2img_driving'></div></div>

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -21,25 +19,7 @@ from facesnap_ext.photos import Photo, from_base64
 from facesnap_ext.settings.infotext import to_infotext
 from facesnap_ext.settings.unit import from_values
 from facesnap_ext.weights.search import find_models
-from tests.support import mock_webui
 from tests.support.stand_in_pack import stand_in_faces68
-
-
-@pytest.fixture
-def page(tmp_path):
-    """The package `facesnap_ext.ui` with a mock of gradio."""
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("gradio", "modules")}
-    mock_webui.install(tmp_path)
-    importlib.import_module("facesnap_ext.ui.accordion")
-    yield importlib.import_module("facesnap_ext.ui")
-    for name in [name for name in sys.modules if name.split(".")[0] in ("gradio", "modules")]:
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-@pytest.fixture(scope="module")
-def engine(stand_ins) -> Engine:
-    return Engine(lambda: find_models(stand_ins))
 
 
 def png(pixels: np.ndarray) -> bytes:

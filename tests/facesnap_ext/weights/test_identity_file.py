@@ -235,6 +235,8 @@ HOSTILE = {
     "modes with an axis too many": {"tensors": OPEN_SHAPE | {"open_face.modes": torch.zeros(2, 40)}},
     "a shape that is no face": {"tensors": OPEN_SHAPE | {"open_face.modes": torch.full((40,), 1e9)}, "open_face": "1"},
     "a shape without a version": {"tensors": OPEN_SHAPE},
+    "a picture of another size": {"tensors": {"picture": torch.zeros(64, 64, 3, dtype=torch.uint8)}},
+    "a picture of numbers": {"tensors": {"picture": torch.zeros(128, 128, 3)}},
     "deep brackets": {"networks": "[" * 100_000},
     "not JSON": {"photos": "\x00"},
 }
@@ -488,3 +490,16 @@ def test_messages_about_a_saved_identity_name_a_way_that_works(
     for changed in advised:
         second = attempt(changed)
         assert second == "" or "put one there" in second or "put that file" in second
+
+
+def test_a_picture_is_part_of_the_file_and_its_digest(eileen, tmp_path):
+    picture = torch.randint(0, 256, (128, 128, 3), dtype=torch.uint8)
+    path = tmp_path / "with picture.safetensors"
+    save(path, replace(load(eileen), picture=picture))
+    assert torch.equal(load(path).picture, picture)
+    assert torch.equal(load(path).embeddings, load(eileen).embeddings)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(path), "picture": picture + 1}, path, metadata)
+    with pytest.raises(FaceSnapError, match="its contents have changed"):
+        load(path)
