@@ -9,7 +9,7 @@ from facesnap_ext.photos import Photo
 from tests.page.browsed_page import FACESNAP, Page, png
 from tests.page.test_page import ADA, NO_FACE, photo
 
-NAMES = ("Ada.png", "wall.png", "Ada later.png")
+NAMES = ("photo0 Ada.png", "photo0 wall.png", "photo0 Ada later.png")
 CARDS = f"{FACESNAP}seen .facesnap-name"
 
 
@@ -36,20 +36,20 @@ def press(page: Page, name: str) -> None:
 
 
 def test_photos_are_moved_removed_and_left_out(filled: Page) -> None:
-    assert filled.generate().startswith("FaceSnapError: No face was found in wall.png")
-    press(filled, "Move Ada later.png left")
-    wait_for_cards(filled, "Ada.png", "Ada later.png", "wall.png")
-    press(filled, "Move Ada later.png left")
-    wait_for_cards(filled, "Ada later.png", "Ada.png", "wall.png")
+    assert filled.generate().startswith("FaceSnapError: No face was found in photo0 wall.png")
+    press(filled, "Move photo0 Ada later.png left")
+    wait_for_cards(filled, "photo0 Ada.png", "photo0 Ada later.png", "photo0 wall.png")
+    press(filled, "Move photo0 Ada later.png left")
+    wait_for_cards(filled, "photo0 Ada later.png", "photo0 Ada.png", "photo0 wall.png")
     press(filled, "Leave out the unusable photos (1)")
-    wait_for_cards(filled, "Ada later.png", "Ada.png")
+    wait_for_cards(filled, "photo0 Ada later.png", "photo0 Ada.png")
     assert isinstance(filled.generate(), np.ndarray)
     digests = [Photo(photo(ADA, shot), "").digest[:10] for shot in (2, 0)]
     assert f"FaceSnap references: {' '.join(digests)}" in filled.infotext()
-    press(filled, "Remove Ada later.png")
-    wait_for_cards(filled, "Ada.png")
+    press(filled, "Remove photo0 Ada later.png")
+    wait_for_cards(filled, "photo0 Ada.png")
     assert not filled.at("reference_mode").is_visible()
-    press(filled, "Remove Ada.png")
+    press(filled, "Remove photo0 Ada.png")
     filled.at("references", "input[type=file]").wait_for(state="attached")
     filled.at("references").wait_for()
     wait_for_cards(filled)
@@ -85,7 +85,7 @@ def test_the_text_on_the_cards_has_enough_contrast(filled: Page, theme: str) -> 
 
 def test_a_saved_person_replaces_the_photos_and_is_known_everywhere(filled: Page) -> None:
     press(filled, "Leave out the unusable photos (1)")
-    wait_for_cards(filled, "Ada.png", "Ada later.png")
+    wait_for_cards(filled, "photo0 Ada.png", "photo0 Ada later.png")
     filled.at("save_part", "summary").click()
     filled.text("name", "Ada of the page")
     filled.at("picture", "input").check()
