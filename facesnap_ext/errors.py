@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from textwrap import shorten
@@ -22,6 +23,12 @@ class FaceSnapError(Exception):
 def printable(text: str) -> str:
     """Return text that any page and console can show; bytes of a file name that are not UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def one_line(text: str) -> str:
+    """Return text on one line, NFC-normalised, without control, invisible and text direction characters."""
+    visible = (letter for letter in " ".join(text.split()) if not unicodedata.category(letter).startswith("C"))
+    return unicodedata.normalize("NFC", " ".join("".join(visible).split()))
 
 
 def reason_of(error: BaseException | str, max_length: int | None = 300) -> str:

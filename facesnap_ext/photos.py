@@ -6,17 +6,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
+from itertools import count
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, one_line
 
 MAX_PIXELS = 80_000_000
 """Photos with more pixels are rejected before decoding."""
@@ -35,6 +38,7 @@ MAX_TOTAL_PIXELS = 256_000_000
 
 # Pillow supports more formats, but some are unsafe for untrusted files: PostScript, for example, runs an interpreter.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM")
+_MAX_PATH = 4096  # maximum length of the end of a path that is searched for the file's name
 _MAX_HEADER = 1000  # maximum length of the part of a data URL before the data
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _ESCAPED = {b"%2B": b"+", b"%2b": b"+", b"%2F": b"/", b"%2f": b"/", b"%3D": b"=", b"%3d": b"="}
@@ -48,11 +52,28 @@ _STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # views of an uprigh
     7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
     8: lambda upright: np.rot90(upright, -1),
 }
+MAX_NAME = 40
+"""Longer file names of photos are shortened in messages."""
+
 _ROWS = 256  # number of rows converted at a time
 _BLOCK = 2**26  # bytes
 
 one_request = threading.Lock()
 """Held while a request from the page or to the HTTP API has photos in memory, so that memory use does not add up."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def one_at_a_time(answer: Function) -> Function:
+    """Make a function that answers requests of the page hold `one_request` while it runs."""
+
+    @wraps(answer)
+    def run(*args: Any, **values: Any) -> Any:
+        with one_request:
+            return answer(*args, **values)
+
+    return cast(Function, run)
+
 
 # One photo is decoded at a time, because decoding takes several times the memory of the result. The lock also prevents
 # a second thread from permanently changing the setting that `_load_strictly` restores.
@@ -82,6 +103,51 @@ class Photo:
         digest = hashlib.sha256(repr(self.pixels.shape).encode())
         digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class NamedFile:
+    """An image file under the name that its owner gave it.
+
+    Attributes:
+        content: the file, its contents in base64, or the reason why it cannot be used.
+        name: from `file_title`; may be empty.
+    """
+
+    content: Path | str | FaceSnapError
+    name: str = ""
+
+
+def file_title(name: Any) -> str:
+    """Return a file's name as it appears in messages; empty if it has no visible characters.
+
+    Names come from untrusted clients. The result has no folders, line breaks or invisible characters, and at most
+    `MAX_NAME` characters. Longer names are shortened in the middle, so that the suffix is kept.
+    """
+    if not isinstance(name, str):
+        return ""
+    title = one_line(re.split(r"[/\\]", name[-_MAX_PATH:])[-1])
+    if len(title) > MAX_NAME:
+        end = title[-(MAX_NAME // 3) :]
+        title = f"{title[: MAX_NAME - len(end) - 1].rstrip()}…{end.lstrip()}"
+    return title
+
+
+def titles_of(values: Sequence[Any], title: str) -> list[str]:
+    """Return the photos' names in messages: their own names if they are known, otherwise "Reference photo 1" and so on.
+
+    If several photos have the same name, a number is added to all but the first.
+
+    Args:
+        values: the photos as the page or the API sends them.
+        title: what they are called, such as "Reference photo".
+    """
+    titles: list[str] = []
+    for number, value in enumerate(values, 1):
+        own = value.name if isinstance(value, NamedFile) else ""
+        candidates = (f"{own} ({i})" if i > 1 else own for i in count(1))
+        titles.append(next(one for one in candidates if one not in titles) if own else f"{title} {number}")
+    return titles
 
 
 def from_path(path: str | Path) -> Photo:

@@ -183,6 +183,7 @@ function facesnapWire(root) {
         queueMicrotask(() => update(false));  // by then gradio has updated the number next to the slider
     });
     facesnapAcceptPhotos(element("pose"), element);
+    facesnapPeople(element);
     element("person").addEventListener("click", event => {
         const reset = event.target.closest("[data-facesnap-reset]");
         if (reset) settings.reset(reset.dataset.facesnapReset);

@@ -1,4 +1,4 @@
-// Reference photos by paste, drop and upload: new photos are added to those that the file component already holds.
+// Reference photos: added by paste, drop and upload, and removed and moved by the buttons on their cards.
 
 "use strict";
 
@@ -6,11 +6,14 @@ function facesnapImageFiles(transfer) {
     return [...transfer?.files || []].filter(file => file.type.startsWith("image/"));
 }
 
-// Make a person's file component accept more photos. A pasted image becomes a reference photo of the person in the
-// open tab while the mouse or the focus is in the accordion, and so does an image dropped on existing photos.
+// Make a person's file component accept more photos, and answer the buttons on the photos' cards. A pasted image becomes
+// a reference photo of the person in the open tab while the mouse or the focus is in the accordion, and so does an image
+// dropped on existing photos.
 function facesnapAcceptPhotos(root, element) {
     const accordion = element("person").closest('[id$="_enable"]') || element("person");
-    const block = element("references");
+    const block = element("references"), cards = element("seen");
+    const add = files => facesnapChangePhotos(block, cards, existing => [...existing, ...files]);
+    element("person").dataset.facesnapPhotos = "";  // style.css hides controls that the number of photos makes useless
     let hovered = false;
     accordion.addEventListener("pointerover", () => { hovered = true; });
     accordion.addEventListener("pointerleave", () => { hovered = false; });
@@ -23,53 +26,99 @@ function facesnapAcceptPhotos(root, element) {
         if (event.clipboardData.getData("text/plain") && event.target.closest?.("textarea, input")) return;
         event.preventDefault();
         event.stopPropagation();  // otherwise the host would put it into one of its own image components
-        facesnapAddPhotos(block, element("report"), images);
+        add(images);
     }, true);
 
-    // otherwise the browser opens the dropped file
-    block.addEventListener("dragover", event => event.preventDefault());
-    block.addEventListener("drop", event => {
-        const images = facesnapImageFiles(event.dataTransfer);
-        if (!images.length) return;
-        const empty = () => block.querySelector("input[type=file]");
-        if (empty()) {  // the component accepts the drop itself, but may lose it
-            facesnapUntil(() => block.querySelector("a[href]"), 4).then(arrived => {
-                if (!arrived && !empty()) facesnapAddPhotos(block, element("report"), images);
-            });
-            return;
-        }
-        event.preventDefault();
-        event.stopPropagation();
-        facesnapAddPhotos(block, element("report"), images);
-    }, true);
+    for (const target of [block, cards]) {
+        target.addEventListener("dragover", event => event.preventDefault());  // else the browser opens the dropped file
+        target.addEventListener("drop", event => {
+            const images = facesnapImageFiles(event.dataTransfer);
+            if (!images.length) return;
+            const empty = () => block.querySelector("input[type=file]");
+            if (empty() && target === block) {  // the component accepts the drop itself, but may lose it
+                facesnapUntil(() => block.querySelector("a[href]"), 4).then(arrived => {
+                    if (!arrived && !empty()) add(images);
+                });
+                return;
+            }
+            event.preventDefault();
+            event.stopPropagation();
+            add(images);
+        }, true);
+    }
 
     block.addEventListener("change", event => {
         if (event.facesnap || event.target.type !== "file" || !event.target.files.length) return;
         event.stopPropagation();
-        facesnapAddPhotos(block, element("report"), [...event.target.files]);
+        add([...event.target.files]);
     }, true);
+
+    cards.addEventListener("click", event => {
+        const button = event.target.closest("[data-facesnap-do]");
+        if (!button) return;
+        if (button.dataset.facesnapDo === "add") facesnapPickPhotos(add);
+        else facesnapPressCard(block, cards, button.dataset);
+    });
 }
 
-// Add files to a file component that may already hold some. The component accepts files only while it is empty, so it
-// is cleared and all files are uploaded again. Gradio 3 loses an upload if any event of the page is answered meanwhile,
-// including those caused by clearing. This is why the function waits after clearing, and retries with longer waits.
-async function facesnapAddPhotos(block, report, files) {
+// Let the user pick image files.
+function facesnapPickPhotos(add) {
+    const input = Object.assign(document.createElement("input"), {type: "file", multiple: true, accept: "image/*"});
+    input.addEventListener("change", () => add([...input.files]));
+    input.click();
+}
+
+// Keep the photos that a button names, in its order, and then return the focus to the same button of a card.
+async function facesnapPressCard(block, cards, {facesnapDo, facesnapKeep, facesnapThen}) {
+    const keep = facesnapKeep.split(",").filter(Boolean).map(Number);
+    await facesnapChangePhotos(block, cards, existing => keep.map(i => existing[i]).filter(Boolean));
+    const shown = () => cards.querySelectorAll(".facesnap-card");
+    await facesnapUntil(() => shown().length === keep.length, 10);
+    const card = shown()[facesnapThen];
+    const same = card?.querySelector(`[data-facesnap-do=${facesnapDo}]:not(:disabled)`);
+    (same || card?.querySelector("button"))?.focus();
+}
+
+// Change the photos of a file component, one change after the other. `change` gets the existing files and returns the
+// new ones.
+function facesnapChangePhotos(block, cards, change) {
+    const previous = block.facesnapChange || Promise.resolve();
+    return block.facesnapChange = previous.then(() => facesnapReplacePhotos(block, cards, change)).catch(console.error);
+}
+
+// The component accepts files only while it is empty, so it is cleared and all files are uploaded again. Meanwhile a
+// copy of the cards is shown. Gradio 3 loses an upload if any event of the page is answered meanwhile, including those
+// caused by clearing. This is why the function waits after clearing, and retries with longer waits.
+async function facesnapReplacePhotos(block, cards, change) {
     const links = () => [...block.querySelectorAll("a[href]")];
     const existing = await Promise.all(links().map(async (link, i) => {
         const blob = await (await fetch(link.href)).blob();
         return new File([blob], link.getAttribute("download") || `photo${i}.png`, {type: blob.type});
     }));
     const transfer = new DataTransfer();
-    for (const file of [...existing, ...files]) transfer.items.add(file);
-    for (let seconds = 4; seconds < 100; seconds *= 2) {
-        block.querySelector("button[aria-label=Clear]")?.click();
-        await facesnapUntil(() => !report.textContent.trim(), 5);
-        if (seconds > 4) await facesnapUntil(() => false, seconds / 8);
-        const input = await facesnapUntil(() => block.querySelector("input[type=file]"), 5);
-        if (!input) continue;
-        input.files = transfer.files;
-        input.dispatchEvent(Object.assign(new Event("change", {bubbles: true}), {facesnap: true}));
-        if (await facesnapUntil(() => links().length === transfer.files.length, seconds)) return;
+    for (const file of change(existing)) transfer.items.add(file);
+    const copy = cards.cloneNode(true);
+    copy.removeAttribute("id");
+    copy.inert = true;
+    copy.classList.add("facesnap-busy");
+    cards.before(copy);
+    block.classList.add("facesnap-busy");
+    try {
+        for (let seconds = 4; seconds < 100; seconds *= 2) {
+            block.querySelector("button[aria-label=Clear]")?.click();
+            await facesnapUntil(() => !cards.textContent.trim(), 5);
+            if (seconds > 4) await facesnapUntil(() => false, seconds / 8);
+            const input = await facesnapUntil(() => block.querySelector("input[type=file]"), 5);
+            if (!input) continue;
+            if (!transfer.files.length) return;
+            input.files = transfer.files;
+            input.dispatchEvent(Object.assign(new Event("change", {bubbles: true}), {facesnap: true}));
+            if (await facesnapUntil(() => links().length === transfer.files.length, seconds)) break;
+        }
+        if (copy.isConnected) await facesnapUntil(() => cards.textContent.trim(), 30);  // faces are being detected
+    } finally {
+        copy.remove();
+        block.classList.remove("facesnap-busy");
     }
 }
 

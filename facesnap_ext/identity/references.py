@@ -11,25 +11,35 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.identity.blur import ARCFACE_SIDE, BLUR_THRESHOLD, blur
 from facesnap_ext.identity.faces import Face, longer_side, no_face_error, select_face
 from facesnap_ext.identity.framing import annotate_faces
 from facesnap_ext.photos import Photo
-
-ARCFACE_SIDE = 112
-"""Side in pixels of the aligned face that ArcFace receives. Smaller faces are enlarged to this size."""
-
-BLUR_THRESHOLD = 2.0
-"""Blur above which a face is reported as blurred, in pixels of the aligned face (see `blur`). It was measured on nine
-faces in photos that come with scikit-image, matplotlib and insightface. After a Gaussian blur of 2 pixels, the
-embedding's cosine similarity to the embedding of the sharp face is .60 to .85, and all nine faces exceed the threshold.
-After a blur of 1 pixel, the similarity is at least .94, and no face exceeds the threshold."""
 
 DIFFERENT_PERSON = 0.2
 SAME_PERSON = 0.28
 """Cosine similarities of ArcFace embeddings: insightface's example assumes different people below the first value and
 the same person from the second value up (arcface_onnx in https://github.com/deepinsight/insightface). Of the 36 pairs
-of different people among the nine faces above, 34 lie below the first and one above the second. In the miniature, the
-average is .00 for pairs of different people and .76 for pairs of photos of one person."""
+of different people among nine faces (see `blur.BLUR_THRESHOLD`), 34 lie below the first and one above the second. In
+the miniature, the average is .00 for pairs of different people and .76 for pairs of photos of one person."""
+
+FINDINGS = ("no_face", "no_such_face", "stranger", "small", "blurred", "several", "turned", "close_up")
+"""What can be noticed about a photo, the most serious first. The first two make a photo unusable."""
+
+UNUSABLE = FINDINGS[:2]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was noticed about a reference photo.
+
+    Attributes:
+        kind: one of `FINDINGS`.
+        sentence: the warning or note for the user.
+    """
+
+    kind: str
+    sentence: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +52,7 @@ class Reference:
         face_index: index of the face that is used; None if the photo has no face with that index.
         blur: blur of that face (see `blur`); None without a face.
         likeness: mean cosine similarity of its embedding to the other photos' embeddings; None without other photos.
-        warnings: sentences for the user.
+        findings: what the user should know about the photo, the most serious first; empty for a good photo.
     """
 
     photo: Photo
@@ -50,7 +60,17 @@ class Reference:
     face_index: int | None
     blur: float | None
     likeness: float | None
-    warnings: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The findings as sentences for the user."""
+        return tuple(finding.sentence for finding in self.findings)
+
+    @property
+    def face_size(self) -> int | None:
+        """The longer side in pixels of the face that is used; None without a face."""
+        return None if self.face_index is None else round(longer_side(self.faces[self.face_index].box))
 
     def preview(self, side: int | None = 256) -> Image.Image:
         """Return the photo with all faces framed and numbered, at most `side` pixels wide and high."""
@@ -79,8 +99,8 @@ class ReferenceReport:
         lines = []
         for reference in self.references:
             parts = [reference.photo.name]
-            if reference.face_index is not None:
-                parts.append(f"face size {round(longer_side(reference.faces[reference.face_index].box))} pixels")
+            if reference.face_size is not None:
+                parts.append(f"face size {reference.face_size} pixels")
             if reference.likeness is not None:
                 parts.append(f"likeness to the others {reference.likeness:.2f}")
             lines.append(", ".join(parts))
@@ -134,7 +154,7 @@ def examine(
                 face_index=None if face is None else face_index,
                 blur=measured_blur,
                 likeness=float(others.mean()) if len(others) else None,
-                warnings=tuple(_warnings(photo, faces, face_index, measured_blur, is_outlier=i == outlier)),
+                findings=tuple(_findings(photo, faces, face_index, measured_blur, is_outlier=i == outlier)),
             )
         )
     return ReferenceReport(tuple(references), matrix, outlier, tuple(_notes(matrix, outlier)))
@@ -175,30 +195,6 @@ def find_outlier(matrix: np.ndarray) -> int | None:
     return candidate if others_agree and _mean_similarity(matrix, candidate, valid) < DIFFERENT_PERSON else None
 
 
-def blur(face: Face) -> float:
-    """Estimate how blurred a face is.
-
-    Natural images have a power spectrum of 1/k² (Field 1987). After a Gaussian blur of standard deviation s, their mean
-    squared gradient is s² times their mean squared Laplacian, independent of contrast. To suppress noise, the face is
-    first blurred by 1 pixel, which is subtracted from the result.
-
-    Returns:
-        Standard deviation of the Gaussian blur that would remove as much detail from a sharp natural image, in pixels
-        of the aligned face, which is 112 pixels wide.
-    """
-    import cv2
-
-    grey = cv2.GaussianBlur(_aligned(face), (0, 0), 1.0)
-    inner = (slice(24, 104), slice(20, 92))  # from brows to chin, without background
-    laplacian = cv2.Laplacian(grey, cv2.CV_32F, ksize=1)[inner]
-    gradient_x, gradient_y = (cv2.Sobel(grey, cv2.CV_32F, *axis, ksize=3)[inner] / 8 for axis in ((1, 0), (0, 1)))
-    squared_laplacian = float((laplacian**2).mean())
-    squared_gradient = float((gradient_x**2 + gradient_y**2).mean())
-    if not squared_laplacian:
-        return float(ARCFACE_SIDE)
-    return max(squared_gradient / squared_laplacian - 1, 0.0) ** 0.5
-
-
 def turn_note(face: Face) -> str | None:
     """Return the note for a face that lies on its side or upside down in the photo, or None."""
     if not face.turn:
@@ -235,33 +231,37 @@ def stranger_note(references: Sequence[Face], saved: np.ndarray, name: str) -> s
     )
 
 
-def _warnings(
+def _findings(
     photo: Photo, faces: Sequence[Face], face_index: int, measured_blur: float | None, is_outlier: bool
-) -> list[str]:
+) -> list[Finding]:
+    """The findings on one photo, in the order of `FINDINGS`."""
     if not faces:
-        return [str(no_face_error(photo))]
+        return [Finding("no_face", str(no_face_error(photo)))]
     try:
         face = select_face(faces, face_index)
     except FaceSnapError as error:
-        return [str(error)]
-    warnings = []
-    if len(faces) > 1:
-        used = "the largest one is used" if face_index == 0 else f"face {face_index} is used (0 = largest)"
-        warnings.append(f"{photo.name} shows {len(faces)} faces: {used}.")
-    warnings += photo_notes(face)
+        return [Finding("no_such_face", str(error))]
+    sentences = {}
+    if is_outlier:
+        sentences["stranger"] = (
+            f"The face in {photo.name} does not resemble the others, which resemble each other: remove this photo if "
+            "it shows a different person."
+        )
     if (side := longer_side(face.box)) < ARCFACE_SIDE:
-        warnings.append(
+        sentences["small"] = (
             f"The face in {photo.name} is small ({round(side)} pixels; at least {ARCFACE_SIDE} are recommended): use a "
             "photo with a larger face for a better likeness."
         )
     elif measured_blur is not None and measured_blur > BLUR_THRESHOLD:  # enlarging always blurs small faces
-        warnings.append(f"The face in {photo.name} is blurred: use a sharper photo for a better likeness.")
-    if is_outlier:
-        warnings.append(
-            f"The face in {photo.name} does not resemble the others, which resemble each other: remove this photo if "
-            "it shows a different person."
-        )
-    return warnings
+        sentences["blurred"] = f"The face in {photo.name} is blurred: use a sharper photo for a better likeness."
+    if len(faces) > 1:
+        used = "the largest one is used" if face_index == 0 else f"face {face_index} is used (0 = largest)"
+        sentences["several"] = f"{photo.name} shows {len(faces)} faces: {used}."
+    if note := turn_note(face):
+        sentences["turned"] = note
+    if face.padded:
+        sentences["close_up"] = padded_note(face)
+    return [Finding(kind, sentence) for kind, sentence in sentences.items()]
 
 
 def _notes(matrix: np.ndarray, outlier: int | None) -> list[str]:
@@ -284,24 +284,3 @@ def _valid_rows(matrix: np.ndarray) -> list[int]:
 def _mean_similarity(matrix: np.ndarray, i: int, others: Sequence[int]) -> float:
     """Return the mean cosine similarity of photo `i` to `others`, excluding itself."""
     return float(matrix[i, [j for j in others if j != i]].mean())
-
-
-def _aligned(face: Face) -> np.ndarray:
-    """Return the aligned face as ArcFace receives it, in greyscale: [112, 112] float32 in 0…255.
-
-    Edge pixels are repeated outside the photo. Large faces are downscaled by area averaging, so that noise and fine
-    detail are averaged rather than aliased.
-    """
-    import cv2
-    from insightface.utils.face_align import estimate_norm
-
-    pixels, keypoints = face.photo.pixels, face.keypoints
-    scale = float(np.hypot(*estimate_norm(keypoints, ARCFACE_SIDE)[0, :2]))
-    if scale < 1:
-        height, width = pixels.shape[:2]
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-        keypoints = keypoints * np.array([size[0] / width, size[1] / height], np.float32)
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    alignment = estimate_norm(keypoints, ARCFACE_SIDE)
-    return cv2.warpAffine(grey, alignment, (ARCFACE_SIDE, ARCFACE_SIDE), borderMode=cv2.BORDER_REPLICATE)

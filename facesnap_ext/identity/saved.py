@@ -6,11 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from facesnap_ext.cache import signature_of
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.identity.faces import Face
+from facesnap_ext.identity.framing import face_thumbnail
 from facesnap_ext.identity.predictors import fit_shape
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights import identity_file
@@ -71,6 +75,7 @@ def save_identity(
     path: Path | None = None,
     *,
     face_index: int = 0,
+    with_picture: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Path:
@@ -85,6 +90,7 @@ def save_identity(
         name: the name that the user gives.
         path: the file; by default, a file of that name in the model folder's `identities`.
         face_index: the face to use in each photo, by size from the largest.
+        with_picture: whether to add a small picture of the face in the first photo.
 
     Raises:
         FaceSnapError: a photo or a model file is missing or unusable, or the file exists and `overwrite` is off.
@@ -108,6 +114,11 @@ def save_identity(
         photos=tuple(face.photo.digest[:10] for face in references),
         networks={part: encoders.network_hash(part) for part in networks},
         open_shape=fit_shape(encoders, references),
+        picture=_picture(references[0]) if with_picture else None,
     )
     identity_file.save(path, identity, overwrite)
     return path
+
+
+def _picture(face: Face) -> Tensor:
+    return torch.from_numpy(np.array(face_thumbnail(face, identity_file.PICTURE_SIDE)))

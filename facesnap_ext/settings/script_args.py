@@ -11,7 +11,7 @@ from typing import Any
 from PIL.Image import Image
 
 from facesnap_ext.errors import FaceSnapError, error_prefix
-from facesnap_ext.photos import Photo, PhotoReader, TooManyPhotosError, check_number
+from facesnap_ext.photos import NamedFile, Photo, PhotoReader, TooManyPhotosError, check_number, titles_of
 from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.unit import Unit, defaults, from_values, short_repr
 
@@ -156,7 +156,7 @@ def reference_photos(
 
     Args:
         reader: counts the photos of the job.
-        title: what they are called in messages.
+        title: what photos without a file name are called in messages.
 
     Raises:
         FaceSnapError: some photos cannot be read, and the message names each of them; or there are too many photos.
@@ -164,7 +164,7 @@ def reference_photos(
     given = list(filter(None, values or ()))
     check_number(len(given))
     reader = reader or PhotoReader()
-    results = [_photo_or_error(value, f"{title} {i}", reader) for i, value in enumerate(given, 1)]
+    results = [_photo_or_error(value, name, reader) for value, name in zip(given, titles_of(given, title))]
     if errors := [str(result) for result in results if isinstance(result, FaceSnapError)]:
         raise FaceSnapError(" ".join(errors))
     return tuple(result for result in results if isinstance(result, Photo))
@@ -196,7 +196,7 @@ def _unit(values: dict[str, Any], reader: PhotoReader) -> Unit:
         "references": reference_photos(references if isinstance(references, (list, tuple)) else [references], reader),
         "block_weights": tuple(weights) if isinstance(weights, (list, tuple)) else (weights,),
     }
-    mask = _photo(values["mask"], "Region mask", reader) if values.get("mask") else None
+    mask = read_photo(values["mask"], "Region mask", reader) if values.get("mask") else None
     return from_values({**values, **parsed, "driving": _driving(values.get("driving"), reader), "mask": mask})
 
 
@@ -205,19 +205,26 @@ def _driving(value: Any, reader: PhotoReader) -> Photo | tuple[Photo, ...] | Non
     given = list(filter(None, value)) if isinstance(value, (list, tuple)) else [value] if value else []
     if len(given) > 1:
         return reference_photos(given, reader, "Driving photo")
-    return _photo(given[0], "Driving photo", reader) if given else None
+    return read_photo(given[0], titles_of(given, "Driving photo")[0], reader) if given else None
 
 
 def _photo_or_error(value: Any, name: str, reader: PhotoReader) -> Photo | FaceSnapError:
     try:
-        return _photo(value, name, reader)
+        return read_photo(value, name, reader)
     except TooManyPhotosError:
         raise
     except FaceSnapError as error:
         return error
 
 
-def _photo(value: Any, name: str, reader: PhotoReader) -> Photo:
+def read_photo(value: Any, name: str, reader: PhotoReader) -> Photo:
+    """Read one photo that the page or the API sent.
+
+    Raises:
+        FaceSnapError: it cannot be read, is not an image, or there are too many photos.
+    """
+    if isinstance(value, NamedFile):
+        value = value.content
     if isinstance(value, FaceSnapError):  # the reason why the page rejected it
         raise value
     if isinstance(value, (str, bytes, Path, Image)):  # text from the API is base64, never a path or a URL

@@ -17,8 +17,8 @@ from facesnap_ext.identity.predictors import predictor_title
 from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.infotext import from_infotext
 from facesnap_ext.settings.script_args import UI_ORDER
-from facesnap_ext.settings.unit import RANGES, REFERENCE_MODES, defaults
-from facesnap_ext.ui import callbacks, settings_html
+from facesnap_ext.settings.unit import RANGES, defaults
+from facesnap_ext.ui import callbacks, people, reference_photos, settings_html
 from facesnap_ext.ui.markup import hidden_text, problem
 from facesnap_ext.ui.settings_html import Ident
 from facesnap_ext.ui.uploads import accept_only_uploads
@@ -37,7 +37,6 @@ PART_LABELS = {
     "flame": "FLAME",
     "mediapipe": "MediaPipe's landmarks",
 }
-REFERENCE_MODE_LABELS = {"fused": "fused", "averaged": "averaged", "batch": "one image per photo (batch)"}
 
 
 def status(files: ModelFiles, needed: Sequence[Part] = ()) -> str:
@@ -85,7 +84,8 @@ def person_controls(
     controls: Controls = {"enabled": enabled}
     with gr.Row(equal_height=False):
         with gr.Column():
-            _reference_controls(controls, identities, ident)
+            reference_photos.add_controls(controls, ident)
+            people.add_controls(controls, identities, ident)
         with gr.Column(elem_classes="facesnap-when-shown"):
             gr.HTML(settings_html.canvas(ident), elem_id=ident("canvas"))
     _pose_controls(controls, callbacks.pose_choices(files.folder), ident)
@@ -95,7 +95,9 @@ def person_controls(
     _advanced_controls(controls, files, ident)
     _page_data(controls, ident)
     _connect_canvas(controls, engine)
-    _connect_photos(controls, engine)
+    _connect_driving(controls, engine)
+    reference_photos.connect(controls, engine)
+    people.connect(controls, engine)
     _connect_saved_poses(controls, engine)
     return [controls[name] for name in UI_ORDER]
 
@@ -109,37 +111,6 @@ def _radio(
 def _labelled(names: Sequence[str], labels: Mapping[str, str]) -> list[tuple[str, str]]:
     """Choices in gradio's format: pairs of label and value."""
     return [(labels[name], name) for name in names]
-
-
-def _reference_controls(controls: Controls, identities: Sequence[str], ident: Ident) -> None:
-    controls["references"] = accept_only_uploads(
-        gr.File(
-            label="Reference photos",
-            file_count="multiple",
-            file_types=["image"],
-            type="binary",
-            height=120,
-            elem_id=ident("references"),
-            elem_classes="facesnap-photos",
-        )
-    )
-    controls["seen"] = gr.HTML(elem_id=ident("seen"), elem_classes="facesnap-seen")
-    controls["report"] = gr.HTML(elem_id=ident("report"), elem_classes="facesnap-report")
-    with gr.Row():
-        controls["face_index"] = gr.Number(
-            0, label="Face index (0 = largest)", precision=0, elem_id=ident("face_index")
-        )
-        modes = _labelled(REFERENCE_MODES, REFERENCE_MODE_LABELS)
-        _radio(controls, ident, "reference_mode", "Several photos", modes, "fused")
-    controls["identity"] = gr.Dropdown(
-        ["", *identities],
-        value="",
-        label="Saved person (instead of photos, or in addition to them)",
-        elem_id=ident("identity"),
-    )
-    with gr.Row():
-        controls["name"] = gr.Textbox("", label="Name for saving this person", elem_id=ident("name"))
-        controls["save"] = gr.Button("Save person", elem_id=ident("save"))
 
 
 def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> None:
@@ -211,15 +182,7 @@ def _connect_canvas(controls: Controls, engine: Callable[[], Engine]) -> None:
         )
 
 
-def _connect_photos(controls: Controls, engine: Callable[[], Engine]) -> None:
-    references = [controls[name] for name in ("references", "face_index", "reference_mode")]
-    for component in references:
-        component.change(
-            lambda *values: callbacks.check_references(engine(), *values),
-            references,
-            [controls["seen"], controls["report"]],
-            show_progress=False,
-        )
+def _connect_driving(controls: Controls, engine: Callable[[], Engine]) -> None:
     driving = [controls["driving"], controls["driving_face_index"]]
     for component in driving:
         component.change(
@@ -228,11 +191,6 @@ def _connect_photos(controls: Controls, engine: Callable[[], Engine]) -> None:
             [controls["driving_faces"]],
             show_progress=False,
         )
-    controls["save"].click(
-        lambda *values: callbacks.save_person(engine(), *values),
-        [*references, controls["name"]],
-        [controls["report"], controls["identity"]],
-    )
 
 
 def _connect_saved_poses(controls: Controls, engine: Callable[[], Engine]) -> None:

@@ -2,71 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import wraps
 from html import escape
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from facesnap_ext import photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.identity.faces import Face
-from facesnap_ext.identity.framing import face_thumbnail
 from facesnap_ext.identity.job_landmarks import photo_points
-from facesnap_ext.identity.references import Reference, turn_note
-from facesnap_ext.identity.saved import save_identity
+from facesnap_ext.identity.references import turn_note
 from facesnap_ext.landmarks.poses import for_browser
+from facesnap_ext.photos import one_at_a_time
 from facesnap_ext.settings import page_settings
 from facesnap_ext.settings import saved_poses as poses
 from facesnap_ext.settings.script_args import reference_photos, unit_from_page
 from facesnap_ext.settings.unit import from_values
 from facesnap_ext.ui.markup import problem
-from facesnap_ext.weights.identity_folder import find_identities
-
-THUMBNAIL = 96  # pixels
-Callback = TypeVar("Callback", bound=Callable[..., Any])
-
-
-def one_at_a_time(callback: Callback) -> Callback:
-    """Run only one request at a time, because requests hold photos in memory."""
-
-    @wraps(callback)
-    def run(*args: Any, **values: Any) -> Any:
-        with photos.one_request:
-            return callback(*args, **values)
-
-    return cast(Callback, run)
-
-
-@one_at_a_time
-def check_references(
-    engine: Engine, files: list[Any] | None, face_index: float | None, reference_mode: str = "fused"
-) -> tuple[str, str]:
-    """HTML of the reference photos with frames around the faces, and HTML with the warnings and the faces to choose
-    from.
-
-    Args:
-        files: the image files, or their contents.
-    """
-    if not files:
-        return "", ""
-    try:
-        report = engine.examine(reference_photos(files), int(face_index or 0), reference_mode == "batch")
-    except FaceSnapError as error:
-        return "", problem(str(error))
-    buttons = (face_buttons("face_index", reference.faces, reference.face_index) for reference in report.references)
-    return (
-        "".join(_preview(reference) for reference in report.references),
-        "<br>".join(map(escape, report.lines())) + "".join(buttons),
-    )
+from facesnap_ext.ui.photo_cards import face_buttons
 
 
 @one_at_a_time
@@ -81,38 +37,6 @@ def driving_faces(engine: Engine, driving: Any, driving_face_index: float | None
     chosen = int(driving_face_index or 0)
     note = turn_note(faces[chosen]) if 0 <= chosen < len(faces) else None
     return (f"<div>{escape(note)}</div>" if note else "") + face_buttons("driving_face_index", faces, chosen)
-
-
-def face_buttons(control: str, faces: Sequence[Face], chosen: int | None) -> str:
-    """HTML of a photo's faces as buttons that set a control to the face's index; empty for fewer than two faces.
-
-    Args:
-        control: name of the control that the buttons set.
-        chosen: index of the face that is used; None if there is none.
-    """
-    if len(faces) < 2:
-        return ""
-    buttons = []
-    for i, face in enumerate(faces):
-        url = _data_url(face_thumbnail(face, THUMBNAIL))
-        pressed = str(i == chosen).lower()
-        buttons.append(
-            f"<button type='button' class='facesnap-face' data-facesnap-of='{control}' data-facesnap-face='{i}' "
-            f"aria-pressed='{pressed}'><img src='{url}' alt='Face'> <span>{i}</span></button>"
-        )
-    title = escape(faces[0].photo.name, quote=True)
-    return f"<div class='facesnap-faces' role='group' aria-label='{title}'>{''.join(buttons)}</div>"
-
-
-def _preview(reference: Reference) -> str:
-    # Use a data URL, because gradio's gallery would leave a file with the face in its temporary folder.
-    return f"<img src='{_data_url(reference.preview())}' alt='{escape(reference.photo.name, quote=True)}'>"
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def answer_canvas(
@@ -253,26 +177,3 @@ def delete_pose(engine: Engine, name: str) -> tuple[str, Any]:
 def pose_choices(models: Path) -> list[str]:
     """The names of the saved poses, after an empty choice."""
     return ["", *poses.find_poses(models)]
-
-
-@one_at_a_time
-def save_person(
-    engine: Engine, files: list[Any] | None, face_index: float | None, reference_mode: str, name: str
-) -> tuple[str, Any]:
-    """Save the person in the reference photos as an identity.
-
-    Returns:
-        HTML of the outcome, and the updated list of saved identities; the selection does not change.
-    """
-    try:
-        references = reference_photos(files)
-        if reference_mode == "batch" and len(references) > 1:
-            raise FaceSnapError(
-                "In batch mode the photos show different people; to save one of them, remove the photos of the others."
-            )
-        models = engine.files()
-        path = save_identity(engine.encoders(models), references, name, face_index=int(face_index or 0))
-    except FaceSnapError as error:
-        return problem(str(error)), gr.update()
-    choices = ["", *sorted(find_identities(models.folder))]
-    return f"Saved as {escape(path.name)}, which contains features but no pixels.", gr.update(choices=choices)

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-
-Upload = Path | str | FaceSnapError
-"""An uploaded file, its contents in base64, or the reason why it cannot be used."""
+from facesnap_ext.photos import NamedFile, file_title
 
 
 def accept_only_uploads(component: Any) -> Any:
-    """Make a `gr.File` for several files pass a list of `Upload` to its callbacks, and return it."""
+    """Make a `gr.File` for several files pass a list of `NamedFile` to its callbacks, and return it."""
     folder = getattr(component, "GRADIO_CACHE", None) or component.DEFAULT_TEMP_DIR  # gradio 4, gradio 3
     component.preprocess = lambda payload: uploads(payload, Path(folder))
     return component
 
 
-def uploads(payload: Any, folder: Path) -> list[Upload]:
+def uploads(payload: Any, folder: Path) -> list[NamedFile]:
     """Return the files that a client sends.
 
     Args:
@@ -35,15 +33,17 @@ def uploads(payload: Any, folder: Path) -> list[Upload]:
     ]
 
 
-def _upload(file: Any, folder: Path, number: int) -> Upload:
+def _upload(file: Any, folder: Path, number: int) -> NamedFile:
     values = file if isinstance(file, dict) else getattr(file, "__dict__", {})
     data, path = values.get("data"), values.get("path") or values.get("name")
+    name = file_title(values.get("orig_name")) or file_title(path)
     if isinstance(data, str) and not values.get("is_file"):  # gradio 3 may send a small file instead of its path
-        return data
+        return NamedFile(data, name)
     try:
         resolved = Path(path).resolve()  # type: ignore[arg-type]
         if resolved.is_relative_to(folder.resolve()) and resolved.is_file():
-            return resolved
+            return NamedFile(resolved, name)
     except (OSError, RuntimeError, TypeError, ValueError):  # the name is a loop of links, not text, or not a path
         pass
-    return FaceSnapError(f"Reference photo {number} has not been uploaded to this page, or is gone; upload it again.")
+    title = name or f"Photo {number}"
+    return NamedFile(FaceSnapError(f"{title} has not been uploaded to this page, or is gone; upload it again."), name)

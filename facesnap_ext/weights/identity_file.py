@@ -1,7 +1,8 @@
 """The identity file: a person's features in one `.safetensors`, to be reused without photos.
 
 It holds the encoders' outputs for R reference photos in single precision, so its identity tokens are bit-identical to
-those computed from the photos. It contains neither pixels nor a pickle, and a digest of everything else in it. The
+those computed from the photos. It contains no pickle, and a digest of everything else in it. It contains a small
+picture of the face only if the user wants one, and no other pixels. The person's name is the name of the file. The
 features of a face are personal data, just like a photo of it.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,20 @@ import torch
 from torch import Tensor
 
 from facesnap_ext import __version__
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, one_line
 from facesnap_ext.files import user_write
 from facesnap_ext.weights.network_names import parse_networks
 from facesnap_ext.weights.recognise import Kind, require
 from facesnap_ext.weights.tensors import digest_of, read_index, read_tensors
 
-VERSION = 2  # 1 had no shape of the open face model
+VERSION = 3  # 1 had no shape of the open face model; 1 and 2 had a name, which is ignored, and no picture
 MAX_BYTES = 256 * 2**20
 """Larger files are rejected before they are read; one reference takes 1.3 MB with CLIP-ViT-H."""
 
 _AXES = {"embeddings": 2, "clip_tokens": 3, "shapes": 2}
 _NETWORKS = {"embeddings": "face_pack", "clip_tokens": "clip", "shapes": "deca"}  # that compute each of the features
-_OPEN_MODES, _OPEN_RESIDUAL = "open_face.modes", "open_face.residual"
+_OPEN_MODES, _OPEN_RESIDUAL, _PICTURE = "open_face.modes", "open_face.residual", "picture"
+PICTURE_SIDE = 128  # pixels
 MAX_MODES = 1024
 MAX_SHAPE = 100.0  # standard deviations, or face heights
 # characters and names that are not allowed as file names
@@ -59,6 +60,7 @@ class Identity:
     """The features of one person in R reference photos.
 
     Args:
+        name: the person's name, which is the name of the file without `.safetensors`.
         embeddings: [R, E] float32, from ArcFace, not normalised.
         clip_tokens: [R, T, C] float32; None if the person was saved without CLIP, which InstantID does not need.
         shapes: [R, S] float32, DECA's shape codes; None if the person was saved without DECA.
@@ -66,6 +68,7 @@ class Identity:
             landmarks.
         photos: the first ten digits of each photo's content hash.
         networks: the content hash of each network that computed the features, see `network_names`.
+        picture: [128, 128, 3] uint8 RGB, a small picture of the face; None if the user did not want one.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Identity:
     photos: tuple[str, ...]
     networks: dict[str, str]
     open_shape: SavedShape | None = None
+    picture: Tensor | None = None
 
 
 def safe_name(name: str, kind: str = "an identity") -> str:
@@ -86,7 +90,7 @@ def safe_name(name: str, kind: str = "an identity") -> str:
     Raises:
         FaceSnapError: no characters are left.
     """
-    safe = _FORBIDDEN.sub("_", _printable(name)).strip(" .").encode()[:150].decode(errors="ignore").strip(" .")
+    safe = _FORBIDDEN.sub("_", one_line(name)).strip(" .").encode()[:150].decode(errors="ignore").strip(" .")
     if not safe.strip("_"):
         raise FaceSnapError(f"{name!r} cannot be used as the name of {kind}; give a name with letters or digits.")
     return f"_{safe[:100]}" if _RESERVED.match(safe) else safe
@@ -105,10 +109,11 @@ def save(path: Path, identity: Identity, overwrite: bool = False) -> None:
     if (shape := identity.open_shape) is not None:
         features |= {_OPEN_MODES: shape.modes, _OPEN_RESIDUAL: shape.residual}
     tensors = {key: tensor.float().contiguous() for key, tensor in features.items()}
+    if identity.picture is not None:
+        tensors[_PICTURE] = identity.picture.contiguous()
     metadata = {
         "format": "facesnap-identity",
         "version": str(VERSION),
-        "name": identity.name,
         "photos": json.dumps(identity.photos),
         "networks": json.dumps(identity.networks),
         "facesnap": __version__,
@@ -149,7 +154,6 @@ def load(path: Path) -> Identity:
         _check_numbers(tensors)
         if _digest(tensors, index.metadata) != index.metadata["digest"]:
             raise ValueError("its contents have changed since they were saved")
-        name = _printable(index.metadata["name"])[:200]
         version = index.metadata["open_face"] if _OPEN_MODES in tensors else ""
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise FaceSnapError(f"{path.name} is damaged ({error}); save the person again from photos.") from error
@@ -157,7 +161,8 @@ def load(path: Path) -> Identity:
     if _OPEN_MODES in tensors:
         shape = SavedShape(tensors[_OPEN_MODES], tensors[_OPEN_RESIDUAL], version)
     clip_tokens, shapes = tensors.get("clip_tokens"), tensors.get("shapes")
-    return Identity(name, tensors["embeddings"], clip_tokens, shapes, photos, networks, shape)
+    name = one_line(path.stem)
+    return Identity(name, tensors["embeddings"], clip_tokens, shapes, photos, networks, shape, tensors.get(_PICTURE))
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -175,7 +180,7 @@ def _photos(metadata: dict[str, str]) -> tuple[str, ...]:
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]], references: int, networks: dict[str, str]) -> None:
     open_shape = {key: shape for key, shape in shapes.items() if key in (_OPEN_MODES, _OPEN_RESIDUAL)}
-    features = {key: shape for key, shape in shapes.items() if key not in open_shape}
+    features = {key: shape for key, shape in shapes.items() if key not in open_shape and key != _PICTURE}
     if "embeddings" not in features or not set(features) <= set(_NETWORKS):
         raise ValueError(f"it contains {', '.join(sorted(shapes))[:200] or 'no tensors'}")
     if set(networks) != {_NETWORKS[key] for key in features}:
@@ -183,6 +188,8 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], references: int, networks:
     modes, residual = (open_shape.get(key, ()) for key in (_OPEN_MODES, _OPEN_RESIDUAL))
     if open_shape and (len(modes) != 1 or not 0 < modes[0] <= MAX_MODES or residual != (72, 3)):
         raise ValueError(f"the shape of the face has the sizes {list(modes)} and {list(residual)}")
+    if shapes.get(_PICTURE, (PICTURE_SIDE, PICTURE_SIDE, 3)) != (PICTURE_SIDE, PICTURE_SIDE, 3):
+        raise ValueError(f"the picture of the face has the shape {list(shapes[_PICTURE])}")
     for key, shape in features.items():
         if len(shape) != _AXES[key] or shape[0] != references or 0 in shape:
             raise ValueError(f"{key} of {references} photos have the shape {list(shape)}")
@@ -190,7 +197,10 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], references: int, networks:
 
 def _check_numbers(tensors: dict[str, Tensor]) -> None:
     for key, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
+        if key == _PICTURE:
+            if tensor.dtype != torch.uint8:
+                raise ValueError("the picture of the face does not consist of bytes")
+        elif tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
             raise ValueError(f"{key} are not finite single-precision values")
     if any(bool((tensors[key].abs() > MAX_SHAPE).any()) for key in (_OPEN_MODES, _OPEN_RESIDUAL) if key in tensors):
         raise ValueError("the shape of the face is not that of a face")
@@ -200,9 +210,3 @@ def _check_numbers(tensors: dict[str, Tensor]) -> None:
 
 def _is_hash(value: Any, digits: int) -> bool:
     return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
-
-
-def _printable(text: str) -> str:
-    """Return text on one line, NFC-normalised, without control, invisible and text direction characters."""
-    visible = (letter for letter in " ".join(text.split()) if not unicodedata.category(letter).startswith("C"))
-    return unicodedata.normalize("NFC", " ".join("".join(visible).split()))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from facesnap_ext.errors import FaceSnapError, printable
+from facesnap_ext.errors import FaceSnapError, printable, reason_of
 from facesnap_ext.files import state_of
-from facesnap_ext.weights.recognise import Kind, recognise_cached
+from facesnap_ext.weights.identity_file import safe_name
+from facesnap_ext.weights.recognise import Kind, recognise_cached, require
 
 FOLDER_NAME = "identities"
 
@@ -37,6 +38,46 @@ def choose_identity(models: Path, name: str) -> Path:
         names = ", ".join(find_identities(models))
         advice = f"choose one of {names}" if names else "save one first"
         raise FaceSnapError(f"There is no identity named {name!r} in {identity_folder(models)}; {advice}.")
+    return path
+
+
+def rename_identity(models: Path, name: str, new_name: str) -> Path:
+    """Rename a saved identity. The file's content does not change, so the person stays the same.
+
+    Returns:
+        The renamed file.
+
+    Raises:
+        FaceSnapError: there is no such identity, the new name cannot be used or belongs to a different one, or the file
+            cannot be renamed.
+    """
+    path = choose_identity(models, name)
+    require(path, Kind.IDENTITY, "it is not renamed.")
+    target = path.with_name(f"{safe_name(new_name)}.safetensors")
+    if target.exists() and not target.samefile(path):  # on some systems, upper and lower case are the same file
+        raise FaceSnapError(f"There is already an identity named {target.stem}; choose a different name.")
+    try:
+        return path.rename(target)
+    except OSError as error:
+        raise FaceSnapError(
+            f"{path} cannot be renamed ({reason_of(error)}); check your write permission for the folder."
+        ) from error
+
+
+def delete_identity(models: Path, name: str) -> Path:
+    """Delete the file of a saved identity and return its path.
+
+    Raises:
+        FaceSnapError: there is no such identity, or the file cannot be deleted.
+    """
+    path = choose_identity(models, name)
+    require(path, Kind.IDENTITY, "it is not deleted.")
+    try:
+        path.unlink()
+    except OSError as error:
+        raise FaceSnapError(
+            f"{path} cannot be deleted ({reason_of(error)}); check your write permission for the folder."
+        ) from error
     return path
 
 

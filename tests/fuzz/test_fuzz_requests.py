@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 
 from facesnap_ext import photos
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.photos import PhotoReader
+from facesnap_ext.photos import MAX_NAME, PhotoReader
 from facesnap_ext.settings.script_args import reference_photos
 from facesnap_ext.ui.uploads import uploads
 from facesnap_ext.weights import connection, download, identity_file
@@ -118,7 +118,9 @@ def test_uploads(data):
     with only_reading(folder()):
         accepted = uploads(payload, cache_folder)
         for one in accepted:
-            assert not isinstance(one, Path) or one.parent == cache_folder.resolve()
+            assert not isinstance(one.content, Path) or one.content.parent == cache_folder.resolve()
+            assert one.name.isprintable()
+            assert len(one.name) <= MAX_NAME
         refused(reference_photos, accepted)
 
 

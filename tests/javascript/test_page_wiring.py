@@ -9,15 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from facesnap_ext.landmarks.movements import EXPRESSIONS
 from facesnap_ext.landmarks.poses import TEMPLATES, for_browser
 from facesnap_ext.landmarks.rigs import flame_rig
+from facesnap_ext.photos import Photo
 from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.unit import PRESETS, from_values
 from facesnap_ext.ui import settings_html
+from facesnap_ext.ui.photo_cards import Card, cards_html
 from facesnap_lab.miniature.render import head
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +35,7 @@ def ident(name: str) -> str:
 def controls() -> str:
     boxes = "".join(
         f"<div id='txt2img_{name}' class='facesnap-hidden'><textarea></textarea></div>"
-        for name in ("settings", "canvas_size", "canvas_init", "canvas_rig", "mask")
+        for name in ("settings", "canvas_size", "canvas_init", "canvas_rig", "mask", "people_task")
     )
     numbers = "".join(
         f"<div id='txt2img_{name}'><input type='number' step='any' value='{value}'></div>"
@@ -40,8 +43,10 @@ def controls() -> str:
     )
     return f"""
         <div id='txt2img_person'>
-        <div id='txt2img_references'></div><div id='txt2img_report'></div>
-        <div id='txt2img_reference_mode'>mode</div><div id='txt2img_name'>name</div><div id='txt2img_save'>save</div>
+        <div id='txt2img_references' class='facesnap-photos'></div>
+        <div id='txt2img_seen' class='facesnap-seen'></div>
+        <div class='facesnap-when-photos'>save</div><div class='facesnap-when-several'>mode</div>
+        <div id='txt2img_chosen'></div><div id='txt2img_people_report'></div>
         <div id='txt2img_identity'><input></div><div id='txt2img_saved_pose'><input></div>
         <div class='facesnap-when-shown' style='width: 320px'>{settings_html.canvas(ident)}</div>
         {settings_html.pose(ident)}
@@ -68,6 +73,8 @@ FILES = """
         }
         block.querySelector("button")?.addEventListener("click", () => draw([]));
         block.querySelector("input")?.addEventListener("change", event => draw([...event.target.files]));
+        window.drawCards?.(files.map(file => file.name)).then(
+            html => { document.getElementById("txt2img_seen").innerHTML = html; });
     };
 """  # noqa: E501
 
@@ -386,3 +393,95 @@ def test_strokes_set_the_mask_and_late_answers_are_ignored(page) -> None:
     page.page.evaluate("text => facesnapType(document.querySelector('#txt2img_canvas_rig textarea'), text)", late)
     page.wait_for_poll()
     assert not page.page.get_by_text("too late").is_visible()
+
+
+def with_photos(page, *names: str) -> None:
+    """Add photos, with the cards that the server draws. The unusable ones have "bad" in their names."""
+    page.page.expose_function("drawCards", cards_of)
+    page.hover("#txt2img_pose")
+    for i, name in enumerate(names, 1):
+        page.transfer("paste", name)
+        page.wait_for_photos(*names[:i])
+    page.page.locator(".facesnap-seen:not(.facesnap-busy) .facesnap-card").nth(len(names) - 1).wait_for()
+
+
+def cards_of(names: list[str]) -> str:
+    photo = Photo(np.zeros((8, 8, 3), np.uint8), "photo")
+    cards = [Card(name, None if "bad" in name else photo, error="unreadable") for name in names]
+    return cards_html(cards) if cards else ""
+
+
+@pytest.mark.parametrize(
+    ("button", "remaining", "focused"),
+    [
+        ("Remove a.png", ["bad.png", "c.png"], "Remove bad.png"),
+        ("Remove c.png", ["a.png", "bad.png"], "Remove bad.png"),
+        ("Move a.png right", ["bad.png", "a.png", "c.png"], "Move a.png right"),
+        ("Move bad.png right", ["a.png", "c.png", "bad.png"], "Remove bad.png"),
+        ("Move c.png left", ["a.png", "c.png", "bad.png"], "Move c.png left"),
+        ("Leave out the unusable photos (1)", ["a.png", "c.png"], "Remove a.png"),
+    ],
+)
+def test_buttons_on_the_cards_remove_and_move_photos_and_keep_the_focus(page, button, remaining, focused) -> None:
+    with_photos(page, "a.png", "bad.png", "c.png")
+    page.page.get_by_role("button", name=button, exact=True).press("Enter")
+    page.wait_for_photos(*remaining)
+    page.page.get_by_role("button", name=focused, exact=True).wait_for()
+    page.page.wait_for_function("label => document.activeElement.ariaLabel === label", arg=focused)
+    assert page.errors == []
+
+
+def test_two_changes_in_a_row_are_both_made(page) -> None:
+    with_photos(page, "a.png", "b.png")
+    page.hover("#txt2img_pose")
+    page.transfer("paste", "c.png")
+    page.transfer("paste", "d.png")
+    page.wait_for_photos("a.png", "b.png", "c.png", "d.png")
+
+
+def test_the_last_photo_can_be_removed_and_the_file_component_comes_back(page) -> None:
+    with_photos(page, "a.png")
+    assert not page.page.locator("#txt2img_references").is_visible()
+    page.page.get_by_role("button", name="Remove a.png").click()
+    page.page.locator("#txt2img_references input").wait_for()
+    assert page.page.locator(".facesnap-card").count() == 0
+
+
+def test_photos_are_added_by_button_and_by_drop_on_the_cards(page) -> None:
+    with_photos(page, "a.png")
+    with page.page.expect_file_chooser() as chooser:
+        page.page.get_by_role("button", name="Add photos").click()
+    chooser.value.set_files({"name": "b.png", "mimeType": "image/png", "buffer": base64.b64decode(png("blue"))})
+    page.wait_for_photos("a.png", "b.png")
+    page.page.locator(".facesnap-seen:not(.facesnap-busy) .facesnap-card").nth(1).wait_for()
+    assert page.transfer("drop", "c.png", target=".facesnap-card")
+    page.wait_for_photos("a.png", "b.png", "c.png")
+
+
+def test_controls_for_several_photos_appear_with_them(page) -> None:
+    page.page.expose_function("drawCards", cards_of)
+    page.hover("#txt2img_pose")
+    states = []
+    for name in ("a.png", "b.png"):
+        save, mode = (page.page.locator(f".facesnap-when-{name}").is_visible() for name in ("photos", "several"))
+        states.append((save, mode))
+        page.transfer("paste", name)
+        page.page.get_by_role("button", name=f"Remove {name}").wait_for()
+    assert states == [(False, False), (True, False)]
+    page.page.locator(".facesnap-when-several").wait_for()
+
+
+def test_forms_about_people_send_their_values(page) -> None:
+    form = (
+        "<details open><summary>Rename</summary><div class='facesnap-form'>"
+        "<input data-facesnap-field='name' value='Ada'><input type='checkbox' data-facesnap-field='picture'>"
+        "<button data-facesnap-task='rename' data-facesnap-person='A &quot;b&quot;'>Rename</button></div></details>"
+    )
+    page.page.evaluate("form => { document.getElementById('txt2img_chosen').innerHTML = form; }", form)
+    page.page.locator("#txt2img_chosen input[type=checkbox]").check()
+    page.page.locator("#txt2img_chosen input").first.fill("Bea")
+    page.page.locator("#txt2img_chosen input").first.press("Enter")
+    task = json.loads(page.page.locator("#txt2img_people_task textarea").input_value())
+    assert task == {"do": "rename", "person": 'A "b"', "name": "Bea", "picture": True, "number": 1}
+    page.page.get_by_role("button", name="Rename").click()
+    assert json.loads(page.page.locator("#txt2img_people_task textarea").input_value())["number"] == 2

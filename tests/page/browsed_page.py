@@ -119,9 +119,9 @@ class Page:
             self.at(control).locator("ul li").filter(has_text=value).first.click()
 
     def upload(self, control: str, *images: np.ndarray) -> None:
-        """Upload reference photos and wait for the report."""
+        """Upload reference photos and wait until they have been checked."""
         self.set_files(control, *images)
-        self.wait_for_text(control.replace("references", "report"), "Reference photo 1")
+        self.wait_for_text(control.replace("references", "seen"), "photo0.png")
 
     def set_files(self, control: str, *images: np.ndarray) -> None:
         files = [
@@ -130,7 +130,7 @@ class Page:
         self.at(control, "input[type=file]").set_input_files(files)
 
     def clear(self, control: str) -> None:
-        self.at(control, "button[aria-label=Clear]").click()
+        self.at(control, "button[aria-label=Clear]").dispatch_event("click")  # it is hidden while cards are shown
 
     def press(self, button: str) -> None:
         self.reveal(button)
@@ -185,8 +185,10 @@ class Page:
 
     def thumbnails(self) -> list[np.ndarray]:
         """The previews of the first person's photos, [H,W,3] uint8 each."""
-        self.at("seen", "img").wait_for()
-        sources = self.page.locator(f"{FACESNAP}seen img").evaluate_all("all => [...new Set(all.map(one => one.src))]")
+        self.at("seen", ".facesnap-picture").wait_for()
+        sources = self.page.locator(f"{FACESNAP}seen .facesnap-picture").evaluate_all(
+            "all => [...new Set(all.map(one => one.src))]"
+        )
         images = [Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))) for source in sources]
         return [np.asarray(image.convert("RGB")) for image in images]
 

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facesnap_ext.engine import Engine
+from facesnap_ext.identity.blur import BLUR_THRESHOLD, blur
 from facesnap_ext.identity.faces import Face, find_faces, longer_side
 from facesnap_ext.identity.framing import ACCENT, annotate_faces
-from facesnap_ext.identity.references import BLUR_THRESHOLD, blur, cosines, examine, find_outlier
+from facesnap_ext.identity.references import cosines, examine, find_outlier
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights.search import find_models
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -23,25 +21,7 @@ from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.infotext import to_infotext
 from facesnap_ext.settings.unit import CHOICES, RANGES, from_values
 from facesnap_ext.weights.search import find_models
-from tests.support import mock_webui
 from tests.support.stand_in_pack import stand_in_faces68
-
-
-@pytest.fixture
-def page(tmp_path):
-    """The package `facesnap_ext.ui` with a mock of gradio."""
-    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] in ("gradio", "modules")}
-    mock_webui.install(tmp_path)
-    importlib.import_module("facesnap_ext.ui.accordion")
-    yield importlib.import_module("facesnap_ext.ui")
-    for name in [name for name in sys.modules if name.split(".")[0] in ("gradio", "modules")]:
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-@pytest.fixture(scope="module")
-def engine(stand_ins) -> Engine:
-    return Engine(lambda: find_models(stand_ins))
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -77,7 +57,7 @@ def test_faces_are_offered_as_buttons_with_thumbnails(page) -> None:
     pixels[20:80, 20:80] = (250, 0, 0)
     pixels[30:70, 130:170] = (0, 0, 250)
     photo = Photo(pixels, "<b>'photo'")
-    html = page.callbacks.face_buttons("face", [face(photo, (20, 20, 80, 80)), face(photo, (130, 30, 170, 70))], 1)
+    html = page.photo_cards.face_buttons("face", [face(photo, (20, 20, 80, 80)), face(photo, (130, 30, 170, 70))], 1)
     assert [(b["data-facesnap-of"], b["data-facesnap-face"], b["aria-pressed"]) for b in buttons(html)] == [
         ("face", "0", "false"),
         ("face", "1", "true"),
@@ -86,12 +66,12 @@ def test_faces_are_offered_as_buttons_with_thumbnails(page) -> None:
     middle = [pixels[pixels.shape[0] // 2, pixels.shape[1] // 2].astype(int) for pixels in thumbnails]
     np.testing.assert_allclose(middle, [(250, 0, 0), (0, 0, 250)], atol=12)
     assert "<b>" not in html, "a photo's name is escaped"
-    assert page.callbacks.face_buttons("face", [face(photo, (20, 20, 80, 80))], 0) == "", "there is no choice"
+    assert page.photo_cards.face_buttons("face", [face(photo, (20, 20, 80, 80))], 0) == "", "there is no choice"
 
 
 def test_all_faces_of_a_photo_are_offered_for_references_and_driving_photo(page, engine, group, astronaut) -> None:
-    _, report = page.callbacks.check_references(engine, [png(astronaut.pixels), png(group.pixels)], 2)
-    offered = buttons(report)
+    cards = page.reference_photos.check_references(engine, [png(group.pixels)], 2)
+    offered = [button for button in buttons(cards) if "data-facesnap-face" in button]
     count = len(engine.encoders(engine.files()).faces(group))
     assert count > 2
     assert [button["data-facesnap-face"] for button in offered] == [str(i) for i in range(count)]

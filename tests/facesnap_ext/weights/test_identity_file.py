@@ -118,8 +118,11 @@ def test_the_open_face_models_shape_is_saved_beside_decas(eileen, tmp_path):
     assert saved.networks == identity.networks
 
 
-def test_files_of_the_first_version_are_read(eileen, tmp_path):
-    identity = load(changed(eileen, tmp_path / "old.safetensors", version="1"))
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_files_of_earlier_versions_are_read(eileen, tmp_path, version):
+    """They contain a name, which is not used."""
+    identity = load(changed(eileen, tmp_path / "Old friend.safetensors", version=version, name="Eileen"))
+    assert identity.name == "Old friend"
     assert identity.open_shape is None
     assert torch.equal(identity.embeddings, load(eileen).embeddings)
 
@@ -140,9 +143,9 @@ def test_file_contains_features_but_no_pixels(eileen, astronaut, mirrored):
             assert row[200:216].tobytes() not in content
             assert (row[200:216] / np.float32(255)).astype(np.float32).tobytes() not in content
         assert photo.name.encode() not in content
-    assert metadata["name"] == "Eileen"
+    assert b"Eileen" not in content, "the name of the file is the only place where the person's name is"
     assert json.loads(metadata["photos"]) == [astronaut.digest[:10], mirrored.digest[:10]]
-    assert set(metadata) == {"format", "version", "name", "photos", "networks", "digest", "facesnap"}
+    assert set(metadata) == {"format", "version", "photos", "networks", "digest", "facesnap"}
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,6 @@ HOSTILE = {
     "no photo": {"tensors": {"embeddings": torch.ones(0, 512)}, "photos": "[]"},
     "an axis too many": {"tensors": {"embeddings": torch.ones(2, 512, 1)}},
     "no CLIP tokens": {"drop": ("clip_tokens",)},
-    "no name": {"name": None},
     "no version": {"version": None},
     "no photos": {"photos": None},
     "invalid photos": {"photos": '["../../etc", "0123456789"]'},
@@ -233,6 +235,8 @@ HOSTILE = {
     "modes with an axis too many": {"tensors": OPEN_SHAPE | {"open_face.modes": torch.zeros(2, 40)}},
     "a shape that is no face": {"tensors": OPEN_SHAPE | {"open_face.modes": torch.full((40,), 1e9)}, "open_face": "1"},
     "a shape without a version": {"tensors": OPEN_SHAPE},
+    "a picture of another size": {"tensors": {"picture": torch.zeros(64, 64, 3, dtype=torch.uint8)}},
+    "a picture of numbers": {"tensors": {"picture": torch.zeros(128, 128, 3)}},
     "deep brackets": {"networks": "[" * 100_000},
     "not JSON": {"photos": "\x00"},
 }
@@ -260,7 +264,7 @@ def test_sizes_that_do_not_match_the_named_networks_are_rejected(copied, eileen,
 
 def test_newer_larger_and_foreign_files_are_rejected(eileen, tmp_path, monkeypatch):
     with pytest.raises(FaceSnapError, match="newer FaceSnap"):
-        load(changed(eileen, tmp_path / "newer.safetensors", version="3"))
+        load(changed(eileen, tmp_path / "newer.safetensors", version="4"))
     with pytest.raises(FaceSnapError, match="is a LoRA, not a saved identity"):
         load(write(tmp_path / "lora.safetensors", KINDS["LORA"]))
     with pytest.raises(FaceSnapError, match="There is no file"):
@@ -320,7 +324,7 @@ def test_a_file_with_any_bit_changed_is_never_used(eileen, tmp_path, place, posi
         load(path)
 
 
-@pytest.mark.parametrize("field", ["name", "photos", "networks", "facesnap", "more"])
+@pytest.mark.parametrize("field", ["photos", "networks", "facesnap", "more"])
 def test_metadata_of_another_identity_are_not_taken(eileen, tmp_path, field):
     """Each of these values is valid by itself."""
     with safe_open(eileen, "pt") as file:
@@ -340,11 +344,12 @@ def test_only_identities_are_overwritten_and_only_on_request(eileen, tmp_path):
     path = tmp_path / "deep" / "Eileen.safetensors"
     save(path, identity)
     before = path.read_bytes()
+    other = replace(identity, photos=("0" * 10,) * 2)
     with pytest.raises(FaceSnapError, match="already an identity named Eileen"):
-        save(path, replace(identity, name="other"))
+        save(path, other)
     assert path.read_bytes() == before
-    save(path, replace(identity, name="other"), overwrite=True)
-    assert load(path).name == "other"
+    save(path, other, overwrite=True)
+    assert load(path).photos == other.photos
     lora = write(tmp_path / "lora.safetensors", KINDS["LORA"])
     with pytest.raises(FaceSnapError, match="is a LoRA, not a saved identity; it is not overwritten"):
         save(lora, identity, overwrite=True)
@@ -485,3 +490,16 @@ def test_messages_about_a_saved_identity_name_a_way_that_works(
     for changed in advised:
         second = attempt(changed)
         assert second == "" or "put one there" in second or "put that file" in second
+
+
+def test_a_picture_is_part_of_the_file_and_its_digest(eileen, tmp_path):
+    picture = torch.randint(0, 256, (128, 128, 3), dtype=torch.uint8)
+    path = tmp_path / "with picture.safetensors"
+    save(path, replace(load(eileen), picture=picture))
+    assert torch.equal(load(path).picture, picture)
+    assert torch.equal(load(path).embeddings, load(eileen).embeddings)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({**load_file(path), "picture": picture + 1}, path, metadata)
+    with pytest.raises(FaceSnapError, match="its contents have changed"):
+        load(path)

@@ -1,0 +1,136 @@
+"""Tasks about saved people, as the page sends them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from facesnap_ext.engine import Engine
+from facesnap_ext.identity.framing import face_thumbnail
+from facesnap_ext.photos import from_base64
+from facesnap_ext.weights import identity_file
+from facesnap_ext.weights.identity_folder import find_identities
+from facesnap_ext.weights.search import find_models
+from tests.facesnap_ext.ui.test_reference_photos import png
+
+pytest.importorskip("insightface")
+
+
+@pytest.fixture
+def models(stand_ins, tmp_path):
+    return shutil.copytree(stand_ins, tmp_path / "facesnap")
+
+
+@pytest.fixture
+def run(page, models, astronaut):
+    """Run a task with a photo of the astronaut, and return the report and the updates."""
+    engine = Engine(lambda: find_models(models))
+
+    def run(chosen: str = "", **task):
+        values = {"number": 7, **task}
+        return page.people.run_task(
+            engine, json.dumps(values), chosen, [png(astronaut.pixels)], 2 if chosen else 0, "fused"
+        )
+
+    return run
+
+
+def test_saving_replaces_the_photos_by_the_saved_person(run, models):
+    report, identity, references, face_index = run(do="save", name="Eileen")
+    assert "Saved as Eileen.safetensors, which contains features but no pixels." in report
+    assert "data-facesnap-new='Eileen'" in report
+    assert identity == {"choices": ["", "Eileen"], "value": "Eileen"}
+    assert (references, face_index) == (None, 0)
+    assert identity_file.load(models / "identities" / "Eileen.safetensors").picture is None
+
+
+@pytest.mark.parametrize("picture", [False, True])
+def test_a_picture_is_kept_only_on_request_and_shown(run, page, models, astronaut, picture):
+    report, *_ = run(do="save", name="Eileen", picture=picture)
+    assert ("small picture" in report) == picture
+    shown = page.people.describe(models, "Eileen")
+    pictures = re.findall(r"src='([^']*)'", shown)
+    assert len(pictures) == picture
+    assert ("a small picture of it" in shown) == picture
+    if picture:
+        engine = Engine(lambda: find_models(models))
+        expected = np.asarray(face_thumbnail(engine.encoders().faces(astronaut)[0], identity_file.PICTURE_SIDE))
+        assert np.abs(from_base64(pictures[0], "Picture").pixels.astype(int) - expected).mean() < 4
+
+
+def test_an_existing_name_is_refused_and_the_photos_stay(run, models):
+    run(do="save", name="Eileen")
+    report, *updates = run(do="save", name="Eileen")
+    assert "There is already an identity named Eileen" in report
+    assert "data-facesnap-new" not in report
+    assert updates == [{}, {}, {}]
+
+
+def test_renaming_keeps_every_byte_and_deleting_removes_the_file(run, models):
+    run(do="save", name="Eileen", picture=True)
+    before = (models / "identities" / "Eileen.safetensors").read_bytes()
+    report, identity, *others = run(do="rename", person="Eileen", name="Eve/<b>")
+    assert identity == {"choices": ["", "Eve__b_"], "value": "Eve__b_"}
+    assert others == [{}, {}]
+    assert "Eileen is now called Eve__b_." in report
+    path = models / "identities" / "Eve__b_.safetensors"
+    assert path.read_bytes() == before
+    assert identity_file.load(path).name == "Eve__b_"
+    report, identity, *_ = run(do="delete", person="Eve__b_")
+    assert identity == {"choices": [""], "value": ""}
+    assert list((models / "identities").iterdir()) == []
+
+
+def test_renaming_does_not_replace_a_different_person(run, models):
+    run(do="save", name="Eileen")
+    shutil.copy(models / "identities" / "Eileen.safetensors", models / "identities" / "Grace.safetensors")
+    report, *updates = run(do="rename", person="Eileen", name="Grace")
+    assert "already an identity named Grace" in report
+    assert set(find_identities(models)) == {"Eileen", "Grace"}
+    assert updates == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(("chosen", "value"), [("Eileen", {"value": "Eve"}), ("Grace", {}), ("", {})])
+def test_other_lists_learn_the_names_and_follow_a_renamed_person(run, chosen, value):
+    run(do="save", name="Eve")
+    report, identity, *others = run(chosen, do="list", person="Eileen", name="Eve")
+    assert (report, others) == ({}, [{}, {}])
+    assert identity == {"choices": ["", "Eve"], **value}
+    assert "value" not in run("", do="list", person="", name="Eve")[1], "an empty choice stays empty after saving"
+
+
+@pytest.mark.parametrize("do", ["rename", "delete"])
+@pytest.mark.parametrize("person", ["../random", "..", "", "*", "nobody", "lora"])
+def test_no_other_file_is_renamed_or_deleted(run, models, do, person):
+    (models / "identities").mkdir()
+    shutil.copy(models / "random.safetensors", models / "identities" / "lora.safetensors")
+    before = sorted(path for path in models.rglob("*") if path.name != "hashes.json")
+    report, *_ = run(do=do, person=person, name="new")
+    assert "facesnap-problem" in report
+    assert sorted(path for path in models.rglob("*") if path.name != "hashes.json") == before
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(max_size=40) | st.recursive(st.none() | st.integers() | st.text(max_size=5), st.lists).map(json.dumps))
+def test_malformed_tasks_are_refused_in_one_sentence(page, models, task):
+    engine = Engine(lambda: find_models(models))
+    report, *updates = page.people.run_task(engine, task, "", None, 0, "fused")
+    assert updates == [{}, {}, {}]
+    assert report == {} if not task else "reload the page" in report
+
+
+def test_a_saved_persons_name_is_escaped(page, models):
+    """On systems that allow such file names."""
+    name = "'><img src=x onerror=alert(1)>"
+    networks = {"face_pack": "0" * 64}
+    identity = identity_file.Identity(name, torch.ones(1, 512), None, None, ("0" * 10,), networks)
+    identity_file.save(models / "identities" / f"{name}.safetensors", identity)
+    assert "<img" not in page.people.describe(models, name)
+    assert "There is no identity named" in page.people.describe(models, "nobody")
