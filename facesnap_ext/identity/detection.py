@@ -175,18 +175,21 @@ def _in_tiles(detect: Detect, bgr: np.ndarray) -> list[Detection]:
     height, width = bgr.shape[:2]
     shorter, longer = sorted((height, width))
     smallest = max(DETECTOR_SIZES[0], longer // 8)
-    levels = [(max(shorter, -(-longer // MAX_TILES)), 1 / 2, TURNS)] if longer >= 2 * shorter else []
-    for count, turns in ((2, TURNS), (4, TURNS[:1])):
+    levels: list[tuple[int, float, Sequence[int]]] = []  # side, overlap and orientations
+    if longer >= 2 * shorter:
+        levels.append((max(shorter, -(-longer // MAX_TILES)), 1 / 2, TURNS))
+    for count, ways in ((2, TURNS), (4, TURNS[:1])):
         side = math.ceil(shorter / (count - (count - 1) * OVERLAP))
-        levels += [(side, OVERLAP, turns)] if side >= smallest else []
+        if side >= smallest:
+            levels.append((side, OVERLAP, ways))
     for side, overlap, turns in levels:
         corners = [(left, top) for top in _starts(height, side, overlap) for left in _starts(width, side, overlap)]
         tiles = [bgr[top : top + side, left : left + side] for left, top in corners]
         shrunk = [_shrink(tile, DETECTOR_SIZES[0]) for tile in tiles]
-        for some in (turns[:1], turns[1:]):
+        for some in filter(None, (turns[:1], turns[1:])):
             found: list[Detection] = []
             for (left, top), tile, small in zip(corners, tiles, shrunk):
-                for one in _in_turns(small, DETECTOR_SIZES[0], detect, some) if some else []:
+                for one in _in_turns(small, DETECTOR_SIZES[0], detect, some):
                     if len(found) < face_networks.MAX_FACES:
                         _add(found, _moved(_enlarged(one, small, tile), left, top))
             if found:
