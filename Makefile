@@ -37,7 +37,8 @@ fuzz: .venv/.done-test
 
 # Against a running WebUI: make test-hosts URL=http://127.0.0.1:7860
 test-hosts: .venv/.done-test
-	$(RUN) -m pytest tests/live --url "$(URL)" --plain-url "$(PLAIN_URL)" --empty-url "$(EMPTY_URL)" --models "$(MODELS)"
+	$(RUN) -m pytest tests/live --url "$(URL)" --plain-url "$(PLAIN_URL)" --empty-url "$(EMPTY_URL)" --models "$(MODELS)" \
+		--console "$(CONSOLE)" $(ARGS)
 
 # 300 jobs in a running WebUI, which must leave nothing behind: make soak URL=http://127.0.0.1:7860
 soak: .venv/.done-test

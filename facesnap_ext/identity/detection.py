@@ -8,7 +8,7 @@ is found in a large photo. A small or tilted face is detected again in a larger,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -44,6 +44,13 @@ CROP_SCALE = 4.0
 TURNS = (0, 90, 180, 270)
 MAX_LOOKS = 8
 """Maximum number of faces per photo that are detected again, starting with the largest."""
+
+OVERLAP = 1 / 8
+"""Overlap of the tiles of a large photo, relative to their side. A face that is larger than the overlap was large
+enough to be found in the whole photo, or in the larger tiles."""
+
+REDUCED = 2 * DETECTOR_SIZES[0]
+"""Longer side in pixels to which a larger photo is shrunk before it is searched with a border."""
 
 MAX_TILES = 16
 """The side of a long photo's tiles is at least its longer side divided by this number, which limits the number of
@@ -83,8 +90,10 @@ def detect_faces(detector: Any, bgr: np.ndarray) -> list[Detection]:
     plain = partial(_detect, detector)
     found = _in_turns(bgr, DETECTOR_SIZES[0], plain)
     close = not found or longer_side(found[0].box) > CLOSE_UP * max(bgr.shape[:2])
-    if close and (padded := _with_border(partial(_detect_padded, detector), bgr)):
-        return [replace(one, padded=True) for one in padded]
+    if close:
+        small = _shrink(bgr, REDUCED)
+        if padded := _with_border(partial(_detect_padded, detector), small):
+            return [replace(_enlarged(one, small, bgr), padded=True) for one in padded]
     if not found and max(bgr.shape[:2]) > 2 * DETECTOR_SIZES[0]:
         found = _in_tiles(plain, bgr)
     again = [_levelled(plain, bgr, _closer(plain, bgr, one)) for one in found[:MAX_LOOKS]]
@@ -113,6 +122,8 @@ def _in_turns(
     scale = size / max(height, width)
     plain = [] if 0 not in turns else detect(bgr, size) if known is None else known
     upright = [Detection(*raw, size=size, scale=scale) for raw in plain]
+    if tuple(turns) == TURNS[:1]:
+        return _largest_first(_merged(upright, []))
     small = _shrink(bgr, size)
     back = np.array([width / small.shape[1], height / small.shape[0]])
     others = []
@@ -155,23 +166,32 @@ def _merged(upright: Sequence[Detection], others: Sequence[Detection]) -> list[D
 
 
 def _in_tiles(detect: Detect, bgr: np.ndarray) -> list[Detection]:
-    """Faces of a large photo in square tiles that overlap by half; upright faces are preferred.
+    """Faces of a large photo in overlapping square tiles; upright faces are preferred.
 
-    The side of the tiles equals the shorter side for a long photo, and a half and a quarter of it for other photos.
-    There are too many of the smallest tiles to rotate them as well.
+    A long photo is first cut into tiles whose side is its shorter side, which overlap by half, because faces may be as
+    large as that. Two and then four smaller tiles cover the shorter side. There are too many of the smallest tiles to
+    rotate them as well.
     """
     height, width = bgr.shape[:2]
     shorter, longer = sorted((height, width))
-    sides = [max(shorter, -(-longer // MAX_TILES))] if longer >= 2 * shorter else []
-    sides += [side for side in (shorter // 2, shorter // 4) if side >= max(DETECTOR_SIZES[0], longer // 8)]
-    for side in sides:
-        for turns in (TURNS[:1], TURNS[1:] if side > shorter // 4 else ()):
+    smallest = max(DETECTOR_SIZES[0], longer // 8)
+    levels: list[tuple[int, float, Sequence[int]]] = []  # side, overlap and orientations
+    if longer >= 2 * shorter:
+        levels.append((max(shorter, -(-longer // MAX_TILES)), 1 / 2, TURNS))
+    for count, ways in ((2, TURNS), (4, TURNS[:1])):
+        side = math.ceil(shorter / (count - (count - 1) * OVERLAP))
+        if side >= smallest:
+            levels.append((side, OVERLAP, ways))
+    for side, overlap, turns in levels:
+        corners = [(left, top) for top in _starts(height, side, overlap) for left in _starts(width, side, overlap)]
+        tiles = [bgr[top : top + side, left : left + side] for left, top in corners]
+        shrunk = [_shrink(tile, DETECTOR_SIZES[0]) for tile in tiles]
+        for some in filter(None, (turns[:1], turns[1:])):
             found: list[Detection] = []
-            for left, top in _corners(width, height, side):
-                tile = np.ascontiguousarray(bgr[top : top + side, left : left + side])
-                for one in _in_turns(tile, DETECTOR_SIZES[0], detect, turns):
+            for (left, top), tile, small in zip(corners, tiles, shrunk):
+                for one in _in_turns(small, DETECTOR_SIZES[0], detect, some):
                     if len(found) < face_networks.MAX_FACES:
-                        _add(found, _moved(one, left, top))
+                        _add(found, _moved(_enlarged(one, small, tile), left, top))
             if found:
                 return _largest_first(found)
     return []
@@ -186,16 +206,12 @@ def _add(found: list[Detection], face: Detection) -> None:
         found[same] = face
 
 
-def _corners(width: int, height: int, side: int) -> Iterator[tuple[int, int]]:
-    for top in _starts(height, side):
-        for left in _starts(width, side):
-            yield left, top
-
-
-def _starts(length: int, side: int) -> list[int]:
-    """The first pixels of tiles that cover a length; the last tile reaches its end."""
+def _starts(length: int, side: int, overlap: float) -> list[int]:
+    """The first pixels of tiles that cover a length and overlap by at least this fraction of their side; the last tile
+    reaches its end."""
     last = max(length - side, 0)
-    return [round(i * last / max(1, steps)) for steps in [-(-2 * last // side)] for i in range(steps + 1)]
+    steps = math.ceil(last / (side * (1 - overlap)) - 1e-9)
+    return [round(i * last / max(1, steps)) for i in range(steps + 1)]
 
 
 def _closer(detect: Detect, bgr: np.ndarray, face: Detection) -> Detection:
@@ -241,6 +257,15 @@ def _levelled(detect: Detect, bgr: np.ndarray, face: Detection) -> Detection:
         candidates.append(replace(face, box=box, keypoints=keypoints, score=score))
     best = max(candidates, key=lambda one: _overlap(one.box, face.box), default=face)
     return best if _overlap(best.box, face.box) > 0.3 else face
+
+
+def _enlarged(face: Detection, small: np.ndarray, bgr: np.ndarray) -> Detection:
+    """A face in a shrunk photo, in pixels of the photo."""
+    if small.shape == bgr.shape:
+        return face
+    back = np.array([bgr.shape[1] / small.shape[1], bgr.shape[0] / small.shape[0]], np.float32)
+    scale = face.scale * max(small.shape[:2]) / max(bgr.shape[:2])
+    return replace(face, box=face.box * np.tile(back, 2), keypoints=face.keypoints * back, scale=scale)
 
 
 def _moved(face: Detection, left: int, top: int) -> Detection:

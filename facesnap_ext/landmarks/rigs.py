@@ -42,7 +42,7 @@ def flame_rig(flame: Flame, shape: Tensor | None = None) -> Rig:
     with torch.no_grad():
         vertices = [posed_vertices(flame, shape[None], shape.new_zeros(1, 0), pose) for pose in (neutral, open_jaw)]
         rest, opened = points_on(torch.cat(vertices), flame.faces).double().cpu().numpy()
-    basis = load_basis()
+    basis = load_basis("ict")  # its points are on a mesh, as FLAME's are, so their heights correspond
     scale = np.ptp(rest[:, 1]) / np.ptp(basis.mean[:, 1])
     fields = {name: scale * one for name, one in movement_fields(basis).items()}
     rig = make_rig(rest, {**fields, "mouth": (opened - rest)[None]})

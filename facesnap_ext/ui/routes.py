@@ -9,8 +9,8 @@
     POST /facesnap/detect     {"photos": ["<base64>", …]}
                               → {"photos": [{"width", "height",
                                              "faces": [{"box": [l, t, r, b], "score", "padded", "turn"}]}]}
-    POST /facesnap/landmarks  {"reference", "face_index", "driving", "driving_face_index", "width", "height"}, all
-                              optional
+    POST /facesnap/landmarks  {"references", "face_index", "driving", "driving_face_index", "width", "height"}, all
+                              optional; "reference" is a single photo instead of "references"
                               → {"rig", "points": [72][2] or null, "place": {"x", "y", "size"} or null,
                                "notes": ["<sentence>", …]}
 
@@ -219,9 +219,7 @@ def stop_part(values: Values) -> Values:
 def detect(engine: Engine, values: Values) -> Values:
     """The faces in each photo."""
     _check_names(values, DETECT)
-    images = values.get("photos")
-    if not isinstance(images, list) or not 0 < len(images) <= MAX_PHOTOS:
-        raise RequestError(400, f"FaceSnap's photos must be a list of 1 to {MAX_PHOTOS} images in base64.")
+    images = _images(values, "photos", 1)
     with photos.one_request:
         return _detect(engine.encoders(engine.files()), images)
 
@@ -240,7 +238,7 @@ def _detect(encoders: Encoders, images: list[Any]) -> Values:
 
 
 def landmarks(engine: Engine, values: Values) -> Values:
-    """The rig of a person, and the landmarks of a photo's pose."""
+    """The rig of a person, whose shape all reference photos determine, and the landmarks of a photo's pose."""
     _check_names(values, LANDMARKS)
     if ("width" in values) != ("height" in values):
         raise RequestError(400, "FaceSnap's width and height belong together; give both or neither.")
@@ -250,19 +248,36 @@ def landmarks(engine: Engine, values: Values) -> Values:
     face_index, driving_face_index = (
         _integer({name: 0, **values}, name, 0, MAX_FACE_INDEX) for name in ("face_index", "driving_face_index")
     )
+    images = _reference_images(values)
     with photos.one_request:
         reader = PhotoReader()
-        reference, driving = (
-            _photo(values[name], title, reader) if values.get(name) else None
-            for name, title in (("reference", "Reference photo"), ("driving", "Driving photo"))
-        )
-        references = [] if reference is None else [reference]
+        references = [
+            _photo(image, f"Reference photo {number}" if len(images) > 1 else "Reference photo", reader)
+            for number, image in enumerate(images, 1)
+        ]
+        driving = _photo(values["driving"], "Driving photo", reader) if values.get("driving") else None
         preview = engine.preview(references, driving, size, face_index, driving_face_index)
     predicted, points, place = preview.landmarks, None, None
     if predicted is not None:
         points = (predicted.points / (predicted.width, predicted.height)).tolist()
         place = dict(zip(("x", "y", "size"), placement(predicted)))
     return {"rig": for_browser(preview.rig), "points": points, "place": place, "notes": list(preview.notes)}
+
+
+def _reference_images(values: Values) -> list[Any]:
+    """The reference photos as they were sent: `references`, or the single `reference`."""
+    if "references" not in values:
+        return [values["reference"]] if values.get("reference") else []
+    if values.get("reference"):
+        raise RequestError(400, "FaceSnap's reference and references are the same setting; give one of them.")
+    return _images(values, "references", 0)
+
+
+def _images(values: Values, name: str, least: int) -> list[Any]:
+    images = values.get(name)
+    if not isinstance(images, list) or not least <= len(images) <= MAX_PHOTOS:
+        raise RequestError(400, f"FaceSnap's {name} must be a list of {least} to {MAX_PHOTOS} images in base64.")
+    return images
 
 
 _SIDE = {"type": "integer", "minimum": 1, "maximum": MAX_SIDE}
@@ -286,6 +301,7 @@ LANDMARKS = {
     "type": "object",
     "properties": {
         "reference": IMAGE,
+        "references": {"type": "array", "items": IMAGE, "maxItems": MAX_PHOTOS},
         "face_index": _FACE_INDEX,
         "driving": IMAGE,
         "driving_face_index": _FACE_INDEX,

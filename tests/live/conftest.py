@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--plain-url", default="", help="the same WebUI without FaceSnap, for the bit-identity baselines")
     group.addoption("--empty-url", default="", help="a WebUI with FaceSnap but without its model files")
     group.addoption("--models", default="", help="the folder models/facesnap of the WebUI at --url")
+    group.addoption("--console", default="", help="a file with the console output of the WebUI at --url")
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +73,15 @@ def probed(host: Host) -> Host:
     if not host.has("/facesnap-probe/state"):
         pytest.skip("the WebUI has no probe extension (tests/live/probe)")
     return host
+
+
+@pytest.fixture(scope="session")
+def console(request: pytest.FixtureRequest) -> Path:
+    """The file that receives the console output of the WebUI."""
+    path = request.config.getoption("--console", default="")
+    if not path:
+        pytest.skip("--console, the file with the WebUI's console output, was not given")
+    return Path(path)
 
 
 @pytest.fixture

@@ -54,6 +54,30 @@ class Page:
         self._page.locator(f"{FACESNAP}pose input[value={pose}]").check()
         self._page.locator(f"{FACESNAP}canvas canvas").wait_for(timeout=60 * SECOND)
 
+    def choose_named_expression(self, name: str) -> None:
+        self._page.locator(f"{FACESNAP}expression_source input[value=custom]").click()
+        self._page.locator(f"{FACESNAP}expression input[value={name}]").click()
+
+    def set_slider(self, name: str, value: float) -> None:
+        self._number(f"{FACESNAP}{name} input[type=number]", value)
+
+    def save_pose(self, name: str) -> str:
+        """Save the pose and return the report."""
+        self._page.locator(f"{FACESNAP}save_pose_part .label-wrap").click()
+        self._page.locator(f"{FACESNAP}pose_name :is(input, textarea)").fill(name)
+        self._page.locator(f"{FACESNAP}save_pose").click()
+        return self._report("Saved as")
+
+    def delete_pose(self) -> str:
+        """Delete the chosen saved pose and return the report."""
+        self._page.locator(f"{FACESNAP}delete_pose").click()
+        return self._report("Deleted")
+
+    def _report(self, text: str) -> str:
+        report = self._page.locator(f"{FACESNAP}pose_report").filter(has_text=text).first
+        report.wait_for(timeout=60 * SECOND)
+        return report.inner_text()
+
     def drag_face(self, right: float, down: float) -> None:
         """Drag the face from its initial position. Distances are fractions of the canvas."""
         canvas = self._page.locator(f"{FACESNAP}canvas canvas")
@@ -111,7 +135,7 @@ class Page:
         # gradio 3 gives the id to an element and to the one around it
         return self._page.locator("#html_log_txt2img").last.inner_text()
 
-    def _number(self, selector: str, value: int) -> None:
+    def _number(self, selector: str, value: float) -> None:
         entry = self._page.locator(selector)
         entry.fill(str(value))
         entry.press("Tab")

@@ -24,7 +24,7 @@ def plot(host: Host, job: Job, x: tuple[str, str], y: tuple[str, str] = NOTHING)
     labels = info["args"][0]["choices"]
     axes = [value for label, values in (x, y, NOTHING) for value in (labels.index(label), values, [])]
     options = {"draw_legend": False, "include_lone_images": True, "include_sub_grids": False, "no_fixed_seeds": False}
-    vary_seeds, margin, csv = [False, False, False], 0, False
+    vary_seeds, margin, csv = [False, False, False], 0, True  # as text, even on axes with a list of choices
     arguments: list[Any] = [*axes, *options.values(), *vary_seeds, margin, csv]
     cells = len(x[1].split(",")) * len(y[1].split(","))
     return host.images({**job, "script_name": PLOT, "script_args": arguments})[-cells:]

@@ -1,7 +1,8 @@
 """Stand-ins for all model files, in the real formats but with random weights, for tests without downloads.
 
 Only the face detector is a real network; the others preserve no identity. `python -m tests.support.stand_ins CHECKPOINT
-FOLDER` writes them, and stand-ins for InstantID's files, to a WebUI's `models/facesnap`.
+FOLDER` writes them, and stand-ins for InstantID's files, to a WebUI's `models/facesnap`. With --instantid-alone, it
+writes only InstantID's files and a face model pack that detects 68 landmarks.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -26,7 +28,7 @@ from facesnap_ext.weights.instantid import ADAPTER, IDENTITYNET
 from facesnap_ext.weights.tensors import read_index
 from facesnap_lab.miniature.head import write_stand_in_flame
 from tests.support.stand_in_deca import write_stand_in_deca
-from tests.support.stand_in_pack import scrfd_from_centerface, stand_in_arcface
+from tests.support.stand_in_pack import scrfd_from_centerface, stand_in_arcface, stand_in_faces68
 
 CLIP_WIDTH = 64
 
@@ -62,6 +64,22 @@ def write_stand_ins(
     other = replace(info.ffrnet, widths=(32, 32), depths=((0,), (1,)), middle_depth=1, heads=(1, 1))
     info = replace(info, ffrnet=other)
     facesnap_file.save(folder / "other-widths.safetensors", info, weights.mixer, FFRNet(other))
+
+
+def write_instantid_alone(
+    checkpoint: Path, folder: Path, *, head_dim: int = 64, size_dim: int = 256, context_dim: int = 2048, seed: int = 0
+) -> None:
+    """Write only InstantID's files and a face model pack that detects 68 landmarks; arguments as in
+    `write_stand_ins`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stand_in_faces68(write_pack(folder, seed) / "1k3d68.onnx")
+    mixer = MixerConfig(clip_dim=CLIP_WIDTH, dim=context_dim, layers=1, feedforward=64, heads=1)
+    with TemporaryDirectory() as scratch:
+        init = Path(scratch) / "init.safetensors"
+        initialise(checkpoint, init, head_dim=head_dim, size_dim=size_dim, seed=seed, dtype=torch.float32, mixer=mixer)
+        ffrnet = facesnap_file.load(init).ffrnet
+    randomise_outputs(ffrnet, seed)
+    write_instantid(folder, ffrnet, cross_attention_widths(checkpoint), seed)
 
 
 def cross_attention_widths(checkpoint: Path) -> list[int]:
@@ -113,10 +131,7 @@ def write_encoders(folder: Path, seed: int = 0) -> None:
     """Write the face model pack, CLIP, DECA and FLAME."""
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    pack = folder / "stand-in-pack"
-    pack.mkdir(parents=True, exist_ok=True)
-    scrfd_from_centerface(centerface(), pack / "scrfd_10g_bnkps.onnx")
-    stand_in_arcface(pack / "glintr100.onnx", seed)
+    write_pack(folder, seed)
     write_stand_in_flame(folder / "stand-in-flame.safetensors", seed)
     write_stand_in_deca(folder / "stand-in-deca.safetensors", seed)
     with torch.random.fork_rng(devices=[]):
@@ -125,6 +140,15 @@ def write_encoders(folder: Path, seed: int = 0) -> None:
             hidden_size=CLIP_WIDTH, intermediate_size=128, num_hidden_layers=3, num_attention_heads=1, patch_size=14
         )
         CLIPVisionModel(config).save_pretrained(folder / "stand-in-clip")
+
+
+def write_pack(folder: Path, seed: int = 0) -> Path:
+    """Write the face model pack without landmarks, and return its folder."""
+    pack = folder / "stand-in-pack"
+    pack.mkdir(parents=True, exist_ok=True)
+    scrfd_from_centerface(centerface(), pack / "scrfd_10g_bnkps.onnx")
+    stand_in_arcface(pack / "glintr100.onnx", seed)
+    return pack
 
 
 def randomise_outputs(ffrnet: FFRNet, seed: int = 0, std: float = 0.2) -> None:
@@ -155,13 +179,12 @@ if __name__ == "__main__":
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--size-dim", type=int, default=256)
     parser.add_argument("--context-dim", type=int, default=2048)
+    parser.add_argument("--instantid-alone", action="store_true")
     arguments = parser.parse_args()
-    write_stand_ins(
-        arguments.checkpoint,
-        arguments.folder,
-        head_dim=arguments.head_dim,
-        size_dim=arguments.size_dim,
-        context_dim=arguments.context_dim,
-    )
-    random = facesnap_file.load(arguments.folder / "random.safetensors").ffrnet
-    write_instantid(arguments.folder, random, cross_attention_widths(arguments.checkpoint))
+    sizes = {name: getattr(arguments, name) for name in ("head_dim", "size_dim", "context_dim")}
+    if arguments.instantid_alone:
+        write_instantid_alone(arguments.checkpoint, arguments.folder, **sizes)
+    else:
+        write_stand_ins(arguments.checkpoint, arguments.folder, **sizes)
+        random = facesnap_file.load(arguments.folder / "random.safetensors").ffrnet
+        write_instantid(arguments.folder, random, cross_attention_widths(arguments.checkpoint))

@@ -117,6 +117,36 @@ def test_a_small_face_in_a_large_photo_is_looked_at_from_close_up(face_pack, req
     np.testing.assert_allclose(face.box - [side // 4, side // 3] * 2, near.box, atol=30)
 
 
+@pytest.mark.parametrize("degrees", [0, 90])
+@pytest.mark.parametrize("place", [0.25, 0.46, 0.5, 0.54, 0.72])
+def test_a_small_face_where_tiles_overlap_is_found(face_pack, grace_hopper, degrees, place):
+    """The face is 8 pixels high in the detector's input."""
+    side = 2600
+    large = with_small_face(turn(grace_hopper, degrees), face_pack, side, 8, place)
+    face = find_faces(face_pack, large)[0]
+    assert face.turn == degrees
+    np.testing.assert_allclose((face.box[:2] + face.box[2:]) / 2, place * side, atol=0.01 * side)
+
+
+def with_small_face(photo: Photo, face_pack, side: int, pixels: int, place: float) -> Photo:
+    """A grey square photo with the face of another, at this fraction of width and height.
+
+    Args:
+        pixels: height of the face when the photo is shrunk to 640 pixels.
+    """
+    [face] = find_faces(face_pack, photo)
+    length = float((face.box[2:] - face.box[:2]).max())
+    corner = ((face.box[:2] + face.box[2:]) / 2 - length).astype(int)
+    (left, top), (right, bottom) = np.maximum(corner, 0), corner + int(2 * length)
+    head = photo.pixels[top:bottom, left:right]
+    shrink = pixels / 640 * side / length
+    head = cv2.resize(head, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    large = np.full((side, side, 3), 90, np.uint8)
+    left, top = (place * side + shrink * (np.minimum(corner, 0) * -1 - length)).astype(int)
+    large[top : top + head.shape[0], left : left + head.shape[1]] = head
+    return Photo(large, "large")
+
+
 @pytest.mark.parametrize(("height", "width"), [(7000, 500), (500, 7000)])
 def test_a_face_in_a_long_screenshot_is_found(face_pack, grace_hopper, height, width):
     small = cv2.resize(grace_hopper.pixels, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
@@ -139,12 +169,18 @@ class Blind:
 
 
 @pytest.mark.parametrize(
-    ("height", "width"), [(1, 1), (2, 3000), (30000, 5), (1080, 12000), (12000, 1080), (4000, 6000), (900, 32000)]
+    ("height", "width"),
+    [(1, 1), (2, 3000), (30000, 5), (1080, 12000), (12000, 1080), (4000, 6000), (8900, 8900), (900, 32000)],
 )
 def test_looking_for_a_face_that_is_not_there_ends_soon(height, width):
     detector = Blind()
     assert detect_faces(detector, np.zeros((height, width, 3), np.uint8)) == []
-    assert len(detector.calls) < 250
+    assert len(detector.calls) < 170
+    if height < 3 * width < 9 * height:
+        assert len(detector.calls) < 90
+    with_border = 3 * detection.DETECTOR_SIZES[0]
+    large = [shape for shape in detector.calls if max(shape[:2]) > with_border]
+    assert len(large) <= 1, "a large photo is shrunk for the detector in every orientation, border and tile"
 
 
 @pytest.mark.parametrize("degrees", [0, *TURNS])

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from facesnap_ext.landmarks.hints import POINTS5
+from facesnap_ext.landmarks.movements import EXPRESSIONS, MOVEMENTS, Sliders, with_expression
+from facesnap_ext.landmarks.open_face import load_basis
 from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import Landmarks, five_points
+from facesnap_ext.landmarks.poses import displacement
+from facesnap_ext.landmarks.rigs import open_face_rig
 from facesnap_ext.residuals import landmark_image
 from tests.support import tiny
 
@@ -82,3 +89,27 @@ def test_box_of_five_points_covers_the_whole_face():
     box = Landmarks(FACE, 320, 256).box
     low, high = FACE.min(axis=0), FACE.max(axis=0)
     np.testing.assert_allclose(box, [*(low - (high - low) / 2), *(high + (high - low) / 2)], rtol=1e-6)
+
+
+def largest_move(sliders: Sliders) -> float:
+    """How far sliders move one of the five points of the mean face seen from the front, in % of the face's height."""
+    moved = five_points(displacement(open_face_rig(load_basis()), sliders))[:, :2]
+    return 100 * float(np.linalg.norm(moved, axis=1).max())
+
+
+def test_the_documentation_lists_how_far_each_slider_moves_the_five_points():
+    text = Path(__file__).parents[3].joinpath("docs", "poses.md").read_text("utf-8")
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) \| ([\d.]*) ?\|$", text, re.M)
+    listed = {name: (high, low) for names, high, low in rows for name in re.findall(r"\w+", names)}
+    expected = {}
+    for name, slider in MOVEMENTS.items():
+        low, high = (f"{largest_move(Sliders(**{name: end})):.1f}" if end else "" for end in slider.range)
+        expected[name] = (high, low)
+    assert listed == expected
+
+
+def test_the_documentation_lists_how_far_named_expressions_move_the_five_points():
+    moves = {name: largest_move(with_expression(Sliders(), name, 1.0)) for name in EXPRESSIONS}
+    clear = {name for name, move in moves.items() if 3.9 < move < 9}
+    assert clear == {"smile", "laugh", "surprise", "sad", "wink", "kiss", "fear"}
+    assert all(1.6 < moves[name] < 2.4 for name in ("angry", "disgust"))

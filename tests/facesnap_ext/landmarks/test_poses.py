@@ -32,7 +32,7 @@ from facesnap_ext.landmarks.poses import (
     pose_points,
     reposition,
 )
-from facesnap_ext.landmarks.rigs import JAW_OPEN, flame_rig, open_face_rig
+from facesnap_ext.landmarks.rigs import JAW_OPEN, flame_rig, movement_fields, open_face_rig
 from facesnap_ext.settings.pose import pose_from_unit
 from facesnap_ext.settings.unit import RANGES, Unit
 from facesnap_lab.miniature.render import head
@@ -93,6 +93,17 @@ def test_rest_is_the_flame_face_of_the_persons_shape(rig: Rig, flame: Flame) -> 
     pixels = pose_points(person_rig, Pose(x=0.25, y=0.5, size=0.5), WIDTH, HEIGHT)
     assert np.ptp(pixels[:, 1]) == pytest.approx(0.5 * HEIGHT, abs=1e-3)
     np.testing.assert_allclose((pixels.min(0) + pixels.max(0)) / 2, (0.25 * WIDTH, 0.5 * HEIGHT), atol=1e-3)
+
+
+def test_flames_face_moves_as_far_as_icts_relative_to_its_height(flame: Flame) -> None:
+    """The points of both lie on a mesh. The detector that finds a photo's landmarks places them differently."""
+    basis = load_basis("ict")
+    height = np.ptp(basis.mean[:, 1])
+    for shape in (None, torch.linspace(-1.5, 1.5, 12)):
+        directions = flame_rig(flame, shape).directions
+        for name, field in movement_fields(basis).items():
+            if name != "mouth":
+                np.testing.assert_allclose(directions[name], field / height, atol=1e-6, err_msg=name)
 
 
 def test_signs_match_the_settings(rig: Rig) -> None:

@@ -169,6 +169,19 @@ def test_landmarks_are_those_of_the_job(client, engine, astronaut, two):
     np.testing.assert_allclose(pose_points(rig, Pose(yaw=20, x=0.4, y=0.5, size=0.3), 640, 512), job.points, atol=1e-3)
 
 
+def test_several_references_determine_one_shape(client, engine, astronaut, two):
+    def rest(sent):
+        return client.post("/facesnap/landmarks", json=sent).json()["rig"]["rest"]
+
+    images = [encoded(astronaut), encoded(two)]
+    together = rest({"references": images})
+    np.testing.assert_allclose(together, engine.preview([astronaut, two]).rig.rest)
+    alone = rest({"reference": images[0]})
+    assert alone == rest({"references": images[:1]})
+    assert np.abs(np.array(together) - alone).max() > 1e-4
+    assert rest({"references": []}) == rest({})
+
+
 def test_without_a_size_points_are_fractions_of_the_driving_photo(client, engine, astronaut, two):
     """The same applies to an init image in img2img."""
     sent = {"reference": encoded(astronaut), "driving": encoded(two)}
@@ -208,6 +221,10 @@ def test_the_reference_gives_the_pose_and_without_photos_the_rig_is_the_mean_fac
         ("detect", {"photos": ["https://example.com/a.png"]}, 422, "Photo 1 is not base64"),
         ("detect", {"photos": ["file:///etc/passwd"]}, 422, "Photo 1 is not base64"),
         ("landmarks", {"reference": "aGVsbG8="}, 422, "Reference photo is not a readable image"),
+        ("landmarks", {"references": [encoded(GREY), "aGVsbG8="]}, 422, "Reference photo 2 is not a readable image"),
+        ("landmarks", {"references": encoded(GREY)}, 400, "references must be a list of 0 to 16 images"),
+        ("landmarks", {"references": ["", 3]}, 422, "Reference photo 1"),
+        ("landmarks", {"reference": "aGVsbG8=", "references": []}, 400, "give one of them"),
         ("landmarks", {"driving": encoded(GREY)}, 422, "No face was found in Driving photo"),
         ("landmarks", {"width": 512}, 400, "width and height belong together"),
         ("landmarks", {"width": 512, "height": True}, 400, "height is True"),
@@ -432,4 +449,5 @@ def test_openapi_describes_the_routes_and_their_parameters(client):
         (method.upper(), path.removeprefix("/facesnap/")) for path, ways in paths.items() for method in ways
     ) == sorted(ALL)
     body = paths["/facesnap/landmarks"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert sorted(body["properties"]) == ["driving", "driving_face_index", "face_index", "height", "reference", "width"]
+    names = ["driving", "driving_face_index", "face_index", "height", "reference", "references", "width"]
+    assert sorted(body["properties"]) == names

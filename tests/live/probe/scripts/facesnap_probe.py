@@ -1,8 +1,8 @@
 """An extension for the tests: it makes a UNet call fail on request and counts what a job leaves behind.
 
 In a request to the API, `"FaceSnap probe": {"args": [{"fail_at": 2}]}` makes the second UNet call of the job raise an
-error in its middle block. GET /facesnap-probe/state returns the hooks on the UNet, the memory of the process and the
-number of UNet evaluations of the last job.
+error in its middle block. GET /facesnap-probe/state returns the hooks on the UNet, the memory of the process, and the
+number of UNet evaluations and the comments of the last job.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import psutil
 from modules import script_callbacks, scripts, shared
 
 _evaluations = 0
+_comments: list[str] = []  # below the image on the page, but not in the API's response
 
 
 def unet():
@@ -62,6 +63,7 @@ class Script(scripts.Script):
             Script.failing = FailingHook(settings["fail_at"])
 
     def postprocess(self, p, processed, settings):
+        _comments[:] = list(p.comments)
         self.remove()
 
     @staticmethod
@@ -92,6 +94,7 @@ def state(collect: bool = False):
         "controls": controls(),
         "memory": used_memory(),
         "evaluations": _evaluations,
+        "comments": list(_comments),
     }
 
 
