@@ -126,15 +126,10 @@ function facesnapWire(root) {
         for (const [name, value] of Object.entries(dataset)) {
             if (element("person").dataset[name] !== String(value)) element("person").dataset[name] = value;
         }
-        const photos = element("references").querySelectorAll("a[href]").length;
-        const faces = name => element("person").querySelector(`[data-facesnap-of=${name}]`) || number(name);
         const driving = control("driving", "img");
-        for (const [name, matters] of [
-            ["face_index", faces("face_index")], ["reference_mode", photos > 1], ["name", photos], ["save", photos],
-            ["driving_face_index", faces("driving_face_index")], ["driving_more", driving],
-        ]) {
-            element(name)?.classList.toggle("facesnap-off", !matters);
-        }
+        const severalFaces = element("person").querySelector("[data-facesnap-of=driving_face_index]");
+        element("driving_face_index").classList.toggle("facesnap-off", !(severalFaces || number("driving_face_index")));
+        element("driving_more").classList.toggle("facesnap-off", !driving);
         const own = control("pose", "label[data-value=own]");  // otherwise it is the same as "photo"
         own.classList.toggle("facesnap-off", !(driving || tab === "img2img" || pose === "own"));
     }

@@ -85,7 +85,7 @@ def test_images_are_text_or_null(image):
 
 def table() -> dict[str, list[str]]:
     """The rows of the table of settings in docs/api.md, by name."""
-    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", DOCS.read_text("utf-8").partition("## Routes")[0], re.M)
+    rows = re.findall(r"^\| `(\w+)` \|(.+)\|$", DOCS.read_text("utf-8").partition("## Responses")[0], re.M)
     return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
 
 
