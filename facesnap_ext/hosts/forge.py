@@ -21,8 +21,9 @@ from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import ROWS_SPLIT, AdapterHooks, Call
 from facesnap_ext.hosts.errors import Refusal, refusal_of, report_stop
+from facesnap_ext.hosts.patchers import patchers_of
 from facesnap_ext.hosts.progress import Progress
-from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted, offload, on_gpu
+from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted
 from facesnap_ext.residuals import Residuals
 
 Control = dict[str, list[Tensor | None]]
@@ -239,21 +240,15 @@ def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
 def attach(p: Any, people: Sequence[Conditioning]) -> None:
     """Condition the sampling pass that is about to begin, or refuse the job if its checkpoint does not fit.
 
-    Without people, the pass is not changed and can use all of the GPU's memory.
+    Without people, the pass is not changed. If it needs the GPU memory of FFRNets, the host moves them out.
     """
     detach(p)  # hires fix first calls this on a UNet that still carries the first pass's control
     if not people:
-        offload()  # the host loses track of the networks of earlier jobs and leaves them in GPU memory
         return
     unet = p.sd_model.forge_objects.unet.clone()
-    patchers = []
     try:
         check_fit(p, people, unet.model.diffusion_model)
-        for network in ffrnets(people):
-            network.to(_compute_dtype(unet))
-            on_gpu.add(network)
-            patchers.append(type_of_model_patcher(unet)(network, unet.load_device, unet.offload_device))
-        control = FaceSnapControl(p, people, patchers)
+        control = FaceSnapControl(p, people, patchers_of(ffrnets(people), unet))
         if any(person.has_adapter for person in people):
             control.hook(unet.model.diffusion_model)
     except FaceSnapError as error:
@@ -305,17 +300,6 @@ def _take_out(model: Any, unwanted: Callable[[Any], bool]) -> None:
     for link in _links(unet):
         while unwanted(link.previous_controlnet):
             link.previous_controlnet = link.previous_controlnet.previous_controlnet
-
-
-def type_of_model_patcher(unet: Any) -> type[Any]:
-    """The host's own `ModelPatcher`, the base class of its `UnetPatcher`."""
-    return type(unet).__mro__[1]
-
-
-def _compute_dtype(unet: Any) -> Any:
-    """The dtype in which the UNet computes; its weights may be stored in a quantised type."""
-    dtype = getattr(unet.model, "computation_dtype", None)
-    return dtype or unet.model_dtype()
 
 
 def on_cfg_denoiser(params: Any) -> None:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facesnap_ext.networks.layers import CastingConv2d, CastingLinear, Conv2d, GroupNorm, LayerNorm, Linear
+
 KeysValues = tuple[Tensor, Tensor]  # keys and values of one attention layer, each [N, T, width]
 SIZE_FIELDS = 6  # SDXL's micro-conditioning: original size, crop offset and target size, each as height and width
 NORM_GROUPS = 32
@@ -118,7 +120,7 @@ class FFRNet(nn.Module):
         self.config = config
         widths = config.widths
         time_dim = 4 * widths[0]
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = Embedding(widths[0], time_dim)
         self.add_embedding = Embedding(config.adm_dim, time_dim)
         self.controlnet_cond_embedding = LandmarkEmbedding(config.hint_widths, widths[0])
@@ -132,8 +134,8 @@ class FFRNet(nn.Module):
             )
             channels = width
         self.mid_block = MidBlock(channels, config.middle_depth, time_dim, config.context_dim, config.heads[-1])
-        self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for width in config.skip_widths)
-        self.controlnet_mid_block = nn.Conv2d(channels, channels, 1)
+        self.controlnet_down_blocks = nn.ModuleList(Conv2d(width, width, 1) for width in config.skip_widths)
+        self.controlnet_mid_block = Conv2d(channels, channels, 1)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -155,11 +157,10 @@ class FFRNet(nn.Module):
         tokens = tokens.to(self.dtype)
         return [module.attn2.keys_values(tokens) for module in self.modules() if isinstance(module, TransformerBlock)]
 
-    def null_text(self, height: int, width: int) -> Tensor:
+    def null_text(self, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
         """Return the text-free `y` [1, adm_dim] for an image of this size in pixels: a zero pooled text embedding and
         SDXL's size fields."""
-        weight = self.add_embedding.linear_1.weight
-        sizes = torch.tensor([height, width, 0, 0, height, width], device=weight.device)
+        sizes = torch.tensor([height, width, 0, 0, height, width], device=device)
         embedded = sinusoid(sizes, self.config.size_dim).flatten()
         pooled = embedded.new_zeros(self.config.adm_dim - embedded.numel())
         return torch.cat([pooled, embedded])[None]
@@ -189,7 +190,7 @@ class FFRNet(nn.Module):
         x = x[:, : self.config.in_channels].to(self.dtype)
         if y is None:
             scale = self.config.pixels_per_latent
-            y = self.null_text(scale * x.shape[2], scale * x.shape[3])
+            y = self.null_text(scale * x.shape[2], scale * x.shape[3], x.device)
         emb = self.time_embedding(sinusoid(timesteps, self.config.widths[0]).to(self.dtype))
         emb = emb + self.add_embedding(y.to(self.dtype))
         keys_values = iter(identity)  # each cross-attention consumes the next item
@@ -216,8 +217,8 @@ def sinusoid(values: Tensor, dim: int) -> Tensor:
 class Embedding(nn.Module):
     def __init__(self, dim: int, out: int):
         super().__init__()
-        self.linear_1 = nn.Linear(dim, out)
-        self.linear_2 = nn.Linear(out, out)
+        self.linear_1 = Linear(dim, out)
+        self.linear_2 = Linear(out, out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(F.silu(self.linear_1(x)))
@@ -226,12 +227,12 @@ class Embedding(nn.Module):
 class LandmarkEmbedding(nn.Module):
     def __init__(self, widths: Sequence[int], out: int):
         super().__init__()
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(3, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for channels, next_channels in itertools.pairwise(widths):
-            self.blocks.append(nn.Conv2d(channels, channels, 3, padding=1))
-            self.blocks.append(nn.Conv2d(channels, next_channels, 3, padding=1, stride=2))
-        self.conv_out = nn.Conv2d(widths[-1], out, 3, padding=1)
+            self.blocks.append(Conv2d(channels, channels, 3, padding=1))
+            self.blocks.append(Conv2d(channels, next_channels, 3, padding=1, stride=2))
+        self.conv_out = Conv2d(widths[-1], out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.conv_in(x))
@@ -285,24 +286,10 @@ class MidBlock(nn.Module):
         return h
 
 
-class Linear(nn.Linear):
-    """Compute in the dtype of the input, whatever the dtype of the weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-
-
-class Conv2d(nn.Conv2d):
-    """Compute in the dtype of the input, whatever the dtype of the weight."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-
-
 class Downsample(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        self.conv = Conv2d(width, width, 3, padding=1, stride=2)
+        self.conv = CastingConv2d(width, width, 3, padding=1, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -311,12 +298,12 @@ class Downsample(nn.Module):
 class ResnetBlock(nn.Module):
     def __init__(self, inputs: int, width: int, time_dim: int):
         super().__init__()
-        self.norm1 = nn.GroupNorm(NORM_GROUPS, inputs)
-        self.conv1 = Conv2d(inputs, width, 3, padding=1)
-        self.time_emb_proj = Linear(time_dim, width)
-        self.norm2 = nn.GroupNorm(NORM_GROUPS, width)
-        self.conv2 = Conv2d(width, width, 3, padding=1)
-        self.conv_shortcut = Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
+        self.norm1 = GroupNorm(NORM_GROUPS, inputs)
+        self.conv1 = CastingConv2d(inputs, width, 3, padding=1)
+        self.time_emb_proj = CastingLinear(time_dim, width)
+        self.norm2 = GroupNorm(NORM_GROUPS, width)
+        self.conv2 = CastingConv2d(width, width, 3, padding=1)
+        self.conv_shortcut = CastingConv2d(inputs, width, 1) if inputs != width else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(F.silu(emb))[:, :, None, None]
@@ -326,10 +313,10 @@ class ResnetBlock(nn.Module):
 class Transformer(nn.Module):
     def __init__(self, width: int, depth: int, context_dim: int, heads: int):
         super().__init__()
-        self.norm = nn.GroupNorm(NORM_GROUPS, width, eps=1e-6)
-        self.proj_in = Linear(width, width)
+        self.norm = GroupNorm(NORM_GROUPS, width, eps=1e-6)
+        self.proj_in = CastingLinear(width, width)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(width, context_dim, heads) for _ in range(depth))
-        self.proj_out = Linear(width, width)
+        self.proj_out = CastingLinear(width, width)
 
     def forward(self, x: Tensor, identity: Iterator[KeysValues]) -> Tensor:
         n, c, height, width = x.shape
@@ -342,11 +329,11 @@ class Transformer(nn.Module):
 class TransformerBlock(nn.Module):
     def __init__(self, width: int, context_dim: int, heads: int):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn1 = Attention(width, width, heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.attn2 = Attention(width, context_dim, heads)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = LayerNorm(width)
         self.ff = FeedForward(width)
 
     def forward(self, x: Tensor, identity: KeysValues) -> Tensor:
@@ -360,10 +347,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, context_dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.to_q = Linear(width, width, bias=False)
-        self.to_k = Linear(context_dim, width, bias=False)
-        self.to_v = Linear(context_dim, width, bias=False)
-        self.to_out = nn.ModuleList([Linear(width, width)])
+        self.to_q = CastingLinear(width, width, bias=False)
+        self.to_k = CastingLinear(context_dim, width, bias=False)
+        self.to_v = CastingLinear(context_dim, width, bias=False)
+        self.to_out = nn.ModuleList([CastingLinear(width, width)])
 
     def keys_values(self, context: Tensor) -> KeysValues:
         return self.to_k(context), self.to_v(context)
@@ -381,7 +368,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         # Index 1 is dropout in diffusers, which has no weights.
-        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width)])
+        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), CastingLinear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -390,7 +377,7 @@ class FeedForward(nn.Module):
 class GEGLU(nn.Module):
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.proj = Linear(width, 2 * inner)
+        self.proj = CastingLinear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         h, gate = self.proj(x).chunk(2, dim=-1)

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.networks.ffrnet import Conv2d, FFRNet, Linear
+from facesnap_ext.networks.ffrnet import FFRNet
+from facesnap_ext.networks.layers import CastingConv2d, CastingLinear
 from facesnap_ext.weights import facesnap_file
 
 
@@ -47,7 +48,7 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
         changes.append(f"consecutive blocks: {blocks}")
     if fp8:
         for name, module in ffrnet.named_modules():
-            if isinstance(module, Linear | Conv2d):
+            if isinstance(module, CastingLinear | CastingConv2d):
                 if float(module.weight.float().abs().max()) > torch.finfo(torch.float8_e4m3fn).max:
                     raise FaceSnapError(
                         f"{source.name} contains values in {name} that are too large for 8 bits; leave out --fp8."

@@ -13,7 +13,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.clip import load_image_encoder
 from facesnap_ext.landmarks.deca import load_deca
 from facesnap_ext.landmarks.flame import load_flame
-from facesnap_ext.networks.ffrnet import Conv2d, Linear
+from facesnap_ext.networks.layers import CastingConv2d, CastingLinear
 from facesnap_ext.weights import facesnap_file, instantid
 from facesnap_ext.weights.compress import compress
 from facesnap_ext.weights.initialise import initialise
@@ -118,7 +118,7 @@ def test_a_network_in_mixed_types_computes_what_its_numbers_say(tmp_path, case, 
             expected = None
             out = tmp_path / "small.safetensors"
         actual = facesnap_file.load(out).ffrnet
-    own = {id(module.weight) for module in actual.modules() if isinstance(module, Linear | Conv2d)}
+    own = {id(module.weight) for module in actual.modules() if isinstance(module, CastingLinear | CastingConv2d)}
     types = {weight.dtype for weight in actual.parameters() if id(weight) not in own}
     assert types == {actual.dtype}
     residuals = run(actual)
@@ -135,7 +135,7 @@ def test_files_of_one_type_keep_it(tmp_path, dtype):
 
     if dtype is F8:
         for module in weights.modules():
-            if isinstance(module, Linear | Conv2d):
+            if isinstance(module, CastingLinear | CastingConv2d):
                 module.weight.data = module.weight.data.to(F8)
     before = {key: (tensor.dtype, tensor.data_ptr()) for key, tensor in weights.state_dict().items()}
     unify_types(weights)
