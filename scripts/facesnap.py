@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from facesnap_ext.hosts import fork
+
+fork.require_supported()  # other WebUIs lack some of the modules imported below
+
 import gradio as gr
 from modules import script_callbacks, scripts, shared
 from modules.infotext_utils import PasteField
@@ -14,7 +18,7 @@ from modules.ui_components import InputAccordion
 
 from facesnap_ext import hosts
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts import init_image, job, results, selected_script, webui, windows, xyz
+from facesnap_ext.hosts import init_image, job, results, selected_script, stopping, webui, windows, xyz
 from facesnap_ext.hosts.errors import refusal_of
 from facesnap_ext.hosts.job import JobState
 from facesnap_ext.hosts.model_folders import model_files
@@ -23,9 +27,6 @@ from facesnap_ext.settings.saved_poses import find_poses
 from facesnap_ext.settings.script_args import UI_ORDER, batches_by_photo, from_script_args
 from facesnap_ext.ui import accordion, models_panel, routes, starter
 from facesnap_ext.weights.identity_folder import find_identities
-
-if not hasattr(scripts.Script, "process_before_every_sampling"):  # without this callback, residuals are never added
-    raise ImportError("FaceSnap needs AUTOMATIC1111 1.10 or later, or Forge; update the WebUI.")
 
 host = hosts.current()
 log = logging.getLogger("facesnap")
@@ -124,8 +125,11 @@ class Script(scripts.Script):
                 p.facesnap.prepared = job.prepare(p, requested, engine(), webui.progress, *options)
                 results.begin(p, engine())
                 job.begin_batch(p, webui.progress)
+                if stopping.hides_exceptions(p):
+                    host.check(p, [prepared.conditioning for batch in p.facesnap.prepared for prepared in batch.people])
         if job.state_of(p).refusal:
             selected_script.stop_plot_cell(p)
+            stopping.end_without_images(p)
 
     def process_batch(self, p, *args, **kwargs):
         job.begin_batch(p, webui.progress)
@@ -158,7 +162,8 @@ class Script(scripts.Script):
         results.finish_job(p, processed)
         job.restore_job(p)
         if refusal := job.state_of(p).refusal:
-            selected_script.explain_plot_cell(p, processed, refusal.message)
+            stopping.drop_images(p, processed)
+            selected_script.explain_job(p, processed, refusal.message)
 
 
 def add_settings():

@@ -1,6 +1,7 @@
 """How residuals are added to each host's UNet.
 
-A WebUI's adapter is a module with `attach(p, people)`, `refuse(p, refusal)`, `detach(p)` and `on_cfg_denoiser(params)`.
+A WebUI's adapter is a module with `check(p, people)`, `attach(p, people)`, `refuse(p, refusal)`, `detach(p)` and
+`on_cfg_denoiser(params)`.
 """
 
 from __future__ import annotations

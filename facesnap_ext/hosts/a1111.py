@@ -204,12 +204,21 @@ def attach(p: Any, people: Sequence[Conditioning]) -> None:
         return
     unet = p.sd_model.model.diffusion_model
     try:
-        check_fit(p, people, unet)
-        _check_unet_is_run()
+        check(p, people)
         _attached = ConditionedPass(p, people)
         _attached.hook(unet)
     except FaceSnapError as error:
         refuse(p, refusal_of(error))
+
+
+def check(p: Any, people: Sequence[Conditioning]) -> None:
+    """Check that the loaded checkpoint fits; `attach` does this for each pass.
+
+    Raises:
+        FaceSnapError: see `check_fit`, or an alternative UNet is active.
+    """
+    check_fit(p, people, p.sd_model.model.diffusion_model)
+    _check_unet_is_run()
 
 
 def refuse(p: Any, refusal: Refusal) -> None:

@@ -13,6 +13,7 @@ original rows (on the norm before each cross-attention) and the size of the feat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +52,16 @@ class Call:
 class AdapterHooks:
     """The adapters of all people in an image, on one UNet.
 
+    Args:
+        shown_errors: returns a context manager for code that may raise a `FaceSnapError` during sampling.
+
     Attributes:
         call: the running UNet call. The host sets it before each of its own calls and clears it for other calls.
     """
 
-    def __init__(self, residuals: Residuals):
+    def __init__(self, residuals: Residuals, shown_errors: Callable[[], AbstractContextManager[None]] = nullcontext):
         self.residuals = residuals
+        self._shown_errors = shown_errors
         self.call: Call | None = None
         self._handles: list[Any] = []
         self._rows: Tensor | None = None  # inputs of the running attention for all rows of the call, [R, N, width]
@@ -122,7 +127,8 @@ class AdapterHooks:
             kept = self._queries.pop(layer, None)
             if self.call is None or kept is None:
                 return None
-            extra = self._attend(self.call, layer, *kept, heads)
+            with self._shown_errors():
+                extra = self._attend(self.call, layer, *kept, heads)
             return None if extra is None else (args[0] + extra.to(args[0].dtype), *args[1:])
 
         return add

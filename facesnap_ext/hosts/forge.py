@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from facesnap_ext.hosts.attention import ROWS_SPLIT, AdapterHooks, Call
 from facesnap_ext.hosts.errors import Refusal, refusal_of, report_stop
 from facesnap_ext.hosts.patchers import patchers_of
 from facesnap_ext.hosts.progress import Progress
+from facesnap_ext.hosts.stopping import shown_errors
 from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted
 from facesnap_ext.residuals import Residuals
 
@@ -87,13 +89,18 @@ class ControlLink:
         """
         raise NotImplementedError
 
+    def shown_errors(self) -> AbstractContextManager[None]:
+        """See `stopping.shown_errors`."""
+        return shown_errors(self.job())
+
     def unhook(self) -> None:
         """Remove all hooks from the UNet; may be called again."""
 
     @property
     def cond_hint(self) -> Any:
         """Forge's MultiDiffusion asks each control for an image to cut into tiles; this control has none."""
-        raise FaceSnapError("FaceSnap cannot be applied to MultiDiffusion's tiles; disable one of the two.")
+        with self.shown_errors():
+            raise FaceSnapError("FaceSnap cannot be applied to MultiDiffusion's tiles; disable one of the two.")
 
     cond_hint_original = cond_hint  # versions of MultiDiffusion differ in which attribute they read first
 
@@ -106,7 +113,8 @@ class RefusalControl(ControlLink):
         self.refusal = refusal
 
     def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], *rest: Any) -> Control | None:
-        raise self.refusal.error()
+        with self.shown_errors():
+            raise self.refusal.error()
 
 
 class FaceSnapControl(ControlLink):
@@ -121,7 +129,7 @@ class FaceSnapControl(ControlLink):
         super().__init__(p)
         self.patchers = patchers
         self.residuals = Residuals(people)
-        self.adapters = AdapterHooks(self.residuals)
+        self.adapters = AdapterHooks(self.residuals, self.shown_errors)
         self._handle: Any = None
 
     def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], *rest: Any) -> Control | None:
@@ -139,14 +147,16 @@ class FaceSnapControl(ControlLink):
         is_cond = [side == 0 for side in chunks for _ in range(batch)]
         images = list(range(batch)) * len(chunks)
         x = self._predictor.calculate_input(t, x_noisy)
-        blended = self.residuals.rows(x, self._predictor.timestep(t), is_cond, cond.get("y"), acting, images) or []
+        with self.shown_errors():
+            timesteps = self._predictor.timestep(t)
+            blended = self.residuals.rows(x, timesteps, is_cond, cond.get("y"), acting, images) or []
         *skips, middle = (residual.to(x_noisy.dtype) for residual in blended)
         merged = merge({"input": [], "middle": [middle], "output": skips}, previous)
         # `options` belongs to this call, but all calls share `patches`
-        options[CALL] = (self, Call(tuple(is_cond), tuple(acting), tuple(images)), Parts(len(is_cond)))
+        options[CALL] = (self, Call(tuple(is_cond), tuple(acting), tuple(images)), self._parts(is_cond))
         patches = options.get("patches", {})
         others = patches.get("output_block_patch", [])
-        options["patches"] = {**patches, "output_block_patch": [adding(merged, Parts(len(is_cond))), *others]}
+        options["patches"] = {**patches, "output_block_patch": [adding(merged, self._parts(is_cond)), *others]}
         return {"input": merged["input"], "middle": [None], "output": [None] * len(merged["output"])}
 
     def hook(self, unet: nn.Module) -> None:
@@ -165,6 +175,9 @@ class FaceSnapControl(ControlLink):
             self.adapters.remove()
             self._handle.remove()
 
+    def _parts(self, rows: Sequence[bool]) -> Parts:
+        return Parts(len(rows), self.shown_errors)
+
     def _before_unet(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.adapters.call = None
         owner, call, parts = (kwargs.get("transformer_options") or {}).get(CALL, (None, None, None))
@@ -178,8 +191,9 @@ class Parts:
     Regional Prompter's latent mode does so after the control was computed for all rows.
     """
 
-    def __init__(self, rows: int):
+    def __init__(self, rows: int, shown_errors: Callable[[], AbstractContextManager[None]]):
         self.rows = rows
+        self._shown_errors = shown_errors
         self._start = 0
 
     def next(self, count: int) -> slice:
@@ -193,7 +207,8 @@ class Parts:
         part = slice(self._start, self._start + count)
         self._start += count
         if self._start > self.rows:
-            raise FaceSnapError(ROWS_SPLIT)
+            with self._shown_errors():
+                raise FaceSnapError(ROWS_SPLIT)
         return part
 
 
@@ -255,6 +270,15 @@ def attach(p: Any, people: Sequence[Conditioning]) -> None:
         refuse(p, refusal_of(error))
     else:
         _add_control(p, unet, control)
+
+
+def check(p: Any, people: Sequence[Conditioning]) -> None:
+    """Check that the loaded checkpoint fits; `attach` does this for each pass.
+
+    Raises:
+        FaceSnapError: see `check_fit`.
+    """
+    check_fit(p, people, p.sd_model.forge_objects.unet.model.diffusion_model)
 
 
 def refuse(p: Any, refusal: Refusal) -> None:

@@ -63,9 +63,9 @@ def stop_plot_cell(p: Any) -> None:
         p.do_not_save_grid = True
 
 
-def explain_plot_cell(p: Any, processed: Any, message: str) -> None:
-    """Show the reason in a cell without an image that `stop_plot_cell` ended."""
-    if selected_script(p) == PLOT and not processed.images:
+def explain_job(p: Any, processed: Any, message: str) -> None:
+    """Show the reason in place of the images of a script's job that ended without any: scripts read the first image."""
+    if selected_script(p) and not processed.images:
         processed.images.append(_card(f"FaceSnap: {message}", p.width, p.height))
 
 

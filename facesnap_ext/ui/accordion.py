@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from facesnap_ext.engine import Engine
+from facesnap_ext.hosts import fork
 from facesnap_ext.identity.predictors import predictor_title
 from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.infotext import from_infotext
@@ -40,7 +41,7 @@ PART_LABELS = {
 
 
 def status(files: ModelFiles, needed: Sequence[Part] = ()) -> str:
-    """HTML that lists the model files that were found and those that are missing.
+    """HTML that lists the model files that were found and those that are missing, and names the WebUI.
 
     Args:
         needed: the result of `starter.missing`, which the top of the accordion shows.
@@ -52,6 +53,7 @@ def status(files: ModelFiles, needed: Sequence[Part] = ()) -> str:
     if not needed and (missing := [PART_LABELS[part] for part in files.missing()]):
         lines.append(problem(f"Missing: {', '.join(missing)}. Open Model files below to see where to get them."))
     lines.append(f"Landmarks: {escape(predictor_title(files))}{_detector(files)}")
+    lines.append(escape(f"WebUI: {fork.current().title}"))
     return "<br>".join(lines)
 
 

@@ -1,6 +1,6 @@
 """HTTP routes under /facesnap/, next to the WebUI's own API, with information that a client needs before a job.
 
-    GET  /facesnap/version    {"version": "…"}
+    GET  /facesnap/version    {"version": "…", "webui": `hosts.fork.Fork` as an object}
     GET  /facesnap/schema     JSON Schema of one person's dictionary in a job's `alwayson_scripts.FaceSnap.args`
     GET  /facesnap/models     installed model files by name; "missing": where to put each missing file; "parts":
                               everything known about each part (`model_list.Role`); "downloads": their progress
@@ -35,11 +35,13 @@ import logging
 import re
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from facesnap_ext import __version__, photos
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import fork
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.predictors import predictor_title
 from facesnap_ext.landmarks.poses import for_browser, placement
@@ -138,13 +140,18 @@ def add_routes(
         name = f"facesnap_{path.rsplit('/', 1)[1]}"
         app.add_api_route(path, endpoint, methods=[method], summary=summary, name=name, tags=["FaceSnap"], **extra)
 
-    add("/facesnap/version", "GET", "Version of FaceSnap", lambda values: {"version": __version__})
+    add("/facesnap/version", "GET", "Version of FaceSnap", lambda values: describe_versions())
     add("/facesnap/schema", "GET", "Settings of one person", lambda values: unit_schema())
     add("/facesnap/models", "GET", "Model files", lambda values: describe_models(find_models()))
     add("/facesnap/models/get", "POST", "Download a part", lambda values: get_part(find_models(), values), PART)
     add("/facesnap/models/stop", "POST", "Stop a download", stop_part, PART)
     add("/facesnap/detect", "POST", "Faces in photos", lambda values: detect(engine(), values), DETECT)
     add("/facesnap/landmarks", "POST", "Landmarks of a pose", lambda values: landmarks(engine(), values), LANDMARKS)
+
+
+def describe_versions() -> Values:
+    """FaceSnap's version, and the WebUI that it runs in."""
+    return {"version": __version__, "webui": asdict(fork.current())}
 
 
 def admitted(request: Any, api_auth: str | None) -> bool:

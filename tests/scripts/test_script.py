@@ -247,9 +247,11 @@ def test_an_internal_error_while_attaching_stops_the_job(host, astronaut, monkey
     assert "FaceSnap failed: AttributeError('no such thing')" in refusal.message
 
 
-def test_an_outdated_webui_is_reported(host, monkeypatch):
+@pytest.mark.parametrize("lacking", ["modules.infotext_utils", "modules.ui_components", "gradio"])
+def test_an_outdated_webui_is_reported_before_anything_is_imported_that_it_lacks(host, monkeypatch, lacking):
     monkeypatch.delattr(sys.modules["modules.scripts"].Script, "process_before_every_sampling")
-    with pytest.raises(ImportError, match=r"needs AUTOMATIC1111 1\.10 or later, or Forge; update the WebUI"):
+    monkeypatch.setitem(sys.modules, lacking, None)
+    with pytest.raises(ImportError, match=r"cannot run in this version .* use AUTOMATIC1111 1\.10 or later, Forge"):
         exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), {"__name__": "facesnap"})
 
 

@@ -118,6 +118,7 @@ def test_the_status_names_the_predictor_and_the_canvas_needs_no_deca_or_flame(
 ) -> None:
     pytest.importorskip("onnx")
     assert "Landmarks: DECA and FLAME" in page.accordion.status(find_models(stand_ins))
+    assert "WebUI: AUTOMATIC1111" in page.accordion.status(find_models(stand_ins))
     models = shutil.copytree(stand_ins, tmp_path / "facesnap")
     (models / "stand-in-deca.safetensors").unlink()
     status = page.accordion.status(find_models(models))

@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 
 from facesnap_ext import __version__, photos
 from facesnap_ext.engine import Engine
+from facesnap_ext.hosts import fork
 from facesnap_ext.landmarks.poses import Pose, Rig, pose_points
 from facesnap_ext.photos import Photo, PhotoReader
 from facesnap_ext.settings.schema import unit_schema
@@ -75,7 +77,8 @@ GREY = Photo(np.full((64, 96, 3), 128, np.uint8), "grey")
 
 
 def test_version_and_model_files(client, stand_ins):
-    assert client.get("/facesnap/version").json() == {"version": __version__}
+    versions = client.get("/facesnap/version").json()
+    assert versions == {"version": __version__, "webui": asdict(fork.current())}
     models = client.get("/facesnap/models").json()
     assert models["facesnap"] == sorted(path.name for path in stand_ins.glob("[!s]*.safetensors"))
     assert models["deca"] == "stand-in-deca.safetensors"
