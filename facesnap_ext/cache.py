@@ -108,7 +108,7 @@ def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
     An unreadable file, such as a dangling link, also has a signature; the code that loads it reports the error.
     """
     if isinstance(path, tuple):
-        return tuple(map(signature_of, path))
+        return tuple([signature_of(part) for part in path])
     members = [path]
     if path.is_dir():
         with suppress(OSError):
@@ -116,7 +116,7 @@ def signature_of(path: Path | tuple[Path, ...]) -> Hashable:
                 names = [entry.name for entry in entries]
             names = [name for name in names if name[0] != "." and name.endswith(MODEL_SUFFIXES)]
             members = [path / name for name in sorted(names)[:MAX_MEMBERS]]
-    return tuple((str(member), *_state_or_nothing(member)) for member in members)
+    return tuple([(str(member), *_state_or_nothing(member)) for member in members])
 
 
 def _state_or_nothing(path: Path) -> State:

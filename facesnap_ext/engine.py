@@ -180,7 +180,7 @@ class Engine:
             signatures: the files' signatures, taken before any file was read; see `token_signatures`.
         """
         average = unit.reference_mode == "averaged"
-        people = tuple((face.photo.digest, *face.box) for face in faces.references)
+        people = tuple([(face.photo.digest, *face.box) for face in faces.references])
         key = ("tokens", signatures, people, faces.saved, average)
         cond = self._cache.get_or_compute(key, lambda: mix(encoders, weights, faces.references, faces.saved, average))
         uncond = None

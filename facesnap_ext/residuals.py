@@ -74,7 +74,7 @@ class Residuals:
             One residual per block from shallow to deep, followed by the middle block's: each [R, …], or [1, …] if all
             rows are for one image. None if no one is active.
         """
-        who = tuple(i for i in range(len(self._runners)) if acting is None or acting[i])
+        who = tuple([i for i in range(len(self._runners)) if acting is None or acting[i]])
         if not who:
             return None
         row_images = tuple(images or [0] * len(x))

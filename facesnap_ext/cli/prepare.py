@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     width, height, out = options.width, options.height, options.out
     unit = Unit(
         enabled=True,
-        references=tuple(map(photos.from_path, options.photo)),
+        references=tuple([photos.from_path(path) for path in options.photo]),
         driving=photos.from_path(options.drive) if options.drive else None,
         face_index=options.face_index,
         reference_mode=options.reference_mode,

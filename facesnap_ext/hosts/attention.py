@@ -82,9 +82,9 @@ class AdapterHooks:
         if not self._keys_values:
             return
         layers = cross_attentions(unet)
-        expected = tuple(map(_width, layers))
+        expected = tuple([_width(layer) for layer in layers])
         for i, keys_values in self._keys_values.items():
-            actual = tuple(keys.shape[-1] for keys, _ in keys_values)
+            actual = tuple([keys.shape[-1] for keys, _ in keys_values])
             if actual != expected:
                 raise FaceSnapError(
                     f"The adapter of {people[i].name} was made for {len(actual)} cross-attentions, but this "
@@ -135,7 +135,7 @@ class AdapterHooks:
 
     def _attend(self, call: Call, layer: int, inputs: Tensor, queries: Tensor, heads: int) -> Tensor | None:
         """The contribution of all people's tokens to the attention's output [R, N, width]; None if no one is active."""
-        who = tuple(i for i, acts in enumerate(call.acting) if acts)
+        who = tuple([i for i, acts in enumerate(call.acting) if acts])
         labels = tuple(zip(call.is_cond, call.images if self.residuals.per_image(who) else [0] * len(call.images)))
         rows: list[RowLabel] = []
         total = None

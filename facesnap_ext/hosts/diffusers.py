@@ -77,7 +77,7 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
         own = current[-len(skips) :]  # the decoder takes the skips from deep to shallow
         del current[-len(skips) :]
         kwargs["hidden_states"] = hidden
-        kwargs["res_hidden_states_tuple"] = tuple(skip + fitted(one, skip) for skip, one in zip(skips, own))
+        kwargs["res_hidden_states_tuple"] = tuple([skip + fitted(one, skip) for skip, one in zip(skips, own)])
         return args, kwargs
 
     residual_count = len(people[0].ffrnet.config.skip_widths) + 1

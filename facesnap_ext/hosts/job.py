@@ -219,10 +219,10 @@ def prepare(
         for init in each:
             people = _prepare_people(p, units, engine, init, report, compile, part)
             images.append(PreparedImage(people, None if init is None else (init.pixels.shape[1], init.pixels.shape[0])))
-        strengths = tuple(unit.redraw_strength for unit in units.values())
+        strengths = tuple([unit.redraw_strength for unit in units.values()])
         several = tuple(images) if len(images) > 1 else ()
         infotext = to_infotext(units, with_names) | _never_acting(p, units)
-        portraits = tuple(map(_portrait, units.values())) if with_portraits else ()
+        portraits = tuple([_portrait(unit) for unit in units.values()]) if with_portraits else ()
         first = images[0]
         prepared.append(
             PreparedBatch(first.people, first.init_size, infotext, strengths, several, tuple(units), portraits)

@@ -192,7 +192,7 @@ def redraw(
             continue
         patch = None
         if not (shared.state.interrupted or shared.state.skipped):
-            cropped = tuple(_for_crop(people[i], crop, image) for i in owners)
+            cropped = tuple([_for_crop(people[i], crop, image) for i in owners])
             try:
                 patch = _img2img(p, image.crop(crop.box), redraw_size(crop, area), strength, cropped, host)
             except Exception as error:

@@ -35,7 +35,7 @@ def skip_widths(unet: Any) -> tuple[int, ...]:
     Raises:
         FaceSnapError: a block has been replaced by something else.
     """
-    return tuple(_output_width(number, block) for number, block in enumerate(unet.input_blocks))
+    return tuple([_output_width(number, block) for number, block in enumerate(unet.input_blocks)])
 
 
 def _output_width(number: int, block: nn.Module) -> int:

@@ -30,12 +30,12 @@ def for_pass(p: Any, batch: PreparedBatch) -> tuple[Conditioning, ...]:
     for image in batch.images:
         here = [image.people[i] for i in acting]
         images.append(list(zip(here, through_window(p, image, here, second))))
-    return tuple(_placed(each) for each in zip(*images) if not all(prepared.absent for prepared, _ in each))
+    return tuple([_placed(each) for each in zip(*images) if not all(prepared.absent for prepared, _ in each)])
 
 
 def _placed(images: Sequence[tuple[Prepared, Conditioning]]) -> Conditioning:
     """One person's conditioning in a batch of different images."""
-    placements = tuple(None if one.absent else Placement(seen.landmarks, seen.region) for one, seen in images)
+    placements = tuple([None if one.absent else Placement(seen.landmarks, seen.region) for one, seen in images])
     return replace(images[0][1], placements=placements)
 
 
@@ -53,8 +53,8 @@ def through_window(
     elif batch.init_size is not None:
         window = init_window(p, batch.init_size)
     if window is None or window == WHOLE:
-        return tuple(prepared.conditioning for prepared in people)
-    return tuple(_cropped(prepared, window, everything=second_pass) for prepared in people)
+        return tuple([prepared.conditioning for prepared in people])
+    return tuple([_cropped(prepared, window, everything=second_pass) for prepared in people])
 
 
 def _cropped(prepared: Prepared, window: Window, everything: bool) -> Conditioning:

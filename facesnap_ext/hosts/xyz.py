@@ -21,7 +21,7 @@ from facesnap_ext.settings.unit import CHOICES, Unit, short_repr, with_values
 
 PREFIX = "[FaceSnap] "
 PLOT = ("xyz_grid.py", "xyz_grid")  # endings of the plot module's name in different hosts
-SETTINGS = tuple(name for name in DEFAULTS if name not in PHOTOS)  # for `enabled`, use the weight 0
+SETTINGS = tuple([name for name in DEFAULTS if name not in PHOTOS])  # for `enabled`, use the weight 0
 IMPLIED = {  # what a setting belongs to, and switches on unless another axis does
     "template": ("pose", "template"),
     "saved_pose": ("pose", "saved"),

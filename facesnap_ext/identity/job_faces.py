@@ -75,7 +75,7 @@ def find_faces(
     Raises:
         FaceSnapError: a photo has no such face, or there is no source for the pose.
     """
-    references = tuple(encoders.face(photo, unit.face_index) for photo in unit.references)
+    references = tuple([encoders.face(photo, unit.face_index) for photo in unit.references])
     notes = [note for face in references for note in photo_notes(face)]
     saved = load_identity(encoders, unit.identity, progress) if unit.identity else None
     if saved and references and (note := stranger_note(references, saved.embeddings.numpy(), unit.identity)):

@@ -65,7 +65,7 @@ class Reference:
     @property
     def warnings(self) -> tuple[str, ...]:
         """The findings as sentences for the user."""
-        return tuple(finding.sentence for finding in self.findings)
+        return tuple([finding.sentence for finding in self.findings])
 
     @property
     def face_size(self) -> int | None:
@@ -154,10 +154,10 @@ def examine(
                 face_index=None if face is None else face_index,
                 blur=measured_blur,
                 likeness=float(others.mean()) if len(others) else None,
-                findings=tuple(_findings(photo, faces, face_index, measured_blur, is_outlier=i == outlier)),
+                findings=(*_findings(photo, faces, face_index, measured_blur, is_outlier=i == outlier),),
             )
         )
-    return ReferenceReport(tuple(references), matrix, outlier, tuple(_notes(matrix, outlier)))
+    return ReferenceReport(tuple(references), matrix, outlier, (*_notes(matrix, outlier),))
 
 
 def cosines(embeddings: Sequence[np.ndarray | None]) -> np.ndarray:

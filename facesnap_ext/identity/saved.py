@@ -111,7 +111,7 @@ def save_identity(
         embeddings=torch.stack([torch.from_numpy(face.embedding) for face in references]),
         clip_tokens=torch.stack(encoders.clip_tokens(references)) if with_clip else None,
         shapes=torch.stack([encoders.codes(face).shape for face in references]) if with_shape else None,
-        photos=tuple(face.photo.digest[:10] for face in references),
+        photos=tuple([face.photo.digest[:10] for face in references]),
         networks={part: encoders.network_hash(part) for part in networks},
         open_shape=fit_shape(encoders, references),
         picture=_picture(references[0]) if with_picture else None,

@@ -40,7 +40,7 @@ class AdapterConfig:
         """
         count = sum(key.endswith(".to_k_ip.weight") for key in shapes)
         widths = [shapes[f"{2 * i + 1}.to_k_ip.weight"] for i in range(count)]
-        return cls(tuple(width for width, _ in widths), widths[0][1])
+        return cls(tuple([width for width, _ in widths]), widths[0][1])
 
 
 class Adapter(nn.Module):
@@ -69,7 +69,9 @@ class Adapter(nn.Module):
         """
         both = torch.cat([tokens, uncond_tokens]).float()
         layers = [layer for layer in self.children() if isinstance(layer, _Projections)]
-        return tuple((both @ layer.to_k_ip.weight.float().T, both @ layer.to_v_ip.weight.float().T) for layer in layers)
+        return tuple(
+            [(both @ layer.to_k_ip.weight.float().T, both @ layer.to_v_ip.weight.float().T) for layer in layers]
+        )
 
 
 class _Projections(nn.Module):

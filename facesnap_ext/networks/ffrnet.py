@@ -56,7 +56,7 @@ class FFRNetConfig:
     def with_blocks(self, blocks: int) -> FFRNetConfig:
         """Limit each transformer of the deepest level and of the middle block to at most `blocks` blocks."""
         *depths, deepest = self.depths
-        deepest = tuple(min(depth, blocks) for depth in deepest)
+        deepest = tuple([min(depth, blocks) for depth in deepest])
         return replace(self, depths=(*depths, deepest), middle_depth=min(self.middle_depth, blocks))
 
     @property
@@ -98,7 +98,7 @@ class FFRNetConfig:
             context_dim=contexts[0],
             adm_dim=shapes["add_embedding.linear_1.weight"][1],
             hint_widths=tuple(hints),
-            heads=tuple(heads) if heads else tuple(max(1, width // 64) for width in widths),
+            heads=tuple(heads) if heads else tuple([max(1, width // 64) for width in widths]),
             size_dim=size_dim,
         )
 

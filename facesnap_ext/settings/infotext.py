@@ -117,5 +117,5 @@ def _from_text(text: Any, default: Any, name: str) -> Any:
     if isinstance(default, float) or default is None:
         return float(text)
     if name == "block_weights":
-        return tuple(float(item) for item in str(text).split())
+        return tuple([float(item) for item in str(text).split()])
     return OLD_VALUES.get(name, {}).get(str(text), str(text))

@@ -83,6 +83,6 @@ def block_weights(text: str) -> tuple[float, ...]:
         FaceSnapError: the text contains anything other than numbers.
     """
     try:
-        return tuple(float(number) for number in text.replace(",", " ").split())
+        return tuple([float(number) for number in text.replace(",", " ").split()])
     except ValueError:
         raise FaceSnapError(f"FaceSnap's block_weights are {short_repr(text)}; use {BLOCK_WEIGHTS_RULE}.") from None

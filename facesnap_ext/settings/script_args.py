@@ -167,7 +167,7 @@ def reference_photos(
     results = [_photo_or_error(value, name, reader) for value, name in zip(given, titles_of(given, title))]
     if errors := [str(result) for result in results if isinstance(result, FaceSnapError)]:
         raise FaceSnapError(" ".join(errors))
-    return tuple(result for result in results if isinstance(result, Photo))
+    return tuple([result for result in results if isinstance(result, Photo)])
 
 
 def _from_page(values: dict[str, Any]) -> dict[str, Any]:

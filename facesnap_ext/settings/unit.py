@@ -154,7 +154,7 @@ class Unit:
 
 PARTS: dict[str, type[Strength] | type[Sliders]] = {"sliders": Sliders, "strength": Strength}
 """The fields of `Unit` whose own fields are settings."""
-PART_NAMES = {part: tuple(one.name for one in fields(kind)) for part, kind in PARTS.items()}
+PART_NAMES = {part: tuple([one.name for one in fields(kind)]) for part, kind in PARTS.items()}
 
 
 def defaults() -> dict[str, Any]:

@@ -26,7 +26,7 @@ def missing(files: ModelFiles) -> tuple[Part, ...]:
     """The parts that `bundle` still lacks. It may read the face model packs, so it is called once for each drawing."""
     if not (name := bundle(files)):
         return ()
-    return tuple(part for part in downloadable(name) if existing_file(part, files) is None)
+    return tuple([part for part in downloadable(name) if existing_file(part, files) is None])
 
 
 def label(parts: tuple[Part, ...]) -> str:

@@ -274,7 +274,7 @@ COMMERCIAL_AVAILABLE = (
 
 def parts_for(role: str) -> tuple[Part, ...]:
     """Return the parts that can fill a role."""
-    return tuple(part for part in PARTS if part.role == role)
+    return tuple([part for part in PARTS if part.role == role])
 
 
 def downloadable(name: str) -> tuple[Part, ...]:
@@ -283,7 +283,7 @@ def downloadable(name: str) -> tuple[Part, ...]:
     Raises:
         FaceSnapError: there is no such part or bundle, or it can only be downloaded by hand.
     """
-    return tuple(map(_downloadable, BUNDLES.get(name, (name,))))
+    return tuple([_downloadable(part) for part in BUNDLES.get(name, (name,))])
 
 
 def _downloadable(name: str) -> Part:

@@ -353,7 +353,7 @@ def parts_to_download(name: str, files: ModelFiles) -> tuple[Part, ...]:
         part, path = next(iter(existing.items()))
         title = part.title if len(parts) == 1 else name
         raise FaceSnapError(f"{title} already exists: {path}.")
-    return tuple(part for part in parts if part not in existing)
+    return tuple([part for part in parts if part not in existing])
 
 
 def jobs() -> list[Job]:

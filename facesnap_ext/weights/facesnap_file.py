@@ -260,4 +260,4 @@ def _tuples(value: Any) -> Any:
     """Convert JSON lists to the tuples that configs use."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple([_tuples(item) for item in value]) if isinstance(value, list) else value

@@ -247,7 +247,7 @@ def _preprocessing(values: dict[str, Any], image: int) -> Preprocessing:
     if not isinstance(mean, list) or not isinstance(std, list) or len(mean) != 3 or len(std) != 3:
         raise ValueError("preprocessor_config.json has no mean and standard deviation for three channels")
     return Preprocessing(
-        resample, scale, tuple(_number(one, -255, 255) for one in mean), tuple(_number(one, 0, 255) for one in std)
+        resample, scale, tuple([_number(one, -255, 255) for one in mean]), tuple([_number(one, 0, 255) for one in std])
     )
 
 

@@ -93,7 +93,7 @@ def _initialise(
         landmarks = LandmarkEmbedding(hint_widths, tensors["conv_in.weight"].shape[0]).to(dtype)
         tensors |= {f"controlnet_cond_embedding.{key}": t for key, t in landmarks.state_dict().items()}
         config = FFRNetConfig.from_shapes(shapes_of(tensors), size_dim=size_dim)
-        config = replace(config, heads=tuple(max(1, width // head_dim) for width in config.widths))
+        config = replace(config, heads=tuple([max(1, width // head_dim) for width in config.widths]))
         mixer_net = FacialAttributeMixer(mixer or facesnap_file.default_mixer_config(config.context_dim)).to(dtype)
     with torch.device("meta"):
         ffrnet = FFRNet(config)

@@ -140,7 +140,7 @@ def _identitynet(path: Path, head_dim: int = 64, size_dim: int = 256, dtype: tor
             config = FFRNetConfig.from_shapes(shapes, stated.heads, stated.size_dim)
         else:
             config = FFRNetConfig.from_shapes(shapes, size_dim=size_dim)
-            config = replace(config, heads=tuple(max(1, width // head_dim) for width in config.widths))
+            config = replace(config, heads=tuple([max(1, width // head_dim) for width in config.widths]))
         ffrnet = FFRNet(config)
         ffrnet.load_state_dict(tensors, assign=True)
     unify_types(ffrnet)

@@ -91,9 +91,11 @@ def list_models(files: ModelFiles) -> list[Role]:
     roles = []
     for name, purpose in ROLES.items():
         found = tuple(
-            described
-            for model in files.found
-            if model.role == name and (described := _model_file(model, files, hashes)) is not None
+            [
+                described
+                for model in files.found
+                if model.role == name and (described := _model_file(model, files, hashes)) is not None
+            ]
         )
         roles.append(Role(name, purpose, name in needed, missing.get(name, ""), found, parts_for(name)))
     return roles

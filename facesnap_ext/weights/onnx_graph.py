@@ -119,7 +119,7 @@ class _Parser:
                 inputs[self.text(value, 1)] = self.shape(value)
             elif number == _OUTPUT:
                 outputs[self.text(value, 1)] = self.shape(value)
-        taken = tuple(shape for name, shape in inputs.items() if name not in weights)
+        taken = tuple([shape for name, shape in inputs.items() if name not in weights])
         return OnnxGraph(taken, tuple(outputs.values()), tuple(unbounded))
 
     def unbounded(self, node: int | memoryview) -> set[str]:

@@ -123,14 +123,14 @@ def read_tflite(content: bytes) -> TfliteGraph:
         raise ValueError(f"it has {len(graphs)} graphs instead of one")
     graph = graphs[0]
     buffers = file.tables(model, 4)
-    tensors = tuple(_tensor(file, table, buffers) for table in file.tables(graph, 0))
+    tensors = tuple([_tensor(file, table, buffers) for table in file.tables(graph, 0)])
     constants = [tensor.constant for tensor in tensors if tensor.constant is not None]
     if sum(values.nbytes for values in constants) > MAX_SHARED * len(content):
         raise ValueError("it uses the same values too often")
     if not all(np.isfinite(values).all() for values in constants):
         raise ValueError("it has values that are not finite")
     names = [_operation_name(file, table) for table in file.tables(model, 1)]
-    operations = tuple(_operation(file, table, names, len(tensors)) for table in file.tables(graph, 3))
+    operations = tuple([_operation(file, table, names, len(tensors)) for table in file.tables(graph, 3)])
     inputs, outputs = (file.indices(graph, slot, len(tensors)) for slot in (1, 2))
     if not inputs or not outputs or min(*inputs, *outputs) < 0:
         raise ValueError("it has no input or no output")
@@ -228,7 +228,7 @@ class _File:
         start, count = self.vector(table, slot, 4) or (0, 0)
         if count > max_count:
             raise ValueError("it has a tensor or an operation with too many dimensions or arguments")
-        return tuple(self.integer(start + 4 * i, 4, signed=True) for i in range(count))
+        return tuple([self.integer(start + 4 * i, 4, signed=True) for i in range(count)])
 
     def indices(self, table: int, slot: int, tensors: int) -> tuple[int, ...]:
         indices = self.integers(table, slot, MAX_ARGUMENTS)

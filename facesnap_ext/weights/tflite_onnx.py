@@ -252,7 +252,7 @@ def _pad(to: _Converter, operation: Operation) -> None:
     shape, pads = to.shape(source), to.constant(amounts)
     if pads.dtype.kind != "i" or pads.shape != (len(shape), 2) or pads.min(initial=0) < 0:
         raise ValueError("an operation PAD has invalid amounts")
-    padded = tuple(size + int(before) + int(after) for size, (before, after) in zip(shape, pads))
+    padded = tuple([size + int(before) + int(after) for size, (before, after) in zip(shape, pads)])
     pads = pads[list(TO_NCHW)] if len(shape) == 4 else pads
     name = to.node("Pad", [to.names[source], to.store(pads.T.ravel())], mode="constant")
     to.finish(operation, name, padded)
