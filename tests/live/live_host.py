@@ -46,7 +46,11 @@ class Refused(Exception):
 
 
 class Host:
-    """A1111 or Forge at a URL."""
+    """A WebUI at a URL.
+
+    Attributes:
+        forge: whether jobs have the settings that Forge 2 added, as in its forks that have its presets.
+    """
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
@@ -55,9 +59,15 @@ class Host:
         self._session.headers["Connection"] = "close"  # Forge's server closes the connection after an error
         self.forge = "forge_preset" in self.get("/sdapi/v1/options")
 
+    @cached_property
+    def webui(self) -> Job:
+        """What FaceSnap knows about the WebUI; see `hosts.fork.Fork`."""
+        return self.get("/facesnap/version")["webui"]
+
     @property
     def name(self) -> str:
-        return "forge" if self.forge else "a1111"
+        """The WebUI's name, for file names."""
+        return self.webui["name"].lower().replace(" ", "-")
 
     def get(self, path: str) -> Any:
         answer = self._session.get(self.url + path, timeout=60)
@@ -118,6 +128,19 @@ class Host:
         """The file name of the first checkpoint whose name contains this."""
         names = (Path(model["filename"]).name for model in self.get("/sdapi/v1/sd-models"))
         return next((name for name in names if part in name), None)
+
+    def script(self, title: str, img2img: bool = False) -> Job | None:
+        """The host's description of a script, with the `label` and `value` of each argument; None if it has none."""
+        scripts = self.get("/sdapi/v1/script-info")
+        found = [script for script in scripts if script["name"] == title.lower() and script["is_img2img"] == img2img]
+        return found[0] if found else None
+
+    @cached_property
+    def upscaler(self) -> str:
+        """An upscaler for hires fix that needs no download."""
+        latent = [mode["name"] for mode in self.get("/sdapi/v1/latent-upscale-modes")]
+        names = [*latent, *(upscaler["name"] for upscaler in self.get("/sdapi/v1/upscalers"))]
+        return next(name for name in names if name in ("Latent", "Lanczos", "None"))
 
     @cached_property
     def lora(self) -> str | None:

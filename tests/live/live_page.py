@@ -117,7 +117,7 @@ class Page:
             self._page.locator(element).screenshot(path=path)
 
     def generate(self) -> np.ndarray | str:
-        """Run a job and return the image in the gallery, or the error that the page shows."""
+        """Run a job and return the image in the gallery, or the sentence that the page shows in its place."""
         self._page.locator("#txt2img_generate").click()
         display = "getComputedStyle(document.querySelector('#txt2img_interrupt')).display"
         self._page.wait_for_function(f"{display} != 'none'", timeout=60 * SECOND)
@@ -127,7 +127,10 @@ class Page:
         error = self._page.locator("#html_log_txt2img .error")
         if error.count():
             return error.inner_text()
-        source = self._page.locator("#txt2img_gallery img").first.evaluate("image => image.src")
+        image = self._page.locator("#txt2img_gallery img").first
+        if not image.count():  # where the page hides exceptions, a refused job ends without images
+            return self.note()
+        source = image.evaluate("image => image.src")
         return decode(self._page.request.get(source).body())
 
     def note(self) -> str:

@@ -20,6 +20,7 @@ from tests.live.live_host import (
     truncated_jpeg,
     with_facesnap,
 )
+from tests.live.test_live_images import img2img_job
 
 Baseline = Callable[[Job], Images]
 
@@ -79,12 +80,16 @@ def test_an_sd15_checkpoint_is_refused(host: Host, baseline: Baseline) -> None:
     assert equal(host.images({}), baseline({}))
 
 
-def test_forges_multidiffusion_is_refused(host: Host, baseline: Baseline) -> None:
-    if not host.forge:
-        pytest.skip("only Forge has MultiDiffusion built in")
-    tiles = {"alwayson_scripts": {"MultiDiffusion Integrated": {"args": [True, "MultiDiffusion", 192, 192, 64, 2]}}}
+@pytest.mark.parametrize("img2img", [False, True], ids=["txt2img", "img2img"])
+def test_a_built_in_multidiffusion_is_refused(host: Host, baseline: Baseline, img2img: bool) -> None:
+    title = "MultiDiffusion Integrated"
+    if (script := host.script(title, img2img)) is None:
+        pytest.skip(f"{host.webui['name']} has no {title} here")
+    values = {title: True, "Method": "MultiDiffusion", "Tile Width": 192, "Tile Height": 192}
+    arguments = [values.get(argument["label"], argument["value"]) for argument in script["args"]]
+    job = {"alwayson_scripts": {title: {"args": arguments}}, **(img2img_job() if img2img else {})}
     assert_one_sentence(
-        refusal(host, with_facesnap(tiles)), r"cannot be applied to MultiDiffusion's tiles", r"disable one"
+        refusal(host, with_facesnap(job)), r"cannot be applied to MultiDiffusion's tiles", r"disable one"
     )
     assert equal(host.images({}), baseline({}))
 

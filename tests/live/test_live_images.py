@@ -46,11 +46,16 @@ CASES = [
 HIRES = {
     "enable_hr": True,
     "hr_scale": 1.5,
-    "hr_upscaler": "Latent",
     "hr_second_pass_steps": 2,
     "denoising_strength": 0.6,
 }
 HIRES_FORGE = {"hr_cfg": 5, "hr_additional_modules": ["Use same choices"]}
+
+
+def hires_job(host: Host) -> Job:
+    return {**HIRES, "hr_upscaler": host.upscaler, **(HIRES_FORGE if host.forge else {})}
+
+
 INPAINT = {"mask_blur": 4, "inpainting_fill": 1, "inpaint_full_res": True, "inpaint_full_res_padding": 32}
 
 
@@ -78,7 +83,7 @@ def job(request: pytest.FixtureRequest, host: Host) -> Job:
             "negative_prompt": "",
         },
         "264x328": {"width": 264, "height": 328},
-        "hires": {**HIRES, **HIRES_FORGE} if host.forge else HIRES,
+        "hires": hires_job(host),
         "img2img": img2img,
         "inpaint only masked": {**img2img, **INPAINT, "mask": encode(rectangle())},
         "LoRA": {"prompt": f"a photo of a red house <lora:{host.lora}:1>"},

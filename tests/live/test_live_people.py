@@ -22,7 +22,7 @@ from tests.live.live_host import (
     with_people,
 )
 from tests.live.test_live_errors import refusal
-from tests.live.test_live_images import HIRES, HIRES_FORGE
+from tests.live.test_live_images import hires_job
 
 Baseline = Callable[[Job], Images]
 
@@ -61,7 +61,7 @@ def test_each_of_two_people_changes_the_image(host: Host, baseline: Baseline, le
 
 def test_each_person_acts_only_in_their_passes_of_hires_fix(host: Host, left: Job, right: Job) -> None:
     """A person who is not active in any of the job's passes has no effect."""
-    hires = {**HIRES, **HIRES_FORGE} if host.forge else HIRES
+    hires = hires_job(host)
     passes = host.images(with_people(hires, {**left, "hires": "first"}, {**right, "hires": "second"}))
     assert passes[0].shape[:2] == (1.5 * PLAIN["height"], 1.5 * PLAIN["width"])
     assert differ(passes, host.images(with_people(hires, {**left, "hires": "second"}, {**right, "hires": "first"})))

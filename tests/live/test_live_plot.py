@@ -3,14 +3,12 @@ affected."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from tests.live.live_host import Host, Images, Job, Refused, astronaut, encode, equal, grace_hopper, with_facesnap
 
 PEOPLE = [encode(astronaut()), encode(grace_hopper())]
-PLOT = "x/y/z plot"
+PLOT = "X/Y/Z plot"
 NOTHING = ("Nothing", "")
 
 
@@ -20,14 +18,15 @@ def plot(host: Host, job: Job, x: tuple[str, str], y: tuple[str, str] = NOTHING)
     Args:
         x, y: label of the axis in the host's list, and its values separated by commas.
     """
-    info = next(script for script in host.get("/sdapi/v1/script-info") if script["name"] == PLOT)
-    labels = info["args"][0]["choices"]
+    described = host.script(PLOT)["args"]
+    labels = described[0]["choices"]
     axes = [value for label, values in (x, y, NOTHING) for value in (labels.index(label), values, [])]
-    options = {"draw_legend": False, "include_lone_images": True, "include_sub_grids": False, "no_fixed_seeds": False}
-    vary_seeds, margin, csv = [False, False, False], 0, True  # as text, even on axes with a list of choices
-    arguments: list[Any] = [*axes, *options.values(), *vary_seeds, margin, csv]
+    options = {"Draw legend": False, "Include Sub Images": True, "Include Sub Grids": False, "Keep -1 for seeds": False}
+    options["Use text inputs instead of dropdowns"] = True  # even on axes with a list of choices
+    assert set(options) <= {argument["label"] for argument in described}
+    others = [options.get(argument["label"], argument["value"]) for argument in described[len(axes) :]]
     cells = len(x[1].split(",")) * len(y[1].split(","))
-    return host.images({**job, "script_name": PLOT, "script_args": arguments})[-cells:]
+    return host.images({**job, "script_name": PLOT, "script_args": [*axes, *others]})[-cells:]
 
 
 def test_a_cell_equals_the_job_with_its_values(host: Host) -> None:

@@ -27,11 +27,14 @@ def unet():
 
 
 class FailingHook:
-    """A hook in the middle of the UNet that raises an error at its n-th call and removes itself."""
+    """A hook in the middle of the UNet that raises an error at its n-th call and removes itself.
+
+    It is on the middle block's first layer, because reForge calls the layers of a block, and not the block itself.
+    """
 
     def __init__(self, at: int):
         self.left = at
-        self.handle = unet().middle_block.register_forward_hook(self)
+        self.handle = unet().middle_block[0].register_forward_hook(self)
 
     def __call__(self, module, args, output):
         self.left -= 1
