@@ -18,8 +18,8 @@ from PIL import Image
 
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.hosts import fork, webui, windows
 from facesnap_ext.hosts import job as host_job
-from facesnap_ext.hosts import webui, windows
 from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.hosts.job import PreparedBatch
 from facesnap_ext.identity.encoders import Encoders
@@ -233,6 +233,59 @@ def test_internal_errors_stop_the_job(host, monkeypatch, where):
     (refusal,) = attached(host)
     assert isinstance(refusal, Refusal)
     assert "ZeroDivisionError" in refusal.message
+
+
+@pytest.fixture
+def hides_exceptions(host, monkeypatch):
+    """The mock WebUI's page does not show exceptions of sampling, as reForge's."""
+    monkeypatch.setattr(fork, "current", lambda: fork.Fork("reForge", shows_sampling_errors=False))
+    monkeypatch.setattr(host.module.host, "check", lambda p, people: host.checked.append(people))
+    host.checked = []
+    host.in_force = lambda: next((call[1] for call in reversed(host.calls) if isinstance(call, tuple)), None)
+    return host
+
+
+def page_job(host, *settings, **values) -> Processing:
+    return Processing(host, scripts=Runner(host.script), script_args=settings, **values)
+
+
+def test_where_the_page_hides_exceptions_a_refused_job_ends_with_its_sentence(hides_exceptions):
+    p = page_job(hides_exceptions, {}, n_iter=2)
+    processed = process_images(p)
+    assert processed.images == []
+    assert len(p.comments) == 1
+    assert "without a reference photo" in p.comments[0]
+    assert attached(hides_exceptions) == [], "sampling never began"
+
+    with pytest.raises(FaceSnapError, match="without a reference photo"):
+        process_images(page_job(hides_exceptions, {}, is_api=True))
+
+
+def test_where_the_page_hides_exceptions_the_checkpoint_is_checked_before_sampling(hides_exceptions, astronaut):
+    settings = {"references": [Image.fromarray(astronaut.pixels)], "model": "random.safetensors"}
+    p = page_job(hides_exceptions, settings)
+    assert len(process_images(p).images) == 1
+    ((person,),) = hides_exceptions.checked
+    assert attached(hides_exceptions) == [(person,)]
+
+    def refuse(p, people):
+        raise FaceSnapError("FaceSnap needs an SDXL checkpoint and v1.safetensors is not one; choose another.")
+
+    hides_exceptions.module.host.check = refuse
+    hides_exceptions.calls.clear()
+    p = page_job(hides_exceptions, settings)
+    assert process_images(p).images == []
+    assert p.comments == ["FaceSnap needs an SDXL checkpoint and v1.safetensors is not one; choose another."]
+    assert attached(hides_exceptions) == []
+
+
+def test_where_the_page_hides_exceptions_a_scripts_job_shows_its_sentence_as_an_image(hides_exceptions):
+    """Loopback and other scripts read the first image of each job."""
+    p = page_job(hides_exceptions, 1, {})
+    hides_exceptions.script.args_from = 1
+    p.scripts.selectable_scripts = [SimpleNamespace(title=lambda: "Loopback")]
+    (card,) = process_images(p).images
+    assert card.size == (p.width, p.height)
 
 
 def test_an_internal_error_while_attaching_stops_the_job(host, astronaut, monkeypatch):

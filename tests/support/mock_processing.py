@@ -46,6 +46,7 @@ class Processing:
     cfg_scale: float = 2.0
     sampler_name: str = "Euler"
     tiling: bool = False
+    is_api: bool = False
     restore_faces: bool | None = None
     width: int = 512
     height: int = 512
