@@ -6,14 +6,16 @@ import gc
 import sys
 import weakref
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts import forge
+from facesnap_ext.hosts import forge, fork
 from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.hosts.forge import FaceSnapControl
 from facesnap_ext.networks.ffrnet import FFRNet
@@ -629,3 +631,38 @@ def test_the_host_may_pop_from_the_returned_lists(unet):
     joint = sample_once(job, x, sigma, context, y, [[(1, 0), (0, 1)]])
     separate = sample_once(job, x, sigma, context, y, [[(0, 1)], [(1, 0)]])
     torch.testing.assert_close(joint, separate, atol=1e-5, rtol=1e-5)
+
+
+def damaged() -> Conditioning:
+    conditioning = tiny.conditioning()
+    conditioning.ffrnet.conv_in.weight.fill_(torch.nan)
+    return conditioning
+
+
+@pytest.mark.parametrize("error", ["refused", "not finite", "split rows", "tiles"])
+def test_where_the_page_hides_exceptions_an_error_in_sampling_interrupts_the_job(unet, monkeypatch, error):
+    """As in reForge. The host catches its own exception for interrupted jobs, and the page shows the comment."""
+
+    class InterruptedException(BaseException):
+        pass
+
+    state = SimpleNamespace(interrupted=False)
+    module = SimpleNamespace(InterruptedException=InterruptedException)
+    monkeypatch.setitem(sys.modules, "modules", SimpleNamespace(shared=SimpleNamespace(state=state)))
+    monkeypatch.setitem(sys.modules, "modules.sd_samplers_common", module)
+    monkeypatch.setattr(fork, "current", lambda: fork.Fork("reForge", shows_sampling_errors=False))
+    job = make_job(unet, reforge=True)
+    x, _, context, y = inputs(1)
+    sigma = torch.tensor([2.0])
+    if error == "refused":
+        forge.refuse(job, Refusal("No face in reference photo 1; choose another."))
+    else:
+        forge.attach(job, (damaged() if error == "not finite" else tiny.conditioning(),))
+    control = job.sd_model.forge_objects.unet.controlnet_linked_list
+    sample = partial(sample_once, job, x, sigma, context, y, [[(0, 0)]])
+    fail = {"split rows": lambda: control._parts([True]).next(2), "tiles": lambda: control.cond_hint}.get(error, sample)
+    with pytest.raises(InterruptedException):
+        fail()
+    assert len(job.comments) == 1
+    assert state.interrupted
+    assert job.facesnap.refusal.message == job.comments[0]
