@@ -50,7 +50,9 @@ def _patcher_of(network: FFRNet, unet: Any) -> Any:
     patcher = _patchers.get(network)
     if patcher is not None and network.dtype == dtype and patcher.load_device == unet.load_device:
         return patcher
-    if hasattr(patcher, "detach"):  # where the host notes in layers what it has loaded; the size is about to change
+    if patcher is not None and hasattr(
+        patcher, "detach"
+    ):  # where the host notes in layers what it has loaded; the size is about to change
         patcher.detach()
     network.to(dtype)
     for layer in network.modules():

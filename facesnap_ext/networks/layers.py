@@ -6,6 +6,8 @@ weights for the duration of one call. A copy has the same values, so the results
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,15 +20,9 @@ class Movable:
     """
 
     casts = False
-    weight: Tensor | None
-    bias: Tensor | None
 
-    def weights_for(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The weight and the bias on the device of an input."""
-        weight, bias = self.weight, self.bias
-        return self._near(weight, x), self._near(bias, x)
-
-    def _near(self, weight: Tensor | None, x: Tensor) -> Tensor | None:
+    def near(self, weight: Tensor | None, x: Tensor) -> Any:
+        """A weight on the device of an input; None without a weight."""
         if weight is None:
             return None
         # hosts pin the weights that they leave on the CPU, so that a copy to the GPU need not be waited for
@@ -35,26 +31,22 @@ class Movable:
 
 class Linear(Movable, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weights_for(x)
-        assert weight is not None
-        return F.linear(x, weight, bias)
+        return F.linear(x, self.near(self.weight, x), self.near(self.bias, x))
 
 
 class Conv2d(Movable, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weights_for(x)
-        assert weight is not None
-        return self._conv_forward(x, weight, bias)
+        return self._conv_forward(x, self.near(self.weight, x), self.near(self.bias, x))
 
 
 class GroupNorm(Movable, nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.num_groups, *self.weights_for(x), self.eps)
+        return F.group_norm(x, self.num_groups, self.near(self.weight, x), self.near(self.bias, x), self.eps)
 
 
 class LayerNorm(Movable, nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.normalized_shape, *self.weights_for(x), self.eps)
+        return F.layer_norm(x, self.normalized_shape, self.near(self.weight, x), self.near(self.bias, x), self.eps)
 
 
 class CastingLinear(Linear):
