@@ -130,10 +130,10 @@ class Host:
         return next((name for name in names if part in name), None)
 
     def script(self, title: str, img2img: bool = False) -> Job | None:
-        """The host's description of a script, with the `label` and `value` of each argument; None if it has none."""
-        scripts = self.get("/sdapi/v1/script-info")
-        found = [script for script in scripts if script["name"] == title.lower() and script["is_img2img"] == img2img]
-        return found[0] if found else None
+        """The host's description of a script, with the `label` and `value` of each argument; None if there is no script
+        whose title begins like this."""
+        scripts = [script for script in self.get("/sdapi/v1/script-info") if script["is_img2img"] == img2img]
+        return next((script for script in scripts if script["name"].startswith(title.lower())), None)
 
     @cached_property
     def upscaler(self) -> str:
@@ -161,6 +161,17 @@ class Host:
     def probe(self, collect: bool = False) -> Job:
         """The hooks on the UNet and more; see probe/scripts/facesnap_probe.py."""
         return self.get(f"/facesnap-probe/state?collect={collect}")
+
+
+def enabled(script: Job, values: Job) -> Job:
+    """A job with a script that is enabled by its first argument.
+
+    Args:
+        script: from `Host.script`.
+        values: other arguments by their labels; the rest keep their default.
+    """
+    arguments = [values.get(argument["label"], argument["value"]) for argument in script["args"]]
+    return {"alwayson_scripts": {script["name"]: {"args": [True, *arguments[1:]]}}}
 
 
 def with_facesnap(job: Job, **settings: Any) -> Job:

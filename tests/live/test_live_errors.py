@@ -14,6 +14,7 @@ from tests.live.live_host import (
     Images,
     Job,
     Refused,
+    enabled,
     encode,
     equal,
     grey,
@@ -85,9 +86,8 @@ def test_a_built_in_multidiffusion_is_refused(host: Host, baseline: Baseline, im
     title = "MultiDiffusion Integrated"
     if (script := host.script(title, img2img)) is None:
         pytest.skip(f"{host.webui['name']} has no {title} here")
-    values = {title: True, "Method": "MultiDiffusion", "Tile Width": 192, "Tile Height": 192}
-    arguments = [values.get(argument["label"], argument["value"]) for argument in script["args"]]
-    job = {"alwayson_scripts": {title: {"args": arguments}}, **(img2img_job() if img2img else {})}
+    job = enabled(script, {"Method": "MultiDiffusion", "Tile Width": 192, "Tile Height": 192})
+    job |= img2img_job() if img2img else {}
     assert_one_sentence(
         refusal(host, with_facesnap(job)), r"cannot be applied to MultiDiffusion's tiles", r"disable one"
     )

@@ -1,0 +1,36 @@
+"""FaceSnap together with the extensions that hosts bring along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.live.live_host import Host, Images, Job, differ, enabled, equal, leftovers, with_facesnap
+
+Baseline = Callable[[Job], Images]
+
+# extensions that change the UNet, its attention or the guidance, and the arguments that make a difference in few steps
+NEIGHBOURS: dict[str, Job] = {
+    "FreeU Integrated": {},
+    "HyperTile Integrated": {"Tile Size": 128},
+    "Kohya HRFix Integrated": {"End Percent": 1.0},
+    "SelfAttentionGuidance Integrated": {},
+    "PerturbedAttentionGuidance Integrated": {},
+    "DynamicThresholding (CFG-Fix) Integrated": {},
+    "RescaleCFG for reForge": {},
+    "Mahiro CFG for reForge": {},
+    "Never OOM Integrated": {},
+}
+
+
+@pytest.mark.parametrize("title", NEIGHBOURS)
+def test_a_built_in_extension_and_facesnap_act_together(probed: Host, baseline: Baseline, title: str) -> None:
+    if (script := probed.script(title)) is None:
+        pytest.skip(f"{probed.webui['name']} has no {title}")
+    job = enabled(script, NEIGHBOURS[title])
+    before = leftovers(probed.probe())
+    assert differ(probed.images(with_facesnap(job)), baseline(job))
+    assert leftovers(probed.probe()) == before
+    assert equal(probed.images(with_facesnap(job, weight=0)), baseline(job))
+    assert equal(probed.images({}), baseline({}))
