@@ -26,9 +26,19 @@ class Page:
         # created by the host's own script after the page has been loaded
         self._page.wait_for_selector(f"{FACESNAP}enable-visible-checkbox", timeout=180 * SECOND)
         self._page.locator("#txt2img_prompt textarea").fill("a photo of a red house")
-        for name, value in {"steps": 3, "width": 256, "height": 256}.items():
-            self._number(f"#txt2img_{name} input[type=number]", value)
+        self._set_up({"steps": 3, "width": 256, "height": 256})
         self._number("#txt2img_seed input", 1)
+
+    def _set_up(self, values: dict[str, int]) -> None:
+        """Set numbers, again if the page replaces them: Forge Neo loads the values of a preset after the page."""
+        selectors = {name: f"#txt2img_{name} input[type=number]" for name in values}
+        for _attempt in range(5):
+            for name, value in values.items():
+                self._number(selectors[name], value)
+            self._page.wait_for_timeout(2 * SECOND)
+            if all(self._page.locator(selectors[name]).input_value() == str(value) for name, value in values.items()):
+                return
+        raise TimeoutError(f"the page does not keep {values}")
 
     def close(self) -> None:
         self._page.close()
