@@ -45,7 +45,7 @@ def abort_on_error(p) -> Iterator[None]:
         yield
     except Exception as error:
         p.facesnap = JobState(refusal=refusal_of(error))
-        results.end(p)
+        job.resume_saving(p)
         job.restore_job(p)
         if not isinstance(error, FaceSnapError):
             raise
@@ -109,7 +109,7 @@ class Script(scripts.Script):
 
     def before_process(self, p, *args):
         host.detach(p)  # removes what an exception in an earlier job may have left behind
-        results.end(p)
+        job.resume_saving(p)
         p.facesnap = JobState()
         with abort_on_error(p):
             units = xyz.with_axes(p, from_script_args(args))

@@ -171,6 +171,20 @@ def restore_job(p: Any) -> None:
         setattr(p, name, value)
 
 
+def save_no_images(p: Any) -> None:
+    """Make the host save none of a job's images until `resume_saving`."""
+    p.facesnap_saving = {name: getattr(p, name) for name in ("do_not_save_samples", "do_not_save_grid")}
+    p.do_not_save_samples = p.do_not_save_grid = True
+
+
+def resume_saving(p: Any) -> dict[str, bool]:
+    """Restore the settings about saving that `save_no_images` changed, and return them."""
+    saving = vars(p).pop("facesnap_saving", {})
+    for name, value in saving.items():
+        setattr(p, name, value)
+    return saving
+
+
 def begin_batch(p: Any, progress: Callable[..., None]) -> None:
     """Update the infotext and the page for the batch whose images come next."""
     batch = current_batch(p)

@@ -23,7 +23,7 @@ from facesnap_ext.errors import reason_of
 from facesnap_ext.hosts import image_check, webui
 from facesnap_ext.hosts.finished import FinishedImage, Plan
 from facesnap_ext.hosts.init_image import is_batch_tab
-from facesnap_ext.hosts.job import PreparedBatch, batch_index, state_of
+from facesnap_ext.hosts.job import PreparedBatch, batch_index, resume_saving, save_no_images, state_of
 from facesnap_ext.hosts.selected_script import PROMPTS_FROM_FILE, selected_script
 from facesnap_ext.hosts.windows import through_window
 from facesnap_ext.settings.infotext import label
@@ -69,8 +69,7 @@ def begin(p: Any, engine: Engine) -> None:
         plan.keep = 0
     plan.measure |= plan.order or plan.keep > 0
     if plan.keep:
-        p.facesnap_saving = {name: getattr(p, name) for name in ("do_not_save_samples", "do_not_save_grid")}
-        p.do_not_save_samples = p.do_not_save_grid = True
+        save_no_images(p)
     state.plan = plan
 
 
@@ -80,14 +79,6 @@ def _counted_by(p: Any) -> str:
     if script and script != PROMPTS_FROM_FILE:
         return f"the script {script}, which depends on their number and order"
     return "img2img's Batch tab, which depends on their number and order" if is_batch_tab(p) else ""
-
-
-def end(p: Any) -> dict[str, bool]:
-    """Restore the settings about saving that `begin` changed, and return them."""
-    saving = vars(p).pop("facesnap_saving", {})
-    for name, value in saving.items():
-        setattr(p, name, value)
-    return saving
 
 
 def finish_image(p: Any, batch: PreparedBatch, image: Image.Image, host: ModuleType, engine: Engine) -> Image.Image:
@@ -146,7 +137,7 @@ def finish_job(p: Any, processed: Any) -> None:
     plan = state_of(p).plan
     if not processed.images or not plan.finished:  # ADetailer calls this without images after each batch
         return
-    saving = end(p)
+    saving = resume_saving(p)
     shown = list(range(len(plan.finished)))
     layout = _layout(processed, plan.finished)
     try:

@@ -14,7 +14,7 @@ from typing import Any
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import fork
 from facesnap_ext.hosts.errors import Refusal
-from facesnap_ext.hosts.job import JobState, state_of
+from facesnap_ext.hosts.job import JobState, resume_saving, save_no_images, state_of
 
 
 def hides_exceptions(p: Any) -> bool:
@@ -47,7 +47,8 @@ def shown_errors(p: Any) -> Iterator[None]:
 
         p.comment(str(error))
         p.facesnap = JobState(refusal=Refusal(str(error)))
-        p.do_not_save_samples = p.do_not_save_grid = True  # what has been sampled so far is not wanted
+        resume_saving(p)
+        save_no_images(p)  # what has been sampled so far is not wanted
         shared.state.interrupted = True
         raise InterruptedException from None
 
@@ -55,5 +56,6 @@ def shown_errors(p: Any) -> Iterator[None]:
 def drop_images(p: Any, processed: Any) -> None:
     """Remove the unfinished images of a job that `shown_errors` interrupted. Call this in `postprocess`."""
     if state_of(p).refusal is not None and hides_exceptions(p):
+        resume_saving(p)
         processed.images.clear()
         processed.infotexts[1:] = []

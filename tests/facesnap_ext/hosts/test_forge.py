@@ -652,6 +652,7 @@ def test_where_the_page_hides_exceptions_an_error_in_sampling_interrupts_the_job
     monkeypatch.setitem(sys.modules, "modules.sd_samplers_common", module)
     monkeypatch.setattr(fork, "current", lambda: fork.Fork("reForge", shows_sampling_errors=False))
     job = make_job(unet, reforge=True)
+    job.do_not_save_samples = job.do_not_save_grid = False
     x, _, context, y = inputs(1)
     sigma = torch.tensor([2.0])
     if error == "refused":

@@ -64,6 +64,7 @@ def test_only_a_job_whose_exception_would_be_hidden_ends_with_a_comment(
     processed = SimpleNamespace(images=["unfinished", "grid"], infotexts=["first", "second"])
     stopping.drop_images(p, processed)
     assert processed.images == ([] if quiet else ["unfinished", "grid"])
+    assert not p.do_not_save_samples, "a script may use the job again"
 
 
 def test_other_jobs_keep_their_images_and_comments(monkeypatch, state):
