@@ -105,6 +105,18 @@ class ControlLink:
     cond_hint_original = cond_hint  # versions of MultiDiffusion differ in which attribute they read first
 
 
+class Returned(dict[str, list[Any]]):
+    """What `get_control` returns. reForge's MultiDiffusion asks it, and not the control, for an image to cut."""
+
+    def __init__(self, control: ControlLink, **residuals: list[Any]):
+        super().__init__(residuals)
+        self._control = control
+
+    @property
+    def cond_hint(self) -> Any:
+        return self._control.cond_hint
+
+
 class RefusalControl(ControlLink):
     """The control of a job that must stop: its first UNet call raises an error."""
 
@@ -157,7 +169,7 @@ class FaceSnapControl(ControlLink):
         patches = options.get("patches", {})
         others = patches.get("output_block_patch", [])
         options["patches"] = {**patches, "output_block_patch": [adding(merged, self._parts(is_cond)), *others]}
-        return {"input": merged["input"], "middle": [None], "output": [None] * len(merged["output"])}
+        return Returned(self, input=merged["input"], middle=[None], output=[None] * len(merged["output"]))
 
     def hook(self, unet: nn.Module) -> None:
         """Install the adapters' hooks on a UNet.

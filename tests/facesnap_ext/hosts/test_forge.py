@@ -538,6 +538,18 @@ def test_multidiffusion_tiles_are_refused(unet):
             getattr(control, attribute)
 
 
+def test_reforges_multidiffusion_tiles_are_refused_as_well(unet):
+    """It asks what the control returned."""
+    job = make_job(unet, reforge=True)
+    forge.attach(job, (tiny.conditioning(),))
+    control = job.sd_model.forge_objects.unet.controlnet_linked_list
+    control.pre_run(job.sd_model.forge_objects.unet.model, None)
+    x, _, _, y = inputs(1)
+    returned = control.get_control(x, torch.tensor([2.0]), {"y": y}, 1, {"cond_or_uncond": [0]})
+    with pytest.raises(FaceSnapError, match="cannot be applied to MultiDiffusion's tiles; disable one of the two"):
+        _ = returned.cond_hint
+
+
 def test_a_pass_without_people_is_left_unchanged(unet):
     """An example is the second pass of hires fix, if all people are active only in the first pass, whose control is
     still attached."""
