@@ -150,8 +150,9 @@ def run_task(
     """Save, rename or delete a person, or read the list again after this was done elsewhere on the page.
 
     Args:
-        task: JSON with `do` ("save", "rename", "delete", "list" or "choose"), `number` (of the request), `person` (the saved
-            person's name), `name` (the new name, or the one to choose) and `picture` (whether to save a small picture of the face).
+        task: JSON with `do` ("save", "rename", "delete", "list" or "choose"), `number` (of the request), `person` (the
+            saved person's name), `name` (the new name, or the name to choose) and `picture` (whether to save a small
+            picture of the face).
         identity: the name of the person that is chosen here.
         files: the image files with the reference photos, or their contents.
         settings, driving, init: see `choose_pose`.
