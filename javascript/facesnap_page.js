@@ -11,6 +11,8 @@ onUiLoaded(() => {
     setInterval(facesnapAddLabels, 10 * facesnapPollInterval);
 });
 
+const facesnapPeopleInTab = {};  // by tab and number
+
 // Wire up one person's canvas. Its data-ids is the id of that person's controls, with {} for the control's name.
 function facesnapWire(root) {
     const element = name => gradioApp().querySelector(`#${root.dataset.ids.replace("{}", name)}`);
@@ -27,7 +29,7 @@ function facesnapWire(root) {
 
     const poseSettings = facesnapPoseSettings(element);
     let preview = null, lastState = "", lastAnswer = "", found = {}, output = null;
-    let lastQuestion = "", questionNumber = 0;
+    let lastQuestion = "", questionNumber = 0, opened = false;
 
     const regions = facesnapRegions[tab] ||= {};
     const region = regions[person] = facesnapRegion();
@@ -137,7 +139,12 @@ function facesnapWire(root) {
     // Bring the canvas up to date with the page.
     function update(mayAsk) {
         if (!element("pose").offsetParent) return;  // the accordion is closed
+        if (!opened) {
+            opened = true;
+            send({do: "list"});
+        }
         settings.read();
+        takePart();
         showPreset();
         const regionKind = settings.values().region;
         show(regionKind);
@@ -178,7 +185,8 @@ function facesnapWire(root) {
         queueMicrotask(() => update(false));  // by then gradio has updated the number next to the slider
     });
     facesnapAcceptPhotos(element("pose"), element);
-    facesnapPeople(element);
+    const send = facesnapPeople(element);
+    const takePart = facesnapJoin(facesnapPeopleInTab[tab] ||= {}, person, tab, {element, settings, send});
     element("person").addEventListener("click", event => {
         const reset = event.target.closest("[data-facesnap-reset]");
         if (reset) settings.reset(reset.dataset.facesnapReset);

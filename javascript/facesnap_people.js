@@ -5,7 +5,8 @@
 let facesnapTaskNumber = 0;  // makes each request different from the ones before
 const facesnapPeopleLists = [];  // functions that send a request from one of the people on the page
 
-// Answer the buttons in a person's forms. Enter in a text field presses the button of its form.
+// Answer the buttons in a person's forms. Enter in a text field presses the button of its form. Returns the
+// function that sends a task. A new page first sends "list", because gradio draws it as it was when the WebUI was started.
 function facesnapPeople(element) {
     const person = element("person"), report = element("people_report");
     const send = values => {
@@ -33,4 +34,5 @@ function facesnapPeople(element) {
         event.preventDefault();
         event.target.closest(".facesnap-form").querySelector("[data-facesnap-task]").click();
     });
+    return send;
 }

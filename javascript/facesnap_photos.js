@@ -91,10 +91,7 @@ function facesnapChangePhotos(block, cards, change) {
 // caused by clearing. This is why the function waits after clearing, and retries with longer waits.
 async function facesnapReplacePhotos(block, cards, change) {
     const links = () => [...block.querySelectorAll("a[href]")];
-    const existing = await Promise.all(links().map(async (link, i) => {
-        const blob = await (await fetch(link.href)).blob();
-        return new File([blob], link.getAttribute("download") || `photo${i}.png`, {type: blob.type});
-    }));
+    const existing = await Promise.all(links().map(facesnapFileOf));
     const transfer = new DataTransfer();
     for (const file of change(existing)) transfer.items.add(file);
     const copy = cards.cloneNode(true);
@@ -120,6 +117,12 @@ async function facesnapReplacePhotos(block, cards, change) {
         copy.remove();
         block.classList.remove("facesnap-busy");
     }
+}
+
+// The file that a link leads to.
+async function facesnapFileOf(link, i) {
+    const blob = await (await fetch(link.href)).blob();
+    return new File([blob], link.getAttribute("download") || `photo${i}.png`, {type: blob.type});
 }
 
 // Wait until `find` returns a truthy value, for at most this many seconds, and return its last value.

@@ -25,7 +25,7 @@ from facesnap_ext.hosts.model_folders import model_files
 from facesnap_ext.settings.infotext import PHOTOS
 from facesnap_ext.settings.saved_poses import find_poses
 from facesnap_ext.settings.script_args import UI_ORDER, batches_by_photo, from_script_args
-from facesnap_ext.ui import accordion, models_panel, routes, starter
+from facesnap_ext.ui import accordion, models_panel, routes, settings_html, starter
 from facesnap_ext.weights.identity_folder import find_identities
 
 host = hosts.current()
@@ -65,6 +65,8 @@ class Script(scripts.Script):
         self.failure, self.infotext_fields = None, []
         try:
             with gr.Column(elem_id=self.elem_id("accordion")) as column:
+                if is_img2img:
+                    gr.HTML(settings_html.CARRY_OVER, elem_id=self.elem_id("carry_over"))
                 return self.accordion()
         except Exception as error:
             reason = str(error) if isinstance(error, FaceSnapError) else f"{error!r}; please report it"
@@ -91,6 +93,9 @@ class Script(scripts.Script):
                         on = gr.Checkbox(False, label="Add this person", elem_id=self.ident("enable", number))
                     ident = partial(self.ident, number=number)
                     components.append(accordion.person_controls(on, files, identities, engine, ident))
+                    if number > 1:  # the host saves defaults by label, so they would be Person 1's
+                        for component in components[-1]:
+                            component.do_not_save_to_config = True
             lists = [person[UI_ORDER.index("model")] for person in components]
             models_panel.panel(files, needed, model_files, self.elem_id, status, lists, top)
         self.infotext_fields = [

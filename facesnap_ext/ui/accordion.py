@@ -40,17 +40,23 @@ PART_LABELS = {
 }
 
 
+COLUMN_WIDTH = 220  # pixels; narrower columns are placed below each other
+
+
 def status(files: ModelFiles, needed: Sequence[Part] = ()) -> str:
     """HTML that lists the model files that were found and those that are missing, and names the WebUI.
 
     Args:
-        needed: the result of `starter.missing`, which the top of the accordion shows.
+        needed: the result of `starter.missing`. If anything is needed, the HTML is empty, because the top of the
+            accordion says what to do.
     """
+    if needed:
+        return ""
     names = {"facesnap": ", ".join(sorted(files.facesnap))}
     names |= {part: path.name for part in PART_LABELS if part != "facesnap" and (path := getattr(files, part))}
     found = "; ".join(f"{PART_LABELS[part]}: {name}" for part, name in names.items() if name)
     lines = [f"Model files found: {escape(found or 'none')}"]
-    if not needed and (missing := [PART_LABELS[part] for part in files.missing()]):
+    if missing := [PART_LABELS[part] for part in files.missing()]:
         lines.append(problem(f"Missing: {', '.join(missing)}. Open Model files below to see where to get them."))
     lines.append(f"Landmarks: {escape(predictor_title(files))}{_detector(files)}")
     lines.append(escape(f"WebUI: {fork.current().title}"))
@@ -84,11 +90,11 @@ def person_controls(
         The components in the order of `UI_ORDER`.
     """
     controls: Controls = {"enabled": enabled}
-    with gr.Row(equal_height=False):
-        with gr.Column():
+    with gr.Row(equal_height=False, elem_classes="facesnap-columns"):
+        with gr.Column(min_width=COLUMN_WIDTH):
             reference_photos.add_controls(controls, ident)
             people.add_controls(controls, identities, ident)
-        with gr.Column(elem_classes="facesnap-when-shown"):
+        with gr.Column(min_width=COLUMN_WIDTH, elem_classes="facesnap-when-shown"):
             gr.HTML(settings_html.canvas(ident), elem_id=ident("canvas"))
     _pose_controls(controls, callbacks.pose_choices(files.folder), ident)
     weight, (low, high) = defaults()["weight"], RANGES["weight"]
@@ -153,7 +159,7 @@ def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> No
 def _advanced_controls(controls: Controls, files: ModelFiles, ident: Ident) -> None:
     with gr.Accordion("Advanced", open=False, elem_id=ident("advanced")):
         gr.HTML(settings_html.advanced(ident), elem_id=ident("advanced_settings"))
-        with gr.Row(equal_height=False):
+        with gr.Row(equal_height=False, elem_classes="facesnap-bottom"):
             controls["pose_name"] = gr.Textbox("", label="Name for saving this pose", elem_id=ident("pose_name"))
             controls["save_pose"] = gr.Button("Save pose and expression", size="sm", elem_id=ident("save_pose"))
         controls["model"] = gr.Dropdown(

@@ -109,13 +109,14 @@ def panel(
     """
     begin, progress, action = above
 
-    def refresh(error: str = "") -> tuple[Any, ...]:
+    def refresh(error: str = "", jobs: Sequence[download.Job] = ()) -> tuple[Any, ...]:
+        """Draw everything again, with an error or else the progress or outcome of these downloads."""
         current = find_models()
         lacking = starter.missing(current)
         lists = [gr.update(choices=accordion.model_choices(current)) for _ in model_lists]
         return (
             status_html(current, lacking),
-            problem(error) if error else progress_html(download.jobs()),
+            problem(error) if error else progress_html(jobs),
             html(list_models(current), current, lacking),
             accordion.status(current, lacking),
             *lists,
@@ -126,25 +127,32 @@ def panel(
         verb, name = parse_action(text)
         try:
             if verb == "get":
-                yield from get(name)
+                get(name)
             elif verb == "hash":
                 compute_hashes(find_models())
         except FaceSnapError as error:
             yield refresh(str(error))
             return
-        yield refresh()
+        jobs = (
+            download.jobs() if verb in ("get", "stop") else [job for job in download.jobs() if job.state == "running"]
+        )
+        yield refresh(jobs=jobs)
+        if any(job.state == "running" for job in jobs):
+            yield from follow(jobs)
 
-    def get(name: str) -> Iterator[tuple[Any, ...]]:
-        """Download a part or bundle, or what `starter.bundle` names if the name is empty."""
+    def get(name: str) -> None:
+        """Start downloading a part or bundle, or what `starter.bundle` names if the name is empty."""
         current = find_models()
-        if not (bundle := name or starter.bundle(current)):  # the files have been copied in the meantime
-            return
-        job = download.start(bundle, current)
-        yield refresh()
-        while job.state == "running":
+        if bundle := name or starter.bundle(current):  # otherwise the files have been copied in the meantime
+            download.start(bundle, current)
+
+    def follow(jobs: Sequence[download.Job]) -> Iterator[tuple[Any, ...]]:
+        """Show the progress of downloads until they have ended, and then draw everything again."""
+        while any(job.state == "running" for job in jobs):
             time.sleep(POLL_INTERVAL)
             unchanged = [gr.update() for _ in (table, status, *model_lists)]
-            yield gr.update(), progress_html(download.jobs()), *unchanged
+            yield gr.update(), progress_html(jobs), *unchanged
+        yield refresh(jobs=jobs)
 
     with gr.Accordion("Model files", open=False, elem_id=ident("models")):
         table = gr.HTML(html(list_models(files), files, needed), elem_id=ident("models_table"))

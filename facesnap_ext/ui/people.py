@@ -19,13 +19,15 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.saved import save_identity
 from facesnap_ext.photos import one_at_a_time
+from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.script_args import reference_photos
+from facesnap_ext.settings.unit import defaults
 from facesnap_ext.ui.markup import hidden_text, problem
 from facesnap_ext.ui.photo_cards import data_url
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_folder import choose_identity, delete_identity, find_identities, rename_identity
 
-OUTPUTS = ("people_report", "identity", "references", "face_index")
+OUTPUTS = ("people_report", "identity", "references", "face_index", "settings")
 """The components that a task changes."""
 
 
@@ -55,7 +57,20 @@ def connect(controls: dict[str, Any], engine: Callable[[], Engine]) -> None:
     identity.change(
         lambda name: describe(_folder(engine()), name or ""), [identity], [controls["chosen"]], show_progress=False
     )
-    names = ("people_task", "identity", "references", "face_index", "reference_mode")
+    photos = ("references", "driving", "canvas_init")
+    identity.input(
+        choose_pose, [controls[name] for name in ("settings", *photos)], [controls["settings"]], show_progress=False
+    )
+    names = (
+        "people_task",
+        "identity",
+        "references",
+        "face_index",
+        "reference_mode",
+        "settings",
+        "driving",
+        "canvas_init",
+    )
     controls["people_task"].change(
         lambda *values: run_task(engine(), *values),
         [controls[name] for name in names],
@@ -72,6 +87,24 @@ def _folder(engine: Engine) -> Path:
 def choices(models: Path) -> list[str]:
     """The names of the saved people, after an empty choice."""
     return ["", *sorted(find_identities(models))]
+
+
+def choose_pose(settings: str | None, files: list[Any] | None, driving: Any, init: str | None) -> Any:
+    """An update of the settings for a saved person, who has no pose: the front view if there is no photo to take the
+    pose from.
+
+    Args:
+        settings: the hidden text that `page_settings.parse` reads.
+        files: the reference photos.
+        init: the init image; empty in txt2img.
+    """
+    try:
+        values = defaults() | page_settings.parse(settings)
+    except FaceSnapError:  # reported by the job and by the canvas
+        return gr.update()
+    if values["pose"] != "photo" or files or driving is not None or init:
+        return gr.update()
+    return page_settings.to_text(values | {"pose": "template", "template": "front"})
 
 
 def describe(models: Path, name: str) -> str:
@@ -110,14 +143,19 @@ def run_task(
     files: list[Any] | None,
     face_index: float | None,
     reference_mode: str,
+    settings: str | None = None,
+    driving: Any = None,
+    init: str | None = None,
 ) -> tuple[Any, ...]:
     """Save, rename or delete a person, or read the list again after this was done elsewhere on the page.
 
     Args:
-        task: JSON with `do` ("save", "rename", "delete" or "list"), `number` (of the request), `person` (the saved
-            person's name), `name` (the new name) and `picture` (whether to save a small picture of the face).
+        task: JSON with `do` ("save", "rename", "delete", "list" or "choose"), `number` (of the request), `person` (the
+            saved person's name), `name` (the new name, or the name to choose) and `picture` (whether to save a small
+            picture of the face).
         identity: the name of the person that is chosen here.
         files: the image files with the reference photos, or their contents.
+        settings, driving, init: see `choose_pose`.
 
     Returns:
         Updates of `OUTPUTS`. The report repeats the number and names the person's old and new name, so that the page
@@ -127,16 +165,18 @@ def run_task(
     unchanged = gr.update()
     if not task:
         return (unchanged,) * len(OUTPUTS)
-    models, number, old, photos = _folder(engine), 0, "", (unchanged, unchanged)
+    models, number, old, photos = _folder(engine), 0, "", (unchanged, unchanged, unchanged)
     try:
         values = _parse(task)
         number, old, name = values["number"], values["person"], values["name"]
         if values["do"] == "list":
             value = {"value": name} if old and identity == old else {}
             return unchanged, gr.update(choices=choices(models), **value), *photos
+        if values["do"] == "choose":
+            return unchanged, gr.update(choices=choices(models), value=name), *photos
         if values["do"] == "save":
             path = _save(engine, files, int(face_index or 0), reference_mode, values)
-            old, name, photos = "", path.stem, (None, 0)
+            old, name, photos = "", path.stem, (None, 0, choose_pose(settings, None, driving, init))
             content = "features and a small picture of the face" if values["picture"] else "features but no pixels"
             message = f"Saved as {path.name}, which contains {content}. The saved person has replaced the photos."
         elif values["do"] == "rename":
@@ -146,7 +186,7 @@ def run_task(
             message, name = f"{delete_identity(models, old).name} was deleted.", ""
     except FaceSnapError as error:
         report = f"<div data-facesnap-number='{number}'>{problem(str(error))}</div>"
-        return report, unchanged, unchanged, unchanged
+        return report, unchanged, *photos
     report = (
         f"<div data-facesnap-number='{number}' data-facesnap-old='{escape(old, quote=True)}' "
         f"data-facesnap-new='{escape(name, quote=True)}'>{escape(message)}</div>"
@@ -161,7 +201,7 @@ def _parse(task: str) -> dict[str, Any]:
         known |= {name: str(values.get(name) or "") for name in ("person", "name")}
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
         known = {"do": ""}
-    if known["do"] not in ("save", "rename", "delete", "list"):
+    if known["do"] not in ("save", "rename", "delete", "list", "choose"):
         raise FaceSnapError("The page sent an unknown request about a saved person; reload the page.")
     return known
 

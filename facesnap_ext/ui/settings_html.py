@@ -56,6 +56,15 @@ STEP = 0.05
 BLOCK_WEIGHTS_LABEL = (
     "Block weights: one per residual (10 for SDXL), shallow to deep, middle block last (empty = all 1)"
 )
+MIXED = (
+    "<div class='facesnap-tools facesnap-when-mixed'><span class='facesnap-note'>Several people apply to the whole "
+    "image, so their faces are mixed.</span><button type='button' data-facesnap-side-by-side>Place them side by side"
+    "</button></div>"
+)
+CARRY_OVER = (
+    "<div class='facesnap-tools'><span class='facesnap-note'>FaceSnap is enabled in txt2img, but not here.</span>"
+    "<button type='button'>Copy photos and settings from txt2img</button></div>"
+)
 ICONS = {  # drawn in a square of 24 x 24
     "photo": "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5h.01",
     "saved": "M7 4h10v16l-5-4-5 4z",
@@ -65,14 +74,14 @@ ICONS = {  # drawn in a square of 24 x 24
 
 
 def pose(ident: Ident) -> str:
-    """The poses as a row of pictures, and the sliders that turn the head."""
+    """The poses as a row of pictures, and the sliders that turn the head. With several people, a button above them."""
     first = _tile(ident, "pose", "photo", POSE_LABELS["photo"], ICONS["photo"], checked=True)
     templates = "".join(_tile(ident, "template", name, name, group="pose") for name in TEMPLATES)
     others = "".join(_tile(ident, "pose", name, POSE_LABELS[name], ICONS[name]) for name in ("saved", "sliders", "own"))
     tiles = f"{first}<div class='facesnap-contents' id='{ident('template')}'>{templates}</div>{others}"
     turns = "".join(_slider(ident, name) for name in TURNS)
     return (
-        f"{_group(ident, 'pose', 'Pose', tiles, 'facesnap-tiles')}"
+        f"{MIXED}{_group(ident, 'pose', 'Pose', tiles, 'facesnap-tiles')}"
         f"<div id='{ident('sliders')}' class='facesnap-sliders facesnap-when-sliders'>{turns}</div>"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from facesnap_ext.ui.markup import action_button
-from facesnap_ext.weights.catalogue import Part, downloadable
+from facesnap_ext.weights.catalogue import Part, downloadable, title_of
 from facesnap_ext.weights.instantid import RECOGNITION
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import existing_file, format_size
@@ -31,8 +31,7 @@ def missing(files: ModelFiles) -> tuple[Part, ...]:
 
 def label(parts: tuple[Part, ...]) -> str:
     """The button's label, such as "Download InstantID and antelopev2 (4.61 GB)"."""
-    names = dict.fromkeys(part.title.partition("'s ")[0] for part in reversed(parts))
-    return f"Download {' and '.join(names)} ({format_size(sum(part.size for part in parts))})"
+    return f"Download {title_of(parts)} ({format_size(sum(part.size for part in parts))})"
 
 
 def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> str:
@@ -49,9 +48,11 @@ def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> s
         f"<code>{escape(str(files.folder / part.target))}</code></li>"
         for part in parts
     )
-    button = action_button("stop", "Pause the download") if running else action_button("get", label(parts), True)
+    text, button = "Nothing is downloaded until you click.", action_button("get", label(parts), True)
+    if running:
+        text, button = "They are being downloaded.", action_button("stop", "Pause the download")
     return (
-        "<div class='facesnap-starter'><div>FaceSnap needs these files for its first image. Nothing is downloaded "
-        f"until you click.</div>{button}<details><summary>What is downloaded, and under which licence</summary>"
+        f"<div class='facesnap-starter'><div>FaceSnap needs these files for its first image. {text}</div>"
+        f"{button}<details><summary>What is downloaded, and under which licence</summary>"
         f"<ul>{rows}</ul></details></div>"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from facesnap_ext.errors import FaceSnapError
@@ -284,6 +285,13 @@ def downloadable(name: str) -> tuple[Part, ...]:
         FaceSnapError: there is no such part or bundle, or it can only be downloaded by hand.
     """
     return tuple([_downloadable(part) for part in BUNDLES.get(name, (name,))])
+
+
+def title_of(parts: Sequence[Part]) -> str:
+    """Name several parts by what they belong to, such as "InstantID and antelopev2"; the title of a single part."""
+    if len(parts) == 1:
+        return parts[0].title
+    return " and ".join(dict.fromkeys(part.title.partition("'s ")[0] for part in reversed(parts)))
 
 
 def _downloadable(name: str) -> Part:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import sha256
-from facesnap_ext.weights.catalogue import Part, downloadable
+from facesnap_ext.weights.catalogue import Part, downloadable, title_of
 from facesnap_ext.weights.connection import BLOCK, ConnectionLost, StopRequested, open_url, pause, read_block
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import existing_file, format_size
@@ -268,8 +268,8 @@ class Job:
 
     @property
     def title(self) -> str:
-        """The parts' titles."""
-        return ", ".join(part.title for part in self.parts)
+        """What is downloaded, in a few words."""
+        return title_of(self.parts)
 
     @property
     def size(self) -> int:
@@ -306,7 +306,8 @@ def start(name: str, files: ModelFiles) -> Job:
 def _run(job: Job, folder: Path) -> None:
     try:
         paths = download_all(job.parts, folder, lambda done: setattr(job, "done", done), job.stop.is_set)
-        job.message, job.state = f"{job.title}: downloaded to {', '.join(map(str, paths))}.", "done"
+        target = paths[0] if len(paths) == 1 else folder
+        job.message, job.state = f"{job.title}: downloaded to {target}.", "done"
     except Stopped as error:
         job.message, job.state = str(error), "stopped"
     except FaceSnapError as error:

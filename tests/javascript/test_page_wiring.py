@@ -475,6 +475,6 @@ def test_forms_about_people_send_their_values(page) -> None:
     page.page.locator("#txt2img_chosen input").first.fill("Bea")
     page.page.locator("#txt2img_chosen input").first.press("Enter")
     task = json.loads(page.page.locator("#txt2img_people_task textarea").input_value())
-    assert task == {"do": "rename", "person": 'A "b"', "name": "Bea", "picture": True, "number": 1}
+    assert task == {"do": "rename", "person": 'A "b"', "name": "Bea", "picture": True, "number": 2}
     page.page.get_by_role("button", name="Rename").click()
     assert json.loads(page.page.locator("#txt2img_people_task textarea").input_value())["number"] == 2

@@ -106,7 +106,8 @@ class Page:
 
     def clear(self, control: str) -> None:
         """Remove the images from a control."""
-        self._page.locator(f"{FACESNAP}{control} button[aria-label=Clear]").click()
+        button = self._page.locator(f"{FACESNAP}{control} button[aria-label=Clear]")
+        button.dispatch_event("click")  # it is hidden while the cards of photos are shown
 
     def upload(self, control: str, *images: np.ndarray | bytes) -> None:
         """Upload images, or contents of image files, to one of FaceSnap's controls."""
@@ -116,7 +117,11 @@ class Page:
         if control == "driving" and not block.is_visible():
             self._page.locator(f"{FACESNAP}driving_part .label-wrap").click()
         block.locator("input[type=file]").set_input_files(files)
-        block.locator("img, table, .file-preview").first.wait_for(timeout=60 * SECOND)
+        if control.startswith("references"):
+            cards = self._page.locator(f"{FACESNAP}{control.replace('references', 'seen')} .facesnap-card")
+            cards.nth(len(files) - 1).wait_for(timeout=60 * SECOND)
+        else:
+            block.locator("img").first.wait_for(timeout=60 * SECOND)
 
     def screenshot(self, name: str, element: str | None = None) -> None:
         self.screenshots.mkdir(parents=True, exist_ok=True)

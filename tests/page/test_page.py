@@ -247,6 +247,52 @@ def test_two_people_appear_on_their_own_sides(opened):
     assert "FaceSnap 2 x: 0.75" in opened.infotext()
 
 
+def test_photos_of_two_people_and_one_click_place_them_side_by_side(opened):
+    opened.side("width", 2 * SIDE)
+    opened.upload("references", photo(BOB))
+    button = opened.at("pose_part_2", "[data-facesnap-side-by-side]")
+    opened.person(2)
+    assert not opened.at("enable_2", "input").is_checked()
+    assert not button.is_visible()
+    opened.upload("references_2", photo(ADA))
+    button.wait_for()
+    assert opened.at("enable_2", "input").is_checked(), "the photo adds the person"
+    button.click()
+    opened.wait_for_numbers(["x", "x_2"], [0.25, 0.75])
+    button.wait_for(state="hidden")
+    assert len(by_side(opened.generate())) == 2
+    infotext = opened.infotext()
+    for number, x in (("", 0.25), (" 2", 0.75)):
+        assert f"FaceSnap{number} x: {x}" in infotext
+        assert f"FaceSnap{number} region: face" in infotext
+
+
+def test_a_removed_person_stays_removed(opened):
+    opened.person(2)
+    opened.upload("references_2", photo(ADA))
+    opened.at("enable_2", "input:checked").wait_for()
+    opened.at("enable_2", "input").uncheck()
+    opened.at("advanced_2", ".label-wrap").click()
+    opened.page.wait_for_timeout(SECOND)
+    assert not opened.at("enable_2", "input").is_checked()
+
+
+def test_a_new_page_lists_people_and_a_person_without_a_photo_gets_the_front_view(opened, url, browser):
+    opened.upload("references", photo(ADA))
+    opened.at("save_part", "summary").click()
+    opened.text("name", "Ada on a new page")
+    opened.press("save")
+    opened.at("pose", "input[value=front]:checked").wait_for()
+    assert isinstance(opened.generate(), np.ndarray)
+    other = Page(url, browser)
+    other.enable()
+    other.choose("identity", "Ada on a new page")
+    other.at("pose", "input[value=front]:checked").wait_for()
+    assert isinstance(other.generate(), np.ndarray)
+    assert other.errors == []
+    other.close()
+
+
 def by_side(image: np.ndarray) -> list[np.ndarray]:
     """Embeddings of the largest faces in the left and in the right half."""
     sides = {}

@@ -27,7 +27,7 @@ class Component:
     def change(self, function, inputs, outputs, **values):
         self.listeners.append((function, inputs, outputs))
 
-    click = change
+    click = input = change
     DEFAULT_TEMP_DIR = "/tmp/gradio"
 
 

@@ -200,7 +200,7 @@ def test_the_download_button_shows_progress_and_then_the_new_state(module, tmp_p
         panel = Panel(module, tmp_path)
         steps = panel.click("get thing")
         begin, progress, *_ = next(steps)
-        assert "FaceSnap needs these files for its first image" in begin
+        assert "FaceSnap needs these files for its first image. Nothing is downloaded until you click." in begin
         assert "the thing: " in progress
         assert "<progress max='100'" in progress
         begin, progress, *others = next(steps)
@@ -211,7 +211,7 @@ def test_the_download_button_shows_progress_and_then_the_new_state(module, tmp_p
         *_, (begin, progress, table, status, *lists) = steps
     assert "the thing: downloaded to " in progress
     assert table.startswith("<div class='facesnap-models'>")
-    assert "Model files found: none" in status
+    assert status == "", "the top of the accordion still says what is needed"
     assert lists == [{"choices": [""]}] * 2
     assert (tmp_path / "things" / "thing.bin").is_file()
 
@@ -230,6 +230,24 @@ def test_a_running_download_can_be_paused_at_the_top_and_in_its_row(module, tmp_
     assert not jobs[0].stop.is_set()
     Panel(module, tmp_path).stop("stop 2")
     assert jobs[0].stop.is_set()
+
+
+def test_a_new_page_follows_a_running_download_and_forgets_finished_ones(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "POLL_INTERVAL", 0)
+    parts = catalogue.downloadable("starter")
+    running, finished = download.Job("starter", parts), download.Job("x", parts[:1], state="done", message="x: done.")
+    monkeypatch.setattr(download, "jobs", lambda: [finished, running])
+    steps = Panel(module, tmp_path).click("refresh")
+    begin, progress, *_ = next(steps)
+    assert "They are being downloaded." in begin
+    assert "InstantID and antelopev2: " in progress
+    assert "x: done." not in progress
+    running.done = 100
+    assert "100 bytes of" in next(steps)[1]
+    running.state, running.message = "done", "InstantID and antelopev2: downloaded."
+    assert "antelopev2: downloaded." in list(steps)[-1][1]
+    *_, (_, progress, *_) = Panel(module, tmp_path).click("refresh")
+    assert progress == ""
 
 
 def test_the_panel_shows_why_a_download_failed(module, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity.framing import face_thumbnail
 from facesnap_ext.photos import from_base64
+from facesnap_ext.settings import page_settings
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_folder import find_identities
 from facesnap_ext.weights.search import find_models
@@ -43,11 +44,13 @@ def run(page, models, astronaut):
 
 
 def test_saving_replaces_the_photos_by_the_saved_person(run, models):
-    report, identity, references, face_index = run(do="save", name="Eileen")
+    report, identity, references, face_index, settings = run(do="save", name="Eileen")
     assert "Saved as Eileen.safetensors, which contains features but no pixels." in report
     assert "data-facesnap-new='Eileen'" in report
     assert identity == {"choices": ["", "Eileen"], "value": "Eileen"}
     assert (references, face_index) == (None, 0)
+    chosen = page_settings.parse(settings)
+    assert (chosen["pose"], chosen["template"]) == ("template", "front"), "a saved person has no pose"
     assert identity_file.load(models / "identities" / "Eileen.safetensors").picture is None
 
 
@@ -70,7 +73,7 @@ def test_an_existing_name_is_refused_and_the_photos_stay(run, models):
     report, *updates = run(do="save", name="Eileen")
     assert "There is already an identity named Eileen" in report
     assert "data-facesnap-new" not in report
-    assert updates == [{}, {}, {}]
+    assert updates == [{}, {}, {}, {}]
 
 
 def test_renaming_keeps_every_byte_and_deleting_removes_the_file(run, models):
@@ -78,7 +81,7 @@ def test_renaming_keeps_every_byte_and_deleting_removes_the_file(run, models):
     before = (models / "identities" / "Eileen.safetensors").read_bytes()
     report, identity, *others = run(do="rename", person="Eileen", name="Eve/<b>")
     assert identity == {"choices": ["", "Eve__b_"], "value": "Eve__b_"}
-    assert others == [{}, {}]
+    assert others == [{}, {}, {}]
     assert "Eileen is now called Eve__b_." in report
     path = models / "identities" / "Eve__b_.safetensors"
     assert path.read_bytes() == before
@@ -94,16 +97,38 @@ def test_renaming_does_not_replace_a_different_person(run, models):
     report, *updates = run(do="rename", person="Eileen", name="Grace")
     assert "already an identity named Grace" in report
     assert set(find_identities(models)) == {"Eileen", "Grace"}
-    assert updates == [{}, {}, {}]
+    assert updates == [{}, {}, {}, {}]
 
 
 @pytest.mark.parametrize(("chosen", "value"), [("Eileen", {"value": "Eve"}), ("Grace", {}), ("", {})])
 def test_other_lists_learn_the_names_and_follow_a_renamed_person(run, chosen, value):
     run(do="save", name="Eve")
     report, identity, *others = run(chosen, do="list", person="Eileen", name="Eve")
-    assert (report, others) == ({}, [{}, {}])
+    assert (report, others) == ({}, [{}, {}, {}])
     assert identity == {"choices": ["", "Eve"], **value}
     assert "value" not in run("", do="list", person="", name="Eve")[1], "an empty choice stays empty after saving"
+
+
+@pytest.mark.parametrize(
+    ("settings", "photos"),
+    [
+        ('{"pose": "template", "template": "far"}', {}),
+        ('{"pose": "sliders"}', {}),
+        ("{broken", {}),
+        ("", {"files": ["photo"]}),
+        ("", {"driving": "photo"}),
+        ("", {"init": "data:"}),
+    ],
+)
+def test_a_saved_person_keeps_a_pose_that_needs_no_photo_or_has_one(page, settings, photos):
+    given = {"files": None, "driving": None, "init": "", **photos}
+    assert page.people.choose_pose(settings, **given) == {}
+
+
+def test_choosing_a_saved_person_without_a_photo_chooses_the_front_view(page):
+    chosen = page_settings.parse(page.people.choose_pose('{"placed": true, "x": 0.2, "start": 0.1}', [], None, ""))
+    assert (chosen["pose"], chosen["template"]) == ("template", "front")
+    assert (chosen["x"], chosen["start"]) == (0.2, 0.1)
 
 
 @pytest.mark.parametrize("do", ["rename", "delete"])
@@ -122,7 +147,7 @@ def test_no_other_file_is_renamed_or_deleted(run, models, do, person):
 def test_malformed_tasks_are_refused_in_one_sentence(page, models, task):
     engine = Engine(lambda: find_models(models))
     report, *updates = page.people.run_task(engine, task, "", None, 0, "fused")
-    assert updates == [{}, {}, {}]
+    assert updates == [{}, {}, {}, {}]
     assert report == {} if not task else "reload the page" in report
 
 

@@ -3,6 +3,9 @@
 In a request to the API, `"FaceSnap probe": {"args": [{"fail_at": 2}]}` makes the second UNet call of the job raise an
 error in its middle block. GET /facesnap-probe/state returns the hooks on the UNet, the memory of the process, and the
 number of UNet evaluations and the comments of the last job.
+
+POST /facesnap-probe/catalogue replaces the address, size and hash of parts that FaceSnap can download, so that they
+come from a local server. Its body is a list of objects with the keys name, url, size and sha256.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from dataclasses import replace
 
 import gradio as gr
 import psutil
@@ -126,5 +130,17 @@ def controls():
     return names
 
 
+def replace_parts(parts: list[dict]):
+    """Change parts of FaceSnap's catalogue until the WebUI is restarted."""
+    catalogue = sys.modules["facesnap_ext.weights.catalogue"]
+    changes = {part.pop("name"): part for part in parts}
+    catalogue.PARTS = tuple(replace(part, **changes.get(part.name, {})) for part in catalogue.PARTS)
+
+
+def add_routes(_, app):
+    app.add_api_route("/facesnap-probe/state", state, methods=["GET"])
+    app.add_api_route("/facesnap-probe/catalogue", replace_parts, methods=["POST"])
+
+
 script_callbacks.on_cfg_denoiser(count_evaluation)
-script_callbacks.on_app_started(lambda _, app: app.add_api_route("/facesnap-probe/state", state, methods=["GET"]))
+script_callbacks.on_app_started(add_routes)

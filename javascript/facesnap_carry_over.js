@@ -1,0 +1,45 @@
+// Take FaceSnap's photos and settings from txt2img to img2img. The hosts' own "Send to img2img" takes no settings of
+// scripts.
+
+"use strict";
+
+onUiLoaded(() => {
+    const offer = gradioApp().querySelector("[id$=_facesnap_carry_over]");
+    if (!offer) return;
+    setInterval(() => {
+        if (!offer.parentElement.offsetParent) return;  // another tab is open
+        const [here, there] = [facesnapPeopleInTab.img2img?.[1], facesnapPeopleInTab.txt2img?.[1]];
+        const useful = Boolean(there?.enabled() && here && !here.enabled() && facesnapInitImage());
+        if (offer.dataset.facesnapOffered !== String(useful)) offer.dataset.facesnapOffered = useful;
+    }, 5 * facesnapPollInterval);
+    offer.addEventListener("click", event => {
+        if (event.target.closest("button")) facesnapCarryOver().catch(console.error);
+    });
+});
+
+async function facesnapCarryOver() {
+    for (const [number, to] of Object.entries(facesnapPeopleInTab.img2img)) {
+        const from = facesnapPeopleInTab.txt2img[number];
+        if (!from?.enabled()) continue;
+        const control = ({element}, name, part) => element(name).querySelector(part);
+        if (!to.enabled()) control(to, "enable", "input[type=checkbox]").click();
+        from.settings.read();
+        to.settings.set(from.settings.values());
+        for (const name of ["weight", "face_index"]) {
+            facesnapType(control(to, name, "input[type=number]"), control(from, name, "input[type=number]").value);
+        }
+        facesnapType(control(to, "mask", "textarea"), control(from, "mask", "textarea").value);
+        const mode = control(from, "reference_mode", "input:checked")?.value;
+        control(to, "reference_mode", `input[value="${mode}"]`)?.click();
+        const person = control(from, "identity", "input")?.value;
+        if (person) to.send({do: "choose", name: person});
+        const files = await Promise.all([...from.element("references").querySelectorAll("a[href]")].map(facesnapFileOf));
+        if (files.length) await facesnapChangePhotos(to.element("references"), to.element("seen"), () => files);
+        const driving = control(from, "driving", "img"), input = control(to, "driving", "input[type=file]");
+        if (!driving || !input) continue;
+        const transfer = new DataTransfer();
+        transfer.items.add(await facesnapFileOf({href: driving.src, getAttribute: () => "driving.png"}));
+        input.files = transfer.files;
+        input.dispatchEvent(new Event("change", {bubbles: true}));
+    }
+}
