@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from facesnap_ext.ui.markup import action_button
+from facesnap_ext.ui.markup import action_button, data, wording
 from facesnap_ext.weights.catalogue import Part, downloadable
 from facesnap_ext.weights.instantid import RECOGNITION
 from facesnap_ext.weights.model_files import ModelFiles
@@ -30,9 +30,11 @@ def missing(files: ModelFiles) -> tuple[Part, ...]:
 
 
 def label(parts: tuple[Part, ...]) -> str:
-    """The button's label, such as "Download InstantID and antelopev2 (4.61 GB)"."""
+    """HTML of the button's label, such as "Download InstantID and antelopev2 (4.61 GB)"."""
     names = dict.fromkeys(part.title.partition("'s ")[0] for part in reversed(parts))
-    return f"Download {' and '.join(names)} ({format_size(sum(part.size for part in parts))})"
+    size = data(f"({format_size(sum(part.size for part in parts))})")
+    what = " and ".join(names)
+    return f"{wording(f'Download {what}')} {size}"
 
 
 def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> str:
@@ -45,11 +47,13 @@ def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> s
     if not parts:
         return ""
     rows = "".join(
-        f"<li>{escape(part.title)}: {format_size(part.size)}, {escape(part.licence)} ({escape(part.use)}); saved as "
-        f"<code>{escape(str(files.folder / part.target))}</code></li>"
+        f"<li>{wording(part.title)}: {data(format_size(part.size))}, {wording(part.licence)} ({wording(part.use)}); "
+        f"{wording('saved as')} <code translate='no'>{escape(str(files.folder / part.target))}</code></li>"
         for part in parts
     )
-    button = action_button("stop", "Pause the download") if running else action_button("get", label(parts), True)
+    button = (
+        action_button("stop", wording("Pause the download")) if running else action_button("get", label(parts), True)
+    )
     return (
         "<div class='facesnap-starter'><div>FaceSnap needs these files for its first image. Nothing is downloaded "
         f"until you click.</div>{button}<details><summary>What is downloaded, and under which licence</summary>"
