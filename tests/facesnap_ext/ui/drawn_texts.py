@@ -145,7 +145,9 @@ def people(models: Path, engine: Any, photo: bytes) -> set[str]:
     for picture in (None, torch.zeros(8, 8, 3, dtype=torch.uint8)):
         identity = Identity("Ada", torch.ones(1, 512), None, None, ("0" * 10,), {"face_pack": "0" * 64})
         (models / "identities").mkdir(exist_ok=True)
-        identity_file.save(models / "identities" / "Ada.safetensors", replace(identity, picture=picture), overwrite=True)
+        identity_file.save(
+            models / "identities" / "Ada.safetensors", replace(identity, picture=picture), overwrite=True
+        )
         html.append(people.describe(models, "Ada"))
     tasks = [
         {"do": "rename", "person": "Ada", "name": "Bea"},

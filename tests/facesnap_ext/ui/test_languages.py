@@ -45,7 +45,6 @@ def translations(language: str) -> dict[str, str]:
 
 
 def test_every_language_has_every_text_of_the_page_and_no_other(texts):
-    Path("/tmp/texts.json").write_text(json.dumps(sorted(texts), indent=0))
     for language in LANGUAGES:
         known = translations(language)
         assert {"missing": texts - known.keys(), "unused": known.keys() - texts} == {"missing": set(), "unused": set()}
