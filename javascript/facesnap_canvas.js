@@ -98,13 +98,15 @@ function facesnapDrawHandles(canvas, handles, scale, radius) {
     }
 }
 
-// Translate text into the host's language. The host itself translates only text elements, not labels for screen
-// readers.
+// Translate text into the host's language. The host itself translates only text elements, not attributes.
 function facesnapTranslate(text) {
     return typeof getTranslation === "function" && getTranslation(text) || text;
 }
 
 const facesnapLabel = "Pose preview. Arrow keys move the face; with Shift, they turn it. Plus and minus resize it.";
+const facesnapSpokenNames = {
+    yaw: "Yaw", pitch: "Pitch", roll: "Roll", x: "Horizontal position", y: "Vertical position", size: "Face height",
+};
 
 // Attach a preview to an element; see the top of this file. Returns {canvas, set(changes), values(), destroy()}.
 function facesnapAttach(root, options) {
@@ -119,10 +121,9 @@ function facesnapAttach(root, options) {
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label", facesnapTranslate(facesnapLabel));
     Object.assign(canvas.style, {width: "100%", display: "block", margin: "0 auto", touchAction: "pan-y"});
-    const announcement = document.createElement("span");  // for screen readers
+    const announcement = document.createElement("span");
+    announcement.className = "facesnap-read";
     announcement.setAttribute("aria-live", "polite");
-    const hidden = {position: "absolute", width: "1px", height: "1px", overflow: "hidden", clipPath: "inset(50%)"};
-    Object.assign(announcement.style, hidden);
     root.append(canvas, announcement);
 
     let frame = 0, drag = null, shown = null, stroke = false;
@@ -162,8 +163,9 @@ function facesnapAttach(root, options) {
         draw();
         state.change(settings, done);
         if (done) {
-            announcement.textContent = Object.entries(settings).filter(([, value]) => typeof value === "number")
-                .map(([name, value]) => `${name} ${Number(value.toFixed(2))}`).join(", ");
+            announcement.textContent = Object.entries(facesnapSpokenNames)
+                .filter(([name]) => typeof settings[name] === "number")
+                .map(([name, text]) => `${facesnapTranslate(text)} ${Number(settings[name].toFixed(2))}`).join(", ");
         }
         return settings;
     }

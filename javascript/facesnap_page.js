@@ -8,7 +8,6 @@ const facesnapThumbnailSide = 64;  // side of a template's thumbnail in units of
 
 onUiLoaded(() => {
     gradioApp().querySelectorAll(".facesnap-canvas").forEach(facesnapWire);
-    setInterval(facesnapAddLabels, 10 * facesnapPollInterval);
 });
 
 const facesnapPeopleInTab = {};  // by tab and number
@@ -21,7 +20,8 @@ function facesnapWire(root) {
     const person = Number(root.dataset.ids.match(/\{\}_(\d+)$/)?.[1] ?? 1);
     const number = name => Number(control(name, "input[type=number]").value);
     const message = root.appendChild(document.createElement("div"));
-    message.className = "facesnap-problem";
+    message.className = "facesnap-report facesnap-problem";
+    message.lang = "en";  // the server's sentences
     const settings = facesnapSettings(element, () => queueMicrotask(() => update(false)));
     const showPreset = facesnapPresets(element("preset"), () => control("weight", "input[type=number]"), settings);
     const [outputNote, peopleNote] = [0, 1].map(() =>
@@ -222,14 +222,5 @@ function facesnapThumbnails(element, rig, version) {
             canvas.dataset.version = version;
             facesnapDrawPose(canvas, rig, values(input.value), side, side);
         }
-    }
-}
-
-// Label elements for screen readers where Gradio 3 does not: the number next to a slider, and a gallery's thumbnails.
-function facesnapAddLabels() {
-    const ours = "[id^=script_][id*=_facesnap_]";
-    for (const number of gradioApp().querySelectorAll(`${ours} input[type=number]:not([aria-label], [aria-labelledby])`)) {
-        const block = number.closest(ours), label = block.querySelector("label span, span")?.textContent.trim();
-        if (label && block.querySelector("input[type=range]")) number.setAttribute("aria-label", label);
     }
 }

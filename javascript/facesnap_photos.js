@@ -2,6 +2,9 @@
 
 "use strict";
 
+// gradio translates the button's label into the browser's language
+const facesnapClearButton = "button[aria-label]:not(.file-preview *)";
+
 function facesnapImageFiles(transfer) {
     return [...transfer?.files || []].filter(file => file.type.startsWith("image/"));
 }
@@ -102,7 +105,7 @@ async function facesnapReplacePhotos(block, cards, change) {
     block.classList.add("facesnap-busy");
     try {
         for (let seconds = 4; seconds < 100; seconds *= 2) {
-            block.querySelector("button[aria-label=Clear]")?.click();
+            block.querySelector(facesnapClearButton)?.click();
             await facesnapUntil(() => !cards.textContent.trim(), 5);
             if (seconds > 4) await facesnapUntil(() => false, seconds / 8);
             const input = await facesnapUntil(() => block.querySelector("input[type=file]"), 5);

@@ -26,6 +26,7 @@ from facesnap_ext.settings.infotext import PHOTOS
 from facesnap_ext.settings.saved_poses import find_poses
 from facesnap_ext.settings.script_args import UI_ORDER, batches_by_photo, from_script_args
 from facesnap_ext.ui import accordion, models_panel, routes, settings_html, starter
+from facesnap_ext.ui.markup import problem
 from facesnap_ext.weights.identity_folder import find_identities
 
 host = hosts.current()
@@ -74,7 +75,7 @@ class Script(scripts.Script):
             log.error(self.failure, exc_info=error)
         column.visible = False  # this also hides the components drawn so far
         with gr.Accordion("FaceSnap", open=False, elem_id=self.elem_id("failed")):
-            gr.HTML(accordion.problem(self.failure))
+            gr.HTML(problem(self.failure))
             return [gr.Checkbox(False, label="Enabled", visible=False, elem_id=self.elem_id("failed_enable"))]
 
     def accordion(self):

@@ -28,6 +28,13 @@ FINDINGS = ("no_face", "no_such_face", "stranger", "small", "blurred", "several"
 
 UNUSABLE = FINDINGS[:2]
 
+NOTES = (
+    "The two faces hardly resemble each other",
+    "make sure that they show the same person.",
+    "Some of the faces hardly resemble each other: make sure that all photos show the same person.",
+)
+"""The fixed wording in `ReferenceReport.notes`."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -272,8 +279,8 @@ def _notes(matrix: np.ndarray, outlier: int | None) -> list[str]:
     if lowest >= DIFFERENT_PERSON:
         return []
     if len(valid) == 2:
-        return [f"The two faces hardly resemble each other ({lowest:.2f}): make sure that they show the same person."]
-    return ["Some of the faces hardly resemble each other: make sure that all photos show the same person."]
+        return [f"{NOTES[0]} ({lowest:.2f}): {NOTES[1]}"]
+    return [NOTES[2]]
 
 
 def _valid_rows(matrix: np.ndarray) -> list[int]:

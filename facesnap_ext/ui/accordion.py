@@ -7,7 +7,6 @@ javascript/facesnap_page.js connects the controls to the canvas.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -20,7 +19,7 @@ from facesnap_ext.settings.infotext import from_infotext
 from facesnap_ext.settings.script_args import UI_ORDER
 from facesnap_ext.settings.unit import RANGES, defaults
 from facesnap_ext.ui import callbacks, people, reference_photos, settings_html
-from facesnap_ext.ui.markup import hidden_text, problem
+from facesnap_ext.ui.markup import data, hidden_text, wording
 from facesnap_ext.ui.settings_html import Ident
 from facesnap_ext.ui.uploads import accept_only_uploads
 from facesnap_ext.weights.catalogue import Part
@@ -54,12 +53,13 @@ def status(files: ModelFiles, needed: Sequence[Part] = ()) -> str:
         return ""
     names = {"facesnap": ", ".join(sorted(files.facesnap))}
     names |= {part: path.name for part in PART_LABELS if part != "facesnap" and (path := getattr(files, part))}
-    found = "; ".join(f"{PART_LABELS[part]}: {name}" for part, name in names.items() if name)
-    lines = [f"Model files found: {escape(found or 'none')}"]
-    if missing := [PART_LABELS[part] for part in files.missing()]:
-        lines.append(problem(f"Missing: {', '.join(missing)}. Open Model files below to see where to get them."))
-    lines.append(f"Landmarks: {escape(predictor_title(files))}{_detector(files)}")
-    lines.append(escape(f"WebUI: {fork.current().title}"))
+    found = "; ".join(f"{wording(PART_LABELS[part])}: {data(name)}" for part, name in names.items() if name)
+    lines = [f"{wording('Model files found:')} {found or wording('none')}"]
+    if missing := [wording(PART_LABELS[part]) for part in files.missing()]:
+        advice = wording("Open Model files below to see where to get them.")
+        lines.append(f"<span class='facesnap-problem'>{wording('Missing:')} {', '.join(missing)}. {advice}</span>")
+    lines.append(f"{wording('Landmarks:')} {wording(predictor_title(files))}{_detector(files)}")
+    lines.append(f"{wording('WebUI:')} {data(fork.current().title)}")
     return "<br>".join(lines)
 
 
@@ -69,7 +69,8 @@ def _detector(files: ModelFiles) -> str:
         return ""
     if pack_files(files.face_pack).landmarks68 is not None:
         return ""
-    return f", fitted to MediaPipe's landmarks ({escape(files.mediapipe.name)})"
+    fitted = wording("fitted to MediaPipe's landmarks")
+    return f", {fitted} ({data(files.mediapipe.name)})"
 
 
 def model_choices(files: ModelFiles) -> list[str]:
@@ -136,7 +137,7 @@ def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> No
             height=240,
             elem_id=ident("driving"),
         )
-        controls["driving_faces"] = gr.HTML(elem_id=ident("driving_faces"))
+        controls["driving_faces"] = gr.HTML(elem_id=ident("driving_faces"), elem_classes="facesnap-report")
         controls["driving_face_index"] = gr.Number(
             0, label="Face index in the driving photo (0 = largest)", precision=0, elem_id=ident("driving_face_index")
         )
@@ -153,7 +154,7 @@ def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> No
     with gr.Row(equal_height=False, elem_classes="facesnap-when-saved"):
         controls["saved_pose"] = gr.Dropdown(poses, value="", label="Saved pose", elem_id=ident("saved_pose"))
         controls["delete_pose"] = gr.Button("Delete pose", size="sm", elem_id=ident("delete_pose"))
-    controls["pose_report"] = gr.HTML(elem_id=ident("pose_report"))
+    controls["pose_report"] = gr.HTML(elem_id=ident("pose_report"), elem_classes="facesnap-report")
 
 
 def _advanced_controls(controls: Controls, files: ModelFiles, ident: Ident) -> None:

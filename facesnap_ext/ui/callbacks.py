@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from facesnap_ext.settings import page_settings
 from facesnap_ext.settings import saved_poses as poses
 from facesnap_ext.settings.script_args import reference_photos, unit_from_page
 from facesnap_ext.settings.unit import from_values
-from facesnap_ext.ui.markup import problem
+from facesnap_ext.ui.markup import data, english, problem, wording
 from facesnap_ext.ui.photo_cards import face_buttons
 
 
@@ -36,7 +35,7 @@ def driving_faces(engine: Engine, driving: Any, driving_face_index: float | None
         return problem(str(error))
     chosen = int(driving_face_index or 0)
     note = turn_note(faces[chosen]) if 0 <= chosen < len(faces) else None
-    return (f"<div>{escape(note)}</div>" if note else "") + face_buttons("driving_face_index", faces, chosen)
+    return (f"<div>{english(note)}</div>" if note else "") + face_buttons("driving_face_index", faces, chosen)
 
 
 def answer_canvas(
@@ -158,9 +157,8 @@ def save_pose(engine: Engine, name: str, size: str, init: str, *values: Any) -> 
         path = poses.save_pose(models, name, engine.pose_as_sliders(unit_from_page(values), width, height, init_image))
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
-    return f"Saved as {escape(path.name)}: numbers, no pixels.", gr.update(
-        choices=pose_choices(models), value=path.stem
-    )
+    report = f"{wording('Saved as')} {data(path.name)}. {wording('The file contains numbers, no pixels.')}"
+    return report, gr.update(choices=pose_choices(models), value=path.stem)
 
 
 @one_at_a_time
@@ -171,7 +169,7 @@ def delete_pose(engine: Engine, name: str) -> tuple[str, Any]:
         poses.delete_pose(models, name)
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
-    return f"Deleted {escape(name)}.", gr.update(choices=pose_choices(models), value="")
+    return f"{wording('Deleted:')} {data(name)}", gr.update(choices=pose_choices(models), value="")
 
 
 def pose_choices(models: Path) -> list[str]:

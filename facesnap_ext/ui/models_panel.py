@@ -15,11 +15,12 @@ import gradio as gr
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ui import accordion, starter
-from facesnap_ext.ui.markup import action_button, hidden_text, problem
+from facesnap_ext.ui.markup import action_button, data, english, hidden_text, mixed, problem, wording
 from facesnap_ext.weights import download
-from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, Part
+from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, PARTS, Part
 from facesnap_ext.weights.model_files import ModelFiles
-from facesnap_ext.weights.model_list import ModelFile, Role, compute_hashes, format_size, list_models
+from facesnap_ext.weights.model_list import PHRASES, ModelFile, Role, compute_hashes, format_size, list_models
+from facesnap_ext.weights.recognise import Kind
 
 ROLE_LABELS = {  # in the order of the rows
     "instantid": "InstantID",
@@ -33,6 +34,12 @@ ROLE_LABELS = {  # in the order of the rows
 }
 OFFERS = {"instantid": "instantid", "face_pack": "antelopev2"}
 """The bundle that the button in a row downloads. The other rows link to the page of their first part."""
+KINDS = (
+    *(Kind.FACESNAP, Kind.SDXL_CONTROLNET, Kind.INSTANTID_ADAPTER, Kind.CLIP_VISION, Kind.DECA, Kind.DECA_ORIGINAL),
+    *(Kind.FLAME, Kind.PICKLE, Kind.MEDIAPIPE, Kind.IMAGE_CLASSIFIER),
+)
+KIND_PHRASES = (*(kind.value for kind in KINDS), "a face model pack", "converted", "which must be converted")
+"""The fixed wording in `ModelFile.kind`."""
 POLL_INTERVAL = 0.5  # seconds between two updates of a download's progress
 
 
@@ -46,16 +53,20 @@ def html(roles: Sequence[Role], files: ModelFiles, needed: Sequence[Part] = ()) 
     offered = {part.role for part in needed}
     rows = "".join(_row(role, role.name in offered) for role in sorted(roles, key=lambda role: order.index(role.name)))
     elsewhere = ", ".join(str(folder) for folder in files.elsewhere)
-    searched = f"Also searched: {escape(elsewhere)}.<br>" if elsewhere else ""
-    passed_over = f"<p>Skipped: {escape(' '.join(files.passed_over))}</p>" if files.passed_over else ""
+    searched = f"{wording('Also searched:')} {data(elsewhere)}<br>" if elsewhere else ""
+    passed_over = ""
+    if files.passed_over:
+        passed_over = f"<p>{wording('Skipped:')} {english(' '.join(files.passed_over))}</p>"
     gaps = "".join(f"<li>{escape(gap)}</li>" for gap in COMMERCIAL_GAPS)
     buttons = action_button("refresh", "Refresh") + action_button("hash", "Compute hashes")
     return (
         f"<div class='facesnap-models'><ul class='facesnap-rows'>{rows}</ul><div class='facesnap-tools'>{buttons}</div>"
-        f"<details><summary>Folders, skipped files and commercial use</summary>Model folder: "
-        f"{escape(str(files.folder))}.<br>{searched}To search another folder, such as ComfyUI's <code>models</code>, "
-        f"start the WebUI with <code>--facesnap-also-look-in</code> FOLDER.{passed_over}<p>Available for commercial "
-        f"use: {escape(COMMERCIAL_AVAILABLE)}. Not available:</p><ul>{gaps}</ul></details></div>"
+        f"<details><summary>Folders, skipped files and commercial use</summary>{wording('Model folder:')} "
+        f"{data(str(files.folder))}<br>{searched}"
+        f"{wording('To search another folder, such as that of ComfyUI, start the WebUI with:')} "
+        f"<code translate='no'>--facesnap-also-look-in FOLDER</code>{passed_over}<p>"
+        f"{wording('Available for commercial use:')} {wording(COMMERCIAL_AVAILABLE)}. {wording('Not available:')}</p>"
+        f"<ul>{gaps}</ul></details></div>"
     )
 
 
@@ -65,13 +76,26 @@ def progress_html(jobs: Sequence[download.Job]) -> str:
     for job in jobs:
         if job.state == "running":
             percent = 100 * job.done / job.size
-            text = escape(f"{job.title}: {format_size(job.done)} of {format_size(job.size)} ({percent:.0f} %)")
-            bar = f"<progress max='100' value='{percent:.1f}' aria-label='{escape(job.title, quote=True)}'></progress>"
+            sizes = data(f"{format_size(job.done)} / {format_size(job.size)} ({percent:.0f} %)")
+            text = f"<span data-facesnap-say='{escape(job.name, quote=True)}'>{_titles(job)}</span>: {sizes}"
+            bar = f"<progress max='100' value='{percent:.1f}' aria-label='Download'></progress>"
             lines.append(f"<div data-facesnap-job='{escape(job.name, quote=True)}'>{text}<br>{bar}</div>")
         else:
-            message = problem(job.message) if job.state == "failed" else escape(job.message)
-            lines.append(f"<div role='status'>{message}</div>")
+            lines.append(f"<div data-facesnap-say='{job.state}'>{_outcome(job)}</div>")
     return "".join(lines)
+
+
+def _titles(job: download.Job) -> str:
+    return ", ".join(wording(part.title) for part in job.parts)
+
+
+def _outcome(job: download.Job) -> str:
+    if job.state == "failed":
+        return problem(job.message)
+    if job.state == "done":
+        return f"{wording('Downloaded:')} {_titles(job)}"
+    sizes = data(f"{format_size(job.done)} / {format_size(job.size)}")
+    return f"{wording('Download paused:')} {_titles(job)}, {sizes}. {wording('Download again to resume.')}"
 
 
 def status_html(files: ModelFiles, needed: tuple[Part, ...]) -> str:
@@ -84,7 +108,7 @@ def top(files: ModelFiles, needed: tuple[Part, ...], ident: accordion.Ident) -> 
     hidden text box with the action of a button."""
     return [
         gr.HTML(status_html(files, needed), elem_id=ident("starter")),
-        gr.HTML(elem_id=ident("models_progress")),
+        gr.HTML(elem_id=ident("models_progress"), elem_classes="facesnap-report"),
         hidden_text(ident("models_action")),
     ]
 
@@ -184,7 +208,7 @@ def _row(role: Role, offered: bool) -> str:
     options = "".join(map(_option, role.options))
     summary = f"<b>{ROLE_LABELS[role.name]}</b> <span class='facesnap-badge' data-state='{state}'>{state}</span>"
     return (
-        f"<li class='facesnap-row' data-state='{state}'><div><div>{summary}</div><div>{escape(role.purpose)}</div>"
+        f"<li class='facesnap-row' data-state='{state}'><div><div>{summary}</div><div>{wording(role.purpose)}</div>"
         f"<div class='facesnap-meta'>{_size_and_licence(role, [] if needed else used)}</div></div>"
         f"<div class='facesnap-action'>{_action(role, bool(used) and not needed)}</div>"
         f"<details><summary>Files and sources</summary>{files}{options}</details></li>"
@@ -194,13 +218,19 @@ def _row(role: Role, offered: bool) -> str:
 def _size_and_licence(role: Role, used: Sequence[ModelFile]) -> str:
     """The size and licence of the files in use, or of the files that the row offers."""
     if used:
-        licences = dict.fromkeys(model.licence or "licence unknown" for model in used)
+        licences = dict.fromkeys(_licence(model) for model in used)
         size = sum(file.size for model in used for file in model.files)
-        return escape(f"{format_size(size)}, {'; '.join(licences)}")
+        return f"{data(format_size(size))}, {'; '.join(licences)}"
     parts = _offer(role)
     if not parts[0].page:
-        return escape(parts[0].how_to_get)
-    return escape(f"{format_size(sum(part.size for part in parts))}, {parts[0].licence} ({parts[0].use})")
+        return wording(parts[0].how_to_get)
+    size = sum(part.size for part in parts)
+    return f"{data(format_size(size))}, {wording(parts[0].licence)} ({wording(parts[0].use)})"
+
+
+def _licence(model: ModelFile) -> str:
+    known = {text for part in PARTS for text in (part.licence, part.use)}
+    return mixed(model.licence, {*known, *PHRASES}) if model.licence else wording("licence unknown")
 
 
 def _offer(role: Role) -> list[Part]:
@@ -223,27 +253,27 @@ def _action(role: Role, installed: bool) -> str:
         text = "Download antelopev2" if role.name == "face_pack" else "Download"
         return action_button(f"get {OFFERS[role.name]}", text)
     page = escape(parts[0].page, quote=True)
-    name = escape(f"Get {parts[0].title}", quote=True)
-    return f"<a href='{page}' target='_blank' rel='noopener' aria-label='{name}'>Get it</a>"
+    title = f"<span class='facesnap-read'>{escape(parts[0].title)}</span>"
+    return f"<a href='{page}' target='_blank' rel='noopener'>{wording('Get it')} {title}</a>"
 
 
 def _model_file(model: ModelFile) -> str:
-    lines = [escape(model.path if model.used else f"{model.path} (not used)"), escape(f"This is {model.kind}.")]
+    use = "" if model.used else f" ({wording('not used')})"
+    lines = [data(model.path) + use, f"{wording('Kind:')} {mixed(model.kind, KIND_PHRASES)}"]
     for file in model.files:
-        digest = (
-            f", SHA-256 <code title='{escape(file.sha256)}'>{escape(file.sha256[:12])}…</code>" if file.sha256 else ""
-        )
-        verdict = f" ({escape(file.verdict)})" if file.verdict else ""
-        lines.append(f"{escape(file.name)}: {format_size(file.size)}{digest}{verdict}")
+        digest = f", <code translate='no'>SHA-256 {escape(file.sha256[:12])}…</code>" if file.sha256 else ""
+        verdict = f" ({mixed(file.verdict, PHRASES)})" if file.verdict else ""
+        lines.append(f"{data(f'{file.name}: {format_size(file.size)}')}{digest}{verdict}")
     if model.licence:
-        lines.append(f"Licence: {escape(model.licence)}")
+        lines.append(f"{wording('Licence:')} {_licence(model)}")
     return f"<p>{'<br>'.join(lines)}</p>"
 
 
 def _option(part: Part) -> str:
     link = f" (<a href='{escape(part.page)}' target='_blank' rel='noopener'>page</a>)" if part.page else ""
-    note = f"<br>{escape(part.note)}" if part.note else ""
+    note = f"<br>{wording(part.note)}" if part.note else ""
     return (
-        f"<p><b>{escape(part.title)}</b>, {format_size(part.size)}: {escape(part.how_to_get)}{link}; save it as "
-        f"<code>{escape(part.target)}</code><br>{escape(part.licence)}: {escape(part.use)}{note}</p>"
+        f"<p><b>{escape(part.title)}</b>, {data(format_size(part.size))}: {wording(part.how_to_get)}{link}; "
+        f"{wording('save it as')} <code translate='no'>{escape(part.target)}</code><br>{wording(part.licence)}: "
+        f"{wording(part.use)}{note}</p>"
     )

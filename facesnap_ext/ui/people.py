@@ -22,13 +22,18 @@ from facesnap_ext.photos import one_at_a_time
 from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.script_args import reference_photos
 from facesnap_ext.settings.unit import defaults
-from facesnap_ext.ui.markup import hidden_text, problem
+from facesnap_ext.ui.markup import data, hidden_text, problem, wording
 from facesnap_ext.ui.photo_cards import data_url
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_folder import choose_identity, delete_identity, find_identities, rename_identity
 
 OUTPUTS = ("people_report", "identity", "references", "face_index", "settings")
 """The components that a task changes."""
+CONTENTS = {
+    False: "The file contains features of the face, but no pixels.",
+    True: "The file contains features of the face and a small picture of it.",
+}
+"""What is stored about a person, by whether a picture is."""
 
 
 def add_controls(controls: dict[str, Any], identities: Sequence[str], ident: Callable[[str], str]) -> None:
@@ -116,21 +121,22 @@ def describe(models: Path, name: str) -> str:
     except FaceSnapError as error:
         return problem(str(error))
     title, picture = escape(name, quote=True), identity.picture
-    image, content = "", "features of the face, no picture"
+    image = ""
     if picture is not None:
         image = f"<img src='{data_url(Image.fromarray(picture.numpy()))}' alt='{title}'>"
-        content = "features of the face, and a small picture of it"
     several = " facesnap-several" if len(identity.photos) > 1 else ""
     rename = (
-        f"<label>New name <input type='text' data-facesnap-field='name' value='{title}' autocomplete='off'></label>"
-        f"{_button('rename', 'Rename', name)}"
+        f"<label>{wording('New name')} <input type='text' data-facesnap-field='name' value='{title}' "
+        f"autocomplete='off'></label>{_button('rename', wording('Rename'), name)}"
     )
+    label = f"{wording('Delete')} {data(name)}"
     delete = (
-        f"<span>This deletes the file {title}.safetensors ({content}). It cannot be undone.</span>"
-        f"{_button('delete', f'Delete {name}', name)}"
+        f"<span>{wording('This deletes the file:')} {data(f'{name}.safetensors')}. "
+        f"{wording(CONTENTS[picture is not None])} {wording('Deleting it cannot be undone.')}</span>"
+        f"{_button('delete', label, name)}"
     )
     return (
-        f"<div class='facesnap-saved{several}'>{image}<div><span class='facesnap-name'>{title}</span>"
+        f"<div class='facesnap-saved{several}'>{image}<div><span class='facesnap-name' translate='no'>{title}</span>"
         f"{_details('Rename', rename)}{_details('Delete', delete)}</div></div>"
     )
 
@@ -177,19 +183,21 @@ def run_task(
         if values["do"] == "save":
             path = _save(engine, files, int(face_index or 0), reference_mode, values)
             old, name, photos = "", path.stem, (None, 0, choose_pose(settings, None, driving, init))
-            content = "features and a small picture of the face" if values["picture"] else "features but no pixels"
-            message = f"Saved as {path.name}, which contains {content}. The saved person has replaced the photos."
+            message = (
+                f"{wording('Saved as')} {data(path.name)}. {wording(CONTENTS[values['picture']])} "
+                f"{wording('The saved person has replaced the photos.')}"
+            )
         elif values["do"] == "rename":
             name = rename_identity(models, old, name).stem
-            message = f"{old} is now called {name}."
+            message = f"{wording('Renamed:')} {data(f'{old} → {name}')}"
         else:
-            message, name = f"{delete_identity(models, old).name} was deleted.", ""
+            message, name = f"{wording('Deleted:')} {data(delete_identity(models, old).name)}", ""
     except FaceSnapError as error:
         report = f"<div data-facesnap-number='{number}'>{problem(str(error))}</div>"
         return report, unchanged, *photos
     report = (
         f"<div data-facesnap-number='{number}' data-facesnap-old='{escape(old, quote=True)}' "
-        f"data-facesnap-new='{escape(name, quote=True)}'>{escape(message)}</div>"
+        f"data-facesnap-new='{escape(name, quote=True)}'>{message}</div>"
     )
     return report, gr.update(choices=choices(models), value=name), *photos
 
@@ -221,10 +229,11 @@ def _save(
 
 def _save_form(ident: Callable[[str], str]) -> str:
     form = (
-        f"<label id='{ident('name')}'>Name <input type='text' data-facesnap-field='name' autocomplete='off'></label>"
+        f"<label id='{ident('name')}'>{wording('Name')} "
+        "<input type='text' data-facesnap-field='name' autocomplete='off'></label>"
         f"<label id='{ident('picture')}'><input type='checkbox' data-facesnap-field='picture'>"
         " <span>Also keep a small picture of the face</span></label>"
-        f"{_button('save', 'Save person', '', ident('save'))}"
+        f"{_button('save', wording('Save person'), '', ident('save'))}"
     )
     return _details("Save this person", form, ident("save_part"))
 
@@ -238,8 +247,9 @@ def _details(title: str, form: str, ident: str = "") -> str:
 
 
 def _button(do: str, text: str, person: str, ident: str = "") -> str:
+    """HTML of a button that sends its form. `text` is its label, as HTML."""
     named = f" id='{ident}'" if ident else ""
     return (
         f"<button type='button' class='facesnap-button'{named} data-facesnap-task='{do}' "
-        f"data-facesnap-person='{escape(person, quote=True)}'>{escape(text)}</button>"
+        f"data-facesnap-person='{escape(person, quote=True)}'>{text}</button>"
     )

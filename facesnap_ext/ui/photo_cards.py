@@ -16,8 +16,9 @@ from PIL import Image
 
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.framing import annotate_faces, face_thumbnail
-from facesnap_ext.identity.references import UNUSABLE, Reference
+from facesnap_ext.identity.references import NOTES, UNUSABLE, Reference
 from facesnap_ext.photos import Photo
+from facesnap_ext.ui.markup import data, english, mixed, wording
 
 FACE_SIDE = 96  # pixels
 CARD_SIDE = 256
@@ -77,12 +78,12 @@ def cards_html(cards: Sequence[Card], notes: Sequence[str] = ()) -> str:
     """
     items = "".join(_card(cards, i) for i in range(len(cards)))
     parts = [f"<div class='facesnap-cards' role='list' aria-label='Reference photos'>{items}</div>"]
-    parts += [f"<div class='facesnap-problem'>{escape(note)}</div>" for note in notes]
+    parts += [f"<div class='facesnap-problem'>{_note(note)}</div>" for note in notes]
     usable = [i for i, card in enumerate(cards) if card.usable]
     leave_out = ""
     if 0 < len(usable) < len(cards):
-        title = f"<span>Leave out the unusable photos</span> ({len(cards) - len(usable)})"
-        leave_out = _button("leave_out", title, keep=usable, then=0)
+        title = f"{wording('Leave out the unusable photos')} {data(f'({len(cards) - len(usable)})')}"
+        leave_out = _button("leave_out", title, usable)
     parts.append(
         "<div class='facesnap-buttons'>"
         f"<button type='button' class='facesnap-button' data-facesnap-do='add'>Add photos</button>{leave_out}</div>"
@@ -105,10 +106,10 @@ def face_buttons(control: str, faces: Sequence[Face], chosen: int | None) -> str
         pressed = str(i == chosen).lower()
         buttons.append(
             f"<button type='button' class='facesnap-face' data-facesnap-of='{control}' data-facesnap-face='{i}' "
-            f"aria-pressed='{pressed}'><img src='{url}' alt='Face'> <span>{i}</span></button>"
+            f"aria-pressed='{pressed}'><img src='{url}' alt=''> <span class='facesnap-read'>Face</span> "
+            f"{data(str(i))}</button>"
         )
-    title = escape(faces[0].photo.name, quote=True)
-    return f"<div class='facesnap-faces' role='group' aria-label='{title}'>{''.join(buttons)}</div>"
+    return f"<div class='facesnap-faces' role='group' aria-label='Choose the face to use:'>{''.join(buttons)}</div>"
 
 
 def data_url(image: Image.Image) -> str:
@@ -130,7 +131,7 @@ def _card(cards: Sequence[Card], i: int) -> str:
         faces = face_buttons("face_index", card.reference.faces, card.reference.face_index)
     return (
         f"<div class='facesnap-card' role='listitem'>{_picture(card)}{_remove(cards, i)}"
-        f"<div class='facesnap-name' title='{name}'>{name}</div><div>{badges}</div>"
+        f"<div class='facesnap-name' translate='no' title='{name}'>{name}</div><div>{badges}</div>"
         f"<div class='facesnap-line'>{_line(card)}</div>{faces}{_moves(cards, i)}</div>"
     )
 
@@ -148,21 +149,26 @@ def _line(card: Card) -> str:
     kind, reference = card.kinds[0], card.reference
     text, detail = BADGES[kind][2], ""
     if kind == "unreadable":
-        text = escape(card.error)
-    elif reference is not None and reference.face_index is not None:
+        return english(card.error)
+    if reference is not None and reference.face_index is not None:
         if kind in ("good", "small"):
             detail = str(reference.face_size)
         elif kind == "stranger" and reference.likeness is not None:
             detail = f"{reference.likeness:.2f}"
         elif kind == "turned":
             detail = f"{reference.faces[reference.face_index].turn}°"
-    return f"<span>{text}</span> {detail}".rstrip()
+    return f"{wording(text)} {data(detail)}" if detail else wording(text)
+
+
+def _note(note: str) -> str:
+    fixed = any(phrase in note for phrase in NOTES)
+    return mixed(note, NOTES) if fixed else english(note)
 
 
 def _remove(cards: Sequence[Card], i: int) -> str:
     keep = [j for j in range(len(cards)) if j != i]
     then = min(i, len(cards) - 2)
-    return _button("remove", "×", f"Remove {cards[i].name}", keep, then, "facesnap-remove")
+    return _button("remove", _symbol("×", "Remove", cards[i].name), keep, then, "facesnap-remove", "Remove")
 
 
 def _moves(cards: Sequence[Card], i: int) -> str:
@@ -173,22 +179,28 @@ def _moves(cards: Sequence[Card], i: int) -> str:
         keep = list(range(len(cards)))
         if possible := 0 <= other < len(cards):
             keep[i], keep[other] = other, i
-        label = f"Move {cards[i].name} {do}"
-        buttons.append(_button(do, arrow, label, keep if possible else [], other))
+        title = f"Move {do}"
+        text = _symbol(arrow, title, cards[i].name)
+        buttons.append(_button(do, text, keep if possible else [], other, title=title))
     return f"<div class='facesnap-moves'>{''.join(buttons)}</div>"
 
 
-def _button(do: str, text: str, label: str = "", keep: Sequence[int] = (), then: int = 0, style: str = "") -> str:
+def _symbol(symbol: str, title: str, name: str) -> str:
+    """HTML of a symbol with its meaning for screen readers."""
+    return f"<span aria-hidden='true'>{symbol}</span><span class='facesnap-read'>{wording(title)} {data(name)}</span>"
+
+
+def _button(do: str, text: str, keep: Sequence[int] = (), then: int = 0, style: str = "", title: str = "") -> str:
     """HTML of a button that changes the photos.
 
     Args:
         text: the button's text, as HTML.
-        label: its accessible name; by default its text.
         keep: indices of the photos that remain, in their new order. Without any, "remove" removes the only photo, and
             the other buttons are disabled.
         then: index of the card that has the focus afterwards.
+        title: for the mouse.
     """
-    named = f" aria-label='{escape(label, quote=True)}' title='{escape(label, quote=True)}'" if label else ""
+    named = f" title='{title}'" if title else ""
     disabled = "" if keep or do == "remove" else " disabled"
     return (
         f"<button type='button' class='{style or 'facesnap-button'}' data-facesnap-do='{do}' "

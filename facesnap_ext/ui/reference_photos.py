@@ -42,7 +42,7 @@ def add_controls(controls: dict[str, Any], ident: Callable[[str], str]) -> None:
             elem_classes="facesnap-photos",
         )
     )
-    controls["seen"] = gr.HTML(elem_id=ident("seen"), elem_classes="facesnap-seen")
+    controls["seen"] = gr.HTML(elem_id=ident("seen"), elem_classes=["facesnap-seen", "facesnap-report"])
     controls["face_index"] = gr.Number(
         0, label="Face index", precision=0, elem_id=ident("face_index"), elem_classes="facesnap-hidden"
     )

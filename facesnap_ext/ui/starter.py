@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from facesnap_ext.ui.markup import action_button
+from facesnap_ext.ui.markup import action_button, data, wording
 from facesnap_ext.weights.catalogue import Part, downloadable, title_of
 from facesnap_ext.weights.instantid import RECOGNITION
 from facesnap_ext.weights.model_files import ModelFiles
@@ -30,8 +30,9 @@ def missing(files: ModelFiles) -> tuple[Part, ...]:
 
 
 def label(parts: tuple[Part, ...]) -> str:
-    """The button's label, such as "Download InstantID and antelopev2 (4.61 GB)"."""
-    return f"Download {title_of(parts)} ({format_size(sum(part.size for part in parts))})"
+    """HTML of the button's label, such as "Download InstantID and antelopev2 (4.61 GB)"."""
+    size = data(f"({format_size(sum(part.size for part in parts))})")
+    return f"{wording(f'Download {title_of(parts)}')} {size}"
 
 
 def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> str:
@@ -44,15 +45,15 @@ def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> s
     if not parts:
         return ""
     rows = "".join(
-        f"<li>{escape(part.title)}: {format_size(part.size)}, {escape(part.licence)} ({escape(part.use)}); saved as "
-        f"<code>{escape(str(files.folder / part.target))}</code></li>"
+        f"<li>{wording(part.title)}: {data(format_size(part.size))}, {wording(part.licence)} ({wording(part.use)}); "
+        f"{wording('saved as')} <code translate='no'>{escape(str(files.folder / part.target))}</code></li>"
         for part in parts
     )
     text, button = "Nothing is downloaded until you click.", action_button("get", label(parts), True)
     if running:
-        text, button = "They are being downloaded.", action_button("stop", "Pause the download")
+        text, button = "They are being downloaded.", action_button("stop", wording("Pause the download"))
     return (
-        f"<div class='facesnap-starter'><div>FaceSnap needs these files for its first image. {text}</div>"
+        f"<div class='facesnap-starter'><div>{wording('FaceSnap needs these files for its first image.')} {wording(text)}</div>"
         f"{button}<details><summary>What is downloaded, and under which licence</summary>"
         f"<ul>{rows}</ul></details></div>"
     )

@@ -19,6 +19,14 @@ from facesnap_ext.weights.tensors import read_index
 
 HASHES = "hashes.json"  # in the model folder: path → size, modification time, SHA-256
 MAX_HASHES = 2**22  # maximum size of that file in bytes; it is untrusted, because others may write to the folder
+PHRASES = (
+    "depends on its origin:",
+    "assuming from its name that it is",
+    "verified:",
+    "by a stored hash, not verified",
+    "unknown hash",
+)
+"""The fixed wording in `ModelFile.licence` and `File.verdict`, apart from licences."""
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _computed: set[tuple[str, int, int, str]] = set()  # path and entry of each hash that this process has computed
 

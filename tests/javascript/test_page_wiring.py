@@ -409,9 +409,9 @@ def cards_of(names: list[str]) -> str:
     [
         ("Remove a.png", ["bad.png", "c.png"], "Remove bad.png"),
         ("Remove c.png", ["a.png", "bad.png"], "Remove bad.png"),
-        ("Move a.png right", ["bad.png", "a.png", "c.png"], "Move a.png right"),
-        ("Move bad.png right", ["a.png", "c.png", "bad.png"], "Remove bad.png"),
-        ("Move c.png left", ["a.png", "c.png", "bad.png"], "Move c.png left"),
+        ("Move right a.png", ["bad.png", "a.png", "c.png"], "Move right a.png"),
+        ("Move right bad.png", ["a.png", "c.png", "bad.png"], "Remove bad.png"),
+        ("Move left c.png", ["a.png", "c.png", "bad.png"], "Move left c.png"),
         ("Leave out the unusable photos (1)", ["a.png", "c.png"], "Remove a.png"),
     ],
 )
@@ -420,7 +420,7 @@ def test_buttons_on_the_cards_remove_and_move_photos_and_keep_the_focus(page, bu
     page.page.get_by_role("button", name=button, exact=True).press("Enter")
     page.wait_for_photos(*remaining)
     page.page.get_by_role("button", name=focused, exact=True).wait_for()
-    page.page.wait_for_function("label => document.activeElement.ariaLabel === label", arg=focused)
+    page.page.wait_for_function("label => document.activeElement.innerText.endsWith(label)", arg=focused)
     assert page.errors == []
 
 
@@ -477,4 +477,4 @@ def test_forms_about_people_send_their_values(page) -> None:
     task = json.loads(page.page.locator("#txt2img_people_task textarea").input_value())
     assert task == {"do": "rename", "person": 'A "b"', "name": "Bea", "picture": True, "number": 2}
     page.page.get_by_role("button", name="Rename").click()
-    assert json.loads(page.page.locator("#txt2img_people_task textarea").input_value())["number"] == 2
+    assert json.loads(page.page.locator("#txt2img_people_task textarea").input_value())["number"] == 3

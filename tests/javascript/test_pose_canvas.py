@@ -221,7 +221,7 @@ def test_keys_and_wheel_change_the_pose_while_the_canvas_has_the_focus(page):
     one.page.wait_for_function(f"preview.values().size > {values['size']}")
     assert one.page.evaluate("window.scrollY") == 0
     announcement = one.page.locator("[aria-live]").inner_text()
-    assert announcement.startswith("size 0.5")
+    assert announcement.startswith("Face height 0.5")
     one.page.keyboard.press("Tab")
     assert one.page.evaluate("document.activeElement.id") == "yaw", "the canvas does not trap the focus"
     assert "Arrow keys" in one.page.locator("canvas").get_attribute("aria-label")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,24 @@ SECOND = 1000  # Playwright uses milliseconds
 TIMEOUT = 60 * SECOND  # long enough for a busy machine; the first job loads every network
 # replaces the host's own script, which runs the callbacks after all scripts have been loaded
 HOST_SCRIPT = "const gradioApp = () => document, whenLoaded = [], onUiLoaded = run => whenLoaded.push(run);"
+# what the hosts do about localisation: they translate nodes whose whole text is known, now and when they are added
+LOCALISATION = """
+    const getTranslation = text => localization[text];
+    const translate = node => {
+        const walker = document.createTreeWalker(node, NodeFilter.SHOW_TEXT), nodes = [];
+        for (let one = walker.currentNode; one; one = walker.nextNode()) if (one.nodeType === 3) nodes.push(one);
+        for (const one of nodes) {
+            const translated = localization[one.textContent.trim()];
+            const skipped = ["SCRIPT", "STYLE", "TEXTAREA"].includes(one.parentElement?.nodeName);
+            if (translated !== undefined && !skipped && one.textContent !== translated) one.textContent = translated;
+        }
+        if (node.title in localization) node.title = localization[node.title];
+        if (node.placeholder in localization) node.placeholder = localization[node.placeholder];
+    };
+    new MutationObserver(all => all.forEach(one => one.addedNodes.forEach(translate)))
+        .observe(document.body, {childList: true, subtree: true});
+    translate(document.body);
+"""
 ROLES = {"application", "button", "checkbox", "combobox", "listbox", "radio", "slider", "spinbutton", "tab", "textbox"}
 
 
@@ -29,11 +48,24 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 class Page:
-    """A new browser page with FaceSnap's scripts and style, loaded as a host loads them."""
+    """A new browser page with FaceSnap's scripts and style, loaded as a host loads them.
 
-    def __init__(self, url: str, browser: Any):
+    Args:
+        width: of the viewport, in pixels.
+        translations: a host's localisation, as `{English: translated}`.
+        options: for the browser's page, such as `locale`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        browser: Any,
+        width: int = 1300,
+        translations: Mapping[str, str] | None = None,
+        **options: Any,
+    ):
         self.errors: list[str] = []  # from scripts and the console
-        self.page = browser.new_page(viewport={"width": 1300, "height": 1600})
+        self.page = browser.new_page(viewport={"width": width, "height": 1600}, **options)
         self.page.set_default_timeout(TIMEOUT)
         self.page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
         self.page.on("console", self._console)
@@ -42,6 +74,8 @@ class Page:
         self.page.goto(url, wait_until="domcontentloaded")
         self.at("enable", "input").wait_for()
         self.page.add_script_tag(content=HOST_SCRIPT)
+        if translations is not None:
+            self.page.add_script_tag(content=f"const localization = {json.dumps(translations)}; {LOCALISATION}")
         for script in sorted((ROOT / "javascript").glob("*.js")):
             self.page.add_script_tag(content=script.read_text(encoding="utf-8"))
         self.page.evaluate("whenLoaded.forEach(run => run())")
@@ -72,8 +106,7 @@ class Page:
 
     def person(self, number: int) -> None:
         """Open a person's tab."""
-        name = f"Person {number}"  # one version of gradio does not give its tabs a role
-        self.page.get_by_role("tab", name=name).or_(self.page.get_by_role("button", name=name)).first.click()
+        self.page.locator(f"{FACESNAP}enable_contents .tab-nav button").nth(number - 1).click()
         self.at(f"enable_{number}" if number > 1 else "references").wait_for()
 
     def reveal(self, control: str) -> None:

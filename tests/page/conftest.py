@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,30 @@ def gradio_folder(url: str) -> Path:
 @pytest.fixture(scope="session", params=VERSIONS)
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the running page."""
-    gradio = Path(sys.prefix) / f"gradio-{request.param}"
-    if not gradio.is_dir():
-        pytest.fail(f"{gradio} does not exist; run `make test`, which installs gradio {request.param} there.")
     models = tmp_path_factory.mktemp("models")
     shipped.write_models(models / "facesnap")
     write_hostile_files(models / "facesnap")
+    with serve(request.param, models) as address:
+        yield address
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def empty_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a page without model files."""
+    with serve(request.param, tmp_path_factory.mktemp("empty")) as address:
+        yield address
+
+
+@contextmanager
+def serve(version: str, models: Path) -> Iterator[str]:
+    """Serve the page with a version of gradio, and yield its address.
+
+    Args:
+        models: the WebUI's model folder.
+    """
+    gradio = Path(sys.prefix) / f"gradio-{version}"
+    if not gradio.is_dir():
+        pytest.fail(f"{gradio} does not exist; run `make test`, which installs gradio {version} there.")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -170,7 +170,7 @@ def test_a_pose_is_saved_chosen_and_deleted(posed):
     before = posed.canvas().evaluate("canvas => canvas.toDataURL()")
     posed.text("pose_name", "Half a smile")
     posed.press("save_pose")
-    posed.wait_for_text("pose_report", "Saved as Half a smile.json: numbers, no pixels.")
+    posed.wait_for_text("pose_report", "Saved as Half a smile.json. The file contains numbers, no pixels.")
     posed.number("yaw", 0)
     posed.choose("pose", "saved")
     assert posed.at("saved_pose", "input").input_value() == "Half a smile"
@@ -183,7 +183,7 @@ def test_a_pose_is_saved_chosen_and_deleted(posed):
     assert isinstance(image, np.ndarray), image
     assert "FaceSnap saved pose: Half a smile" in posed.infotext()
     posed.press("delete_pose")
-    posed.wait_for_text("pose_report", "Deleted Half a smile.")
+    posed.wait_for_text("pose_report", "Deleted: Half a smile")
 
 
 def test_the_canvas_can_be_used_with_the_keyboard_alone(posed):

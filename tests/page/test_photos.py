@@ -37,9 +37,9 @@ def press(page: Page, name: str) -> None:
 
 def test_photos_are_moved_removed_and_left_out(filled: Page) -> None:
     assert filled.generate().startswith("FaceSnapError: No face was found in photo0 wall.png")
-    press(filled, "Move photo0 Ada later.png left")
+    press(filled, "Move left photo0 Ada later.png")
     wait_for_cards(filled, "photo0 Ada.png", "photo0 Ada later.png", "photo0 wall.png")
-    press(filled, "Move photo0 Ada later.png left")
+    press(filled, "Move left photo0 Ada later.png")
     wait_for_cards(filled, "photo0 Ada later.png", "photo0 Ada.png", "photo0 wall.png")
     press(filled, "Leave out the unusable photos (1)")
     wait_for_cards(filled, "photo0 Ada later.png", "photo0 Ada.png")
@@ -90,7 +90,7 @@ def test_a_saved_person_replaces_the_photos_and_is_known_everywhere(filled: Page
     filled.text("name", "Ada of the page")
     filled.at("picture", "input").check()
     filled.press("save")
-    filled.wait_for_text("people_report", "features and a small picture of the face")
+    filled.wait_for_text("people_report", "features of the face and a small picture of it")
     wait_for_cards(filled)
     assert filled.value("identity") == "Ada of the page"
     filled.at("chosen", "img").wait_for()
@@ -100,13 +100,13 @@ def test_a_saved_person_replaces_the_photos_and_is_known_everywhere(filled: Page
     filled.at("chosen", "summary").first.click()
     filled.at("chosen", "input[type=text]").fill("Ada renamed")
     filled.at("chosen", "input[type=text]").press("Enter")
-    filled.wait_for_text("people_report", "Ada of the page is now called Ada renamed.")
+    filled.wait_for_text("people_report", "Renamed: Ada of the page → Ada renamed")
     assert filled.value("identity") == "Ada renamed"
     filled.page.wait_for_function(
         "at => document.querySelector(at).value === 'Ada renamed'", arg=f"{FACESNAP}identity_2 input"
     )
     filled.at("chosen", "summary >> nth=1").click()
-    assert "This deletes the file Ada renamed.safetensors" in filled.at("chosen").inner_text()
+    assert "This deletes the file: Ada renamed.safetensors" in filled.at("chosen").inner_text()
     press(filled, "Delete Ada renamed")
-    filled.wait_for_text("people_report", "Ada renamed.safetensors was deleted.")
+    filled.wait_for_text("people_report", "Deleted: Ada renamed.safetensors")
     assert filled.value("identity") == ""

@@ -15,6 +15,7 @@ from tests.support import mock_webui
 TAGS = {"div", "br", "p", "b", "code", "a", "ul", "li", "span", "button", "details", "summary", "progress"}
 ATTRIBUTES = {
     *("class", "title", "href", "target", "rel", "type", "role", "aria-label", "max", "value"),
+    *("translate", "lang", "data-facesnap-say"),
     *("data-state", "data-facesnap-action", "data-facesnap-job", "data-facesnap-progress"),
 }
 

@@ -117,12 +117,13 @@ def test_the_status_names_the_predictor_and_the_canvas_needs_no_deca_or_flame(
     page, stand_ins, astronaut, grace_hopper, tmp_path
 ) -> None:
     pytest.importorskip("onnx")
-    assert "Landmarks: DECA and FLAME" in page.accordion.status(find_models(stand_ins))
-    assert "WebUI: AUTOMATIC1111" in page.accordion.status(find_models(stand_ins))
+    status = page.accordion.status(find_models(stand_ins))
+    assert "<span>Landmarks:</span> <span>DECA and FLAME</span>" in status
+    assert "<span>WebUI:</span> <span translate='no'>AUTOMATIC1111" in status
     models = shutil.copytree(stand_ins, tmp_path / "facesnap")
     (models / "stand-in-deca.safetensors").unlink()
     status = page.accordion.status(find_models(models))
-    assert "Landmarks: open face model" in status
+    assert "<span>Landmarks:</span> <span>open face model</span>" in status
     assert "Missing" not in status
 
     def ask(references: list[bytes], pose: str = "own", mode: str = "fused") -> dict:
