@@ -52,8 +52,9 @@ def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> s
     text, button = "Nothing is downloaded until you click.", action_button("get", label(parts), True)
     if running:
         text, button = "They are being downloaded.", action_button("stop", wording("Pause the download"))
+    needed = wording("FaceSnap needs these files for its first image.")
     return (
-        f"<div class='facesnap-starter'><div>{wording('FaceSnap needs these files for its first image.')} {wording(text)}</div>"
+        f"<div class='facesnap-starter'><div>{needed} {wording(text)}</div>"
         f"{button}<details><summary>What is downloaded, and under which licence</summary>"
         f"<ul>{rows}</ul></details></div>"
     )
