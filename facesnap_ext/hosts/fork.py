@@ -15,8 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-SUPPORTED = "use AUTOMATIC1111 1.10 or later, Forge, Forge Neo or reForge"
-
 
 @dataclass(frozen=True)
 class Fork:
@@ -56,12 +54,13 @@ def require_supported() -> None:
     """
     if _exists("modules.processing_diffusers"):
         raise ImportError(
-            f"FaceSnap cannot run in SD.Next, whose diffusers pipelines have no hook for the UNet; {SUPPORTED}."
+            "FaceSnap cannot run in SD.Next, whose diffusers pipelines have no hook for the UNet; use AUTOMATIC1111 "
+            "1.10 or later, Forge, Forge Neo or reForge."
         )
     from modules import scripts
 
     if not hasattr(scripts.Script, "process_before_every_sampling"):  # otherwise residuals are never added
-        raise ImportError(f"FaceSnap cannot run in this version of the WebUI; update it, or {SUPPORTED}.")
+        raise ImportError("FaceSnap needs AUTOMATIC1111 1.10 or later, or Forge or one of its forks; update the WebUI.")
 
 
 @lru_cache(maxsize=1)

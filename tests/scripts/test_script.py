@@ -304,7 +304,7 @@ def test_an_internal_error_while_attaching_stops_the_job(host, astronaut, monkey
 def test_an_outdated_webui_is_reported_before_anything_is_imported_that_it_lacks(host, monkeypatch, lacking):
     monkeypatch.delattr(sys.modules["modules.scripts"].Script, "process_before_every_sampling")
     monkeypatch.setitem(sys.modules, lacking, None)
-    with pytest.raises(ImportError, match=r"cannot run in this version .* use AUTOMATIC1111 1\.10 or later, Forge"):
+    with pytest.raises(ImportError, match=r"needs AUTOMATIC1111 1\.10 or later, or Forge or .* update the WebUI"):
         exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), {"__name__": "facesnap"})
 
 

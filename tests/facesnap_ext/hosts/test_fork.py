@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,8 +103,14 @@ def test_the_commit_is_read_without_git(tmp_path, git, commit):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({"modules/processing_diffusers.py": "", "modules/scripts.py": "raise SystemExit"}, "cannot run in SD.Next"),
-        ({"modules/scripts.py": "class Script: pass"}, "cannot run in this version of the WebUI"),
+        (
+            {"modules/processing_diffusers.py": "", "modules/scripts.py": "raise SystemExit"},
+            "cannot run in SD.Next, .*; use AUTOMATIC1111 1.10 or later, Forge",
+        ),
+        (
+            {"modules/scripts.py": "class Script: pass"},
+            "needs AUTOMATIC1111 1.10 or later, or Forge or one of its forks; update the WebUI",
+        ),
     ],
     ids=["SD.Next", "A1111 before 1.10"],
 )
@@ -111,8 +118,7 @@ def test_an_unsupported_webui_gets_one_sentence(tmp_path, files, sentence):
     answer = ask(tmp_path, files, "fork.require_supported()")
     assert answer.returncode == 1
     last = answer.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: FaceSnap " + sentence)
-    assert "use AUTOMATIC1111 1.10 or later, Forge, Forge Neo or reForge" in last
+    assert re.match("ImportError: FaceSnap " + sentence, last)
 
 
 @pytest.mark.parametrize("host", HOSTS)
