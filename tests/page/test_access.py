@@ -11,7 +11,7 @@ import pytest
 
 from tests.page.browsed_page import FACESNAP, Page
 from tests.page.test_page import ADA, NO_FACE, photo
-from tests.page.test_photos import press
+from tests.page.test_photos import press, wait_for_cards
 
 CONTENTS = f"{FACESNAP}enable_contents"
 GRADIOS = {  # violations in elements that gradio draws: the rule, CSS selectors, and what they are
@@ -79,6 +79,7 @@ def test_axe_finds_nothing_with_all_model_files(page: Page) -> None:
     page.upload("references", photo(ADA), NO_FACE)
     assert violations(page) == [], "cards"
     press(page, "Leave out the unusable photos (1)")
+    wait_for_cards(page, "photo0.png")
     page.choose("pose", "sliders")
     page.canvas()
     page.at("save_part", "summary").click()
@@ -98,6 +99,10 @@ def test_axe_finds_nothing_with_all_model_files(page: Page) -> None:
 
 def test_the_keyboard_reaches_every_control(page: Page) -> None:
     page.enable()
+    page.page.wait_for_timeout(1000)  # for gradio 3's elements to be made reachable
+    page.at("references", "input[type=file]").locator("..").focus()
+    with page.page.expect_file_chooser():
+        page.page.keyboard.press("Enter")
     page.upload("references", photo(ADA))
     page.choose("pose", "sliders")
     page.choose("expression_source", "driving")
@@ -117,10 +122,6 @@ def test_the_keyboard_reaches_every_control(page: Page) -> None:
         CONTENTS,
     )
     assert unreachable == []
-    photos = page.at("driving_more", "input[type=file]").locator("..")
-    photos.focus()
-    with page.page.expect_file_chooser():
-        page.page.keyboard.press("Enter")
     title = page.at("advanced", ".label-wrap")
     title.focus()
     assert page.at("advanced_settings").is_visible()
