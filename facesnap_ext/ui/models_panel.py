@@ -17,7 +17,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.ui import accordion, starter
 from facesnap_ext.ui.markup import action_button, data, english, hidden_text, mixed, problem, wording
 from facesnap_ext.weights import download
-from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, PARTS, Part
+from facesnap_ext.weights.catalogue import COMMERCIAL_AVAILABLE, COMMERCIAL_GAPS, PARTS, Part, owners
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.model_list import PHRASES, ModelFile, Role, compute_hashes, format_size, list_models
 from facesnap_ext.weights.recognise import Kind
@@ -86,7 +86,8 @@ def progress_html(jobs: Sequence[download.Job]) -> str:
 
 
 def _titles(job: download.Job) -> str:
-    return ", ".join(wording(part.title) for part in job.parts)
+    """HTML of the title of a single part, or of what several parts belong to."""
+    return wording(job.parts[0].title) if len(job.parts) == 1 else data(", ".join(owners(job.parts)))
 
 
 def _outcome(job: download.Job) -> str:

@@ -289,9 +289,12 @@ def downloadable(name: str) -> tuple[Part, ...]:
 
 def title_of(parts: Sequence[Part]) -> str:
     """Name several parts by what they belong to, such as "InstantID and antelopev2"; the title of a single part."""
-    if len(parts) == 1:
-        return parts[0].title
-    return " and ".join(dict.fromkeys(part.title.partition("'s ")[0] for part in reversed(parts)))
+    return parts[0].title if len(parts) == 1 else " and ".join(owners(parts))
+
+
+def owners(parts: Sequence[Part]) -> list[str]:
+    """What parts belong to, such as "InstantID" and "antelopev2"."""
+    return list(dict.fromkeys(part.title.partition("'s ")[0] for part in reversed(parts)))
 
 
 def _downloadable(name: str) -> Part:
