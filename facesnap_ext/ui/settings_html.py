@@ -62,7 +62,7 @@ MIXED = (
     "</button></div>"
 )
 CARRY_OVER = (
-    "<div class='facesnap-tools'><span class='facesnap-note'>FaceSnap is enabled in txt2img, but not here.</span>"
+    "<div class='facesnap-tools facesnap-carry-over' hidden><span class='facesnap-note'>FaceSnap is enabled in txt2img, but not here.</span>"
     "<button type='button'>Copy photos and settings from txt2img</button></div>"
 )
 ICONS = {  # drawn in a square of 24 x 24
