@@ -4,13 +4,13 @@
 "use strict";
 
 onUiLoaded(() => {
-    const offer = gradioApp().querySelector("[id$=_facesnap_carry_over]");
+    const offer = gradioApp().querySelector(".facesnap-carry-over");
     if (!offer) return;
     setInterval(() => {
         if (!offer.parentElement.offsetParent) return;  // another tab is open
         const [here, there] = [facesnapPeopleInTab.img2img?.[1], facesnapPeopleInTab.txt2img?.[1]];
         const useful = Boolean(there?.enabled() && here && !here.enabled() && facesnapInitImage());
-        if (offer.dataset.facesnapOffered !== String(useful)) offer.dataset.facesnapOffered = useful;
+        if (offer.hidden === useful) offer.hidden = !useful;
     }, 5 * facesnapPollInterval);
     offer.addEventListener("click", event => {
         if (event.target.closest("button")) facesnapCarryOver().catch(console.error);

@@ -62,8 +62,8 @@ MIXED = (
     "</button></div>"
 )
 CARRY_OVER = (
-    "<div class='facesnap-tools'><span class='facesnap-note'>FaceSnap is enabled in txt2img, but not here.</span>"
-    "<button type='button'>Copy photos and settings from txt2img</button></div>"
+    "<div class='facesnap-tools facesnap-carry-over' hidden><span class='facesnap-note'>FaceSnap is enabled "
+    "in txt2img, but not here.</span><button type='button'>Copy photos and settings from txt2img</button></div>"
 )
 ICONS = {  # drawn in a square of 24 x 24
     "photo": "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9.5h.01",

@@ -19,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--url", default="", help="a WebUI with FaceSnap, for example http://127.0.0.1:7860")
     group.addoption("--plain-url", default="", help="the same WebUI without FaceSnap, for the bit-identity baselines")
     group.addoption("--empty-url", default="", help="a WebUI with FaceSnap but without its model files")
+    group.addoption("--parts", default="", help="stand-ins that the WebUI at --empty-url downloads")
     group.addoption("--models", default="", help="the folder models/facesnap of the WebUI at --url")
     group.addoption("--console", default="", help="a file with the console output of the WebUI at --url")
 

@@ -52,6 +52,40 @@ class Page:
     def disable(self) -> None:
         self._page.locator(f"{FACESNAP}enable-visible-checkbox").uncheck()
 
+    def starter(self) -> str | None:
+        """The label of the button that downloads what is missing, or None."""
+        button = self._page.locator(f"{FACESNAP}enable .facesnap-primary")
+        return button.first.inner_text() if button.count() else None
+
+    def download_starter(self) -> None:
+        self._page.locator(f"{FACESNAP}enable .facesnap-primary").first.click()
+        self.wait_until_complete()
+
+    def wait_until_complete(self) -> None:
+        """Wait until the accordion lists InstantID among the model files."""
+        self._page.locator(f"{FACESNAP}status").filter(has_text="InstantID").first.wait_for(timeout=300 * SECOND)
+        assert self.starter() is None
+
+    def send_to_img2img(self) -> None:
+        """Send the image to img2img with the host's button, and wait for FaceSnap's offer."""
+        buttons = self._page.locator("#txt2img_send_to_img2img, #txt2img_results button[id$=img2img_tab]")
+        buttons.locator("visible=true").first.click()
+        self._page.locator(".facesnap-carry-over button").wait_for(timeout=60 * SECOND)
+
+    def carry_over(self) -> tuple[float, str, list[str]]:
+        """Accept the offer, and return weight, pose and the photos' names in img2img."""
+        self._page.locator(".facesnap-carry-over button").click()
+        there = FACESNAP.replace("txt2img", "img2img")
+        names = self._page.locator(f"{there}seen .facesnap-name")
+        names.first.wait_for(timeout=60 * SECOND)
+        weight = self._page.locator(f"{there}weight input[type=number]").input_value()
+        pose = self._page.locator(f"{there}pose input:checked").get_attribute("value")
+        return float(weight), pose, names.all_inner_texts()
+
+    def img2img_enabled(self) -> bool:
+        there = FACESNAP.replace("txt2img", "img2img")
+        return self._page.locator(f"{there}enable-visible-checkbox").is_checked()
+
     def choose_model(self, name: str) -> None:
         entry = self._page.locator(f"{FACESNAP}model input")
         if not entry.is_visible():
