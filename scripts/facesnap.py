@@ -190,7 +190,7 @@ def add_settings():
     )
     keep = shared.OptionInfo(
         0,
-        "Make a batch, keep only the best images by likeness",
+        "Keep only the best images of each batch, by likeness",
         gr.Slider,
         {"minimum": 0, "maximum": 32, "step": 1},
         section=section,
@@ -198,8 +198,8 @@ def add_settings():
     shared.opts.add_option(
         "facesnap_keep_best",
         keep.info(
-            "number of images to keep of each batch, or for each photo if there is one image per photo; 0 keeps all; "
-            "the others are neither shown nor saved, and images are saved at the end of the job only"
+            "number of images to keep from each batch, or for each photo if there is one image per photo; 0 keeps all; "
+            "the others are neither shown nor saved, and images are saved only at the end of the job"
         ),
     )
     strip = shared.OptionInfo(False, "Add an image that shows the reference photo beside the result", section=section)

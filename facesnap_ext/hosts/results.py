@@ -202,7 +202,8 @@ def _chosen(plan: Plan, processed: Any) -> list[int]:
         chosen += best if plan.order else sorted(best)
     if left_out := len(plan.finished) - len(chosen):
         verb = "was" if left_out == 1 else "were"
-        _comment(processed, f"{left_out} of {len(plan.finished)} images {verb} left out, as others are more alike.")
+        what = f"{left_out} of {len(plan.finished)} images {verb} left out"
+        _comment(processed, f"{what}, because others have a higher likeness.")
     return chosen
 
 
@@ -283,7 +284,7 @@ def _add_strips(
             strips.append(made)
             texts.append(text)
     if len(strips) < len(shown):
-        _comment(processed, "There is no strip with the reference, because a saved person has no photo.")
+        _comment(processed, "The reference photo is not shown beside the result, because a saved person has no photo.")
     last = layout.groups[-1][-1]
     after = next(i for i, image in enumerate(processed.images, 1) if image is last)  # == would compare pixels
     processed.images[after:after] = strips

@@ -29,7 +29,7 @@ BADGES = {
     "unchecked": ("warning", "not checked", ""),
     "unreadable": ("error", "unreadable", ""),
     "no_face": ("error", "no face", "Use a larger, well-lit face seen from the front"),
-    "no_such_face": ("error", "no such face", "Choose a face of this photo:"),
+    "no_such_face": ("error", "no such face", "Choose a face in this photo:"),
     "stranger": ("error", "someone else", "Does not resemble the others; likeness:"),
     "small": ("warning", "small", "Use a photo with a larger face; pixels:"),
     "blurred": ("warning", "blurred", "Use a sharper photo"),

@@ -43,7 +43,7 @@ SLIDER_LABELS = {
     "end": "End (fraction of the steps)",
     "ffrnet_interval": "Run FFRNet every n steps (1 = every step; 2 to 4 are faster)",
     "adapter_weight": "InstantID adapter weight (other files have no adapter)",
-    "uncond_noise": "InstantID noise on the negative side (0 = off; 0.35 reduces burnt images)",
+    "uncond_noise": "InstantID noise for the negative prompt (0 = off; 0.35 reduces burnt images)",
     "redraw_strength": "Redraw small faces (denoising strength, 0 = off)",
 }
 STEPS = {

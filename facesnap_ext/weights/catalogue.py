@@ -216,7 +216,7 @@ PARTS = (
         "download model.safetensors, config.json and preprocessor_config.json into one folder",
         "image_classifier/model.safetensors",
         343_000_000,
-        note="optional; other ViT classifiers work too if their labels are such as normal and nsfw",
+        note="optional; other ViT classifiers work too if they use labels such as normal and nsfw",
     ),
     Part(
         "instantid-identitynet",

@@ -203,7 +203,7 @@ def _check_numbers(tensors: dict[str, Tensor]) -> None:
         elif tensor.dtype != torch.float32 or not bool(tensor.isfinite().all()):
             raise ValueError(f"{key} are not finite single-precision values")
     if any(bool((tensors[key].abs() > MAX_SHAPE).any()) for key in (_OPEN_MODES, _OPEN_RESIDUAL) if key in tensors):
-        raise ValueError("the shape of the face is not that of a face")
+        raise ValueError("the face shape is implausible")
     if not bool((tensors["embeddings"].norm(dim=1) > 0).all()):
         raise ValueError("an embedding is zero")
 

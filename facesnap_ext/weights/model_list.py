@@ -23,7 +23,7 @@ PHRASES = (
     "depends on its origin:",
     "assuming from its name that it is",
     "verified:",
-    "by a stored hash, not verified",
+    "according to a stored hash, not verified",
     "unknown hash",
 )
 """The fixed wording in `ModelFile.licence` and `File.verdict`, apart from licences."""
@@ -234,7 +234,9 @@ def _describe(model: FoundModel, files: ModelFiles, hashes: Hashes) -> ModelFile
             verdict = "unknown hash" if any(_may_be(part, path) for part in known.values()) else ""
             if part and part.size == size:
                 verified = _is_computed(path, hashes)
-                verdict = f"verified: {part.title}" if verified else f"{part.title} by a stored hash, not verified"
+                verdict = (
+                    f"verified: {part.title}" if verified else f"{part.title} according to a stored hash, not verified"
+                )
         described.append(File(path.name, size, digest, verdict))
     if model.role == "facesnap":
         used = model.path in files.facesnap.values()

@@ -247,7 +247,7 @@ def test_a_new_page_follows_a_running_download_and_forgets_finished_ones(module,
     assert "InstantID, antelopev2: " in words(progress)
     assert "x: done." not in progress
     running.done = 100
-    assert "100 bytes of" in next(steps)[1]
+    assert "100 bytes / " in next(steps)[1]
     running.state, running.message = "done", "InstantID and antelopev2: downloaded."
     assert "antelopev2: downloaded." in list(steps)[-1][1]
     *_, (_, progress, *_) = Panel(module, tmp_path).click("refresh")

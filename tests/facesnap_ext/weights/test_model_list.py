@@ -141,7 +141,7 @@ def test_stored_hash_alone_does_not_verify_a_file(own, monkeypatch):
     entry = [path.stat().st_size, path.stat().st_mtime_ns, "0" * 64]
     (own / model_list.HASHES).write_text(json.dumps({str(path): entry}))
     verdict = roles_of(own)["instantid"].found[0].files[0].verdict
-    assert verdict == "InstantID's adapter by a stored hash, not verified"
+    assert verdict == "InstantID's adapter according to a stored hash, not verified"
     monkeypatch.setattr(catalogue, "PARTS", (replace(known, size=known.size + 1),))
     assert roles_of(own)["instantid"].found[0].files[0].verdict == "unknown hash"
     model_list.compute_hashes(find_models(own))
