@@ -249,7 +249,7 @@ def test_a_new_page_follows_a_running_download_and_forgets_finished_ones(module,
     running.done = 100
     assert "100 bytes / " in next(steps)[1]
     running.state, running.message = "done", "InstantID and antelopev2: downloaded."
-    assert "antelopev2: downloaded." in list(steps)[-1][1]
+    assert words(list(steps)[-1][1]) == "Downloaded: InstantID, antelopev2"
     *_, (_, progress, *_) = Panel(module, tmp_path).click("refresh")
     assert progress == ""
 
