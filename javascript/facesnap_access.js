@@ -21,7 +21,7 @@ onUiLoaded(() => {
     document.addEventListener("keydown", event => {
         if (!event.target.matches?.("[data-facesnap-key]") || !["Enter", " "].includes(event.key)) return;
         event.preventDefault();
-        event.target.click();
+        (event.target.querySelector("input[type=file]") || event.target).click();
     });
 });
 
