@@ -22,7 +22,9 @@ async function facesnapCarryOver() {
         const from = facesnapPeopleInTab.txt2img[number];
         if (!from?.enabled()) continue;
         const control = ({element}, name, part) => element(name).querySelector(part);
-        if (!to.enabled()) control(to, "enable", "input[type=checkbox]").click();
+        if (!to.enabled()) {  // in the hosts, opening the accordion enables the first person
+            (control(to, "enable", ".label-wrap:not(.open)") || control(to, "enable", "input[type=checkbox]")).click();
+        }
         from.settings.read();
         to.settings.set(from.settings.values());
         for (const name of ["weight", "face_index"]) {

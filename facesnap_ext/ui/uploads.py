@@ -14,9 +14,16 @@ from facesnap_ext.photos import NamedFile, file_title
 
 
 def accept_only_uploads(component: Any) -> Any:
-    """Make a `gr.File` for several files pass a list of `NamedFile` to its callbacks, and return it."""
+    """Make a `gr.File` for several files pass a list of `NamedFile` to its callbacks, and return it.
+
+    gradio 4 makes a new component of the same class after an update, so the class changes and not only the instance.
+    It keeps the name, by which the page knows the component. The metaclass is bypassed, because gradio's writes a file
+    beside the source of every new class.
+    """
     folder = getattr(component, "GRADIO_CACHE", None) or component.DEFAULT_TEMP_DIR  # gradio 4, gradio 3
-    component.preprocess = lambda payload: uploads(payload, Path(folder))
+    base = type(component)
+    attributes = {"preprocess": lambda self, payload: uploads(payload, Path(folder)), "__module__": base.__module__}
+    component.__class__ = type.__new__(type(base), base.__name__, (base,), attributes)
     return component
 
 
