@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from facesnap_ext import residuals as residuals_module
 from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.networks import unet_rows
 from facesnap_ext.regions import PaintedRegion
 from facesnap_ext.residuals import Residuals, landmark_image
 from facesnap_ext.settings.script_args import from_script_args
@@ -53,6 +54,8 @@ def test_each_row_gets_the_residuals_it_would_get_alone(images, data, cond_only,
             sides = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
             y = torch.randn(len(rows), tiny.ADM, generator=g)
             got = residuals.rows(latents[rows], timesteps[rows], sides, y)
+            assert (got is None) == (cond_only and not any(sides))
+            got = got or [torch.zeros(1, 1, 1, 1)] * 10
             for i, (row, is_cond) in enumerate(zip(rows, sides)):
                 own_y = None if text_free else y[i : i + 1]
                 reference = alone(conditioning, latents[row : row + 1], timesteps[row : row + 1], own_y)
@@ -349,7 +352,7 @@ def test_rows_that_arrive_one_by_one_run_once_each(runs):
 
 def test_residuals_of_tiles_are_kept_only_up_to_a_limit(runs):
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
-    x, t = inputs(residuals_module.MAX_ROWS + 1)
+    x, t = inputs(unet_rows.MAX_ROWS + 1)
     for row in range(len(x)):
         residuals.rows(x[[row]], t[:1], [True])
     kept = residuals._runners[0]._current
@@ -364,7 +367,7 @@ def test_residuals_of_tiles_are_kept_only_up_to_a_limit(runs):
 def test_a_batch_of_any_size_runs_once_for_both_sides(runs):
     """This includes hosts that send conditional and unconditional rows one after the other."""
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
-    x, t = inputs(residuals_module.MAX_ROWS + 4)
+    x, t = inputs(unet_rows.MAX_ROWS + 4)
     for side in (True, False):
         residuals.rows(x, t, [side] * len(x))
     assert runs == [len(x)]
