@@ -21,7 +21,7 @@ from facesnap_ext.conditioning import Conditioning, ffrnets
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import AdapterHooks, Call
 from facesnap_ext.hosts.errors import Refusal, refusal_of, report_stop
-from facesnap_ext.hosts.progress import Progress
+from facesnap_ext.hosts.progress import Progress, prompt_parts
 from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted, offload, on_gpu, skip_widths
 from facesnap_ext.residuals import Residuals
 
@@ -55,14 +55,15 @@ class PassHooks:
         self._rows.clear()
         self.unet = None
 
-    def announce(self, x: Tensor, cond_rows: int, progress: float) -> None:
+    def announce(self, x: Tensor, cond_rows: int, progress: float, parts: Sequence[int] = ()) -> None:
         """Announce the rows [R, C, h, w] that pass through the UNet next, the conditional ones first.
 
         Args:
             progress: progress of the pass, from 0 to 1.
+            parts: see `images_of_rows`.
         """
         self._size = tuple(x.shape[2:])
-        self._rows = deque(zip((i < cond_rows for i in range(len(x))), images_of_rows(x, cond_rows)))
+        self._rows = deque(zip((i < cond_rows for i in range(len(x))), images_of_rows(x, cond_rows, parts)))
 
     def withdraw(self) -> None:
         """Note that the next evaluation belongs to another job."""
@@ -90,6 +91,7 @@ class ConditionedPass(PassHooks):
 
     def __init__(self, p: Any, people: Sequence[Conditioning]):
         super().__init__(p)
+        self.progress = Progress([person.strength for person in people])
         self.residuals = Residuals(people)
         self.adapters = AdapterHooks(self.residuals)
         self._acting: list[bool] = []  # whether each person is active in the announced evaluation
@@ -133,8 +135,9 @@ class ConditionedPass(PassHooks):
         self._current = None
         self.adapters.remove()
 
-    def announce(self, x: Tensor, cond_rows: int, progress: float) -> None:
-        super().announce(x, cond_rows, progress)
+    def announce(self, x: Tensor, cond_rows: int, progress: float, parts: Sequence[int] = ()) -> None:
+        super().announce(x, cond_rows, progress, parts)
+        self.residuals.begin_evaluation()
         self._acting = [person.strength.acts_at(progress) for person in self.residuals.people]
 
     def _comment_on_unannounced_call(self) -> None:
@@ -158,7 +161,7 @@ class ConditionedPass(PassHooks):
             timesteps = kwargs["timesteps"] if "timesteps" in kwargs else args[1]
             on_gpu.update(ffrnets(self.residuals.people))  # before the move, because memory may run out during it
             self.residuals.to(x.device, x.dtype)
-            self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting, images)
+            self._current = self.residuals.rows(x, timesteps, sides, kwargs.get("y"), self._acting, images, True)
             self.adapters.call = Call(tuple(sides), tuple(self._acting), tuple(images))
             self._hook_blocks(unet)
 
@@ -175,15 +178,20 @@ class ConditionedPass(PassHooks):
         return add_to_skip
 
 
-def images_of_rows(x: Tensor, cond_rows: int) -> list[int]:
+def images_of_rows(x: Tensor, cond_rows: int, parts: Sequence[int] = ()) -> list[int]:
     """The index in the batch of each announced row's image.
 
     The host first sends each image's conditional rows, one for each part of an AND prompt, and then one unconditional
     row per image. Both kinds are copies of the image's latent.
+
+    Args:
+        parts: the number of parts of each image's prompt; if they are unknown, the rows are compared by value.
     """
     count = len(x) - cond_rows
     if cond_rows == count or not count:
         return [*range(cond_rows), *range(count)]
+    if len(parts) == count and sum(parts) == cond_rows:
+        return [*(image for image, number in enumerate(parts) for _ in range(number)), *range(count)]
     images, image = [], 0
     for row in x[:cond_rows]:
         while image < count - 1 and not torch.equal(row, x[cond_rows + image]):
@@ -255,7 +263,8 @@ def on_cfg_denoiser(params: Any) -> None:
     if (unet := p.sd_model.model.diffusion_model) is not attached.unet:
         _follow_refiner(attached, p, unet)
     hooks = _attached or attached
-    hooks.announce(params.x, params.text_cond.shape[0], hooks.progress.at(p, params))
+    progress = hooks.progress.at(p, params)
+    hooks.announce(params.x, params.text_cond.shape[0], progress, prompt_parts(params.denoiser))
 
 
 def _follow_refiner(attached: PassHooks, p: Any, unet: nn.Module) -> None:

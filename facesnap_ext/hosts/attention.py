@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -145,14 +144,15 @@ class AdapterHooks:
                 continue
             rows = rows or labels_of(inputs, self._rows, labels)
             sides = [0 if is_cond else 1 for is_cond, _ in rows]
-            keys, values = (part[sides] for part in self._moved(i, layer, queries))
+            select = self.residuals.constants.select
+            keys, values = (select(part, sides) for part in self._moved(i, layer, queries))
             q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (queries, keys, values))
             attention = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
             part = person.strength.adapter_weight * attention
             if len(who) > 1 or person.region is not None or person.placements:
                 part = part * self._blend_weight(who, position, part, [image for _, image in rows])
             if person.strength.cond_only:
-                cond = torch.tensor([is_cond for is_cond, _ in rows], dtype=part.dtype, device=part.device)
+                cond = self.residuals.constants.tensor([is_cond for is_cond, _ in rows], part.device, part.dtype)
                 part = part * cond[:, None, None]
             total = part if total is None else total + part
         return total
@@ -166,20 +166,15 @@ class AdapterHooks:
         return moved
 
     def _blend_weight(self, who: tuple[int, ...], position: int, part: Tensor, images: Sequence[int]) -> Tensor:
-        """A person's weight for each token, [N, 1], [1, 1] or, if the images of a batch differ, [R, N, 1]."""
+        """A person's weight for each token, [R, N, 1]; R is 1 if it is the same in all rows, and N is 1 if no one has a
+        region."""
         height, width = self._size
         if height * width != part.shape[1]:
             raise FaceSnapError(
                 "Another extension merges the UNet's tokens, so regions cannot be applied to InstantID's adapter; "
                 "disable that extension or set the adapter weight to 0."
             )
-        if not self.residuals.per_image(who):
-            return self.residuals.blend_weights(who, height, width)[position].flatten()[:, None].to(part)
-        weights = [
-            self.residuals.blend_weights(who, height, width, image)[position].expand(height, width).flatten()
-            for image in images
-        ]
-        return torch.stack(weights)[:, :, None].to(part)
+        return self.residuals.row_weights(who, height, width, images, part)[position].flatten(1)[:, :, None]
 
 
 def cross_attentions(unet: nn.Module) -> list[Any]:

@@ -59,8 +59,14 @@ def conditioned(pipe: Any, *people: Conditioning) -> Iterator[None]:
         text_free = all(person.text_free for person in people)
         residuals.to(sample.device, sample.dtype)
         y = None if text_free else _pooled_text_and_sizes(pipe.unet, kwargs["added_cond_kwargs"])
-        *skips, middle = residuals.rows(sample, timestep.expand(rows), is_cond, y, acting) or []
-        adapters.call = Call(tuple(is_cond), tuple(acting), (0,) * rows)
+        images = [*range(uncond), *range(rows - uncond)]
+        announced = rows - uncond in (uncond, rows)  # one call for all copies of each image
+        residuals.begin_evaluation()
+        blended = residuals.rows(sample, timestep.expand(rows), is_cond, y, acting, images, announced)
+        adapters.call = Call(tuple(is_cond), tuple(acting), tuple(images))
+        if blended is None:
+            return None
+        *skips, middle = blended
 
         others = kwargs.pop("down_block_additional_residuals", None) or [0] * len(skips)
         other = kwargs.pop("mid_block_additional_residual", None)

@@ -11,11 +11,13 @@ in calls whose options were marked by their own control.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from facesnap_ext.conditioning import Conditioning, ffrnets
@@ -23,7 +25,7 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts.attention import ROWS_SPLIT, AdapterHooks, Call
 from facesnap_ext.hosts.errors import Refusal, refusal_of, report_stop
 from facesnap_ext.hosts.patchers import patchers_of
-from facesnap_ext.hosts.progress import Progress
+from facesnap_ext.hosts.progress import Progress, prompt_parts
 from facesnap_ext.hosts.stopping import shown_errors
 from facesnap_ext.hosts.unet import REFINER_DIFFERS, check_fit, fitted
 from facesnap_ext.residuals import Residuals
@@ -39,7 +41,7 @@ class ControlLink:
 
     Attributes:
         previous_controlnet, transformer_options: read and written by the hosts.
-        progress: progress of the pass, from 0 to 1, as measured by `measure` before the latest evaluation.
+        measure: measures the progress of the pass.
         finalizer: removes the link from the chain when its job is deleted.
     """
 
@@ -48,7 +50,6 @@ class ControlLink:
         self.patchers: Sequence[Any] = ()
         self.previous_controlnet: Any = None
         self.transformer_options: dict[str, Any] = {}
-        self.progress = 0.0
         self.measure = Progress()
         self.finalizer: Any = None
         self._predictor: Any = None
@@ -92,6 +93,14 @@ class ControlLink:
     def shown_errors(self) -> AbstractContextManager[None]:
         """See `stopping.shown_errors`."""
         return shown_errors(self.job())
+
+    def announce(self, x: Tensor, parts: Sequence[int], progress: float) -> None:
+        """Announce the next evaluation, at this progress of the pass (from 0 to 1).
+
+        Args:
+            x: the images' latents [N, C, h, w].
+            parts: see `prompt_parts`.
+        """
 
     def unhook(self) -> None:
         """Remove all hooks from the UNet; may be called again."""
@@ -142,6 +151,10 @@ class FaceSnapControl(ControlLink):
         self.patchers = patchers
         self.residuals = Residuals(people)
         self.adapters = AdapterHooks(self.residuals, self.shown_errors)
+        self.measure = Progress([person.strength for person in people])
+        self.progress = 0.0  # of the pass at the announced evaluation, from 0 to 1
+        self._shape: torch.Size | None = None  # of the announced latents [N, C, h, w]
+        self._chunks = Counter[int]()  # how many chunks of each kind (0 is conditional) are still to come
         self._handle: Any = None
 
     def get_control(self, x_noisy: Tensor, t: Tensor, cond: dict[str, Any], *rest: Any) -> Control | None:
@@ -158,18 +171,36 @@ class FaceSnapControl(ControlLink):
         batch = len(x_noisy) // len(chunks)
         is_cond = [side == 0 for side in chunks for _ in range(batch)]
         images = list(range(batch)) * len(chunks)
+        announced = self._is_announced(chunks, torch.Size([batch, *x_noisy.shape[1:]]))
         x = self._predictor.calculate_input(t, x_noisy)
         with self.shown_errors():
             timesteps = self._predictor.timestep(t)
-            blended = self.residuals.rows(x, timesteps, is_cond, cond.get("y"), acting, images) or []
-        *skips, middle = (residual.to(x_noisy.dtype) for residual in blended)
-        merged = merge({"input": [], "middle": [middle], "output": skips}, previous)
+            blended = self.residuals.rows(x, timesteps, is_cond, cond.get("y"), acting, images, announced)
+        count = len(self.residuals.people[0].ffrnet.config.skip_widths) + 1
+        own: list[Tensor | None] = [residual.to(x_noisy.dtype) for residual in blended or []] or [None] * count
+        merged = merge({"input": [], "middle": own[-1:], "output": own[:-1]}, previous)
         # `options` belongs to this call, but all calls share `patches`
         options[CALL] = (self, Call(tuple(is_cond), tuple(acting), tuple(images)), self._parts(is_cond))
         patches = options.get("patches", {})
         others = patches.get("output_block_patch", [])
         options["patches"] = {**patches, "output_block_patch": [adding(merged, self._parts(is_cond)), *others]}
         return Returned(self, input=merged["input"], middle=[None], output=[None] * len(merged["output"]))
+
+    def announce(self, x: Tensor, parts: Sequence[int], progress: float) -> None:
+        """See `ControlLink.announce`."""
+        self.progress = progress
+        self._shape = x.shape
+        # the host pairs the images' first parts, then their second parts, for as long as all images have one
+        self._chunks = Counter({0: min(parts), 1: 1} if len(parts) == len(x) else {})
+        self.residuals.begin_evaluation()
+
+    def _is_announced(self, chunks: Sequence[int], shape: torch.Size) -> bool:
+        """Whether the host announced a call with these chunks of rows, each of this shape, and has not made it yet;
+        extensions make further calls, some of them with changed latents (self-attention guidance)."""
+        if shape != self._shape or Counter(chunks) - self._chunks:
+            return False
+        self._chunks -= Counter(chunks)
+        return True
 
     def hook(self, unet: nn.Module) -> None:
         """Install the adapters' hooks on a UNet.
@@ -249,7 +280,7 @@ def _add(residual: Tensor | None, features: Tensor, rows: slice) -> None:
         features += fitted(residual if len(residual) == 1 else residual[rows], features)
 
 
-def merge(own: dict[str, list[Tensor]], previous: Control | None) -> Control:
+def merge(own: Control, previous: Control | None) -> Control:
     """Add two controls, either of which may have gaps. The lists are new, because the UNet empties the lists that it
     receives."""
     merged: Control = {}
@@ -347,7 +378,7 @@ def on_cfg_denoiser(params: Any) -> None:
         _follow_refiner(denoiser.p, control, params.x)
         if (control := _control_of(denoiser.p)) is None:
             return
-    control.progress = control.measure.at(denoiser.p, params)
+    control.announce(params.x, prompt_parts(denoiser), control.measure.at(denoiser.p, params))
 
 
 def _control_of(p: Any) -> ControlLink | None:

@@ -67,13 +67,14 @@ def load(controlnet: Path, adapter: Path) -> FaceSnapWeights:
 
 
 def load_adapter(path: Path) -> Adapter:
-    """Load the adapter half of `ip-adapter.bin` to the CPU, in the file's dtype.
+    """Load the adapter half of `ip-adapter.bin` to the CPU, in the file's dtype. Its weights are views of the file,
+    because they are used only once.
 
     Raises:
         FaceSnapError: the file is of a different kind or incomplete.
     """
     require(path, Kind.INSTANTID_ADAPTER, ADVICE)
-    tensors = read_tensors(path, without_prefix(ADAPTER_PREFIX))
+    tensors = read_tensors(path, without_prefix(ADAPTER_PREFIX), mapped=True)
     with _reports_incomplete(path), torch.device("meta"):
         adapter = Adapter(AdapterConfig.from_shapes(shapes_of(tensors)))
         adapter.load_state_dict(tensors, assign=True)
@@ -149,7 +150,8 @@ def _identitynet(path: Path, head_dim: int = 64, size_dim: int = 256, dtype: tor
 
 def _resampler(path: Path, clip_dim: int = 0, seed: int = 0, dtype: torch.dtype | None = None) -> ResamplerMixer:
     """Load the Resampler and, unless `clip_dim` is 0, add seeded layers for CLIP tokens of this width."""
-    tensors = read_tensors(path, without_prefix(RESAMPLER_PREFIX), dtype)
+    views = read_tensors(path, without_prefix(RESAMPLER_PREFIX), dtype, mapped=True)
+    tensors = {key: tensor.clone() for key, tensor in views.items()}  # the file may change later
     with _reports_incomplete(path), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mixer = ResamplerMixer(ResamplerConfig.from_shapes(shapes_of(tensors), clip_dim))

@@ -56,6 +56,7 @@ def read_tensors(
     rename: Callable[[str], str | None] = lambda key: key,
     dtype: torch.dtype | None = None,
     check: bool = True,
+    mapped: bool = False,
 ) -> dict[str, Tensor]:
     """Read tensors to the CPU, and check their values.
 
@@ -63,6 +64,8 @@ def read_tensors(
         rename: maps a key of the file to a key of the result; None skips the tensor.
         dtype: floating-point tensors are converted to it; by default, they keep the dtype of the file.
         check: whether to check types and values; False if the caller checks them.
+        mapped: whether tensors may be views of the file, for use only while it does not change. The data of skipped
+            tensors is then not read.
 
     Raises:
         FaceSnapError: the file is damaged or quantised, or a tensor has an unsupported type or values that are not
@@ -82,7 +85,7 @@ def read_tensors(
                 )
 
     if is_torch_file(path):
-        tensors = _torch_tensors(path)
+        tensors = _torch_tensors(path, mapped=mapped)
         _check_unquantised(path, tensors)
         for key, tensor in tensors.items():
             take(key, tensor)
@@ -171,8 +174,8 @@ def _open_safetensors(path: Path) -> Any:
         ) from error
 
 
-def _torch_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    tensors = _flatten(read_torch(path, device))
+def _torch_tensors(path: Path, device: str = "cpu", mapped: bool = False) -> dict[str, Tensor]:
+    tensors = _flatten(read_torch(path, device, mapped))
     for name, tensor in tensors.items():
         if tensor.layout is not torch.strided:
             raise FaceSnapError(

@@ -78,7 +78,7 @@ def _begins(path: Path, start: bytes) -> bool:
         return file.read(len(start)) == start
 
 
-def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
+def read_torch(path: Path, device: str = "cpu", mapped: bool = False) -> Mapping[str, Any]:
     """Read a dictionary written by `torch.save`, in either format.
 
     The file is read by `torch.load(weights_only=True)`. Files that it would pass on to other readers are rejected
@@ -86,6 +86,8 @@ def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
 
     Args:
         device: where the tensors are loaded; "meta" reads shapes but no data.
+        mapped: whether the tensors may be views of the file, whose data is read when it is used. Files of torch before
+            1.6 and compressed files are read at once.
 
     Raises:
         FaceSnapError: the file is missing, damaged or of one of the kinds named above, or refers to anything but plain
@@ -93,7 +95,8 @@ def read_torch(path: Path, device: str = "cpu") -> Mapping[str, Any]:
     """
     try:
         _check_torch_archive(path)
-        options: dict[str, Any] = {"mmap": True} if device == "meta" and _begins(path, _ZIP) else {}
+        maps = _begins(path, _ZIP) and (device == "meta" or (mapped and _is_uncompressed(path)))
+        options: dict[str, Any] = {"mmap": True} if maps else {}
         # A1111 replaces torch.load with a check that returns None for files of torch 2.7 and newer
         content = torch.serialization.load(str(path), map_location=device, weights_only=True, **options)
     except FaceSnapError:
@@ -129,6 +132,11 @@ def _check_torch_archive(path: Path) -> None:
         raise FaceSnapError(f"{path.name} would unpack to an implausible size and was not loaded; download it again.")
     with path.open("rb") as file:  # given a path, torch may not find names with non-ASCII characters on Windows
         _reject_program(path, torch._C.PyTorchFileReader(file).get_all_records())
+
+
+def _is_uncompressed(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _reject_program(path: Path, names: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from facesnap_lab.benchmarks.sampler import (
     CONTROLNET,
     FACESNAP_VARIANTS,
     INSTANTID,
+    INSTANTID_COND_ONLY,
     PLAIN,
     BenchSampler,
     Networks,
@@ -180,10 +181,13 @@ def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
         flops[name] = plain + runs(networks.light if light else networks.ffrnet, -(-steps // interval))
     flops[CONTROLNET] = steps * count(lambda: sampler.controlnet(1))
     flops[INSTANTID] = steps * count(lambda: sampler.instantid(1))
+    adapters = flops[INSTANTID] - flops[CONTROLNET]
+    flops[INSTANTID_COND_ONLY] = plain + adapters + runs(networks.ffrnet, steps)
     controlnet, light = (_gigabytes(network) for network in (networks.controlnet, networks.light))
     adapter = [processor for processor in sampler.adapter.values() if isinstance(processor, nn.Module)]
     projections = sum(parameter.numel() for processor in adapter for parameter in processor.parameters())
     weights = {PLAIN: 0.0, CONTROLNET: controlnet, INSTANTID: controlnet + 2 * projections / 1e9}
+    weights[INSTANTID_COND_ONLY] = weights[INSTANTID]
     weights |= {name: light if is_light else controlnet for name, (is_light, _) in FACESNAP_VARIANTS.items()}
     return {
         name: {"flop_ratio": round(flops[name] / plain, 4), "added_weights_GB": round(weights[name], 3)}
@@ -240,6 +244,12 @@ def as_text(found: dict[str, Any]) -> str:
     head = ["seconds", "relative to plain SDXL", *(["GPU busy, s", "relative to plain SDXL"] if on_gpu else [])]
     head += ["FLOPs relative to plain SDXL, 1024²", "added weights, GB", *(["added peak, GB"] if on_gpu else [])]
     return "\n".join(markdown_table(head, rows))
+
+
+def flops_as_text(counted: dict[str, dict[str, float]]) -> str:
+    """Format the result of `at_full_size` as a Markdown table."""
+    rows = [(name, [f"{row['flop_ratio']:.3f}", str(row["added_weights_GB"])]) for name, row in counted.items()]
+    return "\n".join(markdown_table(["FLOPs relative to plain SDXL, 1024²", "added weights, GB"], rows))
 
 
 def draw_growth(growth: dict[str, dict[str, float]], path: Path) -> None:

@@ -39,6 +39,7 @@ UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 PLAIN = "plain SDXL"
 CONTROLNET = "ControlNet on both rows"
 INSTANTID = "InstantID-style"
+INSTANTID_COND_ONLY = "InstantID-style, conditional rows only"  # `Strength.cond_only`
 FACESNAP_VARIANTS = {  # whether FFRNet is light, and FFRNet's interval
     "FaceSnap": (False, 1),
     "FaceSnap, light": (True, 1),
@@ -113,14 +114,12 @@ class BenchSampler:
         one = Conditioning(network, self.tokens, self.landmarks, Strength(ffrnet_interval=interval), compile=compile)
         regions = [PaintedRegion(column[None]) for column in np.eye(people, dtype=np.float32)]
         conditionings = [replace(one, region=region, tokens=one.tokens + i) for i, region in enumerate(regions)]
-        blended = Residuals([one] if people == 1 else conditionings)
-        cond_rows = [True] * self.pictures + [False] * self.pictures
-        self.draw(steps, lambda x, timesteps: blended.rows(x, timesteps, cond_rows))
+        self.draw(steps, self._residuals([one] if people == 1 else conditionings))
 
     def controlnet(self, steps: int) -> None:
         self.draw(steps, self._controlnet)
 
-    def instantid(self, steps: int) -> None:
+    def instantid(self, steps: int, cond_only: bool = False) -> None:
         unet, text = self.networks.unet, self.text
         before, adapted = (
             unet.attn_processors,
@@ -128,8 +127,9 @@ class BenchSampler:
         )  # a copy, because setting processors empties the dict
         unet.set_attn_processor(adapted)
         self.text = (text, [self.tokens.expand(len(text), -1, -1)])
+        one = Conditioning(self.networks.ffrnet, self.tokens, self.landmarks, Strength(cond_only=True), text_free=False)
         try:
-            self.draw(steps, self._controlnet)
+            self.draw(steps, self._residuals([one]) if cond_only else self._controlnet)
         finally:
             unet.set_attn_processor(before)
             self.text = text
@@ -141,6 +141,18 @@ class BenchSampler:
     @cached_property
     def adapter(self) -> dict[str, nn.Module]:
         return adapter_processors(self.networks.unet)
+
+    def _residuals(self, people: Sequence[Conditioning]) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
+        """FaceSnap's residuals for both rows of each picture, as the hosts request them."""
+        blended = Residuals(people)
+        y = self.random(2 * self.pictures, self.networks.ffrnet.config.adm_dim)
+        is_cond, images = [True] * self.pictures + [False] * self.pictures, [*range(self.pictures)] * 2
+
+        def residuals(x: Tensor, timesteps: Tensor) -> Sequence[Tensor]:
+            blended.begin_evaluation()
+            return blended.rows(x, timesteps, is_cond, y, images=images, announced=True) or []
+
+        return residuals
 
     def _controlnet(self, x: Tensor, timesteps: Tensor) -> list[Tensor]:
         tokens, landmark_images = self.tokens.expand(len(x), -1, -1), self.landmark_image.expand(len(x), -1, -1, -1)
@@ -166,6 +178,7 @@ class BenchSampler:
             **own,
             CONTROLNET: lambda: self.controlnet(steps),
             INSTANTID: lambda: self.instantid(steps),
+            INSTANTID_COND_ONLY: lambda: self.instantid(steps, cond_only=True),
         }
 
 

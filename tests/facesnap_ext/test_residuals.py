@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facesnap_ext import residuals as residuals_module
-from facesnap_ext.conditioning import Conditioning, ffrnets
+from facesnap_ext.conditioning import Conditioning, Placement, ffrnets
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.networks import unet_rows
 from facesnap_ext.regions import PaintedRegion
 from facesnap_ext.residuals import Residuals, landmark_image
 from facesnap_ext.settings.script_args import from_script_args
@@ -53,6 +54,8 @@ def test_each_row_gets_the_residuals_it_would_get_alone(images, data, cond_only,
             sides = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
             y = torch.randn(len(rows), tiny.ADM, generator=g)
             got = residuals.rows(latents[rows], timesteps[rows], sides, y)
+            assert (got is None) == (cond_only and not any(sides))
+            got = got or [torch.zeros(1, 1, 1, 1)] * 10
             for i, (row, is_cond) in enumerate(zip(rows, sides)):
                 own_y = None if text_free else y[i : i + 1]
                 reference = alone(conditioning, latents[row : row + 1], timesteps[row : row + 1], own_y)
@@ -349,7 +352,7 @@ def test_rows_that_arrive_one_by_one_run_once_each(runs):
 
 def test_residuals_of_tiles_are_kept_only_up_to_a_limit(runs):
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
-    x, t = inputs(residuals_module.MAX_ROWS + 1)
+    x, t = inputs(unet_rows.MAX_ROWS + 1)
     for row in range(len(x)):
         residuals.rows(x[[row]], t[:1], [True])
     kept = residuals._runners[0]._current
@@ -364,7 +367,7 @@ def test_residuals_of_tiles_are_kept_only_up_to_a_limit(runs):
 def test_a_batch_of_any_size_runs_once_for_both_sides(runs):
     """This includes hosts that send conditional and unconditional rows one after the other."""
     residuals = Residuals((tiny.conditioning(network=NETWORK),))
-    x, t = inputs(residuals_module.MAX_ROWS + 4)
+    x, t = inputs(unet_rows.MAX_ROWS + 4)
     for side in (True, False):
         residuals.rows(x, t, [side] * len(x))
     assert runs == [len(x)]
@@ -422,3 +425,63 @@ def test_between_runs_each_image_keeps_its_residuals_however_rows_are_grouped(da
     for row, residual in second.items():
         candidates = [reference(row, step) for step in (0, 1)]
         assert any(torch.allclose(residual, one, atol=1e-4, rtol=1e-4) for one in candidates)
+
+
+NOWHERE = PaintedRegion(np.float32([[1, 0]]), window=(0.75, 0.0, 0.2, 1.0))  # hires fix has cut off the person's half
+HERE = Placement(tiny.landmarks(), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "run"),
+    [
+        ({"cond_only": True}, [0, 1]),
+        ({"cond_only": True, "text_free": False}, [0, 1]),
+        ({"text_free": False}, [0, 1, 2, 3]),
+        ({"placements": (None, HERE)}, [1]),
+        ({"placements": (None, HERE), "text_free": False}, [1, 3]),
+        ({"placements": (HERE, replace(HERE, region=NOWHERE)), "cond_only": True}, [0]),
+        ({"region": NOWHERE}, []),
+        ({"placements": (None, None)}, []),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("announced", [True, False], ids=["announced", "by value"])
+def test_ffrnet_runs_only_for_rows_with_the_person(runs, announced, changes, run):
+    """In the other rows, the residuals are zero. Those that remain are the same to the bit as in a call without the
+    other rows."""
+    conditioning = tiny.conditioning(network=NETWORK, **changes)
+    x, timesteps = inputs(2)
+    y = torch.randn(4, tiny.ADM, generator=torch.Generator().manual_seed(1))
+    images, sides = [0, 1, 0, 1], [True, True, False, False]
+
+    def residuals_of(rows):
+        residuals = Residuals((conditioning,))
+        residuals.begin_evaluation()
+        chosen = [images[row] for row in rows]
+        return residuals.rows(
+            x[chosen], timesteps[chosen], [sides[row] for row in rows], y[rows], None, chosen, announced=announced
+        )
+
+    got = residuals_of(range(4))
+    assert sum(runs) == len(run)
+    if not run:
+        assert got is None
+        return
+    both_sides = not conditioning.strength.cond_only
+    acting = [row for row in range(4) if images[row] in [images[i] for i in run] and (both_sides or sides[row])]
+    for residual, alone_now in zip(got, residuals_of(acting)):
+        assert torch.equal(residual[acting], alone_now.expand(len(acting), -1, -1, -1))
+        assert all((residual[row] == 0).all() for row in range(4) if row not in acting)
+
+
+def test_announced_rows_of_an_image_share_a_run_without_being_compared(runs, monkeypatch):
+    monkeypatch.setattr(unet_rows, "_find", None)
+    residuals = Residuals((tiny.conditioning(network=NETWORK),))
+    x, timesteps = inputs(2)
+    for _ in range(2):  # equal timesteps, as with samplers that repeat a step
+        residuals.begin_evaluation()
+        for call in ([0, 1], [1], [0, 0, 1]):
+            sides = [True] * len(call)
+            got = residuals.rows(x[call], timesteps[call], sides, images=call, announced=True)
+            assert got[0].shape[0] in (1, len(call))
+    assert runs == [2, 2]

@@ -72,3 +72,9 @@ def inputs(rows: int, size: tuple[int, int] = (16, 16), seed: int = 2) -> tuple[
     x = torch.randn(rows, 4, *size, generator=g)
     timesteps = torch.randint(0, 1000, (rows,), generator=g).float()
     return x, timesteps, torch.randn(rows, 77, tiny.CONTEXT, generator=g), torch.randn(rows, tiny.ADM, generator=g)
+
+
+def both_sides(size: tuple[int, int] = (16, 16)) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the inputs of an image's conditional and unconditional row, which share latent and timestep."""
+    x, timesteps, context, y = inputs(2, size)
+    return x[[0, 0]], timesteps[[0, 0]], context, y

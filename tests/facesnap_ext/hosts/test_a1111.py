@@ -18,7 +18,7 @@ from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.hosts.unet import skip_widths
 from facesnap_ext.networks.ffrnet import FFRNet
 from tests.support import tiny
-from tests.support.ldm_unet import inputs, ldm_unet, reference_walk, resized
+from tests.support.ldm_unet import both_sides, inputs, ldm_unet, reference_walk, resized
 from tests.support.units import changed
 
 
@@ -65,11 +65,14 @@ def hooks_of(unet: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
 
 
-def announce(job: Job, x: Tensor, cond_rows: int, step: int = 0, total: int = 4) -> None:
+def announce(job: Job, x: Tensor, cond_rows: int, step: int = 0, total: int = 4, sigma: Tensor | None = None) -> None:
     """Do what the host does before each evaluation."""
-    denoiser = SimpleNamespace(p=job, step=step, total_steps=total)
+    images = max(1, len(x) - cond_rows)
+    cond = SimpleNamespace(batch=[[None] * (cond_rows // images)] * images)
+    sampler = SimpleNamespace(sampler_extra_args={"cond": cond})
+    denoiser = SimpleNamespace(p=job, step=step, steps=total, total_steps=total, sampler=sampler)
     text_cond = torch.empty(cond_rows, 77, tiny.CONTEXT)
-    a1111.on_cfg_denoiser(SimpleNamespace(x=x, text_cond=text_cond, denoiser=denoiser))
+    a1111.on_cfg_denoiser(SimpleNamespace(x=x, sigma=sigma, text_cond=text_cond, denoiser=denoiser))
 
 
 @torch.no_grad()
@@ -139,6 +142,16 @@ def test_each_row_gets_its_own_residuals_in_every_grouping(unet, grouping, peopl
         announce(job, x, cond, step)
         for rows in calls:
             torch.testing.assert_close(call(unet, x, timesteps, context, y, rows), expected[rows], atol=1e-4, rtol=1e-4)
+
+
+def test_the_parts_of_the_prompts_map_rows_to_images_and_values_do_only_if_the_parts_are_unknown():
+    latents = torch.randn(3, 4, 2, 2)
+    parts = [2, 1, 3]
+    expected = [0, 0, 1, 2, 2, 2, 0, 1, 2]
+    assert a1111.images_of_rows(latents[expected], 6) == expected
+    equal = latents[[0] * 9]  # the values do not tell the images apart
+    assert a1111.images_of_rows(equal, 6, parts) == expected
+    assert a1111.images_of_rows(latents[expected], 6, [2, 1]) == expected
 
 
 def test_ffrnet_runs_once_per_image_and_step(unet, monkeypatch):
@@ -226,7 +239,7 @@ SHRINKS = {
 @pytest.mark.parametrize("kind", SHRINKS)
 def test_residuals_take_the_size_of_what_they_are_added_to(unet, resizing_cat, kind, people):
     """Deep shrink wraps blocks during a part of sampling, and a failed job leaves them wrapped."""
-    conditionings, job, args = tiny.PEOPLE[people](), Job(unet), inputs(2)
+    conditionings, job, args = tiny.PEOPLE[people](), Job(unet), both_sides()
     before = hooks_of(unet)
     expected = expected_output(unet, conditionings, *args, 1)
     try:

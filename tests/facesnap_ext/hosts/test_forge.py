@@ -127,10 +127,11 @@ def load(unet: nn.Module, reforge: bool = False, is_sdxl: bool = True) -> Loaded
     )
 
 
-def announce(job, x: Tensor, progress: float) -> None:
-    """Do what the host does before each evaluation."""
-    denoiser = SimpleNamespace(p=job, step=round(100 * progress), total_steps=100)
-    forge.on_cfg_denoiser(SimpleNamespace(x=x, denoiser=denoiser))
+def announce(job, x: Tensor, progress: float, parts: int = 1, sigma: Tensor | None = None) -> None:
+    """Do what the host does before each evaluation of images [N, C, h, w] whose prompts have this number of parts."""
+    sampler = SimpleNamespace(sampler_extra_args={"cond": SimpleNamespace(batch=[[None] * parts] * len(x))})
+    denoiser = SimpleNamespace(p=job, step=round(100 * progress), steps=100, total_steps=100, sampler=sampler)
+    forge.on_cfg_denoiser(SimpleNamespace(x=x, sigma=sigma, denoiser=denoiser))
 
 
 @torch.no_grad()
@@ -148,7 +149,8 @@ def sample_once(
     Args:
         calls: the chunks of each UNet call as (cond_or_uncond, first row). A chunk has one row per image.
     """
-    announce(job, x[: len(sigmas)], progress)
+    parts = sum(side == 0 for chunks in calls for side, _ in chunks)
+    announce(job, x[: len(sigmas)], progress, parts, sigmas)
     patcher = job.sd_model.forge_objects.unet
     model = patcher.model
     for control in patcher.list_controlnets():
@@ -314,6 +316,28 @@ def test_it_adds_to_the_hosts_controlnets_before_and_after_it(unet, order):
     assert job.sd_model.forge_objects.unet.controlnet_linked_list.inference_memory_requirements(None) == 77
 
 
+@pytest.mark.parametrize("people", tiny.PEOPLE)
+def test_further_calls_of_an_extension_get_the_residuals_of_their_own_latents(unet, people):
+    """Self-attention guidance calls the UNet again with blurred latents, as if they were conditional rows. Perturbed
+    attention guidance repeats the conditional rows."""
+    conditionings, job = tiny.PEOPLE[people](), make_job(unet)
+    x, _, context, y = inputs(3)
+    x[1], sigmas = x[0], torch.tensor([2.0])
+    forge.attach(job, conditionings)
+    announce(job, x[:1], 0.0)
+    expected = expected_output(unet, conditionings, x, sigmas.expand(3), context, y, [False, True, True])
+    patcher = job.sd_model.forge_objects.unet
+    patcher.controlnet_linked_list.pre_run(patcher.model, None)
+    for chunks, rows in (([1, 0], [0, 1]), ([0], [2]), ([0], [1]), ([0], [2])):
+        options, t = {"cond_or_uncond": chunks}, sigmas.expand(len(rows))
+        cond = {"y": y[rows], "transformer_options": options}
+        control = patcher.controlnet_linked_list.get_control(x[rows], t, cond, len(chunks))
+        scaled, timesteps = Predictor().calculate_input(t, x[rows]), Predictor().timestep(t)
+        with torch.no_grad():
+            got = forge_walk(unet, scaled, timesteps, context[rows], y[rows], control, options)
+        torch.testing.assert_close(got, expected[rows], atol=1e-4, rtol=1e-4)
+
+
 def kohya_hrfix(block: int, factor: float, after_skip: bool):
     """The patches of Forge's Kohya HRFix, which shrink the features from a given block on."""
 
@@ -365,7 +389,7 @@ def test_rows_that_a_wrapper_of_the_unet_sends_in_parts_get_their_own_residuals(
     x, sigmas = torch.cat([x[:images]] * 3), torch.full((3 * images,), 2.0)
     job = make_job(unet)
     forge.attach(job, conditionings)
-    announce(job, x[:images], 0.0)
+    announce(job, x[:images], 0.0, 2)
     patcher = job.sd_model.forge_objects.unet
     patcher.controlnet_linked_list.pre_run(patcher.model, None)
     options = {"cond_or_uncond": sides}

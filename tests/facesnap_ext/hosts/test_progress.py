@@ -54,7 +54,7 @@ def progress_of(sampler: str, steps: int = 20, skipped: int = 0, evaluations_per
     schedule = karras(steps + skipped)[skipped:]
     host = SimpleNamespace(func=steps_of(sampler), get_sigmas=lambda p, n: torch.tensor(karras(n)))
     p = SimpleNamespace(sampler=host, steps=steps)
-    measure, found = Progress(), []
+    measure, found = Progress([Strength(end=0.5)]), []
     for step, sigma in enumerate(evaluations(sampler, schedule)):
         denoiser = SimpleNamespace(step=step, steps=steps, total_steps=steps * evaluations_per_step)
         found.append(measure.at(p, SimpleNamespace(denoiser=denoiser, sigma=torch.full((2,), sigma))))
@@ -97,7 +97,7 @@ def test_a_pass_of_img2img_is_measured_from_its_own_beginning(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     schedule = karras(40)[20:]
     host = SimpleNamespace(func=steps_of("euler"), get_sigmas=lambda p, n: torch.tensor(karras(n)))
-    measure, found = Progress(), []
+    measure, found = Progress([Strength(end=0.5)]), []
     for step, sigma in enumerate(sigma for sigma in schedule[:-1] for _ in range(3)):
         denoiser = SimpleNamespace(step=step, steps=20, total_steps=20)
         p = SimpleNamespace(sampler=host, steps=40, init_images=[None])
@@ -114,7 +114,7 @@ def test_a_pass_of_img2img_is_measured_from_its_own_beginning(monkeypatch):
     ],
 )
 def test_without_a_schedule_that_fits_the_evaluations_are_counted(sampler):
-    measure = Progress()
+    measure = Progress([Strength(end=0.5)])
     p = SimpleNamespace(sampler=sampler, steps=3)
     for step in range(3):
         denoiser = SimpleNamespace(step=step, steps=3, total_steps=3)

@@ -346,6 +346,28 @@ def test_torch_files_of_both_formats_are_read(tmp_path: Path, zipped: bool) -> N
     assert all(torch.equal(read["E_flame"][key], tensor) for key, tensor in content["E_flame"].items())
 
 
+@pytest.mark.parametrize("kind", ["stored", "compressed", "before torch 1.6"])
+def test_tensors_may_be_views_of_a_file_unless_it_is_compressed(tmp_path: Path, kind: str) -> None:
+    content = {"a": torch.randn(300, 40), "b": {"c": torch.randn(7).half()}, "t": torch.randn(5, 6).T}
+    path, packed = tmp_path / "weights.bin", tmp_path / "packed.bin"
+    torch.save(content, path, _use_new_zipfile_serialization=kind != "before torch 1.6")
+    if kind == "compressed":
+        with zipfile.ZipFile(path) as plain, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            for entry in plain.namelist():
+                archive.writestr(entry, plain.read(entry))
+        path = packed
+    read = read_torch(path, mapped=True)
+    assert torch.equal(read["a"], content["a"])
+    assert torch.equal(read["b"]["c"], content["b"]["c"])
+    assert torch.equal(read["t"], content["t"])
+    if sys.platform != "linux":  # only Linux lists a process's views of files
+        return
+    address = read["a"].data_ptr()
+    regions = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    inside = any(int(low, 16) <= address < int(high, 16) for low, high in (region[0].split("-") for region in regions))
+    assert inside == (kind == "stored")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_nothing_in_a_torch_file_is_executed(tmp_path: Path, zipped: bool) -> None:
     created = tmp_path / "created"

@@ -10,7 +10,15 @@ from PIL import Image
 
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_lab.benchmarks import bench as benchmarks
-from facesnap_lab.benchmarks.sampler import CONTROLNET, FACESNAP_VARIANTS, INSTANTID, PLAIN, BenchSampler, Networks
+from facesnap_lab.benchmarks.sampler import (
+    CONTROLNET,
+    FACESNAP_VARIANTS,
+    INSTANTID,
+    INSTANTID_COND_ONLY,
+    PLAIN,
+    BenchSampler,
+    Networks,
+)
 from facesnap_lab.cli.main import main
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -33,7 +41,9 @@ def test_flops_at_sdxl_size(full):
     assert ratios["FaceSnap"] == pytest.approx(1.217, abs=0.002)
     assert ratios[CONTROLNET] - 1 == pytest.approx(2 * (ratios["FaceSnap"] - 1), rel=0.03)  # embeds landmarks each step
     assert ratios[INSTANTID] > ratios[CONTROLNET]
-    assert ratios["FaceSnap, light"] < 1.11
+    assert ratios[INSTANTID] == pytest.approx(1.445, abs=0.002)
+    assert ratios[INSTANTID_COND_ONLY] < 1.23
+    assert ratios["FaceSnap, light"] == pytest.approx(1.10, abs=0.002)
     for name, (light, interval) in FACESNAP_VARIANTS.items():
         if interval == 2:
             every_step = ratios["FaceSnap, light" if light else "FaceSnap"]
@@ -65,6 +75,7 @@ def test_ffrnet_runs_once_per_image_and_interval(networks, monkeypatch):
         **{name: [2] * (4 // interval) for name, (_, interval) in FACESNAP_VARIANTS.items()},
         CONTROLNET: [],
         INSTANTID: [],
+        INSTANTID_COND_ONLY: [2] * 4,
     }
     runs.clear()
     BenchSampler(networks, 64).facesnap(2, people=3)
@@ -99,7 +110,17 @@ def test_command_prints_a_table_or_json_and_plots_growth(full, monkeypatch, caps
     picture = tmp_path / "deep" / "growth.png"
     assert main(["bench", "--repeats", "1", "--steps", "2", "--json", "--growth", str(picture)]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found["methods"]) == list(found["at_full_size"]) == [PLAIN, *FACESNAP_VARIANTS, CONTROLNET, INSTANTID]
+    assert (
+        list(found["methods"])
+        == list(found["at_full_size"])
+        == [
+            PLAIN,
+            *FACESNAP_VARIANTS,
+            CONTROLNET,
+            INSTANTID,
+            INSTANTID_COND_ONLY,
+        ]
+    )
     assert all(row["seconds"] > 0 for row in found["methods"].values())
     assert found["methods"][PLAIN]["ratio"] == 1
     assert 0 < found["preparation"]["again"] < found["preparation"]["first"]
@@ -112,6 +133,16 @@ def test_command_prints_a_table_or_json_and_plots_growth(full, monkeypatch, caps
     assert Image.open(picture).width > 1000
     table = benchmarks.as_text(found).splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {name}" for name in found["methods"]]
+
+
+def test_flops_alone_are_printed_without_timing(full, monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks, "at_full_size", lambda steps: full)
+    monkeypatch.setattr(benchmarks, "take_turns", None)
+    assert main(["bench", "--flops", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"at_full_size": full}
+    assert main(["bench", "--flops"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == [f"| {name}" for name in full]
 
 
 def test_more_references_cost_little_compared_with_an_image():
