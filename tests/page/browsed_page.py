@@ -67,7 +67,7 @@ class Page:
         self.errors: list[str] = []  # from scripts and the console
         self.page = browser.new_page(viewport={"width": width, "height": 1600}, **options)
         self.page.set_default_timeout(TIMEOUT)
-        self.page.on("pageerror", lambda error: self.errors.append(error.stack or str(error)))
+        self.page.on("pageerror", self._error)
         self.page.on("console", self._console)
         # answer requests for fonts and analytics without the network
         self.page.route(lambda address: not address.startswith(url), lambda route: route.fulfill(status=200, body=""))
@@ -85,7 +85,13 @@ class Page:
         if message.type == "error":
             self.errors.append(f"{message.text} {message.location.get('url', '')}")
 
+    def _error(self, error: Any) -> None:
+        self.errors.append(error.stack or str(error))
+
     def close(self) -> None:
+        """Close the page. Requests that this aborts are not errors."""
+        self.page.remove_listener("pageerror", self._error)
+        self.page.remove_listener("console", self._console)
         self.page.close()
 
     def at(self, control: str, part: str = "") -> Any:
@@ -98,7 +104,7 @@ class Page:
         """Enable FaceSnap, which also opens the accordion, or disable it."""
         self.at("enable", "input").set_checked(on)
         if on:
-            self.at("status").wait_for()
+            self.at("references").wait_for()
 
     def open(self, *accordions: str) -> None:
         for name in accordions:
