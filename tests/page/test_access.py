@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.page.browsed_page import FACESNAP, Page
+from tests.page.browsed_page import FACESNAP, SECOND, Page
 from tests.page.test_page import ADA, NO_FACE, photo
 from tests.page.test_photos import press, wait_for_cards
 
@@ -98,12 +98,24 @@ def test_axe_finds_nothing_with_all_model_files(page: Page) -> None:
     page.wait_for_text("people_report", "Deleted:")
 
 
+def choose_files_by_keyboard(page: Page) -> None:
+    """Press Enter on the area for photos, once the lists are read that are drawn anew when the accordion opens."""
+    from playwright.sync_api import TimeoutError as NoChooserError
+
+    for _ in range(10):
+        page.at("references", "input[type=file]").locator("..").focus()
+        try:
+            with page.page.expect_file_chooser(timeout=5 * SECOND):
+                page.page.keyboard.press("Enter")
+            return
+        except NoChooserError:
+            continue
+    pytest.fail("Enter does not open the file chooser")
+
+
 def test_the_keyboard_reaches_every_control(page: Page) -> None:
     page.enable()
-    page.page.wait_for_timeout(1000)  # for gradio 3's elements to be made reachable
-    page.at("references", "input[type=file]").locator("..").focus()
-    with page.page.expect_file_chooser():
-        page.page.keyboard.press("Enter")
+    choose_files_by_keyboard(page)
     page.upload("references", photo(ADA))
     page.choose("pose", "sliders")
     page.choose("expression_source", "driving")
