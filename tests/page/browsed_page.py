@@ -82,11 +82,13 @@ class Page:
         self.page.add_style_tag(content=(ROOT / "style.css").read_text(encoding="utf-8"))
 
     def _console(self, message: Any) -> None:
-        if message.type == "error":
+        if message.type == "error" and not message.text.startswith("AbortError: signal is aborted"):
             self.errors.append(f"{message.text} {message.location.get('url', '')}")
 
     def _error(self, error: Any) -> None:
-        self.errors.append(error.stack or str(error))
+        text = error.stack or str(error)
+        if not text.startswith("AbortError: signal is aborted"):  # gradio 4's requests when a page is left
+            self.errors.append(text)
 
     def close(self) -> None:
         """Close the page. Requests that this aborts are not errors."""
