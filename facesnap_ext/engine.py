@@ -215,7 +215,7 @@ class Engine:
         return examine([(photo, encoders.faces(photo)) for photo in photos], face_index, batch)
 
     def image_classifier(self) -> ImageClassifier | None:
-        """The installed image classifier; None if there is none.
+        """The installed image classifier; None if no classifier is installed.
 
         Raises:
             FaceSnapError: it cannot be used; see `load_classifier`.
@@ -234,11 +234,12 @@ class Engine:
         installed = files.face_pack
         measured: list[float | None] = []
         for number, person in enumerate(people):
-            face = None
-            if person.embeddings is not None:
-                files.face_pack = person.face_pack or installed
-                face = match_faces(self.encoders(files).faces(image), places)[number]
-            measured.append(None if face is None or person.embeddings is None else likeness(face, person.embeddings))
+            if person.embeddings is None:
+                measured.append(None)
+                continue
+            files.face_pack = person.face_pack or installed
+            face = match_faces(self.encoders(files).faces(image), places)[number]
+            measured.append(None if face is None else likeness(face, person.embeddings))
         return measured
 
     def preview(

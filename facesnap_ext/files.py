@@ -65,6 +65,20 @@ def user_write(path: Path, private: bool = False) -> Iterator[Path]:
         ) from error
 
 
+def user_delete(path: Path) -> None:
+    """Delete a file at the user's request.
+
+    Raises:
+        FaceSnapError: the file cannot be deleted.
+    """
+    try:
+        path.unlink()
+    except OSError as error:
+        raise FaceSnapError(
+            f"{path} cannot be deleted ({reason_of(error)}); check your write permission for the folder."
+        ) from error
+
+
 def sha256(*paths: Path) -> str:
     """Return the SHA-256 of the concatenated contents of files, in hexadecimal; large files are read in blocks."""
     digest = hashlib.sha256()

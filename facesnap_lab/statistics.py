@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,3 +50,10 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
         random_state=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(mean, float(interval.low), float(interval.high))
+
+
+def rounded_interval(values: np.ndarray | Sequence[float], digits: int) -> list[float | None]:
+    """Return mean, low and high of `bootstrap` over the values that are not NaN, rounded."""
+    known = np.asarray(values, np.float64)
+    found = bootstrap(known[~np.isnan(known)])
+    return [None if value is None else round(value, digits) for value in (found.mean, found.low, found.high)]

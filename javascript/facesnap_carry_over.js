@@ -35,12 +35,12 @@ async function facesnapCarryOver() {
         control(to, "reference_mode", `input[value="${mode}"]`)?.click();
         const person = control(from, "identity", "input")?.value;
         if (person) to.send({do: "choose", name: person});
-        const files = await Promise.all([...from.element("references").querySelectorAll("a[href]")].map(facesnapFileOf));
+        const files = await facesnapFilesOf(from.element("references"));
         if (files.length) await facesnapChangePhotos(to.element("references"), to.element("seen"), () => files);
         const driving = control(from, "driving", "img"), input = control(to, "driving", "input[type=file]");
         if (!driving || !input) continue;
         const transfer = new DataTransfer();
-        transfer.items.add(await facesnapFileOf({href: driving.src, getAttribute: () => "driving.png"}));
+        transfer.items.add(await facesnapFileOf(driving.src, "driving.png"));
         input.files = transfer.files;
         input.dispatchEvent(new Event("change", {bubbles: true}));
     }

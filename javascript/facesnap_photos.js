@@ -94,7 +94,7 @@ function facesnapChangePhotos(block, cards, change) {
 // caused by clearing. This is why the function waits after clearing, and retries with longer waits.
 async function facesnapReplacePhotos(block, cards, change) {
     const links = () => [...block.querySelectorAll("a[href]")];
-    const existing = await Promise.all(links().map(facesnapFileOf));
+    const existing = await facesnapFilesOf(block);
     const transfer = new DataTransfer();
     for (const file of change(existing)) transfer.items.add(file);
     const copy = cards.cloneNode(true);
@@ -122,10 +122,15 @@ async function facesnapReplacePhotos(block, cards, change) {
     }
 }
 
-// The file that a link leads to.
-async function facesnapFileOf(link, i) {
-    const blob = await (await fetch(link.href)).blob();
-    return new File([blob], link.getAttribute("download") || `photo${i}.png`, {type: blob.type});
+// The files that a file component holds.
+function facesnapFilesOf(block) {
+    return Promise.all([...block.querySelectorAll("a[href]")].map(
+        (link, i) => facesnapFileOf(link.href, link.getAttribute("download") || `photo${i}.png`)));
+}
+
+async function facesnapFileOf(url, name) {
+    const blob = await (await fetch(url)).blob();
+    return new File([blob], name, {type: blob.type});
 }
 
 // Wait until `find` returns a truthy value, for at most this many seconds, and return its last value.

@@ -81,7 +81,7 @@ class Script(scripts.Script):
     def accordion(self):
         files = model_files()
         identities = sorted(find_identities(files.folder))
-        people = range(1, int(getattr(shared.opts, "facesnap_people", PEOPLE)) + 1)
+        people = range(1, int(results.option("people", PEOPLE)) + 1)
         components = []
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
             needed = starter.missing(files)
@@ -173,54 +173,41 @@ class Script(scripts.Script):
 
 
 def add_settings():
-    section = ("facesnap", "FaceSnap")
-    people = shared.OptionInfo(
-        PEOPLE, "People in one image", gr.Slider, {"minimum": 1, "maximum": 4, "step": 1}, section=section
-    )
-    shared.opts.add_option("facesnap_people", people.needs_reload_ui())
-    likeness = shared.OptionInfo(False, "Measure the likeness of each image to each person", section=section)
-    shared.opts.add_option(
-        "facesnap_likeness",
-        likeness.info("shown below the images and written into infotext; takes about a second per image"),
-    )
-    order = shared.OptionInfo(False, "Order a batch's images by likeness, best first", section=section)
-    shared.opts.add_option(
-        "facesnap_best_first",
-        order.info("with several people, by the lowest likeness; not in scripts that depend on the order"),
-    )
-    keep = shared.OptionInfo(
-        0,
-        "Keep only the best images of each batch, by likeness",
-        gr.Slider,
-        {"minimum": 0, "maximum": 32, "step": 1},
-        section=section,
-    )
-    shared.opts.add_option(
-        "facesnap_keep_best",
-        keep.info(
+    option = partial(shared.OptionInfo, section=("facesnap", "FaceSnap"))
+    options = {
+        "people": option(
+            PEOPLE, "People in one image", gr.Slider, {"minimum": 1, "maximum": 4, "step": 1}
+        ).needs_reload_ui(),
+        "likeness": option(False, "Measure the likeness of each image to each person").info(
+            "shown below the images and written into infotext; takes about a second per image"
+        ),
+        "best_first": option(False, "Order a batch's images by likeness, best first").info(
+            "with several people, by the lowest likeness; not in scripts that depend on the order"
+        ),
+        "keep_best": option(
+            0,
+            "Keep only the best images of each batch, by likeness",
+            gr.Slider,
+            {"minimum": 0, "maximum": 32, "step": 1},
+        ).info(
             "number of images to keep from each batch, or for each photo if there is one image per photo; 0 keeps all; "
             "the others are neither shown nor saved, and images are saved only at the end of the job"
         ),
-    )
-    strip = shared.OptionInfo(False, "Add an image that shows the reference photo beside the result", section=section)
-    shared.opts.add_option("facesnap_strip", strip.info("shown, but not saved"))
-    check = shared.OptionInfo(True, "Blur images that the image classifier rejects", section=section)
-    shared.opts.add_option(
-        "facesnap_check",
-        check.info("only if there is an image classifier in the model folder; see docs/responsible-use.md"),
-    )
-    names = shared.OptionInfo(True, "Write the names of saved people into infotext", section=section)
-    shared.opts.add_option(
-        "facesnap_identity_names",
-        names.info(
+        "strip": option(False, "Add an image that shows the reference photo beside the result").info(
+            "shown, but not saved"
+        ),
+        "check": option(True, "Blur images that the image classifier rejects").info(
+            "only if there is an image classifier in the model folder; see docs/responsible-use.md"
+        ),
+        "identity_names": option(True, "Write the names of saved people into infotext").info(
             "if off, images do not reveal whom they show, and the saved person has to be chosen again after pasting"
         ),
-    )
-    compiling = shared.OptionInfo(False, "Compile FFRNet", section=section)
-    shared.opts.add_option(
-        "facesnap_compile",
-        compiling.info("somewhat faster if Triton is installed; the first image of each size takes longer"),
-    )
+        "compile": option(False, "Compile FFRNet").info(
+            "somewhat faster if Triton is installed; the first image of each size takes longer"
+        ),
+    }
+    for name, info in options.items():
+        shared.opts.add_option(f"facesnap_{name}", info)
 
 
 def add_routes(demo, app):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from facesnap_ext import __version__
-from facesnap_ext.errors import FaceSnapError, printable
-from facesnap_ext.files import reason_of, user_write
+from facesnap_ext.errors import FaceSnapError, printable, reason_of
+from facesnap_ext.files import user_delete, user_write
 from facesnap_ext.landmarks.poses import TEMPLATES, Pose
 from facesnap_ext.settings.unit import from_values, short_repr
 from facesnap_ext.weights.identity_file import safe_name
@@ -99,13 +99,7 @@ def delete_pose(models: Path, name: str) -> None:
     Raises:
         FaceSnapError: there is no such pose, or its file cannot be deleted.
     """
-    path = choose_pose(models, name)
-    try:
-        path.unlink()
-    except OSError as error:
-        raise FaceSnapError(
-            f"{path} cannot be deleted ({reason_of(error)}); check your write permission for the folder."
-        ) from error
+    user_delete(choose_pose(models, name))
 
 
 def _checked(content: Any) -> dict[str, float]:

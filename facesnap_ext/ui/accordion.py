@@ -21,7 +21,7 @@ from facesnap_ext.settings.unit import RANGES, defaults
 from facesnap_ext.ui import callbacks, people, reference_photos, settings_html
 from facesnap_ext.ui.markup import data, hidden_text, wording
 from facesnap_ext.ui.settings_html import Ident
-from facesnap_ext.ui.uploads import accept_only_uploads
+from facesnap_ext.ui.uploads import photo_files
 from facesnap_ext.weights.catalogue import Part
 from facesnap_ext.weights.face_pack import pack_files
 from facesnap_ext.weights.model_files import ModelFiles
@@ -37,8 +37,6 @@ PART_LABELS = {
     "flame": "FLAME",
     "mediapipe": "MediaPipe's landmarks",
 }
-
-
 COLUMN_WIDTH = 220  # pixels; narrower columns are placed below each other
 
 
@@ -111,17 +109,6 @@ def person_controls(
     return [controls[name] for name in UI_ORDER]
 
 
-def _radio(
-    controls: Controls, ident: Ident, name: str, label: str, choices: Sequence[Any], value: str, **options: Any
-) -> None:
-    controls[name] = gr.Radio(choices, value=value, label=label, elem_id=ident(name), **options)
-
-
-def _labelled(names: Sequence[str], labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Choices in gradio's format: pairs of label and value."""
-    return [(labels[name], name) for name in names]
-
-
 def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> None:
     gr.HTML(settings_html.pose(ident), elem_id=ident("pose_part"))
     with gr.Accordion(
@@ -141,16 +128,7 @@ def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> No
         controls["driving_face_index"] = gr.Number(
             0, label="Face index in the driving photo (0 = largest)", precision=0, elem_id=ident("driving_face_index")
         )
-        controls["driving_more"] = accept_only_uploads(
-            gr.File(
-                label="More driving photos (one image per photo)",
-                file_count="multiple",
-                file_types=["image"],
-                type="binary",
-                height=120,
-                elem_id=ident("driving_more"),
-            )
-        )
+        controls["driving_more"] = photo_files("More driving photos (one image per photo)", ident("driving_more"))
     with gr.Row(equal_height=False, elem_classes="facesnap-when-saved"):
         controls["saved_pose"] = gr.Dropdown(poses, value="", label="Saved pose", elem_id=ident("saved_pose"))
         controls["delete_pose"] = gr.Button("Delete pose", size="sm", elem_id=ident("delete_pose"))

@@ -16,7 +16,7 @@ from facesnap_ext.settings.script_args import read_photo
 from facesnap_ext.settings.unit import REFERENCE_MODES
 from facesnap_ext.ui.markup import problem
 from facesnap_ext.ui.photo_cards import Card, cards_html
-from facesnap_ext.ui.uploads import accept_only_uploads
+from facesnap_ext.ui.uploads import photo_files
 
 MODE_LABELS = {"fused": "fused", "averaged": "averaged", "batch": "one image per photo (batch)"}
 
@@ -31,17 +31,7 @@ def add_controls(controls: dict[str, Any], ident: Callable[[str], str]) -> None:
         controls: the person's components by name, to which these are added.
         ident: makes an element id from a name.
     """
-    controls["references"] = accept_only_uploads(
-        gr.File(
-            label="Reference photos",
-            file_count="multiple",
-            file_types=["image"],
-            type="binary",
-            height=120,
-            elem_id=ident("references"),
-            elem_classes="facesnap-photos",
-        )
-    )
+    controls["references"] = photo_files("Reference photos", ident("references"), elem_classes="facesnap-photos")
     controls["seen"] = gr.HTML(elem_id=ident("seen"), elem_classes=["facesnap-seen", "facesnap-report"])
     controls["face_index"] = gr.Number(
         0, label="Face index", precision=0, elem_id=ident("face_index"), elem_classes="facesnap-hidden"

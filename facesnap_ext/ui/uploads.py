@@ -13,6 +13,23 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import NamedFile, file_title
 
 
+def photo_files(label: str, elem_id: str, **options: Any) -> Any:
+    """Create a component for several photos that accepts only uploads. `options` are those of `gr.File`."""
+    import gradio as gr
+
+    return accept_only_uploads(
+        gr.File(
+            label=label,
+            file_count="multiple",
+            file_types=["image"],
+            type="binary",
+            height=120,
+            elem_id=elem_id,
+            **options,
+        )
+    )
+
+
 def accept_only_uploads(component: Any) -> Any:
     """Make a `gr.File` for several files pass a list of `NamedFile` to its callbacks, and return it.
 

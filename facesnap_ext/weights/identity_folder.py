@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError, printable, reason_of
-from facesnap_ext.files import state_of
+from facesnap_ext.files import state_of, user_delete
 from facesnap_ext.weights.identity_file import safe_name
 from facesnap_ext.weights.recognise import Kind, recognise_cached, require
 
@@ -72,12 +72,7 @@ def delete_identity(models: Path, name: str) -> Path:
     """
     path = choose_identity(models, name)
     require(path, Kind.IDENTITY, "it is not deleted.")
-    try:
-        path.unlink()
-    except OSError as error:
-        raise FaceSnapError(
-            f"{path} cannot be deleted ({reason_of(error)}); check your write permission for the folder."
-        ) from error
+    user_delete(path)
     return path
 
 

@@ -110,7 +110,8 @@ def list_models(files: ModelFiles) -> list[Role]:
 
 
 def _needed(files: ModelFiles, missing: Mapping[str, str]) -> set[str]:
-    """The roles that every image requires. Without a FaceSnap file, which nobody has published, it is InstantID."""
+    """The roles that every image requires. No FaceSnap file has been published, so InstantID is required if none is
+    installed."""
     pairs = all(isinstance(source, tuple) for source in files.facesnap.values())
     network = "instantid" if pairs else "facesnap"
     return {network, "face_pack", *(("clip",) if files.facesnap and "clip" in missing else ())}

@@ -109,7 +109,7 @@ class Client:
 
 
 def webui_version(infotext: str) -> str:
-    """The version of the WebUI in an infotext; empty if there is none."""
+    """The version of the WebUI in an infotext; empty if the infotext has no version."""
     found = re.search(r"(?:^|, )Version: ([^,\n]+)", infotext)
     return found[1].strip() if found else ""
 

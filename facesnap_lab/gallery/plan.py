@@ -47,7 +47,7 @@ class PlanPhoto:
 
     @cached_property
     def content(self) -> bytes | None:
-        """The content of the image file; None if there is no file.
+        """The content of the image file; None if the file does not exist.
 
         Raises:
             FaceSnapError: it cannot be read, or scikit-image is not installed.

@@ -23,7 +23,7 @@ import numpy as np
 from facesnap_lab.miniature.dataset import SIDE
 from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.world import Person, person, scene
-from facesnap_lab.statistics import bootstrap
+from facesnap_lab.statistics import rounded_interval
 
 Embed = Callable[[np.ndarray], "np.ndarray | None"]
 """Embeds an image [H,W,3] uint8 as a unit vector; None if it has no face."""
@@ -42,7 +42,8 @@ TRAITS = {
 TYPE = ("hair", "skin", "beard", "glasses", "brows")
 """The traits that a look-alike shares with a person."""
 DONORS = 10_000  # number of the first person in the test split whose traits are used for exchanges
-TRIES = 100  # more than enough to find somebody with a different trait: the rarest difference has a share of 1 in 4
+DIGITS = 3  # of shares and cosines
+TRIES = 100  # more than enough to find a person with a different trait: the rarest difference has a share of 1 in 4
 
 
 def exchanged(who: Person, trait: str, donor: int) -> Person:
@@ -52,7 +53,7 @@ def exchanged(who: Person, trait: str, donor: int) -> Person:
         other = person("test", number)
         if _differs(who, other, trait):
             return replace(who, **{name: getattr(other, name) for name in TRAITS[trait]})
-    raise ValueError(f"nobody differs from {who.name} in {trait}")
+    raise ValueError(f"no person differs from {who.name} in {trait}")
 
 
 def look_alike(who: Person, donor: int) -> Person:
@@ -87,17 +88,18 @@ def measure_individual(
         ]
         for name, found in seen.items():
             choices = [_chosen(one, own, other) for one, own, other in zip(found, known, replaced)]
-            traits[name][trait] = _interval(choices)
+            traits[name][trait] = rounded_interval(choices, DIGITS)
     result["forced_choice"] = traits
     for name, found in seen.items():
-        result[f"identified_{name}"] = _interval([_identified(one, known, i) for i, one in enumerate(found)])
+        identified = [_identified(one, known, i) for i, one in enumerate(found)]
+        result[f"identified_{name}"] = rounded_interval(identified, DIGITS)
     alike = [embed(_photo(look_alike(who, DONORS + TRIES * i), 2)) for i, who in enumerate(people)]
     own = [_cosine(one, reference) for one, reference in zip(seen["pictures"], known)]
     theirs = [_cosine(one, reference) for one, reference in zip(alike, known)]
-    result["likeness_pictures"] = _interval(own)
-    result["likeness_look_alike"] = _interval(theirs)
-    result["above_look_alike"] = _interval(np.subtract(own, theirs))
-    result["closer_than_look_alike"] = _interval([float(a > b) for a, b in zip(own, theirs)])
+    result["likeness_pictures"] = rounded_interval(own, DIGITS)
+    result["likeness_look_alike"] = rounded_interval(theirs, DIGITS)
+    result["above_look_alike"] = rounded_interval(np.subtract(own, theirs), DIGITS)
+    result["closer_than_look_alike"] = rounded_interval([float(a > b) for a, b in zip(own, theirs)], DIGITS)
     return result
 
 
@@ -136,8 +138,3 @@ def _chosen(picture: np.ndarray | None, own: np.ndarray, other: np.ndarray) -> f
 
 def _identified(picture: np.ndarray | None, known: Sequence[np.ndarray], index: int) -> float:
     return 0.0 if picture is None else float(np.argmax(np.stack(known) @ picture) == index)
-
-
-def _interval(values: Any) -> list[float | None]:
-    found = bootstrap(np.asarray(values, np.float64))
-    return [None if value is None else round(value, 3) for value in (found.mean, found.low, found.high)]

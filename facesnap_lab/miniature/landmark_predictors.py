@@ -31,7 +31,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.identity.job_landmarks import in_output
-from facesnap_ext.landmarks.open_face import fit, predict
+from facesnap_ext.landmarks.open_face import Basis, fit, predict
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
@@ -43,7 +43,7 @@ from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.miniature.world import person, scene
 from facesnap_lab.sheet import Panel, sheet
-from facesnap_lab.statistics import bootstrap
+from facesnap_lab.statistics import rounded_interval
 
 REFERENCE = "DECA and FLAME"
 METHODS = (
@@ -54,6 +54,7 @@ METHODS = (
     "mean face",
     "truth",
 )
+DIGITS = 4  # of the printed figures
 NOISE = 0.02  # standard deviation in x and y, relative to the distance between the eyes
 
 
@@ -91,16 +92,23 @@ def compare(sampler: Sampler, people: int, progress: Callable[[str], None] = pri
     with tempfile.TemporaryDirectory() as folder:
         files = shipped.write_models(Path(folder))
         engine = Engine(lambda: files)
-        encoders = engine.encoders(files)
+        encoders, basis = engine.encoders(files), miniature_heads().basis
         for index in range(people):
-            compared.append(_compare_one(sampler, engine, encoders, judges, index, (index + people // 2) % people))
+            driver = (index + people // 2) % people
+            compared.append(_compare_one(sampler, engine, encoders, basis, judges, index, driver))
             if len(compared) % 10 == 0:
                 progress(f"{len(compared)} of {people}")
     return compared
 
 
 def _compare_one(
-    sampler: Sampler, engine: Engine, encoders: Encoders, judges: dict[str, Judge], index: int, driver: int
+    sampler: Sampler,
+    engine: Engine,
+    encoders: Encoders,
+    basis: Basis,
+    judges: dict[str, Judge],
+    index: int,
+    driver: int,
 ) -> Comparison:
     random = np.random.default_rng([0, index])
     reference, _ = photo("test", index, 0)
@@ -109,7 +117,7 @@ def _compare_one(
     prepared = engine.prepare(Unit(enabled=True, references=photos[:1], driving=photos[1]), SIDE, SIDE)
     prompt = random_prompt(random)
     own = {name: judge.embedding(reference) for name, judge in judges.items()}
-    landmarks = landmarks_by_method(encoders, prepared.references[0], encoders.face(photos[1]), index, driver)
+    landmarks = landmarks_by_method(encoders, basis, prepared.references[0], prepared.driving, index, driver)
     true_points = landmarks["truth"].points
     drawn = {}
     for name, found in landmarks.items():
@@ -126,15 +134,15 @@ def _compare_one(
 
 
 def landmarks_by_method(
-    encoders: Encoders, source: Face, driving: Face, index: int, driver: int
+    encoders: Encoders, basis: Basis, source: Face, driving: Face, index: int, driver: int
 ) -> dict[str, Landmarks]:
     """Return the landmarks in the output image, by method.
 
     Args:
+        basis: the open face model with the mean face of the miniature.
         source, driving: the faces in the person's photo 0 and in the driving person's photo 1.
         index, driver: numbers of the two people in the test split.
     """
-    basis = miniature_heads().basis
     codes = encoders.codes(source)
     detected = [encoders.landmarks(encoders.codes(face).shape, face).points for face in (source, driving)]
     random = np.random.default_rng([1, index])
@@ -182,20 +190,15 @@ def summary(compared: Sequence[Comparison]) -> dict[str, Any]:
         result[method] = {}
         for name, figure in figures.items():
             values, reference = column(method, figure), column(REFERENCE, figure)
-            result[method][name] = _interval(values)
+            result[method][name] = rounded_interval(values, DIGITS)
             if method != REFERENCE:
-                result[method][f"{name}_difference"] = _interval(values - reference)
+                result[method][f"{name}_difference"] = rounded_interval(values - reference, DIGITS)
         result[method]["without_a_face"] = int(np.isnan(column(method, figures["pose_error_degrees"])).sum())
     return result
 
 
 def _likeness(drawn: Drawn, judge: str) -> float:
     return drawn.likeness[judge]
-
-
-def _interval(values: np.ndarray) -> list[float | None]:
-    found = bootstrap(values[~np.isnan(values)])
-    return [None if value is None else round(value, 4) for value in (found.mean, found.low, found.high)]
 
 
 def comparison_sheet(compared: Sequence[Comparison]) -> Image.Image:

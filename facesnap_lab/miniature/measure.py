@@ -37,7 +37,7 @@ from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.miniature.world import Scene, person, scene
 from facesnap_lab.sheet import Panel, sheet
-from facesnap_lab.statistics import bootstrap
+from facesnap_lab.statistics import rounded_interval
 
 JUDGES = ("judge", "judge_inner")  # the second one sees neither hair nor outline
 
@@ -200,21 +200,17 @@ def summary(portraits: Sequence[Portrait]) -> dict[str, Any]:
         for name in ("same", "different", "similarity", "similarity_off", "pose_error", "regressor_error")
     }
 
-    def interval(values: np.ndarray) -> list[float | None]:
-        found = bootstrap(values[~np.isnan(values)])
-        return [None if value is None else round(value, 4) for value in (found.mean, found.low, found.high)]
-
     low, high = columns["different"].mean(), columns["same"].mean()
     return {
         "people": len(portraits),
-        "upper_limit": interval(columns["same"]),
-        "lower_limit": interval(columns["different"]),
+        "upper_limit": rounded_interval(columns["same"], 4),
+        "lower_limit": rounded_interval(columns["different"], 4),
         "lower_limit_spread": round(float(columns["different"].std()), 4),
-        "with_facesnap": interval(columns["similarity"]),
-        "without_facesnap": interval(columns["similarity_off"]),
-        "position_between_limits": interval((columns["similarity"] - low) / (high - low)),
-        "pose_error_degrees": interval(columns["pose_error"]),
-        "regressor_error_degrees": interval(columns["regressor_error"]),
+        "with_facesnap": rounded_interval(columns["similarity"], 4),
+        "without_facesnap": rounded_interval(columns["similarity_off"], 4),
+        "position_between_limits": rounded_interval((columns["similarity"] - low) / (high - low), 4),
+        "pose_error_degrees": rounded_interval(columns["pose_error"], 4),
+        "regressor_error_degrees": rounded_interval(columns["regressor_error"], 4),
         "pictures_without_a_face": int(np.isnan(columns["pose_error"]).sum()),
     }
 

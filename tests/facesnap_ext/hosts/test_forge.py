@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.conditioning import Conditioning
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.hosts import forge, fork
+from facesnap_ext.hosts import controls, forge, fork
 from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.hosts.forge import FaceSnapControl
 from facesnap_ext.networks.ffrnet import FFRNet
@@ -102,7 +102,7 @@ class OtherControl:
     def get_control(self, *args):
         own = {part: list(residuals) for part, residuals in self.control.items()}
         previous = self.previous_controlnet.get_control(*args) if self.previous_controlnet else None
-        return forge.merge(own, previous)
+        return controls.merge(own, previous)
 
 
 class Job(SimpleNamespace):
