@@ -87,6 +87,8 @@ def test_axe_finds_nothing_with_all_model_files(page: Page) -> None:
     page.text("name", "Ada for axe")
     page.press("save")
     page.wait_for_text("people_report", "Saved as")
+    delete = page.at("chosen", "[data-facesnap-task=delete]")
+    delete.wait_for(state="attached")
     open_all(page)
     assert violations(page) == [], "a saved person"
     page.choose("expression_source", "driving")
@@ -94,7 +96,7 @@ def test_axe_finds_nothing_with_all_model_files(page: Page) -> None:
     page.at("canvas", ".facesnap-tools:not([hidden]) input[type=range]").wait_for()
     page.page.wait_for_timeout(1000)
     assert violations(page) == [], "advanced settings"
-    page.at("chosen", "[data-facesnap-task=delete]").click()
+    delete.click()
     page.wait_for_text("people_report", "Deleted:")
 
 

@@ -268,6 +268,20 @@ def test_photos_of_two_people_and_one_click_place_them_side_by_side(opened):
         assert f"FaceSnap{number} region: face" in infotext
 
 
+def test_parts_that_depend_on_the_settings_are_hidden_until_a_script_has_read_them(opened):
+    shown = opened.page.evaluate(
+        """contents => ["placed", "posed", "shown", "mixed"].filter(kind => {
+            const parts = [...document.querySelectorAll(`${contents} .facesnap-when-${kind}`)];
+            for (const {attributes} of document.querySelectorAll(`[data-facesnap-${kind}]`)) {
+                attributes.removeNamedItem(`data-facesnap-${kind}`);
+            }
+            return !parts.length || parts.some(part => getComputedStyle(part).display !== "none");
+        })""",
+        f"{FACESNAP}enable_contents",
+    )
+    assert shown == []
+
+
 def test_a_removed_person_stays_removed(opened):
     opened.person(2)
     opened.upload("references_2", photo(ADA))
