@@ -27,14 +27,7 @@ async function facesnapCarryOver() {
         }
         from.settings.read();
         to.settings.set(from.settings.values());
-        for (const name of ["weight", "face_index"]) {
-            facesnapType(control(to, name, "input[type=number]"), control(from, name, "input[type=number]").value);
-        }
         facesnapType(control(to, "mask", "textarea"), control(from, "mask", "textarea").value);
-        const mode = control(from, "reference_mode", "input:checked")?.value;
-        control(to, "reference_mode", `input[value="${mode}"]`)?.click();
-        const person = control(from, "identity", "input")?.value;
-        if (person) to.send({do: "choose", name: person});
         const files = await facesnapFilesOf(from.element("references"));
         if (files.length) await facesnapChangePhotos(to.element("references"), to.element("seen"), () => files);
         const driving = control(from, "driving", "img"), input = control(to, "driving", "input[type=file]");

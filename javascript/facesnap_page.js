@@ -18,18 +18,20 @@ function facesnapWire(root) {
     const control = (name, input) => element(name).querySelector(input);
     const tab = root.dataset.ids.includes("img2img") ? "img2img" : "txt2img";
     const person = Number(root.dataset.ids.match(/\{\}_(\d+)$/)?.[1] ?? 1);
-    const number = name => Number(control(name, "input[type=number]").value);
     const message = root.appendChild(document.createElement("div"));
     message.className = "facesnap-report facesnap-problem";
     message.lang = "en";  // the server's sentences
     const settings = facesnapSettings(element, () => queueMicrotask(() => update(false)));
-    const showPreset = facesnapPresets(element("preset"), () => control("weight", "input[type=number]"), settings);
+    const showPreset = facesnapPresets(element("preset"), settings);
     const [outputNote, peopleNote] = [0, 1].map(() =>
         Object.assign(document.createElement("div"), {className: "facesnap-note"}));
 
     const poseSettings = facesnapPoseSettings(element);
     let preview = null, lastState = "", lastAnswer = "", found = {}, output = null;
     let lastQuestion = "", questionNumber = 0, opened = false;
+    const questionSettings = [
+        "pose", "saved_pose", "face_index", "driving_face_index", "identity", "reference_mode", "expression_source",
+    ];
 
     const regions = facesnapRegions[tab] ||= {};
     const region = regions[person] = facesnapRegion();
@@ -94,9 +96,7 @@ function facesnapWire(root) {
         const photos = [...element("references").querySelectorAll("a[href]")].map(link => link.href);
         const driving = control("driving", "img")?.getAttribute("src")?.slice(-80);
         const question = JSON.stringify([
-            size, init.length, init.slice(-80), settings.values().pose, number("face_index"),
-            number("driving_face_index"), control("identity", "input")?.value, photos, driving,
-            settings.values().expression_source, control("saved_pose", "input")?.value,
+            size, init.length, init.slice(-80), photos, driving, questionSettings.map(name => settings.values()[name]),
         ]);
         if (question === lastQuestion) return;
         lastQuestion = question;
@@ -129,8 +129,6 @@ function facesnapWire(root) {
             if (element("person").dataset[name] !== String(value)) element("person").dataset[name] = value;
         }
         const driving = control("driving", "img");
-        const severalFaces = element("person").querySelector("[data-facesnap-of=driving_face_index]");
-        element("driving_face_index").classList.toggle("facesnap-off", !(severalFaces || number("driving_face_index")));
         element("driving_more").classList.toggle("facesnap-off", !driving);
         const own = control("pose", "label[data-value=own]");  // otherwise it is the same as "photo"
         own.classList.toggle("facesnap-off", !(driving || tab === "img2img" || pose === "own"));
@@ -139,11 +137,12 @@ function facesnapWire(root) {
     // Bring the canvas up to date with the page.
     function update(mayAsk) {
         if (!element("pose").offsetParent) return;  // the accordion is closed
+        settings.read();
         if (!opened) {
             opened = true;
-            send({do: "list"});
+            tasks.send({do: "list"});
         }
-        settings.read();
+        tasks.update();
         takePart();
         showPreset();
         const regionKind = settings.values().region;
@@ -185,13 +184,14 @@ function facesnapWire(root) {
         queueMicrotask(() => update(false));  // by then gradio has updated the number next to the slider
     });
     facesnapAcceptPhotos(element("pose"), element);
-    const send = facesnapPeople(element);
-    const takePart = facesnapJoin(facesnapPeopleInTab[tab] ||= {}, person, tab, {element, settings, send});
+    const panel = root.dataset.ids.replace(/\{\}.*/, "models_table");  // one for all people
+    const tasks = facesnapTasks(element, settings, () => gradioApp().querySelector(`#${panel}`));
+    const takePart = facesnapJoin(facesnapPeopleInTab[tab] ||= {}, person, tab, {element, settings});
     element("person").addEventListener("click", event => {
         const reset = event.target.closest("[data-facesnap-reset]");
         if (reset) settings.reset(reset.dataset.facesnapReset);
         const face = event.target.closest("[data-facesnap-face]");
-        if (face) facesnapType(control(face.dataset.facesnapOf, "input[type=number]"), face.dataset.facesnapFace);
+        if (face) settings.set({[face.dataset.facesnapOf]: Number(face.dataset.facesnapFace)});
     });
 }
 

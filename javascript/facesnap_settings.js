@@ -4,6 +4,7 @@
 //     settings.values()         // by name, as in facesnap_ext/settings/page_settings.py
 //     settings.set({yaw: 20})   // also into the inputs and the text box
 //     settings.reset("place")   // or "pose": the initial values
+//     settings.offer({identity: ["Ada"]})  // the choices of lists
 //     settings.read()           // what the server has written into the text box, for example pasted infotext
 //
 // Two inputs of one setting, a number and a range, are kept in step.
@@ -11,6 +12,7 @@
 "use strict";
 
 const facesnapPlaceSettings = ["placed", "x", "y", "size"];
+const facesnapWithoutInput = {template: "front", face_index: 0, driving_face_index: 0};  // the faces have buttons
 
 function facesnapSettings(element, changed) {
     const box = () => element("settings").querySelector("textarea");
@@ -20,7 +22,7 @@ function facesnapSettings(element, changed) {
         const name = input.dataset.facesnapSetting;
         inputs.set(name, [...inputs.get(name) || [], input]);
     }
-    const initial = {template: "front"};
+    const initial = {...facesnapWithoutInput};
     for (const [name, [input]] of inputs) if (name !== "template") initial[name] = valueOf(name, input);
     let values = {...initial}, written = box().value;
 
@@ -32,6 +34,9 @@ function facesnapSettings(element, changed) {
 
     function show(name, value) {
         for (const input of inputs.get(name) || []) {
+            if (input.matches("select") && ![...input.options].some(option => option.value === value)) {
+                input.add(new Option(value, value));  // the list is not up to date, or the file is missing
+            }
             if (input.type === "checkbox") input.checked = value;
             else if (input.type === "radio") input.checked = input.value === value;
             else if (input !== document.activeElement || Number(input.value) !== value) input.value = value;
@@ -86,9 +91,20 @@ function facesnapSettings(element, changed) {
         if (event.target.dataset?.facesnapSetting) event.stopPropagation();
     });
 
+    // Set the choices of lists, after an empty one. What is chosen stays in its list.
+    function offer(lists) {
+        for (const [name, choices] of Object.entries(lists)) {
+            for (const select of inputs.get(name) || []) {
+                select.replaceChildren(...["", ...choices].map(choice => new Option(choice, choice)));
+            }
+            show(name, values[name]);
+        }
+    }
+
     return {
         values: () => values,
         set,
+        offer,
         reset(part) {
             const names = Object.keys(initial).filter(name => part === "place" ? facesnapPlaceSettings.includes(name) :
                 facesnapPoseSettings(element).includes(name));
@@ -122,18 +138,15 @@ function facesnapPoseSettings(element) {
 }
 
 // Choose weight, start and end with a preset, and show which preset they are: "custom" if none.
-function facesnapPresets(group, weight, settings) {
+function facesnapPresets(group, settings) {
     const presets = JSON.parse(group.dataset.facesnapPresets);
     const radio = name => group.querySelector(`input[value="${name}"]`);
     group.addEventListener("input", event => {
-        const [chosen, start, end] = presets[event.target.value] || [];
-        if (chosen === undefined) return;
-        facesnapType(weight(), chosen);
-        settings.set({start, end});
+        const [weight, start, end] = presets[event.target.value] || [];
+        if (weight !== undefined) settings.set({weight, start, end});
     });
     return () => {
-        const {start, end} = settings.values();
-        const current = [Number(weight().value), start, end];
+        const {weight, start, end} = settings.values(), current = [weight, start, end];
         const name = Object.keys(presets).find(one => presets[one].every((value, i) => value === current[i])) || "custom";
         radio("custom").closest("label").hidden = name !== "custom";
         if (!radio(name).checked) radio(name).checked = true;

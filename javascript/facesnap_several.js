@@ -5,16 +5,16 @@
 const facesnapFaceHeight = 0.45;  // of one person, as a fraction of the image's height
 
 // Take part in a tab's list of people. Returns a function that is called while the person's controls are visible.
-function facesnapJoin(people, person, tab, {element, settings, send}) {
+function facesnapJoin(people, person, tab, {element, settings}) {
     const box = element("enable").querySelector("input[type=checkbox]");
-    people[person] = {element, settings, send, enabled: () => box.checked};
+    people[person] = {element, settings, enabled: () => box.checked};
     let before = false;
 
     // A new photo or saved person adds the person, unless the user has removed them again since then.
     function add() {
         const photos = element("references");
         if (photos.classList.contains("facesnap-busy")) return;  // the same photos are uploaded again
-        const given = Boolean(photos.querySelector("a[href]") || element("identity").querySelector("input")?.value);
+        const given = Boolean(photos.querySelector("a[href]") || settings.values().identity);
         if (given && !before && person > 1 && !box.checked) box.click();
         before = given;
     }

@@ -80,7 +80,6 @@ class Script(scripts.Script):
 
     def accordion(self):
         files = model_files()
-        identities = sorted(find_identities(files.folder))
         people = range(1, int(results.option("people", PEOPLE)) + 1)
         components = []
         with InputAccordion(False, label="FaceSnap", elem_id=self.elem_id("enable")) as enabled:
@@ -93,12 +92,11 @@ class Script(scripts.Script):
                     if number > 1:
                         on = gr.Checkbox(False, label="Add this person", elem_id=self.ident("enable", number))
                     ident = partial(self.ident, number=number)
-                    components.append(accordion.person_controls(on, files, identities, engine, ident))
+                    components.append(accordion.person_controls(on, engine, ident))
                     if number > 1:  # the host saves defaults by label, so they would be Person 1's
                         for component in components[-1]:
                             component.do_not_save_to_config = True
-            lists = [person[UI_ORDER.index("model")] for person in components]
-            models_panel.panel(files, needed, model_files, self.elem_id, status, lists, top)
+            models_panel.panel(files, needed, model_files, self.elem_id, status, top)
         self.infotext_fields = [
             PasteField(component, partial(accordion.paste_value, number=number, name=name))
             for number, person in zip(people, components)

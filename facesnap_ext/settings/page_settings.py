@@ -18,7 +18,9 @@ from facesnap_ext.settings.unit import BLOCK_WEIGHTS_RULE, defaults, short_repr
 PLACE = {name: getattr(TEMPLATES["front"], name) for name in ("x", "y", "size")}
 """Initial values of position and size. They are used only if `placed` is true."""
 NAMES = (
-    *("pose", "template", *SLIDERS, "expression_source", "expression", "expression_strength"),
+    *("face_index", "reference_mode", "identity", "weight", "model"),
+    *("pose", "template", "saved_pose", "driving_face_index"),
+    *(*SLIDERS, "expression_source", "expression", "expression_strength"),
     *("placed", *PLACE, "start", "end", "cond_only", "hires", "block_weights", "region", "region_scale"),
     *("redraw_strength", "adapter_weight", "ffrnet_interval", "uncond_noise"),
 )

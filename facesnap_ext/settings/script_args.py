@@ -17,8 +17,7 @@ from facesnap_ext.settings.unit import Unit, defaults, from_values, short_repr
 
 # one person's components on the page, in the order in which the script returns them
 UI_ORDER = (
-    *("enabled", "references", "face_index", "reference_mode", "identity"),
-    *("driving", "driving_more", "driving_face_index", "saved_pose", "weight", "mask", "model"),
+    *("enabled", "references", "driving", "driving_more", "mask"),
     "settings",  # all others, see `page_settings`
 )
 

@@ -1,7 +1,7 @@
 """The contents of the accordion: the status of the model files and the controls of each person.
 
-The events of the controls are answered by `ui.callbacks`. style.css hides controls that have no effect, and
-javascript/facesnap_page.js connects the controls to the canvas.
+Most controls are HTML inputs of `ui.settings_html`, because the page loads faster with few components. `ui.answers` and
+`ui.tasks` answer their events. style.css hides controls that have no effect.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from facesnap_ext.identity.predictors import predictor_title
 from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.infotext import from_infotext
 from facesnap_ext.settings.script_args import UI_ORDER
-from facesnap_ext.settings.unit import RANGES, defaults
-from facesnap_ext.ui import callbacks, people, reference_photos, settings_html
+from facesnap_ext.ui import answers, people, settings_html, tasks
 from facesnap_ext.ui.markup import data, hidden_text, wording
 from facesnap_ext.ui.settings_html import Ident
 from facesnap_ext.ui.uploads import photo_files
@@ -38,6 +37,13 @@ PART_LABELS = {
     "mediapipe": "MediaPipe's landmarks",
 }
 COLUMN_WIDTH = 220  # pixels; narrower columns are placed below each other
+HIDDEN = ("settings", "canvas_size", "canvas_init", "canvas_rig", "mask", "task")
+"""Text that the page's script and the server exchange.
+
+The script writes the settings of the HTML inputs, the output size together with a request number, the init image and
+the painted mask (images as data URLs), and what a form is to do. The server writes the rig and points of the person,
+and pasted settings.
+"""
 
 
 def status(files: ModelFiles, needed: Sequence[Part] = ()) -> str:
@@ -71,19 +77,11 @@ def _detector(files: ModelFiles) -> str:
     return f", {fitted} ({data(files.mediapipe.name)})"
 
 
-def model_choices(files: ModelFiles) -> list[str]:
-    """The names of the FaceSnap files, preceded by an empty choice that selects the only file."""
-    return ["", *sorted(files.facesnap)]
-
-
-def person_controls(
-    enabled: Any, files: ModelFiles, identities: Sequence[str], engine: Callable[[], Engine], ident: Ident
-) -> list[Any]:
+def person_controls(enabled: Any, engine: Callable[[], Engine], ident: Ident) -> list[Any]:
     """Create the controls of one person and connect their events.
 
     Args:
         enabled: the checkbox that enables the person.
-        identities: names of the saved identities.
 
     Returns:
         The components in the order of `UI_ORDER`.
@@ -91,31 +89,19 @@ def person_controls(
     controls: Controls = {"enabled": enabled}
     with gr.Row(equal_height=False, elem_classes="facesnap-columns"):
         with gr.Column(min_width=COLUMN_WIDTH):
-            reference_photos.add_controls(controls, ident)
-            people.add_controls(controls, identities, ident)
+            controls["references"] = photo_files(
+                "Reference photos", ident("references"), elem_classes="facesnap-photos"
+            )
+            controls["seen"] = gr.HTML(elem_id=ident("seen"), elem_classes=["facesnap-seen", "facesnap-report"])
+            forms = settings_html.reference_mode(ident) + people.form(ident) + settings_html.identity(ident)
+            gr.HTML(forms, elem_id=ident("person_part"))
+            controls["chosen"] = gr.HTML(elem_id=ident("chosen"), elem_classes="facesnap-chosen")
+            controls["people_report"] = gr.HTML(elem_id=ident("people_report"), elem_classes="facesnap-report")
         with gr.Column(min_width=COLUMN_WIDTH, elem_classes="facesnap-when-shown"):
             gr.HTML(settings_html.canvas(ident), elem_id=ident("canvas"))
-    _pose_controls(controls, callbacks.pose_choices(files.folder), ident)
-    weight, (low, high) = defaults()["weight"], RANGES["weight"]
-    controls["weight"] = gr.Slider(low, high, weight, step=0.05, label="Weight", elem_id=ident("weight"))
-    gr.HTML(settings_html.preset(ident), elem_id=ident("preset_part"))
-    _advanced_controls(controls, files, ident)
-    _page_data(controls, ident)
-    _connect_canvas(controls, engine)
-    _connect_driving(controls, engine)
-    reference_photos.connect(controls, engine)
-    people.connect(controls, engine)
-    _connect_saved_poses(controls, engine)
-    return [controls[name] for name in UI_ORDER]
-
-
-def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> None:
     gr.HTML(settings_html.pose(ident), elem_id=ident("pose_part"))
     with gr.Accordion(
-        "Driving photo (optional)",
-        open=False,
-        elem_id=ident("driving_part"),
-        elem_classes="facesnap-when-photo",
+        "Driving photo (optional)", open=False, elem_id=ident("driving_part"), elem_classes="facesnap-when-photo"
     ):
         controls["driving"] = gr.Image(
             label="Photo that provides pose and expression",
@@ -125,70 +111,14 @@ def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> No
             elem_id=ident("driving"),
         )
         controls["driving_faces"] = gr.HTML(elem_id=ident("driving_faces"), elem_classes="facesnap-report")
-        controls["driving_face_index"] = gr.Number(
-            0, label="Face index in the driving photo (0 = largest)", precision=0, elem_id=ident("driving_face_index")
-        )
         controls["driving_more"] = photo_files("More driving photos (one image per photo)", ident("driving_more"))
-    with gr.Row(equal_height=False, elem_classes="facesnap-when-saved"):
-        controls["saved_pose"] = gr.Dropdown(poses, value="", label="Saved pose", elem_id=ident("saved_pose"))
-        controls["delete_pose"] = gr.Button("Delete pose", size="sm", elem_id=ident("delete_pose"))
     controls["pose_report"] = gr.HTML(elem_id=ident("pose_report"), elem_classes="facesnap-report")
-
-
-def _advanced_controls(controls: Controls, files: ModelFiles, ident: Ident) -> None:
-    with gr.Accordion("Advanced", open=False, elem_id=ident("advanced")):
-        gr.HTML(settings_html.advanced(ident), elem_id=ident("advanced_settings"))
-        with gr.Row(equal_height=False, elem_classes="facesnap-bottom"):
-            controls["pose_name"] = gr.Textbox("", label="Name for saving this pose", elem_id=ident("pose_name"))
-            controls["save_pose"] = gr.Button("Save pose and expression", size="sm", elem_id=ident("save_pose"))
-        controls["model"] = gr.Dropdown(
-            model_choices(files), value="", label="FaceSnap file (empty = the only one)", elem_id=ident("model")
-        )
-
-
-def _page_data(controls: Controls, ident: Ident) -> None:
-    """Hidden text that the page's script and the server exchange.
-
-    The script writes the settings of the HTML inputs, the output size together with a request number, the init image
-    and the painted mask (images as data URLs). The server writes the rig and points of the person, and pasted settings.
-    """
-    for name in ("settings", "canvas_size", "canvas_init", "canvas_rig", "mask"):
+    gr.HTML(settings_html.strength(ident) + settings_html.advanced(ident), elem_id=ident("settings_part"))
+    for name in HIDDEN:
         controls[name] = hidden_text(ident(name))
-
-
-def _connect_canvas(controls: Controls, engine: Callable[[], Engine]) -> None:
-    names = ("references", "face_index", "driving", "driving_face_index", "canvas_size", "identity", "canvas_init")
-    inputs = [controls[name] for name in (*names, "reference_mode", "saved_pose", "settings")]
-    for name in ("references", "face_index", "driving", "driving_face_index", "canvas_size", "identity", "saved_pose"):
-        controls[name].change(
-            lambda *values: callbacks.answer_canvas(engine(), *values),
-            inputs,
-            [controls["canvas_rig"]],
-            show_progress=False,
-            queue=False,
-        )
-
-
-def _connect_driving(controls: Controls, engine: Callable[[], Engine]) -> None:
-    driving = [controls["driving"], controls["driving_face_index"]]
-    for component in driving:
-        component.change(
-            lambda *values: callbacks.driving_faces(engine(), *values),
-            driving,
-            [controls["driving_faces"]],
-            show_progress=False,
-        )
-
-
-def _connect_saved_poses(controls: Controls, engine: Callable[[], Engine]) -> None:
-    names = ("pose_name", "canvas_size", "canvas_init", *UI_ORDER)
-    outputs = [controls["pose_report"], controls["saved_pose"]]
-    controls["save_pose"].click(
-        lambda *values: callbacks.save_pose(engine(), *values), [controls[name] for name in names], outputs
-    )
-    controls["delete_pose"].click(
-        lambda name: callbacks.delete_pose(engine(), name or ""), [controls["saved_pose"]], outputs
-    )
+    answers.connect(controls, engine)
+    tasks.connect(controls, engine)
+    return [controls[name] for name in UI_ORDER]
 
 
 def paste_value(parameters: Mapping[str, Any], number: int, name: str) -> Any:

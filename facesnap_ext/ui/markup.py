@@ -60,3 +60,17 @@ def action_button(action: str, text: str, primary: bool = False) -> str:
     kind = "facesnap-button facesnap-primary" if primary else "facesnap-button"
     action = escape(action, quote=True)
     return f"<button type='button' class='{kind}' data-facesnap-action='{action}'>{text}</button>"
+
+
+def task_button(task: str, text: str, person: str = "", ident: str = "") -> str:
+    """HTML of a button that sends a task with the values of its form; see `ui.tasks`.
+
+    Args:
+        text: the label, as HTML.
+        person: the saved person that the task is about.
+    """
+    named = f" id='{ident}'" if ident else ""
+    return (
+        f"<button type='button' class='facesnap-button'{named} data-facesnap-task='{task}' "
+        f"data-facesnap-person='{escape(person, quote=True)}'>{text}</button>"
+    )

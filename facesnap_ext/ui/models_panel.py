@@ -6,6 +6,7 @@ answered here. The progress of downloads is shown once at the top of the accordi
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
@@ -46,6 +47,8 @@ POLL_INTERVAL = 0.5  # seconds between two updates of a download's progress
 def html(roles: Sequence[Role], files: ModelFiles, needed: Sequence[Part] = ()) -> str:
     """HTML of the list of all parts, as returned by `list_models`, and of the folders that were searched.
 
+    The page takes the choices of each person's FaceSnap file from it.
+
     Args:
         needed: the result of `starter.missing`.
     """
@@ -58,9 +61,11 @@ def html(roles: Sequence[Role], files: ModelFiles, needed: Sequence[Part] = ()) 
     if files.passed_over:
         passed_over = f"<p>{wording('Skipped:')} {english(' '.join(files.passed_over))}</p>"
     gaps = "".join(f"<li>{escape(gap)}</li>" for gap in COMMERCIAL_GAPS)
+    choices = escape(json.dumps({"model": sorted(files.facesnap)}), quote=True)
     buttons = action_button("refresh", "Refresh") + action_button("hash", "Compute hashes")
     return (
-        f"<div class='facesnap-models'><ul class='facesnap-rows'>{rows}</ul><div class='facesnap-tools'>{buttons}</div>"
+        f"<div class='facesnap-models' data-facesnap-lists='{choices}'>"
+        f"<ul class='facesnap-rows'>{rows}</ul><div class='facesnap-tools'>{buttons}</div>"
         f"<details><summary>Folders, skipped files and commercial use</summary>{wording('Model folder:')} "
         f"{data(str(files.folder))}<br>{searched}"
         f"{wording('To search another folder, such as that of ComfyUI, start the WebUI with:')} "
@@ -120,7 +125,6 @@ def panel(
     find_models: Callable[[], ModelFiles],
     ident: accordion.Ident,
     status: Any,
-    model_lists: Sequence[Any],
     above: Sequence[Any],
 ) -> None:
     """Create the panel, closed, and connect its buttons and the button at the top of the accordion.
@@ -129,7 +133,6 @@ def panel(
         files: the current result of `find_models`.
         needed: the result of `starter.missing`.
         status: the component with `accordion.status`, which the buttons update.
-        model_lists: the components that list the FaceSnap files, which the buttons update as well.
         above: the result of `top`.
     """
     begin, progress, action = above
@@ -138,13 +141,11 @@ def panel(
         """Draw everything again, with an error or else the progress or outcome of these downloads."""
         current = find_models()
         lacking = starter.missing(current)
-        lists = [gr.update(choices=accordion.model_choices(current)) for _ in model_lists]
         return (
             status_html(current, lacking),
             problem(error) if error else progress_html(jobs),
             html(list_models(current), current, lacking),
             accordion.status(current, lacking),
-            *lists,
         )
 
     def act(text: str | None) -> Iterator[tuple[Any, ...]]:
@@ -175,14 +176,13 @@ def panel(
         """Show the progress of downloads until they have ended, and then draw everything again."""
         while any(job.state == "running" for job in jobs):
             time.sleep(POLL_INTERVAL)
-            unchanged = [gr.update() for _ in (table, status, *model_lists)]
-            yield gr.update(), progress_html(jobs), *unchanged
+            yield gr.update(), progress_html(jobs), gr.update(), gr.update()
         yield refresh(jobs=jobs)
 
     with gr.Accordion("Model files", open=False, elem_id=ident("models")):
         table = gr.HTML(html(list_models(files), files, needed), elem_id=ident("models_table"))
     action.change(stop, [action], [], queue=False)  # gradio's queue is busy with the download
-    action.change(act, [action], [begin, progress, table, status, *model_lists], show_progress=False)
+    action.change(act, [action], [begin, progress, table, status], show_progress=False)
 
 
 def stop(text: str | None) -> None:

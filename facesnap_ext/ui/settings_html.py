@@ -14,11 +14,13 @@ from typing import Any
 from facesnap_ext.landmarks.movements import EXPRESSIONS, MOVEMENTS, SLIDERS, TURNS
 from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.settings.page_settings import PLACE, initial
-from facesnap_ext.settings.unit import EXPRESSION_SOURCES, PASSES, PRESETS, RANGES, REGIONS
+from facesnap_ext.settings.unit import EXPRESSION_SOURCES, PASSES, PRESETS, RANGES, REFERENCE_MODES, REGIONS
+from facesnap_ext.ui.markup import task_button
 
 Ident = Callable[[str], str]
 """Makes an element id from a name."""
 
+MODE_LABELS = {"batch": "one image per photo (batch)"}
 POSE_LABELS = {
     "photo": "as in the photo",
     "saved": "saved pose",
@@ -33,6 +35,7 @@ EXPRESSION_SOURCE_LABELS = {
 }
 REGION_LABELS = {"image": "whole image", "face": "face", "mask": "painted mask"}
 SLIDER_LABELS = {
+    "weight": "Weight",
     **{name: slider.label for name, slider in SLIDERS.items()},
     "expression_strength": "Strength of the expression",
     "x": "Horizontal position (0 = left, 1 = right)",
@@ -73,8 +76,20 @@ ICONS = {  # drawn in a square of 24 x 24
 }
 
 
+def reference_mode(ident: Ident) -> str:
+    """What several photos are used for."""
+    choices = _choices(ident, "reference_mode", "Several photos", REFERENCE_MODES, MODE_LABELS)
+    return f"<div class='facesnap-when-several'>{choices}</div>"
+
+
+def identity(ident: Ident) -> str:
+    """The list of saved people."""
+    return _select(ident, "identity", "Saved person (instead of photos, or in addition to them)")
+
+
 def pose(ident: Ident) -> str:
-    """The poses as a row of pictures, and the sliders that turn the head. With several people, a button above them."""
+    """The poses as a row of pictures, the sliders that turn the head, and the saved poses. With several people, a
+    button above them."""
     first = _tile(ident, "pose", "photo", POSE_LABELS["photo"], ICONS["photo"], checked=True)
     templates = "".join(_tile(ident, "template", name, name, group="pose") for name in TEMPLATES)
     others = "".join(_tile(ident, "pose", name, POSE_LABELS[name], ICONS[name]) for name in ("saved", "sliders", "own"))
@@ -83,10 +98,17 @@ def pose(ident: Ident) -> str:
     return (
         f"{MIXED}{_group(ident, 'pose', 'Pose', tiles, 'facesnap-tiles')}"
         f"<div id='{ident('sliders')}' class='facesnap-sliders facesnap-when-sliders'>{turns}</div>"
+        f"<div class='facesnap-form facesnap-when-saved'>{_select(ident, 'saved_pose', 'Saved pose')}"
+        f"{task_button('delete_pose', 'Delete pose', ident=ident('delete_pose'))}</div>"
     )
 
 
-def preset(ident: Ident) -> str:
+def strength(ident: Ident) -> str:
+    """The weight, and the presets of weight, start and end."""
+    return f"{_slider(ident, 'weight')}{_presets(ident)}"
+
+
+def _presets(ident: Ident) -> str:
     """The presets of weight, start and end, and "custom", which the page chooses if they differ from all presets."""
     choices = [*PRESETS, "custom"]
     radios = "".join(
@@ -111,7 +133,7 @@ def canvas(ident: Ident) -> str:
 
 
 def advanced(ident: Ident) -> str:
-    """Everything that a first image does not need, in groups that open and close."""
+    """Everything that a first image does not need, in groups that open and close, and all of it closed at first."""
     sources = _choices(ident, "expression_source", "Expression from", EXPRESSION_SOURCES, EXPRESSION_SOURCE_LABELS)
     named = "".join(_tile(ident, "expression", name, name) for name in EXPRESSIONS)
     expression = (
@@ -136,12 +158,19 @@ def advanced(ident: Ident) -> str:
         f"{_choices(ident, 'hires', 'Hires. fix passes', PASSES, {})}"
         f"{_text(ident, 'block_weights', BLOCK_WEIGHTS_LABEL)}"
     )
-    return (
+    saving = (
+        f"<div class='facesnap-form'><label id='{ident('pose_name')}'><span>Name for saving this pose</span>"
+        " <input type='text' data-facesnap-field='name' autocomplete='off'></label>"
+        f"{task_button('save_pose', 'Save pose and expression', ident=ident('save_pose'))}</div>"
+    )
+    groups = (
         _details(ident, "expression_part", "Expression", expression)
         + _details(ident, "place", "Face position and size", place)
         + _details(ident, "region_part", "Region", region)
         + _details(ident, "sampling", "Sampling", sampling)
     )
+    model = _select(ident, "model", "FaceSnap file (empty = the only one)")
+    return _details(ident, "advanced", "Advanced", groups + saving + model)
 
 
 def _details(ident: Ident, name: str, title: str, content: str) -> str:
@@ -202,6 +231,12 @@ def _checkbox(ident: Ident, name: str, label: str) -> str:
 def _text(ident: Ident, name: str, label: str) -> str:
     entry = f"<input type='text' data-facesnap-setting='{name}'>"
     return f"<div id='{ident(name)}' class='facesnap-text'><label><span>{label}</span>{entry}</label></div>"
+
+
+def _select(ident: Ident, name: str, label: str) -> str:
+    """A list whose choices the page adds, because they change; see `ui.tasks.lists`."""
+    choices = f"<select data-facesnap-setting='{name}'><option value=''></option></select>"
+    return f"<div id='{ident(name)}' class='facesnap-text'><label><span>{label}</span>{choices}</label></div>"
 
 
 def _number(value: Any) -> str:

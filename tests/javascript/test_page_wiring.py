@@ -19,7 +19,7 @@ from facesnap_ext.landmarks.rigs import flame_rig
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.unit import PRESETS, from_values
-from facesnap_ext.ui import settings_html
+from facesnap_ext.ui import people, settings_html
 from facesnap_ext.ui.photo_cards import Card, cards_html
 from facesnap_lab.miniature.render import head
 
@@ -35,26 +35,21 @@ def ident(name: str) -> str:
 def controls() -> str:
     boxes = "".join(
         f"<div id='txt2img_{name}' class='facesnap-hidden'><textarea></textarea></div>"
-        for name in ("settings", "canvas_size", "canvas_init", "canvas_rig", "mask", "people_task")
-    )
-    numbers = "".join(
-        f"<div id='txt2img_{name}'><input type='number' step='any' value='{value}'></div>"
-        for name, value in {"face_index": 0, "driving_face_index": 0, "weight": 1}.items()
+        for name in ("settings", "canvas_size", "canvas_init", "canvas_rig", "mask", "task")
     )
     return f"""
         <div id='txt2img_person'>
         <div id='txt2img_references' class='facesnap-photos'></div>
         <div id='txt2img_seen' class='facesnap-seen'></div>
-        <div class='facesnap-when-photos'>save</div><div class='facesnap-when-several'>mode</div>
-        <div id='txt2img_chosen'></div><div id='txt2img_people_report'></div>
-        <div id='txt2img_identity'><input></div><div id='txt2img_saved_pose'><input></div>
+        {settings_html.reference_mode(ident)}{people.form(ident)}{settings_html.identity(ident)}
+        <div id='txt2img_chosen'></div><div id='txt2img_people_report' class='facesnap-report'></div>
         <div class='facesnap-when-shown' style='width: 320px'>{settings_html.canvas(ident)}</div>
         {settings_html.pose(ident)}
         <div class='facesnap-when-photo'>driving<div id='txt2img_driving'></div></div>
         <div id='txt2img_driving_more'></div>
-        <div class='facesnap-when-saved'>saved</div>
-        {settings_html.preset(ident)}{settings_html.advanced(ident).replace("<details", "<details open")}
-        {boxes}{numbers}
+        <div id='txt2img_pose_report' class='facesnap-report'></div>
+        {settings_html.strength(ident)}{settings_html.advanced(ident).replace("<details", "<details open")}
+        {boxes}
         <button data-facesnap-of='face_index' data-facesnap-face='2'><img alt='Face'> <span>2</span></button>
         </div>"""
 
@@ -212,12 +207,39 @@ def test_nothing_is_drawn_before_there_is_something_to_show(page) -> None:
     assert canvas.is_visible(), "a mask can be painted"
 
 
-def test_the_face_index_of_the_driving_photo_appears_with_its_faces(page) -> None:
-    index = page.page.locator("#txt2img_driving_face_index")
-    assert not index.is_visible()
-    page.page.locator("[data-facesnap-of]").evaluate("button => { button.dataset.facesnapOf = 'driving_face_index'; }")
+def test_a_saved_person_is_chosen_from_the_current_list(page) -> None:
+    def task() -> dict[str, Any]:
+        return json.loads(page.page.locator("#txt2img_task textarea").input_value())
+
+    def offer(*names: str) -> None:
+        lists = json.dumps({"identity": names, "saved_pose": []})
+        page.page.evaluate(
+            """lists => {
+                const drawn = Object.assign(document.createElement("span"), {hidden: true});
+                drawn.dataset.facesnapLists = lists;
+                document.getElementById("txt2img_chosen").replaceChildren(drawn);
+            }""",
+            lists,
+        )
+        page.wait_for_poll()
+
+    people = page.page.locator("#txt2img_identity select")
+    shown = "all => all.map(option => option.value)"
+    assert task() == {"do": "list", "number": 1}, "a new page asks for the names"
+    offer("Ada", "Bea")
+    assert people.locator("option").evaluate_all(shown) == ["", "Ada", "Bea"]
+    question = page.page.locator("#txt2img_canvas_size textarea").input_value()
+    people.select_option("Bea")
     page.wait_for_poll()
-    assert index.is_visible()
+    assert page.settings()["identity"] == "Bea"
+    assert task() == {"do": "choose", "number": 2}
+    assert page.page.locator("#txt2img_canvas_size textarea").input_value() != question, "the canvas shows the person"
+    page.write("settings", json.dumps(page_settings.initial() | {"identity": "Cleo"}))
+    assert people.input_value() == "Cleo", "also if it was pasted and there is no such person"
+    assert task() == {"do": "list", "number": 3}
+    offer("Ada")
+    assert people.locator("option").evaluate_all(shown) == ["", "Ada", "Cleo"]
+    assert people.input_value() == "Cleo"
 
 
 def test_every_change_of_an_input_reaches_the_server(page) -> None:
@@ -335,7 +357,7 @@ def test_named_expressions_are_pictures_of_the_persons_face(page) -> None:
 
 def test_a_click_on_a_face_sets_the_face_index(page) -> None:
     page.page.get_by_role("button", name="Face 2").click()
-    assert page.page.locator("#txt2img_face_index input").input_value() == "2"
+    assert page.settings()["face_index"] == 2
 
 
 def test_pasted_images_are_added_while_the_accordion_has_mouse_or_focus(page) -> None:
@@ -380,7 +402,7 @@ def test_strokes_set_the_mask_and_late_answers_are_ignored(page) -> None:
     page.page.mouse.up()
     assert page.page.locator("#txt2img_mask textarea").input_value().startswith("data:image/png;base64,")
 
-    page.page.locator("#txt2img_face_index input").fill("1")
+    page.page.get_by_role("button", name="Face 2").click()
     page.wait_for_poll()
     late = json.dumps({"question": "1", "error": "too late"})
     page.page.evaluate("text => facesnapType(document.querySelector('#txt2img_canvas_rig textarea'), text)", late)
@@ -474,7 +496,7 @@ def test_forms_about_people_send_their_values(page) -> None:
     page.page.locator("#txt2img_chosen input[type=checkbox]").check()
     page.page.locator("#txt2img_chosen input").first.fill("Bea")
     page.page.locator("#txt2img_chosen input").first.press("Enter")
-    task = json.loads(page.page.locator("#txt2img_people_task textarea").input_value())
+    task = json.loads(page.page.locator("#txt2img_task textarea").input_value())
     assert task == {"do": "rename", "person": 'A "b"', "name": "Bea", "picture": True, "number": 2}
     page.page.get_by_role("button", name="Rename").click()
-    assert json.loads(page.page.locator("#txt2img_people_task textarea").input_value())["number"] == 3
+    assert json.loads(page.page.locator("#txt2img_task textarea").input_value())["number"] == 3

@@ -87,12 +87,12 @@ class Page:
         return self._page.locator(f"{there}enable-visible-checkbox").is_checked()
 
     def choose_model(self, name: str) -> None:
-        entry = self._page.locator(f"{FACESNAP}model input")
-        if not entry.is_visible():
-            self._page.locator(f"{FACESNAP}advanced .label-wrap").click()
-        entry.click()
-        self._page.locator(f"{FACESNAP}model ul li", has_text=name).first.click()
+        self._open_advanced()
+        self._page.locator(f"{FACESNAP}model select").select_option(name)
         self._page.wait_for_timeout(SECOND // 2)
+
+    def _open_advanced(self) -> None:
+        self._page.locator(f"{FACESNAP}advanced").evaluate("part => { part.open = true; }")
 
     def choose_pose(self, pose: str) -> None:
         self._page.locator(f"{FACESNAP}pose input[value={pose}]").check()
@@ -107,7 +107,7 @@ class Page:
 
     def save_pose(self, name: str) -> str:
         """Save the pose and return the report."""
-        self._page.locator(f"{FACESNAP}save_pose_part .label-wrap").click()
+        self._open_advanced()
         self._page.locator(f"{FACESNAP}pose_name :is(input, textarea)").fill(name)
         self._page.locator(f"{FACESNAP}save_pose").click()
         return self._report("Saved as")

@@ -110,7 +110,7 @@ class Page:
 
     def open(self, *accordions: str) -> None:
         for name in accordions:
-            self.at(name, ".label-wrap").click()
+            self.at(name, ":is(.label-wrap, summary)").click()
 
     def person(self, number: int) -> None:
         """Open a person's tab."""
@@ -150,14 +150,14 @@ class Page:
         self.at(control, "input[type=checkbox]").check()
 
     def choose(self, control: str, value: str) -> None:
-        """Choose a value of a dropdown or of radio buttons."""
+        """Choose a value of a list or of radio buttons."""
         self.reveal(control)
         button = self.at(control, f"input[type=radio][value='{value}']")
         if button.count():
             button.check()
-        else:
-            self.at(control, "input").click()
-            self.at(control).locator("ul li").filter(has_text=value).first.click()
+        else:  # the server sends the names
+            self.at(control, f"option[value='{value}']").wait_for(state="attached")
+            self.at(control, "select").select_option(value)
 
     def upload(self, control: str, *images: np.ndarray) -> None:
         """Upload reference photos and wait until they have been checked."""
@@ -207,9 +207,9 @@ class Page:
         return self.at(control).inner_text()
 
     def value(self, control: str) -> str:
-        """The value of a textbox, a dropdown or radio buttons."""
+        """The value of a textbox, a list or radio buttons."""
         chosen = self.at(control, "input:checked")
-        return (chosen if chosen.count() else self.at(control, ":is(input, textarea)")).input_value()
+        return (chosen if chosen.count() else self.at(control, ":is(input, textarea, select)")).input_value()
 
     def numbers(self, *controls: str) -> list[float]:
         """The values of sliders."""
@@ -275,7 +275,7 @@ class Page:
             goal: CSS selector of the element that must receive the focus.
             most: number of key presses after which the test fails.
         """
-        self.at(start, "input").focus()
+        self.at(start, ":is(input, select)").focus()
         for _ in range(most):
             self.page.keyboard.press("Tab")
             if self.page.evaluate("goal => document.activeElement.matches(goal)", goal):

@@ -137,11 +137,11 @@ def test_the_keyboard_reaches_every_control(page: Page) -> None:
         CONTENTS,
     )
     assert unreachable == []
-    title = page.at("advanced", ".label-wrap")
-    title.focus()
-    assert page.at("advanced_settings").is_visible()
-    page.page.keyboard.press("Enter")
-    page.at("advanced_settings").wait_for(state="hidden")
+    for name, title, contents in (("advanced", "summary", "model"), ("driving_part", ".label-wrap", "driving")):
+        page.at(name, title).focus()
+        assert page.at(contents).is_visible()
+        page.page.keyboard.press("Enter")
+        page.at(contents).wait_for(state="hidden")
 
 
 def test_outcomes_are_announced_and_progress_is_not(page: Page) -> None:

@@ -103,7 +103,7 @@ def test_a_saved_person_replaces_the_photos_and_is_known_everywhere(filled: Page
     filled.wait_for_text("people_report", "Renamed: Ada of the page → Ada renamed")
     assert filled.value("identity") == "Ada renamed"
     filled.page.wait_for_function(
-        "at => document.querySelector(at).value === 'Ada renamed'", arg=f"{FACESNAP}identity_2 input"
+        "at => document.querySelector(at).value === 'Ada renamed'", arg=f"{FACESNAP}identity_2 select"
     )
     filled.at("chosen", "summary >> nth=1").click()
     assert "This deletes the file: Ada renamed.safetensors" in filled.at("chosen").inner_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import subprocess
 import sys
 from contextlib import suppress
@@ -16,15 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.hosts import fork, webui, windows
 from facesnap_ext.hosts import job as host_job
 from facesnap_ext.hosts.errors import Refusal
 from facesnap_ext.hosts.job import PreparedBatch
 from facesnap_ext.identity.encoders import Encoders
-from facesnap_ext.identity.predictors import Preview
-from facesnap_ext.landmarks.poses import Rig
 from facesnap_ext.networks import compiled
 from facesnap_ext.photos import from_pil
 from facesnap_ext.settings.infotext import from_infotext, to_infotext
@@ -413,19 +409,3 @@ def test_a_failing_accordion_is_reported_and_stops_only_jobs_with_facesnap(
     monkeypatch.undo()
     assert len(host.script.ui(is_img2img=True)) > 1
     assert host.script.failure is None
-
-
-def test_choosing_a_saved_person_shows_their_rig(host, monkeypatch):
-    """The page requests a new preview, with the name among its inputs."""
-    components = dict(zip(UI_ORDER, host.script.ui(is_img2img=False)))
-    requests = []
-    preview = Preview(Rig(np.zeros((72, 3), np.float32), {}), None)
-    monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or preview)
-    shown = {"identity": "Ada", "settings": '{"pose": "own"}', "canvas_size": "640x512", "reference_mode": "fused"}
-    answers = []
-    for function, inputs, outputs in components["identity"].listeners:
-        if [component.values["elem_id"] for component in outputs] == ["canvas_rig"]:
-            answers.append(json.loads(function(*(shown.get(component.values["elem_id"]) for component in inputs))))
-    parts = {"question", "rig", "points", "neutral", "camera", "expression", "in_init", "note"}
-    assert [set(answer) for answer in answers] == [parts]
-    assert requests == [((), None, (640, 512), 0, 0, "Ada", None)]

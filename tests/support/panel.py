@@ -16,7 +16,7 @@ TAGS = {"div", "br", "p", "b", "code", "a", "ul", "li", "span", "button", "detai
 ATTRIBUTES = {
     *("class", "title", "href", "target", "rel", "type", "role", "aria-label", "max", "value"),
     *("translate", "lang", "data-facesnap-say"),
-    *("data-state", "data-facesnap-action", "data-facesnap-job", "data-facesnap-progress"),
+    *("data-state", "data-facesnap-action", "data-facesnap-job", "data-facesnap-progress", "data-facesnap-lists"),
 }
 
 

@@ -107,7 +107,7 @@ def test_disabled_units_are_not_parsed(args):
 
 
 def test_a_shorter_argument_list_from_an_older_page_is_accepted():
-    assert from_script_args(page(weight=0.5)[:-1]) == from_script_args(page(weight=0.5))
+    assert from_script_args(page()[:-1]) == from_script_args(page())
 
 
 def test_an_unknown_name_is_reported_with_the_known_ones():
@@ -168,7 +168,7 @@ def test_block_weights_that_are_not_numbers_are_reported():
         ("[1]", "not an object in JSON"),
         ("[" * 100_000, "not an object in JSON"),
         (7, "not an object in JSON"),
-        ('{"weight": 1}', "has no setting named 'weight'; reload the page"),
+        ('{"enabled": true}', "has no setting named 'enabled'; reload the page"),
         ('{"references": ["x"]}', "has no setting named 'references'"),
         ('{"start": 2}', "start is 2; use a number from 0 to 1"),
         ('{"yaw": NaN}', "yaw is nan"),

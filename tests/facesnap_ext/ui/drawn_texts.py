@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from facesnap_ext.identity.references import NOTES, Finding, Reference
+from facesnap_ext.landmarks.poses import TEMPLATES
 from facesnap_ext.photos import Photo
 from facesnap_ext.weights import catalogue, download, identity_file
 from facesnap_ext.weights.identity_file import Identity
@@ -139,7 +140,7 @@ def photos(engine: Any, photo: Photo) -> set[str]:
 
 def people(models: Path, engine: Any, photo: bytes) -> set[str]:
     """A saved person's forms, and the reports of saving, renaming and deleting."""
-    from facesnap_ext.ui import people
+    from facesnap_ext.ui import people, tasks
 
     html = []
     for picture in (None, torch.zeros(8, 8, 3, dtype=torch.uint8)):
@@ -149,24 +150,31 @@ def people(models: Path, engine: Any, photo: bytes) -> set[str]:
             models / "identities" / "Ada.safetensors", replace(identity, picture=picture), overwrite=True
         )
         html.append(people.describe(models, "Ada"))
-    tasks = [
+    requests = [
         {"do": "rename", "person": "Ada", "name": "Bea"},
         {"do": "delete", "person": "Bea"},
         *({"do": "save", "name": f"Eve {picture}", "picture": picture} for picture in (False, True)),
     ]
-    for task in tasks:
-        report, *_ = people.run_task(engine, json.dumps({**task, "number": 1}), "", [photo], 0, "fused")
+    for task in requests:
+        text = json.dumps({**task, "number": 1})
+        report, *_ = tasks.run_task(engine, text, "", "", True, [photo], None, None, "", "")
         assert "facesnap-problem" not in report, report
         html.append(report)
     return in_html("".join(html))
 
 
-def poses(monkeypatch: Any, folder: Path) -> set[str]:
+def poses(folder: Path) -> set[str]:
     """The reports of saving and deleting a pose."""
-    from facesnap_ext.ui import callbacks
+    from facesnap_ext.ui import tasks
 
-    engine = SimpleNamespace(files=lambda: ModelFiles(folder), pose_as_sliders=lambda *values: None)
-    monkeypatch.setattr(callbacks, "unit_from_page", lambda values: None)
-    monkeypatch.setattr(callbacks.poses, "save_pose", lambda *values: Path("Smile.json"))
-    monkeypatch.setattr(callbacks.poses, "delete_pose", lambda *values: None)
-    return in_html(callbacks.save_pose(engine, "Smile", "", "")[0] + callbacks.delete_pose(engine, "Smile")[0])
+    files = ModelFiles(folder)
+    encoders = SimpleNamespace(files=files)
+    engine = SimpleNamespace(
+        files=lambda: files, encoders=lambda: encoders, pose_as_sliders=lambda *values: TEMPLATES["front"]
+    )
+    html = []
+    for do in ("save_pose", "delete_pose"):
+        text = json.dumps({"do": do, "name": "Smile", "number": 1})
+        html.append(tasks.run_task(engine, text, "", "", True, None, None, None, "", '{"saved_pose": "Smile"}')[1])
+    assert "facesnap-problem" not in "".join(html), html
+    return in_html("".join(html))

@@ -14,12 +14,13 @@ from PIL import Image
 
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity.faces import Face
+from facesnap_ext.identity.predictors import Preview
 from facesnap_ext.landmarks.points72 import Landmarks
-from facesnap_ext.landmarks.poses import TEMPLATES
+from facesnap_ext.landmarks.poses import TEMPLATES, Rig
 from facesnap_ext.photos import Photo, from_base64
 from facesnap_ext.settings import page_settings
 from facesnap_ext.settings.infotext import to_infotext
-from facesnap_ext.settings.unit import CHOICES, RANGES, from_values
+from facesnap_ext.settings.unit import CHOICES, RANGES, Unit, from_values
 from facesnap_ext.weights.search import find_models
 from tests.support.stand_in_pack import stand_in_faces68
 
@@ -76,22 +77,25 @@ def test_all_faces_of_a_photo_are_offered_for_references_and_driving_photo(page,
     assert count > 2
     assert [button["data-facesnap-face"] for button in offered] == [str(i) for i in range(count)]
     assert [i for i, button in enumerate(offered) if button["aria-pressed"] == "true"] == [2]
-    driving = page.callbacks.driving_faces(engine, Image.fromarray(group.pixels), 1)
+    driving = page.answers.driving_faces(engine, Image.fromarray(group.pixels), 1)
     assert {button["data-facesnap-of"] for button in buttons(driving)} == {"driving_face_index"}
     assert len(buttons(driving)) == count
     for without_faces in (None, Image.new("RGB", (64, 64))):
-        assert page.callbacks.driving_faces(engine, without_faces, 0) == ""
+        assert page.answers.driving_faces(engine, without_faces, 0) == ""
 
 
 def test_answers_to_the_canvas_repeat_the_number_of_the_question(page, engine, astronaut) -> None:
-    answer = json.loads(page.callbacks.canvas_data(engine, [png(astronaut.pixels)], 0, None, 0, "own", "320x640 17"))
+    question = (engine, [png(astronaut.pixels)], None)
+    canvas, *_ = page.answers.answer(*question, "320x640 17", "", '{"pose": "own"}')
+    answer = json.loads(canvas)
     assert answer["question"] == "17"
     landmarks = engine.preview([photo_of(astronaut)], None, (320, 640)).landmarks
     np.testing.assert_allclose(answer["points"], landmarks.points / (320, 640), atol=1e-6)
-    failed = json.loads(page.callbacks.canvas_data(engine, [b"not an image"], 0, None, 0, "own", "320x640 18"))
+    canvas, *_ = page.answers.answer(engine, [b"not an image"], None, "320x640 18", "", '{"pose": "own"}')
+    failed = json.loads(canvas)
     assert failed["question"] == "18"
     assert "Reference photo 1" in failed["error"]
-    assert page.callbacks.canvas_data(engine, None, 0, None, 0, "own", "") == "", "the page has not sent a request yet"
+    assert page.answers.answer(engine, None, None, "", "", "") == ("", "", ""), "the page has not sent a request yet"
 
 
 def test_the_init_image_gives_the_pose_if_it_does_in_the_job(page, engine, astronaut, grace_hopper) -> None:
@@ -99,7 +103,7 @@ def test_the_init_image_gives_the_pose_if_it_does_in_the_job(page, engine, astro
 
     def ask(pose: str, driving: Photo | None = None, init: str = init) -> dict:
         other = None if driving is None else Image.fromarray(driving.pixels)
-        return json.loads(page.callbacks.canvas_data(engine, references, 0, other, 0, pose, "320x640 1", init=init))
+        return json.loads(page.answers.canvas_data(engine, references, other, "320x640 1", init, Unit(pose=pose)))
 
     driven = ask("photo")
     assert driven["in_init"]
@@ -128,8 +132,8 @@ def test_the_status_names_the_predictor_and_the_canvas_needs_no_deca_or_flame(
 
     def ask(references: list[bytes], pose: str = "own", mode: str = "fused") -> dict:
         engine = Engine(lambda: find_models(models))
-        text = page.callbacks.canvas_data(engine, references, 0, None, 0, pose, "320x640 1", reference_mode=mode)
-        return json.loads(text)
+        unit = Unit(pose=pose, reference_mode=mode)
+        return json.loads(page.answers.canvas_data(engine, references, None, "320x640 1", "", unit))
 
     (models / "stand-in-flame.safetensors").unlink()
     photos = [png(astronaut.pixels), png(grace_hopper.pixels)]
@@ -157,14 +161,19 @@ def test_pasted_settings_are_what_the_inputs_show(page, number) -> None:
 
 
 def test_every_setting_of_the_text_has_inputs_with_its_value_and_range(page) -> None:
-    html = page.settings_html.pose(str) + page.settings_html.advanced(str)
-    tags = [dict(re.findall(r"([\w-]+)='([^']*)'", tag)) for tag in re.findall(r"<input[^>]*>", html)]
+    parts = ("reference_mode", "identity", "pose", "strength", "advanced")
+    html = "".join(getattr(page.settings_html, part)(str) for part in parts)
+    tags = [dict(re.findall(r"([\w-]+)='([^']*)'", tag)) for tag in re.findall(r"<(?:input|select)[^>]*>", html)]
     by_name: dict[str, list[dict[str, str]]] = {}
     for tag in tags:
-        by_name.setdefault(tag["data-facesnap-setting"], []).append(tag)
-    assert set(by_name) == set(page_settings.NAMES)
+        if "data-facesnap-setting" in tag:
+            by_name.setdefault(tag["data-facesnap-setting"], []).append(tag)
+    faces = {"face_index", "driving_face_index"}  # set by the buttons that show the faces
+    assert set(by_name) == set(page_settings.NAMES) - faces
     for name, value in page_settings.initial().items():
-        kind = by_name[name][0]["type"]
+        if name in faces:
+            continue
+        kind = by_name[name][0].get("type", "select")
         assert f"id='{name}'" in html
         if name in RANGES:
             assert [tag["type"] for tag in by_name[name]] == ["number", "range"]
@@ -176,12 +185,24 @@ def test_every_setting_of_the_text_has_inputs_with_its_value_and_range(page) -> 
             expected = [one for one in CHOICES.get(name, TEMPLATES) if (name, one) != ("pose", "template")]
             assert sorted(values) == sorted(expected)
         else:
-            assert kind == ("checkbox" if isinstance(value, bool) else "text")
+            names = ("identity", "saved_pose", "model")
+            assert kind == ("select" if name in names else "checkbox" if isinstance(value, bool) else "text")
 
 
 def test_untrusted_settings_are_reported_on_the_canvas(page, engine) -> None:
-    answer = page.callbacks.answer_canvas(engine, None, 0, None, 0, "64x64 5", "", "", "fused", "", '{"yaw": 500}')
-    assert json.loads(answer) == {"question": "5", "error": "FaceSnap's yaw is 500; use a number from -75 to 75."}
+    canvas, *others = page.answers.answer(engine, None, None, "64x64 5", "", '{"yaw": 500}')
+    assert others == [{}, {}]
+    assert json.loads(canvas) == {"question": "5", "error": "FaceSnap's yaw is 500; use a number from -75 to 75."}
+
+
+def test_the_canvas_shows_a_saved_person(page, engine, monkeypatch) -> None:
+    requests = []
+    preview = Preview(Rig(np.zeros((72, 3), np.float32), {}), None)
+    monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or preview)
+    canvas, *_ = page.answers.answer(engine, None, None, "640x512 1", "", '{"pose": "own", "identity": "Ada"}')
+    parts = {"question", "rig", "points", "neutral", "camera", "expression", "in_init", "note"}
+    assert set(json.loads(canvas)) == parts
+    assert requests == [((), None, (640, 512), 0, 0, "Ada", None)]
 
 
 def photo_of(photo: Photo) -> Photo:

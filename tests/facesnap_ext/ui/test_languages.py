@@ -31,7 +31,7 @@ def texts(page, stand_ins, tmp_path, astronaut, monkeypatch) -> set[str]:
         | drawn_texts.model_files(page, tmp_path)
         | drawn_texts.photos(engine, astronaut)
         | drawn_texts.people(models, engine, png(astronaut.pixels))
-        | drawn_texts.poses(monkeypatch, tmp_path)
+        | drawn_texts.poses(tmp_path)
         | page_text.in_javascript()
     )
 

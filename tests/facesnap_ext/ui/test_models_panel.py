@@ -18,7 +18,6 @@ from tests.support.panel import NestedTags, OwnTags, mocked_panel
 from tests.support.parts_server import serve
 from tests.support.weight_files import KINDS, write
 
-LISTS = ["list", "list of person 2"]  # of FaceSnap files
 
 
 @pytest.fixture
@@ -37,11 +36,11 @@ class Panel:
         files = ModelFiles(folder)
         needed = module.starter.missing(files)
         top = module.top(files, needed, lambda name: name)
-        module.panel(files, needed, lambda: find_models(folder), lambda name: name, "status", LISTS, top)
+        module.panel(files, needed, lambda: find_models(folder), lambda name: name, "status", top)
         (self.stop, *_), (self.act, _, self.outputs) = top[-1].listeners
 
     def click(self, action):
-        """The updates of the starter, the progress, the list, the status, and the lists of FaceSnap files."""
+        """The updates of the starter, the progress, the list and the status."""
         self.stop(f"{action} 1")
         return self.act(f"{action} 1")
 
@@ -210,13 +209,12 @@ def test_the_download_button_shows_progress_and_then_the_new_state(module, tmp_p
         begin, progress, *others = next(steps)
         assert "the thing: " in words(progress)
         assert begin == {}, "nothing else is drawn again, so that buttons can be clicked"
-        assert others == [{}] * 4
+        assert others == [{}] * 2
         server.hold.set()
-        *_, (begin, progress, table, status, *lists) = steps
+        *_, (begin, progress, table, status) = steps
     assert words(progress) == "Downloaded: the thing"
-    assert table.startswith("<div class='facesnap-models'>")
+    assert table.startswith("<div class='facesnap-models' ")
     assert status == "", "the top of the accordion still says what is needed"
-    assert lists == [{"choices": [""]}] * 2
     assert (tmp_path / "things" / "thing.bin").is_file()
 
 

@@ -1,10 +1,12 @@
-"""Tasks about saved people, as the page sends them."""
+"""Tasks about saved people and poses, as the page sends them."""
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,12 +18,27 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.identity.framing import face_thumbnail
 from facesnap_ext.photos import from_base64
 from facesnap_ext.settings import page_settings
+from facesnap_ext.settings.saved_poses import load_pose
 from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_folder import find_identities
 from facesnap_ext.weights.search import find_models
 from tests.facesnap_ext.ui.test_reference_photos import png
 
 pytest.importorskip("insightface")
+
+
+class Updates(NamedTuple):
+    """Updates of the components; an empty dictionary changes nothing."""
+
+    report: Any
+    pose_report: Any
+    chosen: Any
+    references: Any
+    settings: Any
+
+    def names(self) -> dict[str, list[str]]:
+        """The names in the page's lists of saved people and poses."""
+        return json.loads(html.unescape(re.findall(r"data-facesnap-lists='([^']*)'", self.chosen)[0]))
 
 
 @pytest.fixture
@@ -35,22 +52,23 @@ def run(page, models, astronaut):
     engine = Engine(lambda: find_models(models))
 
     def run(chosen: str = "", **task):
-        values = {"number": 7, **task}
-        return page.people.run_task(
-            engine, json.dumps(values), chosen, [png(astronaut.pixels)], 2 if chosen else 0, "fused"
-        )
+        text = json.dumps({"number": 7, **task})
+        settings = json.dumps({"identity": chosen})
+        updates = page.tasks.run_task(engine, text, "", "", True, [png(astronaut.pixels)], None, None, "", settings)
+        return Updates(*updates)
 
     return run
 
 
 def test_saving_replaces_the_photos_by_the_saved_person(run, models):
-    report, identity, references, face_index, settings = run(do="save", name="Eileen")
-    words = re.sub("<[^>]*>", "", report)
+    done = run(do="save", name="Eileen")
+    words = re.sub("<[^>]*>", "", done.report)
     assert words.startswith("Saved as Eileen.safetensors. The file contains features of the face, but no pixels.")
-    assert "data-facesnap-new='Eileen'" in report
-    assert identity == {"choices": ["", "Eileen"], "value": "Eileen"}
-    assert (references, face_index) == (None, 0)
-    chosen = page_settings.parse(settings)
+    assert "data-facesnap-new='Eileen'" in done.report
+    assert done.names()["identity"] == ["Eileen"]
+    assert done.references is None
+    chosen = page_settings.parse(done.settings)
+    assert (chosen["identity"], chosen["face_index"]) == ("Eileen", 0)
     assert (chosen["pose"], chosen["template"]) == ("template", "front"), "a saved person has no pose"
     assert identity_file.load(models / "identities" / "Eileen.safetensors").picture is None
 
@@ -74,21 +92,25 @@ def test_an_existing_name_is_refused_and_the_photos_stay(run, models):
     report, *updates = run(do="save", name="Eileen")
     assert "There is already an identity named Eileen" in report
     assert "data-facesnap-new" not in report
-    assert updates == [{}, {}, {}, {}]
+    assert updates == [{}] * 4
 
 
 def test_renaming_keeps_every_byte_and_deleting_removes_the_file(run, models):
     run(do="save", name="Eileen", picture=True)
     before = (models / "identities" / "Eileen.safetensors").read_bytes()
-    report, identity, *others = run(do="rename", person="Eileen", name="Eve/<b>")
-    assert identity == {"choices": ["", "Eve__b_"], "value": "Eve__b_"}
-    assert others == [{}, {}, {}]
-    assert "Eileen → Eve__b_" in report
+    done = run("Eileen", do="rename", person="Eileen", name="Eve/<b>")
+    assert done.names()["identity"] == ["Eve__b_"]
+    assert page_settings.parse(done.settings)["identity"] == "Eve__b_"
+    assert done.references == {}, "the photos stay"
+    assert "Eileen → Eve__b_" in done.report
+    assert "Eve__b_</span>" in done.chosen
     path = models / "identities" / "Eve__b_.safetensors"
     assert path.read_bytes() == before
     assert identity_file.load(path).name == "Eve__b_"
-    report, identity, *_ = run(do="delete", person="Eve__b_")
-    assert identity == {"choices": [""], "value": ""}
+    done = run("Eve__b_", do="delete", person="Eve__b_")
+    assert done.names()["identity"] == []
+    assert page_settings.parse(done.settings)["identity"] == ""
+    assert "facesnap-saved" not in done.chosen
     assert list((models / "identities").iterdir()) == []
 
 
@@ -98,16 +120,23 @@ def test_renaming_does_not_replace_a_different_person(run, models):
     report, *updates = run(do="rename", person="Eileen", name="Grace")
     assert "already an identity named Grace" in report
     assert set(find_identities(models)) == {"Eileen", "Grace"}
-    assert updates == [{}, {}, {}, {}]
+    assert updates == [{}] * 4
 
 
-@pytest.mark.parametrize(("chosen", "value"), [("Eileen", {"value": "Eve"}), ("Grace", {}), ("", {})])
-def test_other_lists_learn_the_names_and_follow_a_renamed_person(run, chosen, value):
+def test_other_people_on_the_page_learn_the_names(run):
     run(do="save", name="Eve")
-    report, identity, *others = run(chosen, do="list", person="Eileen", name="Eve")
-    assert (report, others) == ({}, [{}, {}, {}])
-    assert identity == {"choices": ["", "Eve"], **value}
-    assert "value" not in run("", do="list", person="", name="Eve")[1], "an empty choice stays empty after saving"
+    for chosen in ("", "Eve"):
+        done = run(chosen, do="list")
+        assert (done.report, done.references, done.settings) == ({}, {}, {})
+        assert done.names() == {"identity": ["Eve"], "saved_pose": []}
+        assert ("facesnap-saved" in done.chosen) == bool(chosen)
+
+
+def choose(page, models, settings: str, references=None, driving=None, init: str = ""):
+    """The settings after a saved person has been chosen."""
+    engine = Engine(lambda: find_models(models))
+    task = json.dumps({"do": "choose", "number": 1})
+    return Updates(*page.tasks.run_task(engine, task, "", init, True, references, driving, None, "", settings)).settings
 
 
 @pytest.mark.parametrize(
@@ -116,20 +145,37 @@ def test_other_lists_learn_the_names_and_follow_a_renamed_person(run, chosen, va
         ('{"pose": "template", "template": "far"}', {}),
         ('{"pose": "sliders"}', {}),
         ("{broken", {}),
-        ("", {"files": ["photo"]}),
+        ("", {"references": ["photo"]}),
         ("", {"driving": "photo"}),
         ("", {"init": "data:"}),
     ],
 )
-def test_a_saved_person_keeps_a_pose_that_needs_no_photo_or_has_one(page, settings, photos):
-    given = {"files": None, "driving": None, "init": "", **photos}
-    assert page.people.choose_pose(settings, **given) == {}
+def test_a_saved_person_keeps_a_pose_that_needs_no_photo_or_has_one(page, models, settings, photos):
+    assert choose(page, models, settings, **photos) == {}
 
 
-def test_choosing_a_saved_person_without_a_photo_chooses_the_front_view(page):
-    chosen = page_settings.parse(page.people.choose_pose('{"placed": true, "x": 0.2, "start": 0.1}', [], None, ""))
+def test_choosing_a_saved_person_without_a_photo_chooses_the_front_view(page, models):
+    chosen = page_settings.parse(choose(page, models, '{"placed": true, "x": 0.2, "start": 0.1}', references=[]))
     assert (chosen["pose"], chosen["template"]) == ("template", "front")
     assert (chosen["x"], chosen["start"]) == (0.2, 0.1)
+
+
+def test_a_pose_is_saved_listed_and_deleted(run, page, models):
+    engine = Engine(lambda: find_models(models))
+
+    def task(do: str, name: str, **settings) -> Updates:
+        text, shown = json.dumps({"do": do, "number": 3, "name": name}), json.dumps(settings)
+        return Updates(*page.tasks.run_task(engine, text, "640x512 1", "", True, None, None, None, "", shown))
+
+    done = task("save_pose", "Nod", pose="sliders", pitch=12)
+    assert "Saved as</span> <span translate='no'>Nod.json" in done.pose_report
+    assert done.names()["saved_pose"] == ["Nod"]
+    assert page_settings.parse(done.settings)["saved_pose"] == "Nod"
+    assert load_pose(models, "Nod").pitch == 12
+    done = task("delete_pose", "", saved_pose="Nod")
+    assert done.names()["saved_pose"] == []
+    assert page_settings.parse(done.settings)["saved_pose"] == ""
+    assert "facesnap-problem" in task("delete_pose", "", saved_pose="Nod").pose_report
 
 
 @pytest.mark.parametrize("do", ["rename", "delete"])
@@ -147,8 +193,8 @@ def test_no_other_file_is_renamed_or_deleted(run, models, do, person):
 @given(st.text(max_size=40) | st.recursive(st.none() | st.integers() | st.text(max_size=5), st.lists).map(json.dumps))
 def test_malformed_tasks_are_refused_in_one_sentence(page, models, task):
     engine = Engine(lambda: find_models(models))
-    report, *updates = page.people.run_task(engine, task, "", None, 0, "fused")
-    assert updates == [{}, {}, {}, {}]
+    report, *updates = page.tasks.run_task(engine, task, "", "", True, None, None, None, "", "")
+    assert updates == [{}] * 4
     assert report == {} if not task else "reload the page" in report
 
 
