@@ -118,7 +118,7 @@ def _pose_controls(controls: Controls, poses: Sequence[str], ident: Ident) -> No
         elem_classes="facesnap-when-photo",
     ):
         controls["driving"] = gr.Image(
-            label="Photo that provides pose and expression",
+            label="Photo to copy the pose and expression from",
             type="pil",
             image_mode=None,
             height=240,
@@ -142,7 +142,7 @@ def _advanced_controls(controls: Controls, files: ModelFiles, ident: Ident) -> N
             controls["pose_name"] = gr.Textbox("", label="Name for saving this pose", elem_id=ident("pose_name"))
             controls["save_pose"] = gr.Button("Save pose and expression", size="sm", elem_id=ident("save_pose"))
         controls["model"] = gr.Dropdown(
-            model_choices(files), value="", label="FaceSnap file (empty = the only one)", elem_id=ident("model")
+            model_choices(files), value="", label="FaceSnap file (empty = the only file found)", elem_id=ident("model")
         )
 
 

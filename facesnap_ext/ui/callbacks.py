@@ -157,7 +157,7 @@ def save_pose(engine: Engine, name: str, size: str, init: str, *values: Any) -> 
         path = poses.save_pose(models, name, engine.pose_as_sliders(unit_from_page(values), width, height, init_image))
     except FaceSnapError as error:
         return problem(str(error)), gr.update()
-    report = f"{wording('Saved as')} {data(path.name)}. {wording('The file contains numbers, no pixels.')}"
+    report = f"{wording('Saved as')} {data(path.name)}. {wording('The file contains only numbers and no pixels.')}"
     return report, gr.update(choices=pose_choices(models), value=path.stem)
 
 

@@ -18,7 +18,11 @@ from facesnap_ext.ui.markup import problem
 from facesnap_ext.ui.photo_cards import Card, cards_html
 from facesnap_ext.ui.uploads import photo_files
 
-MODE_LABELS = {"fused": "fused", "averaged": "averaged", "batch": "one image per photo (batch)"}
+MODE_LABELS = {
+    "fused": "same person, combined (fused)",
+    "averaged": "same person, averaged",
+    "batch": "different people: one image per photo (batch)",
+}
 
 
 def add_controls(controls: dict[str, Any], ident: Callable[[str], str]) -> None:
@@ -34,7 +38,11 @@ def add_controls(controls: dict[str, Any], ident: Callable[[str], str]) -> None:
     controls["references"] = photo_files("Reference photos", ident("references"), elem_classes="facesnap-photos")
     controls["seen"] = gr.HTML(elem_id=ident("seen"), elem_classes=["facesnap-seen", "facesnap-report"])
     controls["face_index"] = gr.Number(
-        0, label="Face index", precision=0, elem_id=ident("face_index"), elem_classes="facesnap-hidden"
+        0,
+        label="Face index in all reference photos (0 = largest)",
+        precision=0,
+        elem_id=ident("face_index"),
+        elem_classes="facesnap-hidden",
     )
     controls["reference_mode"] = gr.Radio(
         [(MODE_LABELS[mode], mode) for mode in REFERENCE_MODES],

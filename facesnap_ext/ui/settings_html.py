@@ -20,13 +20,13 @@ Ident = Callable[[str], str]
 """Makes an element id from a name."""
 
 POSE_LABELS = {
-    "photo": "as in the photo",
+    "photo": "photo (automatic)",
     "saved": "saved pose",
     "sliders": "sliders",
-    "own": "reference photo",
+    "own": "always the reference photo",
 }
 EXPRESSION_SOURCE_LABELS = {
-    "pose": "as in the pose",
+    "pose": "same as the pose",
     "reference": "reference photo",
     "driving": "driving photo",
     "custom": "chosen below",
@@ -34,7 +34,7 @@ EXPRESSION_SOURCE_LABELS = {
 REGION_LABELS = {"image": "whole image", "face": "face", "mask": "painted mask"}
 SLIDER_LABELS = {
     **{name: slider.label for name, slider in SLIDERS.items()},
-    "expression_strength": "Strength of the expression",
+    "expression_strength": "Expression strength",
     "x": "Horizontal position (0 = left, 1 = right)",
     "y": "Vertical position (0 = top, 1 = bottom)",
     "size": "Face height (1 = image height)",
@@ -43,7 +43,7 @@ SLIDER_LABELS = {
     "end": "End (fraction of the steps)",
     "ffrnet_interval": "Run FFRNet every n steps (1 = every step; 2 to 4 are faster)",
     "adapter_weight": "InstantID adapter weight (other files have no adapter)",
-    "uncond_noise": "InstantID noise for the negative prompt (0 = off; 0.35 reduces burnt images)",
+    "uncond_noise": "InstantID noise for the negative prompt (0 = off; 0.35 makes images look less burnt)",
     "redraw_strength": "Redraw small faces (denoising strength, 0 = off)",
 }
 STEPS = {
@@ -56,9 +56,13 @@ STEP = 0.05
 BLOCK_WEIGHTS_LABEL = (
     "Block weights: one per residual (10 for SDXL), shallow to deep, middle block last (empty = all 1)"
 )
+AUTOMATIC = (
+    "<div class='facesnap-note facesnap-when-automatic'>The pose is taken from the driving photo if there is one, or "
+    "else from the init image in img2img, or else from the reference photo.</div>"
+)
 MIXED = (
-    "<div class='facesnap-tools facesnap-when-mixed'><span class='facesnap-note'>Several people apply to the whole "
-    "image, so their faces are mixed.</span><button type='button' data-facesnap-side-by-side>Place them side by side"
+    "<div class='facesnap-tools facesnap-when-mixed'><span class='facesnap-note'>The regions of several people "
+    "cover the whole image, so their faces are mixed.</span><button type='button' data-facesnap-side-by-side>Place them side by side"
     "</button></div>"
 )
 CARRY_OVER = (
@@ -81,7 +85,7 @@ def pose(ident: Ident) -> str:
     tiles = f"{first}<div class='facesnap-contents' id='{ident('template')}'>{templates}</div>{others}"
     turns = "".join(_slider(ident, name) for name in TURNS)
     return (
-        f"{MIXED}{_group(ident, 'pose', 'Pose', tiles, 'facesnap-tiles')}"
+        f"{MIXED}{_group(ident, 'pose', 'Pose', tiles, 'facesnap-tiles')}{AUTOMATIC}"
         f"<div id='{ident('sliders')}' class='facesnap-sliders facesnap-when-sliders'>{turns}</div>"
     )
 
@@ -122,7 +126,7 @@ def advanced(ident: Ident) -> str:
         f"{''.join(_slider(ident, name) for name in MOVEMENTS)}</div>"
     )
     place = (
-        f"{_checkbox(ident, 'placed', 'Set position and size (off = as given by the pose)')}"
+        f"{_checkbox(ident, 'placed', 'Set position and size (off = taken from the pose)')}"
         f"<div class='facesnap-sliders'>{''.join(_slider(ident, name) for name in PLACE)}</div>"
     )
     region = (
