@@ -62,8 +62,8 @@ AUTOMATIC = (
 )
 MIXED = (
     "<div class='facesnap-tools facesnap-when-mixed'><span class='facesnap-note'>The regions of several people "
-    "cover the whole image, so their faces are mixed.</span><button type='button' data-facesnap-side-by-side>Place them side by side"
-    "</button></div>"
+    "cover the whole image, so their faces are mixed.</span>"
+    "<button type='button' data-facesnap-side-by-side>Place them side by side</button></div>"
 )
 CARRY_OVER = (
     "<div class='facesnap-tools facesnap-carry-over' hidden><span class='facesnap-note'>FaceSnap is enabled "
