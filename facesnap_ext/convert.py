@@ -73,7 +73,7 @@ def convert_instantid(controlnet: Path, adapter: Path, out: Path) -> Path:
     """
     controlnet = _weights_in(controlnet) if controlnet.is_dir() else controlnet
     if out.is_file() and (out.resolve() in (controlnet.resolve(), adapter.resolve()) or not _is_facesnap(out)):
-        raise FaceSnapError(f"{out} already exists and is not a FaceSnap file; give another name.")
+        raise FaceSnapError(f"{out} already exists and is not a FaceSnap file; choose a different name.")
     pack(controlnet, adapter, out)
     return out
 
@@ -115,5 +115,5 @@ def _weights_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise FaceSnapError(
-        f"The folder {folder} has no {CONTROLNET_FILES[0]}; give the folder of a ControlNet in diffusers' layout."
+        f"The folder {folder} has no {CONTROLNET_FILES[0]}; enter the folder of a ControlNet in diffusers' layout."
     )

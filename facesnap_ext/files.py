@@ -54,7 +54,7 @@ def user_write(path: Path, private: bool = False) -> Iterator[Path]:
     from safetensors import SafetensorError  # safetensors raises its own error instead of OSError
 
     if path.is_dir():
-        raise FaceSnapError(f"{path} is a folder; give the name of a file in it.")
+        raise FaceSnapError(f"{path} is a folder; enter the name of a file in it.")
     try:
         with atomic_write(path, private) as part:
             yield part

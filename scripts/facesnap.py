@@ -188,8 +188,8 @@ def add_settings():
             gr.Slider,
             {"minimum": 0, "maximum": 32, "step": 1},
         ).info(
-            "number of images to keep from each batch, or for each photo if there is one image per photo; 0 keeps all; "
-            "the others are neither shown nor saved, and images are saved only at the end of the job"
+            "number of images to keep from each batch, or for each photo in batch mode; 0 keeps all. The other images "
+            "are neither shown nor saved. Images are saved only at the end of the job"
         ),
         "strip": option(False, "Add an image that shows the reference photo beside the result").info(
             "shown, but not saved"
@@ -198,7 +198,7 @@ def add_settings():
             "only if there is an image classifier in the model folder; see docs/responsible-use.md"
         ),
         "identity_names": option(True, "Write the names of saved people into infotext").info(
-            "if off, images do not reveal whom they show, and the saved person has to be chosen again after pasting"
+            "if off, images do not name the saved person, and you have to choose the person again after pasting"
         ),
         "compile": option(False, "Compile FFRNet").info(
             "somewhat faster if Triton is installed; the first image of each size takes longer"

@@ -88,7 +88,7 @@ def _find_files(options: argparse.Namespace) -> ModelFiles:
 
     root = Path(__file__).resolve().parents[2]
     if options.models is None and root.parent.name != "extensions":
-        raise FaceSnapError("FaceSnap is not installed in a WebUI here; give the model folder with --models.")
+        raise FaceSnapError("FaceSnap is not installed in a WebUI here; specify the model folder with --models.")
     folder = options.models or root.parents[1] / "models" / "facesnap"
     models = resolved(folder).parent
     shared = shared_model_folders(models, models.parent) if models.name == "models" else ()

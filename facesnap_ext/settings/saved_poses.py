@@ -84,7 +84,7 @@ def save_pose(models: Path, name: str, pose: Pose) -> Path:
     """
     path = pose_folder(models) / f"{safe_name(name, 'a pose')}.json"
     if path.exists():
-        raise FaceSnapError(f"There is already a pose {path.stem}; give another name, or delete that pose first.")
+        raise FaceSnapError(f"There is already a pose {path.stem}; choose a different name, or delete that pose first.")
     values = {name: round(value, 4) for name, value in asdict(pose).items()}
     changed = {name: value for name, value in values.items() if value != FRONT[name]}
     content = {"format": FORMAT, "version": VERSION, "facesnap": __version__, "pose": _checked_values(changed)}

@@ -118,7 +118,7 @@ def batches_by_photo(units: Mapping[int, Unit]) -> list[dict[int, Unit]]:
         batch = unit.reference_mode == "batch" and len(unit.references) > 1
         driven = isinstance(unit.driving, tuple) and unit.uses_driving
         if number != first and (batch or driven):
-            title, advice = ("photo (batch)", "fuse or average this person's photos")
+            title, advice = ("photo (batch)", "combine this person's photos (fused) or average them (averaged)")
             if driven:
                 title, advice = ("driving photo", "remove all but one of this person's driving photos")
             raise FaceSnapError(

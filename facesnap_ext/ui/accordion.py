@@ -104,7 +104,7 @@ def person_controls(enabled: Any, engine: Callable[[], Engine], ident: Ident) ->
         "Driving photo (optional)", open=False, elem_id=ident("driving_part"), elem_classes="facesnap-when-photo"
     ):
         controls["driving"] = gr.Image(
-            label="Photo that provides pose and expression",
+            label="Photo to copy the pose and expression from",
             type="pil",
             image_mode=None,
             height=240,

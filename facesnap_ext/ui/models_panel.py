@@ -68,7 +68,7 @@ def html(roles: Sequence[Role], files: ModelFiles, needed: Sequence[Part] = ()) 
         f"<ul class='facesnap-rows'>{rows}</ul><div class='facesnap-tools'>{buttons}</div>"
         f"<details><summary>Folders, skipped files and commercial use</summary>{wording('Model folder:')} "
         f"{data(str(files.folder))}<br>{searched}"
-        f"{wording('To search another folder, such as that of ComfyUI, start the WebUI with:')} "
+        f"{wording('To search another folder, such as the ComfyUI folder, start the WebUI with:')} "
         f"<code translate='no'>--facesnap-also-look-in FOLDER</code>{passed_over}<p>"
         f"{wording('Available for commercial use:')} {wording(COMMERCIAL_AVAILABLE)}. {wording('Not available:')}</p>"
         f"<ul>{gaps}</ul></details></div>"

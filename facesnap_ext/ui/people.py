@@ -84,7 +84,7 @@ def describe(models: Path, name: str) -> str:
     label = f"{wording('Delete')} {data(name)}"
     delete = (
         f"<span>{wording('This deletes the file:')} {data(f'{name}.safetensors')}. "
-        f"{wording(CONTENTS[picture is not None])} {wording('Deleting it cannot be undone.')}</span>"
+        f"{wording(CONTENTS[picture is not None])} {wording('This cannot be undone.')}</span>"
         f"{task_button('delete', label, name)}"
     )
     return (

@@ -248,7 +248,7 @@ def landmarks(engine: Engine, values: Values) -> Values:
     """The rig of a person, whose shape all reference photos determine, and the landmarks of a photo's pose."""
     _check_names(values, LANDMARKS)
     if ("width" in values) != ("height" in values):
-        raise RequestError(400, "FaceSnap's width and height belong together; give both or neither.")
+        raise RequestError(400, "FaceSnap's width and height belong together; send both or neither.")
     size = None
     if "width" in values:
         size = _integer(values, "width", 1, MAX_SIDE), _integer(values, "height", 1, MAX_SIDE)
@@ -276,7 +276,7 @@ def _reference_images(values: Values) -> list[Any]:
     if "references" not in values:
         return [values["reference"]] if values.get("reference") else []
     if values.get("reference"):
-        raise RequestError(400, "FaceSnap's reference and references are the same setting; give one of them.")
+        raise RequestError(400, "FaceSnap's reference and references are the same setting; send only one of them.")
     return _images(values, "references", 0)
 
 

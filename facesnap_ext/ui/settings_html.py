@@ -20,15 +20,19 @@ from facesnap_ext.ui.markup import task_button
 Ident = Callable[[str], str]
 """Makes an element id from a name."""
 
-MODE_LABELS = {"batch": "one image per photo (batch)"}
+MODE_LABELS = {
+    "fused": "same person, combined (fused)",
+    "averaged": "same person, averaged",
+    "batch": "different people: one image per photo (batch)",
+}
 POSE_LABELS = {
-    "photo": "as in the photo",
+    "photo": "photo (automatic)",
     "saved": "saved pose",
     "sliders": "sliders",
-    "own": "reference photo",
+    "own": "always the reference photo",
 }
 EXPRESSION_SOURCE_LABELS = {
-    "pose": "as in the pose",
+    "pose": "same as the pose",
     "reference": "reference photo",
     "driving": "driving photo",
     "custom": "chosen below",
@@ -37,7 +41,7 @@ REGION_LABELS = {"image": "whole image", "face": "face", "mask": "painted mask"}
 SLIDER_LABELS = {
     "weight": "Weight",
     **{name: slider.label for name, slider in SLIDERS.items()},
-    "expression_strength": "Strength of the expression",
+    "expression_strength": "Expression strength",
     "x": "Horizontal position (0 = left, 1 = right)",
     "y": "Vertical position (0 = top, 1 = bottom)",
     "size": "Face height (1 = image height)",
@@ -46,7 +50,7 @@ SLIDER_LABELS = {
     "end": "End (fraction of the steps)",
     "ffrnet_interval": "Run FFRNet every n steps (1 = every step; 2 to 4 are faster)",
     "adapter_weight": "InstantID adapter weight (other files have no adapter)",
-    "uncond_noise": "InstantID noise for the negative prompt (0 = off; 0.35 reduces burnt images)",
+    "uncond_noise": "InstantID noise for the negative prompt (0 = off; 0.35 makes images look less burnt)",
     "redraw_strength": "Redraw small faces (denoising strength, 0 = off)",
 }
 STEPS = {
@@ -59,10 +63,14 @@ STEP = 0.05
 BLOCK_WEIGHTS_LABEL = (
     "Block weights: one per residual (10 for SDXL), shallow to deep, middle block last (empty = all 1)"
 )
+AUTOMATIC = (
+    "<div class='facesnap-note facesnap-when-automatic'>The pose is taken from the driving photo if there is one, or "
+    "else from the init image in img2img, or else from the reference photo.</div>"
+)
 MIXED = (
-    "<div class='facesnap-tools facesnap-when-mixed'><span class='facesnap-note'>Several people apply to the whole "
-    "image, so their faces are mixed.</span><button type='button' data-facesnap-side-by-side>Place them side by side"
-    "</button></div>"
+    "<div class='facesnap-tools facesnap-when-mixed'><span class='facesnap-note'>The regions of several people "
+    "cover the whole image, so their faces are mixed.</span>"
+    "<button type='button' data-facesnap-side-by-side>Place them side by side</button></div>"
 )
 CARRY_OVER = (
     "<div class='facesnap-tools facesnap-carry-over' hidden><span class='facesnap-note'>FaceSnap is enabled "
@@ -96,7 +104,7 @@ def pose(ident: Ident) -> str:
     tiles = f"{first}<div class='facesnap-contents' id='{ident('template')}'>{templates}</div>{others}"
     turns = "".join(_slider(ident, name) for name in TURNS)
     return (
-        f"{MIXED}{_group(ident, 'pose', 'Pose', tiles, 'facesnap-tiles')}"
+        f"{MIXED}{_group(ident, 'pose', 'Pose', tiles, 'facesnap-tiles')}{AUTOMATIC}"
         f"<div id='{ident('sliders')}' class='facesnap-sliders facesnap-when-sliders'>{turns}</div>"
         f"<div class='facesnap-form facesnap-when-saved'>{_select(ident, 'saved_pose', 'Saved pose')}"
         f"{task_button('delete_pose', 'Delete pose', ident=ident('delete_pose'))}</div>"
@@ -144,7 +152,7 @@ def advanced(ident: Ident) -> str:
         f"{''.join(_slider(ident, name) for name in MOVEMENTS)}</div>"
     )
     place = (
-        f"{_checkbox(ident, 'placed', 'Set position and size (off = as given by the pose)')}"
+        f"{_checkbox(ident, 'placed', 'Set position and size (off = taken from the pose)')}"
         f"<div class='facesnap-sliders'>{''.join(_slider(ident, name) for name in PLACE)}</div>"
     )
     region = (
@@ -169,7 +177,7 @@ def advanced(ident: Ident) -> str:
         + _details(ident, "region_part", "Region", region)
         + _details(ident, "sampling", "Sampling", sampling)
     )
-    model = _select(ident, "model", "FaceSnap file (empty = the only one)")
+    model = _select(ident, "model", "FaceSnap file (empty = the only file found)")
     return _details(ident, "advanced", "Advanced", groups + saving + model)
 
 

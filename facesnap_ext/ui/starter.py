@@ -51,10 +51,10 @@ def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> s
     )
     text, button = "Nothing is downloaded until you click.", action_button("get", label(parts), True)
     if running:
-        text, button = "They are being downloaded.", action_button("stop", wording("Pause the download"))
+        text, button = "The files are being downloaded.", action_button("stop", wording("Pause the download"))
     needed = wording("FaceSnap needs these files for its first image.")
     return (
         f"<div class='facesnap-starter'><div>{needed} {wording(text)}</div>"
-        f"{button}<details><summary>What is downloaded, and under which licence</summary>"
+        f"{button}<details><summary>Files to be downloaded, and their licences</summary>"
         f"<ul>{rows}</ul></details></div>"
     )

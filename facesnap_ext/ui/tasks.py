@@ -91,7 +91,7 @@ def _run(
         init_image = photos.from_base64(init, "Init image") if init else None
         unit = unit_from_page(list(given.values()))
         path = save_pose(models, name, engine.pose_as_sliders(unit, width, height, init_image))
-        message = f"{wording('Saved as')} {data(path.name)}. {wording('The file contains numbers, no pixels.')}"
+        message = f"{wording('Saved as')} {data(path.name)}. {wording('The file contains only numbers and no pixels.')}"
         return {"pose_report": message, "settings": {"saved_pose": path.stem}}
     if do == "delete_pose":
         delete_pose(models, settings["saved_pose"])

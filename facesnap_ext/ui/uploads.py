@@ -70,4 +70,6 @@ def _upload(file: Any, folder: Path, number: int) -> NamedFile:
     except (OSError, RuntimeError, TypeError, ValueError):  # the name is a loop of links, not text, or not a path
         pass
     title = name or f"Photo {number}"
-    return NamedFile(FaceSnapError(f"{title} has not been uploaded to this page, or is gone; upload it again."), name)
+    return NamedFile(
+        FaceSnapError(f"{title} has not been uploaded to this page, or has been deleted; upload it again."), name
+    )

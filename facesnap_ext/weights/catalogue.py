@@ -13,10 +13,9 @@ ROLES = {  # the purpose of each role; `FoundModel.role` uses these names
     "face_pack": "finds faces and computes their identity embeddings",
     "clip": "captures the appearance of a face: hair, skin, age; InstantID does not need it",
     "deca": "estimates pose, expression and face shape; without it, the built-in open face model does",
-    "flame": "the head model whose 72 landmarks carry pose, expression and shape; used together with DECA, and "
-    "without DECA only for its mean face",
+    "flame": "provides the 72 landmarks of a face together with DECA; without DECA, only its mean face is used",
     "mediapipe": "finds 478 points of a face; used if the face model pack has no 1k3d68.onnx",
-    "image_classifier": "recognises images that should not be shown; with it, FaceSnap blurs them",
+    "image_classifier": "detects images that should not be shown, so that FaceSnap can blur them",
 }
 TO_BEGIN = (
     "To get started, you need InstantID's two files and antelopev2, which FaceSnap can download for you. No FaceSnap "
@@ -93,7 +92,7 @@ PARTS = (
             NON_COMMERCIAL,
             False,
             "https://github.com/deepinsight/insightface/releases/tag/v0.7",
-            f"download antelopev2.zip and take {file} from it",
+            f"download antelopev2.zip and extract {file} from it",
             f"antelopev2/{file}",
             size,
             f"{_ANTELOPE}/resolve/main/{file}",
@@ -264,8 +263,8 @@ BUNDLES = {
 """Parts that are downloaded together. The starter bundle is all that a first image needs."""
 
 COMMERCIAL_GAPS = (
-    "a FaceSnap file trained on data and with a face model pack that permit it: none has been published",
-    "a face detector with a clear licence: AuraFace's detector has the file name of an insightface model",
+    "a FaceSnap file whose training data and face model pack permit commercial use (not yet published)",
+    "a face detector with a clear licence (AuraFace's detector has the same file name as an insightface model)",
 )
 COMMERCIAL_AVAILABLE = (
     "CLIP-ViT-H (MIT), AuraFace's recognition model (Apache-2.0), and MediaPipe's face landmarker (Apache-2.0), which "

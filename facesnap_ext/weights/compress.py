@@ -41,8 +41,8 @@ def compress(source: Path, out: Path, blocks: int | None = None, fp8: bool = Fal
     if blocks is not None:
         if ffrnet.config.with_blocks(blocks) == ffrnet.config:
             raise FaceSnapError(
-                f"{source.name} has no more than {blocks} consecutive transformer blocks at its deepest level; give a "
-                "lower number."
+                f"{source.name} has no more than {blocks} consecutive transformer blocks at its deepest level; choose "
+                "a lower number."
             )
         _keep_blocks(ffrnet, blocks)
         changes.append(f"consecutive blocks: {blocks}")

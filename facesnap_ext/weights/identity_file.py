@@ -92,7 +92,7 @@ def safe_name(name: str, kind: str = "an identity") -> str:
     """
     safe = _FORBIDDEN.sub("_", one_line(name)).strip(" .").encode()[:150].decode(errors="ignore").strip(" .")
     if not safe.strip("_"):
-        raise FaceSnapError(f"{name!r} cannot be used as the name of {kind}; give a name with letters or digits.")
+        raise FaceSnapError(f"{name!r} cannot be used as the name of {kind}; choose a name with letters or digits.")
     return f"_{safe[:100]}" if _RESERVED.match(safe) else safe
 
 
@@ -130,9 +130,9 @@ def check_target(path: Path, overwrite: bool) -> None:
     if path.exists():
         if not overwrite:
             raise FaceSnapError(
-                f"There is already an identity named {path.stem}; give another name, or delete {path} first."
+                f"There is already an identity named {path.stem}; choose a different name, or delete {path} first."
             )
-        require(path, Kind.IDENTITY, "it is not overwritten, so give another name.")
+        require(path, Kind.IDENTITY, "it is not overwritten, so choose a different name.")
 
 
 def load(path: Path) -> Identity:

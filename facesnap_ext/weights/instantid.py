@@ -121,7 +121,7 @@ def from_instantid(
     controlnet, adapter = folder / IDENTITYNET, folder / ADAPTER
     for path in (controlnet, adapter):
         if not path.is_file():
-            raise FaceSnapError(f"There is no file {path}; give InstantID's folder, with {IDENTITYNET} and {ADAPTER}.")
+            raise FaceSnapError(f"There is no file {path}; enter InstantID's folder, with {IDENTITYNET} and {ADAPTER}.")
     require(controlnet, Kind.SDXL_CONTROLNET, ADVICE)
     require(adapter, Kind.INSTANTID_ADAPTER, ADVICE)
     ffrnet = _identitynet(controlnet, head_dim, size_dim, dtype)

@@ -265,7 +265,7 @@ def test_convert_reports_wrong_arguments_and_overwrites_nothing(models, tmp_path
         before = out.read_bytes() if out.is_file() else None
         assert main(["convert", "instantid", str(controlnet), str(adapter), str(out)]) == 1
         message = capsys.readouterr().err
-        expected = "is a folder; give the name" if before is None else "already exists and is not a FaceSnap file"
+        expected = "is a folder; enter the name" if before is None else "already exists and is not a FaceSnap file"
         assert expected in message
         assert before is None or out.read_bytes() == before
 

@@ -220,7 +220,7 @@ def test_a_pose_saved_on_the_page_is_used_by_name(posed: Callable[..., Images], 
     page.set_slider("yaw", 30)
     page.choose_named_expression("smile")
     page.set_slider("mouth", 0.3)
-    assert "numbers, no pixels" in page.save_pose(SAVED)
+    assert "only numbers and no pixels" in page.save_pose(SAVED)
     try:
         page.screenshot("saved-pose")
         turned = {"pose": "sliders", "yaw": 30, "mouth": 0.3, "expression_source": "custom", "expression": "smile"}

@@ -171,7 +171,7 @@ def test_a_pose_is_saved_chosen_and_deleted(posed):
     before = posed.canvas().evaluate("canvas => canvas.toDataURL()")
     posed.text("pose_name", "Half a smile")
     posed.press("save_pose")
-    posed.wait_for_text("pose_report", "Saved as Half a smile.json. The file contains numbers, no pixels.")
+    posed.wait_for_text("pose_report", "Saved as Half a smile.json. The file contains only numbers and no pixels.")
     posed.number("yaw", 0)
     posed.choose("pose", "saved")
     assert posed.value("saved_pose") == "Half a smile"

@@ -59,7 +59,9 @@ def test_poses_are_listed_saved_once_and_deleted(tmp_path: Path) -> None:
     for name in ("Shy", "Bold", "con"):
         save_pose(tmp_path, name, Pose())
     assert list(find_poses(tmp_path)) == ["Bold", "Shy", "_con"]
-    with pytest.raises(FaceSnapError, match="There is already a pose Shy; give another name, or delete that pose"):
+    with pytest.raises(
+        FaceSnapError, match="There is already a pose Shy; choose a different name, or delete that pose"
+    ):
         save_pose(tmp_path, "Shy", Pose(yaw=3))
     assert load_pose(tmp_path, "Shy") == Pose()
     delete_pose(tmp_path, "Shy")
@@ -78,7 +80,7 @@ def test_a_name_is_never_a_path(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["../..", "", "\u202e", " . "])
 def test_unusable_names_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FaceSnapError, match="cannot be used as the name of a pose; give a name with letters"):
+    with pytest.raises(FaceSnapError, match="cannot be used as the name of a pose; choose a name with letters"):
         save_pose(tmp_path, name, Pose())
 
 

@@ -41,7 +41,7 @@ class Option:
 
 
 def components(models: Path) -> set[str]:
-    """The labels, choices, buttons and HTML of the accordion with four people."""
+    """The labels, choices, buttons and HTML of the accordion with four people, in txt2img and img2img."""
     drawn: list[mock_webui.Component] = []
     mocked = mock_webui.Component.__init__
 
@@ -54,6 +54,7 @@ def components(models: Path) -> set[str]:
         script = load_script()
         script.shared.opts.facesnap_people = 4
         script.Script().ui(False)
+        script.Script().ui(True)
     finally:
         mock_webui.Component.__init__ = mocked
     texts, html = [], ""

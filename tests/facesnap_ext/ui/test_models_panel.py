@@ -241,7 +241,7 @@ def test_a_new_page_follows_a_running_download_and_forgets_finished_ones(module,
     monkeypatch.setattr(download, "jobs", lambda: [finished, running])
     steps = Panel(module, tmp_path).click("refresh")
     begin, progress, *_ = next(steps)
-    assert "They are being downloaded." in begin
+    assert "The files are being downloaded." in begin
     assert "InstantID, antelopev2: " in words(progress)
     assert "x: done." not in progress
     running.done = 100

@@ -227,7 +227,7 @@ def test_the_reference_gives_the_pose_and_without_photos_the_rig_is_the_mean_fac
         ("landmarks", {"references": [encoded(GREY), "aGVsbG8="]}, 422, "Reference photo 2 is not a readable image"),
         ("landmarks", {"references": encoded(GREY)}, 400, "references must be a list of 0 to 16 images"),
         ("landmarks", {"references": ["", 3]}, 422, "Reference photo 1"),
-        ("landmarks", {"reference": "aGVsbG8=", "references": []}, 400, "give one of them"),
+        ("landmarks", {"reference": "aGVsbG8=", "references": []}, 400, "send only one of them"),
         ("landmarks", {"driving": encoded(GREY)}, 422, "No face was found in Driving photo"),
         ("landmarks", {"width": 512}, 400, "width and height belong together"),
         ("landmarks", {"width": 512, "height": True}, 400, "height is True"),

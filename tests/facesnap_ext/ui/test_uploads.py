@@ -85,7 +85,7 @@ def test_no_other_file_is_read_whatever_path_a_client_names(folders, form, path,
     path = path.replace("{folder}", str(folders)) if isinstance(path, str) else path
     (refused,) = uploads(form(path), folders)
     assert isinstance(refused.content, FaceSnapError)
-    with pytest.raises(FaceSnapError, match=r"^portrait\.png has not been uploaded to this page, or is gone"):
+    with pytest.raises(FaceSnapError, match=r"^portrait\.png has not been uploaded to this page, or has been deleted"):
         reference_photos([refused])
 
 

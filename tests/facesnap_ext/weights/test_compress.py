@@ -87,7 +87,7 @@ def test_nothing_to_remove_is_an_error(source, capsys):
     out = source.with_name("light.safetensors")
     assert main(["compress", str(source), str(out), "--blocks", "5"]) == 1
     assert (
-        "no more than 5 consecutive transformer blocks at its deepest level; give a lower number"
+        "no more than 5 consecutive transformer blocks at its deepest level; choose a lower number"
         in capsys.readouterr().err
     )
     assert not out.exists()

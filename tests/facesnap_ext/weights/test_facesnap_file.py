@@ -251,5 +251,5 @@ def test_unconvertible_file_is_rejected_by_kind(tmp_path, kind):
 
 
 def test_folder_without_a_controlnet_is_reported(tmp_path):
-    with pytest.raises(FaceSnapError, match="give the folder of a ControlNet in diffusers' layout"):
+    with pytest.raises(FaceSnapError, match="enter the folder of a ControlNet in diffusers' layout"):
         convert(tmp_path)

@@ -399,7 +399,7 @@ def test_names_stay_readable():
     assert safe_name("Zoë/Chloé") == "Zoë_Chloé"
     assert safe_name("con") == "_con"
     assert safe_name("a\u202eb") == "ab"
-    with pytest.raises(FaceSnapError, match="give a name"):
+    with pytest.raises(FaceSnapError, match="choose a name"):
         safe_name("../..")
 
 

@@ -209,10 +209,10 @@ def config_with(**values):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "ip-adapter.bin").unlink(), r"no file .*ip-adapter\.bin; give InstantID's folder"),
+        (lambda f: (f / "ip-adapter.bin").unlink(), r"no file .*ip-adapter\.bin; enter InstantID's folder"),
         (
             lambda f: (f / "ControlNetModel").rename(f / "other"),
-            r"no file .*ControlNetModel/.*; give InstantID's folder",
+            r"no file .*ControlNetModel/.*; enter InstantID's folder",
         ),
         (
             lambda f: write(f / "ControlNetModel/diffusion_pytorch_model.safetensors", KINDS["SD15_CONTROLNET"]),
