@@ -395,6 +395,7 @@ def test_dropped_images_are_added(page) -> None:
 def test_strokes_set_the_mask_and_late_answers_are_ignored(page) -> None:
     page.choose("region", "mask")
     canvas = page.page.locator(".facesnap-canvas canvas")
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     page.page.mouse.move(box["x"] + 60, box["y"] + 60)
     page.page.mouse.down()

@@ -19,7 +19,6 @@ from tests.support.parts_server import serve
 from tests.support.weight_files import KINDS, write
 
 
-
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """The module with a mock of gradio."""
