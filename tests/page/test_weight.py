@@ -14,7 +14,7 @@ import pytest
 from tests.page.browsed_page import VERSIONS
 
 ROOT = Path(__file__).parents[2]
-MOST = 150  # components, with two people
+MOST = 62  # components of one tab with two people; two tabs and the options in the host's settings make 149
 CODE = """
 import json, sys
 from pathlib import Path
@@ -48,4 +48,4 @@ def counts(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 def test_the_accordion_adds_few_components(counts: Any) -> None:
     (components, handlers), (without, handlers_without) = counts
     assert components - without <= MOST
-    assert handlers - handlers_without <= 40
+    assert handlers - handlers_without <= 7
