@@ -26,10 +26,10 @@ MODE_LABELS = {
     "batch": "different people: one image per photo (batch)",
 }
 POSE_LABELS = {
-    "photo": "photo (automatic)",
+    "photo": "automatic",
     "saved": "saved pose",
     "sliders": "sliders",
-    "own": "always the reference photo",
+    "own": "reference photo",
 }
 EXPRESSION_SOURCE_LABELS = {
     "pose": "same as the pose",
