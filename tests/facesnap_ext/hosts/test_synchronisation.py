@@ -191,7 +191,7 @@ FORGE_STEPS = {
 }
 
 
-# A refiner replaces the model. It does not change how rows are grouped, so the two groupings with several calls suffice.
+# A refiner replaces the model. It does not change how rows are grouped, so two groupings with several calls suffice.
 REFINED = ("prompts of different length", "batch of two, A AND B, different length")
 
 
