@@ -31,6 +31,7 @@ hypothesis.settings.register_profile(  # time limits fail on a busy machine
 hypothesis.settings.load_profile("untimed")
 
 LAB = Path(__file__).with_name("facesnap_lab")
+LONGEST = ("test_page.py", "test_access.py", "test_install.py", "test_detection.py", "test_synchronisation.py")
 MOST_WORKERS = 8  # each one holds torch and the networks of its tests, 1 to 3 GB
 
 
@@ -41,7 +42,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests. Parallel runs begin with the slowest files, so that no process is left idle at the end."""
+    """Mark tests. Parallel runs begin with the longest files, so that no process is left idle at the end."""
     for item in items:
         if LAB in item.path.parents:
             item.add_marker("lab")
@@ -49,6 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("browser")
     if WORKERS > 1:
         items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("browser", "lab")])
+        items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

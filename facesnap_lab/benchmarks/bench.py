@@ -169,20 +169,23 @@ def at_full_size(steps: int = STEPS) -> dict[str, dict[str, float]]:
     sampler = _at_full_size()
     networks = sampler.networks
 
-    def runs(network: FFRNet, times: int) -> int:
+    def costs(network: FFRNet) -> tuple[int, int]:
+        """What an image costs once, and what each run costs."""
         x, timestep = sampler.latents, torch.empty(1, device="meta")
         features, identity = network.embed_landmarks(sampler.landmark_image), network.embed_tokens(sampler.tokens)
         once = count(lambda: (network.embed_landmarks(sampler.landmark_image), network.embed_tokens(sampler.tokens)))
-        return once + times * count(lambda: network(x, timestep, identity, features))
+        return once, count(lambda: network(x, timestep, identity, features))
 
     plain = steps * _plain_step()
     flops = {PLAIN: plain}
+    by_lightness = {False: costs(networks.ffrnet), True: costs(networks.light)}
     for name, (light, interval) in FACESNAP_VARIANTS.items():
-        flops[name] = plain + runs(networks.light if light else networks.ffrnet, -(-steps // interval))
+        once, run = by_lightness[light]
+        flops[name] = plain + once + -(-steps // interval) * run
     flops[CONTROLNET] = steps * count(lambda: sampler.controlnet(1))
     flops[INSTANTID] = steps * count(lambda: sampler.instantid(1))
     adapters = flops[INSTANTID] - flops[CONTROLNET]
-    flops[INSTANTID_COND_ONLY] = plain + adapters + runs(networks.ffrnet, steps)
+    flops[INSTANTID_COND_ONLY] = flops["FaceSnap"] + adapters
     controlnet, light = (_gigabytes(network) for network in (networks.controlnet, networks.light))
     adapter = [processor for processor in sampler.adapter.values() if isinstance(processor, nn.Module)]
     projections = sum(parameter.numel() for processor in adapter for parameter in processor.parameters())

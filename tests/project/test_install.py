@@ -14,7 +14,9 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -269,32 +271,61 @@ def test_an_index_whose_name_is_looked_up_for_ever_hangs(monkeypatch: pytest.Mon
     released.set()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_hanging_index_delays_one_start_a_day_by_five_seconds(bare_python: Path, script: Path, fault: str):
-    def timed(**environment: str) -> tuple[str, float]:
-        start = time.monotonic()
-        ran = run_python(bare_python, script, **{"NO_PROXY": "127.0.0.1", "PIP_CONFIG_FILE": os.devnull} | environment)
-        assert (ran.returncode, ran.stderr) == (0, "")
-        return ran.stdout, time.monotonic() - start
+@dataclass
+class Start:
+    """What a start printed, how long it took, and how many connections the index had then seen."""
 
-    _, usual = timed(**OFFLINE)
-    (script.parent / ".install-failure.json").unlink()
+    said: str
+    seconds: float
+    connections: int = 0
+
+
+def starts_with_fault(python: Path, script: Path, fault: str) -> list[Start]:
+    """A start without a network, two with an index that hangs, and for "no answer" another one a day later."""
+    failure = script.parent / ".install-failure.json"
+
+    def start(**environment: str) -> Start:
+        began = time.monotonic()
+        ran = run_python(python, script, **{"NO_PROXY": "127.0.0.1", "PIP_CONFIG_FILE": os.devnull} | environment)
+        assert (ran.returncode, ran.stderr) == (0, "")
+        return Start(ran.stdout, time.monotonic() - began)
+
+    starts = [start(**OFFLINE)]
+    failure.unlink()
     with silent_index(FAULTS[fault]) as (url, connections):
-        said, seconds = timed(PIP_INDEX_URL=url)
-        assert re.search("the package index did not answer within 5 seconds|pip cannot reach the package index", said)
-        assert len(said.splitlines()) == 1
-        assert "-m pip install" in said
-        assert seconds < 6 + 2 * usual
-        tried = len(connections)
-        assert tried > 0
-        said, seconds = timed(PIP_INDEX_URL=url)
-        assert said == ""
-        assert len(connections) == tried
-        if fault == "no answer":
-            failure = json.loads((script.parent / ".install-failure.json").read_text())
-            failure["time"] -= install.QUIET
-            (script.parent / ".install-failure.json").write_text(json.dumps(failure))
-            assert timed(PIP_INDEX_URL=url)[0] != "", "a day later it tries again"
+        for again in range(3 if fault == "no answer" else 2):
+            if again == 2:
+                remembered = json.loads(failure.read_text())
+                remembered["time"] -= install.QUIET
+                failure.write_text(json.dumps(remembered))
+            starts.append(replace(start(PIP_INDEX_URL=url), connections=len(connections)))
+    return starts
+
+
+@pytest.fixture(scope="module")
+def starts_by_fault(bare_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
+    """The starts with each fault, which wait for the index at the same time."""
+    with ThreadPoolExecutor() as threads:
+        yield {
+            fault: threads.submit(
+                starts_with_fault, bare_python, Path(shutil.copy(SCRIPT, tmp_path_factory.mktemp("extension"))), fault
+            )
+            for fault in FAULTS
+        }
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_hanging_index_delays_one_start_a_day_by_five_seconds(starts_by_fault: dict[str, Future], fault: str):
+    usual, first, second, *day_later = starts_by_fault[fault].result()
+    assert re.search("the package index did not answer within 5 seconds|pip cannot reach the package index", first.said)
+    assert len(first.said.splitlines()) == 1
+    assert "-m pip install" in first.said
+    assert first.seconds < 6 + 2 * usual.seconds
+    assert first.connections > 0
+    assert second.said == ""
+    assert second.connections == first.connections
+    assert all(start.said != "" for start in day_later), "a day later it tries again"
+    assert len(day_later) == (fault == "no answer")
 
 
 @pytest.mark.parametrize(

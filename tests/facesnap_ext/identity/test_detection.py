@@ -23,6 +23,20 @@ def _insightface():
     pytest.importorskip("insightface")
 
 
+@pytest.fixture(scope="module")
+def faces_of(face_pack):
+    """A function that returns the faces of a photo, and searches each photo only once."""
+    found = {}
+
+    def faces(photo: Photo) -> list:
+        key = photo.pixels.shape, photo.pixels.tobytes()
+        if key not in found:
+            found[key] = find_faces(face_pack, photo)
+        return found[key]
+
+    return faces
+
+
 def cosine(a, b) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
@@ -43,11 +57,11 @@ def tilt(photo: Photo, degrees: float) -> Photo:
 
 @pytest.mark.parametrize("degrees", TURNS)
 @pytest.mark.parametrize("name", ["astronaut", "grace_hopper", "group"])
-def test_a_turned_photo_has_the_same_faces(face_pack, request, name, degrees):
+def test_a_turned_photo_has_the_same_faces(face_pack, faces_of, request, name, degrees):
     photo = request.getfixturevalue(name)
     height, width = photo.pixels.shape[:2]
-    upright = find_faces(face_pack, photo)
-    found = find_faces(face_pack, turn(photo, degrees))
+    upright = faces_of(photo)
+    found = faces_of(turn(photo, degrees))
     assert len(found) == len(upright)
     for face in found:
         assert face.turn == degrees
@@ -65,24 +79,24 @@ def test_a_turned_photo_has_the_same_faces(face_pack, request, name, degrees):
 
 
 @pytest.mark.parametrize("name", ["astronaut", "grace_hopper", "group"])
-def test_an_upright_photos_faces_are_those_that_the_detector_finds_in_it(face_pack, request, name):
+def test_an_upright_photos_faces_are_those_that_the_detector_finds_in_it(face_pack, faces_of, request, name):
     photo = request.getfixturevalue(name)
     boxes, keypoints = face_pack.detector.detect(photo.pixels[:, :, ::-1].copy(), input_size=(640, 640))
-    found = find_faces(face_pack, photo)
+    found = faces_of(photo)
     assert {tuple(face.box) for face in found} == {tuple(box[:4].astype(np.float32)) for box in boxes}
     assert {face.turn for face in found} == {0}
     assert len(found) == len(keypoints)
     assert all(face.tilt == 0 for face in found)
 
 
-def test_each_face_of_a_photo_has_its_own_turn(face_pack, astronaut, grace_hopper):
+def test_each_face_of_a_photo_has_its_own_turn(face_pack, faces_of, astronaut, grace_hopper):
     """An example is two people who lie side by side, head to foot."""
     pixels = np.zeros((600, 1024, 3), np.uint8)
     pixels[:512, :512] = astronaut.pixels
     pixels[:, 512:] = np.rot90(grace_hopper.pixels, 2)
     found = find_faces(face_pack, Photo(pixels, "both"))
-    [first] = find_faces(face_pack, astronaut)
-    [second] = find_faces(face_pack, grace_hopper)
+    [first] = faces_of(astronaut)
+    [second] = faces_of(grace_hopper)
     assert {
         face.turn: cosine(face.embedding, {0: first, 180: second}[face.turn].embedding) > 0.95 for face in found
     } == {
@@ -93,9 +107,9 @@ def test_each_face_of_a_photo_has_its_own_turn(face_pack, astronaut, grace_hoppe
 
 @pytest.mark.parametrize("degrees", [35, 50, -55, 135, 220])
 @pytest.mark.parametrize("name", ["astronaut", "grace_hopper"])
-def test_a_tilted_face_is_levelled(face_pack, request, name, degrees):
+def test_a_tilted_face_is_levelled(face_pack, faces_of, request, name, degrees):
     photo = request.getfixturevalue(name)
-    [upright] = find_faces(face_pack, photo)
+    [upright] = faces_of(photo)
     face = find_faces(face_pack, tilt(photo, degrees))[0]
     assert cosine(face.embedding, upright.embedding) > 0.93
     crop = find_faces(face_pack, Photo(face.crop, "crop"))[0]
@@ -105,9 +119,9 @@ def test_a_tilted_face_is_levelled(face_pack, request, name, degrees):
 
 @pytest.mark.parametrize("pixels", [16, 28, 40])
 @pytest.mark.parametrize("name", ["astronaut", "grace_hopper"])
-def test_a_small_face_in_a_large_photo_is_looked_at_from_close_up(face_pack, request, name, pixels):
+def test_a_small_face_in_a_large_photo_is_looked_at_from_close_up(face_pack, faces_of, request, name, pixels):
     photo = request.getfixturevalue(name)
-    [near] = find_faces(face_pack, photo)
+    [near] = faces_of(photo)
     side = int(640 / pixels * (near.box[3] - near.box[1]))
     large = np.full((side, side, 3), 90, np.uint8)
     height, width = photo.pixels.shape[:2]
@@ -119,22 +133,22 @@ def test_a_small_face_in_a_large_photo_is_looked_at_from_close_up(face_pack, req
 
 @pytest.mark.parametrize("degrees", [0, 90])
 @pytest.mark.parametrize("place", [0.25, 0.46, 0.5, 0.54, 0.72])
-def test_a_small_face_where_tiles_overlap_is_found(face_pack, grace_hopper, degrees, place):
+def test_a_small_face_where_tiles_overlap_is_found(face_pack, faces_of, grace_hopper, degrees, place):
     """The face is 8 pixels high in the detector's input."""
     side = 2600
-    large = with_small_face(turn(grace_hopper, degrees), face_pack, side, 8, place)
+    large = with_small_face(turn(grace_hopper, degrees), faces_of, side, 8, place)
     face = find_faces(face_pack, large)[0]
     assert face.turn == degrees
     np.testing.assert_allclose((face.box[:2] + face.box[2:]) / 2, place * side, atol=0.01 * side)
 
 
-def with_small_face(photo: Photo, face_pack, side: int, pixels: int, place: float) -> Photo:
+def with_small_face(photo: Photo, faces_of, side: int, pixels: int, place: float) -> Photo:
     """A grey square photo with the face of another, at this fraction of width and height.
 
     Args:
         pixels: height of the face when the photo is shrunk to 640 pixels.
     """
-    [face] = find_faces(face_pack, photo)
+    [face] = faces_of(photo)
     length = float((face.box[2:] - face.box[:2]).max())
     corner = ((face.box[:2] + face.box[2:]) / 2 - length).astype(int)
     (left, top), (right, bottom) = np.maximum(corner, 0), corner + int(2 * length)

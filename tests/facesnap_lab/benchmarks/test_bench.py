@@ -10,6 +10,7 @@ from PIL import Image
 
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_lab.benchmarks import bench as benchmarks
+from facesnap_lab.benchmarks import sampler as samplers
 from facesnap_lab.benchmarks.sampler import (
     CONTROLNET,
     FACESNAP_VARIANTS,
@@ -29,9 +30,15 @@ def full():
     return benchmarks.at_full_size()
 
 
+# Most of the time of a small UNet is spent in its 10 innermost blocks. The light FFRNet keeps 2 of these 3.
+SHALLOW = {**samplers.SHAPE, "transformer_layers_per_block": (1, 2, 3)}
+
+
 @pytest.fixture(scope="module")
 def networks():
-    return Networks.random((64, 64, 64), torch.float32, torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samplers, "SHAPE", SHALLOW)
+        return Networks.random((64, 64, 64), torch.float32, torch.device("cpu"))
 
 
 def test_flops_at_sdxl_size(full):
@@ -105,8 +112,10 @@ def test_ratios_are_taken_within_each_turn(monkeypatch):
 
 def test_command_prints_a_table_or_json_and_plots_growth(full, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(benchmarks, "at_full_size", lambda steps: full)
+    monkeypatch.setattr(samplers, "SHAPE", SHALLOW)
     monkeypatch.setattr(benchmarks, "SMALL_WIDTHS", (64, 64, 64))
     monkeypatch.setattr(benchmarks, "SMALL_PIXELS", 128)
+    monkeypatch.setattr(benchmarks, "GROWTH_STEPS", 1)
     picture = tmp_path / "deep" / "growth.png"
     assert main(["bench", "--repeats", "1", "--steps", "2", "--json", "--growth", str(picture)]) == 0
     found = json.loads(capsys.readouterr().out)
