@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from facesnap_lab.miniature.perception import write_figures
-from facesnap_lab.miniature.second import dataset, gates, vae
+from facesnap_lab.miniature.second import dataset, gates, gates_identity, identity, vae
 
 
 def run_data(out: Path, minutes: float, workers: int) -> None:
@@ -46,9 +46,21 @@ def run_vae(name: str, out: Path, minutes: float, device: str) -> None:
     write_figures(out, name, figures)
 
 
+def run_identity(name: str, out: Path, minutes: float, device: str) -> None:
+    world = {split: dataset.load(out / "data" / split) for split in dataset.PEOPLE}
+    recipe = identity.RECIPES[name]
+    network, steps = identity.train(name, world[recipe.split], out / name, minutes=minutes, device=device)
+    unseen = "judge" if recipe.split == "train" else "train"
+    pairs = gates.cached_trait_pairs(out / "data" / "trait_pairs.npz")
+    points = gates.trait_pair_points(len(pairs["original"]))
+    measured = gates_identity.measure(name, network, (unseen, world[unseen]), ("test", world["test"]), pairs, points)
+    write_figures(out, name, {"steps": steps, "finished": steps >= recipe.steps, **measured})
+    identity.export(name, network, world[recipe.split], out / name)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Run or resume a stage of the second edition's training.")
-    parser.add_argument("stage", choices=("data", *vae.RECIPES))
+    parser.add_argument("stage", choices=("data", *vae.RECIPES, *identity.RECIPES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--device", default="cpu")
@@ -57,5 +69,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if options.stage == "data":
         run_data(options.out, options.minutes, options.workers)
+    elif options.stage in identity.RECIPES:
+        run_identity(options.stage, options.out, options.minutes, options.device)
     else:
         run_vae(options.stage, options.out, options.minutes, options.device)

@@ -47,6 +47,7 @@ _FRAME_RGB = np.array(
 )
 _LIPSTICK_RGB = ((0.75, 0.06, 0.12), (0.45, 0.05, 0.22), (0.92, 0.38, 0.30), (0.30, 0.10, 0.10))
 _EYE_SHADOW_RGB = ((0.20, 0.25, 0.55), (0.12, 0.10, 0.12), (0.15, 0.45, 0.35), (0.60, 0.25, 0.55))
+HIDDEN_SHAPES = ("longer face", "wider face")  # aligning the eyes and mouth removes most of them
 FRAME_CONTRAST = 0.45  # minimum distance in RGB between a frame and the skin
 MOLE_GAP = 0.014
 
