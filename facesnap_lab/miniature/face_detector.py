@@ -188,7 +188,7 @@ def evaluate(
 
     Returns:
         The shares of images in which the face was found, with more than one detection, and with detection only after
-        padding. Also the mean overlap, and errors in pixels of the images.
+        padding. Also the mean overlap, and errors in pixels of the images. Only the first one if no face was found.
     """
     pack = load_pack(pack_folder)
     rows = np.linspace(0, len(pictures) - 1, count).astype(int)
@@ -203,6 +203,8 @@ def evaluate(
         padded += best.padded
         overlaps.append(iou(best.box, boxes[row]))
         errors.append(np.linalg.norm(best.keypoints - keypoints[row], axis=1).mean())
+    if not errors:
+        return {"pictures": count, "found": 0.0}
     found = [value for value in overlaps if value > 0.5]
     return {
         "pictures": count,

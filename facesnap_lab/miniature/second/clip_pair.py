@@ -82,9 +82,7 @@ def word_logits(clip: Any, images: Tensor, phrases: Tensor) -> list[Tensor]:
     return list(logits.split([len(words) for _, words in PARTS.values()], 1))
 
 
-def train(
-    world: World, out: Path, *, minutes: float, steps: int = STEPS, batch: int = BATCH, device: str = "cpu"
-) -> tuple[Any, int]:
+def train(world: World, out: Path, *, minutes: float, device: str = "cpu") -> tuple[Any, int]:
     """Train or resume the pair on the images of the train split that exist so far; return it with its steps."""
     torch.manual_seed(SEED)
     side = world.pictures.shape[1]
@@ -95,8 +93,8 @@ def train(
 
     def loss_of(step: int) -> Tensor:
         random = np.random.default_rng([SEED, step])
-        rows = np.sort(random.integers(0, len(answers), batch))
-        pictures = warp(degrade(np.array(world.pictures[rows]), random, 0.3), windows(batch, random, side), side)
+        rows = np.sort(random.integers(0, len(answers), BATCH))
+        pictures = warp(degrade(np.array(world.pictures[rows]), random, 0.3), windows(BATCH, random, side), side)
         pixels = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - mean) / std
         mentioned = [random.permutation(len(PARTS))[:MENTIONED] for _ in rows]
         ids = torch.tensor(token_ids([caption(answers[row], parts) for row, parts in zip(rows, mentioned)]))
@@ -105,13 +103,13 @@ def train(
             words = clip.text_projection(clip.text_model(input_ids=phrases).pooler_output)
         images, texts, words = (F.normalize(part.float()) for part in (images, texts, words))
         logits = clip.logit_scale.exp().clamp(max=100) * images @ texts.T
-        own = torch.arange(batch, device=device)
+        own = torch.arange(BATCH, device=device)
         by_caption = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         right = torch.from_numpy(answers[rows]).to(device)
         by_word = [F.cross_entropy(found, right[:, i]) for i, found in enumerate(word_logits(clip, images, words))]
         return 0.25 * by_caption + torch.stack(by_word).mean()
 
-    done = fit(clip, loss_of, out, steps=steps, minutes=minutes, rate=RATE, decay=0.05)
+    done = fit(clip, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.05)
     load_state(out, clip)
     return clip.cpu().eval(), done
 

@@ -42,7 +42,7 @@ class Trainee(torch.nn.Module):
             self.register_buffer(name, values)
 
 
-def train(world: World, out: Path, *, minutes: float, steps: int = STEPS, batch: int = BATCH) -> tuple[Deca, int]:
+def train(world: World, out: Path, *, minutes: float) -> tuple[Deca, int]:
     """Train or resume the encoder, and return it with the number of its steps."""
     torch.manual_seed(SEED)
     decoder = LandmarkDecoder(head())
@@ -50,10 +50,10 @@ def train(world: World, out: Path, *, minutes: float, steps: int = STEPS, batch:
 
     def loss_of(step: int) -> Tensor:
         random = np.random.default_rng([SEED, step])
-        rows = np.sort(random.integers(0, len(world.codes), batch))
+        rows = np.sort(random.integers(0, len(world.codes), BATCH))
         return codes_loss(model.deca, decoder, (model.mean, model.spread), world, rows, random)
 
-    done = fit(model, loss_of, out, steps=steps, minutes=minutes, rate=RATE, decay=0.02)
+    done = fit(model, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.02)
     load_state(out, model)
     predict_codes(model.deca, (model.mean, model.spread))
     return model.deca.eval(), done

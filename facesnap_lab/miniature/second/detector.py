@@ -16,9 +16,10 @@ from facesnap_lab.miniature.second.loop import fit, load_state
 
 STEPS, BATCH, RATE, SEED = 4000, 24, 3e-3, 6
 FOUND, POINTS = 0.99, 2.0  # the gate: share of faces that are found, and error of the five points in pixels
+IMAGES = 200  # for measuring
 
 
-def train(world: World, out: Path, *, minutes: float, steps: int = STEPS, batch: int = BATCH) -> tuple[Detector, int]:
+def train(world: World, out: Path, *, minutes: float) -> tuple[Detector, int]:
     """Train or resume the detector, and return it with the number of its steps."""
     torch.manual_seed(SEED)
     keypoints = five_points(np.asarray(world.points))
@@ -26,10 +27,10 @@ def train(world: World, out: Path, *, minutes: float, steps: int = STEPS, batch:
 
     def loss_of(step: int) -> Tensor:
         random = np.random.default_rng([SEED, step])
-        rows = np.sort(random.integers(0, len(keypoints), batch))
+        rows = np.sort(random.integers(0, len(keypoints), BATCH))
         return detection_loss(detector, world.pictures[rows], world.boxes[rows], keypoints[rows], random)
 
-    done = fit(detector, loss_of, out, steps=steps, minutes=minutes, rate=RATE, decay=0.02)
+    done = fit(detector, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.02)
     load_state(out, detector)
     return detector.eval(), done
 
@@ -41,6 +42,6 @@ def measure(detector: Detector, pack: Path, test: World) -> dict[str, Any]:
         pack: folder with `recognition.onnx`.
     """
     write(detector, pack / "detector.onnx")
-    figures: dict[str, Any] = evaluate(pack, test.pictures, test.boxes, five_points(np.asarray(test.points)))
+    figures: dict[str, Any] = evaluate(pack, test.pictures, test.boxes, five_points(np.asarray(test.points)), IMAGES)
     figures["passed"] = bool(figures["found"] >= FOUND and figures["points_error_px"] <= POINTS)
     return figures

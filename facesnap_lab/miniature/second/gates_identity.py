@@ -43,16 +43,20 @@ def measure(
     figures["rank_1"] = probes.identification(features(test[1], rows), LOOKS)
     choices = trait_choices(features, network, zoom, test[1], pairs, pair_points, RECIPES[name].looks)
     figures |= {f"{trait} choice": choice for trait, choice in choices.items()}
-    if RECIPES[name].looks:
-        figures["passed"] = min(choices.values()) >= CHOICE and np.mean(list(choices.values())) >= MEAN_CHOICE
-    else:
-        figures["passed"] = (
-            figures["shape R2"] >= SHAPE
-            and max(figures["glasses R2"], figures["beard R2"]) <= LOOK
-            and figures["rank_1"] >= RANK_1
-        )
-    figures["passed"] = bool(figures["passed"])
+    figures["passed"] = passes(figures, choices if RECIPES[name].looks else None)
     return figures
+
+
+def passes(figures: dict[str, Any], choices: dict[str, float] | None = None) -> bool:
+    """Return whether a recognition network passes its gate.
+
+    Args:
+        choices: of the judge of details, which must distinguish every trait; the other networks must ignore looks.
+    """
+    if choices is not None:
+        return min(choices.values()) >= CHOICE and float(np.mean(list(choices.values()))) >= MEAN_CHOICE
+    ignores_looks = max(figures["glasses R2"], figures["beard R2"]) <= LOOK
+    return figures["shape R2"] >= SHAPE and ignores_looks and figures["rank_1"] >= RANK_1
 
 
 def trait_choices(

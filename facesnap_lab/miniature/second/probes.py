@@ -70,7 +70,7 @@ def _table(features: Features, split: str, world: World, people: int) -> tuple[T
 
 
 def r_squared(fit_x: Tensor, fit_y: Tensor, test_x: Tensor, test_y: Tensor) -> Tensor:
-    """Return the R² of a ridge regression for each column of y, [K].
+    """Return the R² of a ridge regression for each column of y, [K]; 0 for a constant column.
 
     The strength of the ridge is chosen for each column on the last quarter of the fitted rows.
     """
@@ -82,7 +82,9 @@ def r_squared(fit_x: Tensor, fit_y: Tensor, test_x: Tensor, test_y: Tensor) -> T
     best = (trials - fit_y[inner:]).pow(2).mean(1).argmin(0)
     answers = torch.stack([_predict(fit_x, fit_y, test_x, ridge) for ridge in RIDGES])
     answer = answers[best, :, torch.arange(fit_y.shape[1])].T
-    return 1 - (answer - test_y).pow(2).mean(0) / test_y.var(0, correction=0)
+    variance = test_y.var(0, correction=0)
+    explained = 1 - (answer - test_y).pow(2).mean(0) / variance
+    return torch.where(variance > 0, explained, torch.zeros_like(explained))
 
 
 def _predict(x: Tensor, y: Tensor, new: Tensor, ridge: float) -> Tensor:
