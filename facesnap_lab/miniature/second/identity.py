@@ -188,7 +188,7 @@ def embed(network: nn.Module, pictures: np.ndarray, keypoints: np.ndarray, zoom:
 
 
 def export(name: str, network: Embedder, world: World, out: Path) -> None:
-    """Write the network as `recognition.onnx`; a judge with `JUDGE_SIZE` dimensions."""
+    """Write the network as `recognition.onnx`. A judge is first reduced to `JUDGE_SIZE` dimensions, in place."""
     if name != "identity":
         seen = embed(network, world.pictures[::8], five_points(np.array(world.points[::8])), RECIPES[name].zoom)
         reduce_dimension(network, seen, JUDGE_SIZE)

@@ -56,12 +56,14 @@ def run_identity(name: str, out: Path, minutes: float, device: str) -> None:
     world = {split: dataset.load(out / "data" / split) for split in dataset.PEOPLE}
     recipe = identity.RECIPES[name]
     network, steps = identity.train(name, world[recipe.split], out / name, minutes=minutes, device=device)
+    identity.export(
+        name, network, world[recipe.split], out / name
+    )  # first, so that what is measured is the exported one
     unseen = "judge" if recipe.split == "train" else "train"
     pairs = gates.cached_trait_pairs(out / "data" / "trait_pairs.npz")
     points = gates.trait_pair_points(len(pairs["original"]))
     measured = gates_identity.measure(name, network, (unseen, world[unseen]), ("test", world["test"]), pairs, points)
     write_figures(out, name, {"steps": steps, "finished": steps >= recipe.steps, **measured})
-    identity.export(name, network, world[recipe.split], out / name)
 
 
 def run_clip(out: Path, minutes: float, device: str) -> None:
