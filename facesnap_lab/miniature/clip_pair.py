@@ -148,7 +148,7 @@ def train(
 
     def loss_of(done: float) -> Tensor:
         rows = np.sort(random.integers(0, len(captions), batch))
-        pictures = warp(degrade(world.pictures[rows], random, 0.3), _windows(world.boxes[rows], random), IMAGE_SIZE)
+        pictures = warp(degrade(world.pictures[rows], random, 0.3), windows(batch, random, IMAGE_SIZE), IMAGE_SIZE)
         pixels = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - mean) / std
         ids = token_ids(
             [captions[row].caption for row in rows] + [_negative(captions[row], random) for row in rows for _ in "12"]
@@ -172,12 +172,13 @@ def embeddings(clip: Any, pixels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return images, clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
 
 
-def _windows(boxes: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return transforms [N,2,3] to windows similar to FaceSnap's `square_crop`, but slightly larger or smaller."""
-    side = IMAGE_SIZE * random.uniform(0.86, 1.03, len(boxes))
-    corner = (IMAGE_SIZE - side)[:, None] * random.uniform(0, 1, (len(boxes), 2))
-    scale = IMAGE_SIZE / side
-    moves = np.zeros((len(boxes), 2, 3))
+def windows(count: int, random: np.random.Generator, size: int) -> np.ndarray:
+    """Return transforms [N,2,3] of images with `size` pixels to windows similar to FaceSnap's `square_crop`, but
+    slightly larger or smaller."""
+    side = size * random.uniform(0.86, 1.03, count)
+    corner = (size - side)[:, None] * random.uniform(0, 1, (count, 2))
+    scale = size / side
+    moves = np.zeros((count, 2, 3))
     moves[:, 0, 0] = moves[:, 1, 1] = scale
     moves[:, :, 2] = -scale[:, None] * corner + (scale[:, None] - 1) / 2
     return moves

@@ -110,6 +110,44 @@ def place_on_canvases(
     return np.stack(canvases), moved_boxes, points * scale[:, None, None] + corner[:, None]
 
 
+def detection_loss(
+    detector: Detector, pictures: np.ndarray, boxes: np.ndarray, keypoints: np.ndarray, random: np.random.Generator
+) -> Tensor:
+    """Return the loss on images [N,S,S,3] uint8, degraded and placed on canvases, whose faces are known.
+
+    Args:
+        boxes, keypoints: [N,4] and [N,5,2] pixels.
+    """
+    cells, units = 640 // STRIDE, 2 * STRIDE // POOL  # canvases are rendered at half of 640, then halved again
+    corners = torch.arange(cells).float()
+    y, x = torch.meshgrid(corners, corners, indexing="ij")
+    canvases, on_canvas, points_on_canvas = place_on_canvases(
+        degrade(pictures, random, 0.5), boxes, keypoints.astype(np.float64), random, cells * units
+    )
+    boxes_in_cells = torch.from_numpy(on_canvas / units).float()
+    points_in_cells = torch.from_numpy(points_on_canvas / units).float()
+    answer = detector.pooled(F.avg_pool2d(to_tensor(canvases), 2))
+    # a cell is positive if it contains the face's centre; cells nearby are ignored
+    size = (boxes_in_cells[:, 2:] - boxes_in_cells[:, :2]).mean(1)[:, None, None]
+    middle = (boxes_in_cells[:, :2] + boxes_in_cells[:, 2:]) / 2
+    away_x = (x + 0.5 - middle[:, 0, None, None]).abs()
+    away_y = (y + 0.5 - middle[:, 1, None, None]).abs()
+    away = torch.maximum(away_x, away_y)
+    inside = away <= torch.clamp(0.15 * size, min=0.5)
+    near = away <= torch.clamp(0.35 * size, min=1.0)
+    target = inside.float()
+    scores = F.binary_cross_entropy_with_logits(answer[:, 0], target, reduction="none")
+    hard = (answer[:, 0].sigmoid() - target).abs() ** 2  # focal loss
+    score_loss = (scores * hard * (inside | ~near)).sum() / inside.sum()
+    corner = torch.stack([x, y])[None]
+    upper_left, lower_right = (part[:, :, None, None] for part in boxes_in_cells.split(2, 1))
+    marks = points_in_cells.flatten(1)[:, :, None, None] - corner.repeat(1, 5, 1, 1)
+    places = torch.cat([corner - upper_left, lower_right - corner, marks], 1)
+    error = (answer[:, 1:] - places) / size[:, None]
+    place_loss = (error.abs().mean(1) * inside / inside.sum((1, 2), keepdim=True).clamp(min=1)).sum() / len(pictures)
+    return score_loss + 10 * place_loss
+
+
 def train(
     data: Path, minutes: float, start: Path | None = None, batch: int = 24, rate: float = 3e-3, seed: int = 6
 ) -> tuple[Detector, int]:
@@ -126,34 +164,10 @@ def train(
     if start is not None:
         detector.load_state_dict(torch.load(start, weights_only=True))
         rate /= 2
-    cells, units = 640 // STRIDE, 2 * STRIDE // POOL  # canvases are rendered at half of 640, then halved again
-    corners = torch.arange(cells).float()
-    y, x = torch.meshgrid(corners, corners, indexing="ij")
 
     def loss_of(done: float) -> Tensor:
         rows = np.sort(random.integers(0, len(world.pictures), batch))
-        pictures, points = degrade(world.pictures[rows], random, 0.5), keypoints[rows].astype(np.float64)
-        canvases, boxes, points = place_on_canvases(pictures, world.boxes[rows], points, random, cells * units)
-        boxes, points = torch.from_numpy(boxes / units).float(), torch.from_numpy(points / units).float()
-        answer = detector.pooled(F.avg_pool2d(to_tensor(canvases), 2))
-        # a cell is positive if it contains the face's centre; cells nearby are ignored
-        size = (boxes[:, 2:] - boxes[:, :2]).mean(1)[:, None, None]
-        middle = (boxes[:, :2] + boxes[:, 2:]) / 2
-        away_x = (x + 0.5 - middle[:, 0, None, None]).abs()
-        away_y = (y + 0.5 - middle[:, 1, None, None]).abs()
-        away = torch.maximum(away_x, away_y)
-        inside = away <= torch.clamp(0.15 * size, min=0.5)
-        near = away <= torch.clamp(0.35 * size, min=1.0)
-        target = inside.float()
-        scores = F.binary_cross_entropy_with_logits(answer[:, 0], target, reduction="none")
-        hard = (answer[:, 0].sigmoid() - target).abs() ** 2  # focal loss
-        score_loss = (scores * hard * (inside | ~near)).sum() / inside.sum()
-        corner = torch.stack([x, y])[None]
-        sides = torch.cat([corner - boxes[:, :2, None, None], boxes[:, 2:, None, None] - corner], 1)
-        marks = points.flatten(1)[:, :, None, None] - corner.repeat(1, 5, 1, 1)
-        error = (answer[:, 1:] - torch.cat([sides, marks], 1)) / size[:, None]
-        place_loss = (error.abs().mean(1) * inside / inside.sum((1, 2), keepdim=True).clamp(min=1)).sum() / len(rows)
-        return score_loss + 10 * place_loss
+        return detection_loss(detector, world.pictures[rows], world.boxes[rows], keypoints[rows], random)
 
     steps = fit([detector], loss_of, minutes, rate)
     return detector.eval(), steps
@@ -167,27 +181,30 @@ def write(detector: Detector, path: Path) -> None:
     export(Scrfd(detector), torch.zeros(1, 3, 640, 640), path, names)
 
 
-def evaluate(pack_folder: Path, data: Path, count: int = 200) -> dict[str, float]:
-    """Measure `faces.find_faces` on test images.
+def evaluate(
+    pack_folder: Path, pictures: np.ndarray, boxes: np.ndarray, keypoints: np.ndarray, count: int = 200
+) -> dict[str, float]:
+    """Measure `faces.find_faces` on `count` of the images [N,S,S,3] with the boxes [N,4] and keypoints [N,5,2].
 
     Returns:
         The shares of images in which the face was found, with more than one detection, and with detection only after
-        padding. Also the mean overlap, and errors in pixels of the 64-pixel image.
+        padding. Also the mean overlap, and errors in pixels of the images. Only the first one if no face was found.
     """
-    test = dataset.load(data / "test")
     pack = load_pack(pack_folder)
-    rows = np.linspace(0, len(test.pictures) - 1, count).astype(int)
+    rows = np.linspace(0, len(pictures) - 1, count).astype(int)
     overlaps, errors, more, padded = [], [], 0, 0
     for row in rows:
         try:
-            faces = find_faces(pack, Photo(np.array(test.pictures[row]), "test"))
+            faces = find_faces(pack, Photo(np.array(pictures[row]), "test"))
         except NoFaceError:
             continue
         best = max(faces, key=lambda face: face.score)
         more += len(faces) > 1
         padded += best.padded
-        overlaps.append(iou(best.box, test.boxes[row]))
-        errors.append(np.linalg.norm(best.keypoints - five_points(test.points[row]), axis=1).mean())
+        overlaps.append(iou(best.box, boxes[row]))
+        errors.append(np.linalg.norm(best.keypoints - keypoints[row], axis=1).mean())
+    if not errors:
+        return {"pictures": count, "found": 0.0}
     found = [value for value in overlaps if value > 0.5]
     return {
         "pictures": count,
@@ -217,4 +234,6 @@ if __name__ == "__main__":
     trained, steps = train(arguments.data, arguments.minutes, arguments.start)
     torch.save(trained.state_dict(), arguments.out / "detector.pt")
     write(trained, arguments.out / "identity" / "detector.onnx")
-    write_figures(arguments.out, "detector", {"steps": steps, **evaluate(arguments.out / "identity", arguments.data)})
+    test = dataset.load(arguments.data / "test")
+    measured = evaluate(arguments.out / "identity", test.pictures, test.boxes, five_points(np.asarray(test.points)))
+    write_figures(arguments.out, "detector", {"steps": steps, **measured})

@@ -63,17 +63,17 @@ class Embedder(nn.Module):
         self.grey = recipe.grey
         self.register_buffer("luminance", torch.tensor(LUMINANCE).reshape(1, 3, 1, 1))
         # judges see grey values, whose mean and contrast are normalised over the inner face
-        inner = _ellipse(*INNER)
+        inner = ellipse(*INNER, SIDE // 2)
         self.register_buffer("weights", inner / inner.sum())
         self.register_buffer("mask", inner if recipe.inner else torch.ones_like(inner))
         first, second, third = recipe.widths
         self.body = nn.Sequential(
-            *_conv(1 if recipe.grey else 3, first, 2),
-            *_conv(first, second, 2),
+            *conv_block(1 if recipe.grey else 3, first, 2),
+            *conv_block(first, second, 2),
             Residual(second),
-            *_conv(second, third, 2),
+            *conv_block(second, third, 2),
             Residual(third),
-            *_conv(third, recipe.last, 1, kernel=1),
+            *conv_block(third, recipe.last, 1, kernel=1),
             nn.Flatten(),
             nn.Dropout(0.1),
             nn.Linear(recipe.last * 7 * 7, SIZE, bias=False),
@@ -93,21 +93,21 @@ class Embedder(nn.Module):
 class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*_conv(width, width), nn.Conv2d(width, width, 3, 1, 1, bias=False))
+        self.layers = nn.Sequential(*conv_block(width, width), nn.Conv2d(width, width, 3, 1, 1, bias=False))
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.norm(self.layers(x)))
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> list[nn.Module]:
+def conv_block(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> list[nn.Module]:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(outputs), nn.PReLU(outputs)]
 
 
-def _ellipse(centre: tuple[float, float], radii: tuple[float, float]) -> Tensor:
-    """Return a mask [1,1,56,56]: 1 inside, 0 outside, with an edge about two pixels soft."""
-    line = torch.arange(SIDE / 2) + 0.5
+def ellipse(centre: tuple[float, float], radii: tuple[float, float], side: int) -> Tensor:
+    """Return a mask [1,1,side,side]: 1 inside, 0 outside, with an edge an eighth of a radius soft."""
+    line = torch.arange(float(side)) + 0.5
     away = ((line - centre[0]) / radii[0]) ** 2 + ((line[:, None] - centre[1]) / radii[1]) ** 2
     return ((1 - away.sqrt()) * 8 + 0.5).clamp(0, 1)[None, None]
 

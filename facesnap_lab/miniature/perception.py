@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facesnap_ext.files import atomic_write
+
 OPSET = 13  # supported by onnxruntime 1.17 and every insightface version
 
 
@@ -145,5 +147,6 @@ def write_figures(folder: Path, name: str, figures: dict[str, Any]) -> None:
     file = folder / "quality.json"
     all_figures = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     all_figures[name] = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
-    file.write_text(json.dumps(all_figures, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(file) as part:
+        part.write_text(json.dumps(all_figures, indent=2) + "\n", encoding="utf-8")
     print(name, json.dumps(all_figures[name]), flush=True)

@@ -12,6 +12,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,7 +36,23 @@ STEM, STEM_KERNEL, HIDDEN = 32, 7, 256
 CODE_LOSS_WEIGHTS = {"shape": 0.5, "exp": 0.3, "pose": 0.3, "cam": 0.3}
 
 
-def new_deca() -> Deca:
+class FaceImages(Protocol):
+    """Images of either edition with their ground truth."""
+
+    @property
+    def pictures(self) -> np.ndarray: ...  # [N,S,S,3] uint8 RGB
+
+    @property
+    def points(self) -> np.ndarray: ...  # [N,72,2] pixels
+
+    @property
+    def boxes(self) -> np.ndarray: ...  # [N,4] pixels
+
+    @property
+    def codes(self) -> np.ndarray: ...  # [N,37] in the camera of the image
+
+
+def new_deca(image_size: int = IMAGE_SIZE) -> Deca:
     """Create an untrained encoder; its last layer has Kaiming initialisation."""
     shapes: dict[str, tuple[int, ...]] = {"encoder.conv1.weight": (STEM, 3, STEM_KERNEL, STEM_KERNEL)}
     for level, (width, blocks) in enumerate(LEVELS, 1):
@@ -44,7 +61,7 @@ def new_deca() -> Deca:
             shapes |= {f"{name}.conv1.weight": (width,), f"{name}.conv3.weight": (4 * width,)}
         shapes[f"encoder.layer{level}.0.downsample.0.weight"] = (4 * width,)
     shapes |= {"layers.0.weight": (HIDDEN, 4 * LEVELS[-1][0]), "layers.2.weight": (sum(CODE_SIZES.values()), HIDDEN)}
-    return Deca(shapes, CODE_SIZES, IMAGE_SIZE)
+    return Deca(shapes, CODE_SIZES, image_size)
 
 
 class LandmarkDecoder(nn.Module):
@@ -79,15 +96,16 @@ class LandmarkDecoder(nn.Module):
         return project(torch.einsum("pk,npkc->npc", self.weights, corners), cam)
 
 
-def codes_in_crop(codes: np.ndarray, transforms: np.ndarray, side: int) -> np.ndarray:
+def codes_in_crop(codes: np.ndarray, transforms: np.ndarray, side: int, crop: int = IMAGE_SIZE) -> np.ndarray:
     """Convert codes [N,37] from the camera of the image, of `side` pixels, to the camera of DECA's crop.
 
     Args:
         transforms: [N,3,3] from `crop_transform`.
+        crop: side of the crop in pixels.
     """
-    scale = transforms[:, 0, 0] * side / IMAGE_SIZE
+    scale = transforms[:, 0, 0] * side / crop
     # the image's centre in the crop; see `deca.to_photo`
-    middle = (transforms[:, :2, 2] + transforms[:, :1, 0] * (side / 2 - 0.5)) / (IMAGE_SIZE / 2) - 1
+    middle = (transforms[:, :2, 2] + transforms[:, :1, 0] * (side / 2 - 0.5)) / (crop / 2) - 1
     moved = codes.copy()
     moved[:, -3] *= scale
     moved[:, -2:] += middle * (1, -1) / moved[:, -3:-2]
@@ -102,6 +120,58 @@ def jitter_boxes(boxes: np.ndarray, random: np.random.Generator) -> np.ndarray:
     )
 
 
+def code_statistics(world: FaceImages, crop: int) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the codes in the camera of DECA's crop, [37] each."""
+    sample = np.arange(0, len(world.codes), 9)
+    moves = np.stack([crop_transform(box, crop) for box in world.boxes[sample]])
+    usual = torch.from_numpy(codes_in_crop(np.array(world.codes[sample]), moves, world.pictures.shape[1], crop)).float()
+    # the jaw turns about one axis only: without a floor, its other two axes would get unbounded weights
+    return usual.mean(0), usual.std(0).clamp_min(1e-3)
+
+
+def codes_loss(
+    deca: Deca,
+    decoder: LandmarkDecoder,
+    statistics: tuple[Tensor, Tensor],
+    world: FaceImages,
+    rows: np.ndarray,
+    random: np.random.Generator,
+) -> Tensor:
+    """Return the loss of an encoder that predicts standard deviations from the mean, on the images in the rows.
+
+    Args:
+        statistics: from `code_statistics`.
+    """
+    size, (mean, spread) = deca.image_size, statistics
+    weights = torch.cat([torch.full((count,), CODE_LOSS_WEIGHTS[name]) for name, count in CODE_SIZES.items()])
+    boxes = jitter_boxes(world.boxes[rows], random)
+    moves = np.stack([crop_transform(box, size) for box in boxes])
+    crops = (to_tensor(warp(degrade(world.pictures[rows], random, 0.4), moves[:, :2], size)) + 1) / 2
+    target = torch.from_numpy(codes_in_crop(world.codes[rows], moves, world.pictures.shape[1], size)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = deca.layers(deca.encoder(crops))
+    answer = answer.float()
+    # compare each face with its own shape and with another person's, so that the camera cannot compensate for a wrong
+    # shape
+    swap = torch.from_numpy(random.permutation(len(rows)))
+    ours, true = (
+        torch.cat([found, torch.cat([found[swap, :SHAPE_CODES], found[:, SHAPE_CODES:]], 1)])
+        for found in (mean + spread * answer, target)
+    )
+    error = (size / 2) * (decoder(ours) - decoder(true))
+    codes = answer - (target - mean) / spread
+    return F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5) + (weights * codes**2).mean()
+
+
+@torch.no_grad()
+def predict_codes(deca: Deca, statistics: tuple[Tensor, Tensor]) -> None:
+    """Change the last layer, which predicts standard deviations from the mean, to predict the codes themselves."""
+    mean, spread = statistics
+    last = deca.layers[2]
+    last.weight *= spread[:, None]
+    last.bias.copy_(mean + spread * last.bias)
+
+
 def train(
     data: Path, minutes: float, start: Path | None = None, batch: int = 128, rate: float = 2e-3, seed: int = 4
 ) -> tuple[Deca, int]:
@@ -113,59 +183,35 @@ def train(
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     world = dataset.load(data / "train")
-    side = world.pictures.shape[1]
-    points = LandmarkDecoder(head())
+    decoder, statistics = LandmarkDecoder(head()), code_statistics(world, IMAGE_SIZE)
     deca = new_deca().train()
-    sample = np.arange(0, len(world.codes), 9)
-    moves = np.stack([crop_transform(box, IMAGE_SIZE) for box in world.boxes[sample]])
-    usual = torch.from_numpy(codes_in_crop(np.array(world.codes[sample]), moves, side)).float()
-    # the jaw turns about one axis only: without a floor, its other two axes would get unbounded weights
-    mean, spread = usual.mean(0), usual.std(0).clamp_min(1e-3)
     if start is not None:
         deca.load_state_dict(load_deca(start).state_dict())
         rate /= 2
+        mean, spread = statistics
         with torch.no_grad():  # converts codes to standard deviations
             deca.layers[2].weight /= spread[:, None]
             deca.layers[2].bias.sub_(mean).div_(spread)
-    count = torch.cat([torch.full((size,), CODE_LOSS_WEIGHTS[name]) for name, size in CODE_SIZES.items()])
 
     def loss_of(done: float) -> Tensor:
         rows = np.sort(random.integers(0, len(world.pictures), batch))
-        boxes = jitter_boxes(world.boxes[rows], random)
-        moves = np.stack([crop_transform(box, IMAGE_SIZE) for box in boxes])
-        crops = (to_tensor(warp(degrade(world.pictures[rows], random, 0.4), moves[:, :2], IMAGE_SIZE)) + 1) / 2
-        target = torch.from_numpy(codes_in_crop(world.codes[rows], moves, side)).float()
-        with torch.autocast("cpu", torch.bfloat16):
-            answer = deca.layers(deca.encoder(crops))
-        answer = answer.float()
-        # compare each face with its own shape and with another person's, so that the camera cannot compensate for a
-        # wrong shape
-        swap = torch.from_numpy(random.permutation(len(rows)))
-        ours, true = (
-            torch.cat([found, torch.cat([found[swap, :SHAPE_CODES], found[:, SHAPE_CODES:]], 1)])
-            for found in (mean + spread * answer, target)
-        )
-        error = (IMAGE_SIZE / 2) * (points(ours) - points(true))
-        codes = answer - (target - mean) / spread
-        return F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5) + (count * codes**2).mean()
+        return codes_loss(deca, decoder, statistics, world, rows, random)
 
     steps = fit([deca], loss_of, minutes, rate)
-    with torch.no_grad():  # converts standard deviations to codes
-        last = deca.layers[2]
-        last.weight *= spread[:, None]
-        last.bias.copy_(mean + spread * last.bias)
+    predict_codes(deca, statistics)
     return deca.eval(), steps
 
 
-def evaluate(deca_file: Path, flame_file: Path, data: Path) -> dict[str, float]:
-    """Measure errors on unseen people with FaceSnap's own predictor, in pixels of the 64-pixel image.
+def evaluate(
+    deca_file: Path, flame_file: Path, test: FaceImages, decoder: LandmarkDecoder, every: int = 3
+) -> dict[str, float]:
+    """Measure errors on every third image of unseen people with FaceSnap's own predictor, in pixels of the image.
 
     `swapped_px` puts one person's shape into another's pose and expression: the error of the prediction, and for
     comparison the error with the driving person's shape or the mean shape.
     """
     predictor = load_predictor(deca_file, flame_file)
-    test = dataset.load(data / "test")
-    rows = np.arange(0, len(test.pictures), 3)
+    rows = np.arange(0, len(test.pictures), every)
     boxes = jitter_boxes(test.boxes[rows], np.random.default_rng(0))
     found = predictor.encode_batch([np.array(picture) for picture in test.pictures[rows]], list(boxes))
     points = np.stack([predictor.predict(codes, codes).points for codes in found])
@@ -175,7 +221,7 @@ def evaluate(deca_file: Path, flame_file: Path, data: Path) -> dict[str, float]:
     expressed = test.codes[rows, SHAPE_CODES : SHAPE_CODES + EXPRESSION_CODES]
     poses = torch.stack([codes.pose for codes in found]).numpy()[:, :3]
     turned = test.codes[rows, SHAPE_CODES + EXPRESSION_CODES :][:, :3]
-    others = np.roll(np.arange(len(rows)), 100)  # another person
+    others = np.roll(np.arange(len(rows)), len(rows) // 8)  # another person
     driving = [found[other] for other in others]
     mean_face = replace(found[0], shape=torch.zeros(SHAPE_CODES))
     swapped, same, usual = (
@@ -183,7 +229,7 @@ def evaluate(deca_file: Path, flame_file: Path, data: Path) -> dict[str, float]:
         for sources in (found, driving, [mean_face] * len(found))
     )
     codes = np.concatenate([truth, test.codes[rows][others][:, SHAPE_CODES:]], 1)
-    expected = (LandmarkDecoder(head())(torch.from_numpy(codes)).numpy() + 1) * (test.pictures.shape[1] / 2)
+    expected = (decoder(torch.from_numpy(codes)).numpy() + 1) * (test.pictures.shape[1] / 2)
     return {
         "pictures": len(rows),
         "error_px": float(errors.mean()),
@@ -220,5 +266,5 @@ if __name__ == "__main__":
     tensors = {key: tensor.detach() for key, tensor in trained.half().state_dict().items()}
     save_deca(file, tensors, "FaceSnap's miniature world", CODE_SIZES, IMAGE_SIZE)
     save_flame(flame_file, vars(head()), "FaceSnap's miniature head")
-    figures = {"steps": steps, "code_sizes": json.dumps(CODE_SIZES), **evaluate(file, flame_file, arguments.data)}
-    write_figures(arguments.out, "deca", figures)
+    measured = evaluate(file, flame_file, dataset.load(arguments.data / "test"), LandmarkDecoder(head()))
+    write_figures(arguments.out, "deca", {"steps": steps, "code_sizes": json.dumps(CODE_SIZES), **measured})

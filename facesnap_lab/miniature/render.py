@@ -62,18 +62,24 @@ def render_with(
         albedo: maps points [P,3] on the head at rest, the amount of hair [P] there and the person to colours [P,3].
         people: objects with shape, skin, lips, the attributes of the hair, and whatever `albedo` needs.
     """
-    shape = torch.tensor(np.stack([person.shape for person in people]), dtype=torch.float32)
-    codes = torch.tensor(np.stack([scene.codes for scene in scenes]), dtype=torch.float32)
-    pose = torch.tensor(np.stack([scene.pose for scene in scenes]), dtype=torch.float32)
-    cam = torch.tensor(np.stack([scene.cam for scene in scenes]), dtype=torch.float32)
-    vertices = posed_vertices(flame, shape, codes, full_pose(flame, pose))
-    points = (project(points_on(vertices, flame.faces), cam).numpy() + 1) * (side / 2)
+    vertices, points = posed(flame, people, scenes, side)
     mesh = mesh_of(flame)
     renderings = []
     for i, (who, what) in enumerate(zip(people, scenes)):
         picture, mask = _draw(mesh, albedo, vertices[i].numpy(), points[i], who, what, side)
         renderings.append(Rendering(picture, mask, points[i].astype(np.float32), face_box(points[i])))
     return renderings
+
+
+def posed(flame: Flame, people: Sequence[Any], scenes: Sequence[Scene], side: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Return the vertices [N,V,3] of each person's head in the scene, and the 72 points [N,72,2] in pixels."""
+    shape = torch.tensor(np.stack([person.shape for person in people]), dtype=torch.float32)
+    codes = torch.tensor(np.stack([scene.codes for scene in scenes]), dtype=torch.float32)
+    pose = torch.tensor(np.stack([scene.pose for scene in scenes]), dtype=torch.float32)
+    cam = torch.tensor(np.stack([scene.cam for scene in scenes]), dtype=torch.float32)
+    vertices = posed_vertices(flame, shape, codes, full_pose(flame, pose))
+    points = (project(points_on(vertices, flame.faces), cam).numpy() + 1) * (side / 2)
+    return vertices, points
 
 
 def face_shapes(people: int) -> np.ndarray:

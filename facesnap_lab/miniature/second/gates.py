@@ -16,11 +16,12 @@ from torch import Tensor
 
 from facesnap_ext.files import atomic_write
 from facesnap_lab.miniature.perception import to_tensor
-from facesnap_lab.miniature.second.render import SIDE, render
+from facesnap_lab.miniature.second.render import SIDE, landmarks, render
 from facesnap_lab.miniature.second.vae import Vae, psnr, reconstruct
 from facesnap_lab.miniature.second.world import (
     LOOK_TRAITS,
     PERSON_TRAITS,
+    Subject,
     differs,
     dress,
     exchange,
@@ -29,25 +30,43 @@ from facesnap_lab.miniature.second.world import (
     scene,
     subject,
 )
+from facesnap_lab.miniature.world import Scene
 
 PSNR, KEPT, CHOICE = 35.0, 0.8, 0.95
 TRAITS = PERSON_TRAITS + LOOK_TRAITS
 PAIRS = 40
 
 
-def trait_pairs(count: int = PAIRS, side: int = SIDE) -> dict[str, np.ndarray]:
-    """Render pairs of people from the test split: `original` and each trait, [count,S,S,3] uint8."""
-    subjects = [subject("test", index, 0) for index in range(count)]
-    scenes = [scene(person("test", index), 0) for index in range(count)]
-    pictures = {"original": np.stack([r.picture for r in render(subjects, scenes, side)])}
+def pair_subjects(count: int = PAIRS) -> dict[str, list[Subject]]:
+    """Return the people of the pairs, from the test split: `original`, and with each trait exchanged."""
+    originals = [subject("test", index, 0) for index in range(count)]
+    subjects = {"original": originals}
     for trait in TRAITS:
-        changed = []
-        for index, one in enumerate(subjects):
+        subjects[trait] = []
+        for index, one in enumerate(originals):
             other = person("test", index + count)
             dressed = (dress(other, look(other, number)) for number in range(100))
-            changed.append(exchange(one, next(who for who in dressed if differs(one, who, trait)), trait))
-        pictures[trait] = np.stack([r.picture for r in render(changed, scenes, side)])
-    return pictures
+            subjects[trait].append(exchange(one, next(who for who in dressed if differs(one, who, trait)), trait))
+    return subjects
+
+
+def pair_scenes(count: int = PAIRS) -> list[Scene]:
+    return [scene(person("test", index), 0) for index in range(count)]
+
+
+def trait_pairs(count: int = PAIRS, side: int = SIDE) -> dict[str, np.ndarray]:
+    """Render pairs of people from the test split: `original` and each trait, [count,S,S,3] uint8."""
+    scenes = pair_scenes(count)
+    return {
+        name: np.stack([r.picture for r in render(subjects, scenes, side)])
+        for name, subjects in pair_subjects(count).items()
+    }
+
+
+def trait_pair_points(count: int = PAIRS, side: int = SIDE) -> dict[str, np.ndarray]:
+    """Return the landmarks of `trait_pairs`, [count,72,2] pixels each."""
+    scenes = pair_scenes(count)
+    return {name: landmarks(subjects, scenes, side) for name, subjects in pair_subjects(count).items()}
 
 
 def cached_trait_pairs(file: Path) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from PIL import Image
 from facesnap_ext.landmarks.flame import Flame
 from facesnap_lab.miniature.head import MOUTH, stand_in_flame
 from facesnap_lab.miniature.rasterise import between, step
-from facesnap_lab.miniature.render import EYE, EYE_RADII, Rendering, render_with
+from facesnap_lab.miniature.render import EYE, EYE_RADII, Rendering, posed, render_with
 from facesnap_lab.miniature.second.world import NAMED_SHAPES, SHOTS_PER_LOOK, Subject, dress, look, person, scene
 from facesnap_lab.miniature.world import EXPRESSION_CODES, SHAPE_CODES, SPLITS, Scene
 
@@ -34,6 +34,11 @@ def head() -> Flame:
 def render(subjects: Sequence[Subject], scenes: Sequence[Scene], side: int = SIDE) -> list[Rendering]:
     """Render each subject in the scene at the same index."""
     return render_with(head(), albedo, subjects, scenes, side)
+
+
+def landmarks(subjects: Sequence[Subject], scenes: Sequence[Scene], side: int = SIDE) -> np.ndarray:
+    """Return the 72 points of the images that `render` draws, [N,72,2] float32 pixels, without drawing them."""
+    return posed(head(), subjects, scenes, side)[1].astype(np.float32)
 
 
 class Skin:

@@ -2,23 +2,29 @@
 
     python -m facesnap_lab.miniature.second.train STAGE --out DIR --minutes N --device cpu
 
-`data` renders the images, all splits in turn. `vae16`, `vae4` and `vae8` train a VAE on the images that exist so far,
-and write its figures and gates to `DIR/quality.json`. Every stage stops when the minutes are over and resumes when it
-is called again. With `--minutes 0`, a VAE is only measured. On a CPU, each stage uses one thread, so two stages can run
-in parallel on two cores.
+`data` renders the images, all splits in turn. The other stages train a network on the images that exist so far, and
+write its figures and gate to `DIR/quality.json`: a VAE (`vae16`, `vae4`, `vae8`), a recognition network (`identity`,
+`judge`, `judge_inner`, `details`), `clip`, the face detector (`detector`, into the pack `DIR/identity`) and `deca`.
+`clip` needs the figures of `identity`, and `detector` its network.
+
+Every stage stops when the minutes are over and resumes when it is called again. With `--minutes 0`, it is only
+measured. On a CPU, each stage uses one thread, so two stages can run in parallel on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from facesnap_lab.miniature.perception import write_figures
-from facesnap_lab.miniature.second import dataset, gates, vae
+from facesnap_lab.miniature.second import clip_pair, dataset, deca, detector, gates, gates_identity, identity, vae
 
 
 def run_data(out: Path, minutes: float, workers: int) -> None:
@@ -46,9 +52,53 @@ def run_vae(name: str, out: Path, minutes: float, device: str) -> None:
     write_figures(out, name, figures)
 
 
+def run_identity(name: str, out: Path, minutes: float, device: str) -> None:
+    world = {split: dataset.load(out / "data" / split) for split in dataset.PEOPLE}
+    recipe = identity.RECIPES[name]
+    network, steps = identity.train(name, world[recipe.split], out / name, minutes=minutes, device=device)
+    identity.export(
+        name, network, world[recipe.split], out / name
+    )  # first, so that what is measured is the exported one
+    unseen = "judge" if recipe.split == "train" else "train"
+    pairs = gates.cached_trait_pairs(out / "data" / "trait_pairs.npz")
+    points = gates.trait_pair_points(len(pairs["original"]))
+    measured = gates_identity.measure(name, network, (unseen, world[unseen]), ("test", world["test"]), pairs, points)
+    write_figures(out, name, {"steps": steps, "finished": steps >= recipe.steps, **measured})
+
+
+def run_clip(out: Path, minutes: float, device: str) -> None:
+    world = {split: dataset.load(out / "data" / split) for split in dataset.PEOPLE}
+    clip, steps = clip_pair.train(world["train"], out / "clip", minutes=minutes, device=device)
+    clip.save_pretrained(out / "clip" / "model")
+    identity_figures = json.loads((out / "quality.json").read_text(encoding="utf-8"))["identity"]
+    measured = clip_pair.measure(clip, ("judge", world["judge"]), ("test", world["test"]), identity_figures)
+    write_figures(out, "clip", {"steps": steps, "finished": steps >= clip_pair.STEPS, **measured})
+
+
+def run_detector(out: Path, minutes: float, device: str) -> None:
+    trained, steps = detector.train(dataset.load(out / "data" / "train"), out / "detector", minutes=minutes)
+    measured = detector.measure(trained, out / "identity", dataset.load(out / "data" / "test"))
+    write_figures(out, "detector", {"steps": steps, "finished": steps >= detector.STEPS, **measured})
+
+
+def run_deca(out: Path, minutes: float, device: str) -> None:
+    trained, steps = deca.train(dataset.load(out / "data" / "train"), out / "deca", minutes=minutes)
+    measured = deca.measure(trained, out / "deca", dataset.load(out / "data" / "test"))
+    write_figures(out, "deca", {"steps": steps, "finished": steps >= deca.STEPS, **measured})
+
+
+STAGES: dict[str, Callable[[Path, float, str], None]] = {
+    **{name: partial(run_vae, name) for name in vae.RECIPES},
+    **{name: partial(run_identity, name) for name in identity.RECIPES},
+    "clip": run_clip,
+    "detector": run_detector,
+    "deca": run_deca,
+}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Run or resume a stage of the second edition's training.")
-    parser.add_argument("stage", choices=("data", *vae.RECIPES))
+    parser.add_argument("stage", choices=("data", *STAGES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--device", default="cpu")
@@ -58,4 +108,4 @@ if __name__ == "__main__":
     if options.stage == "data":
         run_data(options.out, options.minutes, options.workers)
     else:
-        run_vae(options.stage, options.out, options.minutes, options.device)
+        STAGES[options.stage](options.out, options.minutes, options.device)

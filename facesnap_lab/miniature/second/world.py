@@ -32,10 +32,10 @@ NAMED_SHAPES: dict[str, list[Bump]] = {
 }
 
 # brown, hazel, green, blue and grey; an iris lies anywhere between two neighbours
-_IRIS_RGB = np.array(
+IRIS_RGB = np.array(
     [(0.16, 0.08, 0.04), (0.42, 0.26, 0.08), (0.24, 0.44, 0.20), (0.18, 0.40, 0.72), (0.48, 0.54, 0.60)]
 )
-_FRAME_RGB = np.array(
+FRAME_RGB = np.array(
     [
         (0.05, 0.05, 0.06),
         (0.95, 0.95, 0.93),
@@ -45,8 +45,9 @@ _FRAME_RGB = np.array(
         (0.05, 0.50, 0.45),
     ]
 )
-_LIPSTICK_RGB = ((0.75, 0.06, 0.12), (0.45, 0.05, 0.22), (0.92, 0.38, 0.30), (0.30, 0.10, 0.10))
-_EYE_SHADOW_RGB = ((0.20, 0.25, 0.55), (0.12, 0.10, 0.12), (0.15, 0.45, 0.35), (0.60, 0.25, 0.55))
+LIPSTICK_RGB = ((0.75, 0.06, 0.12), (0.45, 0.05, 0.22), (0.92, 0.38, 0.30), (0.30, 0.10, 0.10))
+EYE_SHADOW_RGB = ((0.20, 0.25, 0.55), (0.12, 0.10, 0.12), (0.15, 0.45, 0.35), (0.60, 0.25, 0.55))
+HIDDEN_SHAPES = ("longer face", "wider face")  # aligning the eyes and mouth removes most of them
 FRAME_CONTRAST = 0.45  # minimum distance in RGB between a frame and the skin
 MOLE_GAP = 0.014
 
@@ -98,8 +99,8 @@ def person(split: str, index: int) -> Person:
     skin = np.array([0.96, 0.80, 0.69]) * (1 - tone) + np.array([0.36, 0.22, 0.15]) * tone
     skin = np.clip(skin * random.uniform(0.94, 1.06, 3), 0, 1)
     lips = skin * 0.55 + np.array([0.75, 0.28, 0.28]) * random.uniform(0.25, 0.55)
-    hue = random.uniform(0, len(_IRIS_RGB) - 1)
-    iris = [np.interp(hue, np.arange(len(_IRIS_RGB)), channel) for channel in _IRIS_RGB.T]
+    hue = random.uniform(0, len(IRIS_RGB) - 1)
+    iris = [np.interp(hue, np.arange(len(IRIS_RGB)), channel) for channel in IRIS_RGB.T]
     return Person(
         split=split,
         index=index,
@@ -138,12 +139,12 @@ def look(who: Person, number: int) -> Look:
     hair_rgb = np.clip(np.array(HAIR_RGB[hair_colour]) * random.uniform(0.8, 1.2), 0, 1)
     glasses = lipstick = eye_shadow = None
     if random.random() < 0.35:
-        visible = _FRAME_RGB[np.linalg.norm(_FRAME_RGB - who.skin, axis=1) >= FRAME_CONTRAST]
+        visible = FRAME_RGB[np.linalg.norm(FRAME_RGB - who.skin, axis=1) >= FRAME_CONTRAST]
         glasses = visible[random.integers(len(visible))]
     if random.random() < 0.30:
-        lipstick = np.array(_LIPSTICK_RGB[random.integers(len(_LIPSTICK_RGB))])
+        lipstick = np.array(LIPSTICK_RGB[random.integers(len(LIPSTICK_RGB))])
     if random.random() < 0.30:
-        eye_shadow = np.array(_EYE_SHADOW_RGB[random.integers(len(_EYE_SHADOW_RGB))])
+        eye_shadow = np.array(EYE_SHADOW_RGB[random.integers(len(EYE_SHADOW_RGB))])
     return Look(
         hair=hair,
         hair_colour=hair_colour,

@@ -1,0 +1,71 @@
+"""The second edition's DECA: codes of shape, expression and pose from crops of 96 pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facesnap_ext.landmarks.deca import Deca, save_deca
+from facesnap_ext.landmarks.flame import save_flame
+from facesnap_lab.miniature.regressor import (
+    CODE_SIZES,
+    LandmarkDecoder,
+    code_statistics,
+    codes_loss,
+    evaluate,
+    new_deca,
+    predict_codes,
+)
+from facesnap_lab.miniature.second.dataset import World
+from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.render import head
+
+CROP = 96
+STEPS, BATCH, RATE, SEED = 5000, 96, 2e-3, 4
+POINTS, EXPRESSION = 1.0, 0.8  # the gate: error of the 72 points in pixels, and correlation of the expression's codes
+
+
+class Trainee(torch.nn.Module):
+    """The encoder, and the statistics of its codes, which must not change as images are added."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, statistics: tuple[Tensor, Tensor]) -> None:
+        super().__init__()
+        self.deca = new_deca(CROP)
+        for name, values in zip(("mean", "spread"), statistics):
+            self.register_buffer(name, values)
+
+
+def train(world: World, out: Path, *, minutes: float) -> tuple[Deca, int]:
+    """Train or resume the encoder, and return it with the number of its steps."""
+    torch.manual_seed(SEED)
+    decoder = LandmarkDecoder(head())
+    model = Trainee(code_statistics(world, CROP)).train()
+
+    def loss_of(step: int) -> Tensor:
+        random = np.random.default_rng([SEED, step])
+        rows = np.sort(random.integers(0, len(world.codes), BATCH))
+        return codes_loss(model.deca, decoder, (model.mean, model.spread), world, rows, random)
+
+    done = fit(model, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.02)
+    load_state(out, model)
+    predict_codes(model.deca, (model.mean, model.spread))
+    return model.deca.eval(), done
+
+
+def measure(deca: Deca, out: Path, test: World, every: int = 6) -> dict[str, Any]:
+    """Write DECA and the head to the folder, and return the figures of FaceSnap's predictor with them."""
+    tensors = {key: tensor.detach() for key, tensor in deca.half().state_dict().items()}
+    save_deca(out / "deca.safetensors", tensors, "FaceSnap's miniature world", CODE_SIZES, CROP)
+    save_flame(out / "flame.safetensors", vars(head()), "FaceSnap's miniature head")
+    figures: dict[str, Any] = evaluate(
+        out / "deca.safetensors", out / "flame.safetensors", test, LandmarkDecoder(head()), every
+    )
+    figures["passed"] = bool(figures["error_px"] <= POINTS and figures["expression_correlation"] >= EXPRESSION)
+    return figures

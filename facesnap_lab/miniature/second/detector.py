@@ -1,0 +1,47 @@
+"""The second edition's face detector: the first edition's network, trained on images of 128 pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facesnap_ext.landmarks.points72 import five_points
+from facesnap_lab.miniature.face_detector import Detector, detection_loss, evaluate, write
+from facesnap_lab.miniature.second.dataset import World
+from facesnap_lab.miniature.second.loop import fit, load_state
+
+STEPS, BATCH, RATE, SEED = 4000, 24, 3e-3, 6
+FOUND, POINTS = 0.99, 2.0  # the gate: share of faces that are found, and error of the five points in pixels
+IMAGES = 200  # for measuring
+
+
+def train(world: World, out: Path, *, minutes: float) -> tuple[Detector, int]:
+    """Train or resume the detector, and return it with the number of its steps."""
+    torch.manual_seed(SEED)
+    keypoints = five_points(np.asarray(world.points))
+    detector = Detector().train()
+
+    def loss_of(step: int) -> Tensor:
+        random = np.random.default_rng([SEED, step])
+        rows = np.sort(random.integers(0, len(keypoints), BATCH))
+        return detection_loss(detector, world.pictures[rows], world.boxes[rows], keypoints[rows], random)
+
+    done = fit(detector, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.02)
+    load_state(out, detector)
+    return detector.eval(), done
+
+
+def measure(detector: Detector, pack: Path, test: World) -> dict[str, Any]:
+    """Write the detector into the pack, and return the figures of FaceSnap's detection with it.
+
+    Args:
+        pack: folder with `recognition.onnx`.
+    """
+    write(detector, pack / "detector.onnx")
+    figures: dict[str, Any] = evaluate(pack, test.pictures, test.boxes, five_points(np.asarray(test.points)), IMAGES)
+    figures["passed"] = bool(figures["found"] >= FOUND and figures["points_error_px"] <= POINTS)
+    return figures

@@ -1,0 +1,195 @@
+"""The second edition's recognition networks, trained with ArcFace: one that conditions, and three judges.
+
+`identity` sees colours and conditions FaceSnap. `judge` and `judge_inner` measure FaceSim: they see grey values only
+and are trained on other people, with other architectures; `judge_inner` sees only an ellipse around eyes, nose and
+mouth. A class of these three is a person, whose look changes between images, so hair and glasses do not help. Each
+crop gets a random white balance, without which skin and iris would suffice to tell people apart.
+
+`details` measures CLIP-face and conditions nothing. Its classes are the looks of each person, so that the same face
+with a different beard or frame is a different class, and its crop contains all of the hair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facesnap_ext.landmarks.points72 import five_points
+from facesnap_lab.miniature.identity import (
+    LUMINANCE,
+    SIZE,
+    Residual,
+    alignment,
+    conv_block,
+    ellipse,
+    margin_loss,
+    reduce_dimension,
+    write,
+)
+from facesnap_lab.miniature.perception import degrade, to_tensor, warp
+from facesnap_lab.miniature.second.dataset import PEOPLE, SHOTS, World
+from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.world import SHOTS_PER_LOOK
+from facesnap_lab.training.arcface import SIDE
+
+LOOKS = SHOTS // SHOTS_PER_LOOK
+GAIN = (0.72, 1.3)  # range of each channel's random gain
+JITTER = 0.8  # standard deviation of the detector's points, for all five together and for each of them
+JUDGE_SIZE = 128
+INNER = ((56.0, 70.0), (31.0, 37.0))  # centre and radii of the ellipse in the crop
+PATCH = 4  # side of a cell of the first convolution in pixels
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The architecture and training settings of a network."""
+
+    split: str  # split used for training
+    seed: int
+    widths: tuple[int, int, int]  # channels at 28, 14 and 7 pixels
+    last: int  # channels before flattening
+    degradation: float
+    grey: bool = False
+    inner: bool = False
+    looks: bool = False  # whether a class is a look of a person instead of a person
+    gain: tuple[float, float] = GAIN
+    zoom: float = 1.0  # of the aligned crop; below 1, it shows more than the face
+    steps: int = 6000
+    batch: int = 128
+    rate: float = 3e-3
+    margin: float = 0.35
+    scale: float = 32.0
+
+
+RECIPES = {
+    "identity": Recipe("train", 1, (32, 64, 96), 24, 0.4),
+    "judge": Recipe("judge", 2, (24, 72, 80), 20, 0.8, grey=True),
+    "judge_inner": Recipe("judge", 3, (24, 48, 80), 20, 0.6, grey=True, inner=True),
+    "details": Recipe("judge", 4, (32, 64, 80), 24, 0.4, looks=True, gain=(0.95, 1.05), zoom=0.75),
+}
+
+
+class Embedder(nn.Module):
+    """Maps aligned faces [N,3,112,112], RGB in -1…1, to embeddings [N,512], not normalised."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.grey = recipe.grey
+        self.register_buffer("luminance", torch.tensor(LUMINANCE).reshape(1, 3, 1, 1))
+        # grey values are normalised in mean and contrast over the inner face
+        inner = ellipse(*INNER, SIDE)
+        self.register_buffer("weights", inner / inner.sum())
+        self.register_buffer("mask", inner if recipe.inner else torch.ones_like(inner))
+        first, second, third = recipe.widths
+        colours = 1 if recipe.grey else 3
+        self.body = nn.Sequential(
+            nn.Conv2d(colours, first, 2 * PATCH - 1, PATCH, PATCH - 1, bias=False),
+            nn.BatchNorm2d(first),
+            nn.PReLU(first),
+            Residual(first),
+            *conv_block(first, second, 2),
+            Residual(second),
+            *conv_block(second, third, 2),
+            Residual(third),
+            *conv_block(third, recipe.last, 1, kernel=1),
+            nn.Flatten(),
+            nn.Linear(recipe.last * 7 * 7, SIZE, bias=False),
+            nn.BatchNorm1d(SIZE),
+        )
+
+    def forward(self, faces: Tensor) -> Tensor:
+        if self.grey:
+            faces = (faces * self.luminance).sum(1, keepdim=True)
+            faces = faces - (faces * self.weights).sum((2, 3), keepdim=True)
+            faces = faces / ((faces * faces * self.weights).sum((2, 3), keepdim=True) + 1e-3).sqrt()
+            faces = faces * self.mask
+        return self.body(faces)
+
+
+class Classifier(nn.Module):
+    """A network with ArcFace's class centres, which are needed for training only."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.network = Embedder(recipe)
+        self.centres = nn.Embedding(PEOPLE[recipe.split] * (LOOKS if recipe.looks else 1), SIZE)
+
+
+def aligned(pictures: np.ndarray, keypoints: np.ndarray, zoom: float = 1.0) -> Tensor:
+    """Align images [N,S,S,3] uint8 by their five points [N,5,2] to [N,3,112,112] in -1…1.
+
+    Args:
+        zoom: scale about the centre of insightface's crop.
+    """
+    transforms = zoom * alignment(keypoints)
+    transforms[:, :, 2] += (1 - zoom) * (SIDE - 1) / 2
+    return to_tensor(warp(pictures, transforms, SIDE))
+
+
+def training_crops(recipe: Recipe, pictures: np.ndarray, keypoints: np.ndarray, random: np.random.Generator) -> Tensor:
+    """Align images like `aligned`, with the errors of a detector, half of them mirrored, and degraded."""
+    count, side = pictures.shape[:2]
+    points = keypoints + random.normal(0, JITTER, keypoints.shape) + random.normal(0, JITTER, (count, 1, 2))
+    mirrored = random.random(count) < 0.5
+    pictures[mirrored] = pictures[mirrored][:, :, ::-1]
+    points[mirrored] = points[mirrored][:, [1, 0, 2, 4, 3]] * (-1, 1) + (side, 0)
+    faces = degrade(_to_uint8(aligned(pictures, points, recipe.zoom)), random, recipe.degradation)
+    gain = np.exp(random.uniform(*np.log(recipe.gain), (count, 3, 1, 1)))
+    return ((to_tensor(faces) + 1) * torch.from_numpy(gain).float()).clamp(max=2) - 1
+
+
+def _to_uint8(pictures: Tensor) -> np.ndarray:
+    return ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def classes(world: World, looks: bool) -> Tensor:
+    """Return the class of each image: its person, or its person and look."""
+    people = torch.from_numpy(np.array(world.people))
+    return people * LOOKS + torch.from_numpy(np.array(world.looks)) if looks else people
+
+
+def train(
+    name: str, world: World, out: Path, *, minutes: float, recipe: Recipe | None = None, device: str = "cpu"
+) -> tuple[Embedder, int]:
+    """Train or resume a network on the images of its split that exist so far.
+
+    Returns:
+        The network on the CPU, and the number of its steps.
+    """
+    recipe = recipe or RECIPES[name]
+    torch.manual_seed(recipe.seed)
+    model = Classifier(recipe).to(device)
+    keypoints, targets = five_points(np.asarray(world.points)), classes(world, recipe.looks)
+
+    def loss_of(step: int) -> Tensor:
+        random = np.random.default_rng([recipe.seed, step])
+        rows = np.sort(random.integers(0, len(targets), recipe.batch))
+        faces = training_crops(recipe, np.array(world.pictures[rows]), keypoints[rows], random).to(device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            embeddings = model.network(faces)
+        margin = recipe.margin * min(1, step / (0.2 * recipe.steps))
+        return margin_loss(embeddings.float(), model.centres.weight, targets[rows].to(device), margin, recipe.scale)
+
+    steps = fit(model.train(), loss_of, out, steps=recipe.steps, minutes=minutes, rate=recipe.rate, decay=0.02)
+    load_state(out, model)
+    return model.network.cpu().eval(), steps
+
+
+@torch.no_grad()
+def embed(network: nn.Module, pictures: np.ndarray, keypoints: np.ndarray, zoom: float = 1.0) -> Tensor:
+    """Embed images as [N,512], normalised."""
+    parts = [slice(i, i + 128) for i in range(0, len(pictures), 128)]
+    return F.normalize(torch.cat([network(aligned(np.array(pictures[p]), keypoints[p], zoom)) for p in parts]))
+
+
+def export(name: str, network: Embedder, world: World, out: Path) -> None:
+    """Write the network as `recognition.onnx`. A judge is first reduced to `JUDGE_SIZE` dimensions, in place."""
+    if name != "identity":
+        seen = embed(network, world.pictures[::8], five_points(np.array(world.points[::8])), RECIPES[name].zoom)
+        reduce_dimension(network, seen, JUDGE_SIZE)
+    write(network, out / "recognition.onnx")
