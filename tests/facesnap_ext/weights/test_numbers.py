@@ -17,7 +17,7 @@ from facesnap_ext.networks.layers import CastingConv2d, CastingLinear
 from facesnap_ext.weights import facesnap_file, instantid
 from facesnap_ext.weights.compress import compress
 from facesnap_ext.weights.initialise import initialise
-from facesnap_ext.weights.tensors import read_tensors
+from facesnap_ext.weights.tensors import is_finite, read_tensors
 from tests.support import tiny
 from tests.support.stand_ins import write_instantid
 
@@ -172,3 +172,19 @@ def test_values_that_overflow_the_target_type_are_refused(tmp_path, stand_ins):
     with pytest.raises(FaceSnapError, match="too large for 8 bits"):
         compress(path, tmp_path / "out.safetensors", fp8=True)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("has_aminmax", [True, False], ids=["aminmax", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2])
+def test_one_value_that_is_not_finite_is_found_anywhere(dtype, has_aminmax, monkeypatch):
+    """Also by the way of torch versions whose `aminmax` lacks half precision."""
+    if not has_aminmax:
+        monkeypatch.setattr(torch.Tensor, "aminmax", lambda self: (_ for _ in ()).throw(RuntimeError("Half")))
+    for sign in (1, -1):
+        assert is_finite(torch.full((3, 1001), sign * torch.finfo(dtype).max, dtype=torch.float64).to(dtype))
+    assert is_finite(torch.empty(0, 4, dtype=dtype))
+    for value in (torch.nan, torch.inf, -torch.inf):
+        for place in (0, 1500, 3002):
+            tensor = torch.zeros(3, 1001, dtype=torch.float32)
+            tensor.view(-1)[place] = value
+            assert not is_finite(tensor.to(dtype)), (value, place)
