@@ -96,8 +96,12 @@ def _identify() -> tuple[str, str]:
         return "Forge Classic", release
     if "ersatz" in written:
         return "ersatzForge", release
-    # reForge's branch with Forge's backend states Forge's version
-    return "reForge" if _exists("ldm_patched") and not _exists("backend") else "Forge", written
+    if _exists("ldm_patched") and not _exists("backend"):
+        return "reForge", written
+    # reForge's branch with Forge's backend states Forge's version, and calls itself reForge2 in its README
+    root = _root()
+    own = root is not None and any((root / "extensions-builtin").glob("reForge-*"))
+    return "reForge2" if own else "Forge", written
 
 
 def _called(module: str, function: str) -> str:
@@ -126,13 +130,18 @@ def _gradio() -> str:
         return ""
 
 
-def _commit() -> str:
-    """The checked out commit, read from git's files, because running git takes longer and may be impossible."""
+def _root() -> Path | None:
+    """The WebUI's folder; None if there is no WebUI."""
     spec = find_spec("modules") if _exists("modules") else None
     places = list(getattr(spec, "submodule_search_locations", None) or ())
-    if not places:
+    return Path(places[0]).parent if places else None
+
+
+def _commit() -> str:
+    """The checked out commit, read from git's files, because running git takes longer and may be impossible."""
+    if (root := _root()) is None:
         return ""
-    git = Path(places[0]).parent / ".git"
+    git = root / ".git"
     try:
         head = (git / "HEAD").read_text("utf-8").strip()
         if head.startswith("ref: "):

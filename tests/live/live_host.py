@@ -151,8 +151,11 @@ class Host:
         """The arguments of the first ControlNet that changes the image."""
         if not self.has("/controlnet/model_list"):
             return None
-        for model in self.get("/controlnet/model_list")["model_list"]:
-            unit = {"enabled": True, "module": "None" if self.forge else "none", "model": model, "weight": 1.0}
+        modules = self.get("/controlnet/module_list")["module_list"]
+        none = next(name for name in modules if name.lower() == "none")  # A1111's extension writes it in lower case
+        models = self.get("/controlnet/model_list")["model_list"]
+        for model in [name for name in models if name != "None"]:  # reForge lists the empty choice too
+            unit = {"enabled": True, "module": none, "model": model, "weight": 1.0}
             job = {"ControlNet": {"args": [{**unit, "image": encode(stripes())}]}}
             if differ(self.images({"alwayson_scripts": job})[:1], self.images({})):
                 return job

@@ -160,8 +160,10 @@ def test_each_image_of_a_batch_follows_its_own_init_image(host: Host, baseline: 
 
 def test_a_tile_without_a_face_stays_as_it_is(host: Host, baseline: Baseline) -> None:
     """SD upscale makes one tile, as large as the init image, which has no face."""
-    upscale = {"script_name": "SD upscale", "script_args": [None, 64, "None", 1.0]}
-    job = {**img2img_job(), **upscale}
+    values = {"tile overlap": 64, "upscaler": "None", "scale factor": 1.0}
+    described = host.script("SD upscale", img2img=True)["args"]  # Forge Neo has the same ones and more
+    arguments = [values.get(str(argument["label"]).lower(), argument["value"]) for argument in described]
+    job = {**img2img_job(), "script_name": "SD upscale", "script_args": arguments}
     faceless = {**job, "init_images": [encode(stripes())]}
     assert equal(host.images(with_facesnap(faceless)), baseline(faceless))
     assert differ(host.images(with_facesnap(job)), baseline(job))

@@ -1,4 +1,4 @@
-"""FaceSnap together with the extensions that hosts bring along."""
+"""FaceSnap together with the extensions that hosts bring along, and with some that users install."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ NEIGHBOURS: dict[str, Job] = {
     "RescaleCFG for reForge": {},
     "Mahiro CFG for reForge": {},
     "Never OOM Integrated": {},
+    "StyleAlign Integrated": {},
+    "Forge Couple": {},
+}
+JOBS: dict[str, Job] = {
+    "StyleAlign Integrated": {"batch_size": 2},
+    "Forge Couple": {"prompt": "a woman in a red shirt\na man in a blue shirt"},
 }
 
 
 @pytest.mark.parametrize("title", NEIGHBOURS)
-def test_a_built_in_extension_and_facesnap_act_together(probed: Host, baseline: Baseline, title: str) -> None:
+def test_an_extension_and_facesnap_act_together(probed: Host, baseline: Baseline, title: str) -> None:
     if (script := probed.script(title)) is None:
         pytest.skip(f"{probed.webui['name']} has no {title}")
-    job = enabled(script, NEIGHBOURS[title])
+    job = JOBS.get(title, {}) | enabled(script, NEIGHBOURS[title])
     before = leftovers(probed.probe())
     assert differ(probed.images(with_facesnap(job)), baseline(job))
     assert leftovers(probed.probe()) == before

@@ -56,6 +56,12 @@ def current(folder: Path, files: dict[str, str]) -> dict:
 HOSTS = {
     "A1111": (A1111, "AUTOMATIC1111", "1.10.1", True, False),
     "Forge": (forge("version = '2.0.1v1.10.1'"), "Forge", "2.0.1v1.10.1", True, True),
+    "reForge2": (
+        {**forge("version = '2.0.1v1.10.1'"), "extensions-builtin/reForge-advanced_model_sampling/x.py": ""},
+        *("reForge2", "2.0.1v1.10.1"),
+        True,
+        True,
+    ),
     "Neo": (forge(NEO), "Forge Neo", "2.26", True, True),
     "Classic": (
         forge("version = 'classic'\nrelease = '1.9'", OLD_THREAD, "ldm_patched"),
