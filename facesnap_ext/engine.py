@@ -138,7 +138,7 @@ class Engine:
         notes = encoders.check_networks(source)
 
         progress("detecting the face")
-        # the file is loaded meanwhile; the block ends only when the thread has, so that none runs beside the host's code
+        # the block waits for the thread, so that nothing is loaded while the host's own code runs
         with ThreadPoolExecutor(1, "facesnap") as thread:
             loading = thread.submit(self._cache.load_variant, "facesnap", source, load_any, files_kept)
             faces = find_faces(encoders, unit, init_image, progress, init_part)
