@@ -4,6 +4,7 @@
 "use strict";
 
 const facesnapPollInterval = 50;  // milliseconds; the page is polled because many of its changes do not send an event
+const facesnapPatience = 60;  // seconds to wait for an answer of the server before asking again
 const facesnapThumbnailSide = 64;  // side of a template's thumbnail in units of the line width
 
 onUiLoaded(() => {
@@ -28,7 +29,7 @@ function facesnapWire(root) {
 
     const poseSettings = facesnapPoseSettings(element);
     let preview = null, lastState = "", lastAnswer = "", found = {}, output = null;
-    let lastQuestion = "", questionNumber = 0, opened = false;
+    let lastQuestion = "", questionNumber = 0, asked = 0, answered = true, opened = false;
     const questionSettings = [
         "pose", "saved_pose", "face_index", "driving_face_index", "identity", "reference_mode", "expression_source",
     ];
@@ -89,8 +90,10 @@ function facesnapWire(root) {
     }
 
     // Send a request to the server if anything that its response depends on has changed. Requests are numbered, and the
-    // server repeats the number, so that late responses to earlier requests can be ignored.
+    // server repeats the number, so that late responses to earlier requests can be ignored. gradio 3 ignores a request
+    // while it waits for the response to another one.
     function ask() {
+        if (!answered && performance.now() < asked + 1000 * facesnapPatience) return;
         const init = facesnapInitUrl(output.image);
         const size = `${output.width}x${output.height}`;
         const photos = [...element("references").querySelectorAll("a[href]")].map(link => link.href);
@@ -100,6 +103,7 @@ function facesnapWire(root) {
         ]);
         if (question === lastQuestion) return;
         lastQuestion = question;
+        [answered, asked] = [false, performance.now()];
         const box = control("canvas_init", "textarea");
         if (box.value !== init) facesnapType(box, init);
         facesnapType(control("canvas_size", "textarea"), `${size} ${++questionNumber}`);
@@ -111,6 +115,7 @@ function facesnapWire(root) {
         lastAnswer = text;
         const answer = JSON.parse(text);
         if (answer.question === String(questionNumber)) {
+            answered = true;
             found = answer;
             message.textContent = found.error || found.note || "";
         }

@@ -12,10 +12,15 @@ const facesnapEveryone = [];  // the people on the page
 function facesnapTasks(element, settings, models) {
     const person = element("person"), listed = [];
     let described = settings.values().identity;
+    const box = () => element("task").querySelector("textarea");
+    let done = Promise.resolve();  // gradio 3 ignores a task while it carries out another one; the server empties the box
     const send = values => {
-        const task = JSON.stringify({...values, number: ++facesnapTaskNumber});
-        facesnapType(element("task").querySelector("textarea"), task);
-        return facesnapTaskNumber;
+        const number = ++facesnapTaskNumber;
+        done = done.then(() => {
+            facesnapType(box(), JSON.stringify({...values, number}));
+            return facesnapUntil(() => !box().value, facesnapPatience);
+        });
+        return number;
     };
     facesnapEveryone.push({send, settings});
 

@@ -27,7 +27,7 @@ from facesnap_ext.ui.markup import data, problem, wording
 from facesnap_ext.weights.identity_folder import delete_identity, find_identities, rename_identity
 
 INPUTS = ("task", "canvas_size", "canvas_init", *UI_ORDER)
-OUTPUTS = ("people_report", "pose_report", "chosen", "references", "settings")
+OUTPUTS = ("task", "people_report", "pose_report", "chosen", "references", "settings")
 TASKS = ("list", "choose", "save", "rename", "delete", "save_pose", "delete_pose")
 
 
@@ -53,12 +53,14 @@ def run_task(engine: Engine, task: str, size: str, init: str, *values: Any) -> t
         values: of the person's components, in the order of `UI_ORDER`.
 
     Returns:
-        Updates of `OUTPUTS`. A report repeats the number and names the person's old and new name, so that the page can
-        update its other people. Once a person is saved, the photos are removed and the saved person is chosen instead.
+        Updates of `OUTPUTS`. The task is emptied, so that the page can send another one. A report repeats the number and
+        names the person's old and new name, so that the page can update its other people. Once a person is saved, the
+        photos are removed and the saved person is chosen instead.
     """
     updates: dict[str, Any] = dict.fromkeys(OUTPUTS, gr.update())
     if not task:
         return tuple(updates.values())
+    updates["task"] = ""
     number, report, models = 0, "people_report", engine.encoders().files.folder
     try:
         request = _parse(task)

@@ -112,12 +112,16 @@ class Page:
 
     def answer(self) -> None:
         """Respond as the server does, with the number of the request and a rig."""
-        question = self.page.locator("#txt2img_canvas_size textarea").input_value().split()[1]
+        question = str(self.question())
         self.page.evaluate(
             "text => facesnapType(document.querySelector('#txt2img_canvas_rig textarea'), text)",
             json.dumps({"question": question, "rig": RIG, "points": None, "in_init": False}),
         )
         self.wait_for_poll()
+
+    def question(self) -> int:
+        """The number of the last request for the canvas."""
+        return int(self.page.locator("#txt2img_canvas_size textarea").input_value().split()[1])
 
     def wait_for_poll(self) -> None:
         self.page.wait_for_timeout(200)
@@ -139,6 +143,13 @@ class Page:
             "([name, text]) => facesnapType(document.querySelector(`#txt2img_${name} textarea`), text)", [name, text]
         )
         self.wait_for_poll()
+
+    def task(self) -> dict[str, Any]:
+        """The task that the server receives. Like the server, it empties the text box."""
+        self.page.wait_for_function("document.querySelector('#txt2img_task textarea').value")
+        task = json.loads(self.page.locator("#txt2img_task textarea").input_value())
+        self.write("task", "")
+        return task
 
     def number(self, name: str) -> float:
         return float(self.page.locator(f"#txt2img_{name} input[type=number]").input_value())
@@ -208,9 +219,6 @@ def test_nothing_is_drawn_before_there_is_something_to_show(page) -> None:
 
 
 def test_a_saved_person_is_chosen_from_the_current_list(page) -> None:
-    def task() -> dict[str, Any]:
-        return json.loads(page.page.locator("#txt2img_task textarea").input_value())
-
     def offer(*names: str) -> None:
         lists = json.dumps({"identity": names, "saved_pose": []})
         page.page.evaluate(
@@ -225,18 +233,18 @@ def test_a_saved_person_is_chosen_from_the_current_list(page) -> None:
 
     people = page.page.locator("#txt2img_identity select")
     shown = "all => all.map(option => option.value)"
-    assert task() == {"do": "list", "number": 1}, "a new page asks for the names"
+    assert page.task() == {"do": "list", "number": 1}, "a new page asks for the names"
     offer("Ada", "Bea")
     assert people.locator("option").evaluate_all(shown) == ["", "Ada", "Bea"]
-    question = page.page.locator("#txt2img_canvas_size textarea").input_value()
+    question = page.question()
     people.select_option("Bea")
     page.wait_for_poll()
     assert page.settings()["identity"] == "Bea"
-    assert task() == {"do": "choose", "number": 2}
-    assert page.page.locator("#txt2img_canvas_size textarea").input_value() != question, "the canvas shows the person"
+    assert page.task() == {"do": "choose", "number": 2}
+    assert page.question() == question + 1, "the canvas shows the person"
     page.write("settings", json.dumps(page_settings.initial() | {"identity": "Cleo"}))
     assert people.input_value() == "Cleo", "also if it was pasted and there is no such person"
-    assert task() == {"do": "list", "number": 3}
+    assert page.task() == {"do": "list", "number": 3}
     offer("Ada")
     assert people.locator("option").evaluate_all(shown) == ["", "Ada", "Cleo"]
     assert people.input_value() == "Cleo"
@@ -405,10 +413,27 @@ def test_strokes_set_the_mask_and_late_answers_are_ignored(page) -> None:
 
     page.page.get_by_role("button", name="Face 2").click()
     page.wait_for_poll()
+    assert page.question() == 2
     late = json.dumps({"question": "1", "error": "too late"})
     page.page.evaluate("text => facesnapType(document.querySelector('#txt2img_canvas_rig textarea'), text)", late)
     page.wait_for_poll()
     assert not page.page.get_by_text("too late").is_visible()
+
+
+def test_questions_and_tasks_wait_for_the_answer_to_the_one_before(page) -> None:
+    """gradio 3 ignores an event while the server handles the same component's event before."""
+    first = page.question()
+    page.page.get_by_role("button", name="Face 2").click()
+    page.wait_for_poll()
+    page.choose("pose", "sliders")
+    assert page.question() == first + 1
+    page.answer()
+    page.wait_for_poll()
+    assert page.question() == first + 2, "nothing is forgotten"
+    page.page.locator("#txt2img_pose_name input").fill("Nod")
+    for _ in range(2):
+        page.page.locator("#txt2img_save_pose").click()
+    assert [page.task()["do"] for _ in range(3)] == ["list", "save_pose", "save_pose"]
 
 
 def with_photos(page, *names: str) -> None:
@@ -497,7 +522,8 @@ def test_forms_about_people_send_their_values(page) -> None:
     page.page.locator("#txt2img_chosen input[type=checkbox]").check()
     page.page.locator("#txt2img_chosen input").first.fill("Bea")
     page.page.locator("#txt2img_chosen input").first.press("Enter")
-    task = json.loads(page.page.locator("#txt2img_task textarea").input_value())
+    assert page.task() == {"do": "list", "number": 1}
+    task = page.task()
     assert task == {"do": "rename", "person": 'A "b"', "name": "Bea", "picture": True, "number": 2}
     page.page.get_by_role("button", name="Rename").click()
-    assert json.loads(page.page.locator("#txt2img_task textarea").input_value())["number"] == 3
+    assert page.task()["number"] == 3

@@ -158,7 +158,7 @@ def people(models: Path, engine: Any, photo: bytes) -> set[str]:
     ]
     for task in requests:
         text = json.dumps({**task, "number": 1})
-        report, *_ = tasks.run_task(engine, text, "", "", True, [photo], None, None, "", "")
+        _, report, *_ = tasks.run_task(engine, text, "", "", True, [photo], None, None, "", "")
         assert "facesnap-problem" not in report, report
         html.append(report)
     return in_html("".join(html))
@@ -176,6 +176,6 @@ def poses(folder: Path) -> set[str]:
     html = []
     for do in ("save_pose", "delete_pose"):
         text = json.dumps({"do": do, "name": "Smile", "number": 1})
-        html.append(tasks.run_task(engine, text, "", "", True, None, None, None, "", '{"saved_pose": "Smile"}')[1])
+        html.append(tasks.run_task(engine, text, "", "", True, None, None, None, "", '{"saved_pose": "Smile"}')[2])
     assert "facesnap-problem" not in "".join(html), html
     return in_html("".join(html))

@@ -30,6 +30,7 @@ pytest.importorskip("insightface")
 class Updates(NamedTuple):
     """Updates of the components; an empty dictionary changes nothing."""
 
+    task: Any
     report: Any
     pose_report: Any
     chosen: Any
@@ -75,7 +76,7 @@ def test_saving_replaces_the_photos_by_the_saved_person(run, models):
 
 @pytest.mark.parametrize("picture", [False, True])
 def test_a_picture_is_kept_only_on_request_and_shown(run, page, models, astronaut, picture):
-    report, *_ = run(do="save", name="Eileen", picture=picture)
+    _, report, *_ = run(do="save", name="Eileen", picture=picture)
     assert ("small picture" in report) == picture
     shown = page.people.describe(models, "Eileen")
     pictures = re.findall(r"src='([^']*)'", shown)
@@ -89,7 +90,8 @@ def test_a_picture_is_kept_only_on_request_and_shown(run, page, models, astronau
 
 def test_an_existing_name_is_refused_and_the_photos_stay(run, models):
     run(do="save", name="Eileen")
-    report, *updates = run(do="save", name="Eileen")
+    done, report, *updates = run(do="save", name="Eileen")
+    assert done == "", "the page can send another task"
     assert "There is already an identity named Eileen" in report
     assert "data-facesnap-new" not in report
     assert updates == [{}] * 4
@@ -117,7 +119,7 @@ def test_renaming_keeps_every_byte_and_deleting_removes_the_file(run, models):
 def test_renaming_does_not_replace_a_different_person(run, models):
     run(do="save", name="Eileen")
     shutil.copy(models / "identities" / "Eileen.safetensors", models / "identities" / "Grace.safetensors")
-    report, *updates = run(do="rename", person="Eileen", name="Grace")
+    _, report, *updates = run(do="rename", person="Eileen", name="Grace")
     assert "already an identity named Grace" in report
     assert set(find_identities(models)) == {"Eileen", "Grace"}
     assert updates == [{}] * 4
@@ -184,7 +186,7 @@ def test_no_other_file_is_renamed_or_deleted(run, models, do, person):
     (models / "identities").mkdir()
     shutil.copy(models / "random.safetensors", models / "identities" / "lora.safetensors")
     before = sorted(path for path in models.rglob("*") if path.name != "hashes.json")
-    report, *_ = run(do=do, person=person, name="new")
+    _, report, *_ = run(do=do, person=person, name="new")
     assert "facesnap-problem" in report
     assert sorted(path for path in models.rglob("*") if path.name != "hashes.json") == before
 
@@ -193,8 +195,9 @@ def test_no_other_file_is_renamed_or_deleted(run, models, do, person):
 @given(st.text(max_size=40) | st.recursive(st.none() | st.integers() | st.text(max_size=5), st.lists).map(json.dumps))
 def test_malformed_tasks_are_refused_in_one_sentence(page, models, task):
     engine = Engine(lambda: find_models(models))
-    report, *updates = page.tasks.run_task(engine, task, "", "", True, None, None, None, "", "")
+    done, report, *updates = page.tasks.run_task(engine, task, "", "", True, None, None, None, "", "")
     assert updates == [{}] * 4
+    assert done == ("" if task else {}), "the page can send another task"
     assert report == {} if not task else "reload the page" in report
 
 
