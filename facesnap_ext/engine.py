@@ -138,7 +138,8 @@ class Engine:
         notes = encoders.check_networks(source)
 
         progress("detecting the face")
-        # the file is loaded meanwhile; the block ends only when the thread has, so that none runs beside the host's code
+        # Load the file meanwhile. The thread ends with this block, also after an error, because hosts replace layers of
+        # torch.nn while they load their own models.
         with ThreadPoolExecutor(1, "facesnap") as thread:
             loading = thread.submit(self._cache.load_variant, "facesnap", source, load_any, files_kept)
             faces = find_faces(encoders, unit, init_image, progress, init_part)
