@@ -138,7 +138,8 @@ class Engine:
         notes = encoders.check_networks(source)
 
         progress("detecting the face")
-        # the block waits for the thread, so that nothing is loaded while the host's own code runs
+        # Load the file meanwhile. The thread ends with this block, also after an error, because hosts replace layers of
+        # torch.nn while they load their own models.
         with ThreadPoolExecutor(1, "facesnap") as thread:
             loading = thread.submit(self._cache.load_variant, "facesnap", source, load_any, files_kept)
             faces = find_faces(encoders, unit, init_image, progress, init_part)

@@ -154,7 +154,9 @@ def _resampler(path: Path, clip_dim: int = 0, seed: int = 0, dtype: torch.dtype 
     tensors = {key: tensor.clone() for key, tensor in views.items()}  # the file may change later
     with _reports_incomplete(path), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        mixer = ResamplerMixer(ResamplerConfig.from_shapes(shapes_of(tensors), clip_dim))
+        # only layers for CLIP keep their initial weights
+        with torch.device("cpu" if clip_dim else "meta"):
+            mixer = ResamplerMixer(ResamplerConfig.from_shapes(shapes_of(tensors), clip_dim))
         added = {key: tensor for key, tensor in mixer.state_dict().items() if key.startswith(CLIP_PREFIXES)}
         latents = tensors["latents"].dtype
         added = {key: tensor.to(torch.float16 if latents in FLOAT8_TYPES else latents) for key, tensor in added.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,24 +29,28 @@ from facesnap_lab.benchmarks.sampler import (
     INSTANTID,
     INSTANTID_COND_ONLY,
     PLAIN,
+    SDXL_WIDTHS,
     BenchSampler,
     Networks,
 )
 from facesnap_lab.markdown import markdown_table
 
 STEPS = 8  # per image, as in the paper
-SDXL_WIDTHS, SDXL_PIXELS = (320, 640, 1280), 1024
+SDXL_PIXELS = 1024
 SMALL_WIDTHS, SMALL_PIXELS = (64, 128, 256), 512
 GROWTH = {"people": (1, 2, 4), "side": (0.5, 1.0, 1.5), "pictures": (1, 2, 4, 8)}  # side: relative to the default side
 GROWTH_STEPS = 4
 REFERENCES = (1, 2, 4, 8)
 
 
-def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[str, Any]:
+def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False, pictures: Sequence[int] = (1,)) -> dict[str, Any]:
     """Measure the time per image of each method.
 
     On a GPU this is done at SDXL's size in half precision, otherwise at a fifth of the widths and 512² in single
     precision.
+
+    Args:
+        pictures: batch sizes. The results for all but the first are in `batches`, by batch size, with half the steps.
 
     Returns:
         `size`: what was timed. `methods`: for each, the median seconds per image and the median ratio to plain SDXL in
@@ -58,12 +62,14 @@ def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[st
     else:
         device, dtype, widths, pixels = torch.device("cpu"), torch.float32, SMALL_WIDTHS, SMALL_PIXELS
     networks = Networks.random(widths, dtype, device)
-    methods = take_turns(BenchSampler(networks, pixels).methods(steps), repeats, device, "pictures")
+    first, *others = pictures
+    methods = take_turns(BenchSampler(networks, pixels, first).methods(steps), repeats, device, "pictures")
     found = {
         "size": {
             "pixels": pixels,
             "widths": widths,
             "steps": steps,
+            "pictures": first,
             "repeats": repeats,
             "device": _name(device),
             "threads": torch.get_num_threads(),
@@ -73,6 +79,14 @@ def bench(repeats: int = 5, steps: int = STEPS, growth: bool = False) -> dict[st
         "at_full_size": at_full_size(steps),
         "preparation": measure_preparation(repeats),
     }
+    if others:
+        half = max(1, steps // 2)
+        found["batches"] = {
+            str(count): take_turns(
+                BenchSampler(networks, pixels, count).methods(half), repeats, device, f"{count} each"
+            )
+            for count in others
+        }
     if growth:
         found["growth"] = measure_growth(networks, pixels, repeats, device)
     return found
@@ -231,8 +245,14 @@ def mixer_flop_ratio(references: int) -> float:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """Format the results as a Markdown table."""
-    measured, counted = found["methods"], found["at_full_size"]
+    """Format the results as Markdown tables: one for the first batch size, and one for each further batch size."""
+    text = _table(found["methods"], found["at_full_size"])
+    for count, methods in found.get("batches", {}).items():
+        text += f"\n\n{count} images per batch:\n\n{_table(methods, found['at_full_size'])}"
+    return text
+
+
+def _table(measured: dict[str, dict[str, float]], counted: dict[str, dict[str, float]]) -> str:
     on_gpu = "gpu_ratio" in measured[PLAIN]
     rows = []
     for name, row in measured.items():

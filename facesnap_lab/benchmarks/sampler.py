@@ -25,6 +25,7 @@ from facesnap_ext.settings.strength import Strength
 TEXT_TOKENS, IDENTITY_TOKENS = 77, 16
 LIGHT_BLOCKS = 2  # as `facesnap compress --blocks 2`
 INTERVAL = 2  # FFRNet runs at every second step
+SDXL_WIDTHS = (320, 640, 1280)
 SHAPE: dict[str, Any] = {
     "transformer_layers_per_block": (1, 2, 10),
     "cross_attention_dim": 2048,
@@ -49,6 +50,18 @@ FACESNAP_VARIANTS = {  # whether FFRNet is light, and FFRNet's interval
 COMPILED = ", compiled"  # appended to the names of the first two variants; only on a GPU
 
 
+def shape_of(widths: tuple[int, ...]) -> dict[str, Any]:
+    """Return diffusers' configuration of a ControlNet or UNet of SDXL's layout with these widths."""
+    return {**SHAPE, "block_out_channels": widths, "attention_head_dim": tuple(width // 64 for width in widths)}
+
+
+def create_unet(widths: tuple[int, ...]) -> nn.Module:
+    """Create a UNet of SDXL's layout with random weights."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(up_block_types=UP, **shape_of(widths))
+
+
 @dataclass(frozen=True)
 class Networks:
     """SDXL's UNet and the networks that condition it, all with the same dtype and on the same device."""
@@ -60,14 +73,13 @@ class Networks:
 
     @classmethod
     def random(cls, widths: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Networks:
-        from diffusers import ControlNetModel, UNet2DConditionModel
+        from diffusers import ControlNetModel
 
-        shape = {**SHAPE, "block_out_channels": widths, "attention_head_dim": tuple(width // 64 for width in widths)}
         default_dtype = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # creating them in single precision would take twice the memory
         try:
             with device:
-                unet, controlnet = UNet2DConditionModel(up_block_types=UP, **shape), ControlNetModel(**shape)
+                unet, controlnet = create_unet(widths), ControlNetModel(**shape_of(widths))
                 config = FFRNetConfig.from_shapes({key: tuple(t.shape) for key, t in controlnet.state_dict().items()})
                 networks = cls(unet, controlnet, FFRNet(config), FFRNet(config.with_blocks(LIGHT_BLOCKS)))
         finally:

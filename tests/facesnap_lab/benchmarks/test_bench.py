@@ -144,6 +144,22 @@ def test_command_prints_a_table_or_json_and_plots_growth(full, monkeypatch, caps
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {name}" for name in found["methods"]]
 
 
+def test_one_command_measures_one_and_several_images(full, monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks, "at_full_size", lambda steps: full)
+    monkeypatch.setattr(benchmarks, "measure_preparation", lambda repeats: {})
+    monkeypatch.setattr(benchmarks, "SMALL_WIDTHS", (64, 64, 64))
+    monkeypatch.setattr(benchmarks, "SMALL_PIXELS", 64)
+    assert main(["bench", "gpu", "--steps", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["size"]["pictures"] == 1
+    assert list(found["batches"]) == ["4"]
+    assert list(found["batches"]["4"]) == list(found["methods"]) == list(full)
+    assert all(row["seconds"] > 0 for row in found["batches"]["4"].values())
+    table = benchmarks.as_text(found)
+    assert table.count(f"| {INSTANTID_COND_ONLY} |") == 2
+    assert "4 images per batch:" in table
+
+
 def test_flops_alone_are_printed_without_timing(full, monkeypatch, capsys):
     monkeypatch.setattr(benchmarks, "at_full_size", lambda steps: full)
     monkeypatch.setattr(benchmarks, "take_turns", None)
