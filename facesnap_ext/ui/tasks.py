@@ -53,9 +53,9 @@ def run_task(engine: Engine, task: str, size: str, init: str, *values: Any) -> t
         values: of the person's components, in the order of `UI_ORDER`.
 
     Returns:
-        Updates of `OUTPUTS`. The task is emptied, so that the page can send another one. A report repeats the number and
-        names the person's old and new name, so that the page can update its other people. Once a person is saved, the
-        photos are removed and the saved person is chosen instead.
+        Updates of `OUTPUTS`. The task is emptied, so that the page can send another one. A report repeats the number
+        and names the person's old and new name, so that the page can update its other people. Once a person is saved,
+        the photos are removed and the saved person is chosen instead.
     """
     updates: dict[str, Any] = dict.fromkeys(OUTPUTS, gr.update())
     if not task:
