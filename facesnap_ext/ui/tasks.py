@@ -33,7 +33,7 @@ TASKS = ("list", "choose", "save", "rename", "delete", "save_pose", "delete_pose
 
 def connect(controls: dict[str, Any], engine: Callable[[], Engine]) -> None:
     """Carry out a person's tasks."""
-    controls["task"].change(
+    controls["task"].input(  # unlike `change`, not when the task is emptied
         lambda *values: run_task(engine(), *values),
         [controls[name] for name in INPUTS],
         [controls[name] for name in OUTPUTS],
