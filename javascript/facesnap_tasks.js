@@ -7,8 +7,8 @@ let facesnapTaskNumber = 0;  // makes each request different from the ones befor
 const facesnapEveryone = [];  // the people on the page
 
 // Answer the buttons in a person's forms. Enter in a text field presses the button of its form. Returns the function
-// that sends a task, and one that brings the lists up to date. `models` finds
-// the panel of model files. A new page first sends "list", because gradio draws it as it was when the WebUI was started.
+// that sends a task, and one that brings the lists up to date. `models` finds the panel of model files. A new page first
+// sends "list", because gradio draws it as it was when the WebUI was started.
 function facesnapTasks(element, settings, models) {
     const person = element("person"), listed = [];
     let described = settings.values().identity;

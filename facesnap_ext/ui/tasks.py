@@ -68,7 +68,7 @@ def run_task(engine: Engine, task: str, size: str, init: str, *values: Any) -> t
         report = "pose_report" if do.endswith("_pose") else "people_report"
         given = dict(zip(UI_ORDER, values))
         settings = defaults() | page_settings.parse(given["settings"])
-        done = _run(engine, request, settings, given, size, init)
+        done = _run(engine, models, request, settings, given, size, init)
         if changed := done.pop("settings", None):
             settings |= changed
             updates["settings"] = page_settings.to_text(settings)
@@ -80,10 +80,16 @@ def run_task(engine: Engine, task: str, size: str, init: str, *values: Any) -> t
 
 
 def _run(
-    engine: Engine, request: dict[str, Any], settings: dict[str, Any], given: dict[str, Any], size: str, init: str
+    engine: Engine,
+    models: Path,
+    request: dict[str, Any],
+    settings: dict[str, Any],
+    given: dict[str, Any],
+    size: str,
+    init: str,
 ) -> dict[str, Any]:
     """Carry out a task. Returns updates of `OUTPUTS`, with the changed settings by their API names."""
-    models, do, old, name = engine.files().folder, request["do"], request["person"], request["name"]
+    do, old, name = request["do"], request["person"], request["name"]
     if do == "list":
         return {}
     if do == "choose":

@@ -55,17 +55,36 @@ RECIPES = {
 }
 
 
-class Embedder(nn.Module):
+class FaceNetwork(nn.Module):
+    """A network for aligned faces. Judges see grey values, whose mean and contrast are normalised over the inner face.
+
+    Args:
+        inner: the inner face [1,1,S,S].
+        inner_only: whether a judge sees only the inner face.
+    """
+
+    def __init__(self, inner: Tensor, grey: bool, inner_only: bool) -> None:
+        super().__init__()
+        self.grey = grey
+        self.register_buffer("luminance", torch.tensor(LUMINANCE).reshape(1, 3, 1, 1))
+        self.register_buffer("weights", inner / inner.sum())
+        self.register_buffer("mask", inner if inner_only else torch.ones_like(inner))
+
+    def seen(self, faces: Tensor) -> Tensor:
+        """Return what the network sees of RGB faces [N,3,S,S]: [N,1,S,S] if it sees grey values."""
+        if not self.grey:
+            return faces
+        faces = (faces * self.luminance).sum(1, keepdim=True)
+        faces = faces - (faces * self.weights).sum((2, 3), keepdim=True)
+        faces = faces / ((faces * faces * self.weights).sum((2, 3), keepdim=True) + 1e-3).sqrt()
+        return faces * self.mask
+
+
+class Embedder(FaceNetwork):
     """Maps aligned faces [N,3,112,112], RGB in -1…1, to embeddings [N,512], not normalised."""
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.grey = recipe.grey
-        self.register_buffer("luminance", torch.tensor(LUMINANCE).reshape(1, 3, 1, 1))
-        # judges see grey values, whose mean and contrast are normalised over the inner face
-        inner = ellipse(*INNER, SIDE // 2)
-        self.register_buffer("weights", inner / inner.sum())
-        self.register_buffer("mask", inner if recipe.inner else torch.ones_like(inner))
+        super().__init__(ellipse(*INNER, SIDE // 2), recipe.grey, recipe.inner)
         first, second, third = recipe.widths
         self.body = nn.Sequential(
             *conv_block(1 if recipe.grey else 3, first, 2),
@@ -81,13 +100,7 @@ class Embedder(nn.Module):
         )
 
     def forward(self, faces: Tensor) -> Tensor:
-        x = F.avg_pool2d(faces, 2)  # the world's faces have no finer detail
-        if self.grey:
-            x = (x * self.luminance).sum(1, keepdim=True)
-            x = x - (x * self.weights).sum((2, 3), keepdim=True)
-            x = x / ((x * x * self.weights).sum((2, 3), keepdim=True) + 1e-3).sqrt()
-            x = x * self.mask
-        return self.body(x)
+        return self.body(self.seen(F.avg_pool2d(faces, 2)))  # the world's faces have no finer detail
 
 
 class Residual(nn.Module):
@@ -118,9 +131,15 @@ def alignment(keypoints: np.ndarray) -> np.ndarray:
     return torch.cat([turn, target[:, None] - turn @ source.transpose(1, 2)], -1).numpy()
 
 
-def aligned(pictures: np.ndarray, keypoints: np.ndarray) -> Tensor:
-    """Align images [N,S,S,3] uint8 by their five points [N,5,2] to [N,3,112,112] in -1…1."""
-    return to_tensor(warp(pictures, alignment(keypoints), SIDE))
+def aligned(pictures: np.ndarray, keypoints: np.ndarray, zoom: float = 1.0) -> Tensor:
+    """Align images [N,S,S,3] uint8 by their five points [N,5,2] to [N,3,112,112] in -1…1.
+
+    Args:
+        zoom: scale about the centre of insightface's crop.
+    """
+    transforms = zoom * alignment(keypoints)
+    transforms[:, :, 2] += (1 - zoom) * (SIDE - 1) / 2
+    return to_tensor(warp(pictures, transforms, SIDE))
 
 
 def margin_loss(embeddings: Tensor, centres: Tensor, people: Tensor, margin: float, scale: float) -> Tensor:

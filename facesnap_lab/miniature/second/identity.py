@@ -21,17 +21,17 @@ from torch import Tensor, nn
 
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_lab.miniature.identity import (
-    LUMINANCE,
     SIZE,
+    FaceNetwork,
     Residual,
-    alignment,
+    aligned,
     conv_block,
     ellipse,
     margin_loss,
     reduce_dimension,
     write,
 )
-from facesnap_lab.miniature.perception import degrade, to_tensor, warp
+from facesnap_lab.miniature.perception import degrade, to_tensor
 from facesnap_lab.miniature.second.dataset import PEOPLE, SHOTS, World
 from facesnap_lab.miniature.second.loop import fit, load_state
 from facesnap_lab.miniature.second.world import SHOTS_PER_LOOK
@@ -74,17 +74,11 @@ RECIPES = {
 }
 
 
-class Embedder(nn.Module):
+class Embedder(FaceNetwork):
     """Maps aligned faces [N,3,112,112], RGB in -1…1, to embeddings [N,512], not normalised."""
 
     def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.grey = recipe.grey
-        self.register_buffer("luminance", torch.tensor(LUMINANCE).reshape(1, 3, 1, 1))
-        # grey values are normalised in mean and contrast over the inner face
-        inner = ellipse(*INNER, SIDE)
-        self.register_buffer("weights", inner / inner.sum())
-        self.register_buffer("mask", inner if recipe.inner else torch.ones_like(inner))
+        super().__init__(ellipse(*INNER, SIDE), recipe.grey, recipe.inner)
         first, second, third = recipe.widths
         colours = 1 if recipe.grey else 3
         self.body = nn.Sequential(
@@ -103,12 +97,7 @@ class Embedder(nn.Module):
         )
 
     def forward(self, faces: Tensor) -> Tensor:
-        if self.grey:
-            faces = (faces * self.luminance).sum(1, keepdim=True)
-            faces = faces - (faces * self.weights).sum((2, 3), keepdim=True)
-            faces = faces / ((faces * faces * self.weights).sum((2, 3), keepdim=True) + 1e-3).sqrt()
-            faces = faces * self.mask
-        return self.body(faces)
+        return self.body(self.seen(faces))
 
 
 class Classifier(nn.Module):
@@ -118,17 +107,6 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = Embedder(recipe)
         self.centres = nn.Embedding(PEOPLE[recipe.split] * (LOOKS if recipe.looks else 1), SIZE)
-
-
-def aligned(pictures: np.ndarray, keypoints: np.ndarray, zoom: float = 1.0) -> Tensor:
-    """Align images [N,S,S,3] uint8 by their five points [N,5,2] to [N,3,112,112] in -1…1.
-
-    Args:
-        zoom: scale about the centre of insightface's crop.
-    """
-    transforms = zoom * alignment(keypoints)
-    transforms[:, :, 2] += (1 - zoom) * (SIDE - 1) / 2
-    return to_tensor(warp(pictures, transforms, SIDE))
 
 
 def training_crops(recipe: Recipe, pictures: np.ndarray, keypoints: np.ndarray, random: np.random.Generator) -> Tensor:
