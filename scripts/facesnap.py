@@ -180,7 +180,7 @@ def add_settings():
             "shown below the images and written into infotext; takes about a second per image"
         ),
         "best_first": option(False, "Order a batch's images by likeness, best first").info(
-            "with several people, by the lowest likeness; not in scripts that depend on the order"
+            "with several people, by the lowest likeness among them; has no effect in scripts that depend on the order"
         ),
         "keep_best": option(
             0,

@@ -30,7 +30,7 @@ UNUSABLE = FINDINGS[:2]
 
 NOTES = (
     "The two faces hardly resemble each other",
-    "make sure that they show the same person.",
+    "make sure that both photos show the same person.",
     "Some of the faces hardly resemble each other: make sure that all photos show the same person.",
 )
 """The fixed wording in `ReferenceReport.notes`."""

@@ -101,7 +101,8 @@ def _outcome(job: download.Job) -> str:
     if job.state == "done":
         return f"{wording('Downloaded:')} {_titles(job)}"
     sizes = data(f"{format_size(job.done)} / {format_size(job.size)}")
-    return f"{wording('Download paused:')} {_titles(job)}, {sizes}. {wording('Download again to resume.')}"
+    resume = wording("Click the download button again to resume.")
+    return f"{wording('Download paused:')} {_titles(job)}, {sizes}. {resume}"
 
 
 def status_html(files: ModelFiles, needed: tuple[Part, ...]) -> str:

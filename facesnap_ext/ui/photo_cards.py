@@ -34,8 +34,8 @@ BADGES = {
     "small": ("warning", "small", "Use a photo with a larger face. Face size in pixels:"),
     "blurred": ("warning", "blurred", "Use a sharper photo"),
     "several": ("warning", "several faces", "Choose the face to use (applies to all photos):"),
-    "turned": ("good", "turned", "Turned upright by"),
-    "close_up": ("good", "close-up", "The face was found after adding a border"),
+    "turned": ("good", "turned", "Rotated upright by"),
+    "close_up": ("good", "close-up", "The face was found only after a border was added"),
 }
 
 
@@ -82,7 +82,7 @@ def cards_html(cards: Sequence[Card], notes: Sequence[str] = ()) -> str:
     usable = [i for i, card in enumerate(cards) if card.usable]
     leave_out = ""
     if 0 < len(usable) < len(cards):
-        title = f"{wording('Leave out the unusable photos')} {data(f'({len(cards) - len(usable)})')}"
+        title = f"{wording('Remove unusable photos')} {data(f'({len(cards) - len(usable)})')}"
         leave_out = _button("leave_out", title, usable)
     parts.append(
         "<div class='facesnap-buttons'>"

@@ -96,7 +96,9 @@ def add_routes(
         try:
             if not admitted(request, api_auth):
                 headers = {"WWW-Authenticate": "Basic"} if api_auth else {}
-                advice = "or start the WebUI with --api-auth and send that user and password by HTTP Basic"
+                advice = (
+                    "or start the WebUI with --api-auth USER:PASSWORD and send these with HTTP Basic authentication"
+                )
                 raise RequestError(401, f"Log in to the page, {advice}.")
             if is_foreign(request) and not allowed_origins(request.headers["origin"]):
                 raise RequestError(
@@ -248,7 +250,7 @@ def landmarks(engine: Engine, values: Values) -> Values:
     """The rig of a person, whose shape all reference photos determine, and the landmarks of a photo's pose."""
     _check_names(values, LANDMARKS)
     if ("width" in values) != ("height" in values):
-        raise RequestError(400, "FaceSnap's width and height belong together; send both or neither.")
+        raise RequestError(400, "FaceSnap's width and height must be given together; send both or neither.")
     size = None
     if "width" in values:
         size = _integer(values, "width", 1, MAX_SIDE), _integer(values, "height", 1, MAX_SIDE)

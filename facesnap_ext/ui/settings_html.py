@@ -64,8 +64,8 @@ BLOCK_WEIGHTS_LABEL = (
     "Block weights: one per residual (10 for SDXL), shallow to deep, middle block last (empty = all 1)"
 )
 AUTOMATIC = (
-    "<div class='facesnap-note facesnap-when-automatic'>The pose is taken from the driving photo if there is one, or "
-    "else from the init image in img2img, or else from the reference photo.</div>"
+    "<div class='facesnap-note facesnap-when-automatic'>The pose is taken from the driving photo if there is one; "
+    "otherwise from the init image (in img2img) or, failing that, from the reference photo.</div>"
 )
 MIXED = (
     "<div class='facesnap-tools facesnap-when-mixed'><span class='facesnap-note'>The regions of several people "
@@ -134,7 +134,8 @@ def canvas(ident: Ident) -> str:
         f"<div class='facesnap-canvas' data-ids='{ident('{}')}'></div>"
         "<div class='facesnap-note facesnap-hint'>Pose preview. Drag the face to move it, a corner to resize it, and a "
         "circle to turn or tilt it.</div>"
-        "<div class='facesnap-tools'><span class='facesnap-note facesnap-when-placed'>Position and size are set.</span>"
+        "<div class='facesnap-tools'>"
+        "<span class='facesnap-note facesnap-when-placed'>Position and size were set manually.</span>"
         "<button type='button' class='facesnap-when-placed' data-facesnap-reset='place'>Reset position</button>"
         "<button type='button' class='facesnap-when-posed' data-facesnap-reset='pose'>Reset pose</button></div>"
     )

@@ -52,7 +52,7 @@ def html(files: ModelFiles, parts: tuple[Part, ...], running: bool = False) -> s
     text, button = "Nothing is downloaded until you click.", action_button("get", label(parts), True)
     if running:
         text, button = "The files are being downloaded.", action_button("stop", wording("Pause the download"))
-    needed = wording("FaceSnap needs these files for its first image.")
+    needed = wording("FaceSnap needs these files before it can generate an image.")
     return (
         f"<div class='facesnap-starter'><div>{needed} {wording(text)}</div>"
         f"{button}<details><summary>Files to be downloaded, and their licences</summary>"

@@ -12,9 +12,9 @@ ROLES = {  # the purpose of each role; `FoundModel.role` uses these names
     "instantid": "two files that turn a face into identity tokens and conditioning; used if there is no FaceSnap file",
     "face_pack": "finds faces and computes their identity embeddings",
     "clip": "captures the appearance of a face: hair, skin, age; InstantID does not need it",
-    "deca": "estimates pose, expression and face shape; without it, the built-in open face model does",
+    "deca": "estimates pose, expression and face shape; without it, the built-in open face model is used",
     "flame": "provides the 72 landmarks of a face together with DECA; without DECA, only its mean face is used",
-    "mediapipe": "finds 478 points of a face; used if the face model pack has no 1k3d68.onnx",
+    "mediapipe": "finds 478 points on a face; used if the face model pack has no 1k3d68.onnx",
     "image_classifier": "detects images that should not be shown, so that FaceSnap can blur them",
 }
 TO_BEGIN = (
@@ -70,7 +70,9 @@ _ANTELOPE = "https://huggingface.co/DIAMONIK7777/antelopev2"
 _INSTANTID = "https://huggingface.co/InstantX/InstantID"
 _MIRROR = "the pointer files of a third-party mirror, not the authors themselves"
 _PUBLIC = "several independent public projects, which all pin this hash"
-_BOUND = "works only with antelopev2 and is therefore for non-commercial research, as its authors state"
+_BOUND = (
+    "works only with antelopev2, and is therefore for non-commercial research only, according to InstantID's authors"
+)
 
 PARTS = (
     Part(
@@ -192,7 +194,7 @@ PARTS = (
         "register, then download FLAME 2023 Open",
         "flame2023_Open.pkl",
         53_000_000,
-        note="not used, because DECA's codes are for FLAME 2020; credit its authors when you publish",
+        note="FaceSnap does not use this file, because DECA's codes are for FLAME 2020",
     ),
     Part(
         "mediapipe",

@@ -11,7 +11,7 @@ from facesnap_ext.weights.face_pack import pack_files
 from facesnap_ext.weights.source import WeightSource, paths_of, takes_clip
 
 MISSING_MESSAGES = {  # by part; each completes the sentence "There is …"
-    "facesnap": "no InstantID and no FaceSnap file",
+    "facesnap": "neither InstantID nor a FaceSnap file",
     "face_pack": "no face model pack (the .onnx files of insightface's antelopev2 or buffalo_l, in a folder)",
     "clip": "no CLIP-ViT-H image encoder",
     "deca": "no DECA encoder (deca_model.tar)",

@@ -21,7 +21,7 @@ HASHES = "hashes.json"  # in the model folder: path → size, modification time,
 MAX_HASHES = 2**22  # maximum size of that file in bytes; it is untrusted, because others may write to the folder
 PHRASES = (
     "depends on its origin:",
-    "assuming from its name that it is",
+    "because its name suggests",
     "verified:",
     "according to a stored hash, not verified",
     "unknown hash",
@@ -262,7 +262,7 @@ def _licence(model: FoundModel) -> str:
         pack = Path(part.target).parts[0] if part.role == "face_pack" else part.name
         if any(pack in name.lower() for name in names):
             title = part.title.partition("'s ")[0] if part.role == "face_pack" else part.title
-            return f"{part.licence} ({part.use}), assuming from its name that it is {title}"
+            return f"{part.licence} ({part.use}), because its name suggests {title}"
     licences = sorted({f"{part.licence} ({part.use})" for part in parts})
     return licences[0] if len(licences) == 1 else f"depends on its origin: {', '.join(licences)}"
 

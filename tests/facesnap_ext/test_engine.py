@@ -349,7 +349,7 @@ def test_a_padded_close_up_is_reported(engine, unit, astronaut):
     [
         ("stand-in-pack", "no face model pack"),
         ("stand-in-clip", "no CLIP-ViT-H image encoder"),
-        ("*.safetensors", "no InstantID and no FaceSnap file"),
+        ("*.safetensors", "neither InstantID nor a FaceSnap file"),
     ],
 )
 def test_missing_files_are_reported_with_the_folder_for_them(copied, unit, part, message):

@@ -301,7 +301,7 @@ def test_place_and_pose_can_be_reset_next_to_the_canvas(page) -> None:
     page.page.locator(".facesnap-canvas canvas").focus()
     page.page.keyboard.press("ArrowRight")
     page.wait_for_poll()
-    assert page.page.get_by_text("Position and size are set.").is_visible()
+    assert page.page.get_by_text("Position and size were set manually.").is_visible()
     assert page.settings()["x"] is not None
     reset["position"].click()
     page.wait_for_poll()
@@ -460,7 +460,7 @@ def cards_of(names: list[str]) -> str:
         ("Move right a.png", ["bad.png", "a.png", "c.png"], "Move right a.png"),
         ("Move right bad.png", ["a.png", "c.png", "bad.png"], "Remove bad.png"),
         ("Move left c.png", ["a.png", "c.png", "bad.png"], "Move left c.png"),
-        ("Leave out the unusable photos (1)", ["a.png", "c.png"], "Remove a.png"),
+        ("Remove unusable photos (1)", ["a.png", "c.png"], "Remove a.png"),
     ],
 )
 def test_buttons_on_the_cards_remove_and_move_photos_and_keep_the_focus(page, button, remaining, focused) -> None:

@@ -109,7 +109,9 @@ def test_an_init_image_without_a_face_is_not_an_error(host: Host) -> None:
 def test_missing_model_files(empty_host: Host) -> None:
     message = refusal(empty_host, with_facesnap({}, model=""))
     assert_one_sentence(
-        message, r"no InstantID and no FaceSnap file in", r"download InstantID .* at the top of the FaceSnap accordion"
+        message,
+        r"neither InstantID nor a FaceSnap file in",
+        r"download InstantID .* at the top of the FaceSnap accordion",
     )
 
 

@@ -79,7 +79,7 @@ def test_axe_finds_nothing_with_all_model_files(page: Page) -> None:
     assert violations(page) == []
     page.upload("references", photo(ADA), NO_FACE)
     assert violations(page) == [], "cards"
-    press(page, "Leave out the unusable photos (1)")
+    press(page, "Remove unusable photos (1)")
     wait_for_cards(page, "photo0.png")
     page.choose("pose", "sliders")
     page.canvas()

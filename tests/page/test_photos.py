@@ -41,7 +41,7 @@ def test_photos_are_moved_removed_and_left_out(filled: Page) -> None:
     wait_for_cards(filled, "photo0 Ada.png", "photo0 Ada later.png", "photo0 wall.png")
     press(filled, "Move left photo0 Ada later.png")
     wait_for_cards(filled, "photo0 Ada later.png", "photo0 Ada.png", "photo0 wall.png")
-    press(filled, "Leave out the unusable photos (1)")
+    press(filled, "Remove unusable photos (1)")
     wait_for_cards(filled, "photo0 Ada later.png", "photo0 Ada.png")
     assert isinstance(filled.generate(), np.ndarray)
     digests = [Photo(photo(ADA, shot), "").digest[:10] for shot in (2, 0)]
@@ -84,7 +84,7 @@ def test_the_text_on_the_cards_has_enough_contrast(filled: Page, theme: str) -> 
 
 
 def test_a_saved_person_replaces_the_photos_and_is_known_everywhere(filled: Page) -> None:
-    press(filled, "Leave out the unusable photos (1)")
+    press(filled, "Remove unusable photos (1)")
     wait_for_cards(filled, "photo0 Ada.png", "photo0 Ada later.png")
     filled.at("save_part", "summary").click()
     filled.text("name", "Ada of the page")

@@ -202,7 +202,10 @@ def test_the_download_button_shows_progress_and_then_the_new_state(module, tmp_p
         panel = Panel(module, tmp_path)
         steps = panel.click("get thing")
         begin, progress, *_ = next(steps)
-        assert "FaceSnap needs these files for its first image. Nothing is downloaded until you click." in words(begin)
+        assert (
+            "FaceSnap needs these files before it can generate an image. Nothing is downloaded until you click."
+            in words(begin)
+        )
         assert "the thing: " in words(progress)
         assert "<progress max='100'" in progress
         begin, progress, *others = next(steps)

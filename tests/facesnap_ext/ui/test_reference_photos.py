@@ -96,7 +96,7 @@ def test_unusable_photos_do_not_hide_the_others_and_can_be_left_out(page, engine
     shown = page.reference_photos.check_references(engine, [photos_by_badge[badge] for badge in order], 0)
     assert [badge in found for badge, found in zip(order, badges(shown))] == [True] * 4
     assert keeps(shown, "leave_out") == [[1, 3]]
-    assert "Leave out the unusable photos</span> <span translate='no'>(2)</span>" in shown
+    assert "Remove unusable photos</span> <span translate='no'>(2)</span>" in shown
     usable = page.reference_photos.check_references(engine, [photos_by_badge["good"]], 0)
     assert keeps(usable, "leave_out") == []
 

@@ -229,7 +229,7 @@ def test_the_reference_gives_the_pose_and_without_photos_the_rig_is_the_mean_fac
         ("landmarks", {"references": ["", 3]}, 422, "Reference photo 1"),
         ("landmarks", {"reference": "aGVsbG8=", "references": []}, 400, "send only one of them"),
         ("landmarks", {"driving": encoded(GREY)}, 422, "No face was found in Driving photo"),
-        ("landmarks", {"width": 512}, 400, "width and height belong together"),
+        ("landmarks", {"width": 512}, 400, "width and height must be given together"),
         ("landmarks", {"width": 512, "height": True}, 400, "height is True"),
         ("landmarks", {"width": 0, "height": 512}, 400, "width is 0"),
         ("landmarks", {"face_index": -1}, 400, "face_index is -1"),

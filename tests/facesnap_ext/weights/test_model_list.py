@@ -45,7 +45,7 @@ def test_every_part_is_listed_as_found_or_missing(own, tmp_path):
     assert (model.licence, model.used) == ("MIT (commercial use allowed)", True)
     (model,) = roles["face_pack"].found
     assert (model.path, model.folder) == ("auraface", str(own))
-    assert model.licence == "Apache-2.0 (commercial use allowed), assuming from its name that it is AuraFace"
+    assert model.licence == "Apache-2.0 (commercial use allowed), because its name suggests AuraFace"
     assert [(file.name, file.size, file.sha256) for file in model.files] == [
         ("glintr100.onnx", 11, ""),
         ("scrfd_10g_bnkps.onnx", 8, ""),
@@ -57,9 +57,9 @@ def test_every_part_is_listed_as_found_or_missing(own, tmp_path):
     ("source", "licence"),
     [
         ("generic_model.pkl", "depends on its origin: CC-BY-4.0 (commercial use allowed), non-commercial"),
-        ("flame2020.pkl", "non-commercial research (no commercial use), assuming from its name that it is FLAME 2020"),
+        ("flame2020.pkl", "non-commercial research (no commercial use), because its name suggests FLAME 2020"),
         ("flame2023.pkl", "depends on its origin: CC-BY-4.0 (commercial use allowed), non-commercial"),
-        ("flame2023_Open.pkl", "CC-BY-4.0 (commercial use allowed), assuming from its name that it is FLAME 2023 Open"),
+        ("flame2023_Open.pkl", "CC-BY-4.0 (commercial use allowed), because its name suggests FLAME 2023 Open"),
     ],
 )
 def test_converted_file_has_the_licence_of_its_source(own, source, licence):
