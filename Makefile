@@ -1,6 +1,8 @@
 # Everything runs in .venv, which is created by PYTHON (3.10 or newer) from pyproject.toml and constraints.txt.
 PYTHON ?= python3
 RUN := .venv/bin/python
+# Python compiles what is imported; most of what is installed is not
+INSTALL := $(RUN) -m pip install --no-compile
 # More arguments for pytest, such as ARGS="tests/facesnap_ext/hosts -k adapter"
 ARGS ?=
 
@@ -46,13 +48,13 @@ soak: .venv/.done-test
 
 .venv/.done-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) -m pip install --constraint constraints.txt --editable ".[$*]"
-	$(RUN) -m pip install --constraint constraints.txt --no-deps $(bare-$*)
+	$(INSTALL) --constraint constraints.txt --editable ".[$*]"
+	$(INSTALL) --constraint constraints.txt --no-deps $(bare-$*)
 	touch $@
 
 .venv/.done-gradio-%: tests/page/gradio-%.txt .venv/.done-test
 	rm -rf .venv/gradio-$*
-	$(RUN) -m pip install --no-deps --target .venv/gradio-$* --requirement $<
+	$(INSTALL) --no-deps --target .venv/gradio-$* --requirement $<
 	touch $@
 
 clean:

@@ -21,7 +21,7 @@ import pytest
 from facesnap_ext.hosts import webui
 from facesnap_ext.identity.faces import FacePack, load_pack
 from facesnap_ext.photos import Photo, from_path
-from tests.support import mock_webui, real_models, stand_in_models
+from tests.support import mock_webui, onnx_memo, real_models, stand_in_models
 from tests.support.chromium import chromium
 from tests.support.stand_in_pack import scrfd_from_centerface
 
@@ -29,6 +29,7 @@ hypothesis.settings.register_profile(  # time limits fail on a busy machine
     "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("untimed")
+onnx_memo.install()
 
 LAB = Path(__file__).with_name("facesnap_lab")
 LONGEST = ("test_page.py", "test_access.py", "test_install.py", "test_detection.py", "test_synchronisation.py")
@@ -37,8 +38,8 @@ MOST_WORKERS = 8  # each one holds torch and the networks of its tests, 1 to 3 G
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """The number of processes for `pytest -n auto`."""
-    return min(os.cpu_count() or 1, MOST_WORKERS)
+    """The number of processes for `pytest -n auto`: one more than cores, because browser tests mostly wait."""
+    return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,8 +21,8 @@ _NOTHING = (
     "published model files. One command on such a machine fills this page."
 )
 _NOTHING_IN_README = (
-    "*Full-size portraits are not shown here yet. [docs/gallery.md](docs/gallery.md) explains why, and gives the command "
-    "that creates them.*"
+    "*Full-size portraits are not shown here yet. [docs/gallery.md](docs/gallery.md) explains why, and gives the "
+    "command that creates them.*"
 )
 _HOW_TO = f"""## How to fill this page
 

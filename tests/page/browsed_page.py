@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ LOCALISATION = """
         .observe(document.body, {childList: true, subtree: true});
     translate(document.body);
 """
+# without a GPU, each frame of an animation is drawn by the CPU
+STILL = "*, *::before, *::after {animation: none !important; transition: none !important}"
+# errors of gradio: requests when a page is left, and fonts without a network
+GRADIOS = ("AbortError: signal is aborted", "Unable to preload CSS for https://fonts.")
 ROLES = {"application", "button", "checkbox", "combobox", "listbox", "radio", "slider", "spinbutton", "tab", "textbox"}
 
 
@@ -47,13 +52,19 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+@cache
+def shared_context(browser: Any) -> Any:
+    """A context in which the scripts of gradio are loaded and compiled once."""
+    return browser.new_context()
+
+
 class Page:
     """A new browser page with FaceSnap's scripts and style, loaded as a host loads them.
 
     Args:
         width: of the viewport, in pixels.
         translations: a host's localisation, as `{English: translated}`.
-        options: for the browser's page, such as `locale`.
+        options: for a browser context of the page's own, such as `locale`.
     """
 
     def __init__(
@@ -65,12 +76,12 @@ class Page:
         **options: Any,
     ):
         self.errors: list[str] = []  # from scripts and the console
-        self.page = browser.new_page(viewport={"width": width, "height": 1600}, **options)
+        self.url = url
+        self.page = (browser.new_context(**options) if options else shared_context(browser)).new_page()
+        self.page.set_viewport_size({"width": width, "height": 1600})
         self.page.set_default_timeout(TIMEOUT)
         self.page.on("pageerror", self._error)
         self.page.on("console", self._console)
-        # answer requests for fonts and analytics without the network
-        self.page.route(lambda address: not address.startswith(url), lambda route: route.fulfill(status=200, body=""))
         self.page.goto(url, wait_until="domcontentloaded")
         self.at("enable", "input").wait_for()
         self.page.add_script_tag(content=HOST_SCRIPT)
@@ -79,15 +90,17 @@ class Page:
         for script in sorted((ROOT / "javascript").glob("*.js")):
             self.page.add_script_tag(content=script.read_text(encoding="utf-8"))
         self.page.evaluate("whenLoaded.forEach(run => run())")
-        self.page.add_style_tag(content=(ROOT / "style.css").read_text(encoding="utf-8"))
+        self.page.add_style_tag(content=(ROOT / "style.css").read_text(encoding="utf-8") + STILL)
 
     def _console(self, message: Any) -> None:
-        if message.type == "error" and not message.text.startswith("AbortError: signal is aborted"):
-            self.errors.append(f"{message.text} {message.location.get('url', '')}")
+        address = message.location.get("url", "")
+        elsewhere = address.startswith("http") and not address.startswith(self.url)  # such as gradio's fonts
+        if message.type == "error" and not elsewhere:
+            self._error(f"{message.text} {address}")
 
     def _error(self, error: Any) -> None:
-        text = error.stack or str(error)
-        if not text.startswith("AbortError: signal is aborted"):  # gradio 4's requests when a page is left
+        text = getattr(error, "stack", None) or str(error)
+        if not any(known in text for known in GRADIOS):
             self.errors.append(text)
 
     def close(self) -> None:

@@ -21,8 +21,10 @@ from facesnap_ext.weights import identity_file
 from facesnap_ext.weights.identity_file import Identity
 from facesnap_lab.miniature import shipped
 from tests.page.browsed_page import VERSIONS, Page
+from tests.support.chromium import chromium
 
 ROOT = Path(__file__).parents[2]
+ONLY_THE_PAGE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # neither fonts nor analytics
 PATIENCE = 600  # seconds to wait for the server, on a busy machine
 
 
@@ -110,6 +112,13 @@ def answers(address: str) -> bool:
         return opener.open(address, timeout=10).status == 200
     except OSError:
         return False
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright, without the network."""
+    with chromium(ONLY_THE_PAGE) as browser:
+        yield browser
 
 
 @pytest.fixture

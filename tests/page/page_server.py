@@ -37,7 +37,7 @@ from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.hosts.errors import Refusal
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.dataset import SIDE
-from tests.support import mock_webui
+from tests.support import mock_webui, onnx_memo
 
 PREFIX = "script_txt2img_facesnap_"
 PROMPT = "portrait of a neutral person in a red shirt, blue background, light from front"
@@ -201,4 +201,5 @@ def main(port: str, models: str) -> None:
 
 
 if __name__ == "__main__":
+    onnx_memo.install()
     main(*sys.argv[1:])

@@ -53,6 +53,7 @@ def add_torch(folder: Path, version: str, cuda: str | None) -> None:
 
 def run_python(python: str | Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "COMMANDLINE_ARGS")}
+    clean["PIP_NO_COMPILE"] = "1"  # most of what is installed is never imported
     command = [str(python), *map(str, arguments)]
     return subprocess.run(command, env=clean | environment, cwd="/", capture_output=True, encoding="utf-8", check=False)
 

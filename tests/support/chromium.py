@@ -20,15 +20,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """Launch the browser that `find_chromium` finds, headless."""
+def chromium(*flags: str) -> Iterator[Any]:
+    """Launch the browser that `find_chromium` finds, headless, with more flags."""
     from playwright.sync_api import sync_playwright
 
     path = find_chromium()
     if path is None:
         pytest.fail("No Chromium was found; run `make test`, which installs one, or set CHROMIUM to its path.")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *OFFLINE])
+        browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, *OFFLINE, *flags])
         yield browser
         browser.close()
 

@@ -147,6 +147,7 @@ def test_command_prints_a_table_or_json_and_plots_growth(full, monkeypatch, caps
 def test_one_command_measures_one_and_several_images(full, monkeypatch, capsys):
     monkeypatch.setattr(benchmarks, "at_full_size", lambda steps: full)
     monkeypatch.setattr(benchmarks, "measure_preparation", lambda repeats: {})
+    monkeypatch.setattr(samplers, "SHAPE", SHALLOW)
     monkeypatch.setattr(benchmarks, "SMALL_WIDTHS", (64, 64, 64))
     monkeypatch.setattr(benchmarks, "SMALL_PIXELS", 64)
     assert main(["bench", "gpu", "--steps", "2", "--json"]) == 0
