@@ -5,6 +5,8 @@ RUN := .venv/bin/python
 INSTALL := $(RUN) -m pip install --no-compile
 # More arguments for pytest, such as ARGS="tests/facesnap_ext/hosts -k adapter"
 ARGS ?=
+# Linting and gradio's installation do not depend on each other
+MAKEFLAGS += --jobs=2
 
 # Installed without their dependencies, which are many and mostly unused here. One of them is opencv-python, which needs
 # the libraries of a display. The extras name those that are used.

@@ -91,8 +91,9 @@ def reference_mode(ident: Ident) -> str:
 
 
 def identity(ident: Ident) -> str:
-    """The list of saved people."""
-    return _select(ident, "identity", "Saved person (instead of photos, or in addition to them)")
+    """The list of saved people, once there is one."""
+    people = _select(ident, "identity", "Saved person (instead of photos, or in addition to them)")
+    return f"<div class='facesnap-when-saved-people'>{people}</div>"
 
 
 def pose(ident: Ident) -> str:
@@ -135,7 +136,7 @@ def canvas(ident: Ident) -> str:
         "<div class='facesnap-note facesnap-hint'>Pose preview. Drag the face to move it, a corner to resize it, and a "
         "circle to turn or tilt it.</div>"
         "<div class='facesnap-tools'>"
-        "<span class='facesnap-note facesnap-when-placed'>Position and size were set manually.</span>"
+        "<span class='facesnap-note facesnap-when-placed'>Position and size are not taken from the pose.</span>"
         "<button type='button' class='facesnap-when-placed' data-facesnap-reset='place'>Reset position</button>"
         "<button type='button' class='facesnap-when-posed' data-facesnap-reset='pose'>Reset pose</button></div>"
     )

@@ -234,7 +234,9 @@ def test_a_saved_person_is_chosen_from_the_current_list(page) -> None:
     people = page.page.locator("#txt2img_identity select")
     shown = "all => all.map(option => option.value)"
     assert page.task() == {"do": "list", "number": 1}, "a new page asks for the names"
+    assert not people.is_visible(), "nobody has been saved"
     offer("Ada", "Bea")
+    assert people.is_visible()
     assert people.locator("option").evaluate_all(shown) == ["", "Ada", "Bea"]
     question = page.question()
     people.select_option("Bea")
@@ -301,7 +303,7 @@ def test_place_and_pose_can_be_reset_next_to_the_canvas(page) -> None:
     page.page.locator(".facesnap-canvas canvas").focus()
     page.page.keyboard.press("ArrowRight")
     page.wait_for_poll()
-    assert page.page.get_by_text("Position and size were set manually.").is_visible()
+    assert page.page.get_by_text("Position and size are not taken from the pose.").is_visible()
     assert page.settings()["x"] is not None
     reset["position"].click()
     page.wait_for_poll()
