@@ -1,8 +1,9 @@
 # Everything runs in .venv, which is created by PYTHON (3.10 or newer) from pyproject.toml and constraints.txt.
 PYTHON ?= python3
 RUN := .venv/bin/python
-# Python compiles what is imported; most of what is installed is not
+# Python compiles and keeps what is imported; most of what is installed is not
 INSTALL := $(RUN) -m pip install --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 # More arguments for pytest, such as ARGS="tests/facesnap_ext/hosts -k adapter"
 ARGS ?=
 # Linting and gradio's installation do not depend on each other
