@@ -198,7 +198,8 @@ def add_settings():
             "only if there is an image classifier in the model folder; see docs/responsible-use.md"
         ),
         "identity_names": option(True, "Write the names of saved people into infotext").info(
-            "if off, images do not name the saved person, and you have to choose the person again after pasting"
+            "if off, the infotext does not name the saved person, so you have to choose the person again after "
+            "pasting it"
         ),
         "compile": option(False, "Compile FFRNet").info(
             "somewhat faster if Triton is installed; the first image of each size takes longer"

@@ -73,7 +73,7 @@ class Sliders:
     roll: float = _slider("Roll (degrees, positive = right)", -45, 45, 1)
     mouth: float = _slider("Mouth (0 = closed, 1 = open)", 0, 1, positive={"jawOpen": 1})
     lips: float = _slider(
-        "Lips (-1 = pressed, 1 = apart)",
+        "Lips (-1 = pressed together, 1 = apart)",
         *(-1, 1),
         positive=_both(mouthUpperUp=1, mouthLowerDown=1.5),
         negative={**_both(mouthPress=1), "mouthRollLower": 0.4, "mouthRollUpper": 0.4},
@@ -110,8 +110,8 @@ class Sliders:
         positive={"browOuterUp_L": 1},
         negative={"browOuterUp_L": -0.9},
     )
-    lid_left: float = _slider("Lids, left (-1 = closed, 1 = wide open)", -1, 1)
-    lid_right: float = _slider("Lids, right (-1 = closed, 1 = wide open)", -1, 1)
+    lid_left: float = _slider("Eyelids, left (-1 = closed, 1 = wide open)", -1, 1)
+    lid_right: float = _slider("Eyelids, right (-1 = closed, 1 = wide open)", -1, 1)
 
 
 TURNS = ("yaw", "pitch", "roll")

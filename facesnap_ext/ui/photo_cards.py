@@ -28,7 +28,7 @@ BADGES = {
     "good": ("good", "good", "Face size in pixels:"),
     "unchecked": ("warning", "not checked", ""),
     "unreadable": ("error", "unreadable", ""),
-    "no_face": ("error", "no face", "Use a larger, well-lit face seen from the front"),
+    "no_face": ("error", "no face", "Use a photo with a larger, well-lit face, seen from the front"),
     "no_such_face": ("error", "no such face", "Choose a different face (applies to all photos):"),
     "stranger": ("error", "someone else", "Does not resemble the others; likeness:"),
     "small": ("warning", "small", "Use a photo with a larger face. Face size in pixels:"),

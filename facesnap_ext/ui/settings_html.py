@@ -69,7 +69,7 @@ AUTOMATIC = (
 )
 MIXED = (
     "<div class='facesnap-tools facesnap-when-mixed'><span class='facesnap-note'>The regions of several people "
-    "cover the whole image, so their faces are mixed.</span>"
+    "each cover the whole image, so their faces are blended.</span>"
     "<button type='button' data-facesnap-side-by-side>Place them side by side</button></div>"
 )
 CARRY_OVER = (

@@ -13,7 +13,7 @@ ROLES = {  # the purpose of each role; `FoundModel.role` uses these names
     "face_pack": "finds faces and computes their identity embeddings",
     "clip": "captures the appearance of a face: hair, skin, age; InstantID does not need it",
     "deca": "estimates pose, expression and face shape; without it, the built-in open face model is used",
-    "flame": "provides the 72 landmarks of a face together with DECA; without DECA, only its mean face is used",
+    "flame": "together with DECA, provides the 72 landmarks of a face; without DECA, only FLAME's mean face is used",
     "mediapipe": "finds 478 points on a face; used if the face model pack has no 1k3d68.onnx",
     "image_classifier": "detects images that should not be shown, so that FaceSnap can blur them",
 }
@@ -158,7 +158,7 @@ PARTS = (
         "MIT",
         True,
         "https://huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-        "download model.safetensors; the clip_h.pth of the ControlNet extension is the same encoder",
+        "download model.safetensors; the ControlNet extension's clip_h.pth contains the same encoder",
         "clip-vit-h.safetensors",
         3_944_000_000,
     ),
@@ -194,7 +194,7 @@ PARTS = (
         "register, then download FLAME 2023 Open",
         "flame2023_Open.pkl",
         53_000_000,
-        note="FaceSnap does not use this file, because DECA's codes are for FLAME 2020",
+        note="FaceSnap does not use this file, because DECA's parameters are for FLAME 2020",
     ),
     Part(
         "mediapipe",

@@ -20,10 +20,10 @@ from facesnap_ext.weights.tensors import read_index
 HASHES = "hashes.json"  # in the model folder: path → size, modification time, SHA-256
 MAX_HASHES = 2**22  # maximum size of that file in bytes; it is untrusted, because others may write to the folder
 PHRASES = (
-    "depends on its origin:",
-    "because its name suggests",
+    "depends on where the file came from:",
+    "judging by the file name:",
     "verified:",
-    "according to a stored hash, not verified",
+    "according to a stored hash (not verified)",
     "unknown hash",
 )
 """The fixed wording in `ModelFile.licence` and `File.verdict`, apart from licences."""
@@ -236,7 +236,7 @@ def _describe(model: FoundModel, files: ModelFiles, hashes: Hashes) -> ModelFile
             if part and part.size == size:
                 verified = _is_computed(path, hashes)
                 verdict = (
-                    f"verified: {part.title}" if verified else f"{part.title} according to a stored hash, not verified"
+                    f"verified: {part.title}" if verified else f"{part.title} according to a stored hash (not verified)"
                 )
         described.append(File(path.name, size, digest, verdict))
     if model.role == "facesnap":
@@ -262,9 +262,9 @@ def _licence(model: FoundModel) -> str:
         pack = Path(part.target).parts[0] if part.role == "face_pack" else part.name
         if any(pack in name.lower() for name in names):
             title = part.title.partition("'s ")[0] if part.role == "face_pack" else part.title
-            return f"{part.licence} ({part.use}), because its name suggests {title}"
+            return f"{part.licence} ({part.use}), judging by the file name: {title}"
     licences = sorted({f"{part.licence} ({part.use})" for part in parts})
-    return licences[0] if len(licences) == 1 else f"depends on its origin: {', '.join(licences)}"
+    return licences[0] if len(licences) == 1 else f"depends on where the file came from: {', '.join(licences)}"
 
 
 def _metadata(path: Path, field: str) -> str:

@@ -45,7 +45,7 @@ def test_every_part_is_listed_as_found_or_missing(own, tmp_path):
     assert (model.licence, model.used) == ("MIT (commercial use allowed)", True)
     (model,) = roles["face_pack"].found
     assert (model.path, model.folder) == ("auraface", str(own))
-    assert model.licence == "Apache-2.0 (commercial use allowed), because its name suggests AuraFace"
+    assert model.licence == "Apache-2.0 (commercial use allowed), judging by the file name: AuraFace"
     assert [(file.name, file.size, file.sha256) for file in model.files] == [
         ("glintr100.onnx", 11, ""),
         ("scrfd_10g_bnkps.onnx", 8, ""),
@@ -56,10 +56,13 @@ def test_every_part_is_listed_as_found_or_missing(own, tmp_path):
 @pytest.mark.parametrize(
     ("source", "licence"),
     [
-        ("generic_model.pkl", "depends on its origin: CC-BY-4.0 (commercial use allowed), non-commercial"),
-        ("flame2020.pkl", "non-commercial research (no commercial use), because its name suggests FLAME 2020"),
-        ("flame2023.pkl", "depends on its origin: CC-BY-4.0 (commercial use allowed), non-commercial"),
-        ("flame2023_Open.pkl", "CC-BY-4.0 (commercial use allowed), because its name suggests FLAME 2023 Open"),
+        (
+            "generic_model.pkl",
+            "depends on where the file came from: CC-BY-4.0 (commercial use allowed), non-commercial",
+        ),
+        ("flame2020.pkl", "non-commercial research (no commercial use), judging by the file name: FLAME 2020"),
+        ("flame2023.pkl", "depends on where the file came from: CC-BY-4.0 (commercial use allowed), non-commercial"),
+        ("flame2023_Open.pkl", "CC-BY-4.0 (commercial use allowed), judging by the file name: FLAME 2023 Open"),
     ],
 )
 def test_converted_file_has_the_licence_of_its_source(own, source, licence):
@@ -141,7 +144,7 @@ def test_stored_hash_alone_does_not_verify_a_file(own, monkeypatch):
     entry = [path.stat().st_size, path.stat().st_mtime_ns, "0" * 64]
     (own / model_list.HASHES).write_text(json.dumps({str(path): entry}))
     verdict = roles_of(own)["instantid"].found[0].files[0].verdict
-    assert verdict == "InstantID's adapter according to a stored hash, not verified"
+    assert verdict == "InstantID's adapter according to a stored hash (not verified)"
     monkeypatch.setattr(catalogue, "PARTS", (replace(known, size=known.size + 1),))
     assert roles_of(own)["instantid"].found[0].files[0].verdict == "unknown hash"
     model_list.compute_hashes(find_models(own))
