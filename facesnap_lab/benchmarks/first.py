@@ -141,14 +141,17 @@ def profile(
 
 
 def as_text(jobs: list[dict[str, Any]]) -> str:
-    """Format the result of `profile` as a Markdown table."""
+    """Format the result of `profile` as a Markdown table, and say whether FaceSnap's jobs left plain images alone."""
     head = ["seconds to the first UNet call", "processor", "phases", "complete job, s", "own memory, GB", "peak, GB"]
     rows = []
     for job in jobs:
         phases = ", ".join(f"{name} {seconds:.3f}" for name, seconds in job["phases"].items())
         values = [job["to_first_call"], job["processor"], phases, job["seconds"], job["own_GB"], job["peak_GB"]]
         rows.append((job["name"], list(map(str, values))))
-    return "\n".join(markdown_table(head, rows))
+    lines = markdown_table(head, rows)
+    if unchanged := [job["same_as_plain"] for job in jobs if "same_as_plain" in job]:
+        lines += ["", f"Plain images before and after: {'bit-identical' if all(unchanged) else 'different'}"]
+    return "\n".join(lines)
 
 
 def _run(job: Job, engine: Engine, pipe: Pipe, steps: int, pixels: int) -> tuple[dict[str, Any], Tensor | None]:

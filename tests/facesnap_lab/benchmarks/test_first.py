@@ -12,7 +12,7 @@ from facesnap_ext.networks import ffrnet
 from facesnap_ext.weights import source
 from facesnap_ext.weights.search import find_models
 from facesnap_lab.benchmarks import memory, random_files
-from facesnap_lab.benchmarks.first import FIRST_JOBS, PLAIN, PLAIN_AGAIN, WHOLE_JOBS
+from facesnap_lab.benchmarks.first import FIRST_JOBS, PLAIN, PLAIN_AGAIN, WHOLE_JOBS, as_text
 from facesnap_lab.benchmarks.random_files import FULL_SIZE, SMALL_SIZE, Recognition, write_models
 from facesnap_lab.cli.main import main
 
@@ -70,6 +70,9 @@ def test_a_rehearsal_leaves_plain_images_unchanged(models, capsys):
     assert jobs[-1]["name"] == PLAIN_AGAIN
     assert jobs[-1]["same_as_plain"]
     assert all(0 < job["to_first_call"] < job["seconds"] for job in jobs)
+    assert as_text(jobs).splitlines()[-1] == "Plain images before and after: bit-identical"
+    jobs[-1]["same_as_plain"] = False
+    assert as_text(jobs).splitlines()[-1] == "Plain images before and after: different"
 
 
 def test_a_table_is_printed_and_the_size_checked(models, capsys):
