@@ -20,6 +20,7 @@ from facesnap_ext.networks.number_types import unify_types
 from facesnap_ext.networks.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights.network_names import parse_networks
 from facesnap_ext.weights.recognise import Kind, require
+from facesnap_ext.weights.sources import ImageSource, parse_sources, to_json
 from facesnap_ext.weights.tensors import is_finite, read_index, read_tensors, without_prefix
 
 VERSION = 1
@@ -53,6 +54,7 @@ class FaceSnapInfo:
         recognition: file name of the recognition model whose embeddings the Mixer was trained with; empty if unknown.
         networks: content hashes of the networks that it was trained with, by the keys of `network_names.TITLES`; empty
             if unknown.
+        sources: the training images, counted by source, licence and consent; empty if not recorded.
     """
 
     mixer: MixerConfig | ResamplerConfig
@@ -65,6 +67,7 @@ class FaceSnapInfo:
     adapter: AdapterConfig | None = None
     recognition: str = ""
     networks: dict[str, str] = field(default_factory=dict)
+    sources: tuple[ImageSource, ...] = ()
 
     def to_metadata(self) -> dict[str, str]:
         """Return the metadata as strings, as safetensors requires, with configs as JSON."""
@@ -82,6 +85,7 @@ class FaceSnapInfo:
             **({} if self.adapter is None else {"adapter": json.dumps(asdict(self.adapter))}),
             **({"recognition": self.recognition} if self.recognition else {}),
             **({"networks": json.dumps(self.networks, sort_keys=True)} if self.networks else {}),
+            **({"sources": to_json(self.sources)} if self.sources else {}),
         }
 
     @classmethod
@@ -103,6 +107,7 @@ class FaceSnapInfo:
             adapter=None if adapter is None else AdapterConfig(**_tuples(adapter)),
             recognition=metadata.get("recognition", ""),
             networks=parse_networks(metadata.get("networks", "{}")),
+            sources=parse_sources(metadata.get("sources", "[]")),
         )
 
 

@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--identities", type=Path, metavar="FILE", help="identities of the photos in a flat folder, as lines NAME ID"
     )
     build.add_argument(
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help="CSV file with the columns path, source, license and consent, which are recorded with each image",
+    )
+    build.add_argument(
         "--blip2", type=Path, metavar="FOLDER", help="folder with BLIP-2, which captions photos without a caption file"
     )
     build.add_argument(
@@ -76,6 +82,7 @@ def run(options: argparse.Namespace) -> None:
         per_shard=options.per_shard,
         layout=options.layout,
         identities=options.identities,
+        manifest=options.manifest,
         blip2=options.blip2,
         workers=options.workers,
     )

@@ -29,6 +29,7 @@ from facesnap_lab.dataset import plan
 from facesnap_lab.dataset.captions import check_blip2, load_blip2, read_caption
 from facesnap_lab.dataset.images import NetworkFiles, Settings, load_networks, network_hashes, training_images
 from facesnap_lab.dataset.layouts import Listing, Person, PhotoFile, list_people
+from facesnap_lab.dataset.manifest import add_origins
 from facesnap_lab.dataset.plan import PlannedShard, write_text
 from facesnap_lab.dataset.pool import RunJobs, worker_processes
 from facesnap_lab.dataset.scan import PhotoScan, SkippedPhoto, find_duplicates, reread, scan_photo
@@ -82,6 +83,7 @@ def build(
     per_shard: int = PER_SHARD,
     layout: str = "auto",
     identities: Path | None = None,
+    manifest: Path | None = None,
     blip2: Path | None = None,
     workers: int = 1,
 ) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def build(
     Args:
         folders, layout, identities: as for `layouts.list_people`.
         per_shard: minimum number of photos per shard. A person's photos are never split between shards.
+        manifest: file with the origin of every photo, see `manifest.read_manifest`.
         blip2: folder with BLIP-2, for photos without a caption file.
         workers: number of single-threaded processes. With 0, everything runs in the current process.
 
@@ -104,6 +107,8 @@ def build(
 
     files = _network_files(models)
     listing = list_people(folders, layout, identities)
+    if manifest:
+        listing = add_origins(listing, folders, manifest)
     _check_captions(listing, folders, blip2)
     shards = plan.divide_into_shards(listing.people, per_shard)
     all_settings = {**asdict(settings), "per_shard": per_shard, **_fingerprints(files, blip2)}
@@ -301,7 +306,8 @@ def _images_of(
         return SkippedPhoto("no caption", "BLIP-2 returned an empty caption.")
     keys = [f"{number:06d}-{position * count + crop:05d}" for crop in range(count)]
     networks = load_networks(job.files, job.settings.device)
-    return training_images(networks, job.settings, reread(path, scan), caption, person.name, keys)
+    provenance = {} if photo.origin is None else {**asdict(photo.origin), "photo": scan.content}
+    return training_images(networks, job.settings, reread(path, scan), caption, person.name, keys, provenance)
 
 
 def _write_report(paths: Paths, shards: Sequence[PlannedShard], listing: Listing) -> dict[str, Any]:

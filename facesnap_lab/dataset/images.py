@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -75,7 +75,13 @@ def network_hashes(files: NetworkFiles) -> dict[str, str]:
 
 
 def training_images(
-    networks: Networks, settings: Settings, photo: Photo, caption: str, person: str, keys: list[str]
+    networks: Networks,
+    settings: Settings,
+    photo: Photo,
+    caption: str,
+    person: str,
+    keys: list[str],
+    provenance: Mapping[str, str],
 ) -> Iterator[Sample] | SkippedPhoto:
     """Make training images of the largest face in a photo, one per key.
 
@@ -100,7 +106,8 @@ def training_images(
         return SkippedPhoto(
             "face too small", f"The face is {side:.0f} pixels in size, below the minimum of {settings.min_face}."
         )
-    return _crop_all(networks, settings, face, caption, person, keys)
+    images = _crop_all(networks, settings, face, caption, person, keys)
+    return (replace(image, provenance=provenance) for image in images)
 
 
 def _crop_all(

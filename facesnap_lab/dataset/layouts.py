@@ -16,6 +16,15 @@ _THOUSANDS = re.compile(r"\d+000")  # names of FFHQ's folders
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a photo comes from, its licence, and the consent of the person in it, in the words of the manifest."""
+
+    source: str
+    license: str
+    consent: str
+
+
+@dataclass(frozen=True)
 class PhotoFile:
     """A photo and its caption file: paths relative to the listed folder, and sizes in bytes."""
 
@@ -23,6 +32,7 @@ class PhotoFile:
     size: int
     caption: str | None = None
     caption_size: int = 0
+    origin: Origin | None = None  # None without a manifest
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def write_or_compare(
     """
     lines = [json.dumps({"version": VERSION, **settings}, sort_keys=True)]
     lines += [
-        json.dumps({"shard": planned.number, **asdict(person)}, ensure_ascii=False)
+        json.dumps({"shard": planned.number, **_person_fields(person)}, ensure_ascii=False)
         for planned in shards
         for person in planned.people
     ]
@@ -82,6 +82,14 @@ def write_or_compare(
         )
 
 
+def _person_fields(person: Person) -> dict[str, Any]:
+    fields = asdict(person)
+    for photo in fields["photos"]:
+        if photo["origin"] is None:  # plans of builds without a manifest stay the same
+            del photo["origin"]
+    return fields
+
+
 def _difference(before: list[Any], now: list[Any], folders: Sequence[Path]) -> str:
     for key in before[0] | now[0]:
         if before[0].get(key) != now[0].get(key):
@@ -92,9 +100,17 @@ def _difference(before: list[Any], now: list[Any], folders: Sequence[Path]) -> s
     )
     for key in old | new:
         if old.get(key) != new.get(key):
-            verb = "has been removed" if key not in new else "has been added" if key not in old else "has changed"
-            return f"{folders[key[0]] / key[1]} {verb} since the build was started"
+            return f"{folders[key[0]] / key[1]} {_change(old.get(key), new.get(key))} since the build was started"
     return "The photos have changed since the build was started"
+
+
+def _change(old: tuple[str, dict[str, Any]] | None, new: tuple[str, dict[str, Any]] | None) -> str:
+    """Describe what happened to a photo, given its person's name and its fields in both plans."""
+    if old is None or new is None:
+        return "has been added" if old is None else "has been removed"
+    if old[1].get("origin") != new[1].get("origin"):
+        return "has been given a different source, license or consent in the manifest"
+    return "has changed"
 
 
 def write_text(path: Path, text: str) -> None:

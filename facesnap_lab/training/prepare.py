@@ -13,12 +13,14 @@ from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo
 from facesnap_ext.weights.network_names import TITLES
 from facesnap_ext.weights.networks import network_hash
+from facesnap_ext.weights.sources import combine_sources
 from facesnap_lab.training import checkpoints
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.data import ImageSizes, TrainingImages
 from facesnap_lab.training.frozen import Frozen, load_frozen
 from facesnap_lab.training.networks import TokensInText, TrainedNetworks, checkpoint_activations
 from facesnap_lab.training.objective import Objective
+from facesnap_lab.training.provenance import read_sources
 from facesnap_lab.training.run import Run
 from facesnap_lab.training.shards import read_networks, read_shard_index
 
@@ -46,7 +48,8 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     _check_fit(config, start.info, frozen, images)
     networks_used = _check_networks(config, start.info, frozen, read_networks(index))
     recognition = start.info.recognition if frozen.arcface is None else frozen.arcface.name
-    info = replace(start.info, networks=networks_used, recognition=recognition)
+    sources = combine_sources(start.info.sources, read_sources(index))
+    info = replace(start.info, networks=networks_used, recognition=recognition, sources=sources)
 
     file_dtype = start.ffrnet.dtype
     networks = _trained_networks(config, start)

@@ -6,10 +6,12 @@ A shard is a tar file. The members of a sample share the key `PERSON-IMAGE` (`00
     mask.png          the face mask, of the image's size, white inside
     npy               ArcFace embedding of the face [E] float32
     json              {"caption": str, "person": str, "points": [[x, y] * 72], "box": [left, top, right, bottom],
-                      "networks": {"face_pack": hash, "deca": hash, "flame": hash}, "digest": str},
+                      "networks": {"face_pack": hash, "deca": hash, "flame": hash}, "digest": str,
+                      "provenance": {"source": str, "license": str, "consent": str, "photo": hash}},
                       points and box in pixels of the image; networks: the content hashes of the networks that computed
                       the embedding and the points (facesnap_ext.weights.networks); digest: the SHA-256 of the npy
-                      member
+                      member; provenance: only if the shard was built with a manifest; photo: the SHA-256 of the file
+                      that the image was cropped from
 
 The images of one person are consecutive and in the same shard.
 """
@@ -34,7 +36,13 @@ from facesnap_ext.weights.network_names import TITLES, parse_networks
 
 IMAGES = ("png", "jpg", "jpeg")
 REQUIRED = ("mask.png", "npy", "json")
+PROVENANCE = ("source", "license", "consent", "photo")
 BLOCK = 512  # block size of tar files in bytes
+_DAMAGE = (
+    *(OSError, tarfile.TarError, EOFError, AttributeError, KeyError, TypeError, ValueError, SyntaxError),
+    *(StopIteration, RecursionError),
+)
+"""What damaged samples raise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +52,7 @@ class Sample:
     key: `PERSON-IMAGE`. image: [S,S,3] uint8 RGB. mask: [S,S] uint8, 255 on the face. embedding: [E] float32.
     points: [72,2] float32 and box: [4] float32 (left, top, right, bottom) in pixels of the image. networks: the content
     hashes of the networks that computed embedding and points, by the keys of `network_names.TITLES`.
+    provenance: the texts named in `PROVENANCE`, or empty.
     """
 
     key: str
@@ -55,6 +64,7 @@ class Sample:
     points: np.ndarray
     box: np.ndarray
     networks: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:
@@ -137,6 +147,7 @@ def _members(sample: Sample, jpeg: int | None = None) -> dict[str, bytes]:
         "box": np.asarray(sample.box, np.float64).round(4).tolist(),
         "networks": dict(sample.networks),
         "digest": hashlib.sha256(array.getvalue()).hexdigest(),
+        **({"provenance": dict(sample.provenance)} if sample.provenance else {}),
     }
     image = {"png": _png(sample.image)} if jpeg is None else {"jpg": _jpeg(sample.image, jpeg)}
     return {
@@ -167,14 +178,17 @@ def _person(key: str) -> str:
 class ShardIndex:
     """The positions of N images in the shards.
 
-    shard: [N] number of the shard. start, end: [N] byte range of the sample in the shard. person_start, person_end: [N]
-    range of the images of the same person.
+    shard: [N] number of the shard. start, end: [N] byte range of the sample in the shard.
+    json_start, json_end: [N] byte range of the content of its json member. person_start, person_end: [N] range of the
+    images of the same person.
     """
 
     shards: tuple[Path, ...]
     shard: np.ndarray
     start: np.ndarray
     end: np.ndarray
+    json_start: np.ndarray
+    json_end: np.ndarray
     person_start: np.ndarray
     person_end: np.ndarray
 
@@ -192,27 +206,27 @@ def read_shard_index(shards: Sequence[Path]) -> ShardIndex:
     Raises:
         FaceSnapError: a shard is missing, truncated, empty or not a tar file, or a sample is incomplete.
     """
-    positions: list[tuple[int, int, int]] = []
+    positions: list[tuple[int, ...]] = []
     people: list[tuple[int, str]] = []
     for number, path in enumerate(shards):
         before = len(positions)
-        for key, start, end in _read_headers(path):
-            positions.append((number, start, end))
+        for key, *ranges in _read_headers(path):
+            positions.append((number, *ranges))
             people.append((number, _person(key) or key))
         if len(positions) == before:
             raise FaceSnapError(f"{path} contains no images; build the shard again, or remove it from 'shards'.")
-    shard, start, end = np.array(positions, np.int64).T
+    columns = np.array(positions, np.int64).T
     changes = [i for i in range(len(people)) if i == 0 or people[i] != people[i - 1]]
     lengths = np.diff([*changes, len(people)])
     person_start = np.repeat(changes, lengths)
-    return ShardIndex(tuple(shards), shard, start, end, person_start, person_start + np.repeat(lengths, lengths))
+    return ShardIndex(tuple(shards), *columns, person_start, person_start + np.repeat(lengths, lengths))
 
 
-def _read_headers(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield key, start and end of each sample; the positions are in bytes."""
+def _read_headers(path: Path) -> Iterator[tuple[str, int, int, int, int]]:
+    """Yield the key of each sample, and the byte ranges of the sample and of the content of its json member."""
     from webdataset.tariterators import base_plus_ext
 
-    key, extensions, start, end = None, set(), 0, 0
+    key, extensions, start, end, json_start, json_end = None, set(), 0, 0, 0, 0
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -222,9 +236,11 @@ def _read_headers(path: Path) -> Iterator[tuple[str, int, int]]:
                 if name != key:
                     if key is not None:
                         _check_complete(path, key, extensions)
-                        yield key, start, end
+                        yield key, start, end, json_start, json_end
                     key, extensions, start = name, set(), member.offset
                 extensions.add(extension)
+                if extension == "json":
+                    json_start, json_end = member.offset_data, member.offset_data + member.size
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
         truncated = path.stat().st_size < end + BLOCK  # a complete tar file ends with empty blocks
     except FileNotFoundError:
@@ -235,7 +251,7 @@ def _read_headers(path: Path) -> Iterator[tuple[str, int, int]]:
         raise FaceSnapError(f"{path} is truncated; copy or build the shard again.")
     if key is not None:
         _check_complete(path, key, extensions)
-        yield key, start, end
+        yield key, start, end, json_start, json_end
 
 
 def _check_complete(path: Path, key: str, extensions: set[str]) -> None:
@@ -272,24 +288,12 @@ def read_sample(index: ShardIndex, number: int) -> Sample:
             points=np.asarray(metadata["points"], np.float32),
             box=np.asarray(metadata["box"], np.float32),
             networks=parse_networks(json.dumps(metadata.get("networks", {}))),
+            provenance=_parse_provenance(metadata.get("provenance", {})),
         )
         if not all(np.isfinite(values).all() for values in (sample.embedding, sample.points, sample.box)):
             raise ValueError("its embedding, points or box are not finite")
-    except (
-        OSError,
-        tarfile.TarError,
-        EOFError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        SyntaxError,
-        StopIteration,
-    ) as error:
-        raise FaceSnapError(
-            f"Image {number} of the training data, at byte {start} of {path}, is damaged ({error}); build the shard "
-            "again."
-        ) from error
+    except _DAMAGE as error:
+        raise _damaged(index, number, error) from error
     height, width = sample.image.shape[:2]
     if height != width or sample.mask.shape != (height, width) or sample.points.shape != (72, 2):
         raise FaceSnapError(
@@ -297,6 +301,49 @@ def read_sample(index: ShardIndex, number: int) -> Sample:
             "shard again."
         )
     return sample
+
+
+def read_labels(index: ShardIndex) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the person and the provenance of each image, in the order of the index, reading only the json members.
+
+    Raises:
+        FaceSnapError: a json member is damaged.
+    """
+    file: BinaryIO | None = None
+    opened = -1
+    try:
+        for number, shard in enumerate(index.shard.tolist()):
+            try:
+                if shard != opened:
+                    if file is not None:
+                        file.close()
+                    file, opened = index.shards[shard].open("rb"), shard
+                file.seek(int(index.json_start[number]))
+                metadata = json.loads(file.read(int(index.json_end[number] - index.json_start[number])))
+                person, provenance = metadata["person"], _parse_provenance(metadata.get("provenance", {}))
+                if not isinstance(person, str):
+                    raise ValueError("its person is not text")
+            except _DAMAGE as error:
+                raise _damaged(index, number, error) from error
+            yield person, provenance
+    finally:
+        if file is not None:
+            file.close()
+
+
+def _parse_provenance(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or (value and set(value) != set(PROVENANCE)):
+        raise ValueError(f"its provenance does not consist of {', '.join(PROVENANCE)}")
+    if not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("its provenance is not text")
+    return value
+
+
+def _damaged(index: ShardIndex, number: int, error: BaseException) -> FaceSnapError:
+    return FaceSnapError(
+        f"Image {number} of the training data, at byte {int(index.start[number])} of "
+        f"{index.shards[index.shard[number]]}, is damaged ({error}); build the shard again."
+    )
 
 
 def read_networks(index: ShardIndex) -> dict[str, str]:
