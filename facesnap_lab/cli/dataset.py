@@ -48,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="CSV file with the columns path, source, license and consent, which are recorded with each image",
     )
     build.add_argument(
+        "--exclude",
+        type=Path,
+        metavar="FILE",
+        help="text file with people and SHA-256 hashes of photos to leave out, one per line",
+    )
+    build.add_argument(
         "--blip2", type=Path, metavar="FOLDER", help="folder with BLIP-2, which captions photos without a caption file"
     )
     build.add_argument(
@@ -83,6 +89,7 @@ def run(options: argparse.Namespace) -> None:
         layout=options.layout,
         identities=options.identities,
         manifest=options.manifest,
+        exclude=options.exclude,
         blip2=options.blip2,
         workers=options.workers,
     )

@@ -32,7 +32,8 @@ from facesnap_lab.dataset.layouts import Listing, Person, PhotoFile, list_people
 from facesnap_lab.dataset.manifest import add_origins
 from facesnap_lab.dataset.plan import PlannedShard, write_text
 from facesnap_lab.dataset.pool import RunJobs, worker_processes
-from facesnap_lab.dataset.scan import PhotoScan, SkippedPhoto, find_duplicates, reread, scan_photo
+from facesnap_lab.dataset.scan import LEFT_OUT, PhotoScan, SkippedPhoto, find_duplicates, reread, scan_photo
+from facesnap_lab.training.exclusions import Exclusions, read_exclusions
 from facesnap_lab.training.shards import Sample, write_shard
 
 PER_SHARD = 200  # default number of photos; with five images of 1024² each, a shard is about 1 GB of PNG
@@ -66,13 +67,13 @@ class Paths:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Everything that a process needs to build one shard. `duplicates` are the photos to skip as duplicates."""
+    """Everything that a process needs to build one shard. `rejected`: see `find_duplicates`."""
 
     planned: PlannedShard
     paths: Paths
     files: NetworkFiles
     settings: Settings
-    duplicates: dict[Path, SkippedPhoto]
+    rejected: dict[Path, SkippedPhoto]
 
 
 def build(
@@ -84,6 +85,7 @@ def build(
     layout: str = "auto",
     identities: Path | None = None,
     manifest: Path | None = None,
+    exclude: Path | None = None,
     blip2: Path | None = None,
     workers: int = 1,
 ) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def build(
         folders, layout, identities: as for `layouts.list_people`.
         per_shard: minimum number of photos per shard. A person's photos are never split between shards.
         manifest: file with the origin of every photo, see `manifest.read_manifest`.
+        exclude: file with people and photos to leave out, see `exclusions.read_exclusions`.
         blip2: folder with BLIP-2, for photos without a caption file.
         workers: number of single-threaded processes. With 0, everything runs in the current process.
 
@@ -109,9 +112,12 @@ def build(
     listing = list_people(folders, layout, identities)
     if manifest:
         listing = add_origins(listing, folders, manifest)
+    exclusions = read_exclusions(exclude) if exclude else None
     _check_captions(listing, folders, blip2)
     shards = plan.divide_into_shards(listing.people, per_shard)
     all_settings = {**asdict(settings), "per_shard": per_shard, **_fingerprints(files, blip2)}
+    if exclusions:
+        all_settings["exclude"] = exclusions.digest
     paths = Paths(tuple(folders), out)
     try:
         (out / "work").mkdir(parents=True, exist_ok=True)
@@ -120,10 +126,10 @@ def build(
             plan.write_or_compare(out, all_settings, folders, shards)
             with worker_processes(workers, len(shards)) as run_jobs:
                 _scan_all(paths, shards, run_jobs)
-                duplicates = _duplicates(paths, shards)
+                rejected = _rejected(paths, shards, exclusions)
                 if blip2:
-                    _caption_all(paths, shards, duplicates, blip2)
-                _build_all(paths, shards, files, settings, duplicates, run_jobs)
+                    _caption_all(paths, shards, rejected, blip2)
+                _build_all(paths, shards, files, settings, rejected, run_jobs)
             return _write_report(paths, shards, listing)
     except Timeout:
         raise FaceSnapError(f"Another build is writing to {out}; wait for it, or choose another folder.") from None
@@ -196,20 +202,26 @@ def _read_scans(paths: Paths, planned: PlannedShard) -> list[PhotoScan]:
     return [PhotoScan(**json.loads(line)) for line in lines]
 
 
-def _duplicates(paths: Paths, shards: Sequence[PlannedShard]) -> dict[Path, SkippedPhoto]:
-    def photos() -> Iterator[tuple[int, Path, PhotoScan]]:
-        for planned in shards:
-            scans = iter(_read_scans(paths, planned))
-            for number, person in enumerate(planned.people, planned.first):
-                for photo in person.photos:
-                    yield number, paths.photo(person, photo), next(scans)
+def _rejected(paths: Paths, shards: Sequence[PlannedShard], exclusions: Exclusions | None) -> dict[Path, SkippedPhoto]:
+    """Return the photos to skip as left out or as duplicates."""
+    photos: list[tuple[int, Path, PhotoScan]] = []
+    left_out: dict[Path, SkippedPhoto] = {}
+    matched: set[str] = set()
+    for planned in shards:
+        scans = iter(_read_scans(paths, planned))
+        for number, person in enumerate(planned.people, planned.first):
+            for photo in person.photos:
+                path, scan = paths.photo(person, photo), next(scans)
+                photos.append((number, path, scan))
+                if exclusions and (entries := exclusions.matches(person.name, scan.content)):
+                    matched |= entries
+                    left_out[path] = SkippedPhoto(LEFT_OUT, f"{exclusions.path} lists {min(entries)}.")
+    if exclusions and (unmatched := exclusions.describe_unmatched(matched)):
+        print(unmatched, file=sys.stderr)
+    return find_duplicates(photos, left_out)
 
-    return find_duplicates(photos())
 
-
-def _caption_all(
-    paths: Paths, shards: Sequence[PlannedShard], duplicates: dict[Path, SkippedPhoto], blip2: Path
-) -> None:
+def _caption_all(paths: Paths, shards: Sequence[PlannedShard], rejected: dict[Path, SkippedPhoto], blip2: Path) -> None:
     """Caption photos in the current process only, because BLIP-2 fills a GPU."""
     remaining = [planned for planned in shards if not paths.captions(planned).exists()]
     if not any(photo.caption is None for planned in remaining for _, photo in planned.photos):
@@ -223,7 +235,7 @@ def _caption_all(
             uncaptioned = [
                 i
                 for i, (_, photo) in enumerate(planned.photos)
-                if photo.caption is None and not scans[i].problem and photos[i] not in duplicates
+                if photo.caption is None and not scans[i].problem and photos[i] not in rejected
             ]
             bar.update(len(photos) - len(uncaptioned))
             for start in range(0, len(uncaptioned), CAPTION_BATCH):
@@ -240,14 +252,14 @@ def _build_all(
     shards: Sequence[PlannedShard],
     files: NetworkFiles,
     settings: Settings,
-    duplicates: dict[Path, SkippedPhoto],
+    rejected: dict[Path, SkippedPhoto],
     run_jobs: RunJobs,
 ) -> None:
     remaining = [planned for planned in shards if not paths.finished(planned).exists()]
     jobs = []
     for planned in remaining:
         photos = [paths.photo(person, photo) for person, photo in planned.photos]
-        own = {path: duplicates[path] for path in photos if path in duplicates}
+        own = {path: rejected[path] for path in photos if path in rejected}
         jobs.append(ShardJob(planned, paths, files, settings, own))
     with _progress_bar("shards", shards, remaining) as bar:
         run_jobs(build_shard, jobs, bar.update)
@@ -295,8 +307,8 @@ def _images_of(
     path = job.paths.photo(person, photo)
     if scan.problem:
         return SkippedPhoto("unreadable", scan.problem)
-    if path in job.duplicates:
-        return job.duplicates[path]
+    if path in job.rejected:
+        return job.rejected[path]
     if photo.caption is not None:
         try:
             caption = read_caption(job.paths.folders[person.folder] / photo.caption)

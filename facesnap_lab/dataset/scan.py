@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from PIL import Image
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import Photo, from_bytes
 
+LEFT_OUT = "left out"  # the reason in the report
 HASH_SIDE = 16
 MAX_BITS = 16
 """Photos of a person are near-duplicates if their hashes differ in at most this many of 256 bits. Of 14,000 pairs of
@@ -95,36 +96,51 @@ class SkippedPhoto:
     message: str
 
 
-def find_duplicates(photos: Iterable[tuple[int, Path, PhotoScan]]) -> dict[Path, SkippedPhoto]:
-    """Find the photos to skip as duplicates.
+def find_duplicates(
+    photos: Iterable[tuple[int, Path, PhotoScan]], left_out: Mapping[Path, SkippedPhoto]
+) -> dict[Path, SkippedPhoto]:
+    """Find the photos to skip as duplicates, or because they or a duplicate must be left out.
 
     Of photos with identical pixels, regardless of the person, the first is kept. Of near-duplicates of one person, the
-    largest is kept; if several are equally large, the first.
+    largest is kept; if several are equally large, the first. If one of them must be left out, none is kept.
 
     Args:
         photos: number of the person, path and scan of all photos, in the plan's order.
+        left_out: the photos to leave out, with reasons.
+
+    Returns:
+        The photos to skip, including those in `left_out`.
     """
-    skipped: dict[Path, SkippedPhoto] = {}
+    skipped = dict(left_out)
     firsts: dict[str, tuple[Path, PhotoScan]] = {}
     people: dict[int, list[tuple[Path, PhotoScan]]] = {}
-    for person, path, scan in photos:
+    for person, path, scan in sorted(photos, key=lambda photo: photo[1] not in left_out):
         if scan.problem:
             continue
         first, first_scan = firsts.setdefault(scan.pixels, (path, scan))
-        if first == path:
+        if first == path or path in left_out:
             people.setdefault(person, []).append((path, scan))
         else:
             relation = "is the same file as" if first_scan.content == scan.content else "has the same pixels as"
-            skipped[path] = SkippedPhoto("duplicate", f"It {relation} {first}.")
+            skipped[path] = _skip("duplicate", f"It {relation} {first}", "", first in left_out)
     for own in people.values():
         kept: list[tuple[Path, int]] = []
-        for path, scan in sorted(own, key=lambda photo: -photo[1].area):
+        for path, scan in sorted(own, key=lambda photo: (photo[0] not in left_out, -photo[1].area)):
             bits = int(scan.difference_hash, 16)
             twin = next((other for other, known in kept if (known ^ bits).bit_count() <= MAX_BITS), None)
-            if twin is None:
+            if twin is None or path in left_out:
                 kept.append((path, bits))
             else:
-                skipped[path] = SkippedPhoto(
-                    "near-duplicate", f"It is nearly identical to {twin}, which shows the same person."
+                skipped[path] = _skip(
+                    "near-duplicate",
+                    f"It is nearly identical to {twin}",
+                    ", which shows the same person",
+                    twin in left_out,
                 )
     return skipped
+
+
+def _skip(reason: str, relation: str, remark: str, left_out: bool) -> SkippedPhoto:
+    if left_out:
+        return SkippedPhoto(LEFT_OUT, f"{relation}, which is left out.")
+    return SkippedPhoto(reason, f"{relation}{remark}.")

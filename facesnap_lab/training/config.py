@@ -23,6 +23,7 @@ class TrainConfig:
     shards: tuple[Path, ...]  # WebDataset .tar files; in the YAML file, * and ? are wildcards
     out: Path  # folder for checkpoints, logs and samples
     face_pack: Path | None = None  # insightface pack with the ArcFace model for L_id; unused if id_rows is 0
+    exclude: Path | None = None  # people and SHA-256 of photos to leave out, one per line; see training/exclusions.py
     base_config: Path | None = None  # diffusers folder with configs and tokenizers, for a single-file checkpoint
 
     resolution: int = 1024  # side of the images in pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from facesnap_ext.weights.sources import combine_sources
 from facesnap_lab.training import checkpoints
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.data import ImageSizes, TrainingImages
+from facesnap_lab.training.exclusions import read_exclusions
 from facesnap_lab.training.frozen import Frozen, load_frozen
 from facesnap_lab.training.networks import TokensInText, TrainedNetworks, checkpoint_activations
 from facesnap_lab.training.objective import Objective
-from facesnap_lab.training.provenance import read_sources
+from facesnap_lab.training.provenance import leave_out, read_sources
 from facesnap_lab.training.run import Run
 from facesnap_lab.training.shards import read_networks, read_shard_index
 
@@ -41,6 +43,10 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     accelerator.wait_for_everyone()
 
     index = read_shard_index(config.shards)
+    if config.exclude:
+        index, message = leave_out(index, read_exclusions(config.exclude))
+        if accelerator.is_main_process:
+            print(message, file=sys.stderr)
     start = facesnap_file.load(config.start)
     frozen = load_frozen(config, accelerator.device)
     sizes = _image_sizes(config, start.info, frozen)

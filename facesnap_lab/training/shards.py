@@ -200,6 +200,19 @@ class ShardIndex:
         return len(np.unique(self.person_start))
 
 
+def select_images(index: ShardIndex, kept: np.ndarray) -> ShardIndex:
+    """Return an index of only some images.
+
+    Args:
+        kept: [N] bool.
+    """
+    _, starts, person, lengths = np.unique(
+        index.person_start[kept], return_index=True, return_inverse=True, return_counts=True
+    )
+    columns = (column[kept] for column in (index.shard, index.start, index.end, index.json_start, index.json_end))
+    return ShardIndex(index.shards, *columns, starts[person], (starts + lengths)[person])
+
+
 def read_shard_index(shards: Sequence[Path]) -> ShardIndex:
     """Index the images in shards by reading only the tar headers.
 
