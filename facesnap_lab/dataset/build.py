@@ -32,7 +32,15 @@ from facesnap_lab.dataset.layouts import Listing, Person, PhotoFile, list_people
 from facesnap_lab.dataset.manifest import add_origins
 from facesnap_lab.dataset.plan import PlannedShard, write_text
 from facesnap_lab.dataset.pool import RunJobs, worker_processes
-from facesnap_lab.dataset.scan import LEFT_OUT, PhotoScan, SkippedPhoto, find_duplicates, reread, scan_photo
+from facesnap_lab.dataset.scan import (
+    LEFT_OUT,
+    PhotoScan,
+    ScannedPhoto,
+    SkippedPhoto,
+    find_duplicates,
+    reread,
+    scan_photo,
+)
 from facesnap_lab.training.exclusions import Exclusions, read_exclusions
 from facesnap_lab.training.shards import Sample, write_shard
 
@@ -204,7 +212,7 @@ def _read_scans(paths: Paths, planned: PlannedShard) -> list[PhotoScan]:
 
 def _rejected(paths: Paths, shards: Sequence[PlannedShard], exclusions: Exclusions | None) -> dict[Path, SkippedPhoto]:
     """Return the photos to skip as left out or as duplicates."""
-    photos: list[tuple[int, Path, PhotoScan]] = []
+    photos: list[ScannedPhoto] = []
     left_out: dict[Path, SkippedPhoto] = {}
     matched: set[str] = set()
     for planned in shards:
@@ -212,7 +220,7 @@ def _rejected(paths: Paths, shards: Sequence[PlannedShard], exclusions: Exclusio
         for number, person in enumerate(planned.people, planned.first):
             for photo in person.photos:
                 path, scan = paths.photo(person, photo), next(scans)
-                photos.append((number, path, scan))
+                photos.append(ScannedPhoto(number, path, scan, photo.origin.source if photo.origin else ""))
                 if exclusions and (entries := exclusions.matches(person.name, scan.content)):
                     matched |= entries
                     left_out[path] = SkippedPhoto(LEFT_OUT, f"{exclusions.path} lists {min(entries)}.")

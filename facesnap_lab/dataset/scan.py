@@ -96,48 +96,63 @@ class SkippedPhoto:
     message: str
 
 
-def find_duplicates(
-    photos: Iterable[tuple[int, Path, PhotoScan]], left_out: Mapping[Path, SkippedPhoto]
-) -> dict[Path, SkippedPhoto]:
+@dataclass(frozen=True)
+class ScannedPhoto:
+    """A photo that has been scanned, the number of its person in the plan, and its source, or "" without a manifest."""
+
+    person: int
+    path: Path
+    scan: PhotoScan
+    source: str = ""
+
+
+def find_duplicates(photos: Iterable[ScannedPhoto], left_out: Mapping[Path, SkippedPhoto]) -> dict[Path, SkippedPhoto]:
     """Find the photos to skip as duplicates, or because they or a duplicate must be left out.
 
     Of photos with identical pixels, regardless of the person, the first is kept. Of near-duplicates of one person, the
     largest is kept; if several are equally large, the first. If one of them must be left out, none is kept.
 
     Args:
-        photos: number of the person, path and scan of all photos, in the plan's order.
+        photos: all photos, in the plan's order.
         left_out: the photos to leave out, with reasons.
 
     Returns:
         The photos to skip, including those in `left_out`.
     """
     skipped = dict(left_out)
-    firsts: dict[str, tuple[Path, PhotoScan]] = {}
-    people: dict[int, list[tuple[Path, PhotoScan]]] = {}
-    for person, path, scan in sorted(photos, key=lambda photo: photo[1] not in left_out):
-        if scan.problem:
+    firsts: dict[str, ScannedPhoto] = {}
+    people: dict[int, list[ScannedPhoto]] = {}
+    for photo in sorted(photos, key=lambda photo: photo.path not in left_out):
+        if photo.scan.problem:
             continue
-        first, first_scan = firsts.setdefault(scan.pixels, (path, scan))
-        if first == path or path in left_out:
-            people.setdefault(person, []).append((path, scan))
+        first = firsts.setdefault(photo.scan.pixels, photo)
+        if first is photo or photo.path in left_out:
+            people.setdefault(photo.person, []).append(photo)
         else:
-            relation = "is the same file as" if first_scan.content == scan.content else "has the same pixels as"
-            skipped[path] = _skip("duplicate", f"It {relation} {first}", "", first in left_out)
+            skipped[photo.path] = _skip_duplicate(photo, first, first.path in left_out)
     for own in people.values():
         kept: list[tuple[Path, int]] = []
-        for path, scan in sorted(own, key=lambda photo: (photo[0] not in left_out, -photo[1].area)):
-            bits = int(scan.difference_hash, 16)
+        for photo in sorted(own, key=lambda photo: (photo.path not in left_out, -photo.scan.area)):
+            bits = int(photo.scan.difference_hash, 16)
             twin = next((other for other, known in kept if (known ^ bits).bit_count() <= MAX_BITS), None)
-            if twin is None or path in left_out:
-                kept.append((path, bits))
+            if twin is None or photo.path in left_out:
+                kept.append((photo.path, bits))
             else:
-                skipped[path] = _skip(
+                skipped[photo.path] = _skip(
                     "near-duplicate",
                     f"It is nearly identical to {twin}",
                     ", which shows the same person",
                     twin in left_out,
                 )
     return skipped
+
+
+def _skip_duplicate(photo: ScannedPhoto, first: ScannedPhoto, left_out: bool) -> SkippedPhoto:
+    relation = "is the same file as" if first.scan.content == photo.scan.content else "has the same pixels as"
+    reason, remark = "duplicate", ""
+    if first.source != photo.source:
+        reason, remark = "duplicate across sources", f", whose source is {first.source} and not {photo.source}"
+    return _skip(reason, f"It {relation} {first.path}", remark, left_out)
 
 
 def _skip(reason: str, relation: str, remark: str, left_out: bool) -> SkippedPhoto:
