@@ -17,9 +17,12 @@ NEIGHBOURS: dict[str, Job] = {
     "Kohya HRFix Integrated": {"End Percent": 1.0},
     "SelfAttentionGuidance Integrated": {},
     "PerturbedAttentionGuidance Integrated": {},
-    "DynamicThresholding (CFG-Fix) Integrated": {},
+    "DynamicThresholding (CFG-Fix) Integrated": {"Mimic Scale": 2.0},
+    "LatentModifier Integrated": {"Sharpness Multiplier": 10.0},
     "RescaleCFG for reForge": {},
     "Mahiro CFG for reForge": {},
+    '"APG\'s now your CFG" and Guidance Limiter for reForge': {},
+    "Advanced Model Sampling for reForge": {"Sampling Mode": "Discrete", "Discrete Sampling Type": "v_prediction"},
     "Never OOM Integrated": {},
     "StyleAlign Integrated": {},
     "Forge Couple": {},
@@ -28,15 +31,19 @@ JOBS: dict[str, Job] = {
     "StyleAlign Integrated": {"batch_size": 2},
     "Forge Couple": {"prompt": "a woman in a red shirt\na man in a blue shirt"},
 }
+WITHOUT_EFFECT = "Never OOM Integrated"  # it moves networks, and no image changes
 
 
 @pytest.mark.parametrize("title", NEIGHBOURS)
 def test_an_extension_and_facesnap_act_together(probed: Host, baseline: Baseline, title: str) -> None:
     if (script := probed.script(title)) is None:
         pytest.skip(f"{probed.webui['name']} has no {title}")
-    job = JOBS.get(title, {}) | enabled(script, NEIGHBOURS[title])
+    alone = JOBS.get(title, {})
+    job = alone | enabled(script, NEIGHBOURS[title])
     before = leftovers(probed.probe())
-    assert differ(probed.images(with_facesnap(job)), baseline(job))
+    together, facesnap = probed.images(with_facesnap(job)), probed.images(with_facesnap(alone))
+    assert differ(together, baseline(job)), "FaceSnap has no effect"
+    assert (equal if title == WITHOUT_EFFECT else differ)(together, facesnap), "the extension"
     assert leftovers(probed.probe()) == before
     assert equal(probed.images(with_facesnap(job, weight=0)), baseline(job))
     assert equal(probed.images({}), baseline({}))
