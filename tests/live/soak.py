@@ -22,6 +22,7 @@ import pytest
 from tqdm import tqdm
 
 from tests.live.live_host import (
+    PLAIN,
     Host,
     Job,
     Refused,
@@ -114,6 +115,7 @@ def report(host: Host, results: list[Result], seconds: float) -> dict[str, objec
     plain = [one.same for one in results if one.kind == OFF]
     return {
         "host": host.name,
+        "side": PLAIN["width"],
         "jobs": dict(Counter(one.kind for one in results)),
         "seconds": round(seconds),
         "left on the UNet": {one.kind: one.left for one in results if one.left},
@@ -143,8 +145,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--jobs", type=int, default=300)
+    parser.add_argument("--side", type=int, default=PLAIN["width"], help="of the square images, in pixels")
     parser.add_argument("--out", type=Path, default=Path("out/soak"))
     options = parser.parse_args()
+    PLAIN.update(width=options.side, height=options.side)
     host = Host(options.url)
     if not host.has("/facesnap-probe/state"):
         parser.error("the WebUI has no probe extension; link tests/live/probe into its extensions and restart it")
