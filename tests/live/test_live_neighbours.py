@@ -13,7 +13,7 @@ Baseline = Callable[[Job], Images]
 # extensions that change the UNet, its attention or the guidance, and the arguments that make a difference in few steps
 NEIGHBOURS: dict[str, Job] = {
     "FreeU Integrated": {},
-    "HyperTile Integrated": {"Tile Size": 128},
+    "HyperTile Integrated": {"Tile Size": 64, "Swap Size": 1, "Max Depth": 2},  # more swaps are random
     "Kohya HRFix Integrated": {"End Percent": 1.0},
     "SelfAttentionGuidance Integrated": {},
     "PerturbedAttentionGuidance Integrated": {},
@@ -40,10 +40,13 @@ def test_an_extension_and_facesnap_act_together(probed: Host, baseline: Baseline
         pytest.skip(f"{probed.webui['name']} has no {title}")
     alone = JOBS.get(title, {})
     job = alone | enabled(script, NEIGHBOURS[title])
+    acts = differ(baseline(job), baseline(alone))
+    if not acts and title != WITHOUT_EFFECT:
+        pytest.skip(f"{title} does not change images of this checkpoint")
     before = leftovers(probed.probe())
     together, facesnap = probed.images(with_facesnap(job)), probed.images(with_facesnap(alone))
     assert differ(together, baseline(job)), "FaceSnap has no effect"
-    assert (equal if title == WITHOUT_EFFECT else differ)(together, facesnap), "the extension"
+    assert (differ if acts else equal)(together, facesnap)
     assert leftovers(probed.probe()) == before
     assert equal(probed.images(with_facesnap(job, weight=0)), baseline(job))
     assert equal(probed.images({}), baseline({}))
