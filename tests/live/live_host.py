@@ -126,6 +126,8 @@ class Host:
 
     def checkpoint(self, part: str) -> str | None:
         """The file name of the first checkpoint whose name contains this."""
+        if not self.has("/sdapi/v1/sd-models"):  # ersatzForge responds with HTTP 500
+            return None
         names = (Path(model["filename"]).name for model in self.get("/sdapi/v1/sd-models"))
         return next((name for name in names if part in name), None)
 
