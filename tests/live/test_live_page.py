@@ -21,6 +21,7 @@ from tests.live.live_host import (
     with_facesnap,
 )
 from tests.live.live_page import FACESNAP, Page
+from tests.live.test_live_errors import SENTENCES, assert_one_sentence
 
 
 def test_facesnap_changes_the_image_only_while_enabled(page: Page) -> None:
@@ -73,6 +74,7 @@ def test_the_page_shows_the_error(
     references = [] if photo is None else [photo()]
     with pytest.raises(Refused) as refused:
         host.images(with_facesnap({}, model=model, references=[base64.b64encode(r).decode() for r in references]))
+    assert_one_sentence(refused.value, *SENTENCES[request.node.callspec.id])
     page.open_accordion()
     page.choose_model(model)
     if references:
