@@ -79,12 +79,14 @@ def only_reading(folder: Path, may_change: bool = False) -> Iterator[None]:
     """
     watch = _Watch(folder.resolve(), may_change)
     _watching.append(watch)
+    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the block may import modules
     start = time.monotonic()
     try:
         with _limited_time():
             yield
     finally:
         _watching.pop()
+        sys.dont_write_bytecode = bytecode
         if (seconds := time.monotonic() - start) > SECONDS:
             watch.seen.append(f"took {seconds:.0f} seconds")
         if watch.seen:

@@ -114,9 +114,9 @@ def answers(address: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium, driven by Playwright, without the network."""
+    """Chromium, driven by Playwright, without the network; see the fixture of the same name for all tests."""
     with chromium(ONLY_THE_PAGE) as browser:
         yield browser
 
