@@ -44,7 +44,8 @@ def violations(page: Page) -> list[str]:
     found = []
     for theme, options in {"light": {}, "dark": {"runOnly": COLOURS}}.items():
         page.page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
-        page.page.wait_for_timeout(500)  # what gradio has just drawn anew is pale at first
+        page.page.wait_for_timeout(500)
+        page.page.wait_for_function("!document.querySelector('.pending')")  # gradio shows text in grey until it arrives
         found += page.page.evaluate(
             """async ([theme, options, known]) => {
                 options.resultTypes = ["violations"];
