@@ -234,7 +234,7 @@ def test_a_saved_person_is_chosen_from_the_current_list(page) -> None:
     people = page.page.locator("#txt2img_identity select")
     shown = "all => all.map(option => option.value)"
     assert page.task() == {"do": "list", "number": 1}, "a new page asks for the names"
-    assert not people.is_visible(), "nobody has been saved"
+    assert not people.is_visible(), "no person has been saved yet"
     offer("Ada", "Bea")
     assert people.is_visible()
     assert people.locator("option").evaluate_all(shown) == ["", "Ada", "Bea"]

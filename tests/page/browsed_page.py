@@ -77,7 +77,7 @@ class Page:
     ):
         self.errors: list[str] = []  # from scripts and the console
         self.url = url
-        self.page = (browser.new_context(**options) if options else shared_context(browser)).new_page()
+        self.page = (browser if options else shared_context(browser)).new_page(**options)
         self.page.set_viewport_size({"width": width, "height": 1600})
         self.page.set_default_timeout(TIMEOUT)
         self.page.on("pageerror", self._error)
@@ -96,10 +96,12 @@ class Page:
         address = message.location.get("url", "")
         elsewhere = address.startswith("http") and not address.startswith(self.url)  # such as gradio's fonts
         if message.type == "error" and not elsewhere:
-            self._error(f"{message.text} {address}")
+            self._note(f"{message.text} {address}")
 
     def _error(self, error: Any) -> None:
-        text = getattr(error, "stack", None) or str(error)
+        self._note(error.stack or str(error))
+
+    def _note(self, text: str) -> None:
         if not any(known in text for known in GRADIOS):
             self.errors.append(text)
 
