@@ -18,6 +18,7 @@ from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_lab.dataset.layouts import Listing, Origin, Person
+from facesnap_lab.text_files import read_utf8
 
 COLUMNS = ("path", "source", "license", "consent")
 MAX_LENGTH = 200  # characters of source, license and consent
@@ -51,14 +52,7 @@ def read_manifest(path: Path) -> dict[Path, tuple[int, Origin]]:
 
 def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the cells of each line after the header, without surrounding spaces."""
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise FaceSnapError(f"The manifest {path} cannot be read ({error.strerror}); check its path.") from error
-    except UnicodeDecodeError as error:
-        number = data[: error.start].count(b"\n") + 1
-        raise _error(path, number, "is not UTF-8", "save the manifest as CSV in UTF-8") from error
+    text = read_utf8(path, "manifest", "save the manifest as CSV in UTF-8")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header, number = None, 1
     try:

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.text_files import read_utf8
 
 _HASH = re.compile(r"\\?([0-9a-f]{64})( [ *].*)?", re.IGNORECASE)  # also as `sha256sum` prints it, with a file name
 
@@ -57,14 +57,7 @@ def read_exclusions(path: Path) -> Exclusions:
     Raises:
         FaceSnapError: the file cannot be read or is not UTF-8.
     """
-    try:
-        data = path.read_bytes()
-        lines = data.decode("utf-8-sig").split("\n")
-    except OSError as error:
-        raise FaceSnapError(f"The list {path} cannot be read ({error.strerror}); check its path.") from error
-    except UnicodeDecodeError as error:
-        number = data[: error.start].count(b"\n") + 1
-        raise FaceSnapError(f"Line {number} of {path} is not UTF-8; save the list as UTF-8 text.") from error
+    lines = read_utf8(path, "list", "save the list as UTF-8 text").split("\n")
     people, photos = set(), set()
     for line in map(_canonical, lines):
         if match := _HASH.fullmatch(line):
