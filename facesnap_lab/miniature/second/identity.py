@@ -3,7 +3,8 @@
 `identity` sees colours and conditions FaceSnap. `judge` and `judge_inner` measure FaceSim: they see grey values only
 and are trained on other people, with other architectures; `judge_inner` sees only an ellipse around eyes, nose and
 mouth. A class of these three is a person, whose look changes between images, so hair and glasses do not help. Each
-crop gets a random white balance, without which skin and iris would suffice to tell people apart.
+crop gets a random white balance and half of those of `identity` lose their colours: otherwise skin and iris would
+suffice to tell people apart, and little of the shape would be learned.
 
 `details` measures CLIP-face and conditions nothing. Its classes are the looks of each person, so that the same face
 with a different beard or frame is a different class, and its crop contains all of the hair.
@@ -58,6 +59,7 @@ class Recipe:
     inner: bool = False
     looks: bool = False  # whether a class is a look of a person instead of a person
     gain: tuple[float, float] = GAIN
+    colourless: float = 0.0  # share of the images that lose their colours, so that shape has to suffice
     zoom: float = 1.0  # of the aligned crop; below 1, it shows more than the face
     steps: int = 6000
     batch: int = 128
@@ -67,7 +69,7 @@ class Recipe:
 
 
 RECIPES = {
-    "identity": Recipe("train", 1, (32, 64, 96), 24, 0.4),
+    "identity": Recipe("train", 1, (32, 64, 96), 24, 0.4, gain=(0.6, 1.6), colourless=0.5, steps=12000),
     "judge": Recipe("judge", 2, (24, 72, 80), 20, 0.8, grey=True),
     "judge_inner": Recipe("judge", 3, (24, 48, 80), 20, 0.6, grey=True, inner=True),
     "details": Recipe("judge", 4, (32, 64, 80), 24, 0.4, looks=True, gain=(0.95, 1.05), zoom=0.75),
@@ -110,7 +112,7 @@ class Classifier(nn.Module):
 
 
 def training_crops(recipe: Recipe, pictures: np.ndarray, keypoints: np.ndarray, random: np.random.Generator) -> Tensor:
-    """Align images like `aligned`, with the errors of a detector, half of them mirrored, and degraded."""
+    """Align images like `aligned`, with the errors of a detector, half of them mirrored, degraded and tinted."""
     count, side = pictures.shape[:2]
     points = keypoints + random.normal(0, JITTER, keypoints.shape) + random.normal(0, JITTER, (count, 1, 2))
     mirrored = random.random(count) < 0.5
@@ -118,7 +120,10 @@ def training_crops(recipe: Recipe, pictures: np.ndarray, keypoints: np.ndarray, 
     points[mirrored] = points[mirrored][:, [1, 0, 2, 4, 3]] * (-1, 1) + (side, 0)
     faces = degrade(_to_uint8(aligned(pictures, points, recipe.zoom)), random, recipe.degradation)
     gain = np.exp(random.uniform(*np.log(recipe.gain), (count, 3, 1, 1)))
-    return ((to_tensor(faces) + 1) * torch.from_numpy(gain).float()).clamp(max=2) - 1
+    faces = ((to_tensor(faces) + 1) * torch.from_numpy(gain).float()).clamp(max=2) - 1
+    colourless = torch.from_numpy(random.random(count) < recipe.colourless)
+    faces[colourless] = faces[colourless].mean(1, keepdim=True)
+    return faces
 
 
 def _to_uint8(pictures: Tensor) -> np.ndarray:
