@@ -158,6 +158,8 @@ class _Parser:
                 raise ValueError("it has too many parts")
             self.fields_left -= 1
             key, position = _varint(message, position)
+            if key < 8:  # fields are numbered from 1; a file of zeros would be a million of fields
+                raise ValueError("it is not a protobuf message")
             kind = key & 7
             if kind == 0:
                 number, position = _varint(message, position)
@@ -183,6 +185,8 @@ def _message(value: int | memoryview) -> memoryview:
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
     """Return a number stored with 7 bits per byte, and the position after it."""
+    if position < len(message) and message[position] < 128:  # most numbers are one byte long
+        return message[position], position + 1
     result = 0
     for shift in range(0, 70, 7):
         if position >= len(message):

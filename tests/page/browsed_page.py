@@ -48,7 +48,7 @@ ROLES = {"application", "button", "checkbox", "combobox", "listbox", "radio", "s
 def png(pixels: np.ndarray) -> bytes:
     """Encode an image, [H,W,3] uint8, as PNG."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import nn
@@ -46,11 +48,17 @@ def config(**changes) -> FFRNetConfig:
 
 def randomise(network: nn.Module, seed: int = 0, std: float = 0.08) -> nn.Module:
     """Set all parameters to random values, including those initialised to zero."""
-    generator = torch.Generator().manual_seed(seed)
+    parameters = list(network.parameters())
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+        for parameter, values in zip(parameters, _normal(tuple([one.shape for one in parameters]), seed, std)):
+            parameter.copy_(values)
     return network.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=16)
+def _normal(shapes: tuple[torch.Size, ...], seed: int, std: float) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [std * torch.randn(shape, generator=generator) for shape in shapes]
 
 
 def ffrnet(seed: int = 0, **changes) -> FFRNet:

@@ -69,7 +69,7 @@ def two(astronaut):
 
 def encoded(photo: Photo) -> str:
     file = io.BytesIO()
-    Image.fromarray(photo.pixels).save(file, "PNG")
+    Image.fromarray(photo.pixels).save(file, "PNG", compress_level=1)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -154,6 +154,14 @@ def test_reading_a_graph_takes_bounded_time(tmp_path):
     assert time.perf_counter() - start < 20
 
 
+def test_the_zeros_of_an_unfinished_download_are_no_graph(tmp_path):
+    zeros = tmp_path / "zeros.onnx"
+    with zeros.open("wb") as file:
+        file.truncate(2**28)
+    with pytest.raises(FaceSnapError, match="not a protobuf message"):
+        read_graph(zeros)
+
+
 def test_a_folder_of_many_models_takes_bounded_time(tmp_path):
     folder = write_pack(tmp_path / "models" / "antelopev2", "antelopev2")
     for i in range(5000):
