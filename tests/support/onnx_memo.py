@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ MOST = 256  # MB of outputs that are kept
 Outputs = list[np.ndarray]
 
 _init, _run = onnxruntime.InferenceSession.__init__, onnxruntime.InferenceSession.run
-_kept: OrderedDict[bytes, Outputs] = OrderedDict()
+_kept: OrderedDict[Hashable, Outputs] = OrderedDict()
+_kept_bytes = 0
 _opened: dict[tuple[bytes, str], Any] = {}
 
 
@@ -45,14 +47,14 @@ def init(self: Any, path_or_bytes: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def run(self: Any, output_names: Any, input_feed: dict[str, Any], run_options: Any = None) -> Outputs:
-    key = hashlib.sha256(self.network_digest + repr(output_names).encode())
-    for name, value in sorted(input_feed.items()):
-        key.update(f"{name} {value.dtype} {value.shape}".encode())
-        key.update(np.ascontiguousarray(value))
-    digest = key.digest()
-    if digest not in _kept:
-        _kept[digest] = _run(self, output_names, input_feed, run_options)
-        while len(_kept) > 1 and sum(part.nbytes for outputs in _kept.values() for part in outputs) > MOST << 20:
-            _kept.popitem(last=False)
-    _kept.move_to_end(digest)
-    return [part.copy() for part in _kept[digest]]
+    global _kept_bytes
+    inputs = [(name, value.dtype.str, value.shape, hash(value.tobytes())) for name, value in input_feed.items()]
+    key = (self.network_digest, repr(output_names), tuple(inputs))
+    if key not in _kept:
+        _kept[key] = _run(self, output_names, input_feed, run_options)
+        _kept_bytes += sum(part.nbytes for part in _kept[key])
+        while len(_kept) > 1 and _kept_bytes > MOST << 20:
+            _, oldest = _kept.popitem(last=False)
+            _kept_bytes -= sum(part.nbytes for part in oldest)
+    _kept.move_to_end(key)
+    return [part.copy() for part in _kept[key]]

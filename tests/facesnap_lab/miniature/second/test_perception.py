@@ -109,16 +109,23 @@ def test_landmarks_equal_the_renderers():
 
 
 def test_white_balance_changes_colours_but_not_the_grey_pattern(world):
-    recipe = dataclasses.replace(identity.RECIPES["identity"], degradation=0.0)
+    recipe = dataclasses.replace(identity.RECIPES["identity"], degradation=0.0, colourless=0.0)
     pictures, points = np.array(world.pictures[:6]), five_points(np.array(world.points[:6]))
     plain = dataclasses.replace(recipe, gain=(1.0, 1.0))
     crops = [identity.training_crops(r, pictures.copy(), points, np.random.default_rng(3)) for r in (plain, recipe)]
     before, after = ((crop + 1).mean((2, 3)) for crop in crops)
     gains = after / before
-    low, high = identity.GAIN
+    low, high = recipe.gain
     assert gains.min() > low - 0.01
     assert gains.max() < high + 0.01
     assert (gains.amax(1) / gains.amin(1)).median() > 1.1
+
+
+def test_half_of_the_identity_networks_crops_have_no_colours(world):
+    pictures, points = np.array(world.pictures[:6]).repeat(20, 0), five_points(np.array(world.points[:6])).repeat(20, 0)
+    crops = identity.training_crops(identity.RECIPES["identity"], pictures, points, np.random.default_rng(3))
+    grey = (crops == crops[:, :1]).flatten(1).all(1)
+    assert 0.35 < grey.float().mean() < 0.65
 
 
 def test_zoom_shows_more_than_the_face(world):
