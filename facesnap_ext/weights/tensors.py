@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.files import state_of
 from facesnap_ext.networks.ffrnet import FLOAT8_TYPES
 from facesnap_ext.weights.unpickle import is_torch_file, read_torch
 
 MAX_EXPANSION = 64  # maximum size of a tensor relative to its stored data, which strides can repeat
 MAX_SMALL = 2**20  # bytes; smaller tensors may be expanded without limit
+OPENED_FOR = 64
+"""Tensors that are read before a safetensors file is opened again. Closing it releases the pages of the tensors that
+were converted; otherwise the whole file would stay in memory beside its converted copy."""
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, *FLOAT8_TYPES)
 INTEGER_NAMES = ("parents", "faces", "position_ids", "num_batches_tracked")  # last parts of the keys of integer tensors
 QUANTISED = (".scale_weight", ".scale_input", ".weight_scale", ".absmax", ".quant_map", "scaled_fp8", ".qweight")
@@ -91,10 +95,15 @@ def read_tensors(
             take(key, tensor)
     else:
         with _open_safetensors(path) as file:
-            _check_unquantised(path, file.keys())
-            for key in file.keys():  # noqa: SIM118
-                if rename(key) is not None:
+            state, keys = state_of(path), list(file.keys())
+        _check_unquantised(path, keys)
+        keys = [key for key in keys if rename(key) is not None]
+        for first in range(0, len(keys), OPENED_FOR):
+            with _open_safetensors(path) as file:
+                for key in keys[first : first + OPENED_FOR]:
                     take(key, file.get_tensor(key))
+        if state_of(path) != state:
+            raise FaceSnapError(f"{path.name} was replaced while it was being read; try again.")
     return result
 
 
