@@ -23,7 +23,11 @@ from facesnap_lab.training.run import Run
 
 
 def save_samples(run: Run, step: int, mixer: nn.Module, ffrnet: FFRNet, board: Any) -> None:
-    """Save a grid of reference | landmark image | sample, one row for each of the run's first images."""
+    """Save a grid of reference | landmark image | sample, one row for each of the run's first images.
+
+    Args:
+        board: TensorBoard's writer, or None.
+    """
     batch = collate([run.images[row] for row in range(min(run.config.sample_count, len(run.images.index)))])
     samples = generate_samples(run, batch.to(run.accelerator.device), mixer, ffrnet)
     side = run.config.resolution
@@ -41,7 +45,8 @@ def save_samples(run: Run, step: int, mixer: nn.Module, ffrnet: FFRNet, board: A
         raise FaceSnapError(
             f"The sample images cannot be written to {folder} ({error}): free some disk space and resume."
         ) from error
-    board.add_image("samples", grid, step, dataformats="HWC")
+    if board is not None:
+        board.add_image("samples", grid, step, dataformats="HWC")
 
 
 @torch.no_grad()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from facesnap_lab.training.samples import save_samples
 
 @dataclass(frozen=True)
 class Step:
-    """The result of one step: its number from 1, losses averaged over all processes' batches, and the gradient norm."""
+    """The result of one step: its number from 1, losses averaged over all processes' batches, the gradient norm, and
+    the seconds in which this process waited for images."""
 
     number: int
     loss: float
@@ -39,6 +41,7 @@ class Step:
     id: float | None
     learning_rate: float
     grad_norm: float
+    waiting: float = field(compare=False)
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -97,8 +100,11 @@ def steps(run: Run, first: int) -> Iterator[Step]:
             group["lr"] = learning_rate * group["rate"]
         id_rows = config.id_rows if (number - 1) % config.id_every == 0 else 0
         values = []
+        waiting = 0.0
         for _ in range(per_step):
+            began = time.perf_counter()
             batch = next(batches)
+            waiting += time.perf_counter() - began
             inputs = draw_random_inputs(config.seed, batch.rows.tolist(), latent_shape).to(accelerator.device)
             with accelerator.accumulate(run.networks):
                 losses = compute_losses(
@@ -119,7 +125,7 @@ def steps(run: Run, first: int) -> Iterator[Step]:
                 run.optimizer.step()
                 run.optimizer.zero_grad()
         update_average(run.average, run.networks.parameters(), config.ema, number)
-        yield Step(number, means[0], means[1], means[2] if id_rows else None, learning_rate, norm)
+        yield Step(number, means[0], means[1], means[2] if id_rows else None, learning_rate, norm, waiting)
 
 
 def learning_rate_at(config: TrainConfig, step: int) -> float:
@@ -168,5 +174,6 @@ def _log(board: Any, step: Step, bar: Any) -> None:
         board.add_scalar("loss/id", step.id, step.number)
     board.add_scalar("learning_rate", step.learning_rate, step.number)
     board.add_scalar("grad_norm", step.grad_norm, step.number)
+    board.add_scalar("seconds_waiting_for_images", step.waiting, step.number)
     if bar.format_dict["rate"]:
         board.add_scalar("steps_per_second", bar.format_dict["rate"], step.number)
