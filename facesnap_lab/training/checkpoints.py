@@ -122,6 +122,7 @@ def load_checkpoint(run: Run) -> int:
     if not checkpoints:
         return 0
     step, folder = checkpoints[-1]
+    _check_sharding(run, folder)
     try:
         run.accelerator.load_state(str(folder / "state"))
         average = torch.load(folder / f"average-{_average_owner(run)}.pt", map_location="cpu", weights_only=True)
@@ -136,11 +137,39 @@ def load_checkpoint(run: Run) -> int:
     return step
 
 
-def _average_owner(run: Run) -> int:
-    """Return which process saves the average: with FSDP, which shards it, this one; otherwise the first."""
+def _check_sharding(run: Run, folder: Path) -> None:
+    """Check that the processes of this run can read the checkpoint.
+
+    Raises:
+        FaceSnapError: it consists of the shards of FSDP or DeepSpeed, and this run has different ones.
+    """
+    state, accelerator = folder / "state", run.accelerator
+    saved = "FSDP" if any(state.glob("*_fsdp_*")) else "DeepSpeed" if (state / "pytorch_model").is_dir() else ""
+    processes = len(list(state.glob("random_states_*.pkl")))
+    own = _sharding(run)
+    if saved != own or (saved and processes != accelerator.num_processes):
+        raise FaceSnapError(
+            f"The checkpoint {folder} was written by {_processes(processes, saved)}, but this run has "
+            f"{_processes(accelerator.num_processes, own)}; resume it with the same configuration of accelerate, or "
+            f"start a new run from its {WEIGHTS}."
+        )
+
+
+def _sharding(run: Run) -> str:
+    """Return what divides networks and optimizer among the processes, or "" if every process has all of them."""
     from accelerate.utils import DistributedType
 
-    return run.accelerator.process_index if run.accelerator.distributed_type == DistributedType.FSDP else 0
+    names = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed"}
+    return names.get(run.accelerator.distributed_type, "")
+
+
+def _processes(count: int, sharding: str) -> str:
+    return f"{count} process{'es' if count > 1 else ''} with{f' {sharding}' if sharding else 'out sharding'}"
+
+
+def _average_owner(run: Run) -> int:
+    """Return which process saves the average: with FSDP, which shards it, this one; otherwise the first."""
+    return run.accelerator.process_index if _sharding(run) == "FSDP" else 0
 
 
 def trained_on(run: Run, step: int) -> str:

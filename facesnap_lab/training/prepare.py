@@ -38,6 +38,7 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation, mixed_precision=config.mixed_precision
     )
+    _check_fsdp(accelerator)
     if accelerator.is_main_process:
         checkpoints.prepare_out(config.out, resume)
     accelerator.wait_for_everyone()
@@ -72,6 +73,16 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
         images=images,
         objective=_objective(config, start.info),
     )
+
+
+def _check_fsdp(accelerator: Any) -> None:
+    """FFRNet calls parts of its blocks outside of their `forward`, where FSDP would not have gathered their weights."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and plugin.auto_wrap_policy is not None:
+        raise FaceSnapError(
+            "FSDP can shard FFRNet and the Mixer only as a whole; set 'fsdp_auto_wrap_policy' to NO_WRAP in the "
+            "configuration of accelerate."
+        )
 
 
 def _image_sizes(config: TrainConfig, info: FaceSnapInfo, frozen: Frozen) -> ImageSizes:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,34 +283,3 @@ def test_average_is_exponential(config):
     torch.testing.assert_close(average[0], torch.full((3,), 1 - 2 / 11))  # the decay is smaller in the first steps
     update_average(average, [parameter], 0.9, 1000)
     torch.testing.assert_close(average[0], torch.full((3,), 0.9 * (1 - 2 / 11) + 0.1))
-
-
-def test_two_processes_equal_one_with_twice_the_batch_size(config, random_start, logged_steps, tmp_path):
-    """The processes use gloo, because `accelerate launch` starts several processes only on GPUs."""
-    config = replace(config, start=random_start, steps=3, save_every=3)
-    one = trainer.train(replace(config, batch_size=4, id_rows=4, out=tmp_path / "one"))
-    path = write_yaml(config, tmp_path / "two.yaml", out=tmp_path / "two", id_rows=2)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*launch, "-m", "facesnap_lab", "train", str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    logged = scalars(tmp_path / "two" / "logs")
-    assert logged["loss/total"] == pytest.approx([step.loss for step in logged_steps], rel=1e-4)
-    assert logged["loss/id"] == pytest.approx([step.id for step in logged_steps], rel=1e-4)
-    assert logged["grad_norm"] == pytest.approx([step.grad_norm for step in logged_steps], rel=1e-3)
-    two = tmp_path / "two" / "step-0000003"
-    assert "12 images seen" in facesnap_file.read_info(two / checkpoints.WEIGHTS).trained_on
-    start, single, double = (
-        torch.cat([tensor.flatten() for _, tensor in sorted(load_file(path).items())])
-        for path in (random_start, one / checkpoints.WEIGHTS, two / checkpoints.WEIGHTS)
-    )
-    # as one vector: where a gradient consists of rounding errors, AdamW's step is still as long as elsewhere
-    assert (double - single).norm() < 1e-2 * (single - start).norm()
