@@ -32,17 +32,19 @@ SIZE_DIM = 32
 NULL_TEXT = 0.1  # share of captions that training drops
 
 
-def new_unet() -> Any:
+def new_unet(
+    sample_size: int = dataset.SIDE // 4, widths: tuple[int, ...] = WIDTHS, depths: tuple[int, ...] = DEPTHS
+) -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=dataset.SIDE // 4,
-        block_out_channels=WIDTHS,
+        sample_size=sample_size,
+        block_out_channels=widths,
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=DEPTHS,
-        attention_head_dim=tuple(width // HEAD_WIDTH for width in WIDTHS),
+        transformer_layers_per_block=depths,
+        attention_head_dim=tuple(width // HEAD_WIDTH for width in widths),
         cross_attention_dim=sum(TEXT_WIDTHS),
         addition_embed_type="text_time",
         addition_time_embed_dim=SIZE_DIM,
@@ -90,9 +92,9 @@ def new_scheduler() -> Any:
 class BaseModel(nn.Module):
     """The UNet and the text encoders, trained together."""
 
-    def __init__(self) -> None:
+    def __init__(self, unet: Any) -> None:
         super().__init__()
-        self.unet = new_unet()
+        self.unet = unet
         self.text_encoder, self.text_encoder_2 = new_text_encoders()
 
     def text(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +150,7 @@ def train(
         torch.save(encode_all(vae, world.pictures), cache)
     latents = torch.load(cache, weights_only=True)
     ids = torch.tensor(padded_ids(world.captions))
-    model = BaseModel()
+    model = BaseModel(new_unet())
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01)
     step = 0

@@ -28,6 +28,8 @@ def fit(
     rate: float,
     decay: float = 1e-4,
     report: Callable[[], str] | None = None,
+    average: nn.Module | None = None,
+    ema: float = 0.999,
 ) -> int:
     """Train with AdamW until the steps are done or the minutes are over, and return the number of steps so far.
 
@@ -37,10 +39,12 @@ def fit(
     Args:
         loss_of: draws the batch of a step, seeded by its number, and returns the loss.
         report: called at a checkpoint, at most every `REPORT_EVERY` steps; returns a note for the log.
+        average: a copy of the module, which becomes the moving average of its parameters over about 1 / (1 - `ema`)
+            steps, fewer in the beginning.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=decay)
-    step = load_state(out, module, optimizer)
+    step = load_state(out, module, optimizer, average)
     began, first = time.monotonic(), step
     saved, reported = began, step
     losses: list[Tensor] = []
@@ -53,10 +57,12 @@ def fit(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
+        if average is not None:
+            _update_average(average, module, min(ema, step / (step + 20)))
         losses.append(loss.detach())
         if (now := time.monotonic()) - saved >= CHECKPOINT_EVERY:
             saved = now
-            _save_state(out, module, optimizer, step)
+            _save_state(out, module, optimizer, step, average)
             mean = torch.stack(losses).mean().item()
             losses.clear()
             speed = (step - first) / (now - began)
@@ -65,7 +71,7 @@ def fit(
                 note, reported = f", {report()}", step
             print(f"{step} of {steps} steps, {speed:.2f}/s, loss {mean:.5f}{note}", flush=True)
     if step > first:
-        _save_state(out, module, optimizer, step)
+        _save_state(out, module, optimizer, step, average)
     return step
 
 
@@ -75,7 +81,17 @@ def rate_share(step: int, steps: int) -> float:
     return min(1, (step + 1) / WARMUP) * (LAST_RATE + (1 - LAST_RATE) * cosine)
 
 
-def load_state(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+@torch.no_grad()
+def _update_average(average: nn.Module, module: nn.Module, keep: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - keep)
+
+
+def load_state(
+    out: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: nn.Module | None = None,
+) -> int:
     """Load the checkpoint in `out`, if there is one, and return its step."""
     file = out / "state.pt"
     if not file.exists():
@@ -84,9 +100,16 @@ def load_state(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer | 
     module.load_state_dict(state["module"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
+    if average is not None:
+        average.load_state_dict(state["average"])
     return state["step"]
 
 
-def _save_state(out: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save_state(
+    out: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, average: nn.Module | None
+) -> None:
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    if average is not None:
+        state["average"] = average.state_dict()
     with atomic_write(out / "state.pt") as part:
-        torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part)
+        torch.save(state, part)

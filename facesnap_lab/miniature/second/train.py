@@ -4,8 +4,9 @@
 
 `data` renders the images, all splits in turn. The other stages train a network on the images that exist so far, and
 write its figures and gate to `DIR/quality.json`: a VAE (`vae16`, `vae4`, `vae8`), a recognition network (`identity`,
-`judge`, `judge_inner`, `details`), `clip`, the face detector (`detector`, into the pack `DIR/identity`) and `deca`.
-`clip` needs the figures of `identity`, and `detector` its network.
+`judge`, `judge_inner`, `details`), `clip`, the face detector (`detector`, into the pack `DIR/identity`), `deca`, and
+`base`, the UNet and the text encoders. `clip` needs the figures of `identity`, `detector` its network, and `base` the
+VAE `vae4`, and the detector for its gate.
 
 Every stage stops when the minutes are over and resumes when it is called again. With `--minutes 0`, it is only
 measured. On a CPU, each stage uses one thread, so two stages can run in parallel on two cores.
@@ -24,7 +25,18 @@ import numpy as np
 import torch
 
 from facesnap_lab.miniature.perception import write_figures
-from facesnap_lab.miniature.second import clip_pair, dataset, deca, detector, gates, gates_identity, identity, vae
+from facesnap_lab.miniature.second import (
+    autoencoder,
+    base,
+    clip_pair,
+    dataset,
+    deca,
+    detector,
+    gates,
+    gates_identity,
+    identity,
+    vae,
+)
 
 
 def run_data(out: Path, minutes: float, workers: int) -> None:
@@ -87,12 +99,25 @@ def run_deca(out: Path, minutes: float, device: str) -> None:
     write_figures(out, "deca", {"steps": steps, "finished": steps >= deca.STEPS, **measured})
 
 
+def run_base(out: Path, minutes: float, device: str) -> None:
+    from facesnap_ext.identity.faces import load_pack
+    from facesnap_ext.weights.face_pack import pack_files
+
+    vae = autoencoder.from_file(out / "vae4" / "vae.safetensors")
+    _, steps = base.train(dataset.load(out / "data" / "train"), vae, out / "base", minutes=minutes, device=device)
+    pack = out / "identity"
+    detector = load_pack(pack).detector if pack.is_dir() and pack_files(pack).detector else None
+    measured = base.measure(base.load_pipeline(out / "base" / "pipeline"), detector, out / "base" / "sheet.png")
+    write_figures(out, "base", {"steps": steps, "finished": steps >= base.STEPS, **measured})
+
+
 STAGES: dict[str, Callable[[Path, float, str], None]] = {
     **{name: partial(run_vae, name) for name in vae.RECIPES},
     **{name: partial(run_identity, name) for name in identity.RECIPES},
     "clip": run_clip,
     "detector": run_detector,
     "deca": run_deca,
+    "base": run_base,
 }
 
 

@@ -1,0 +1,107 @@
+"""The second edition's base: its VAE in a diffusers pipeline, the moving average, and a stage that resumes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+from facesnap_lab.miniature.perception import to_tensor
+from facesnap_lab.miniature.second import autoencoder, base, dataset, loop, train, vae
+from facesnap_lab.miniature.second.vae import Vae, VaeConfig
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder with tiny images, and a VAE that is their PCA."""
+    out = tmp_path_factory.mktemp("base")
+    dataset.build(out / "data" / "train", "train", people=2, minutes=9, side=SIDE)
+    model = Vae(VaeConfig(4, 4, (8, 8), (1, 1))).eval().requires_grad_(False)
+    vae.start_from_pca(model, to_tensor(np.array(dataset.load(out / "data" / "train").pictures)))
+    (out / "vae4").mkdir()
+    vae.save_vae(model, out / "vae4" / "vae.safetensors")
+    return out
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setattr(base, "SIDE", SIDE)
+    monkeypatch.setattr(base, "WIDTHS", (32, 32, 64))
+    monkeypatch.setattr(base, "DEPTHS", (1, 1, 1))
+    monkeypatch.setattr(base, "BATCH", 2)
+    monkeypatch.setattr(base, "PICTURES", 40)
+    monkeypatch.setattr(base, "SAMPLING_STEPS", 2)
+
+
+def test_the_moving_average_is_exponential_and_resumes(tmp_path):
+    seen = []
+
+    def run(steps, start):
+        torch.manual_seed(start)  # the checkpoint replaces these weights
+        module, average = nn.Linear(2, 1), nn.Linear(2, 1)
+        average.load_state_dict(module.state_dict())
+
+        def loss_of(step):
+            seen.append(module.weight.detach().clone())
+            x = torch.randn(8, 2, generator=torch.Generator().manual_seed(step))
+            return (module(x) - x.sum(1, keepdim=True)).pow(2).mean()
+
+        loop.fit(module, loss_of, tmp_path, steps=steps, minutes=9, rate=0.05, average=average, ema=0.7)
+        return module, average
+
+    run(20, 0)
+    module, average = run(40, 1)
+    weights = [*seen, module.weight.detach()]
+    expected = weights[0]
+    for step, weight in enumerate(weights[1:], 1):
+        keep = min(0.7, step / (step + 20))
+        expected = keep * expected + (1 - keep) * weight
+    torch.testing.assert_close(average.weight.detach(), expected)
+
+
+def test_a_pipeline_keeps_the_vae(out, tmp_path):
+    plain = vae.load_vae(out / "vae4" / "vae.safetensors")
+    wrapped = autoencoder.from_file(out / "vae4" / "vae.safetensors")
+    base.save_pipeline(base.new_base(), wrapped, tmp_path)
+    loaded = base.load_pipeline(tmp_path)
+    assert loaded.vae_scale_factor == 4
+    pictures = to_tensor(np.array(dataset.load(out / "data" / "train").pictures[:3]))
+    latents = loaded.vae.encode(pictures).latent_dist
+    half = {key: tensor.half().float() for key, tensor in plain.state_dict().items()}  # as saved
+    plain.load_state_dict(half)
+    torch.testing.assert_close(latents.mean, plain.encode(pictures))
+    assert latents.std.max() < 1e-6
+    torch.testing.assert_close(loaded.vae.decode(latents.mean, return_dict=False)[0], plain.decode(latents.mean))
+
+
+def test_stage_resumes_and_writes_its_gate(out, monkeypatch):
+    monkeypatch.setattr(base, "STEPS", 2)
+    train.run_base(out, minutes=0, device="cpu")  # at least the pipeline can be measured
+    train.run_base(out, minutes=9, device="cpu")
+    quality = json.loads((out / "quality.json").read_text())["base"]
+    assert quality == {"steps": 2, "finished": True, "passed": False}  # there is no detector yet
+    assert (out / "base" / "sheet.png").stat().st_size > 1000
+    latents = torch.load(out / "base" / "latents.pt", weights_only=True)
+    assert latents.shape == (2 * dataset.SHOTS, 4, SIDE // 4, SIDE // 4)
+    assert latents.float().std() == pytest.approx(1, abs=0.1)
+
+
+def test_faces_are_counted_by_the_detector(out, tmp_path, monkeypatch):
+    pipe = base.load_pipeline(out / "base" / "pipeline")
+    boxes = iter([np.ones((1, 5))] * 39 + [np.ones((0, 5))])
+
+    class Detector:
+        def detect(self, bgr, input_size):
+            assert bgr.shape == (SIDE, SIDE, 3)
+            return next(boxes), None
+
+    measured = base.measure(pipe, Detector(), tmp_path / "sheet.png")
+    assert measured == {"faces": 39 / 40, "passed": False}
+    monkeypatch.setattr(base, "FACES", 0.97)
+    boxes = iter([np.ones((1, 5))] * 39 + [np.ones((0, 5))])
+    assert base.measure(pipe, Detector(), tmp_path / "sheet.png")["passed"]
