@@ -21,6 +21,7 @@ from facesnap_lab.miniature.second.autoencoder import Autoencoder
 from facesnap_lab.miniature.second.dataset import SHOTS, World, caption
 from facesnap_lab.miniature.second.loop import fit, load_state
 from facesnap_lab.miniature.second.render import SIDE
+from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.miniature.words import padded_ids
 
 WIDTHS = (64, 64, 128)
@@ -28,7 +29,6 @@ DEPTHS = (1, 1, 2)
 STEPS, BATCH, RATE = 20_000, 16, 1e-3
 MAX_SNR = 5.0  # min-SNR weighting (Hang et al., 2023)
 EMA = 0.999
-SAMPLING_STEPS, SCALE = 12, 2.0
 PICTURES = 200  # generated for the gate
 FACES = 0.99  # share of them in which the detector has to find a face
 
@@ -96,16 +96,13 @@ def train(world: World, vae: Autoencoder, out: Path, *, minutes: float, device: 
 
 
 def load_pipeline(folder: Path) -> Any:
-    """Load the pipeline, with the multistep solver for `SAMPLING_STEPS` steps."""
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+    """Load the pipeline in single precision."""
+    from diffusers import StableDiffusionXLPipeline
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
 
 
-def measure(pipe: Any, detector: Any, sheet: Path) -> dict[str, Any]:
+def measure(sampler: Sampler, detector: Any, sheet: Path) -> dict[str, Any]:
     """Generate pictures without FaceSnap, and count those in which the detector finds a face.
 
     Args:
@@ -115,12 +112,12 @@ def measure(pipe: Any, detector: Any, sheet: Path) -> dict[str, Any]:
     prompts = captions_of("test", PICTURES * SHOTS)[::SHOTS]
     pictures: list[np.ndarray] = []
     for first in range(0, PICTURES, 20):
-        images = pipe(
+        images = sampler.pipe(
             prompts[first : first + 20],
             width=SIDE,
             height=SIDE,
-            num_inference_steps=SAMPLING_STEPS,
-            guidance_scale=SCALE,
+            num_inference_steps=sampler.steps,
+            guidance_scale=sampler.scale,
             generator=torch.Generator().manual_seed(first),
             output_type="np",
         ).images

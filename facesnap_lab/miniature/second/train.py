@@ -6,7 +6,7 @@
 write its figures and gate to `DIR/quality.json`: a VAE (`vae16`, `vae4`, `vae8`), a recognition network (`identity`,
 `judge`, `judge_inner`, `details`), `clip`, the face detector (`detector`, into the pack `DIR/identity`), `deca`, and
 `base`, the UNet and the text encoders. `clip` needs the figures of `identity`, `detector` its network, and `base` the
-VAE `vae4`, and the detector for its gate.
+VAE `vae4`, and the detector for its gate. `lightning` distils `base` to few steps.
 
 Every stage stops when the minutes are over and resumes when it is called again. With `--minutes 0`, it is only
 measured. On a CPU, each stage uses one thread, so two stages can run in parallel on two cores.
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,8 +36,10 @@ from facesnap_lab.miniature.second import (
     gates,
     gates_identity,
     identity,
+    lightning,
     vae,
 )
+from facesnap_lab.miniature.shipped import with_base_scheduler
 
 
 def run_data(out: Path, minutes: float, workers: int) -> None:
@@ -100,15 +103,29 @@ def run_deca(out: Path, minutes: float, device: str) -> None:
 
 
 def run_base(out: Path, minutes: float, device: str) -> None:
+    vae = autoencoder.from_file(out / "vae4" / "vae.safetensors")
+    _, steps = base.train(dataset.load(out / "data" / "train"), vae, out / "base", minutes=minutes, device=device)
+    sampler = with_base_scheduler(base.load_pipeline(out / "base" / "pipeline"))
+    measured = base.measure(sampler, _detector(out), out / "base" / "sheet.png")
+    write_figures(out, "base", {"steps": steps, "finished": steps >= base.STEPS, **measured})
+
+
+def run_lightning(out: Path, minutes: float, device: str) -> None:
+    folder, pipeline = out / "lightning", out / "base" / "pipeline"
+    latents = torch.load(out / "base" / "latents.pt", weights_only=True)
+    steps = lightning.train(base.load_pipeline(pipeline), latents, folder, minutes=minutes)
+    sampler = lightning.load_sampler(base.load_pipeline(pipeline), folder / lightning.FILE)
+    measured = base.measure(sampler, _detector(out), folder / "sheet.png")
+    write_figures(out, "lightning", {"steps": steps, "finished": steps >= lightning.STEPS, **measured})
+
+
+def _detector(out: Path) -> Any:
+    """Return the detector of the pack, or None if it has not been trained yet."""
     from facesnap_ext.identity.faces import load_pack
     from facesnap_ext.weights.face_pack import pack_files
 
-    vae = autoencoder.from_file(out / "vae4" / "vae.safetensors")
-    _, steps = base.train(dataset.load(out / "data" / "train"), vae, out / "base", minutes=minutes, device=device)
     pack = out / "identity"
-    detector = load_pack(pack).detector if pack.is_dir() and pack_files(pack).detector else None
-    measured = base.measure(base.load_pipeline(out / "base" / "pipeline"), detector, out / "base" / "sheet.png")
-    write_figures(out, "base", {"steps": steps, "finished": steps >= base.STEPS, **measured})
+    return load_pack(pack).detector if pack.is_dir() and pack_files(pack).detector else None
 
 
 STAGES: dict[str, Callable[[Path, float, str], None]] = {
@@ -118,6 +135,7 @@ STAGES: dict[str, Callable[[Path, float, str], None]] = {
     "detector": run_detector,
     "deca": run_deca,
     "base": run_base,
+    "lightning": run_lightning,
 }
 
 

@@ -9,8 +9,9 @@ from torch import nn
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
+from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.perception import to_tensor
-from facesnap_lab.miniature.second import autoencoder, base, dataset, loop, train, vae
+from facesnap_lab.miniature.second import autoencoder, base, dataset, lightning, loop, train, vae
 from facesnap_lab.miniature.second.vae import Vae, VaeConfig
 
 SIDE = 32
@@ -35,7 +36,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(base, "DEPTHS", (1, 1, 1))
     monkeypatch.setattr(base, "BATCH", 2)
     monkeypatch.setattr(base, "PICTURES", 40)
-    monkeypatch.setattr(base, "SAMPLING_STEPS", 2)
+    monkeypatch.setattr(shipped, "STEPS", 2)
+    monkeypatch.setattr(shipped, "FEW_STEPS", 2)
 
 
 def test_the_moving_average_is_exponential_and_resumes(tmp_path):
@@ -92,7 +94,7 @@ def test_stage_resumes_and_writes_its_gate(out, monkeypatch):
 
 
 def test_faces_are_counted_by_the_detector(out, tmp_path, monkeypatch):
-    pipe = base.load_pipeline(out / "base" / "pipeline")
+    sampler = shipped.with_base_scheduler(base.load_pipeline(out / "base" / "pipeline"))
     boxes = iter([np.ones((1, 5))] * 39 + [np.ones((0, 5))])
 
     class Detector:
@@ -100,8 +102,25 @@ def test_faces_are_counted_by_the_detector(out, tmp_path, monkeypatch):
             assert bgr.shape == (SIDE, SIDE, 3)
             return next(boxes), None
 
-    measured = base.measure(pipe, Detector(), tmp_path / "sheet.png")
+    measured = base.measure(sampler, Detector(), tmp_path / "sheet.png")
     assert measured == {"faces": 39 / 40, "passed": False}
     monkeypatch.setattr(base, "FACES", 0.97)
     boxes = iter([np.ones((1, 5))] * 39 + [np.ones((0, 5))])
-    assert base.measure(pipe, Detector(), tmp_path / "sheet.png")["passed"]
+    assert base.measure(sampler, Detector(), tmp_path / "sheet.png")["passed"]
+
+
+def test_few_steps_are_distilled_into_a_lora(out, monkeypatch):
+    monkeypatch.setattr(lightning, "STEPS", 3)
+    monkeypatch.setattr(lightning, "BATCH", 2)
+    monkeypatch.setattr(lightning, "SIDE", SIDE)
+    pipeline = out / "base" / "pipeline"
+    plain = base.load_pipeline(pipeline).unet.state_dict()
+    train.run_lightning(out, minutes=9, device="cpu")
+    assert json.loads((out / "quality.json").read_text())["lightning"]["steps"] == 3
+    sampler = lightning.load_sampler(base.load_pipeline(pipeline), out / "lightning" / lightning.FILE)
+    merged = sampler.pipe.unet.state_dict()
+    assert merged.keys() == plain.keys()
+    changed = {key for key in plain if not torch.equal(plain[key], merged[key])}
+    assert {key.rpartition(".")[2] for key in changed} == {"weight"}
+    assert any("attn2.to_q" in key for key in changed)
+    assert any("conv1" in key for key in changed)

@@ -1,0 +1,41 @@
+"""Distil the second edition's base to four steps as a LoRA: the few-step model that L_id samples with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facesnap_lab.miniature.distil import Distillation
+from facesnap_lab.miniature.second.base import captions_of
+from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.render import SIDE
+from facesnap_lab.miniature.shipped import Sampler, with_few_step_scheduler
+
+STEPS, BATCH, RATE, RANK = 1200, 8, 5e-4, 16
+FILE = "lightning.safetensors"
+
+
+def train(pipe: Any, latents: Tensor, out: Path, *, minutes: float) -> int:
+    """Train or resume the LoRA on the latents of the training split, write it as `out/lightning.safetensors`, and
+    return the number of steps."""
+    torch.manual_seed(0)
+    distillation = Distillation(pipe, latents, captions_of("train", len(latents)), SIDE, RANK, bf16=True)
+
+    def loss_of(step: int) -> Tensor:
+        return distillation.loss(BATCH, torch.Generator().manual_seed(step))
+
+    steps = fit(distillation.student, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.0)
+    load_state(out, distillation.student)
+    distillation.save(out / FILE)
+    return steps
+
+
+def load_sampler(pipe: Any, lora: Path) -> Sampler:
+    """Merge the LoRA into the pipeline's UNet, and set the scheduler for few steps."""
+    pipe.unet.load_lora_adapter(str(lora.parent), weight_name=lora.name, prefix="unet", local_files_only=True)
+    pipe.unet.fuse_lora()
+    pipe.unet.unload_lora()
+    return with_few_step_scheduler(pipe)
