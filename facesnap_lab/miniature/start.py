@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,22 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def write_start(base: Path, models: Path, shards: Path, out: Path, lightning: Path | None) -> None:
-    """Write `start.safetensors` and `train.yaml`."""
+def write_start(
+    base: Path,
+    clip: Path,
+    pack: Path,
+    shards: Path,
+    out: Path,
+    lightning: Path | None = None,
+    settings: Mapping[str, Any] = SETTINGS,
+) -> Path:
+    """Write `start.safetensors` and `train.yaml`, and return the latter."""
     unet = base / "unet"
     config = json.loads((unet / "config.json").read_text(encoding="utf-8"))
     width = config["cross_attention_dim"]
     mixer = MixerConfig(
         id_dim=identity.SIZE,
-        clip_dim=load_image_encoder(models / "clip").width,
+        clip_dim=load_image_encoder(clip).width,
         dim=width,
         feedforward=4 * width,
         heads=width // HEAD_WIDTH,
@@ -77,15 +86,17 @@ def write_start(base: Path, models: Path, shards: Path, out: Path, lightning: Pa
     paths = {
         "base": base,
         "start": out / "start.safetensors",
-        "clip": models / "clip",
-        "face_pack": models / "identity",
+        "clip": clip,
+        "face_pack": pack,
         "shards": shards / "*.tar",
         "out": out / "run",
     }
     if lightning is not None:
         paths["lightning"] = lightning
-    settings = {name: str(path.resolve()) for name, path in paths.items()} | SETTINGS
-    (out / "train.yaml").write_text(json.dumps(settings, indent=2), encoding="utf-8")  # JSON is YAML
+    file = out / "train.yaml"
+    values = {name: str(path.resolve()) for name, path in paths.items()} | dict(settings)
+    file.write_text(json.dumps(values, indent=2), encoding="utf-8")  # JSON is YAML
+    return file
 
 
 if __name__ == "__main__":
@@ -96,4 +107,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lightning", type=Path)
     options = parser.parse_args()
-    write_start(options.base, options.models, options.shards, options.out, options.lightning)
+    models = options.models
+    write_start(options.base, models / "clip", models / "identity", options.shards, options.out, options.lightning)

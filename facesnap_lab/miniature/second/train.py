@@ -7,6 +7,7 @@ write its figures and gate to `DIR/quality.json`: a VAE (`vae16`, `vae4`, `vae8`
 `judge`, `judge_inner`, `details`), `clip`, the face detector (`detector`, into the pack `DIR/identity`), `deca`, and
 `base`, the UNet and the text encoders. `clip` needs the figures of `identity`, `detector` its network, and `base` the
 VAE `vae4`, and the detector for its gate. `lightning` distils `base` to few steps.
+`inputs` writes what `facesnap train DIR/facesnap/train.yaml` needs, once all of these are complete.
 
 Every stage stops when the minutes are over and resumes when it is called again. With `--minutes 0`, it is only
 measured. On a CPU, each stage uses one thread, so two stages can run in parallel on two cores.
@@ -33,6 +34,7 @@ from facesnap_lab.miniature.second import (
     dataset,
     deca,
     detector,
+    facesnap,
     gates,
     gates_identity,
     identity,
@@ -119,6 +121,10 @@ def run_lightning(out: Path, minutes: float, device: str) -> None:
     write_figures(out, "lightning", {"steps": steps, "finished": steps >= lightning.STEPS, **measured})
 
 
+def run_inputs(out: Path, minutes: float, device: str) -> None:
+    print(facesnap.write_inputs(dataset.load(out / "data" / "train"), out))
+
+
 def _detector(out: Path) -> Any:
     """Return the detector of the pack, or None if it has not been trained yet."""
     from facesnap_ext.identity.faces import load_pack
@@ -136,6 +142,7 @@ STAGES: dict[str, Callable[[Path, float, str], None]] = {
     "deca": run_deca,
     "base": run_base,
     "lightning": run_lightning,
+    "inputs": run_inputs,
 }
 
 

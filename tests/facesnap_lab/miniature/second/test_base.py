@@ -11,8 +11,9 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.perception import to_tensor
-from facesnap_lab.miniature.second import autoencoder, base, dataset, lightning, loop, train, vae
+from facesnap_lab.miniature.second import autoencoder, base, dataset, facesnap, lightning, loop, train, vae
 from facesnap_lab.miniature.second.vae import Vae, VaeConfig
+from tests.support.face_packs import write_pack
 
 SIDE = 32
 
@@ -124,3 +125,27 @@ def test_few_steps_are_distilled_into_a_lora(out, monkeypatch):
     assert {key.rpartition(".")[2] for key in changed} == {"weight"}
     assert any("attn2.to_q" in key for key in changed)
     assert any("conv1" in key for key in changed)
+
+
+def test_facesnap_is_trained_with_these_networks(out, monkeypatch, fresh_accelerate):
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    from facesnap_lab.training.config import read_config
+    from facesnap_lab.training.shards import read_sample, read_shard_index
+    from facesnap_lab.training.trainer import train as train_facesnap
+
+    monkeypatch.setattr(facesnap, "SIDE", SIDE)
+    monkeypatch.setitem(facesnap.CHANGES, "resolution", SIDE)
+    write_pack(out / "identity", "buffalo_l")
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    CLIPVisionModel(CLIPVisionConfig(**size, image_size=28, patch_size=14)).save_pretrained(out / "clip" / "model")
+    file = facesnap.write_inputs(dataset.load(out / "data" / "train"), out)
+    settings = json.loads(file.read_text())
+    few = {"steps": 1, "batch_size": 2, "id_rows": 1, "lightning_grad_steps": 1, "sample_every": 0}
+    file.write_text(json.dumps(settings | few))
+    config = read_config(file)
+    index = read_shard_index(config.shards)
+    assert len(index) == 2 * dataset.SHOTS
+    looks = {read_sample(index, number).person for number in range(len(index))}
+    assert looks == {f"{person:06d}-{look}" for person in range(2) for look in range(4)}
+    assert (train_facesnap(config) / "facesnap.safetensors").exists()
