@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from facesnap_ext.cli import main as extension
-from facesnap_lab.cli import ablation, bench, dataset, demo, evaluate, gallery, plan, train
+from facesnap_lab.cli import ablation, bench, dataset, demo, evaluate, gallery, plan, study, train
 
 COMMANDS: Mapping[str, extension.Command] = {
     **extension.COMMANDS,
@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, extension.Command] = {
     "train": train,
     "plan": plan,
     "evaluate": evaluate,
+    "study": study,
     "ablation": ablation,
     "bench": bench,
     "gallery": gallery,
