@@ -52,6 +52,25 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
     return Interval(mean, float(interval.low), float(interval.high))
 
 
+def crossed_bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
+    """Return the mean of [S,P] values with its percentile 95 % interval, resampling seeds and people independently.
+
+    Values that are NaN, such as a trait that cannot be seen, are left out. With one seed, only people are resampled,
+    and with one person, only seeds.
+    """
+    values = np.asarray(values, np.float64)
+    mean = float(np.nanmean(values))
+    if max(values.shape) < 2:
+        return Interval(mean)
+    random = np.random.default_rng(seed)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        seeds, people = (random.integers(0, size, size) for size in values.shape)
+        means[i] = np.nanmean(values[np.ix_(seeds, people)])
+    low, high = np.nanquantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(mean, float(low), float(high))
+
+
 def rounded_interval(values: np.ndarray | Sequence[float], digits: int) -> list[float | None]:
     """Return mean, low and high of `bootstrap` over the values that are not NaN, rounded."""
     known = np.asarray(values, np.float64)
