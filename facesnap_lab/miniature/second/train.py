@@ -6,8 +6,8 @@
 write its figures and gate to `DIR/quality.json`: a VAE (`vae16`, `vae4`, `vae8`), a recognition network (`identity`,
 `judge`, `judge_inner`, `details`), `clip`, the face detector (`detector`, into the pack `DIR/identity`), `deca`, and
 `base`, the UNet and the text encoders. `clip` needs the figures of `identity`, `detector` its network, and `base` the
-VAE `vae4`, and the detector for its gate. `lightning` distils `base` to few steps.
-`inputs` writes what `facesnap train DIR/facesnap/train.yaml` needs, once all of these are complete.
+VAE `vae4`, and the detector for its gate. `lightning` distils `base` to few steps. `host_vae` is `vae4` in the layout of
+WebUIs. `inputs` writes what `facesnap train DIR/facesnap/train.yaml` needs, once all of these are complete.
 
 Every stage stops when the minutes are over and resumes when it is called again. With `--minutes 0`, it is only
 measured. On a CPU, each stage uses one thread, so two stages can run in parallel on two cores.
@@ -37,6 +37,7 @@ from facesnap_lab.miniature.second import (
     facesnap,
     gates,
     gates_identity,
+    host_vae,
     identity,
     lightning,
     vae,
@@ -104,6 +105,14 @@ def run_deca(out: Path, minutes: float, device: str) -> None:
     write_figures(out, "deca", {"steps": steps, "finished": steps >= deca.STEPS, **measured})
 
 
+def run_host_vae(out: Path, minutes: float, device: str) -> None:
+    teacher = vae.load_vae(out / "vae4" / "vae.safetensors")
+    pictures = dataset.load(out / "data" / "train").pictures
+    student, steps = host_vae.train(teacher, pictures, out / "host_vae", minutes=minutes)
+    measured = host_vae.measure(student, teacher, np.array(dataset.load(out / "data" / "test").pictures[:480:4]))
+    write_figures(out, "host_vae", {"steps": steps, "finished": steps >= host_vae.STEPS, **measured})
+
+
 def run_base(out: Path, minutes: float, device: str) -> None:
     vae = autoencoder.from_file(out / "vae4" / "vae.safetensors")
     _, steps = base.train(dataset.load(out / "data" / "train"), vae, out / "base", minutes=minutes, device=device)
@@ -140,6 +149,7 @@ STAGES: dict[str, Callable[[Path, float, str], None]] = {
     "clip": run_clip,
     "detector": run_detector,
     "deca": run_deca,
+    "host_vae": run_host_vae,
     "base": run_base,
     "lightning": run_lightning,
     "inputs": run_inputs,

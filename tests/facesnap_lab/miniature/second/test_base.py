@@ -11,7 +11,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.perception import to_tensor
-from facesnap_lab.miniature.second import autoencoder, base, dataset, facesnap, lightning, loop, train, vae
+from facesnap_lab.miniature.second import autoencoder, base, dataset, facesnap, host_vae, lightning, loop, train, vae
 from facesnap_lab.miniature.second.vae import Vae, VaeConfig
 from tests.support.face_packs import write_pack
 
@@ -149,3 +149,19 @@ def test_facesnap_is_trained_with_these_networks(out, monkeypatch, fresh_acceler
     looks = {read_sample(index, number).person for number in range(len(index))}
     assert looks == {f"{person:06d}-{look}" for person in range(2) for look in range(4)}
     assert (train_facesnap(config) / "facesnap.safetensors").exists()
+
+
+def test_an_autoencoder_for_webuis_learns_the_latents_and_the_pictures(out, monkeypatch):
+    monkeypatch.setattr(host_vae, "WIDTHS", (16, 16, 16))
+    monkeypatch.setattr(host_vae, "BATCH", 2)
+    monkeypatch.setattr(host_vae, "STEPS", 60)
+    teacher = vae.load_vae(out / "vae4" / "vae.safetensors")
+    pictures = dataset.load(out / "data" / "train").pictures
+    before = host_vae.measure(host_vae.new_autoencoder(SIDE), teacher, pictures[::3])
+    student, steps = host_vae.train(teacher, pictures, out / "host_vae", minutes=9)
+    after = host_vae.measure(student, teacher, pictures[::3])
+    assert steps == 60
+    assert after["psnr"] > before["psnr"] + 3
+    assert after["latents R2"] > before["latents R2"] + 0.1
+    assert not after["passed"]
+    assert (out / "host_vae" / "model" / "config.json").exists()
