@@ -6,8 +6,8 @@
 write its figures and gate to `DIR/quality.json`: a VAE (`vae16`, `vae4`, `vae8`), a recognition network (`identity`,
 `judge`, `judge_inner`, `details`), `clip`, the face detector (`detector`, into the pack `DIR/identity`), `deca`, and
 `base`, the UNet and the text encoders. `clip` needs the figures of `identity`, `detector` its network, and `base` the
-VAE `vae4`, and the detector for its gate. `lightning` distils `base` to few steps. `host_vae` is `vae4` in the layout of
-WebUIs. `inputs` writes what `facesnap train DIR/facesnap/train.yaml` needs, once all of these are complete.
+VAE `vae4`, and the detector for its gate. `lightning` distils `base` to few steps. `host_vae` is `vae4` in the layout
+of WebUIs. `inputs` writes what `facesnap train DIR/facesnap/train.yaml` needs, once all of these are complete.
 
 Every stage stops when the minutes are over and resumes when it is called again. With `--minutes 0`, it is only
 measured. On a CPU, each stage uses one thread, so two stages can run in parallel on two cores.
