@@ -3,8 +3,9 @@
 `identity` sees colours and conditions FaceSnap. `judge` and `judge_inner` measure FaceSim: they see grey values only
 and are trained on other people, with other architectures; `judge_inner` sees only an ellipse around eyes, nose and
 mouth. A class of these three is a person, whose look changes between images, so hair and glasses do not help. Each
-crop gets a random white balance and half of those of `identity` lose their colours: otherwise skin and iris would
-suffice to tell people apart, and little of the shape would be learned.
+crop gets a random white balance and half of those of `identity` lose their colours, and half of them their
+details: otherwise skin, iris, brows and moles would suffice to tell people apart, and little of the shape would be
+learned.
 
 `details` measures CLIP-face and conditions nothing. Its classes are the looks of each person, so that the same face
 with a different beard or frame is a different class, and its crop contains all of the hair.
@@ -43,6 +44,7 @@ GAIN = (0.72, 1.3)  # range of each channel's random gain
 JITTER = 0.8  # standard deviation of the detector's points, for all five together and for each of them
 JUDGE_SIZE = 128
 INNER = ((56.0, 70.0), (31.0, 37.0))  # centre and radii of the ellipse in the crop
+BLUR = 7  # pixels of a crop that are averaged: moles, irises and the outlines of brows disappear, the proportions stay
 PATCH = 4  # side of a cell of the first convolution in pixels
 
 
@@ -60,6 +62,7 @@ class Recipe:
     looks: bool = False  # whether a class is a look of a person instead of a person
     gain: tuple[float, float] = GAIN
     colourless: float = 0.0  # share of the images that lose their colours, so that shape has to suffice
+    blurred: float = 0.0  # share of the images that lose their details, for the same reason
     zoom: float = 1.0  # of the aligned crop; below 1, it shows more than the face
     steps: int = 6000
     batch: int = 128
@@ -69,7 +72,7 @@ class Recipe:
 
 
 RECIPES = {
-    "identity": Recipe("train", 1, (32, 64, 96), 24, 0.4, gain=(0.6, 1.6), colourless=0.5, steps=12000),
+    "identity": Recipe("train", 1, (32, 64, 96), 24, 0.4, gain=(0.6, 1.6), colourless=0.5, blurred=0.5, steps=18000),
     "judge": Recipe("judge", 2, (24, 72, 80), 20, 0.8, grey=True),
     "judge_inner": Recipe("judge", 3, (24, 48, 80), 20, 0.6, grey=True, inner=True),
     "details": Recipe("judge", 4, (32, 64, 80), 24, 0.4, looks=True, gain=(0.95, 1.05), zoom=0.75),
@@ -121,6 +124,10 @@ def training_crops(recipe: Recipe, pictures: np.ndarray, keypoints: np.ndarray, 
     faces = degrade(_to_uint8(aligned(pictures, points, recipe.zoom)), random, recipe.degradation)
     gain = np.exp(random.uniform(*np.log(recipe.gain), (count, 3, 1, 1)))
     faces = ((to_tensor(faces) + 1) * torch.from_numpy(gain).float()).clamp(max=2) - 1
+    blurred = torch.from_numpy(random.random(count) < recipe.blurred)
+    if blurred.any():
+        coarse = F.avg_pool2d(faces[blurred], BLUR)
+        faces[blurred] = F.interpolate(coarse, size=SIDE, mode="bilinear", align_corners=False)
     colourless = torch.from_numpy(random.random(count) < recipe.colourless)
     faces[colourless] = faces[colourless].mean(1, keepdim=True)
     return faces

@@ -109,7 +109,7 @@ def test_landmarks_equal_the_renderers():
 
 
 def test_white_balance_changes_colours_but_not_the_grey_pattern(world):
-    recipe = dataclasses.replace(identity.RECIPES["identity"], degradation=0.0, colourless=0.0)
+    recipe = dataclasses.replace(identity.RECIPES["identity"], degradation=0.0, colourless=0.0, blurred=0.0)
     pictures, points = np.array(world.pictures[:6]), five_points(np.array(world.points[:6]))
     plain = dataclasses.replace(recipe, gain=(1.0, 1.0))
     crops = [identity.training_crops(r, pictures.copy(), points, np.random.default_rng(3)) for r in (plain, recipe)]
@@ -126,6 +126,8 @@ def test_half_of_the_identity_networks_crops_have_no_colours(world):
     crops = identity.training_crops(identity.RECIPES["identity"], pictures, points, np.random.default_rng(3))
     grey = (crops == crops[:, :1]).flatten(1).all(1)
     assert 0.35 < grey.float().mean() < 0.65
+    steep = (crops[..., 1:] - crops[..., :-1]).abs().flatten(1).amax(1)
+    assert 0.35 < (steep < 0.6 * steep.max()).float().mean() < 0.65
 
 
 def test_zoom_shows_more_than_the_face(world):
