@@ -126,8 +126,18 @@ def test_half_of_the_identity_networks_crops_have_no_colours(world):
     crops = identity.training_crops(identity.RECIPES["identity"], pictures, points, np.random.default_rng(3))
     grey = (crops == crops[:, :1]).flatten(1).all(1)
     assert 0.35 < grey.float().mean() < 0.65
-    steep = (crops[..., 1:] - crops[..., :-1]).abs().flatten(1).amax(1)
-    assert 0.35 < (steep < 0.6 * steep.max()).float().mean() < 0.65
+
+
+def test_half_of_the_identity_networks_crops_have_no_details():
+    recipe = dataclasses.replace(identity.RECIPES["identity"], degradation=0.0, colourless=0.0, gain=(1.0, 1.0))
+    random = np.random.default_rng(3)
+    noise = random.integers(0, 256, (100, 128, 128, 3), dtype=np.uint8)
+    eyes_nose_mouth = np.array([(43.8, 59.2), (83.9, 58.9), (64.0, 82.0), (47.5, 105.5), (80.8, 105.3)])
+    crops = identity.training_crops(recipe, noise, np.tile(eyes_nose_mouth, (100, 1, 1)), random)
+    steps = (crops[..., 1:] - crops[..., :-1]).abs().flatten(1).mean(1)
+    plain, blurred = steps[steps > 0.1], steps[steps <= 0.1]
+    assert 35 < len(blurred) < 65
+    assert plain.min() > 3 * blurred.max()
 
 
 def test_zoom_shows_more_than_the_face(world):
