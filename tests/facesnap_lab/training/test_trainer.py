@@ -230,7 +230,7 @@ def test_error_names_the_damaged_checkpoint(config, logged_steps):
 
 
 def test_files_that_do_not_fit_together_are_rejected(config, world, tmp_path):
-    from facesnap_lab.training.shards import write_shards
+    from facesnap_lab.training.shard_writer import write_shards
     from tests.support.training_world import samples
 
     with pytest.raises(FaceSnapError, match="'resolution' is 36 but must be a multiple"):
