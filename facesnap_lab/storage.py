@@ -94,6 +94,10 @@ class Url:
         """Write the content of a local file. The object appears only when it is complete."""
         self._call("written", lambda fs, path: fs.put_file(str(file), path))
 
+    def download(self, file: Path) -> None:
+        """Write the content to a local file, which is incomplete if this fails."""
+        self._call("read", lambda fs, path: fs.get_file(path, str(file)))
+
     def delete(self) -> None:
         """Delete a file, or a folder with everything in it."""
         self._call("deleted", lambda fs, path: fs.rm(path, recursive=True))
@@ -214,6 +218,11 @@ def file_names(folder: Location) -> set[str]:
     if isinstance(folder, Url):
         return {path for path in folder.list_files() if "/" not in path}
     return {path.name for path in folder.iterdir()}
+
+
+def size(file: Location) -> int:
+    """Return the size of a file in bytes."""
+    return file.size() if isinstance(file, Url) else file.stat().st_size
 
 
 def read_range(source: Location, start: int, end: int) -> bytes:

@@ -23,6 +23,7 @@ class TrainConfig:
     clip: Path  # CLIP image encoder
     shards: tuple[Location, ...]  # WebDataset .tar files or URLs; in the YAML file, * and ? are wildcards
     out: Path  # folder for checkpoints, logs and samples
+    upload: Url | None = None  # where to copy the content of `out` at each checkpoint, such as s3://bucket/run
     face_pack: Path | None = None  # insightface pack with the ArcFace model for L_id; unused if id_rows is 0
     exclude: Location | None = (
         None  # people and SHA-256 of photos to leave out, one per line; see training/exclusions.py
@@ -176,13 +177,13 @@ def _value(path: Path, name: str, value: Any, hint: Any) -> Any:
         if number is None:
             raise _invalid(path, name, value, "a number")
         value = number
-    elif kind is Path:
+    elif kind in (Path, Url):
         if not isinstance(value, str) or not value:
             raise _invalid(path, name, value, "a file or folder")
         value = _resolve(path, value)
-        if isinstance(value, Url) and Url not in kinds:
-            raise _invalid(path, name, value.text, "a local file or folder")
-        if name != "out" and not value.exists():
+        if not isinstance(value, kinds):
+            raise _invalid(path, name, str(value), "a URL such as s3://bucket/run" if kind is Url else "a local path")
+        if name not in ("out", "upload") and not value.exists():
             raise FaceSnapError(f"'{name}' in {path} is {value}, which does not exist; correct it.")
         return value
     elif type(value) is not kind:  # not isinstance, because True is an instance of int

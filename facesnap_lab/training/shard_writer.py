@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,21 +28,20 @@ def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> lis
     Returns:
         The paths of the shards.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    people = groupby(samples, lambda sample: person_key(sample.key))
     shards: list[Path] = []
-    writer, written, person = None, 0, None
-    try:
-        for sample in samples:
-            if writer is None or (written >= per_shard and person_key(sample.key) != person):
-                if writer is not None:
-                    writer.close()
-                shards.append(folder / f"shard-{len(shards):06d}.tar")
-                writer, written = _tar(str(shards[-1])), 0
-            _add(writer, sample)
-            written, person = written + 1, person_key(sample.key)
-    finally:
-        if writer is not None:
-            writer.close()
+
+    def next_samples() -> Iterator[Sample]:
+        written = 0
+        for _, own in people:
+            for sample in own:
+                yield sample
+                written += 1
+            if written >= per_shard:
+                return
+
+    while write_shard(path := folder / f"shard-{len(shards):06d}.tar", next_samples()):
+        shards.append(path)
     return shards
 
 
