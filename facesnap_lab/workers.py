@@ -182,7 +182,7 @@ def _cluster(address: str, gpu: bool) -> Iterator[RunTasks]:
         from distributed.client import FutureCancelledError
     except ImportError as error:
         raise FaceSnapError(
-            'Work on a cluster requires dask; install it with: pip install "sd-webui-facesnap[scale]".'
+            "Work on a cluster requires dask; install it with: pip install distributed (in the extra 'scale')."
         ) from error
     try:
         client = Client(address, set_as_default=False)
