@@ -213,6 +213,13 @@ def write(target: Location) -> Iterator[BinaryIO]:
         target.upload(part)
 
 
+def upload_folder(url: Url, folder: Path) -> None:
+    """Upload all files in a folder and its subfolders."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            (url / path.relative_to(folder).as_posix()).upload(path)
+
+
 def file_names(folder: Location) -> set[str]:
     """Return the names of the files in a folder, without those in its subfolders."""
     if isinstance(folder, Url):

@@ -74,13 +74,14 @@ def open_workers(count: int, scheduler: str = "", gpu: bool = False) -> Iterator
 
         count = torch.cuda.device_count() if torch.cuda.device_count() > 1 else 0
     if count == 0:
-        yield _run_here
+        yield run_here
     else:
         with _processes(count) as run_tasks:
             yield run_tasks
 
 
-def _run_here(work: Work, tasks: Sequence[Task], advance: Callable[[int], Any]) -> list[Any]:
+def run_here(work: Work, tasks: Sequence[Task], advance: Callable[[int], Any]) -> list[Any]:
+    """Run tasks in the current process, in their order."""
     results = []
     for task in tasks:
         results.append(work(task.argument))

@@ -37,7 +37,7 @@ from facesnap_lab.workers import Task, open_workers
 SHOTS = 8  # photos of each person
 SIDE = 64
 SETTINGS = Settings(resolution=SIDE, min_face=16, min_score=0.7)
-PER_SHARD = 200
+PER_SHARD = 50
 
 
 def write_person(argument: tuple[Path, int]) -> None:

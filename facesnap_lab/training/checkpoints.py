@@ -14,7 +14,7 @@ from torch import nn
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.weights import facesnap_file
-from facesnap_lab.storage import Url
+from facesnap_lab.storage import Url, upload_folder
 from facesnap_lab.training import uploads
 from facesnap_lab.training.networks import TrainedNetworks
 from facesnap_lab.training.run import Run
@@ -103,7 +103,7 @@ def _upload(run: Run, url: Url, step: int) -> None:
     """Upload a completely written checkpoint before it gets its final name, so that none in `out` is newer."""
     accelerator, folder = run.accelerator, partial_folder(run.config.out, step)
     if accelerator.is_local_main_process:
-        uploads.upload_files(url / f"step-{step:07d}", folder)
+        upload_folder(url / f"step-{step:07d}", folder)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         uploads.finish(url, run.config.out, step, run.config.keep)

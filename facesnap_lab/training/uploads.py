@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_lab.storage import Url, write
+from facesnap_lab.storage import Url, upload_folder, write
 
 COMPLETE = "complete"
 _COMPLETE_STEP = re.compile(rf"step-(\d{{7,}})/{COMPLETE}")
@@ -19,13 +19,6 @@ _COMPLETE_STEP = re.compile(rf"step-(\d{{7,}})/{COMPLETE}")
 def complete_steps(url: Url) -> list[int]:
     """Return the steps of the complete checkpoints, in ascending order."""
     return sorted(int(match[1]) for name in url.list_files() if (match := _COMPLETE_STEP.fullmatch(name)))
-
-
-def upload_files(url: Url, folder: Path) -> None:
-    """Upload all files of a folder."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            (url / path.relative_to(folder).as_posix()).upload(path)
 
 
 def finish(url: Url, out: Path, step: int, keep: int) -> None:
@@ -45,7 +38,7 @@ def finish(url: Url, out: Path, step: int, keep: int) -> None:
 def upload_samples(url: Url, out: Path) -> None:
     """Upload the sample images and logs in the run's folder."""
     for name in ("logs", "samples"):
-        upload_files(url / name, out / name)
+        upload_folder(url / name, out / name)
 
 
 def prepare(url: Url, out: Path, resume: bool) -> None:
