@@ -54,19 +54,24 @@ def test_first_error_ends_the_other_processes():
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="requires /proc")
 def test_interrupt_ends_all_processes(tmp_path):
+    """Two of the three processes are working, and one has nothing left to do."""
     script = (
         "import sys; from pathlib import Path; from facesnap_lab.workers import *; from tests.support import work\n"
         "if __name__ == '__main__':\n"
-        "    tasks = [Task('task', 1, Path(sys.argv[1]))] * 4\n"
-        "    with open_workers(2) as run_tasks:\n"
-        "        run_tasks(work.hang, tasks, print)\n"
+        "    tasks = [Task('task', 1, (Path(sys.argv[1]), seconds)) for seconds in (0, 600, 600)]\n"
+        "    with open_workers(3) as run_tasks:\n"
+        "        run_tasks(work.sleep, tasks, print)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:
-        while len(list(tmp_path.iterdir())) < 2:
+        while len(list(tmp_path.iterdir())) < 3:
             assert process.poll() is None
             time.sleep(0.02)
+        for child in tmp_path.iterdir():
+            os.kill(int(child.name), signal.SIGINT)
+        time.sleep(0.2)
+        assert process.poll() is None, "the parent, and not the others, must handle Ctrl-C"
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         assert process.wait(30) != 0
         assert wait_for_end(process.pid)

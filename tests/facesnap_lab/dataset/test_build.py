@@ -208,6 +208,16 @@ def test_settings_or_photos_that_differ_from_the_plan_are_rejected(built, people
     assert shards(out) == shards(built)
 
 
+def test_machine_with_other_networks_is_rejected(build_here, people, monkeypatch, tmp_path):
+    planned = builder.fingerprints
+    monkeypatch.setattr(builder, "fingerprints", lambda *files: {**planned(*files), "deca": "another file"})
+    with pytest.raises(
+        FaceSnapError, match=r"^The network 'deca' on .* is not the one that the build was started with"
+    ):
+        build_here(people)
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
 def test_missing_inputs_are_reported_before_anything_is_written(people, models, tmp_path, build_here):
     uncaptioned = tmp_path / "uncaptioned"
     uncaptioned.mkdir()

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -95,8 +96,11 @@ def test_cluster_with_other_versions_or_without_gpus_is_rejected(cluster, monkey
             pytest.raises(FaceSnapError, match=r"has Pillow [\d.]+, but .* 1\.0;"),
         ):
             run_tasks(work.square, task, lambda size: None)
-    with open_workers(1, cluster, gpu=True) as run_tasks:
+    with monkeypatch.context() as patch, open_workers(1, cluster, gpu=True) as run_tasks:
+        submitted = mock.create_autospec(distributed.Client.submit, side_effect=distributed.Client.submit)
+        patch.setattr(distributed.Client, "submit", submitted)
         assert run_tasks(work.square, task, lambda size: None) == [4]
+        assert submitted.call_args.kwargs["resources"] == {"GPU": 1}
     monkeypatch.setattr(workers, "GPU", "TPU")
     with (
         pytest.raises(FaceSnapError, match=r"has the resource TPU; start one with"),
