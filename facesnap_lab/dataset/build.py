@@ -4,6 +4,7 @@
     work/scans-*.jsonl   the results of the first scan of a shard's photos
     work/captions-*.json BLIP-2's captions of a shard's photos, for those without a caption file
     shard-*.tar          always complete
+    shard-*.index.json   the positions of the images in a shard, see `training.shard_positions`
     work/shard-*.json    marks a shard as finished, and lists the skipped photos
     report.jsonl         all skipped photos, with reasons
 
