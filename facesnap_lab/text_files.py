@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.storage import Location
 
 
-def read_utf8(path: Path, title: str, advice: str) -> str:
+def read_utf8(path: Location, title: str, advice: str) -> str:
     """Return the text of a file in UTF-8, with or without a byte order mark.
 
     Args:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from facesnap_ext.cli.common import positive_int, print_result
+
+if TYPE_CHECKING:
+    from facesnap_lab.storage import Location
 
 HELP = "build a training dataset"
 
@@ -17,8 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="turn folders of photos into shards",
         description="Turn folders of photos into shards. To resume after an interruption, run the command again.",
     )
-    build.add_argument("folder", type=Path, nargs="+", help="photos in the layout of VGGFace2, FFHQ or CelebA-HQ")
-    build.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    build.add_argument(
+        "folder", nargs="+", help="photos in the layout of VGGFace2, FFHQ or CelebA-HQ; a folder or a URL (s3://…)"
+    )
+    build.add_argument("--out", required=True, help="folder or URL for the shards")
     build.add_argument(
         "--models", type=Path, required=True, help="folder with the face model pack (insightface), DECA and FLAME"
     )
@@ -39,17 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="people: one folder per person; singles: one person per photo (default: auto)",
     )
     build.add_argument(
-        "--identities", type=Path, metavar="FILE", help="identities of the photos in a flat folder, as lines NAME ID"
+        "--identities", metavar="FILE", help="identities of the photos in a flat folder, as lines NAME ID"
     )
     build.add_argument(
         "--manifest",
-        type=Path,
         metavar="FILE",
         help="CSV file with the columns path, source, license and consent, which are recorded with each image",
     )
     build.add_argument(
         "--exclude",
-        type=Path,
         metavar="FILE",
         help="text file with people and SHA-256 hashes of photos to leave out, one per line",
     )
@@ -65,12 +69,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--workers", type=positive_int, default=os.cpu_count(), help="worker processes (default: one per core)"
     )
+    build.add_argument(
+        "--scheduler",
+        default="",
+        metavar="ADDRESS",
+        help="build on the workers of this dask scheduler, such as tcp://10.0.0.1:8786, instead of local processes",
+    )
     build.add_argument("--json", action="store_true", help="print the counts as JSON")
 
 
 def run(options: argparse.Namespace) -> None:
     from facesnap_lab.dataset.build import build
     from facesnap_lab.dataset.images import Settings
+    from facesnap_lab.storage import location
+
+    def optional(text: str | None) -> Location | None:
+        return None if text is None else location(text)
 
     settings = Settings(
         resolution=options.resolution,
@@ -81,16 +95,17 @@ def run(options: argparse.Namespace) -> None:
         device=options.device,
     )
     result = build(
-        options.folder,
-        options.out,
+        [location(folder) for folder in options.folder],
+        location(options.out),
         options.models,
         settings,
         per_shard=options.per_shard,
         layout=options.layout,
-        identities=options.identities,
-        manifest=options.manifest,
-        exclude=options.exclude,
+        identities=optional(options.identities),
+        manifest=optional(options.manifest),
+        exclude=optional(options.exclude),
         blip2=options.blip2,
         workers=options.workers,
+        scheduler=options.scheduler,
     )
     print_result(result, options.json)

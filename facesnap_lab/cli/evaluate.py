@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facesnap_ext.cli.common import DTYPES
+from facesnap_ext.cli.common import DTYPES, positive_int
 from facesnap_ext.errors import FaceSnapError
 
 if TYPE_CHECKING:
     import torch
 
     from facesnap_lab.evaluation.draw import EvaluationPipeline
-    from facesnap_lab.evaluation.judges import Judges
+    from facesnap_lab.evaluation.judges import JudgeFiles
 
 HELP = "measure FaceSnap and other methods as in the paper's Table 1"
 
@@ -44,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=float, default=2.0, help="classifier-free guidance scale (default: 2, as in the paper)"
     )
+    parser.add_argument(
+        "--workers", type=positive_int, default=0, help="processes that measure images (default: the command's own)"
+    )
+    parser.add_argument(
+        "--scheduler", default="", metavar="ADDRESS", help="measure on the workers of this dask scheduler instead"
+    )
+    parser.add_argument("--upload", metavar="URL", help="also copy the content of --out here, such as s3://bucket/run")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="dtype of the base model (default: float16)")
 
 
@@ -51,10 +59,15 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate and print the table. Only accelerate's main process prints."""
     from facesnap_lab.evaluation.draw import processes
     from facesnap_lab.evaluation.evaluate import evaluate, named_folders
+    from facesnap_lab.evaluation.judges import load_judges
     from facesnap_lab.evaluation.protocol import read_protocol
     from facesnap_lab.evaluation.report import table
+    from facesnap_lab.storage import location, upload_folder
 
     others = named_folders(options.pictures)
+    upload = None if options.upload is None else location(options.upload)
+    if isinstance(upload, Path):
+        raise FaceSnapError(f"--upload is {upload}, but must be a URL such as s3://bucket/run.")
     device = processes().device
     with tempfile.TemporaryDirectory() as temporary:
         if options.miniature:
@@ -63,9 +76,16 @@ def run(options: argparse.Namespace) -> None:
             raise FaceSnapError("There is no list to evaluate; specify one, or try the command with --miniature.")
         else:
             protocol = read_protocol(options.list)
-            results = evaluate(protocol, _judges(options, device), others, options.out, _pipeline(options, device))
+            files = _judge_files(options)
+            judges, pipeline = load_judges(files, device), _pipeline(options, device)
+            results = evaluate(
+                *(protocol, judges, others, options.out, pipeline, partial(load_judges, files)),
+                *(options.workers, options.scheduler),
+            )
     if results is not None:
         print(table(results))
+        if upload is not None:
+            upload_folder(upload, options.out)
 
 
 def _evaluate_miniature(
@@ -87,28 +107,19 @@ def _evaluate_miniature(
     if not 1 <= options.people <= DRIVER:
         raise FaceSnapError(f"--people is {options.people}; choose a number from 1 to {DRIVER}.")
     with processes().main_process_first():
-        protocol = miniature_protocol(options.out / "world", options.people)
+        protocol = miniature_protocol(options.out.absolute() / "world", options.people)
     pipeline = miniature_pipeline(models, device, options.steps or STEPS, options.scale)
-    return evaluate(protocol, miniature_judges(), others, options.out, pipeline)
+    return evaluate(
+        *(protocol, miniature_judges(), others, options.out, pipeline, miniature_judges),
+        *(options.workers, options.scheduler),
+    )
 
 
-def _judges(options: argparse.Namespace, device: torch.device) -> Judges:
-    """Load the networks used for measuring. The face detector comes from `--models`."""
-    from facesnap_ext.identity import faces
-    from facesnap_ext.weights.search import find_models
-    from facesnap_lab.evaluation.judges import Judges, load_clip, load_face_judge, load_inception
+def _judge_files(options: argparse.Namespace) -> JudgeFiles:
+    from facesnap_lab.evaluation.judges import JudgeFiles
 
-    clip = load_clip(options.clip, device) if options.clip else None
-    extractor = load_inception(options.inception, device) if options.inception else None
-    pack = embed = None
-    if clip or options.facenet:
-        if options.models is None:
-            raise FaceSnapError("CLIP-face and FaceSim need a face detector; specify its folder with --models.")
-        face_pack = find_models(options.models).require("face_pack")
-        pack = faces.load_pack(face_pack, "cuda" if device.type == "cuda" else "cpu")
-    if options.facenet:
-        pack, embed = load_face_judge(options.facenet, pack)
-    return Judges(clip, pack, embed, options.facenet.name if options.facenet else "", extractor)
+    paths = (options.clip, options.facenet, options.inception, options.models)
+    return JudgeFiles(*(path and path.absolute() for path in paths))
 
 
 def _pipeline(options: argparse.Namespace, device: torch.device) -> EvaluationPipeline | None:

@@ -4,11 +4,12 @@
     work/scans-*.jsonl   the results of the first scan of a shard's photos
     work/captions-*.json BLIP-2's captions of a shard's photos, for those without a caption file
     shard-*.tar          always complete
+    shard-*.index.json   the positions of the images in a shard, see `training.shard_positions`
     work/shard-*.json    marks a shard as finished, and lists the skipped photos
     report.jsonl         all skipped photos, with reasons
 
-Each shard is built by one process, using only the plan and the shard's photos. Neither the number of processes nor
-interruptions change a byte of the shards.
+Folders are local or in an object store. Each shard is built by one process, using only the plan and the shard's photos.
+Neither the number of processes and machines nor interruptions change a byte of the shards.
 """
 
 from __future__ import annotations
@@ -16,86 +17,43 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from facesnap_ext.convert import convert_originals
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.weights.face_pack import file_hash, pack_files
 from facesnap_ext.weights.search import find_models
 from facesnap_lab.dataset import plan
-from facesnap_lab.dataset.captions import check_blip2, load_blip2, read_caption
-from facesnap_lab.dataset.images import NetworkFiles, Settings, load_networks, network_hashes, training_images
-from facesnap_lab.dataset.layouts import Listing, Person, PhotoFile, list_people
+from facesnap_lab.dataset.captions import check_blip2, load_blip2
+from facesnap_lab.dataset.images import NetworkFiles, Settings
+from facesnap_lab.dataset.jobs import Job, Paths, build_shard, caption_shard, fingerprints, read_scans, scan_shard
+from facesnap_lab.dataset.layouts import Listing, list_people
 from facesnap_lab.dataset.manifest import add_origins
 from facesnap_lab.dataset.plan import PlannedShard, write_text
-from facesnap_lab.dataset.pool import RunJobs, worker_processes
-from facesnap_lab.dataset.scan import (
-    LEFT_OUT,
-    PhotoScan,
-    ScannedPhoto,
-    SkippedPhoto,
-    find_duplicates,
-    reread,
-    scan_photo,
-)
+from facesnap_lab.dataset.scan import LEFT_OUT, ScannedPhoto, SkippedPhoto, find_duplicates
+from facesnap_lab.storage import Location, Url, file_names
 from facesnap_lab.training.exclusions import Exclusions, read_exclusions
-from facesnap_lab.training.shards import Sample, write_shard
+from facesnap_lab.workers import RunTasks, Task, open_workers
 
 PER_SHARD = 200  # default number of photos; with five images of 1024² each, a shard is about 1 GB of PNG
-CAPTION_BATCH = 8  # photos per batch of BLIP-2
-
-Tick = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Paths:
-    """The folders of photos, and the files of the build."""
-
-    folders: tuple[Path, ...]
-    out: Path
-
-    def photo(self, person: Person, photo: PhotoFile) -> Path:
-        return self.folders[person.folder] / photo.path
-
-    def scans(self, planned: PlannedShard) -> Path:
-        return self.out / "work" / f"scans-{planned.number:06d}.jsonl"
-
-    def captions(self, planned: PlannedShard) -> Path:
-        return self.out / "work" / f"captions-{planned.number:06d}.json"
-
-    def finished(self, planned: PlannedShard) -> Path:
-        return self.out / "work" / f"shard-{planned.number:06d}.json"
-
-    def shard(self, planned: PlannedShard) -> Path:
-        return self.out / f"shard-{planned.number:06d}.tar"
-
-
-@dataclass(frozen=True)
-class ShardJob:
-    """Everything that a process needs to build one shard. `rejected`: see `find_duplicates`."""
-
-    planned: PlannedShard
-    paths: Paths
-    files: NetworkFiles
-    settings: Settings
-    rejected: dict[Path, SkippedPhoto]
 
 
 def build(
-    folders: Sequence[Path],
-    out: Path,
+    folders: Sequence[Location],
+    out: Location,
     models: Path,
     settings: Settings,
     per_shard: int = PER_SHARD,
     layout: str = "auto",
-    identities: Path | None = None,
-    manifest: Path | None = None,
-    exclude: Path | None = None,
+    identities: Location | None = None,
+    manifest: Location | None = None,
+    exclude: Location | None = None,
     blip2: Path | None = None,
     workers: int = 1,
+    scheduler: str = "",
 ) -> dict[str, Any]:
     """Build shards, or continue an interrupted build.
 
@@ -106,52 +64,58 @@ def build(
         exclude: file with people and photos to leave out, see `exclusions.read_exclusions`.
         blip2: folder with BLIP-2, for photos without a caption file.
         workers: number of single-threaded processes. With 0, everything runs in the current process.
+        scheduler: address of a dask scheduler, whose workers are used instead. They must find all folders and models
+            under the same names.
 
     Returns:
         The numbers of photos, people, images and shards, and of skipped photos by reason.
 
     Raises:
-        FaceSnapError: photos or models are missing, the disk is full, a process died, or photos or settings differ
-            from those with which the build was started.
+        FaceSnapError: photos or models are missing, the disk is full, processes died, an object store or the cluster
+            cannot be used, or photos or settings differ from those with which the build was started.
     """
-    from filelock import FileLock, Timeout
-
     files = _network_files(models)
+    if scheduler:  # its workers have other working directories
+        folders, out, blip2 = [_absolute(folder) for folder in folders], _absolute(out), blip2 and blip2.absolute()
     listing = list_people(folders, layout, identities)
     if manifest:
         listing = add_origins(listing, folders, manifest)
     exclusions = read_exclusions(exclude) if exclude else None
     _check_captions(listing, folders, blip2)
     shards = plan.divide_into_shards(listing.people, per_shard)
-    all_settings = {**asdict(settings), "per_shard": per_shard, **_fingerprints(files, blip2)}
+    networks = fingerprints(files, blip2)
+    all_settings = {**asdict(settings), "per_shard": per_shard, **networks}
     if exclusions:
         all_settings["exclude"] = exclusions.digest
     paths = Paths(tuple(folders), out)
+    jobs = [Job(planned, paths, files, settings, blip2, networks) for planned in shards]
     try:
-        (out / "work").mkdir(parents=True, exist_ok=True)
-        with FileLock(out / "work" / "lock", timeout=0):
-            _remove_partial_files(out)
+        with _locked(out):
             plan.write_or_compare(out, all_settings, folders, shards)
-            with worker_processes(workers, len(shards)) as run_jobs:
-                _scan_all(paths, shards, run_jobs)
-                rejected = _rejected(paths, shards, exclusions)
-                if blip2:
-                    _caption_all(paths, shards, rejected, blip2)
-                _build_all(paths, shards, files, settings, rejected, run_jobs)
+            with open_workers(min(workers, len(shards)), scheduler) as run_tasks:
+                _run("reading", scan_shard, jobs, paths.scans, run_tasks)
+                jobs = _reject(jobs, exclusions)
+                if any(photo.caption is None for planned in shards for _, photo in planned.photos):
+                    with open_workers(workers, scheduler, gpu=True) as run_on_gpus:
+                        _run("captions", caption_shard, jobs, paths.captions, run_on_gpus)
+                    load_blip2.cache_clear()  # frees the GPU
+                _run("shards", build_shard, jobs, paths.finished, run_tasks)
             return _write_report(paths, shards, listing)
-    except Timeout:
-        raise FaceSnapError(f"Another build is writing to {out}; wait for it, or choose another folder.") from None
     except OSError as error:
         raise plan.write_error(out, error) from error
 
 
+def _absolute(path: Location) -> Location:
+    return path if isinstance(path, Url) else path.absolute()
+
+
 def _network_files(models: Path) -> NetworkFiles:
-    files = find_models(models)
+    files = find_models(models.absolute())
     convert_originals(files, lambda message: print(message, file=sys.stderr))
     return NetworkFiles(*(files.require(part) for part in ("face_pack", "deca", "flame")))
 
 
-def _check_captions(listing: Listing, folders: Sequence[Path], blip2: Path | None) -> None:
+def _check_captions(listing: Listing, folders: Sequence[Location], blip2: Path | None) -> None:
     if blip2:
         check_blip2(blip2)
         return
@@ -165,169 +129,85 @@ def _check_captions(listing: Listing, folders: Sequence[Path], blip2: Path | Non
         )
 
 
-def _fingerprints(files: NetworkFiles, blip2: Path | None) -> dict[str, Any]:
-    """Identify the networks by their content, but BLIP-2, which is large, by file names and sizes."""
-    fingerprints: dict[str, Any] = network_hashes(files)
-    detector = pack_files(files.face_pack).detector
-    fingerprints["detector"] = "" if detector is None else file_hash(detector)
-    if blip2:
-        fingerprints["blip2"] = {file.name: file.stat().st_size for file in sorted(blip2.glob("*")) if file.is_file()}
-    return fingerprints
+@contextmanager
+def _locked(out: Location) -> Iterator[None]:
+    """Create the output folder and lock it. An object store has no locks; two builds would write the same files.
+
+    Raises:
+        FaceSnapError: another build is using the folder, or it is not empty and contains no plan.
+    """
+    from filelock import FileLock, Timeout
+
+    if isinstance(out, Url):
+        _check_empty(out, out.list_files())
+        yield
+        return
+    (out / "work").mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / "work" / "lock", timeout=0):
+            _remove_partial_files(out)
+            _check_empty(out, [path.name for path in (*out.iterdir(), *out.glob("work/*"))])
+            try:
+                yield
+            finally:
+                _remove_partial_files(out)
+    except Timeout:
+        raise FaceSnapError(f"Another build is writing to {out}; wait for it, or choose another folder.") from None
+
+
+def _check_empty(out: Location, files: Iterable[str]) -> None:
+    present = set(files) - {"work", "lock"}
+    if present and plan.FILE_NAME not in present:
+        raise FaceSnapError(f"{out} contains {min(present)}, but no build plan; choose an empty folder.")
 
 
 def _remove_partial_files(out: Path) -> None:
-    """Remove the incomplete files of a killed build.
-
-    Raises:
-        FaceSnapError: the folder is not empty and contains no plan.
-    """
+    """Remove the incomplete files of killed processes."""
     for part in (*out.glob(".*.part"), *out.glob("work/.*.part")):
         part.unlink(missing_ok=True)
-    if not (out / plan.FILE_NAME).exists():
-        foreign = [path for path in (*out.iterdir(), *out.glob("work/*")) if path.name not in ("work", "lock")]
-        if foreign:
-            raise FaceSnapError(f"{out} contains {foreign[0].name}, but no build plan; choose an empty folder.")
 
 
-def _scan_all(paths: Paths, shards: Sequence[PlannedShard], run_jobs: RunJobs) -> None:
-    remaining = [planned for planned in shards if not paths.scans(planned).exists()]
-    with _progress_bar("reading", shards, remaining) as bar:
-        run_jobs(scan_shard, [(paths, planned) for planned in remaining], bar.update)
+def _run(
+    title: str,
+    work: Callable[[Job], None],
+    jobs: Sequence[Job],
+    result: Callable[[PlannedShard], Location],
+    run_tasks: RunTasks,
+) -> None:
+    """Run the jobs whose result does not exist yet."""
+    from tqdm import tqdm
+
+    present = file_names(jobs[0].paths.out / "work")
+    tasks = [Task(job.paths.shard(job.planned).name, len(job.planned.photos), job) for job in jobs]
+    remaining = [task for task, job in zip(tasks, jobs) if result(job.planned).name not in present]
+    total = sum(task.size for task in tasks)
+    done = total - sum(task.size for task in remaining)
+    with tqdm(desc=title, unit="photo", total=total, initial=done) as bar:
+        run_tasks(work, remaining, bar.update)
 
 
-def scan_shard(job: tuple[Paths, PlannedShard], tick: Tick) -> None:
-    """Scan the photos of a shard for the first time."""
-    paths, planned = job
-    lines = []
-    for person, photo in planned.photos:
-        lines.append(json.dumps(asdict(scan_photo(paths.photo(person, photo)))))
-        tick()
-    write_text(paths.scans(planned), "\n".join(lines) + "\n")
-
-
-def _read_scans(paths: Paths, planned: PlannedShard) -> list[PhotoScan]:
-    lines = paths.scans(planned).read_text(encoding="utf-8").splitlines()
-    return [PhotoScan(**json.loads(line)) for line in lines]
-
-
-def _rejected(paths: Paths, shards: Sequence[PlannedShard], exclusions: Exclusions | None) -> dict[Path, SkippedPhoto]:
-    """Return the photos to skip as left out or as duplicates."""
+def _reject(jobs: Sequence[Job], exclusions: Exclusions | None) -> list[Job]:
+    """Find the photos to skip as left out or as duplicates, and return each job with its own ones."""
     photos: list[ScannedPhoto] = []
-    left_out: dict[Path, SkippedPhoto] = {}
+    left_out: dict[Location, SkippedPhoto] = {}
     matched: set[str] = set()
-    for planned in shards:
-        scans = iter(_read_scans(paths, planned))
-        for number, person in enumerate(planned.people, planned.first):
+    for job in jobs:
+        scans = iter(read_scans(job.paths, job.planned))
+        for number, person in enumerate(job.planned.people, job.planned.first):
             for photo in person.photos:
-                path, scan = paths.photo(person, photo), next(scans)
+                path, scan = job.paths.photo(person, photo), next(scans)
                 photos.append(ScannedPhoto(number, path, scan, photo.origin.source if photo.origin else ""))
                 if exclusions and (entries := exclusions.matches(person.name, scan.content)):
                     matched |= entries
                     left_out[path] = SkippedPhoto(LEFT_OUT, f"{exclusions.path} lists {min(entries)}.")
     if exclusions and (unmatched := exclusions.describe_unmatched(matched)):
         print(unmatched, file=sys.stderr)
-    return find_duplicates(photos, left_out)
-
-
-def _caption_all(paths: Paths, shards: Sequence[PlannedShard], rejected: dict[Path, SkippedPhoto], blip2: Path) -> None:
-    """Caption photos in the current process only, because BLIP-2 fills a GPU."""
-    remaining = [planned for planned in shards if not paths.captions(planned).exists()]
-    if not any(photo.caption is None for planned in remaining for _, photo in planned.photos):
-        return
-    captioner = load_blip2(blip2)
-    with _progress_bar("captions", shards, remaining) as bar:
-        for planned in remaining:
-            photos = [paths.photo(person, photo) for person, photo in planned.photos]
-            scans = _read_scans(paths, planned)
-            captions: list[str | None] = [None] * len(photos)
-            uncaptioned = [
-                i
-                for i, (_, photo) in enumerate(planned.photos)
-                if photo.caption is None and not scans[i].problem and photos[i] not in rejected
-            ]
-            bar.update(len(photos) - len(uncaptioned))
-            for start in range(0, len(uncaptioned), CAPTION_BATCH):
-                batch = uncaptioned[start : start + CAPTION_BATCH]
-                texts = captioner([reread(photos[i], scans[i]).pixels for i in batch])
-                for i, text in zip(batch, texts):
-                    captions[i] = text
-                bar.update(len(batch))
-            write_text(paths.captions(planned), json.dumps(captions, ensure_ascii=False, indent=0))
-
-
-def _build_all(
-    paths: Paths,
-    shards: Sequence[PlannedShard],
-    files: NetworkFiles,
-    settings: Settings,
-    rejected: dict[Path, SkippedPhoto],
-    run_jobs: RunJobs,
-) -> None:
-    remaining = [planned for planned in shards if not paths.finished(planned).exists()]
-    jobs = []
-    for planned in remaining:
-        photos = [paths.photo(person, photo) for person, photo in planned.photos]
-        own = {path: rejected[path] for path in photos if path in rejected}
-        jobs.append(ShardJob(planned, paths, files, settings, own))
-    with _progress_bar("shards", shards, remaining) as bar:
-        run_jobs(build_shard, jobs, bar.update)
-
-
-def build_shard(job: ShardJob, tick: Tick) -> None:
-    """Build a shard and, once it is complete, mark it as finished."""
-    skipped: list[dict[str, str]] = []
-    people: set[str] = set()
-
-    def samples() -> Iterator[Sample]:
-        for person, path, images in _images_by_photo(job):
-            if isinstance(images, SkippedPhoto):
-                skipped.append({"file": str(path), **asdict(images)})
-            else:
-                people.add(person.name)
-                yield from images
-            tick()
-
-    shard = job.paths.shard(job.planned)
-    try:
-        count = write_shard(shard, samples(), job.settings.jpeg)
-    except OSError as error:
-        raise plan.write_error(shard, error) from error
-    summary = {"images": count, "people": len(people), "skipped": skipped}
-    write_text(job.paths.finished(job.planned), json.dumps(summary, ensure_ascii=False))
-
-
-def _images_by_photo(job: ShardJob) -> Iterator[tuple[Person, Path, Iterator[Sample] | SkippedPhoto]]:
-    """Yield each photo of a shard with its training images, or with the reason for skipping it."""
-    scans = _read_scans(job.paths, job.planned)
-    file = job.paths.captions(job.planned)
-    captions = json.loads(file.read_text(encoding="utf-8")) if file.exists() else [None] * len(scans)
-    scanned = zip(scans, captions)
-    for number, person in enumerate(job.planned.people, job.planned.first):
-        for position, photo in enumerate(person.photos):
-            scan, caption = next(scanned)
-            yield person, job.paths.photo(person, photo), _images_of(job, number, person, position, scan, caption)
-
-
-def _images_of(
-    job: ShardJob, number: int, person: Person, position: int, scan: PhotoScan, caption: str | None
-) -> Iterator[Sample] | SkippedPhoto:
-    photo, count = person.photos[position], job.settings.crops
-    path = job.paths.photo(person, photo)
-    if scan.problem:
-        return SkippedPhoto("unreadable", scan.problem)
-    if path in job.rejected:
-        return job.rejected[path]
-    if photo.caption is not None:
-        try:
-            caption = read_caption(job.paths.folders[person.folder] / photo.caption)
-        except ValueError as error:
-            return SkippedPhoto("no caption", str(error))
-    if not caption:
-        return SkippedPhoto("no caption", "BLIP-2 returned an empty caption.")
-    keys = [f"{number:06d}-{position * count + crop:05d}" for crop in range(count)]
-    networks = load_networks(job.files, job.settings.device)
-    provenance = {} if photo.origin is None else {**asdict(photo.origin), "photo": scan.content}
-    return training_images(networks, job.settings, reread(path, scan), caption, person.name, keys, provenance)
+    rejected = find_duplicates(photos, left_out)
+    own = [[job.paths.photo(person, photo) for person, photo in job.planned.photos] for job in jobs]
+    return [
+        replace(job, rejected={path: rejected[path] for path in paths if path in rejected})
+        for job, paths in zip(jobs, own)
+    ]
 
 
 def _write_report(paths: Paths, shards: Sequence[PlannedShard], listing: Listing) -> dict[str, Any]:
@@ -353,11 +233,3 @@ def _write_report(paths: Paths, shards: Sequence[PlannedShard], listing: Listing
             "photos."
         )
     return summary
-
-
-def _progress_bar(what: str, shards: Sequence[PlannedShard], remaining: Sequence[PlannedShard]) -> Any:
-    from tqdm import tqdm
-
-    total = sum(len(planned.photos) for planned in shards)
-    done = total - sum(len(planned.photos) for planned in remaining)
-    return tqdm(desc=what, unit="photo", total=total, initial=done)

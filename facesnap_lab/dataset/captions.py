@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.storage import Location
+from facesnap_lab.workers import local_gpu
 
 MAX_TOKENS = 40
 
 Captioner = Callable[[Sequence[np.ndarray]], list[str]]
 
 
-def read_caption(path: Path) -> str:
+def read_caption(path: Location) -> str:
     """Read the caption in a text file, as one line.
 
     Raises:
         ValueError: the file is empty or not UTF-8; the message is a sentence for the report.
-        FaceSnapError: the file does not exist.
+        FaceSnapError: the file does not exist, or its object store fails.
     """
     try:
         text = " ".join(path.read_text(encoding="utf-8-sig").split())
@@ -42,6 +45,7 @@ def check_blip2(folder: Path) -> None:
         )
 
 
+@lru_cache(maxsize=1)
 def load_blip2(folder: Path) -> Captioner:
     """Load BLIP-2 from a local folder in the format of `save_pretrained` and the Hugging Face Hub.
 
@@ -69,7 +73,7 @@ def load_blip2(folder: Path) -> Captioner:
         raise FaceSnapError(
             f"BLIP-2 in {folder} cannot be loaded ({' '.join(str(error).split())}); download the folder again."
         ) from error
-    model = model.eval().requires_grad_(False).to("cuda" if gpu else "cpu")
+    model = model.eval().requires_grad_(False).to(f"cuda:{local_gpu()}" if gpu else "cpu")
 
     def caption(photos: Sequence[np.ndarray]) -> list[str]:
         inputs = processor(images=list(photos), return_tensors="pt").to(model.device, model.dtype)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.storage import Location, Url
 
 _KINDS = "avif bmp gif heic heif jfif jp2 jpe jpeg jpg mpo png pnm ppm tif tiff webp"
 PHOTO_SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split())
@@ -49,10 +50,10 @@ class Listing:
     """People, ordered by folder and name, and the files that are neither photos nor captions."""
 
     people: tuple[Person, ...]
-    others: tuple[Path, ...]
+    others: tuple[Location, ...]
 
 
-def list_people(folders: Sequence[Path], layout: str = "auto", identities: Path | None = None) -> Listing:
+def list_people(folders: Sequence[Location], layout: str = "auto", identities: Location | None = None) -> Listing:
     """List the photos in folders, without opening them.
 
     Args:
@@ -67,7 +68,7 @@ def list_people(folders: Sequence[Path], layout: str = "auto", identities: Path 
             `identities`.
     """
     people: list[Person] = []
-    others: list[Path] = []
+    others: list[Location] = []
     known = read_identities(identities) if identities else None
     for number, (folder, label) in enumerate(zip(folders, _labels(folders))):
         photos, rest = _list_photos(folder)
@@ -82,7 +83,7 @@ def list_people(folders: Sequence[Path], layout: str = "auto", identities: Path 
     return Listing(tuple(people), tuple(others))
 
 
-def read_identities(path: Path) -> dict[str, str]:
+def read_identities(path: Location) -> dict[str, str]:
     """Read the IDs of photos, by their names without suffixes.
 
     Raises:
@@ -105,43 +106,49 @@ def read_identities(path: Path) -> dict[str, str]:
     return known
 
 
-def _list_photos(folder: Path) -> tuple[list[PhotoFile], list[Path]]:
-    if not folder.is_dir():
-        raise FaceSnapError(f"The folder {folder} does not exist; check its path.")
-    entries = sorted(folder.rglob("*"))
-    # symbolic links to folders may form loops: they are not followed, but listed among the other files
-    files = [path for path in entries if not path.is_dir() or path.is_symlink()]
-    texts = {path for path in files if path.suffix in CAPTION_SUFFIXES}
+def _list_photos(folder: Location) -> tuple[list[PhotoFile], list[Location]]:
+    """Return the photos in a folder, and its other files."""
+    sizes = _list_url(folder) if isinstance(folder, Url) else _list_folder(folder)
     photos, used = [], set()
-    for path in files:
-        if path.suffix.lower() not in PHOTO_SUFFIXES or path.is_dir():
+    for path, size in sizes.items():
+        if size is None or path.suffix.lower() not in PHOTO_SUFFIXES:
             continue
         candidates = (path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
-        caption = next((text for text in candidates if text in texts), None)
-        used |= {path} if caption is None else {path, caption}
-        photos.append(_photo_file(folder, path, caption))
-    return photos, [path for path in files if path not in used]
+        caption = next((text for text in candidates if sizes.get(text) is not None), None)
+        used |= {path, caption}
+        photos.append(PhotoFile(str(path), size, *(() if caption is None else (str(caption), sizes[caption]))))
+    return photos, [folder / path for path in sizes if path not in used]
 
 
-def _photo_file(folder: Path, path: Path, caption: Path | None) -> PhotoFile:
-    def size(file: Path) -> int:
+def _list_folder(folder: Path) -> dict[PurePosixPath, int | None]:
+    """Return the sizes of all files, in order. Links to folders, which may form loops, have the size None."""
+
+    def size(file: Path) -> int | None:
         try:
-            return file.stat().st_size
+            return None if file.is_dir() else file.stat().st_size
         except OSError:  # a broken link, which is reported when the photo is read
             return -1
 
-    relative = path.relative_to(folder).as_posix()
-    if caption is None:
-        return PhotoFile(relative, size(path))
-    return PhotoFile(relative, size(path), caption.relative_to(folder).as_posix(), size(caption))
+    if not folder.is_dir():
+        raise FaceSnapError(f"The folder {folder} does not exist; check its path.")
+    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir() or path.is_symlink()]
+    return {PurePosixPath(path.relative_to(folder).as_posix()): size(path) for path in files}
+
+
+def _list_url(folder: Url) -> dict[PurePosixPath, int | None]:
+    """Return the sizes of all files, in the same order as for a local folder."""
+    sizes = {PurePosixPath(path): size for path, size in folder.list_files().items()}
+    if not sizes:
+        raise FaceSnapError(f"There are no files in {folder}; check the URL.")
+    return {path: sizes[path] for path in sorted(sizes)}
 
 
 def _names(
-    folder: Path,
+    folder: Location,
     photos: Sequence[PhotoFile],
     layout: str,
     known: dict[str, str] | None,
-    identities: Path | None,
+    identities: Location | None,
 ) -> list[str]:
     """Return the name of the person in each photo."""
     paths = [PurePosixPath(photo.path) for photo in photos]
@@ -164,7 +171,7 @@ def _names(
     return [path.parts[0] for path in paths]
 
 
-def _detect_layout(folder: Path, paths: Sequence[PurePosixPath]) -> str:
+def _detect_layout(folder: Location, paths: Sequence[PurePosixPath]) -> str:
     flat = [len(path.parts) == 1 for path in paths]
     if any(flat) and not all(flat):
         raise FaceSnapError(f"{folder} contains both photos and folders of photos; specify the layout with --layout.")
@@ -178,7 +185,7 @@ def _in_ffhq_folder(path: PurePosixPath) -> bool:
     return int(path.stem) // 1000 * 1000 == int(thousand)
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
+def _labels(folders: Sequence[Location]) -> list[str]:
     """Return the folders' names, numbered if several are the same."""
-    names = [folder.resolve().name for folder in folders]
+    names = [folder.name if isinstance(folder, Url) else folder.resolve().name for folder in folders]
     return [name if names.count(name) == 1 else f"{name}-{names[:i].count(name) + 1}" for i, name in enumerate(names)]

@@ -8,15 +8,13 @@ and a build with different photos is rejected.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import atomic_write
 from facesnap_lab.dataset.layouts import Person, PhotoFile
+from facesnap_lab.storage import Location, write
 
 FILE_NAME = "plan.jsonl"
 VERSION = 1
@@ -50,7 +48,7 @@ def divide_into_shards(people: Sequence[Person], per_shard: int) -> list[Planned
 
 
 def write_or_compare(
-    out: Path, settings: Mapping[str, Any], folders: Sequence[Path], shards: Iterable[PlannedShard]
+    out: Location, settings: Mapping[str, Any], folders: Sequence[Location], shards: Iterable[PlannedShard]
 ) -> None:
     """Write the plan, or compare it with the existing one.
 
@@ -90,7 +88,7 @@ def _person_fields(person: Person) -> dict[str, Any]:
     return fields
 
 
-def _difference(before: list[Any], now: list[Any], folders: Sequence[Path]) -> str:
+def _difference(before: list[Any], now: list[Any], folders: Sequence[Location]) -> str:
     for key in before[0] | now[0]:
         if before[0].get(key) != now[0].get(key):
             return f"The build was started with {key} {before[0].get(key)}, but now has {now[0].get(key)}"
@@ -113,22 +111,20 @@ def _change(old: tuple[str, dict[str, Any]] | None, new: tuple[str, dict[str, An
     return "has changed"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, and rename it when it is synced to disk.
+def write_text(path: Location, text: str) -> None:
+    """Write a file completely or not at all.
 
     Raises:
-        FaceSnapError: the disk is full or not writable.
+        FaceSnapError: the disk is full or not writable, or the object store fails.
     """
     try:
-        with atomic_write(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with write(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise write_error(path, error) from error
 
 
-def write_error(path: Path, error: OSError) -> FaceSnapError:
+def write_error(path: Location, error: OSError) -> FaceSnapError:
     """Return the error for the user if a file cannot be written."""
     return FaceSnapError(
         f"{path} cannot be written ({error.strerror or error}); free some disk space or make the folder writable, and "

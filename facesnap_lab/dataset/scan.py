@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import Photo, from_bytes
+from facesnap_lab.storage import Location
 
 LEFT_OUT = "left out"  # the reason in the report
 HASH_SIDE = 16
@@ -36,11 +36,11 @@ class PhotoScan:
     difference_hash: str = ""
 
 
-def scan_photo(path: Path) -> PhotoScan:
+def scan_photo(path: Location) -> PhotoScan:
     """Read a photo for the first time.
 
     Raises:
-        FaceSnapError: the file does not exist.
+        FaceSnapError: the file does not exist, or its object store fails.
     """
     try:
         data = path.read_bytes()
@@ -59,7 +59,7 @@ def scan_photo(path: Path) -> PhotoScan:
     )
 
 
-def reread(path: Path, scan: PhotoScan) -> Photo:
+def reread(path: Location, scan: PhotoScan) -> Photo:
     """Read a photo that was scanned before.
 
     Raises:
@@ -101,12 +101,14 @@ class ScannedPhoto:
     """A photo that has been scanned, the number of its person in the plan, and its source, or "" without a manifest."""
 
     person: int
-    path: Path
+    path: Location
     scan: PhotoScan
     source: str = ""
 
 
-def find_duplicates(photos: Iterable[ScannedPhoto], left_out: Mapping[Path, SkippedPhoto]) -> dict[Path, SkippedPhoto]:
+def find_duplicates(
+    photos: Iterable[ScannedPhoto], left_out: Mapping[Location, SkippedPhoto]
+) -> dict[Location, SkippedPhoto]:
     """Find the photos to skip as duplicates, or because they or a duplicate must be left out.
 
     Of photos with identical pixels, regardless of the person, the first is kept. Of near-duplicates of one person, the
@@ -131,7 +133,7 @@ def find_duplicates(photos: Iterable[ScannedPhoto], left_out: Mapping[Path, Skip
         else:
             skipped[photo.path] = _skip_duplicate(photo, first, first.path in left_out)
     for own in people.values():
-        kept: list[tuple[Path, int]] = []
+        kept: list[tuple[Location, int]] = []
         for photo in sorted(own, key=lambda photo: (photo.path not in left_out, -photo.scan.area)):
             bits = int(photo.scan.difference_hash, 16)
             twin = next((other for other, known in kept if (known ^ bits).bit_count() <= MAX_BITS), None)

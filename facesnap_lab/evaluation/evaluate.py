@@ -9,21 +9,31 @@ from typing import Any
 from facesnap_ext.errors import FaceSnapError
 from facesnap_lab.evaluation.draw import EvaluationPipeline, check_faces, draw_cases, processes
 from facesnap_lab.evaluation.judges import Judges
-from facesnap_lab.evaluation.measure import embed_real_photos, measure
+from facesnap_lab.evaluation.measure import LoadJudges, embed_real_photos, measure
 from facesnap_lab.evaluation.protocol import Protocol, find_images
 from facesnap_lab.evaluation.report import write_report
+from facesnap_lab.workers import open_workers
 
 FACESNAP = "FaceSnap"  # name of the method, and of its image folder
 
 
 def evaluate(
-    protocol: Protocol, judges: Judges, others: dict[str, Path], out: Path, pipeline: EvaluationPipeline | None = None
+    protocol: Protocol,
+    judges: Judges,
+    others: dict[str, Path],
+    out: Path,
+    pipeline: EvaluationPipeline | None = None,
+    load_judges: LoadJudges | None = None,
+    workers: int = 0,
+    scheduler: str = "",
 ) -> dict[str, Any] | None:
     """Generate, measure, and write results.json, table.md, sheet.png and plot.png to `out`.
 
     Args:
         others: image folders of other methods by name.
         pipeline: generates FaceSnap's images into `out`/FaceSnap; None measures the other methods only.
+        load_judges: returns `judges` in other processes; see `measure.embed_real_photos`.
+        workers, scheduler: where to measure, as for `open_workers`.
 
     Returns:
         The results; None in all processes but accelerate's main one.
@@ -50,8 +60,11 @@ def evaluate(
     state = processes()
     real = None
     if state.is_main_process:
-        with tqdm(total=len(protocol.identities), desc="real photos") as bar:
-            real = embed_real_photos(protocol, judges, bar.update)
+        with (
+            open_workers(workers, scheduler) as run_tasks,
+            tqdm(total=len(protocol.identities), desc="real photos") as bar,
+        ):
+            real = embed_real_photos(protocol, judges, bar.update, run_tasks, load_judges)
     costs = {}
     folders = dict(others)
     if pipeline is not None:
@@ -61,9 +74,10 @@ def evaluate(
     if not state.is_main_process:
         return None
     methods = []
-    for name, folder in folders.items():
-        with tqdm(total=len(cases), desc=f"measuring {name}") as bar:
-            methods.append(measure(name, folder, protocol, judges, real, bar.update))
+    with open_workers(workers, scheduler) as run_tasks:
+        for name, folder in folders.items():
+            with tqdm(total=len(cases), desc=f"measuring {name}") as bar:
+                methods.append(measure(name, folder, protocol, judges, real, bar.update, run_tasks, load_judges))
     return write_report(out, protocol, judges.names, methods, costs)
 
 

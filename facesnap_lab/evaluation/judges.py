@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from facesnap_ext.identity import faces
 from facesnap_ext.identity.clip import preprocess
 from facesnap_ext.identity.faces import Face, FacePack, NoFaceError
 from facesnap_ext.photos import Photo
+from facesnap_ext.weights.search import find_models
+from facesnap_lab.workers import local_gpu
 
 INCEPTION_SIDE = 299
 FACENET_SIDE = 160
@@ -74,6 +77,40 @@ class Judges:
             "face recognition": self.face_name or None,
             "fid features": self.extractor and self.extractor.name,
         }
+
+
+@dataclass(frozen=True)
+class JudgeFiles:
+    """The files of the judges, from which each process loads its own. models: the folder with the face detector."""
+
+    clip: Path | None = None
+    facenet: Path | None = None
+    inception: Path | None = None
+    models: Path | None = None
+
+
+@lru_cache(maxsize=1)
+def load_judges(files: JudgeFiles, device: torch.device | str | None = None) -> Judges:
+    """Load the networks.
+
+    Args:
+        device: None for this process's GPU, or the CPU if there is none.
+
+    Raises:
+        FaceSnapError: a file is missing or unsuitable, or there is no face detector.
+    """
+    device = torch.device(device or (f"cuda:{local_gpu()}" if torch.cuda.is_available() else "cpu"))
+    clip = load_clip(files.clip, device) if files.clip else None
+    extractor = load_inception(files.inception, device) if files.inception else None
+    pack = embed = None
+    if clip or files.facenet:
+        if files.models is None:
+            raise FaceSnapError("CLIP-face and FaceSim need a face detector; specify its folder with --models.")
+        face_pack = find_models(files.models).require("face_pack")
+        pack = faces.load_pack(face_pack, "cuda" if device.type == "cuda" else "cpu")
+    if files.facenet:
+        pack, embed = load_face_judge(files.facenet, pack)
+    return Judges(clip, pack, embed, files.facenet.name if files.facenet else "", extractor)
 
 
 def find_face(pack: FacePack, photo: Photo) -> Face | None:

@@ -4,6 +4,7 @@ networks."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def miniature_protocol(folder: Path, people: int, poses: int = len(POSES), promp
     return Protocol(tuple(identities), tuple(driving), tuple(texts))
 
 
+@lru_cache(maxsize=1)
 def miniature_judges() -> Judges:
     """Load the miniature's judge in place of FaceNet, and its CLIP, whose embeddings also serve as features for FID."""
     from transformers import CLIPModel

@@ -16,7 +16,8 @@ from facesnap_ext.identity import faces
 from facesnap_ext.landmarks.points72 import five_points
 from facesnap_ext.weights.networks import network_hash
 from facesnap_lab.miniature import dataset
-from facesnap_lab.training.shards import Sample, write_shards
+from facesnap_lab.training.shard_writer import write_shards
+from facesnap_lab.training.shards import Sample
 
 KEYPOINT_NOISE = 1 / 128  # standard deviation relative to the side, since a detector's points are never exact
 PER_SHARD = 2000

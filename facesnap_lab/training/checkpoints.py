@@ -14,6 +14,8 @@ from torch import nn
 from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.weights import facesnap_file
+from facesnap_lab.storage import Url, upload_folder
+from facesnap_lab.training import uploads
 from facesnap_lab.training.networks import TrainedNetworks
 from facesnap_lab.training.run import Run
 
@@ -90,9 +92,21 @@ def save_checkpoint(run: Run, step: int) -> None:
 
     _write_or_discard(out, step, write)
     accelerator.wait_for_everyone()
+    if run.config.upload is not None:
+        _upload(run, run.config.upload, step)
     if accelerator.is_main_process:
         _write_or_discard(out, step, lambda: finish(out, step, run.config.keep))
     accelerator.wait_for_everyone()
+
+
+def _upload(run: Run, url: Url, step: int) -> None:
+    """Upload a completely written checkpoint before it gets its final name, so that none in `out` is newer."""
+    accelerator, folder = run.accelerator, partial_folder(run.config.out, step)
+    if accelerator.is_local_main_process:
+        upload_folder(url / f"step-{step:07d}", folder)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        uploads.finish(url, run.config.out, step, run.config.keep)
 
 
 def _write_or_discard(folder: Path, step: int, write: Callable[[], object]) -> None:

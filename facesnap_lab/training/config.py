@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.storage import Location, Url, location
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,13 @@ class TrainConfig:
     base: Path  # SDXL: a diffusers folder or a single-file checkpoint
     start: Path  # FaceSnap file to start from, as written by `facesnap init`
     clip: Path  # CLIP image encoder
-    shards: tuple[Path, ...]  # WebDataset .tar files; in the YAML file, * and ? are wildcards
+    shards: tuple[Location, ...]  # WebDataset .tar files or URLs; in the YAML file, * and ? are wildcards
     out: Path  # folder for checkpoints, logs and samples
+    upload: Url | None = None  # where to copy the content of `out` at each checkpoint, such as s3://bucket/run
     face_pack: Path | None = None  # insightface pack with the ArcFace model for L_id; unused if id_rows is 0
-    exclude: Path | None = None  # people and SHA-256 of photos to leave out, one per line; see training/exclusions.py
+    exclude: Location | None = (
+        None  # people and SHA-256 of photos to leave out, one per line; see training/exclusions.py
+    )
     base_config: Path | None = None  # diffusers folder with configs and tokenizers, for a single-file checkpoint
 
     resolution: int = 1024  # side of the images in pixels
@@ -173,11 +177,13 @@ def _value(path: Path, name: str, value: Any, hint: Any) -> Any:
         if number is None:
             raise _invalid(path, name, value, "a number")
         value = number
-    elif kind is Path:
+    elif kind in (Path, Url):
         if not isinstance(value, str) or not value:
             raise _invalid(path, name, value, "a file or folder")
         value = _resolve(path, value)
-        if name != "out" and not value.exists():
+        if not isinstance(value, kinds):
+            raise _invalid(path, name, str(value), "a URL such as s3://bucket/run" if kind is Url else "a local path")
+        if name not in ("out", "upload") and not value.exists():
             raise FaceSnapError(f"'{name}' in {path} is {value}, which does not exist; correct it.")
         return value
     elif type(value) is not kind:  # not isinstance, because True is an instance of int
@@ -204,21 +210,26 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _shards(path: Path, name: str, value: Any) -> tuple[Path, ...]:
+def _shards(path: Path, name: str, value: Any) -> tuple[Location, ...]:
     patterns = [value] if isinstance(value, str) else value
     if not isinstance(patterns, list) or not patterns or not all(isinstance(item, str) and item for item in patterns):
         raise _invalid(path, name, value, "a list of .tar files")
-    shards: list[Path] = []
+    shards: list[Location] = []
     for pattern in patterns:
-        matches = sorted(glob.glob(str(_resolve(path, pattern))))  # noqa: PTH207 (patterns may be absolute)
+        resolved = _resolve(path, pattern)
+        if isinstance(resolved, Url):
+            matches: list[Location] = [*resolved.parent.glob(resolved.name)]
+        else:
+            matches = [Path(match) for match in sorted(glob.glob(str(resolved)))]  # noqa: PTH207 (may be absolute)
         if not matches:
             raise FaceSnapError(f"No file matches {pattern}, which is listed under '{name}' in {path}; correct it.")
-        shards += map(Path, matches)
+        shards += matches
     return tuple(shards)
 
 
-def _resolve(path: Path, value: str) -> Path:
-    return path.parent.resolve() / Path(value).expanduser()
+def _resolve(path: Path, value: str) -> Location:
+    target = location(value)
+    return target if isinstance(target, Url) else path.parent.resolve() / target.expanduser()
 
 
 def _invalid(path: Path, name: str, value: Any, expected: str) -> FaceSnapError:

@@ -7,11 +7,11 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from facesnap_lab import storage
 from facesnap_lab.markdown import markdown_table
 from facesnap_lab.training.checkpoints import average_networks, save_checkpoint
 from facesnap_lab.training.config import TrainConfig
@@ -65,7 +65,7 @@ def estimate(config: TrainConfig) -> dict[str, Any]:
         shutil.rmtree(out, ignore_errors=True)  # of an estimate that was killed
     state.wait_for_everyone()
     try:
-        run = prepare_run(replace(config, out=out))
+        run = prepare_run(replace(config, out=out, upload=None))
         rates = measure(run)
     finally:
         state.wait_for_everyone()
@@ -104,7 +104,7 @@ def extrapolate(config: TrainConfig, rates: Rates, run: Run) -> dict[str, Any]:
     """Return the images per step and epochs of a run, and the rows of the table."""
     processes, images = run.accelerator.num_processes, len(run.images.index)
     per_step = config.batch_size * config.gradient_accumulation * processes
-    shard_bytes = sum(Path(shard).stat().st_size for shard in config.shards) / images
+    shard_bytes = sum(map(storage.size, config.shards)) / images
     rows = []
     for count in (images, *SIZES):
         number = config.steps * count / images

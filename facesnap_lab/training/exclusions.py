@@ -7,8 +7,8 @@ import re
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
+from facesnap_lab.storage import Location
 from facesnap_lab.text_files import read_utf8
 
 _HASH = re.compile(r"\\?([0-9a-f]{64})( [ *].*)?", re.IGNORECASE)  # also as `sha256sum` prints it, with a file name
@@ -21,7 +21,7 @@ class Exclusions:
     path: the file that lists them. people: their names, in Unicode's form NFC. photos: the SHA-256 of their files.
     """
 
-    path: Path
+    path: Location
     people: frozenset[str]
     photos: frozenset[str]
 
@@ -51,7 +51,7 @@ class Exclusions:
         return f"{self.path} lists {unmatched[0]}, which matches no photo{more}; check the spelling."
 
 
-def read_exclusions(path: Path) -> Exclusions:
+def read_exclusions(path: Location) -> Exclusions:
     """Read a text file with one person or one SHA-256 of a photo per line. Lines that start with # are comments.
 
     Raises:

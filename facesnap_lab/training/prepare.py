@@ -15,7 +15,7 @@ from facesnap_ext.weights.facesnap_file import FaceSnapInfo
 from facesnap_ext.weights.network_names import TITLES
 from facesnap_ext.weights.networks import network_hash
 from facesnap_ext.weights.sources import combine_sources
-from facesnap_lab.training import checkpoints
+from facesnap_lab.training import checkpoints, uploads
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.data import ImageSizes, TrainingImages
 from facesnap_lab.training.exclusions import read_exclusions
@@ -42,6 +42,10 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     if accelerator.is_main_process:
         checkpoints.prepare_out(config.out, resume)
     accelerator.wait_for_everyone()
+    if config.upload is not None:
+        if accelerator.is_local_main_process:
+            uploads.prepare(config.upload, config.out, resume)
+        accelerator.wait_for_everyone()
 
     index = read_shard_index(config.shards)
     if config.exclude:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.training import uploads
 from facesnap_lab.training.checkpoints import (
     average_networks,
     describe_last,
@@ -74,6 +75,8 @@ def train_from(run: Run, step: int) -> Path:
                 networks = average_networks(run)
                 if accelerator.is_main_process:
                     save_samples(run, result.number, *networks, board)
+    if config.upload is not None and accelerator.is_main_process:
+        uploads.upload_samples(config.upload, config.out)  # of the last step
     return list_checkpoints(config.out)[-1][1]
 
 

@@ -11,7 +11,8 @@ from facesnap_ext.networks.mixer import MixerConfig
 from facesnap_ext.weights.initialise import initialise
 from facesnap_ext.weights.networks import network_hash
 from facesnap_lab.training.config import TrainConfig
-from facesnap_lab.training.shards import Sample, write_shards
+from facesnap_lab.training.shard_writer import write_shards
+from facesnap_lab.training.shards import Sample
 from tests.support import tiny
 from tests.support.stand_in_pack import stand_in_arcface
 

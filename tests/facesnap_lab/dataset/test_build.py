@@ -22,6 +22,7 @@ from facesnap_lab.cli.main import main
 from facesnap_lab.dataset import build as builder
 from facesnap_lab.training.shards import read_sample, read_shard_index
 from tests.support.dataset_photos import SETTINGS, SIDE, portraits, save
+from tests.support.processes import group_is_alive, wait_for_end
 
 
 def shards(folder: Path) -> dict[str, bytes]:
@@ -52,12 +53,9 @@ def test_build_killed_and_continued_with_more_workers_gives_the_same_bytes(built
             time.sleep(0.01)
         process.kill()  # only the parent is killed: its workers must exit by themselves
         process.wait()
-        deadline = time.monotonic() + 10
-        while _alive(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not _alive(process.pid), "a worker outlived its parent"
+        assert wait_for_end(process.pid), "a worker outlived its parent"
     finally:
-        if _alive(process.pid):
+        if group_is_alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
     assert 1 <= len(shards(out)) < len(shards(built))
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
@@ -67,24 +65,6 @@ def test_build_killed_and_continued_with_more_workers_gives_the_same_bytes(built
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items()), "finished shards were rebuilt"
     assert not list(out.rglob("*.part"))
     assert "images: 54" in capsys.readouterr().out
-
-
-def _alive(group: int) -> bool:
-    """Return whether any process of the group is still running."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    states = [_state(entry, group) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    return any(state not in (None, "Z") for state in states)
-
-
-def _state(entry: Path, group: int) -> str | None:
-    try:
-        state, _, process_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
-    except OSError:
-        return None
-    return state if int(process_group) == group else None
 
 
 def test_incomplete_shard_is_removed_if_writing_fails(people, models, tmp_path):
@@ -103,24 +83,6 @@ def test_incomplete_shard_is_removed_if_writing_fails(people, models, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
     assert not [path for path in out.rglob("*") if path.suffix in (".tar", ".part")]
-
-
-def kill_own_process(job, tick):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_dead_worker_gives_an_error_and_finished_shards_are_kept(built, people, models, tmp_path, monkeypatch):
-    out = shutil.copytree(built, tmp_path / "out")
-    for file in ("shard-000001.tar", "work/shard-000001.json"):
-        (out / file).unlink()
-    finished = shards(out)
-    monkeypatch.setattr(builder, "build_shard", kill_own_process)
-    with pytest.raises(FaceSnapError, match=r"A process that builds the data died.*run the command again"):
-        builder.build([people], out, models, SETTINGS, per_shard=4, workers=1)
-    assert shards(out) == finished
-    monkeypatch.undo()
-    builder.build([people], out, models, SETTINGS, per_shard=4, workers=0)
-    assert shards(out) == shards(built)
 
 
 def test_each_person_is_in_the_shard_given_by_the_plan(built, people):
@@ -244,6 +206,16 @@ def test_settings_or_photos_that_differ_from_the_plan_are_rejected(built, people
     with pytest.raises(FaceSnapError, match=r"n000002/0001_01\.png has changed since"):
         build_again()
     assert shards(out) == shards(built)
+
+
+def test_machine_with_other_networks_is_rejected(build_here, people, monkeypatch, tmp_path):
+    planned = builder.fingerprints
+    monkeypatch.setattr(builder, "fingerprints", lambda *files: {**planned(*files), "deca": "another file"})
+    with pytest.raises(
+        FaceSnapError, match=r"^The network 'deca' on .* is not the one that the build"
+    ):
+        build_here(people)
+    assert not list((tmp_path / "out").glob("*.tar"))
 
 
 def test_missing_inputs_are_reported_before_anything_is_written(people, models, tmp_path, build_here):

@@ -21,7 +21,8 @@ from facesnap_lab.dataset import crops, masks
 from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.world import person, scene
 from facesnap_lab.training.data import ImageSizes, TrainingImages
-from facesnap_lab.training.shards import Sample, ShardIndex, read_sample, read_shard_index, write_shard
+from facesnap_lab.training.shard_writer import write_shard
+from facesnap_lab.training.shards import Sample, ShardIndex, read_sample, read_shard_index
 from tests.support.dataset_photos import SETTINGS, SIDE
 
 

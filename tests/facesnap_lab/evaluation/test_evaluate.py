@@ -1,6 +1,7 @@
 """The evaluation on the miniature, from the list to the four report files."""
 
 import json
+import pickle
 import shutil
 from dataclasses import replace
 
@@ -16,14 +17,16 @@ pytest.importorskip("torchmetrics", reason="FID is computed with torchmetrics")
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.photos import from_path
 from facesnap_lab.cli.main import main
+from facesnap_lab.evaluation import measure as measuring
 from facesnap_lab.evaluation.draw import NOTE
 from facesnap_lab.evaluation.evaluate import evaluate, named_folders
 from facesnap_lab.evaluation.judges import Judges
 from facesnap_lab.evaluation.measure import METRICS, embed_real_photos, measure
-from facesnap_lab.evaluation.miniature import miniature_pipeline
+from facesnap_lab.evaluation.miniature import miniature_judges, miniature_pipeline
 from facesnap_lab.evaluation.protocol import Protocol, read_protocol
 from facesnap_lab.evaluation.report import table
 from facesnap_lab.miniature.measure import Judge
+from facesnap_lab.storage import Url
 
 
 def copies(protocol, folder, photo_of):
@@ -66,6 +69,31 @@ def test_references_score_like_the_judge_against_the_other_photos(world, judges,
         expected.append(np.mean([own @ other for other in others]))
     assert scores.by_person["face_sim"] == pytest.approx(expected, abs=1e-5)
     assert scores.intervals["face_sim"].mean == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_merged_results_of_other_processes_are_the_same_bits(world, judges, tmp_path, monkeypatch):
+    """The tasks are run in another order, and travel as they do to other machines."""
+    monkeypatch.setattr(measuring, "BATCH", 2)
+    folder = copies(world, tmp_path, lambda case: case.identity.photos[0])
+    Image.new("RGB", (64, 64), "grey").save(folder / world.cases()[3].file)
+    expected = measured(world, judges, folder)
+
+    def run_elsewhere(work, tasks, advance):
+        results = {}
+        for number in np.random.default_rng(0).permutation(len(tasks)):
+            sent, argument = pickle.loads(pickle.dumps((work, tasks[number].argument)))
+            results[number] = pickle.loads(pickle.dumps(sent(argument)))
+            advance(tasks[number].size)
+        return [results[number] for number in range(len(tasks))]
+
+    progress = []
+    real = embed_real_photos(world, judges, lambda: progress.append(1), run_elsewhere, miniature_judges)
+    scores = measure("copies", folder, world, judges, real, progress.append, run_elsewhere, miniature_judges)
+    assert progress == [1] * len(world.identities) + [2] * (len(world.cases()) // 2)
+    assert (scores.fid, scores.without_face) == (expected.fid, expected.without_face)
+    assert scores.intervals == expected.intervals
+    for metric in METRICS:
+        assert scores.values[metric].tobytes() == expected.values[metric].tobytes()
 
 
 def test_photos_of_other_people_score_lower_and_images_without_a_face_0(world, judges, tmp_path):
@@ -188,6 +216,8 @@ def test_named_folders(tmp_path):
         (["none.yaml"], "list none.yaml does not exist"),
         (["--miniature", "--base", "sdxl"], "provides its own base"),
         (["--miniature", "--people", "0"], "--people is 0"),
+        (["--upload", "copies"], "--upload is copies, but must be a URL"),
+        (["--upload", "s3://key:secret@bucket"], "The URL s3://…@bucket contains credentials"),
     ],
 )
 def test_errors_of_the_command_are_one_line(arguments, told, tmp_path, capsys, monkeypatch):
@@ -224,8 +254,12 @@ def test_command_with_a_list_and_all_model_files(world, judges, tmp_path, capsys
     assert "--models" in capsys.readouterr().err
 
     arguments += ["--models", str(tmp_path / "models"), "--width", "64", "--height", "64", "--dtype", "float32"]
+    arguments += ["--upload", "memory://evaluation"]
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip() == (out / "table.md").read_text(encoding="utf-8").strip()
+    copied = Url("memory://evaluation")
+    assert set(copied.list_files()) == {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert (copied / "results.json").read_bytes() == (out / "results.json").read_bytes()
     facesnap = json.loads((out / "results.json").read_text(encoding="utf-8"))["methods"][0]
     protocol = read_protocol(tmp_path / "list.json")
     expected = measured(protocol, judges, out / "FaceSnap")

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_lab.storage import Url, location, write
 from facesnap_lab.training.config import TrainConfig, read_config
 
 
@@ -19,7 +20,7 @@ def write_config(tmp_path: Path):
     for name in ("start.safetensors", "a.tar", "b.tar"):
         (tmp_path / name).touch()
 
-    def write(**changes) -> Path:
+    def write_yaml(**changes) -> Path:
         valid = {
             "base": "base",
             "start": "start.safetensors",
@@ -33,7 +34,7 @@ def write_config(tmp_path: Path):
         path.write_text(yaml.safe_dump(content))
         return path
 
-    return write
+    return write_yaml
 
 
 def test_defaults_are_those_of_the_paper(write_config, tmp_path):
@@ -43,6 +44,29 @@ def test_defaults_are_those_of_the_paper(write_config, tmp_path):
     assert config.shards == (tmp_path / "a.tar", tmp_path / "b.tar")
     assert (config.base, config.out) == (tmp_path / "base", tmp_path / "run")
     assert config.jitter == 4
+
+
+def test_shards_and_copies_may_be_in_an_object_store(write_config, tmp_path):
+    for name in ("b.tar", "a.tar", "a.index.json"):
+        with write(location(f"memory://shards/{name}")) as file:
+            file.write(b"content")
+    config = read_config(write_config(shards=["memory://shards/*.tar", "a.tar"], upload="s3://bucket/run/"))
+    assert config.shards == (Url("memory://shards/a.tar"), Url("memory://shards/b.tar"), tmp_path / "a.tar")
+    assert config.upload == Url("s3://bucket/run")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("upload", "copies", r"'upload' in .*train\.yaml is '.*copies' but must be a URL such as s3://bucket/run"),
+        ("base", "s3://bucket/base", r"'base' in .*train\.yaml is 's3://bucket/base' but must be a local path"),
+        ("out", "s3://bucket/out", r"'out' in .*train\.yaml is 's3://bucket/out' but must be a local path"),
+        ("shards", ["memory://none/*.tar"], r"No file matches memory://none/\*\.tar, which is listed under 'shards'"),
+    ],
+)
+def test_urls_and_paths_are_not_confused(field, value, message, write_config):
+    with pytest.raises(FaceSnapError, match=message):
+        read_config(write_config(**{field: value}))
 
 
 def test_numbers_in_all_yaml_notations_are_read(write_config):

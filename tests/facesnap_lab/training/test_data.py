@@ -16,7 +16,8 @@ from PIL import Image
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.landmarks.points72 import Landmarks, draw, five_points
 from facesnap_lab.training.data import ImageSizes, TrainingImages, batch_rows, read_batches
-from facesnap_lab.training.shards import read_shard_index, write_shards
+from facesnap_lab.training.shard_writer import write_shards
+from facesnap_lab.training.shards import read_shard_index
 from tests.support.training_world import SIDE, samples
 
 SIZES = ImageSizes(resolution=SIDE, latent_side=8, landmark_side=64, clip_side=28)
@@ -65,7 +66,7 @@ def test_sample_is_read_as_it_was_written(shards):
 def test_jpeg_images_are_read(shards, tmp_path):
     from webdataset import TarWriter
 
-    from facesnap_lab.training.shards import _members
+    from facesnap_lab.training.shard_writer import _members
 
     sample = next(samples())
     members = _members(sample)
@@ -198,7 +199,7 @@ def test_shard_truncated_between_two_samples_is_rejected(shards, tmp_path):
 def test_incomplete_sample_is_rejected(missing, tmp_path):
     from webdataset import TarWriter
 
-    from facesnap_lab.training.shards import _members
+    from facesnap_lab.training.shard_writer import _members
 
     members = _members(next(samples()))
     del members[missing]

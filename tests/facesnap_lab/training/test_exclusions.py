@@ -17,7 +17,8 @@ from facesnap_lab.training.data import ImageSizes, TrainingImages
 from facesnap_lab.training.exclusions import read_exclusions
 from facesnap_lab.training.prepare import prepare_run
 from facesnap_lab.training.provenance import leave_out
-from facesnap_lab.training.shards import Sample, read_sample, read_shard_index, write_shards
+from facesnap_lab.training.shard_writer import write_shards
+from facesnap_lab.training.shards import Sample, read_sample, read_shard_index
 from tests.support.training_world import SIDE, samples
 
 SIZES = ImageSizes(resolution=SIDE, latent_side=8, landmark_side=64, clip_side=28)

@@ -14,7 +14,8 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.networks import network_hash
 from facesnap_lab.training.arcface import SIDE, load_arcface
-from facesnap_lab.training.shards import read_networks, read_sample, read_shard_index, write_shards
+from facesnap_lab.training.shard_writer import write_shards
+from facesnap_lab.training.shards import read_networks, read_sample, read_shard_index
 from facesnap_lab.training.trainer import train
 from tests.support.face_packs import PACKS, write_pack
 from tests.support.training_world import samples, train_config

@@ -16,7 +16,8 @@ from facesnap_ext.weights.networks import network_hash
 from facesnap_ext.weights.sources import NOT_RECORDED, ImageSource
 from facesnap_lab.training import checkpoints, trainer
 from facesnap_lab.training.provenance import read_sources
-from facesnap_lab.training.shards import read_shard_index, write_shards
+from facesnap_lab.training.shard_writer import write_shards
+from facesnap_lab.training.shards import read_shard_index
 from tests.support.training_world import samples
 
 

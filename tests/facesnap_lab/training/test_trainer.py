@@ -18,10 +18,14 @@ from safetensors.torch import load_file
 
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.weights import facesnap_file
+from facesnap_lab import storage
 from facesnap_lab.cli.main import main
-from facesnap_lab.training import checkpoints, trainer
+from facesnap_lab.storage import location
+from facesnap_lab.training import checkpoints, trainer, uploads
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.prepare import prepare_run
+from facesnap_lab.training.shard_positions import index_of
+from tests.support.s3_server import BUCKET, s3_server
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
@@ -132,6 +136,47 @@ def test_resumed_run_equals_an_uninterrupted_one(config, logged_steps, monkeypat
         assert torch.equal(tensor, load_file(resumed / checkpoints.WEIGHTS)[name]), name
 
 
+def test_run_in_an_object_store_is_resumed_on_another_machine(config, logged_steps, monkeypatch, tmp_path):
+    """Shards are read from the store, checkpoints are copied to it, and every seventh request fails."""
+    for package in ("moto", "s3fs"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.setattr(storage, "WAITS", (0.01,) * 5)
+    with s3_server() as server:
+        url = location(f"s3://{BUCKET}/run")
+        for path in config.shards:
+            for file in (path, index_of(path)):
+                (url.parent / "shards" / file.name).upload(file)
+        server.fail_every = 7
+        remote = replace(config, shards=tuple((url.parent / "shards").glob("*.tar")), upload=url)
+        remote = replace(remote, steps=2, save_every=1, keep=1, id_rows=0, face_pack=None)
+        finish = uploads.finish
+        monkeypatch.setattr(uploads, "finish", die_at(finish, 2))
+        with pytest.raises(Killed):
+            trainer.train(remote)
+        monkeypatch.setattr(uploads, "finish", finish)
+        assert uploads.complete_steps(url) == [1]
+        other = replace(remote, out=tmp_path / "other")
+        with pytest.raises(FaceSnapError, match=f"^{url} is not empty; resume the run with --resume"):
+            trainer.train(other)
+        last = trainer.train(other, resume=True)
+        assert uploads.complete_steps(url) == [2]
+        files = url.list_files()
+    assert {name.split("/")[0] for name in files} == {"step-0000002", "logs"}
+    assert files["step-0000002/facesnap.safetensors"] == (last / checkpoints.WEIGHTS).stat().st_size
+    before_death = checkpoints.partial_folder(config.out, 2)
+    for name, tensor in load_file(last / checkpoints.WEIGHTS).items():
+        assert torch.equal(tensor, load_file(before_death / checkpoints.WEIGHTS)[name]), name
+
+
+def die_at(finish, last):
+    def finish_or_die(url, out, step, keep):
+        if step == last:
+            raise Killed
+        finish(url, out, step, keep)
+
+    return finish_or_die
+
+
 def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(config, logged_steps):
     config.out.mkdir()
     (config.out / "logs").mkdir()
@@ -230,7 +275,7 @@ def test_error_names_the_damaged_checkpoint(config, logged_steps):
 
 
 def test_files_that_do_not_fit_together_are_rejected(config, world, tmp_path):
-    from facesnap_lab.training.shards import write_shards
+    from facesnap_lab.training.shard_writer import write_shards
     from tests.support.training_world import samples
 
     with pytest.raises(FaceSnapError, match="'resolution' is 36 but must be a multiple"):
