@@ -125,11 +125,16 @@ class Host:
         wait_until(lambda: self.get("/sdapi/v1/progress?skip_current_image=true")["state"]["sampling_step"] >= step)
 
     def checkpoint(self, part: str) -> str | None:
-        """The file name of the first checkpoint whose name contains this."""
-        if not self.has("/sdapi/v1/sd-models"):  # ersatzForge responds with HTTP 500
-            return None
-        names = (Path(model["filename"]).name for model in self.get("/sdapi/v1/sd-models"))
-        return next((name for name in names if part in name), None)
+        """The name of the first checkpoint whose name contains this."""
+        return next((name for name in self._checkpoints if part in name), None)
+
+    @cached_property
+    def _checkpoints(self) -> list[str]:
+        if self.has("/sdapi/v1/sd-models"):
+            return [Path(model["filename"]).name for model in self.get("/sdapi/v1/sd-models")]
+        # ersatzForge responds with HTTP 500, but its refiner offers the same checkpoints as "name [hash]"
+        choices = next(argument["choices"] for argument in self.script("Refiner")["args"] if argument["choices"])
+        return [title.split(" [")[0] for title in choices]
 
     def script(self, title: str, img2img: bool = False) -> Job | None:
         """The host's description of a script, with the `label` and `value` of each argument; None if there is no script
