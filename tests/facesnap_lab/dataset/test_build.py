@@ -211,9 +211,7 @@ def test_settings_or_photos_that_differ_from_the_plan_are_rejected(built, people
 def test_machine_with_other_networks_is_rejected(build_here, people, monkeypatch, tmp_path):
     planned = builder.fingerprints
     monkeypatch.setattr(builder, "fingerprints", lambda *files: {**planned(*files), "deca": "another file"})
-    with pytest.raises(
-        FaceSnapError, match=r"^The network 'deca' on .* is not the one that the build"
-    ):
+    with pytest.raises(FaceSnapError, match=r"^The network 'deca' on .* is not the one that the build"):
         build_here(people)
     assert not list((tmp_path / "out").glob("*.tar"))
 
