@@ -25,7 +25,7 @@ def fail(number: int) -> None:
 def fail_or_hang(number: int) -> None:
     if number == 0:
         fail(number)
-    time.sleep(600)
+    time.sleep(90)
 
 
 def die(deaths: tuple[Path, int]) -> str:
