@@ -74,14 +74,14 @@ def build(
         FaceSnapError: photos or models are missing, the disk is full, processes died, an object store or the cluster
             cannot be used, or photos or settings differ from those with which the build was started.
     """
-    files = _network_files(models)
+    files = find_networks(models)
     if scheduler:  # its workers have other working directories
         folders, out, blip2 = [_absolute(folder) for folder in folders], _absolute(out), blip2 and blip2.absolute()
     listing = list_people(folders, layout, identities)
     if manifest:
         listing = add_origins(listing, folders, manifest)
     exclusions = read_exclusions(exclude) if exclude else None
-    _check_captions(listing, folders, blip2)
+    check_captions(listing, folders, blip2)
     shards = plan.divide_into_shards(listing.people, per_shard)
     networks = fingerprints(files, blip2)
     all_settings = {**asdict(settings), "per_shard": per_shard, **networks}
@@ -109,13 +109,23 @@ def _absolute(path: Location) -> Location:
     return path if isinstance(path, Url) else path.absolute()
 
 
-def _network_files(models: Path) -> NetworkFiles:
+def find_networks(models: Path) -> NetworkFiles:
+    """Return the files of the face model pack, DECA and FLAME in a folder. Original files are converted.
+
+    Raises:
+        FaceSnapError: one is missing.
+    """
     files = find_models(models.absolute())
     convert_originals(files, lambda message: print(message, file=sys.stderr))
     return NetworkFiles(*(files.require(part) for part in ("face_pack", "deca", "flame")))
 
 
-def _check_captions(listing: Listing, folders: Sequence[Location], blip2: Path | None) -> None:
+def check_captions(listing: Listing, folders: Sequence[Location], blip2: Path | None) -> None:
+    """Check that every photo has a caption file, or that BLIP-2 can be used.
+
+    Raises:
+        FaceSnapError: neither is the case.
+    """
     if blip2:
         check_blip2(blip2)
         return
