@@ -12,15 +12,14 @@ import torch
 from torch import nn
 
 from facesnap_ext.errors import FaceSnapError, reason_of
-from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.weights import facesnap_file
+from facesnap_lab.rivals.method import Rival
 from facesnap_lab.storage import Url, upload_folder
 from facesnap_lab.training import uploads
-from facesnap_lab.training.networks import TrainedNetworks
 from facesnap_lab.training.run import Run
 
 _NAME = re.compile(r"step-(\d{7,})")
-WEIGHTS = "facesnap.safetensors"  # file in each checkpoint: the moving average, as a FaceSnap file
+WEIGHTS = "facesnap.safetensors"  # file in each checkpoint: the moving average; a rival's has the method's name
 
 
 def prepare_out(folder: Path, resume: bool) -> None:
@@ -78,7 +77,7 @@ def save_checkpoint(run: Run, step: int) -> None:
         FaceSnapError: the disk is full or fails. Earlier checkpoints stay intact.
     """
     accelerator, out = run.accelerator, run.config.out
-    mixer, ffrnet = average_networks(run)
+    networks = average_networks(run)
     folder = partial_folder(out, step)
 
     def write() -> None:
@@ -88,7 +87,10 @@ def save_checkpoint(run: Run, step: int) -> None:
             torch.save(run.average, folder / f"average-{accelerator.process_index}.pt")
         if accelerator.is_main_process:
             info = replace(run.info, license=run.config.license, trained_on=trained_on(run, step))
-            facesnap_file.save(folder / WEIGHTS, info, mixer, ffrnet)
+            if isinstance(networks, Rival):
+                networks.save(folder / f"{networks.name}.safetensors", info)
+            else:
+                facesnap_file.save(folder / WEIGHTS, info, networks.mixer, networks.ffrnet)
 
     _write_or_discard(out, step, write)
     accelerator.wait_for_everyone()
@@ -196,8 +198,8 @@ def trained_on(run: Run, step: int) -> str:
 
 
 @torch.no_grad()
-def average_networks(run: Run) -> tuple[nn.Module, FFRNet]:
-    """Return the moving average as separate networks on the CPU, in the start file's dtype.
+def average_networks(run: Run) -> nn.Module:
+    """Return the moving average on the CPU, in the start file's dtype.
 
     All processes must call this; with FSDP, only the main process gets weights.
     """
@@ -210,8 +212,7 @@ def average_networks(run: Run) -> tuple[nn.Module, FFRNet]:
     for parameter, own in zip(parameters, trained):
         parameter.copy_(own)
     with torch.device("meta"):
-        networks = TrainedNetworks(facesnap_file.build_mixer(run.info.mixer), FFRNet(run.info.ffrnet))
+        networks = run.build()
     if run.accelerator.is_main_process:  # FSDP gathers the weights only in the main process
         networks.load_state_dict(state, assign=True)
-    networks.eval().requires_grad_(False)
-    return networks.mixer, networks.ffrnet
+    return networks.eval().requires_grad_(False)

@@ -30,6 +30,7 @@ class TrainConfig:
     )
     base_config: Path | None = None  # diffusers folder with configs and tokenizers, for a single-file checkpoint
 
+    method: str = "facesnap"  # or a rival of Table 1, see docs/rivals.md
     resolution: int = 1024  # side of the images in pixels
     reference: str = "other"  # source of the identity: another image of the same person, or the same image
     landmarks: str = "drawn"  # or "none": black landmark images, as in the paper's ablation
@@ -84,6 +85,7 @@ class TrainConfig:
 
 
 CHOICES = {
+    "method": ("facesnap", "ip-adapter-face", "ip-adapter-plus", "instantid"),
     "reference": ("other", "same"),
     "landmarks": ("drawn", "none"),
     "tokens": ("ffrnet", "text"),
@@ -157,6 +159,8 @@ def from_fields(path: Path, content: Mapping[str, Any]) -> TrainConfig:
         raise FaceSnapError(
             f"The field 'face_pack' is missing in {path}; add it, or set 'id_rows' to 0 to train without L_id."
         )
+    if config.method != "facesnap" and config.tokens == "text":
+        raise FaceSnapError(f"'tokens' in {path} is 'text', which only FaceSnap supports; remove it or 'method'.")
     if config.id_rows > config.batch_size:
         raise FaceSnapError(f"'id_rows' in {path} is larger than 'batch_size'; lower it.")
     if config.lightning_grad_steps > config.lightning_steps:

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity import clip
 from facesnap_ext.identity.faces import square_crop
-from facesnap_ext.landmarks.points72 import Landmarks, draw, five_points
+from facesnap_ext.landmarks.hints import HINTS, POINTS72
+from facesnap_ext.landmarks.points72 import Landmarks, five_points
 from facesnap_lab.training.shards import Sample, ShardIndex, read_sample
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ class Batch:
     keypoints: [N,5,2] in pixels of the image with the centre of the first pixel at 0, 0, for `arcface.align`.
     embeddings: [N,E] and clip_pixels: [N,3,S,S], of the references.
     points: the 72 landmarks [N,72,2] in pixels of the image, without jitter.
-    references: the reference images [N,H,W,3] uint8, for display.
+    references: the reference images [N,H,W,3] uint8. reference_points: their 72 landmarks [N,72,2] in pixels.
     """
 
     rows: Tensor
@@ -59,6 +60,7 @@ class Batch:
     clip_pixels: Tensor
     points: Tensor
     references: Tensor
+    reference_points: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
         return on_device(self, device)
@@ -76,13 +78,23 @@ class TrainingImages(Dataset):
     Each epoch contains every image once, in a different order.
     """
 
-    def __init__(self, index: ShardIndex, sizes: ImageSizes, seed: int, reference: str, landmarks: str, jitter: float):
+    def __init__(
+        self,
+        index: ShardIndex,
+        sizes: ImageSizes,
+        seed: int,
+        reference: str,
+        landmarks: str,
+        jitter: float,
+        hint: str = POINTS72,
+    ):
         self.index = index
         self.sizes = sizes
         self.seed = seed
         self.reference = reference
         self.landmarks = landmarks
         self.jitter = jitter
+        self.hint = hint
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         epoch, position = divmod(row, len(self.index))
@@ -106,6 +118,9 @@ class TrainingImages(Dataset):
             "clip_pixels": clip.preprocess([square_crop(reference.image, reference.box)], self.sizes.clip_side)[0],
             "points": torch.from_numpy(points),
             "references": torch.from_numpy(_resized(reference.image, side)),
+            "reference_points": torch.from_numpy(
+                (reference.points * side / reference.image.shape[0]).astype(np.float32)
+            ),
         }
 
     def __getitems__(self, rows: Sequence[int]) -> Batch | FaceSnapError:
@@ -128,7 +143,7 @@ class TrainingImages(Dataset):
             return torch.zeros(3, side, side)
         moved = points + self.jitter * rng.standard_normal(points.shape, dtype=np.float32)
         landmarks = Landmarks(moved.astype(np.float32), self.sizes.resolution, self.sizes.resolution)
-        return torch.from_numpy(draw(landmarks, side, side)).permute(2, 0, 1).float() / 255
+        return torch.from_numpy(HINTS[self.hint](landmarks, side, side)).permute(2, 0, 1).float() / 255
 
     def read(self, number: int) -> Sample:
         """Read an image by its position in the shards; see `read_sample`."""

@@ -95,7 +95,7 @@ def measure(run: Run) -> Rates:
     if config.sample_every:
         networks = average_networks(run)
         if run.accelerator.is_main_process:
-            save_samples(run, warm_up + measured, *networks, None)
+            save_samples(run, warm_up + measured, networks, None)
     sampled = time.perf_counter()
     return Rates(seconds / measured, waiting / measured, saved - began, sampled - saved, size, memory)
 

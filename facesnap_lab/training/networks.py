@@ -67,9 +67,9 @@ def append_tokens(context: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([context, tokens.to(context)], dim=1)
 
 
-def checkpoint_activations(networks: TrainedNetworks) -> None:
-    """Recompute the activations of FFRNet's blocks in the backward pass instead of storing them."""
-    for module in networks.ffrnet.modules():
+def checkpoint_activations(networks: nn.Module) -> None:
+    """Recompute the activations of FFRNet's blocks, if there are any, in the backward pass instead of storing them."""
+    for module in networks.modules():
         if isinstance(module, blocks.ResnetBlock | blocks.TransformerBlock | blocks.LandmarkEmbedding):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 

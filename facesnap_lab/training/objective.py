@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from facesnap_lab.rivals.method import Rival
 from facesnap_lab.training.data import Batch, on_device
 from facesnap_lab.training.diffusion_loss import (
     add_noise,
@@ -22,6 +23,7 @@ from facesnap_lab.training.frozen import Frozen, size_ids, text_y
 from facesnap_lab.training.id_loss import portrait_id_loss
 from facesnap_lab.training.lightning import few_step_latents
 from facesnap_lab.training.networks import append_tokens
+from facesnap_lab.training.rival_objective import RivalConditioning, condition_rival
 
 TRAIN_TIMESTEPS = 1000
 
@@ -68,7 +70,7 @@ def draw_random_inputs(seed: int, rows: Sequence[int], shape: tuple[int, int, in
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """total = diffusion + id_weight × id; id is None if the lightning branch did not run."""
+    """total = diffusion + id_weight × id, plus a rival's own losses; id is None if the lightning branch did not run."""
 
     total: Tensor
     diffusion: Tensor
@@ -77,7 +79,10 @@ class Losses:
 
 @dataclass(frozen=True)
 class Objective:
-    """Settings of the losses. text_free and size_dim come from the FaceSnap file, the others from `TrainConfig`."""
+    """Settings of the losses. text_free and size_dim come from the FaceSnap file, the others from `TrainConfig`.
+
+    method: the rival that is trained instead of FaceSnap, or None.
+    """
 
     text_free: bool
     size_dim: int
@@ -89,6 +94,7 @@ class Objective:
     snr_bounds: tuple[float, float] | None = None
     outside: float = 0.0
     terminal: float = 0.0
+    method: type[Rival] | None = None
 
 
 def compute_losses(
@@ -100,31 +106,68 @@ def compute_losses(
         networks: `TrainedNetworks`, possibly in a data-parallel wrapper.
         id_rows: number of images, from the start of the batch, in the lightning branch; 0 for no L_id.
     """
-    clip_tokens = encode_clip(frozen, batch.clip_pixels)
+    conditioning = condition(batch, networks, frozen, objective)
     latents = encode_images(frozen, batch.images, inputs.posterior)
     captions = [None if u < objective.drop_text else c for u, c in zip(inputs.text, batch.captions)]
-    conditioning = BatchConditioning(batch, clip_tokens, networks, objective)
 
     terminal = inputs.terminal < objective.terminal
     timesteps = torch.where(terminal, TRAIN_TIMESTEPS - 1, inputs.timesteps)
     alpha_bar = frozen.alpha_bar[timesteps]
     noise = torch.where(terminal[:, None, None, None], terminal_noise(latents, inputs.noise, alpha_bar), inputs.noise)
     z = add_noise(latents, noise, alpha_bar)
-    prediction = conditioning.predictor(frozen.unet, frozen.text(captions))(z, timesteps)
+    if isinstance(conditioning, BatchConditioning):
+        prediction, own = conditioning.predictor(frozen.unet, frozen.text(captions))(z, timesteps), None
+    else:
+        prediction, own = conditioning.diffusion_branch(frozen, captions, inputs.text, z, timesteps)
     target = diffusion_target(latents, noise, alpha_bar, frozen.prediction_type)
     weights = None
     if objective.snr_bounds is not None:
         weights = snr_weights(alpha_bar, *objective.snr_bounds, frozen.prediction_type)
     masks = batch.masks.clamp_min(objective.outside)
     diffusion = masked_diffusion_loss(prediction, target, masks, weights)
+    total = diffusion if own is None else diffusion + own
     if not id_rows:
-        return Losses(diffusion, diffusion, None)
+        return Losses(total, diffusion, None)
 
-    portraits = generate_portraits(batch, inputs, conditioning, frozen, objective, id_rows)
+    if isinstance(conditioning, BatchConditioning):
+        portraits = generate_portraits(batch, inputs, conditioning, frozen, objective, id_rows)
+    else:
+        sample = few_step_sampler(inputs, frozen, objective, id_rows)
+        latents, own = conditioning.lightning_branch(
+            frozen, batch.captions[:id_rows], sample, objective.lightning_scale
+        )
+        portraits, total = decode_latents(frozen, latents), total if own is None else total + own
     identity = portrait_id_loss(
         frozen.arcface, portraits, batch.masks[:id_rows], batch.keypoints[:id_rows], batch.embeddings[:id_rows]
     )
-    return Losses(diffusion + objective.id_weight * identity, diffusion, identity)
+    return Losses(total + objective.id_weight * identity, diffusion, identity)
+
+
+def condition(
+    batch: Batch, networks: nn.Module, frozen: Frozen, objective: Objective
+) -> BatchConditioning | RivalConditioning:
+    """Encode a batch's references for the method that is trained."""
+    if objective.method is None:
+        return BatchConditioning(batch, encode_clip(frozen, batch.clip_pixels), networks, objective)
+    return condition_rival(batch, frozen, networks, objective.method, objective.size_dim, objective.drop_text)
+
+
+def few_step_sampler(
+    inputs: RandomInputs, frozen: Frozen, objective: Objective, rows: int
+) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Tensor]:
+    """Return a function that samples latents [rows,C,h,w] of the lightning branch with a conditioned UNet."""
+
+    def sample(predict: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return few_step_latents(
+            predict,
+            inputs.initial[:rows],
+            frozen.alpha_bar,
+            frozen.prediction_type,
+            objective.lightning_steps,
+            objective.lightning_grad_steps,
+        )
+
+    return sample
 
 
 def generate_portraits(
@@ -138,15 +181,9 @@ def generate_portraits(
     """L-T2I(x_T, C_id, C_txt) of eq. 4 with the batch's landmarks: images [rows,3,H,W] in 0…1."""
     text = frozen.text(batch.captions[:rows])
     null = frozen.text([None] * rows) if objective.lightning_scale != 1 else None
+    sample = few_step_sampler(inputs, frozen, objective, rows)
     with frozen.few_step.active() as unet:
-        latents = few_step_latents(
-            conditioning.predictor(unet, text, rows, null, objective.lightning_scale),
-            inputs.initial[:rows],
-            frozen.alpha_bar,
-            frozen.prediction_type,
-            objective.lightning_steps,
-            objective.lightning_grad_steps,
-        )
+        latents = sample(conditioning.predictor(unet, text, rows, null, objective.lightning_scale))
     return decode_latents(frozen, latents)
 
 

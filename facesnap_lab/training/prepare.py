@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 import facesnap_lab.ablated_mixers  # noqa: F401 (registers the ablated Mixers, so that files with them load)
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.networks.ffrnet import FFRNet
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.facesnap_file import FaceSnapInfo
 from facesnap_ext.weights.network_names import TITLES
 from facesnap_ext.weights.networks import network_hash
 from facesnap_ext.weights.sources import combine_sources
+from facesnap_lab.rivals.attention import install
+from facesnap_lab.rivals.method import Rival
+from facesnap_lab.rivals.methods import METHODS
 from facesnap_lab.training import checkpoints, uploads
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.data import ImageSizes, TrainingImages
@@ -55,7 +62,8 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     start = facesnap_file.load(config.start)
     frozen = load_frozen(config, accelerator.device)
     sizes = _image_sizes(config, start.info, frozen)
-    images = TrainingImages(index, sizes, config.seed, config.reference, config.landmarks, config.jitter)
+    hint = start.info.hint if config.method == "facesnap" else METHODS[config.method].hint
+    images = TrainingImages(index, sizes, config.seed, config.reference, config.landmarks, config.jitter, hint)
     _check_fit(config, start.info, frozen, images)
     networks_used = _check_networks(config, start.info, frozen, read_networks(index))
     recognition = start.info.recognition if frozen.arcface is None else frozen.arcface.name
@@ -63,7 +71,7 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     info = replace(start.info, networks=networks_used, recognition=recognition, sources=sources)
 
     file_dtype = start.ffrnet.dtype
-    networks = _trained_networks(config, start)
+    networks, build = _trained_networks(config, start, frozen)
     networks, optimizer = accelerator.prepare(networks, _optimizer(config, networks, accelerator))
     return Run(
         config=config,
@@ -71,6 +79,7 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
         info=info,
         file_dtype=file_dtype,
         networks=networks,
+        build=build,
         optimizer=optimizer,
         average=[parameter.detach().clone() for parameter in networks.parameters()],
         frozen=frozen,
@@ -155,23 +164,46 @@ def _check_networks(
     return networks
 
 
-def _trained_networks(config: TrainConfig, start: facesnap_file.FaceSnapWeights) -> TrainedNetworks:
+def _trained_networks(
+    config: TrainConfig, start: facesnap_file.FaceSnapWeights, frozen: Frozen
+) -> tuple[nn.Module, Callable[[], nn.Module]]:
+    """Return the networks to train, and a function that creates networks of the same sizes."""
     start.mixer.requires_grad_(True)
     start.ffrnet.requires_grad_(True)
-    kind = TrainedNetworks if config.tokens == "ffrnet" else TokensInText
-    networks = kind(start.mixer, start.ffrnet).train()
+    if config.method == "facesnap":
+        kind = TrainedNetworks if config.tokens == "ffrnet" else TokensInText
+        networks: nn.Module = kind(start.mixer, start.ffrnet)
+        build = partial(_build_facesnap, start.info)
+    else:
+        networks = _rival(config, start, frozen)
+        build = partial(type(networks), networks.config)
+    networks.train()
     for parameter in networks.parameters():
         parameter.data = parameter.data.to(torch.float32, copy=True)  # copy: the file is memory-mapped
     if config.gradient_checkpointing:
         checkpoint_activations(networks)
-    return networks
+    return networks, build
 
 
-def _optimizer(config: TrainConfig, networks: TrainedNetworks, accelerator: Any) -> torch.optim.AdamW:
-    groups = [
-        {"params": networks.ffrnet.parameters(), "rate": 1.0},
-        {"params": networks.mixer.parameters(), "rate": config.mixer_rate},
-    ]
+def _build_facesnap(info: FaceSnapInfo) -> TrainedNetworks:
+    return TrainedNetworks(facesnap_file.build_mixer(info.mixer), FFRNet(info.ffrnet))
+
+
+def _rival(config: TrainConfig, start: facesnap_file.FaceSnapWeights, frozen: Frozen) -> Rival:
+    """Create a rival, with initial weights from the run's seed, and let it into the frozen UNets."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        rival = METHODS[config.method].create(start, frozen.unet)
+    for unet in {id(one): one for one in (frozen.unet, frozen.few_step and frozen.few_step.unet) if one}.values():
+        install(unet)
+    return rival
+
+
+def _optimizer(config: TrainConfig, networks: nn.Module, accelerator: Any) -> torch.optim.AdamW:
+    mixer = {name: parameter for name, parameter in networks.named_parameters() if name.startswith("mixer.")}
+    others = [parameter for name, parameter in networks.named_parameters() if name not in mixer]
+    groups = [{"params": others, "rate": 1.0}, {"params": list(mixer.values()), "rate": config.mixer_rate}]
+    groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)
     if (plugin := accelerator.state.deepspeed_plugin) is not None:
         if plugin.zero_stage == 3:
@@ -185,6 +217,7 @@ def _optimizer(config: TrainConfig, networks: TrainedNetworks, accelerator: Any)
 
 def _objective(config: TrainConfig, info: FaceSnapInfo) -> Objective:
     return Objective(
+        method=METHODS.get(config.method),
         text_free=info.text_free,
         size_dim=info.ffrnet.size_dim,
         drop_text=config.drop_text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,9 @@ from facesnap_lab.training.objective import Objective
 class Run:
     """A training run in one process; `prepare.prepare_run` creates it.
 
-    info: metadata of the start file. file_dtype: dtype of the FaceSnap files that are written. networks and optimizer:
-    wrapped by accelerate. average: exponential moving average of the networks' parameters, in their order.
+    info: metadata of the start file. file_dtype: dtype of the files that are written. networks and optimizer: wrapped
+    by accelerate. build: creates networks of the same sizes, for the average. average: exponential moving average of
+    the networks' parameters, in their order.
     """
 
     config: TrainConfig
@@ -28,6 +30,7 @@ class Run:
     info: FaceSnapInfo
     file_dtype: torch.dtype
     networks: nn.Module
+    build: Callable[[], nn.Module]
     optimizer: Any
     average: list[Tensor]
     frozen: Frozen

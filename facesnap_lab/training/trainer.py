@@ -46,7 +46,9 @@ class Step:
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
-    """Train the Mixer and FFRNet, and return the last checkpoint's folder, whose `facesnap.safetensors` is the result.
+    """Train the Mixer and FFRNet, or a rival, and return the last checkpoint's folder.
+
+    The result is the `facesnap.safetensors` in it, or the rival's file, which has the name of `config.method`.
 
     accelerate manages devices and processes: `accelerate launch -m facesnap_lab train CONFIG`.
 
@@ -74,7 +76,7 @@ def train_from(run: Run, step: int) -> Path:
             if config.sample_every and (result.number % config.sample_every == 0 or last):
                 networks = average_networks(run)
                 if accelerator.is_main_process:
-                    save_samples(run, result.number, *networks, board)
+                    save_samples(run, result.number, networks, board)
     if config.upload is not None and accelerator.is_main_process:
         uploads.upload_samples(config.upload, config.out)  # of the last step
     return list_checkpoints(config.out)[-1][1]

@@ -74,7 +74,7 @@ def test_whole_cycles_of_the_identity_loss_are_measured(config, monkeypatch):
     monkeypatch.setattr(estimate, "save_checkpoint", lambda run, step: None)
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: now["time"])
     accelerator = SimpleNamespace(device=SimpleNamespace(type="cpu"))
-    run = trainer.Run(replace(config, id_rows=1, id_every=4, sample_every=0), accelerator, *[None] * 8)
+    run = trainer.Run(replace(config, id_rows=1, id_every=4, sample_every=0), accelerator, *[None] * 9)
     rates = estimate.measure(run)
     assert counted == list(range(1, 13))
     assert rates.step == pytest.approx((5 + 1 + 1 + 1) / 4)

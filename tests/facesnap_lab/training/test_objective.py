@@ -258,6 +258,7 @@ def test_losses_can_be_computed_at_sdxls_full_size(tmp_path):
             clip_pixels=torch.zeros(2, 3, 224, 224),
             points=torch.zeros(2, 72, 2),
             references=torch.zeros(2, 1024, 1024, 3),
+            reference_points=torch.zeros(2, 72, 2),
         )
         alpha_bar = torch.zeros(1000)
     for network in (unet, vae, clip):

@@ -73,9 +73,9 @@ def test_samples_are_generated_as_in_training(run):
     """FFRNet has random weights, so running it would change every image."""
     batch, _ = first_batch(run)
     networks = checkpoints.average_networks(run)
-    samples = generate_samples(run, batch, *networks)
+    samples = generate_samples(run, batch, networks)
 
-    tokens = networks[0](batch.embeddings[:1, None], encode_clip(run.frozen, batch.clip_pixels)[:1, None])
+    tokens = networks.mixer(batch.embeddings[:1, None], encode_clip(run.frozen, batch.clip_pixels)[:1, None])
     expected = generate_with_tokens_in_text(
         run.frozen.pipe,
         batch.captions[0],
