@@ -43,7 +43,7 @@ class Injection:
         context: the text that the UNet attends to [N, T, C].
         keys_values: keys and values of identity tokens for each cross-attention, in the order of
             `facesnap_ext.hosts.attention.cross_attentions`. Each cross-attention attends to them separately.
-        lora: low-rank changes of projections, by diffusers' module names.
+        lora: low-rank changes of projections, by the names that `lora_layers` returns.
         residuals: a ControlNet's residuals, from shallow to deep, with the middle block's residual last.
         attended: if not None, the cross-attentions store what they computed in it, by their index.
     """
@@ -93,7 +93,7 @@ class InjectedAttention:
         lora = {} if injection is None else injection.lora
 
         def project(part: str, layer: nn.Module, x: Tensor) -> Tensor:
-            change = lora.get(f"{self.name}.{part}")
+            change = lora.get(lora_name(self.name, part))
             if change is None:
                 return layer(x)
             down, up = (matrix.to(x.dtype) for matrix in change)
@@ -123,6 +123,19 @@ def install(unet: Any) -> dict[str, Any]:
     order = {name: i for i, name in enumerate(name for name in names if name.endswith(CROSS))}
     unet.set_attn_processor({f"{name}.processor": InjectedAttention(name, order.get(name)) for name in names})
     return previous
+
+
+def lora_name(layer: str, part: str) -> str:
+    """Name a projection of an attention layer, like kohya's LoRAs: with underscores instead of dots."""
+    return f"{layer}.{part}".replace(".", "_")
+
+
+def lora_layers(unet: Any) -> tuple[tuple[str, int, int], ...]:
+    """Return name, inputs and outputs of the projections in all attention layers of a UNet."""
+    modules = dict(unet.named_modules())
+    layers = [name.removesuffix(".processor") for name in unet.attn_processors]
+    found = [(lora_name(layer, part), modules[f"{layer}.{part}"]) for layer in layers for part in PROJECTIONS]
+    return tuple([(name, module.in_features, module.out_features) for name, module in found])
 
 
 @contextmanager

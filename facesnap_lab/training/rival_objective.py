@@ -91,7 +91,8 @@ class RivalConditioning:
             without: list[dict[int, Attended]] = []
             with torch.no_grad():
                 sample(self.predictor(unet, text, null, scale, without, injects=False))
-        losses = [align(own, other) for own, other in zip(attended, without) if own[0].queries.requires_grad]
+        trained = [any(layer.queries.requires_grad for layer in own.values()) for own in attended]
+        losses = [align(own, other) for own, other, use in zip(attended, without, trained) if use]
         return latents, torch.stack(losses).mean() if losses else None
 
     def predictor(
