@@ -121,10 +121,12 @@ class PhotoMaker(Rival):
         identities = self.visual_projection(self.norm(features[0]))
         present = features[0].flatten(1).any(1)
         rows = []
-        for context, words, identity, visible in zip(text.context, text.class_words, identities, present):
-            if visible and words.any():
-                context = self._stack(context.to(identity), int(words.nonzero()[0]), identity)
-            rows.append(context.to(identity))
+        for context, words, identity, visible in zip(
+            text.context.to(identities), text.class_words, identities, present
+        ):
+            stacked = self._stack(context, int(words.long().argmax()), identity)
+            # selected, not skipped: with DDP, every weight must have a gradient in every step
+            rows.append(torch.where(visible & words.any(), stacked, context))
         lora = {name: (layer.lora_down.weight, layer.lora_up.weight) for name, layer in self.lora.items()}
         return Injection(torch.stack(rows), lora=lora)
 

@@ -85,7 +85,7 @@ class TrainConfig:
 
 
 CHOICES = {
-    "method": ("facesnap", "ip-adapter-face", "ip-adapter-plus", "instantid", "photomaker", "pulid"),
+    "method": ("facesnap", "ip-adapter-face", "ip-adapter-plus", "instantid", "photomaker", "pulid", "consistentid"),
     "reference": ("other", "same"),
     "landmarks": ("drawn", "none"),
     "tokens": ("ffrnet", "text"),

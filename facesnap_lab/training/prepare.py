@@ -45,7 +45,7 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     accelerator = Accelerator(
         gradient_accumulation_steps=config.gradient_accumulation, mixed_precision=config.mixed_precision
     )
-    _check_fsdp(accelerator)
+    _check_fsdp(accelerator, config.method)
     if accelerator.is_main_process:
         checkpoints.prepare_out(config.out, resume)
     accelerator.wait_for_everyone()
@@ -88,9 +88,12 @@ def prepare_run(config: TrainConfig, resume: bool = False) -> Run:
     )
 
 
-def _check_fsdp(accelerator: Any) -> None:
-    """FFRNet calls parts of its blocks outside of their `forward`, where FSDP would not have gathered their weights."""
+def _check_fsdp(accelerator: Any, method: str) -> None:
+    """FFRNet calls parts of its blocks outside of their `forward`, where FSDP would not have gathered their weights;
+    a UNet does so with a rival's LoRAs."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None and method != "facesnap":
+        raise FaceSnapError(f"FSDP cannot shard '{method}'; use DDP, whose processes hold all of its weights.")
     if plugin is not None and plugin.auto_wrap_policy is not None:
         raise FaceSnapError(
             "FSDP can shard FFRNet and the Mixer only as a whole; set 'fsdp_auto_wrap_policy' to NO_WRAP in the "

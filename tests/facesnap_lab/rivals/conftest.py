@@ -8,18 +8,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+for package in ("accelerate", "diffusers", "onnx", "peft", "tensorboard", "webdataset", "yaml"):
+    pytest.importorskip(package, reason=f"{package} is not installed")
+
 from facesnap_lab.rivals.attention import install
 from facesnap_lab.rivals.methods import METHODS
 from facesnap_lab.training import prepare
 from facesnap_lab.training.data import Batch, collate
 from facesnap_lab.training.objective import RandomInputs, draw_random_inputs
 from facesnap_lab.training.run import Run
-from tests.facesnap_lab.training.conftest import config, random_start, world  # noqa: F401 (fixtures)
 from tests.support.training_world import train_config
 
 
-@pytest.fixture(scope="module")
-def prepared(world, tmp_path_factory) -> Iterator[Callable[[str], Run]]:  # noqa: F811
+@pytest.fixture(scope="package")
+def prepared(world, tmp_path_factory) -> Iterator[Callable[[str], Run]]:
     """Prepares each method's run once. All of them have the same frozen networks."""
     runs: dict[str, Run] = {}
     settings = train_config(world, tmp_path_factory.mktemp("rivals") / "out")
@@ -28,7 +30,7 @@ def prepared(world, tmp_path_factory) -> Iterator[Callable[[str], Run]]:  # noqa
         def prepared_run(method: str) -> Run:
             if method not in runs:
                 runs[method] = prepare.prepare_run(
-                    replace(settings, method=method, out=settings.out / method, steps=3, warmup=0)
+                    replace(settings, method=method, out=settings.out / method, steps=3, id_every=3, warmup=0)
                 )
                 patch.setattr(prepare, "load_frozen", lambda config, device: runs[method].frozen)
             return runs[method]

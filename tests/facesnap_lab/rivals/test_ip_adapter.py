@@ -21,7 +21,7 @@ TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 @pytest.mark.parametrize("method", ["ip-adapter-face", "ip-adapter-plus"])
 def test_decoupled_attention_is_diffusers(run, batch, inputs):
     rival, unet = run.networks, run.frozen.unet
-    tiny.randomise(rival.ip_adapter, std=0.5)
+    tiny.randomise(rival.ip_adapter, std=0.5).requires_grad_(True)
     conditioning = condition(batch, rival, run.frozen, run.objective)
     text = encode_text(run.frozen, batch.captions, type(rival))
     actual = conditioning.predictor(unet, text)(inputs.noise, inputs.timesteps)
@@ -83,23 +83,32 @@ def plus_projection(own: Resampler, config) -> IPAdapterPlusImageProjection:
     reference = IPAdapterPlusImageProjection(
         config.id_dim, config.dim, config.width, config.layers, config.head_dim, config.heads, config.queries
     )
-    names = {f"{part}.": f"{part}." for part in ("proj_in", "proj_out", "norm_out")} | {"latents": "latents"}
-    for i in range(config.layers):
-        inner, outer = f"layers.{i}.", f"layers.{i}."
-        names |= {f"{inner}0.norm1.": f"{outer}ln0.", f"{inner}0.norm2.": f"{outer}ln1."}
-        names |= {f"{inner}0.to_q.": f"{outer}attn.to_q.", f"{inner}0.to_out.": f"{outer}attn.to_out.0."}
-        names |= {f"{inner}1.0.": f"{outer}ff.0.", f"{inner}1.1.": f"{outer}ff.1.net.0.proj."}
-        names |= {f"{inner}1.3.": f"{outer}ff.1.net.2."}
-    copy(own, reference, names, split=".0.to_kv.")
+    copy(own, reference, {**plus_names(config.layers), "latents": "latents"}, split=".0.to_kv.")
     return reference
 
 
-def copy(own, reference, names: dict[str, str], split: str = "\0") -> None:
-    """Load the weights of `own` into diffusers' module, which must take all of them."""
+def plus_names(layers: int) -> dict[str, str]:
+    """Beginnings of a Resampler's keys, and what diffusers calls them."""
+    names = {f"{part}.": f"{part}." for part in ("proj_in", "proj_out", "norm_out")}
+    for i in range(layers):
+        layer = f"layers.{i}."
+        names |= {f"{layer}0.norm1.": f"{layer}ln0.", f"{layer}0.norm2.": f"{layer}ln1."}
+        names |= {f"{layer}0.to_q.": f"{layer}attn.to_q.", f"{layer}0.to_out.": f"{layer}attn.to_out.0."}
+        names |= {f"{layer}1.0.": f"{layer}ff.0.", f"{layer}1.1.": f"{layer}ff.1.net.0.proj."}
+        names |= {f"{layer}1.3.": f"{layer}ff.1.net.2."}
+    return names
+
+
+def copy(own, reference, names: dict[str, str], split: str = "\0", strip: str = "") -> None:
+    """Load the weights of `own` into diffusers' module, which must take all of them.
+
+    Args:
+        split: part of the keys whose tensors diffusers splits into keys and values, and `strip` their beginning.
+    """
     state = {}
     for key, tensor in own.state_dict().items():
         if split in key:
-            prefix = key.split(split)[0]
+            prefix = key.split(split)[0].removeprefix(strip)
             state[f"{prefix}.attn.to_k.weight"], state[f"{prefix}.attn.to_v.weight"] = tensor.chunk(2)
         else:
             start = max((name for name in names if key.startswith(name)), key=len)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from facesnap_lab.training import checkpoints, trainer
 from facesnap_lab.training.config import read_config
 from facesnap_lab.training.frozen import size_ids
 from facesnap_lab.training.objective import compute_losses, condition, few_step_sampler
+from facesnap_lab.training.prepare import _check_fsdp
 from facesnap_lab.training.rival_objective import encode_text, rows_without_person
 from facesnap_lab.training.samples import generate_samples
 from tests.facesnap_lab.rivals.conftest import without_output
+from tests.support.training_world import train_config
 
 
 def state(network) -> dict[str, torch.Tensor]:
@@ -46,8 +49,9 @@ def test_three_steps_change_only_the_rivals_weights_and_resume(run):
     assert all(torch.equal(done[key], tensor) for key, tensor in run.networks.state_dict().items())
 
 
-def test_command_writes_the_rivals_file_and_samples(config):
-    config = replace(config, method="ip-adapter-face", steps=1, sample_every=1, sample_count=1, sample_steps=1)
+def test_command_writes_the_rivals_file_and_samples(world, tmp_path):
+    changes = {"method": "ip-adapter-face", "steps": 1, "sample_every": 1, "sample_count": 1, "sample_steps": 1}
+    config = replace(train_config(world, tmp_path / "out"), **changes)
     folder = trainer.train(config)
     assert METHODS["ip-adapter-face"].load(folder / "ip-adapter-face.safetensors").name == "ip-adapter-face"
     assert not (folder / checkpoints.WEIGHTS).exists()
@@ -94,6 +98,7 @@ def test_gradients_reach_every_weight_of_the_rival_and_no_other(run, batch, inpu
         assert all(parameter.grad is None for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("ip-adapter")])
 def test_gradient_checkpointing_changes_nothing(run, batch, inputs):
     def gradients():
         run.networks.zero_grad()
@@ -127,6 +132,35 @@ def test_samples_show_the_rival_and_leave_the_pipeline_as_it_was(run, batch):
     assert np.abs(image.astype(int) - other).max() > 1
 
 
+def test_dropped_rows_do_not_depend_on_the_reference(run, batch, inputs):
+    inputs = replace(inputs, text=[0.01, 0.12])  # without text and person, without person
+    changes = {name: torch.zeros_like(getattr(batch, name)) for name in ("embeddings", "clip_pixels", "references")}
+
+    def loss(batch, inputs):
+        return compute_losses(batch, inputs, run.networks, run.frozen, run.objective, 0).diffusion
+
+    with torch.no_grad():
+        for parameter in run.networks.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(loss(batch, inputs), loss(replace(batch, **changes), inputs))
+        inputs = replace(inputs, text=[0.5, 0.12])
+        assert not torch.equal(loss(batch, inputs), loss(replace(batch, **changes), inputs))
+
+
+def test_a_step_without_any_person_has_a_gradient_for_every_weight(run, batch, inputs):
+    """DDP waits for all of them."""
+    inputs = replace(inputs, text=[0.01, 0.12])
+    compute_losses(batch, inputs, run.networks, run.frozen, run.objective, 0).total.backward()
+    assert not [name for name, parameter in run.networks.named_parameters() if parameter.grad is None]
+
+
+def test_fsdp_is_refused():
+    accelerator = SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(auto_wrap_policy=None)))
+    _check_fsdp(accelerator, "facesnap")
+    with pytest.raises(FaceSnapError, match="FSDP cannot shard 'photomaker'"):
+        _check_fsdp(accelerator, "photomaker")
+
+
 def test_person_and_text_are_dropped_as_often_as_in_ip_adapters_training():
     numbers = np.linspace(0, 1, 2001)[:-1].tolist()
     person = rows_without_person(numbers, 0.1)
@@ -136,8 +170,7 @@ def test_person_and_text_are_dropped_as_often_as_in_ip_adapters_training():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_pipeline_generates_what_the_lightning_branch_trains(run, batch, inputs, scale):
+def test_pipeline_generates_what_the_lightning_branch_trains(run, batch, inputs):
     """Compare with diffusers' sampler and guidance, with the rival applied as in its samples."""
     from diffusers import EulerDiscreteScheduler
 
@@ -148,6 +181,7 @@ def test_pipeline_generates_what_the_lightning_branch_trains(run, batch, inputs,
     landmarks = Landmarks(batch.points[0].numpy(), side, side)
     drawn = landmark_image(landmarks, *batch.landmark_images.shape[:1:-1], rival.hint)
     batch = replace(batch, landmark_images=drawn.expand(2, -1, -1, -1))
+    scale = 2.0
     sample = few_step_sampler(inputs, frozen, replace(run.objective, lightning_steps=2), 1)
     conditioning = condition(batch, rival, frozen, run.objective)
     actual, _ = conditioning.lightning_branch(frozen, batch.captions[:1], sample, scale)

@@ -10,16 +10,10 @@ import pytest
 from facesnap_ext.weights import facesnap_file
 from facesnap_lab.training.config import TrainConfig
 from tests.support import tiny
-from tests.support.training_world import make_world, train_config
+from tests.support.training_world import train_config
 
 for package in ("accelerate", "diffusers", "onnx", "peft", "tensorboard", "webdataset", "yaml"):
     pytest.importorskip(package, reason=f"{package} is not installed")
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with base, start.safetensors, clip, pack and shards/*.tar; see `make_world`."""
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")

@@ -131,4 +131,4 @@ def test_shards_are_resumed_by_the_same_processes_only(runs):
 def test_layers_that_are_wrapped_one_by_one_are_refused():
     plugin = SimpleNamespace(auto_wrap_policy=len)
     with pytest.raises(FaceSnapError, match="set 'fsdp_auto_wrap_policy' to NO_WRAP"):
-        prepare._check_fsdp(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)))
+        prepare._check_fsdp(SimpleNamespace(state=SimpleNamespace(fsdp_plugin=plugin)), "facesnap")
