@@ -31,7 +31,7 @@ from facesnap_lab.evaluation.draw import processes
 from facesnap_lab.training import checkpoints, trainer
 from facesnap_lab.training.config import TrainConfig, from_fields, read_fields
 
-RESERVED_FIELDS = ("out", "seed", "landmarks", "tokens")  # training fields that the ablation itself sets
+RESERVED_FIELDS = ("out", "seed", "landmarks", "tokens", "method")  # training fields that the ablation itself sets
 FIELDS_WITHOUT_EFFECT = (  # training fields that do not change the results
     *("log_every", "save_every", "keep", "sample_every", "sample_count", "sample_steps", "sample_scale"),
     *("workers", "gradient_checkpointing", "license", "trained_on", *RESERVED_FIELDS),

@@ -18,7 +18,7 @@ from facesnap_lab.rivals import files
 from facesnap_lab.rivals.method import Text
 from facesnap_lab.rivals.methods import METHODS
 from facesnap_lab.training import checkpoints, trainer
-from facesnap_lab.training.config import read_config
+from facesnap_lab.training.config import CHOICES, read_config
 from facesnap_lab.training.frozen import size_ids
 from facesnap_lab.training.objective import compute_losses, condition, few_step_sampler
 from facesnap_lab.training.prepare import _check_fsdp
@@ -207,6 +207,10 @@ def test_pipeline_generates_what_the_lightning_branch_trains(run, batch, inputs)
     finally:
         pipe.scheduler = scheduler
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_configuration_offers_every_method():
+    assert CHOICES["method"] == ("facesnap", *METHODS)
 
 
 def test_tokens_in_the_text_are_refused(tmp_path, world):
