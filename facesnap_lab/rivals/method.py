@@ -126,7 +126,8 @@ class Rival(nn.Module, ABC):
         """Apply the method to a diffusers pipeline inside the `with` block, for one image.
 
         Args:
-            features: of one person [1, R, …]. text, null: of the prompt and the negative prompt, one row each.
+            features: of one person [1, R, …]. text, null: of the prompt and the negative prompt, one row each. All have
+                the device and type of this method's weights.
             landmarks: the face in the image that is generated. Only methods with a ControlNet use them.
 
         Yields:

@@ -118,7 +118,6 @@ def test_gradient_checkpointing_changes_nothing(run, batch, inputs):
 
 @torch.no_grad()
 def test_samples_show_the_rival_and_leave_the_pipeline_as_it_was(run, batch):
-    """With a guidance scale of 1, a step of Euler's method shows the trained UNet call directly."""
     pipe = run.frozen.pipe
     processors, before = dict(pipe.unet.attn_processors), state(pipe.unet)
     networks = checkpoints.average_networks(run)

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.landmarks.points5 import draw_five
 from facesnap_ext.landmarks.points72 import Landmarks, draw, five_points
+from facesnap_ext.weights.facesnap_file import POINTS5
 from facesnap_lab.training.data import ImageSizes, TrainingImages, batch_rows, read_batches
 from facesnap_lab.training.shard_writer import write_shards
 from facesnap_lab.training.shards import read_shard_index
@@ -98,6 +100,7 @@ def test_reference_is_another_image_of_the_same_person(shards):
         assert reference.person == own.person
         assert reference.key != own.key
         np.testing.assert_array_equal(item["references"].numpy(), reference.image)
+        np.testing.assert_allclose(item["reference_points"].numpy(), reference.points, atol=1e-3)
         seen.add((own.key, reference.key))
     assert len({pair for pair in seen if pair[0] == "000000-00"}) == 2  # both other images of the person occur
     same = training_images(shards, reference="same")[7]
@@ -131,6 +134,7 @@ def test_inputs_of_the_networks_match_the_sample(shards):
 def test_points_scale_with_the_resolution(shards):
     small, large = (training_images(shards, ImageSizes(side, side // 4, side, 28))[0] for side in (SIDE, 2 * SIDE))
     torch.testing.assert_close(2 * small["points"], large["points"])
+    torch.testing.assert_close(2 * small["reference_points"], large["reference_points"])
     assert large["images"].shape == (3, 2 * SIDE, 2 * SIDE)
     assert large["references"].shape == (2 * SIDE, 2 * SIDE, 3)
 
@@ -140,6 +144,12 @@ def test_jitter_changes_only_the_landmark_image(shards):
     assert not still["landmark_images"].equal(moved["landmark_images"])
     assert moved["landmark_images"].equal(again["landmark_images"])
     torch.testing.assert_close(still["keypoints"], moved["keypoints"])
+
+
+def test_landmark_image_is_of_the_kind_that_the_network_takes(shards):
+    item = TrainingImages(read_shard_index(shards), SIZES, 0, "other", "drawn", 0.0, POINTS5)[0]
+    expected = draw_five(Landmarks(item["points"].numpy(), SIDE, SIDE), 64, 64)
+    np.testing.assert_array_equal((255 * item["landmark_images"]).round().permute(1, 2, 0).numpy(), expected)
 
 
 def test_landmark_image_is_black_without_landmarks(shards):
