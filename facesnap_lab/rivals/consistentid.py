@@ -2,7 +2,7 @@
 
 Sources: Huang et al., "ConsistentID" (2024), section 3, and github.com/JackAILab/ConsistentID: `FacialEncoder` of
 `attention.py`, `ProjPlusModel` and `BalancedL1Loss` of `functions.py`. The parts come from the 72 points instead of a
-face parser. Captions here do not name facial parts, so their tokens have their own keys and values instead of being
+face parser. Captions here do not name facial parts, so their tokens have separate keys and values instead of being
 fused into words of the caption.
 """
 

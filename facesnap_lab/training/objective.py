@@ -103,7 +103,7 @@ def compute_losses(
     """Compute the losses of a batch. Gradients reach only the trained networks.
 
     Args:
-        networks: `TrainedNetworks`, possibly in a data-parallel wrapper.
+        networks: `TrainedNetworks` or a `Rival`, possibly in a data-parallel wrapper.
         id_rows: number of images, from the start of the batch, in the lightning branch; 0 for no L_id.
     """
     conditioning = condition(batch, networks, frozen, objective)
