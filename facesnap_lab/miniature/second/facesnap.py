@@ -13,7 +13,7 @@ from facesnap_lab.miniature.second.dataset import World
 from facesnap_lab.miniature.second.render import SIDE
 from facesnap_lab.miniature.shards import PER_SHARD, Source, samples
 from facesnap_lab.miniature.start import SETTINGS, write_start
-from facesnap_lab.training.shards import write_shards
+from facesnap_lab.training.shard_writer import write_shards
 
 CHANGES: dict[str, Any] = {
     "resolution": SIDE,
