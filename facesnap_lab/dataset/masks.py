@@ -51,8 +51,9 @@ def fill_mask(outlines: Sequence[np.ndarray], photo: np.ndarray, resolution: int
     """
     import cv2
 
-    head, inside = (np.zeros((resolution, resolution), np.uint8) for _ in range(2))
+    # a margin of 1, from which the silhouette grows into the crop
+    head, inside = (np.zeros((resolution + 2, resolution + 2), np.uint8) for _ in range(2))
     for mask, polygons in ((head, outlines), (inside, [photo])):
         for polygon in polygons:
-            cv2.fillPoly(mask, [np.rint((polygon - 0.5) * SUBPIXELS).astype(np.int32)], 255, cv2.LINE_8, SUBPIXEL_BITS)
-    return cv2.dilate(head, np.ones((3, 3), np.uint8)) & inside
+            cv2.fillPoly(mask, [np.rint((polygon + 0.5) * SUBPIXELS).astype(np.int32)], 255, cv2.LINE_8, SUBPIXEL_BITS)
+    return (cv2.dilate(head, np.ones((3, 3), np.uint8)) & inside)[1:-1, 1:-1]
