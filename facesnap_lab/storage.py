@@ -194,7 +194,7 @@ def redact(text: str) -> str:
 
 @contextmanager
 def write(target: Location) -> Iterator[BinaryIO]:
-    """Yield a binary file that becomes `target` when the block ends without an error; until then, nobody sees it.
+    """Yield a binary file that becomes `target` when the block ends without an error; until then, it does not change.
 
     Raises:
         OSError: the disk is full or not writable.

@@ -101,14 +101,14 @@ def random_prompt(random: np.random.Generator) -> str:
     )
 
 
-def draw(sampler: Sampler, prompt: str, seed: int, prepared: Prepared | None) -> np.ndarray:
+def draw(sampler: Sampler, prompt: str, seed: int, prepared: Prepared | None, side: int = SIDE) -> np.ndarray:
     """Generate an image [S,S,3] uint8 with the miniature's SDXL, and with FaceSnap if `prepared` is given."""
 
     def run() -> np.ndarray:
         image = sampler.pipe(
             prompt,
-            width=SIDE,
-            height=SIDE,
+            width=side,
+            height=side,
             num_inference_steps=sampler.steps,
             guidance_scale=sampler.scale,
             generator=torch.Generator().manual_seed(seed),
@@ -182,14 +182,18 @@ def measure(
 
 def pose_error(encoders: Encoders, picture: np.ndarray, truth: Scene) -> float:
     """Return the angle in degrees between the head pose that DECA estimates and the scene's head pose."""
-    from facesnap_ext.landmarks.flame import rotation_matrices
-
     try:
         face = encoders.face(Photo(picture, "Picture"))
     except NoFaceError:
         return float("nan")
-    estimated = encoders.predictor().encode(picture, face.box).pose[:3]
-    a, b = rotation_matrices(torch.stack([estimated, torch.tensor(truth.pose[:3], dtype=torch.float32)]))
+    return angle(encoders.predictor().encode(picture, face.box).pose[:3].numpy(), np.asarray(truth.pose[:3]))
+
+
+def angle(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the angle between two rotations, axis-angle [3] each, in degrees."""
+    from facesnap_ext.landmarks.flame import rotation_matrices
+
+    a, b = rotation_matrices(torch.tensor(np.stack([first, second]), dtype=torch.float32))
     return float(torch.rad2deg(torch.acos((((a.T @ b).trace() - 1) / 2).clamp(-1, 1))))
 
 

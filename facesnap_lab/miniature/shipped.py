@@ -48,20 +48,23 @@ def base_sampler() -> Sampler:
 
 def few_step_sampler() -> Sampler:
     """Load the miniature's SDXL with its distilled LoRA, the counterpart of the paper's turbo checkpoint."""
-    pipe = load_sdxl()
-    lora = {"weight_name": LIGHTNING.name, "prefix": "unet", "local_files_only": True}
-    pipe.unet.load_lora_adapter(str(LIGHTNING.parent), **lora)
+    return with_lora(load_sdxl(), LIGHTNING)
+
+
+def with_lora(pipe: Any, lora: Path) -> Sampler:
+    """Merge a distilled LoRA into the pipeline's UNet, and set the scheduler for few steps."""
+    pipe.unet.load_lora_adapter(str(lora.parent), weight_name=lora.name, prefix="unet", local_files_only=True)
     pipe.unet.fuse_lora()
     pipe.unet.unload_lora()
     return with_few_step_scheduler(pipe)
 
 
-def load_sdxl() -> Any:
+def load_sdxl(folder: Path = SDXL) -> Any:
     """Load diffusers' pipeline of the miniature's SDXL in single precision on the CPU."""
     import torch
     from diffusers import StableDiffusionXLPipeline
 
-    return StableDiffusionXLPipeline.from_pretrained(SDXL, torch_dtype=torch.float32, local_files_only=True)
+    return StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
 
 
 def with_base_scheduler(pipe: Any) -> Sampler:

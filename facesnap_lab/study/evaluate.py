@@ -21,7 +21,7 @@ MAX_BYTES = 2**20  # of an answer file; a page writes some 40 bytes per choice
 
 @dataclass(frozen=True)
 class Key:
-    """The content of a study's key file, see `make.Study`."""
+    """The content of a study's key file, which `make` writes."""
 
     study: str
     methods: tuple[str, ...]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,21 +22,7 @@ PLACEHOLDER = "/*STUDY*/ null"
 QUESTIONS = {"realism": "Which image looks most like a real photo?", "identity": "Which image shows this person best?"}
 
 
-@dataclass(frozen=True)
-class Study:
-    """A study as the laboratory knows it.
-
-    Attributes:
-        methods: names, in the order of `--pictures`.
-        items: by number of the item, the case's file and, for each image on the page, the method.
-    """
-
-    identifier: str
-    methods: tuple[str, ...]
-    items: tuple[dict[str, Any], ...]
-
-
-def make(protocol: Protocol, methods: Mapping[str, Path], out: Path, count: int, seed: int = 0) -> Study:
+def make(protocol: Protocol, methods: Mapping[str, Path], out: Path, count: int, seed: int = 0) -> None:
     """Write the page, its images and the key.
 
     Each item shows a reference photo and one image of each method in a random order, encoded alike, so that neither
@@ -71,16 +56,15 @@ def make(protocol: Protocol, methods: Mapping[str, Path], out: Path, count: int,
             _save(source, part / names[-1])
         items.append({"file": case.file, "methods": order})
         shown.append({"reference": names[0], "images": names[1:]})
-    study = Study(random.bytes(8).hex(), tuple(methods), tuple(items))
-    content = json.dumps({"study": study.identifier, "questions": QUESTIONS, "items": shown}).replace("<", "\\u003c")
+    identifier = random.bytes(8).hex()
+    content = json.dumps({"study": identifier, "questions": QUESTIONS, "items": shown}).replace("<", "\\u003c")
     page = PAGE.read_text(encoding="utf-8")
     assert page.count(PLACEHOLDER) == 1
     (part / "index.html").write_text(page.replace(PLACEHOLDER, content), encoding="utf-8")
     with atomic_write(key) as file:
-        values = {"study": study.identifier, "methods": study.methods, "questions": list(QUESTIONS), "items": items}
+        values = {"study": identifier, "methods": list(methods), "questions": list(QUESTIONS), "items": items}
         file.write_text(json.dumps(values, indent=2), encoding="utf-8")
     part.rename(out)
-    return study
 
 
 def key_file(out: Path) -> Path:
@@ -99,13 +83,8 @@ def choose(protocol: Protocol, count: int, random: np.random.Generator) -> list[
     by_person: dict[str, list[Case]] = {}
     for index in random.permutation(len(cases)):
         by_person.setdefault(cases[index].identity.name, []).append(cases[index])
-    rounds = [case for people in _rounds(list(by_person.values())) for case in people]
+    rounds = [case for cases_of_all in zip_longest(*by_person.values()) for case in cases_of_all if case is not None]
     return [rounds[i] for i in random.permutation(count)]
-
-
-def _rounds(people: Sequence[list[Case]]) -> list[list[Case]]:
-    longest = max(map(len, people))
-    return [[cases[i] for cases in people if i < len(cases)] for i in range(longest)]
 
 
 def _save(source: Path, target: Path) -> None:

@@ -95,13 +95,6 @@ def train(world: World, vae: Autoencoder, out: Path, *, minutes: float, device: 
     return average, done
 
 
-def load_pipeline(folder: Path) -> Any:
-    """Load the pipeline in single precision."""
-    from diffusers import StableDiffusionXLPipeline
-
-    return StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
-
-
 def measure(sampler: Sampler, detector: Any, sheet: Path) -> dict[str, Any]:
     """Generate pictures without FaceSnap, and count those in which the detector finds a face.
 

@@ -22,10 +22,7 @@ from facesnap_lab.miniature.second.world import (
     LOOK_TRAITS,
     PERSON_TRAITS,
     Subject,
-    differs,
-    dress,
-    exchange,
-    look,
+    exchange_visibly,
     person,
     scene,
     subject,
@@ -42,11 +39,9 @@ def pair_subjects(count: int = PAIRS) -> dict[str, list[Subject]]:
     originals = [subject("test", index, 0) for index in range(count)]
     subjects = {"original": originals}
     for trait in TRAITS:
-        subjects[trait] = []
-        for index, one in enumerate(originals):
-            other = person("test", index + count)
-            dressed = (dress(other, look(other, number)) for number in range(100))
-            subjects[trait].append(exchange(one, next(who for who in dressed if differs(one, who, trait)), trait))
+        subjects[trait] = [
+            exchange_visibly(one, person("test", index + count), trait) for index, one in enumerate(originals)
+        ]
     return subjects
 
 

@@ -15,7 +15,6 @@ from facesnap_ext.identity import faces
 from facesnap_ext.identity.clip import preprocess
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.faces import NoFaceError, square_crop
-from facesnap_ext.landmarks.flame import rotation_matrices
 from facesnap_ext.photos import Photo
 from facesnap_lab.miniature.clip_pair import embeddings
 from facesnap_lab.miniature.identity import aligned
@@ -71,11 +70,6 @@ class Judges:
         return found / np.linalg.norm(found)
 
 
-def cosine(first: np.ndarray | None, second: np.ndarray | None) -> float:
-    """Return the cosine of two unit vectors; 0 if either is missing."""
-    return 0.0 if first is None or second is None else float(first @ second)
-
-
 @torch.no_grad()
 def words_found(clip: Any, faces_seen: Sequence[Seen | None], answers: Sequence[Sequence[int]]) -> np.ndarray:
     """Return whether CLIP finds the right word of each of `SCENE_PARTS`, [N,4]; False without a face.
@@ -104,9 +98,3 @@ def expression_and_pose(encoders: Encoders, seen: Seen | None) -> tuple[np.ndarr
         return None
     found = encoders.predictor().encode(seen.picture, seen.box)
     return found.expression.numpy(), found.pose[:3].numpy()
-
-
-def angle(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the angle between two rotations, axis-angle [3] each, in degrees."""
-    a, b = rotation_matrices(torch.tensor(np.stack([first, second]), dtype=torch.float32))
-    return float(torch.rad2deg(torch.acos((((a.T @ b).trace() - 1) / 2).clamp(-1, 1))))

@@ -12,7 +12,6 @@ from facesnap_lab.miniature.distil import Distillation
 from facesnap_lab.miniature.second.base import captions_of
 from facesnap_lab.miniature.second.loop import fit, load_state
 from facesnap_lab.miniature.second.render import SIDE
-from facesnap_lab.miniature.shipped import Sampler, with_few_step_scheduler
 
 STEPS, BATCH, RATE, RANK = 1200, 8, 5e-4, 16
 FILE = "lightning.safetensors"
@@ -31,11 +30,3 @@ def train(pipe: Any, latents: Tensor, out: Path, *, minutes: float) -> int:
     load_state(out, distillation.student)
     distillation.save(out / FILE)
     return steps
-
-
-def load_sampler(pipe: Any, lora: Path) -> Sampler:
-    """Merge the LoRA into the pipeline's UNet, and set the scheduler for few steps."""
-    pipe.unet.load_lora_adapter(str(lora.parent), weight_name=lora.name, prefix="unet", local_files_only=True)
-    pipe.unet.fuse_lora()
-    pipe.unet.unload_lora()
-    return with_few_step_scheduler(pipe)

@@ -26,11 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from facesnap_ext.engine import Engine
-from facesnap_ext.hosts.diffusers import conditioned
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
@@ -38,13 +36,13 @@ from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.search import find_models
 from facesnap_lab.miniature.captions import COLOURS, EXPRESSIONS, LIGHTS, scene_caption
 from facesnap_lab.miniature.head import EXPRESSIONS as EXPRESSION_NAMES
+from facesnap_lab.miniature.measure import angle, likeness
+from facesnap_lab.miniature.measure import draw as draw_picture
 from facesnap_lab.miniature.second.judges import (
     JUDGES,
     SCENE_PARTS,
     Judges,
     Seen,
-    angle,
-    cosine,
     expression_and_pose,
     words_found,
 )
@@ -54,15 +52,15 @@ from facesnap_lab.miniature.second.world import (
     PERSON_TRAITS,
     SHOTS_PER_LOOK,
     Subject,
-    differs,
     dress,
     exchange,
+    exchange_visibly,
     look,
     person,
     scene,
     subject,
 )
-from facesnap_lab.miniature.shipped import Sampler
+from facesnap_lab.miniature.shipped import Sampler, load_sdxl, with_lora
 from facesnap_lab.miniature.world import Scene
 from facesnap_lab.sheet import Panel, sheet
 from facesnap_lab.statistics import crossed_bootstrap
@@ -129,9 +127,7 @@ def look_alike(index: int) -> Subject:
 
 def exchanged(index: int, trait: str) -> Subject:
     """Return the subject of a test person's reference with one trait of a person who differs in it visibly."""
-    who, other = subject("test", index, REFERENCE), person("test", DONORS + index)
-    dressed = (dress(other, look(other, number)) for number in range(100))
-    return exchange(who, next(one for one in dressed if differs(who, one, trait)), trait)
+    return exchange_visibly(subject("test", index, REFERENCE), person("test", DONORS + index), trait)
 
 
 def know(judges: Judges, index: int, driver: int) -> Known:
@@ -175,29 +171,17 @@ def draw(sampler: Sampler, engine: Engine, index: int, driver: int, seed: int, *
     )
     prepared = engine.prepare(unit, SIDE, SIDE)
 
-    def run() -> np.ndarray:
-        image = sampler.pipe(
-            prompt,
-            width=SIDE,
-            height=SIDE,
-            num_inference_steps=sampler.steps,
-            guidance_scale=sampler.scale,
-            generator=torch.Generator().manual_seed(1000 * seed + index),
-        ).images[0]
-        return np.asarray(image)
-
-    plain = run()
-    with conditioned(sampler.pipe, prepared.conditioning):
-        picture = run()
+    noise = 1000 * seed + index
+    plain, picture = (draw_picture(sampler, prompt, noise, one, SIDE) for one in (None, prepared))
     return Drawn(picture, plain, answers, scene(person("test", driver), DRIVING))
 
 
 def to_reference(found: Embeddings, known: Known, name: str) -> float:
-    return cosine(found[name], known.embedded["reference"][name])
+    return likeness(found[name], known.embedded["reference"][name])
 
 
 def to_other_looks(found: Embeddings, known: Known, name: str) -> float:
-    return float(np.mean([cosine(found[name], other[name]) for other in known.other_looks]))
+    return float(np.mean([likeness(found[name], other[name]) for other in known.other_looks]))
 
 
 def choices(found: Embeddings, known: Known, name: str) -> dict[str, float]:
@@ -208,7 +192,7 @@ def choices(found: Embeddings, known: Known, name: str) -> dict[str, float]:
         if (other := known.exchanged[trait]) is None:
             result[trait] = np.nan
         else:
-            closer = to_reference(found, known, name) > cosine(found[name], other[name])
+            closer = to_reference(found, known, name) > likeness(found[name], other[name])
             result[trait] = float(closer and found[name] is not None)
     return result
 
@@ -217,7 +201,7 @@ def identified(found: Embeddings, everybody: Sequence[Known], index: int, name: 
     """Return whether a picture's own person is the closest of all, in another look."""
     if found[name] is None:
         return 0.0
-    return float(np.argmax([cosine(found[name], known.other_looks[0][name]) for known in everybody]) == index)
+    return float(np.argmax([likeness(found[name], known.other_looks[0][name]) for known in everybody]) == index)
 
 
 def recognition_rows(everybody: Sequence[Known], pictures: Sequence[Sequence[Embeddings]], name: str) -> dict[str, Any]:
@@ -343,7 +327,7 @@ def people_sheet(everybody: Sequence[Known], drawn: Sequence[Drawn], count: int 
 
 
 if __name__ == "__main__":
-    from facesnap_lab.miniature.second import base, lightning
+    from facesnap_lab.miniature.second import lightning
 
     parser = argparse.ArgumentParser(description="Measure FaceSnap on people that no network was trained on.")
     parser.add_argument("--out", type=Path, required=True, help="folder of all stages")
@@ -351,8 +335,7 @@ if __name__ == "__main__":
     parser.add_argument("--people", type=int, default=80)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    pipe = base.load_pipeline(options.out / "base" / "pipeline")
-    few_steps = lightning.load_sampler(pipe, options.out / "lightning" / lightning.FILE)
+    few_steps = with_lora(load_sdxl(options.out / "base" / "pipeline"), options.out / "lightning" / lightning.FILE)
     result, picture = measure(few_steps, options.out, options.model, options.people, options.seeds)
     picture.save(options.out / "people.png")
     (options.out / "measure.json").write_text(json.dumps(result, indent=2), encoding="utf-8")

@@ -42,7 +42,7 @@ from facesnap_lab.miniature.second import (
     lightning,
     vae,
 )
-from facesnap_lab.miniature.shipped import with_base_scheduler
+from facesnap_lab.miniature.shipped import load_sdxl, with_base_scheduler, with_lora
 
 
 def run_data(out: Path, minutes: float, workers: int) -> None:
@@ -116,7 +116,7 @@ def run_host_vae(out: Path, minutes: float, device: str) -> None:
 def run_base(out: Path, minutes: float, device: str) -> None:
     vae = autoencoder.from_file(out / "vae4" / "vae.safetensors")
     _, steps = base.train(dataset.load(out / "data" / "train"), vae, out / "base", minutes=minutes, device=device)
-    sampler = with_base_scheduler(base.load_pipeline(out / "base" / "pipeline"))
+    sampler = with_base_scheduler(load_sdxl(out / "base" / "pipeline"))
     measured = base.measure(sampler, _detector(out), out / "base" / "sheet.png")
     write_figures(out, "base", {"steps": steps, "finished": steps >= base.STEPS, **measured})
 
@@ -124,8 +124,8 @@ def run_base(out: Path, minutes: float, device: str) -> None:
 def run_lightning(out: Path, minutes: float, device: str) -> None:
     folder, pipeline = out / "lightning", out / "base" / "pipeline"
     latents = torch.load(out / "base" / "latents.pt", weights_only=True)
-    steps = lightning.train(base.load_pipeline(pipeline), latents, folder, minutes=minutes)
-    sampler = lightning.load_sampler(base.load_pipeline(pipeline), folder / lightning.FILE)
+    steps = lightning.train(load_sdxl(pipeline), latents, folder, minutes=minutes)
+    sampler = with_lora(load_sdxl(pipeline), folder / lightning.FILE)
     measured = base.measure(sampler, _detector(out), folder / "sheet.png")
     write_figures(out, "lightning", {"steps": steps, "finished": steps >= lightning.STEPS, **measured})
 

@@ -198,6 +198,12 @@ def exchange(subject: Subject, other: Subject, trait: str) -> Subject:
     return dataclasses.replace(subject, **{name: getattr(other, name) for name in _FIELDS[trait]})
 
 
+def exchange_visibly(subject: Subject, other: Person, trait: str) -> Subject:
+    """Return the subject with one trait of a person, in the first of that person's looks in which it differs."""
+    dressed = (dress(other, look(other, number)) for number in range(100))
+    return exchange(subject, next(one for one in dressed if differs(subject, one, trait)), trait)
+
+
 def differs(subject: Subject, other: Subject, trait: str) -> bool:
     """Return whether exchanging the trait should be visible.
 

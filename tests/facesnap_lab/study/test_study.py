@@ -114,6 +114,7 @@ def test_a_participants_choices_reach_the_table(study, browser, tmp_path, capsys
         if step == 5:
             page.get_by_role("button", name="Back").click()
             page.get_by_role("button", name="Skip").click()
+        page.locator(".images img").nth(len(METHODS) - 1).wait_for()
         sources = page.eval_on_selector_all(".images img", "images => images.map(image => image.src)")
         place = [Image.open(source.removeprefix("file://")).getpixel((5, 5)) for source in sources].index(wanted)
         page.locator(".images button").nth(place).click()

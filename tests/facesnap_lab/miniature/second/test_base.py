@@ -71,7 +71,7 @@ def test_a_pipeline_keeps_the_vae(out, tmp_path):
     plain = vae.load_vae(out / "vae4" / "vae.safetensors")
     wrapped = autoencoder.from_file(out / "vae4" / "vae.safetensors")
     base.save_pipeline(base.new_base(), wrapped, tmp_path)
-    loaded = base.load_pipeline(tmp_path)
+    loaded = shipped.load_sdxl(tmp_path)
     assert loaded.vae_scale_factor == 4
     pictures = to_tensor(np.array(dataset.load(out / "data" / "train").pictures[:3]))
     latents = loaded.vae.encode(pictures).latent_dist
@@ -95,7 +95,7 @@ def test_stage_resumes_and_writes_its_gate(out, monkeypatch):
 
 
 def test_faces_are_counted_by_the_detector(out, tmp_path, monkeypatch):
-    sampler = shipped.with_base_scheduler(base.load_pipeline(out / "base" / "pipeline"))
+    sampler = shipped.with_base_scheduler(shipped.load_sdxl(out / "base" / "pipeline"))
     boxes = iter([np.ones((1, 5))] * 39 + [np.ones((0, 5))])
 
     class Detector:
@@ -115,10 +115,10 @@ def test_few_steps_are_distilled_into_a_lora(out, monkeypatch):
     monkeypatch.setattr(lightning, "BATCH", 2)
     monkeypatch.setattr(lightning, "SIDE", SIDE)
     pipeline = out / "base" / "pipeline"
-    plain = base.load_pipeline(pipeline).unet.state_dict()
+    plain = shipped.load_sdxl(pipeline).unet.state_dict()
     train.run_lightning(out, minutes=9, device="cpu")
     assert json.loads((out / "quality.json").read_text())["lightning"]["steps"] == 3
-    sampler = lightning.load_sampler(base.load_pipeline(pipeline), out / "lightning" / lightning.FILE)
+    sampler = shipped.with_lora(shipped.load_sdxl(pipeline), out / "lightning" / lightning.FILE)
     merged = sampler.pipe.unet.state_dict()
     assert merged.keys() == plain.keys()
     changed = {key for key in plain if not torch.equal(plain[key], merged[key])}

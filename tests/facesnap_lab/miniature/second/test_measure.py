@@ -8,8 +8,10 @@ import pytest
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
+from facesnap_lab.miniature.measure import angle, likeness
 from facesnap_lab.miniature.second import measure as module
-from facesnap_lab.miniature.second.judges import JUDGES, angle, cosine
+from facesnap_lab.miniature.second import world
+from facesnap_lab.miniature.second.judges import JUDGES
 from facesnap_lab.miniature.second.measure import (
     Drawn,
     Known,
@@ -32,7 +34,7 @@ def embedding(*values):
     return dict.fromkeys(JUDGES, vector / np.linalg.norm(vector))
 
 
-def somebody(index, **changes):
+def known_person(index, **changes):
     """A person whose photos point along an axis of their own, with a little of the look's axis."""
     axis = np.eye(PEOPLE + 2)[index]
     exchanged_photos = {trait: embedding(*(axis + np.eye(PEOPLE + 2)[-1])) for trait in PERSON_TRAITS + LOOK_TRAITS}
@@ -52,7 +54,7 @@ def somebody(index, **changes):
 
 
 def test_a_perfect_picture_passes_everything_and_another_persons_nothing():
-    everybody = [somebody(i) for i in range(PEOPLE)]
+    everybody = [known_person(i) for i in range(PEOPLE)]
     own = [known.embedded["reference"] for known in everybody]
     swapped = [*own[1:], own[0]]
     for name in JUDGES:
@@ -69,21 +71,21 @@ def test_a_perfect_picture_passes_everything_and_another_persons_nothing():
 
 
 def test_a_picture_without_a_face_fails_every_test():
-    known = somebody(0)
+    known = known_person(0)
     nothing = dict.fromkeys(JUDGES)
     for name in JUDGES:
         assert set(choices(nothing, known, name).values()) == {0.0}
         assert identified(nothing, [known], 0, name) == 0
-    assert cosine(None, np.ones(3)) == 0
+    assert likeness(None, np.ones(3)) == 0
 
 
 def test_exchanges_that_cannot_be_seen_are_left_out():
-    known = somebody(0)
+    known = known_person(0)
     hidden = dataclasses.replace(known, exchanged={**known.exchanged, "moles": None})
     found = choices(known.embedded["reference"], hidden, "judge")
     assert np.isnan(found["moles"])
     assert all(value == 1 for trait, value in found.items() if trait != "moles")
-    rows = recognition_rows([hidden, somebody(1)], [[known.embedded["reference"]] * 2], "judge")
+    rows = recognition_rows([hidden, known_person(1)], [[known.embedded["reference"]] * 2], "judge")
     assert crossed_bootstrap(rows["picture, moles"]).mean == 0  # of the second person alone
 
 
@@ -101,7 +103,7 @@ def test_a_look_alike_shares_type_but_not_face(index):
 @pytest.mark.parametrize("trait", PERSON_TRAITS + LOOK_TRAITS)
 def test_only_the_exchanged_trait_changes(trait):
     who, other = subject("test", 2, 0), exchanged(2, trait)
-    fields = module.exchange.__globals__["_FIELDS"]
+    fields = world._FIELDS
     changed = {
         field.name
         for field in dataclasses.fields(who)
