@@ -5,6 +5,11 @@
 // gradio translates the button's label into the browser's language
 const facesnapClearButton = "button[aria-label]:not(.file-preview *)";
 
+let facesnapUploads = 0;  // how many have ended
+new PerformanceObserver(list => {
+    facesnapUploads += list.getEntries().filter(({name}) => /\/upload(\?|$)/.test(name)).length;
+}).observe({type: "resource"});
+
 function facesnapImageFiles(transfer) {
     return [...transfer?.files || []].filter(file => file.type.startsWith("image/"));
 }
@@ -91,9 +96,10 @@ function facesnapChangePhotos(block, cards, change) {
 
 // The component accepts files only while it is empty, so it is cleared and all files are uploaded again. Meanwhile a
 // copy of the cards is shown. Gradio 3 loses an upload if any event of the page is answered meanwhile, including those
-// caused by clearing. This is why the function waits after clearing, and retries with longer waits.
+// caused by clearing. This is why the function waits after clearing, and retries with longer waits. A component that
+// accepts an upload shows it at once.
 async function facesnapReplacePhotos(block, cards, change) {
-    const links = () => [...block.querySelectorAll("a[href]")];
+    const arrived = () => block.querySelectorAll("a[href]").length === transfer.files.length;
     const existing = await facesnapFilesOf(block);
     const transfer = new DataTransfer();
     for (const file of change(existing)) transfer.items.add(file);
@@ -112,8 +118,10 @@ async function facesnapReplacePhotos(block, cards, change) {
             if (!input) continue;
             if (!transfer.files.length) return;
             input.files = transfer.files;
+            const before = facesnapUploads;
             input.dispatchEvent(Object.assign(new Event("change", {bubbles: true}), {facesnap: true}));
-            if (await facesnapUntil(() => links().length === transfer.files.length, seconds)) break;
+            const ended = await facesnapUntil(() => arrived() || facesnapUploads > before, seconds);
+            if (ended && await facesnapUntil(arrived, 0.5)) break;
         }
         if (copy.isConnected) await facesnapUntil(() => cards.textContent.trim(), 30);  // faces are being detected
     } finally {

@@ -32,7 +32,8 @@ hypothesis.settings.load_profile("untimed")
 onnx_memo.install()
 
 LAB = Path(__file__).with_name("facesnap_lab")
-LONGEST = ("test_page.py", "test_access.py", "test_install.py", "test_detection.py", "test_synchronisation.py")
+PAGE = "tests/page/"
+LONGEST = ("test_install.py", "test_detection.py", "test_synchronisation.py")
 MOST_WORKERS = 8  # each one holds torch and the networks of its tests, 1 to 3 GB
 
 
@@ -40,6 +41,18 @@ MOST_WORKERS = 8  # each one holds torch and the networks of its tests, 1 to 3 G
 def pytest_xdist_auto_num_workers() -> int:
     """The number of processes for `pytest -n auto`: one more than cores, because browser tests mostly wait."""
     return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files are spread over processes, but all tests of the page run in one, with the same servers and browsers."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return PAGE if nodeid.startswith(PAGE) else super()._split_scope(nodeid)
+
+    return Files(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,6 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if WORKERS > 1:
         items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("browser", "lab")])
         items.sort(key=lambda item: item.path.name not in LONGEST)
+        items.sort(key=lambda item: not item.nodeid.startswith(PAGE))
 
 
 @pytest.fixture(scope="session")

@@ -464,9 +464,10 @@ def build_wheel(path: Path, name: str, version: str, requires: str) -> None:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="numpy 1.26 and onnx 1.17 have no wheels for this Python")
-def test_host_with_old_pins_gains_packages_and_keeps_every_version(tmp_path: Path, script: Path):
+def test_host_with_old_pins_gains_packages_and_keeps_every_version(bare_python: Path, tmp_path: Path, script: Path):
     """A1111 1.10.1's pins that newer packages would change, a local version of torch, and a real pip."""
-    python = make_venv(tmp_path / "venv")
+    shutil.copytree(bare_python.parents[1], tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv" / bare_python.relative_to(bare_python.parents[1])
     pins = ["numpy==1.26.2", "protobuf==3.20.0", "requests==2.31.0", "typing_extensions==4.8.0"]
     pinned = run_python(python, "-m", "pip", "install", "--quiet", "--retries", "1", *pins)
     if pinned.returncode != 0:

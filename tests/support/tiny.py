@@ -62,7 +62,9 @@ def _normal(shapes: tuple[torch.Size, ...], seed: int, std: float) -> list[torch
 
 
 def ffrnet(seed: int = 0, **changes) -> FFRNet:
-    return randomise(FFRNet(config(**changes)), seed)
+    with torch.device("meta"):  # its own initial values would take longer than most tests
+        network = FFRNet(config(**changes))
+    return randomise(network.to_empty(device="cpu"), seed)
 
 
 def landmarks(seed: int = 0, width: int = 128, height: int = 128) -> Landmarks:

@@ -288,9 +288,8 @@ def forge_step(job, x, sigmas, context, y, calls):
     return torch.stack([out[row] for row in sorted(out)])
 
 
-@pytest.mark.parametrize("reforge", [False, True], ids=["forge", "reforge"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("grouping", test_forge.GROUPINGS)
+@test_forge.each_grouping
 def test_forge_rows_attend_to_their_own_tokens_in_every_grouping(unet, grouping, kind, reforge):
     images, calls = test_forge.GROUPINGS[grouping]
     people = people_of(unet, kind)

@@ -105,8 +105,10 @@ def test_each_face_of_a_photo_has_its_own_turn(face_pack, faces_of, astronaut, g
     }
 
 
-@pytest.mark.parametrize("degrees", [35, 50, -55, 135, 220])
-@pytest.mark.parametrize("name", ["astronaut", "grace_hopper"])
+@pytest.mark.parametrize(
+    ("name", "degrees"),
+    [("astronaut", 35), ("grace_hopper", 50), ("grace_hopper", -55), ("astronaut", 135), ("grace_hopper", 220)],
+)
 def test_a_tilted_face_is_levelled(face_pack, faces_of, request, name, degrees):
     photo = request.getfixturevalue(name)
     [upright] = faces_of(photo)
@@ -131,7 +133,7 @@ def test_a_small_face_in_a_large_photo_is_looked_at_from_close_up(face_pack, fac
     np.testing.assert_allclose(face.box - [side // 4, side // 3] * 2, near.box, atol=30)
 
 
-@pytest.mark.parametrize(("place", "degrees"), [(0.25, 90), (0.46, 0), (0.5, 0), (0.5, 90), (0.54, 90), (0.72, 0)])
+@pytest.mark.parametrize(("place", "degrees"), [(0.25, 90), (0.46, 0), (0.5, 0), (0.54, 90), (0.72, 0)])
 def test_a_small_face_where_tiles_overlap_is_found(face_pack, faces_of, grace_hopper, degrees, place):
     """The face is 8 pixels high in the detector's input."""
     side = 2600

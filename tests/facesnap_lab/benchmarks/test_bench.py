@@ -150,7 +150,7 @@ def test_one_command_measures_one_and_several_images(full, monkeypatch, capsys):
     monkeypatch.setattr(samplers, "SHAPE", SHALLOW)
     monkeypatch.setattr(benchmarks, "SMALL_WIDTHS", (64, 64, 64))
     monkeypatch.setattr(benchmarks, "SMALL_PIXELS", 64)
-    assert main(["bench", "gpu", "--steps", "2", "--json"]) == 0
+    assert main(["bench", "gpu", "--repeats", "1", "--steps", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["size"]["pictures"] == 1
     assert list(found["batches"]) == ["4"]
