@@ -6,7 +6,7 @@ INSTALL := $(RUN) -m pip install --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 # More arguments for pytest, such as ARGS="tests/facesnap_ext/hosts -k adapter"
 ARGS ?=
-# Linting and the tests do not depend on each other
+# Linting and the tests do not depend on each other, nor do the installations
 MAKEFLAGS += --jobs=2
 
 # Installed without their dependencies, which are many and mostly unused here. One of them is opencv-python, which needs
@@ -24,7 +24,7 @@ demo: .venv/.done-demo
 
 test: lint pytest
 
-pytest: $(gradios:%=.venv/.done-gradio-%)
+pytest: $(gradios:%=.venv/.done-gradio-%) .venv/.done-test
 	$(RUN) -m tests.support.prepare_machine
 	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
@@ -51,13 +51,15 @@ test-hosts: .venv/.done-test
 soak: .venv/.done-test
 	$(RUN) -m tests.live.soak "$(URL)"
 
-.venv/.done-%: pyproject.toml constraints.txt
+.venv/bin/python:
 	$(PYTHON) -m venv .venv
+
+.venv/.done-%: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --constraint constraints.txt --editable ".[$*]"
 	$(INSTALL) --constraint constraints.txt --no-deps $(bare-$*)
 	touch $@
 
-.venv/.done-gradio-%: tests/page/gradio-%.txt .venv/.done-test
+.venv/.done-gradio-%: tests/page/gradio-%.txt | .venv/bin/python
 	rm -rf .venv/gradio-$*
 	$(INSTALL) --no-deps --target .venv/gradio-$* --requirement $<
 	touch $@

@@ -11,7 +11,7 @@ pytest.importorskip("insightface", reason="the miniature's faces are detected wi
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.measure import Judge, measure, summary
 
-PEOPLE = 12
+PEOPLE = 8
 MARGIN = 0.35  # cosine of the judge; two photos of one person are 0.76 above photos of two people
 
 

@@ -28,7 +28,7 @@ from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.dataset import SIDE
 from facesnap_lab.miniature.measure import Judge, photo, random_prompt
 
-PAIRS = 6
+PAIRS = 4
 MARGIN = 0.15  # cosine of the judge; two photos of one person are 0.76 above photos of two people
 
 
