@@ -3,7 +3,7 @@
     python -m torch.distributed.run --nproc_per_node 2 -m tests.support.train_in_processes RUN …
 
 RUN is KIND:CONFIG or KIND:CONFIG:resume. KIND is "ddp" or "fsdp". accelerate turns FSDP on for GPUs alone; here it is
-turned on for CPUs, with gloo. The messages of refused runs are printed by the first process.
+turned on for CPUs, with gloo.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 
-from facesnap_ext.errors import FaceSnapError
 from facesnap_lab.training.config import read_config
 from facesnap_lab.training.trainer import train
 
@@ -28,16 +27,11 @@ def run(kind: str, config: Path, resume: bool) -> None:
     state = PartialState(cpu=True)
     if kind == "fsdp":
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    try:
-        train(read_config(config), resume)
-    except FaceSnapError as error:
-        if state.is_main_process:
-            print(error)
-    finally:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
-        AcceleratorState._reset_state()
-        GradientState._reset_state()
-        state.wait_for_everyone()
+    train(read_config(config), resume)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    state.wait_for_everyone()
 
 
 if __name__ == "__main__":

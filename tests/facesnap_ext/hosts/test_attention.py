@@ -406,7 +406,7 @@ REGIONAL = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [(1, 1), (2, 2), (2, 0), (3, 3)], ids=str)
+@pytest.mark.parametrize("rows", [(1, 1), (2, 0), (3, 3)], ids=str)
 @pytest.mark.parametrize("extension", REGIONAL)
 def test_regional_prompts_leave_each_persons_attention_unchanged(unet, monkeypatch, extension, rows, kind):
     """The extensions mix the outputs for each region with weights that add up to 1, as FaceSnap does for people. With
