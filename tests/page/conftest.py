@@ -25,6 +25,7 @@ from tests.support.chromium import chromium
 
 ROOT = Path(__file__).parents[2]
 ONLY_THE_PAGE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # neither fonts nor analytics
+HALF_SIZE = "--force-device-scale-factor=0.5"  # without a GPU, drawing takes longer than anything else
 PATIENCE = 600  # seconds to wait for the server, on a busy machine
 
 
@@ -117,7 +118,7 @@ def answers(address: str) -> bool:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium, driven by Playwright, without the network; see the fixture of the same name for all tests."""
-    with chromium(ONLY_THE_PAGE) as browser:
+    with chromium(ONLY_THE_PAGE, HALF_SIZE) as browser:
         yield browser
 
 
