@@ -105,17 +105,17 @@ def test_axe_finds_nothing_with_all_model_files(page: Page) -> None:
 
 
 def choose_files_by_keyboard(page: Page) -> None:
-    """Press Enter on the area for photos, once the lists are read that are drawn anew when the accordion opens."""
-    from playwright.sync_api import TimeoutError as NoChooserError
-
-    for _ in range(10):
-        page.at("references", "input[type=file]").locator("..").focus()
-        try:
-            with page.page.expect_file_chooser(timeout=5 * SECOND):
-                page.page.keyboard.press("Enter")
-            return
-        except NoChooserError:
-            continue
+    """Press Enter on the area for photos. It may be drawn again when the accordion opens, so this is repeated."""
+    choosers: list[Any] = []
+    page.page.on("filechooser", lambda chooser: choosers.append(chooser))
+    area = page.at("references", ":is(button, [data-facesnap-key]):has(> input[type=file])")
+    for _ in range(12):
+        area.focus()
+        page.page.keyboard.press("Enter")
+        for _ in range(50):
+            if choosers:
+                return
+            page.page.wait_for_timeout(SECOND / 10)
     pytest.fail("Enter does not open the file chooser")
 
 
