@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from facesnap_ext.errors import FaceSnapError
 if TYPE_CHECKING:
     import torch
 
-    from facesnap_lab.evaluation.draw import EvaluationPipeline
+    from facesnap_lab.evaluation.draw import Generator
     from facesnap_lab.evaluation.judges import JudgeFiles
 
 HELP = "measure FaceSnap and other methods as in the paper's Table 1"
@@ -32,9 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=DIR",
         help="images that another method generated from the same list; may be repeated",
     )
+    parser.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="METHOD=PATH",
+        help="published weights of ip-adapter, instantid or photomaker to generate images with; may be repeated",
+    )
     parser.add_argument("--base", type=Path, help="SDXL checkpoint or diffusers folder to generate images with")
     parser.add_argument("--base-config", type=Path, help="folder with SDXL's configuration, for a single-file --base")
-    parser.add_argument("--models", type=Path, help="folder with FaceSnap's model files")
+    parser.add_argument("--models", type=Path, help="folder with FaceSnap's model files, face model packs and CLIP")
     parser.add_argument("--model", default="", help="name of the FaceSnap file, if the folder has more than one")
     parser.add_argument("--clip", type=Path, help="CLIP model in transformers format, for CLIP-T and CLIP-face")
     parser.add_argument("--facenet", type=Path, help="face recognition network in ONNX or TorchScript, for FaceSim")
@@ -77,9 +85,9 @@ def run(options: argparse.Namespace) -> None:
         else:
             protocol = read_protocol(options.list)
             files = _judge_files(options)
-            judges, pipeline = load_judges(files, device), _pipeline(options, device)
+            judges, generators = load_judges(files, device), _generators(options, device)
             results = evaluate(
-                *(protocol, judges, others, options.out, pipeline, partial(load_judges, files)),
+                *(protocol, judges, others, options.out, generators, partial(load_judges, files)),
                 *(options.workers, options.scheduler),
             )
     if results is not None:
@@ -92,7 +100,7 @@ def _evaluate_miniature(
     options: argparse.Namespace, others: dict[str, Path], device: torch.device, models: Path
 ) -> dict[str, Any] | None:
     from facesnap_lab.evaluation.draw import processes
-    from facesnap_lab.evaluation.evaluate import evaluate
+    from facesnap_lab.evaluation.evaluate import FACESNAP, evaluate
     from facesnap_lab.evaluation.miniature import (
         DRIVER,
         STEPS,
@@ -101,7 +109,9 @@ def _evaluate_miniature(
         miniature_protocol,
     )
 
-    given = [name for name in ("list", "base", "models", "clip", "facenet", "inception") if getattr(options, name)]
+    given = [
+        name for name in ("list", "base", "models", "method", "clip", "facenet", "inception") if getattr(options, name)
+    ]
     if given:
         raise FaceSnapError(f"--miniature provides its own {given[0]}; omit one of the two.")
     if not 1 <= options.people <= DRIVER:
@@ -110,7 +120,7 @@ def _evaluate_miniature(
         protocol = miniature_protocol(options.out.absolute() / "world", options.people)
     pipeline = miniature_pipeline(models, device, options.steps or STEPS, options.scale)
     return evaluate(
-        *(protocol, miniature_judges(), others, options.out, pipeline, miniature_judges),
+        *(protocol, miniature_judges(), others, options.out, {FACESNAP: pipeline}, miniature_judges),
         *(options.workers, options.scheduler),
     )
 
@@ -122,25 +132,31 @@ def _judge_files(options: argparse.Namespace) -> JudgeFiles:
     return JudgeFiles(*(path and path.absolute() for path in paths))
 
 
-def _pipeline(options: argparse.Namespace, device: torch.device) -> EvaluationPipeline | None:
+def _generators(options: argparse.Namespace, device: torch.device) -> dict[str, Generator]:
+    """Return FaceSnap and the methods of `--method` by name. FaceSnap is left out if only the methods' files exist."""
     import torch
 
     from facesnap_ext.weights.search import find_models
-    from facesnap_lab.evaluation.draw import load_pipeline
+    from facesnap_lab.evaluation.draw import facesnap_pipeline, load_base_sampler
+    from facesnap_lab.evaluation.evaluate import FACESNAP
+    from facesnap_lab.evaluation.rivals import open_rivals
 
     if options.base is None:
-        return None
+        if options.method:
+            raise FaceSnapError(f"--method {options.method[0]} generates images; specify the SDXL model with --base.")
+        return {}
     if options.models is None:
         raise FaceSnapError("FaceSnap needs its model files to generate images; specify their folder with --models.")
-    return load_pipeline(
-        options.base,
-        options.base_config,
-        lambda: find_models(options.models),
-        device,
-        getattr(torch, options.dtype),
-        model=options.model,
+    base = load_base_sampler(
+        *(options.base, options.base_config, device, getattr(torch, options.dtype)),
         width=options.width,
         height=options.height,
         steps=options.steps or 8,
         scale=options.scale,
     )
+    generators = open_rivals(options.method, base, options.models)
+    if generators and not options.model and not find_models(options.models).facesnap:
+        print(f"{options.models} has no FaceSnap file, so only the other methods are evaluated.", file=sys.stderr)
+        return generators
+    facesnap = facesnap_pipeline(base, lambda: find_models(options.models), options.model)
+    return {FACESNAP: facesnap} | generators

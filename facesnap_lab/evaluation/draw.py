@@ -1,4 +1,4 @@
-"""Generate the images of an evaluation's cases with FaceSnap, on all processes that accelerate started.
+"""Generate the images of an evaluation's cases with one method, on all processes that accelerate started.
 
 Each image is written atomically and stores its recipe and cost as metadata, so an interrupted run resumes where it
 stopped.
@@ -10,12 +10,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write, sha256
 from facesnap_ext.hosts.diffusers import conditioned
+from facesnap_ext.settings.strength import Strength
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.source import paths_of
@@ -37,18 +39,85 @@ NOTE = "facesnap evaluate"  # PNG text key of the recipe and cost
 
 
 @dataclass(frozen=True, eq=False)
-class EvaluationPipeline:
-    """FaceSnap and a base model, ready to generate images. scale: classifier-free guidance scale."""
+class Base:
+    """SDXL and the sampling settings that all methods share. scale: classifier-free guidance scale."""
 
     pipe: Any
-    engine: Engine
-    files: ModelFiles
-    base: str  # the base model's name
-    model: str = ""  # name of the FaceSnap file, if there are several
+    name: str
     width: int = 1024
     height: int = 1024
     steps: int = 8
     scale: float = 2.0
+
+    def draw(self, seed: int, **arguments: Any) -> np.ndarray:
+        """Generate an image, [height,width,3] uint8.
+
+        Args:
+            arguments: further arguments of the pipeline, such as the prompt.
+        """
+        drawn = self.pipe(
+            **arguments,
+            width=self.width,
+            height=self.height,
+            num_inference_steps=self.steps,
+            guidance_scale=self.scale,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        return np.asarray(drawn.images[0])
+
+    def recipe(self, case: Case) -> dict[str, Any]:
+        """Return the part of a case's recipe that does not depend on the method."""
+        return {
+            "base": self.name,
+            "sampler": type(self.pipe.scheduler).__name__,
+            "references": [digest(path) for path in case.identity.references],
+            "prompt": case.prompt.text,
+            "seed": case.seed,
+            "size": [self.width, self.height],
+            "steps": self.steps,
+            "scale": self.scale,
+        }
+
+
+class Generator(Protocol):
+    """Generates the images of one method."""
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Report photos or prompts that the method cannot use, before hours of generating."""
+
+    def installed(self) -> AbstractContextManager[Generator]:
+        """Return the generator that `draw` is called on, inside a `with` block."""
+
+    def draw(self, case: Case) -> np.ndarray: ...
+
+    def recipe(self, case: Case) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationPipeline:
+    """FaceSnap, or InstantID's published files, which the extension runs too.
+
+    model: name of the FaceSnap file, if there are several.
+    """
+
+    base: Base
+    engine: Engine
+    files: ModelFiles
+    model: str = ""
+    strength: Strength = field(default_factory=Strength)
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Detect the faces of all references and driving photos.
+
+        Raises:
+            FaceSnapError: a photo cannot be read or has no face.
+        """
+        for path in dict.fromkeys(path for case in cases for path in (*case.identity.references, case.pose.photo)):
+            self.engine.encoders(self.files).face(photos.from_path(path))
+
+    @contextmanager
+    def installed(self) -> Iterator[EvaluationPipeline]:
+        yield replace(self, engine=Engine(self.engine.files))  # whose networks leave the GPU before the next method
 
     def draw(self, case: Case) -> np.ndarray:
         """Generate a case's image, [height,width,3] uint8.
@@ -61,17 +130,10 @@ class EvaluationPipeline:
             references=tuple(map(photos.from_path, case.identity.references)),
             driving=photos.from_path(case.pose.photo),
             model=self.model,
+            strength=self.strength,
         )
-        with conditioned(self.pipe, self.engine.prepare(unit, self.width, self.height).conditioning):
-            drawn = self.pipe(
-                case.prompt.text,
-                width=self.width,
-                height=self.height,
-                num_inference_steps=self.steps,
-                guidance_scale=self.scale,
-                generator=torch.Generator().manual_seed(case.seed),
-            )
-        return np.asarray(drawn.images[0])
+        with conditioned(self.base.pipe, self.engine.prepare(unit, self.base.width, self.base.height).conditioning):
+            return self.base.draw(case.seed, prompt=case.prompt.text)
 
     def recipe(self, case: Case) -> dict[str, Any]:
         """Return everything that determines a case's image, ready for JSON.
@@ -79,20 +141,14 @@ class EvaluationPipeline:
         Photos and the FaceSnap file are identified by their hashes, the base model by its name. The encoders are
         assumed to be the ones that the FaceSnap file requires.
         """
-        facesnap = self.files.choose_facesnap(self.model)
-        paths = paths_of(facesnap)
-        return {
-            "base": self.base,
-            "sampler": type(self.pipe.scheduler).__name__,
-            "facesnap": [paths[0].name, *map(_digest, paths)],
-            "references": [_digest(path) for path in case.identity.references],
-            "driving": _digest(case.pose.photo),
-            "prompt": case.prompt.text,
-            "seed": case.seed,
-            "size": [self.width, self.height],
-            "steps": self.steps,
-            "scale": self.scale,
+        paths = paths_of(self.files.choose_facesnap(self.model))
+        recipe = self.base.recipe(case) | {
+            "facesnap": [paths[0].name, *map(digest, paths)],
+            "driving": digest(case.pose.photo),
         }
+        if self.strength != Strength():
+            recipe["strength"] = [self.strength.weight, self.strength.adapter_weight]
+        return recipe
 
 
 @dataclass(frozen=True)
@@ -108,45 +164,39 @@ class Cost:
     device: str
 
 
-def load_pipeline(
-    base: Path,
-    base_config: Path | None,
-    find_models: Callable[[], ModelFiles],
-    device: torch.device,
-    dtype: torch.dtype,
-    **settings: Any,
-) -> EvaluationPipeline:
-    """Load an SDXL model with the paper's sampler (DPM++ SDE) and FaceSnap.
-
-    Args:
-        base, base_config: see `training.frozen.load_base`. settings: further fields of `EvaluationPipeline`.
+def facesnap_pipeline(base: Base, find_models: Callable[[], ModelFiles], model: str = "") -> EvaluationPipeline:
+    """Return a pipeline with FaceSnap.
 
     Raises:
-        FaceSnapError: the base is missing or not SDXL, or no FaceSnap file was found.
+        FaceSnapError: no FaceSnap file was found.
+    """
+    files = find_models()
+    files.choose_facesnap(model)
+    convert_originals(files, lambda message: print(message, file=sys.stderr))
+    return EvaluationPipeline(base, Engine(find_models), find_models(), model)
+
+
+def load_base_sampler(
+    base: Path, base_config: Path | None, device: torch.device, dtype: torch.dtype, **settings: Any
+) -> Base:
+    """Load an SDXL model with the paper's sampler (DPM++ SDE).
+
+    Args:
+        base, base_config: see `training.frozen.load_base`. settings: further fields of `Base`.
+
+    Raises:
+        FaceSnapError: the base is missing or not SDXL.
     """
     from diffusers import DPMSolverSinglestepScheduler
 
     from facesnap_lab.training.frozen import load_base
 
-    files = find_models()
-    files.choose_facesnap(settings.get("model", ""))
-    convert_originals(files, lambda message: print(message, file=sys.stderr))
     pipe = load_base(base, base_config, dtype)
     pipe.scheduler = DPMSolverSinglestepScheduler.from_config(
         pipe.scheduler.config, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True, lower_order_final=True
     )
     pipe.set_progress_bar_config(disable=True)
-    return EvaluationPipeline(pipe.to(device), Engine(find_models), find_models(), base.name, **settings)
-
-
-def check_faces(pipeline: EvaluationPipeline, cases: Sequence[Case]) -> None:
-    """Detect the faces of all references and driving photos, to report a missing one before hours of generating.
-
-    Raises:
-        FaceSnapError: a photo cannot be read or has no face.
-    """
-    for path in dict.fromkeys(path for case in cases for path in (*case.identity.references, case.pose.photo)):
-        pipeline.engine.encoders(pipeline.files).face(photos.from_path(path))
+    return Base(pipe.to(device), base.name, **settings)
 
 
 def processes() -> Any:
@@ -161,11 +211,8 @@ def processes() -> Any:
     )
 
 
-def draw_cases(pipeline: EvaluationPipeline, cases: Sequence[Case], out: Path) -> Cost:
+def draw_cases(pipeline: Generator, cases: Sequence[Case], out: Path) -> Cost:
     """Generate the images that `out` does not have yet, shared among accelerate's processes.
-
-    Args:
-        pipeline: an object with the methods `draw` and `recipe`.
 
     Raises:
         FaceSnapError: `out` has images with a different recipe, a photo has no face, or the disk is full.
@@ -199,7 +246,7 @@ def cost(cases: Sequence[Case], out: Path) -> Cost:
     )
 
 
-def _generate_case(pipeline: EvaluationPipeline, case: Case, path: Path, device: torch.device) -> None:
+def _generate_case(pipeline: Generator, case: Case, path: Path, device: torch.device) -> None:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
@@ -261,7 +308,8 @@ def _peak_of_process() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the first half of a file's SHA-256 in hexadecimal, which is cached until the file changes."""
     return _digest_of(path, path.stat().st_mtime_ns)
 
 

@@ -1,13 +1,13 @@
-"""Generate a list's images with FaceSnap, measure them and the images of other methods, and write the report."""
+"""Generate a list's images, measure them and the images of other methods, and write the report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_lab.evaluation.draw import EvaluationPipeline, check_faces, draw_cases, processes
+from facesnap_lab.evaluation.draw import Generator, draw_cases, processes
 from facesnap_lab.evaluation.judges import Judges
 from facesnap_lab.evaluation.measure import LoadJudges, embed_real_photos, measure
 from facesnap_lab.evaluation.protocol import Protocol, find_images
@@ -22,7 +22,7 @@ def evaluate(
     judges: Judges,
     others: dict[str, Path],
     out: Path,
-    pipeline: EvaluationPipeline | None = None,
+    generators: Mapping[str, Generator] | None = None,
     load_judges: LoadJudges | None = None,
     workers: int = 0,
     scheduler: str = "",
@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
         others: image folders of other methods by name.
-        pipeline: generates FaceSnap's images into `out`/FaceSnap; None measures the other methods only.
+        generators: methods by name, whose images are generated into `out`/NAME; by default, `others` are only measured.
         load_judges: returns `judges` in other processes; see `measure.embed_real_photos`.
         workers, scheduler: where to measure, as for `open_workers`.
 
@@ -46,13 +46,14 @@ def evaluate(
 
     if judges.clip is None and judges.embed is None and judges.extractor is None:
         raise FaceSnapError("There is no network to measure with; specify --clip, --facenet or --inception.")
-    if pipeline is None and not others:
+    generators = generators or {}
+    if not generators and not others:
         raise FaceSnapError(
             "There are no images to measure; specify --base to generate some with FaceSnap, or --pictures."
         )
-    if FACESNAP in others and pipeline is not None:
+    if taken := next((name for name in others if name in generators), ""):
         raise FaceSnapError(
-            f"--pictures has a method named {FACESNAP}, but this run generates images for that name; rename it."
+            f"--pictures has a method named {taken}, but this run generates images for that name; rename it."
         )
     cases = protocol.cases()
     for folder in others.values():
@@ -66,11 +67,12 @@ def evaluate(
         ):
             real = embed_real_photos(protocol, judges, bar.update, run_tasks, load_judges)
     costs = {}
-    folders = dict(others)
-    if pipeline is not None:
-        check_faces(pipeline, cases)
-        costs[FACESNAP] = draw_cases(pipeline, cases, out / FACESNAP)
-        folders = {FACESNAP: out / FACESNAP} | folders
+    for generator in generators.values():
+        generator.check(cases)  # all of them before the first image
+    for name, generator in generators.items():
+        with generator.installed() as ready:
+            costs[name] = draw_cases(ready, cases, out / name)
+    folders = {name: out / name for name in generators} | others
     if not state.is_main_process:
         return None
     methods = []

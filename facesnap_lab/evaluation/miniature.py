@@ -14,7 +14,7 @@ from PIL import Image
 from facesnap_ext.engine import Engine
 from facesnap_ext.files import atomic_write
 from facesnap_ext.identity import faces
-from facesnap_lab.evaluation.draw import EvaluationPipeline
+from facesnap_lab.evaluation.draw import Base, EvaluationPipeline
 from facesnap_lab.evaluation.judges import Clip, Judges, clip_extractor, load_face_judge
 from facesnap_lab.evaluation.protocol import Identity, Pose, Prompt, Protocol
 from facesnap_lab.miniature import shipped
@@ -88,8 +88,8 @@ def miniature_pipeline(
     """
     files = shipped.write_models(models)
     pipe = shipped.base_sampler().pipe.to(device)
-    sizes = {"width": SIDE, "height": SIDE, "steps": steps, "scale": scale}
-    return EvaluationPipeline(pipe, Engine(lambda: files), files, "the miniature's SDXL", **sizes)
+    base = Base(pipe, "the miniature's SDXL", SIDE, SIDE, steps, scale)
+    return EvaluationPipeline(base, Engine(lambda: files), files)
 
 
 def _save(path: Path, picture: np.ndarray) -> Path:

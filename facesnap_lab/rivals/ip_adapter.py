@@ -37,12 +37,17 @@ def clip_tokens(clip: ImageEncoder, pixels: Tensor) -> Tensor:
 
 
 class FaceProjection(nn.Module):
-    """The projection of IP-Adapter FaceID: an embedding [N, id_dim] to tokens [N, tokens, dim]."""
+    """The projection of IP-Adapter FaceID: an embedding [N, id_dim] to tokens [N, tokens, dim].
 
-    def __init__(self, id_dim: int, tokens: int, dim: int):
+    Args:
+        hidden: width of the hidden layer; by default 2 × `id_dim`.
+    """
+
+    def __init__(self, id_dim: int, tokens: int, dim: int, hidden: int = 0):
         super().__init__()
         self.tokens = tokens
-        self.proj = nn.Sequential(nn.Linear(id_dim, 2 * id_dim), nn.GELU(), nn.Linear(2 * id_dim, tokens * dim))
+        hidden = hidden or 2 * id_dim
+        self.proj = nn.Sequential(nn.Linear(id_dim, hidden), nn.GELU(), nn.Linear(hidden, tokens * dim))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, embeddings: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from facesnap_ext.photos import from_path
 from facesnap_lab.cli.main import main
 from facesnap_lab.evaluation import measure as measuring
 from facesnap_lab.evaluation.draw import NOTE
-from facesnap_lab.evaluation.evaluate import evaluate, named_folders
+from facesnap_lab.evaluation.evaluate import FACESNAP, evaluate, named_folders
 from facesnap_lab.evaluation.judges import Judges
 from facesnap_lab.evaluation.measure import METRICS, embed_real_photos, measure
 from facesnap_lab.evaluation.miniature import miniature_judges, miniature_pipeline
@@ -132,7 +132,7 @@ def test_facesnap_is_compared_with_another_method(world, judges, tmp_path):
     Image.new("RGB", (8, 8)).save(perfect / small.identities[0].name / "more.png")
     out = tmp_path / "out"
     pipeline = miniature_pipeline(tmp_path / "models", steps=2)
-    found = evaluate(small, judges, {"Perfect": perfect}, out, pipeline)
+    found = evaluate(small, judges, {"Perfect": perfect}, out, {FACESNAP: pipeline})
 
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == json.loads(json.dumps(found))
     facesnap, peer = found["methods"]
@@ -159,7 +159,7 @@ def test_facesnap_is_compared_with_another_method(world, judges, tmp_path):
 
     drawn = {path: path.stat().st_mtime_ns for path in (out / "FaceSnap").rglob("*.png")}
     assert len(drawn) == 4
-    again = evaluate(small, judges, {"Perfect": perfect}, out, pipeline)
+    again = evaluate(small, judges, {"Perfect": perfect}, out, {FACESNAP: pipeline})
     assert {path: path.stat().st_mtime_ns for path in (out / "FaceSnap").rglob("*.png")} == drawn
     assert again == found
 

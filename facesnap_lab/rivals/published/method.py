@@ -1,0 +1,53 @@
+"""What the evaluation needs from published weights of a rival."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facesnap_ext.identity.faces import Face
+from facesnap_ext.weights.model_files import ModelFiles
+
+BUFFALO_L = "w600k_r50.onnx"  # the recognition model of insightface's pack buffalo_l
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an image is sampled. guided: whether classifier-free guidance is used."""
+
+    steps: int
+    guided: bool
+
+
+Prepare = Callable[[Sequence[Face], str, Sampling], dict[str, Any]]
+"""Encodes one person's references and a prompt, and returns the pipeline's arguments for them."""
+
+
+@dataclass(frozen=True)
+class PublishedMethod(ABC):
+    """A recognised file of a rival.
+
+    Attributes:
+        path: the file. title: name of the method.
+        recognition: file name of the recognition model whose embeddings the method was trained with; empty if it does
+            not use embeddings.
+    """
+
+    path: Path
+    title: str
+    recognition: str
+
+    @abstractmethod
+    def installed(self, pipe: Any, files: ModelFiles) -> AbstractContextManager[Prepare]:
+        """Load the weights into an SDXL pipeline inside the `with` block. Afterwards, the pipeline is as before.
+
+        Raises:
+            FaceSnapError: the file is damaged, or a network that the method needs is missing or different.
+        """
+
+    def check_prompt(self, pipe: Any, prompt: str) -> None:  # noqa: B027 (most methods can use any)
+        """Raise `FaceSnapError` if the method cannot use a prompt."""
