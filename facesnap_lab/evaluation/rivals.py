@@ -105,8 +105,8 @@ def open_rivals(values: Sequence[str], base: Base, models: Path) -> dict[str, Ge
 def _open(name: str, path: Path, base: Base, models: Path, value: str) -> tuple[str, Generator]:
     if name in MISSING_NETWORKS:
         raise FaceSnapError(
-            f"--method {value} cannot be run because FaceSnap does not include {MISSING_NETWORKS[name]} that {name} "
-            "needs; generate the images with its own code and add them with --pictures."
+            f"--method {value} cannot be run because FaceSnap does not include {MISSING_NETWORKS[name]}, that "
+            f"{name} needs; generate the images with its own code and add them with --pictures."
         )
     if name not in METHODS or path == Path():
         raise FaceSnapError(f"--method {value} is not a known method; write METHOD=PATH with {', '.join(METHODS)}.")
@@ -125,8 +125,8 @@ def _instantid(folder: Path, base: Base, files: ModelFiles) -> EvaluationPipelin
     pairs = [source for source in found.values() if isinstance(source, tuple)]
     if len(pairs) != 1:
         raise FaceSnapError(
-            f"{folder} contains {len(pairs) or 'no'} pairs of InstantID's files, but must contain one: "
-            "ControlNetModel/diffusion_pytorch_model.safetensors and ip-adapter.bin."
+            f"{folder} must contain one pair of InstantID's files, ControlNetModel/diffusion_pytorch_model.safetensors "
+            f"and ip-adapter.bin, but contains {len(pairs) or 'none'}; correct the folder."
         )
     files.facesnap = {INSTANTID: pairs[0]}
     files.match_pack(RECOGNITION)
