@@ -110,13 +110,22 @@ class ResamplerMixer(nn.Module):
             if clip_tokens is None:
                 raise ValueError("this Resampler was extended with CLIP and requires clip_tokens")
             clip_features = self.project_clip(clip_tokens.flatten(1, 2))
-        references = embeddings.shape[1]
-        faces = self.proj_in(embeddings)
         latents = self.latents.expand(embeddings.shape[0], -1, -1)
+        return self.resample(self.proj_in(embeddings), latents, embeddings.shape[1], clip_features)
+
+    def resample(
+        self, features: Tensor, latents: Tensor, references: int, clip_features: Tensor | None = None
+    ) -> Tensor:
+        """Let latents attend to features, and return tokens [N, queries, dim].
+
+        Args:
+            features, clip_features: after their input projections [N, K, width]; `clip_features` only with CLIP layers.
+            latents: [N, queries, width]. references: see `PerceiverAttention.forward`.
+        """
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, nn.ModuleList)
             attention, feedforward = layer
-            latents = latents + attention(faces, latents, references)
+            latents = latents + attention(features, latents, references)
             if clip_features is not None:
                 latents = latents + self.clip_layers[i](clip_features, latents, references)
             latents = latents + feedforward(latents)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.identity.clip import ImageEncoder
 from facesnap_ext.networks.adapter import Adapter, AdapterConfig
-from facesnap_ext.networks.resampler import PerceiverAttention, ResamplerConfig, feed_forward
+from facesnap_ext.networks.resampler import ResamplerConfig, ResamplerMixer
 from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_lab.rivals.attention import Injection, adapter_for, keys_values
 from facesnap_lab.rivals.method import Features, References, Rival, Text, UNetCall
@@ -54,24 +54,17 @@ class FaceProjection(nn.Module):
         return self.norm(self.proj(embeddings).unflatten(-1, (self.tokens, -1)))
 
 
-class Resampler(nn.Module):
-    """IP-Adapter's perceiver for CLIP tokens. InstantID's, in `facesnap_ext`, takes one embedding instead.
+class Resampler(ResamplerMixer):
+    """IP-Adapter's perceiver for CLIP tokens. InstantID's, in `facesnap_ext`, takes embeddings instead.
 
     Args:
         config: `id_dim` is the width of the CLIP tokens. `queries` may be 0 if the latents are passed to `forward`.
     """
 
     def __init__(self, config: ResamplerConfig):
-        super().__init__()
-        width = config.width
-        self.latents = nn.Parameter(torch.randn(1, config.queries, width) / width**0.5) if config.queries else None
-        self.proj_in = nn.Linear(config.id_dim, width)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(config), feed_forward(width, config.feedforward)])
-            for _ in range(config.layers)
-        )
-        self.proj_out = nn.Linear(width, config.dim)
-        self.norm_out = nn.LayerNorm(config.dim)
+        super().__init__(config)
+        if not config.queries:
+            self.register_parameter("latents", None)
 
     def forward(self, tokens: Tensor, references: int = 1, latents: Tensor | None = None) -> Tensor:
         """Return tokens [N, queries, dim].
@@ -80,15 +73,8 @@ class Resampler(nn.Module):
             tokens: CLIP tokens [N, K, id_dim] of all references. references: their number; see `PerceiverAttention`.
             latents: what the queries start from [N, queries, width]; by default, they are learned.
         """
-        x = self.proj_in(tokens)
-        if latents is None:
-            assert self.latents is not None
-            latents = self.latents.expand(len(x), -1, -1)
-        for layer in self.layers:
-            attention, feedforward = layer
-            latents = latents + attention(x, latents, references)
-            latents = latents + feedforward(latents)
-        return self.norm_out(self.proj_out(latents))
+        latents = self.latents.expand(len(tokens), -1, -1) if latents is None else latents
+        return self.resample(self.proj_in(tokens), latents, references)
 
 
 def resampler_config(clip_dim: int, dim: int, queries: int, layers: int = 4) -> ResamplerConfig:

@@ -146,7 +146,7 @@ class PhotoMakerFile(PublishedMethod):
         except Exception as error:  # diffusers and peft raise errors of many types
             raise self._incomplete(error) from error
         used = sum("photomaker" in getattr(module, "lora_B", ()) for module in pipe.unet.modules())
-        if used != pairs or 2 * pairs != len(lora):
+        if used != pairs:
             raise self._incomplete(f"the LoRA changes {pairs} layers, of which the base has {used}")
 
     def _incomplete(self, reason: Exception | str) -> FaceSnapError:

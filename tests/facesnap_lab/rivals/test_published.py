@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -177,6 +178,20 @@ def test_attention_tensors_of_full_size_are_the_published_ones():
     assert 0 < 749_822_515 - 2 * (numbers + projection) < 20_000  # names and sizes
 
 
+def test_aligned_face_has_the_points_of_the_template_at_twice_its_size(faces):
+    """insightface's template for 112 pixels, ARCFACE_DST. Its crop of 112 pixels has no offset."""
+    template = 2 * np.float32([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655]])
+    template = np.concatenate([template, [[141.4598, 184.4082]]]).round()
+    photo = np.zeros((300, 300, 3), np.uint8)
+    for x, y in template.astype(int) + 30:
+        photo[y, x] = 255
+    found = aligned_face(replace(faces[0], photo=Photo(photo, "dots"), keypoints=template + 30))
+    assert found.shape == (224, 224, 3)
+    for x, y in template.astype(int):
+        assert found[y - 1 : y + 2, x - 1 : x + 2].max() > 60
+    assert (found > 0).any(-1).sum() < 100
+
+
 def stretched(pipe, prompt: str, times: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Context and pooled text of a prompt with a repeated class word."""
     context, _, pooled, _ = pipe.encode_prompt(prompt.replace("person", " ".join(["person"] * times)))
@@ -300,6 +315,14 @@ def test_prompt_needs_a_word_for_the_person_and_room_for_the_photos(pipe, files,
 
 def without(tensors, end: str):
     return {key: tensor for key, tensor in tensors.items() if not key.endswith(end)}
+
+
+def test_photomaker_with_a_lora_for_other_layers_is_refused(pipe, files, tmp_path):
+    tensors = published_files.photomaker(1, pipe.unet)
+    moved = {key.replace(".mid_block.", ".down_blocks.7."): tensor for key, tensor in tensors.items()}
+    method = PhotoMakerFile.recognise(write(tmp_path / "a.bin", moved), pipe.unet)
+    with pytest.raises(FaceSnapError, match=r"a.bin is incomplete or damaged \(the LoRA changes 32 layers, of which"):
+        method.installed(pipe, files).__enter__()
 
 
 @pytest.mark.parametrize(
