@@ -155,7 +155,8 @@ def _generators(options: argparse.Namespace, device: torch.device) -> dict[str, 
         scale=options.scale,
     )
     generators = open_rivals(options.method, base, options.models)
-    if generators and not options.model and not find_models(options.models).facesnap:
+    sources = find_models(options.models).facesnap.values()
+    if generators and not options.model and all(isinstance(source, tuple) for source in sources):  # InstantID's pair
         print(f"{options.models} has no FaceSnap file, so only the other methods are evaluated.", file=sys.stderr)
         return generators
     facesnap = facesnap_pipeline(base, lambda: find_models(options.models), options.model)

@@ -27,7 +27,7 @@ from facesnap_lab.rivals.published.photomaker import PhotoMakerFile
 
 METHODS = ("ip-adapter", "instantid", "photomaker")
 MISSING_NETWORKS = {  # methods whose published weights need a network that the project does not have
-    "pulid": "EVA-CLIP, an image encoder",
+    "pulid": "EVA-CLIP and a face parser",
     "consistentid": "a face parser",
 }
 INSTANTID_STRENGTH = Strength(weight=0.8, adapter_weight=0.8)  # of the examples in InstantID's repository
@@ -105,8 +105,8 @@ def open_rivals(values: Sequence[str], base: Base, models: Path) -> dict[str, Ge
 def _open(name: str, path: Path, base: Base, models: Path, value: str) -> tuple[str, Generator]:
     if name in MISSING_NETWORKS:
         raise FaceSnapError(
-            f"--method {value} cannot be run because FaceSnap does not include {MISSING_NETWORKS[name]}, that "
-            f"{name} needs; generate the images with its own code and add them with --pictures."
+            f"--method {value} cannot be run, because {name} needs {MISSING_NETWORKS[name]}, which FaceSnap does not "
+            "include; generate the images with the method's own code and add them with --pictures."
         )
     if name not in METHODS or path == Path():
         raise FaceSnapError(f"--method {value} is not a known method; write METHOD=PATH with {', '.join(METHODS)}.")

@@ -25,7 +25,7 @@ from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.recognise import Kind, Shapes, recognise
 from facesnap_ext.weights.tensors import read_index, read_tensors
 from facesnap_lab.rivals.attention import CROSS, PROJECTIONS
-from facesnap_lab.rivals.published.method import BUFFALO_L, Prepare, PublishedMethod, Sampling
+from facesnap_lab.rivals.published.method import BUFFALO_L, Prepare, PublishedMethod, Sampling, require_peft
 
 PROJECTION, ATTENTION = "image_proj.", "ip_adapter."  # prefixes of the two halves of a file
 FACEID, PORTRAIT, FACEID_PLUS, PLUS = "FaceID", "FaceID Portrait", "FaceID Plus v2", "Plus"
@@ -60,6 +60,8 @@ class IPAdapterFile(PublishedMethod):
                 f"{path.name} does not fit the base model ({wrong[0]} is {found.get(wrong[0], 'missing')}, expected "
                 f"{expected.get(wrong[0], 'none')}); use a complete IP-Adapter for SDXL."
             )
+        if rank:
+            require_peft(path)
         return cls(path, f"IP-Adapter {layout}", "" if layout == PLUS else BUFFALO_L, layout, rank)
 
     @contextmanager

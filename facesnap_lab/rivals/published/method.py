@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.weights.model_files import ModelFiles
 
@@ -51,3 +52,11 @@ class PublishedMethod(ABC):
 
     def check_prompt(self, pipe: Any, prompt: str) -> None:  # noqa: B027 (most methods can use any)
         """Raise `FaceSnapError` if the method cannot use a prompt."""
+
+
+def require_peft(path: Path) -> None:
+    """Raise `FaceSnapError` if diffusers cannot load the LoRA in a file. It would leave out some LoRAs silently."""
+    from diffusers import utils
+
+    if not utils.USE_PEFT_BACKEND:
+        raise FaceSnapError(f"{path.name} contains a LoRA, which diffusers loads with peft; run 'pip install -U peft'.")

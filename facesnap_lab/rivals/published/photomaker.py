@@ -29,7 +29,7 @@ from facesnap_ext.weights.recognise import Kind, Shapes, recognise_tensors
 from facesnap_ext.weights.tensors import read_index, read_tensors, shapes_of, without_prefix
 from facesnap_lab.rivals.ip_adapter import FaceProjection, Resampler
 from facesnap_lab.rivals.photomaker import FuseModule, PhotoMaker
-from facesnap_lab.rivals.published.method import BUFFALO_L, Prepare, PublishedMethod, Sampling
+from facesnap_lab.rivals.published.method import BUFFALO_L, Prepare, PublishedMethod, Sampling, require_peft
 
 ENCODER, LORA = "id_encoder.", "lora_weights."  # prefixes of the two halves of a file
 PERCEIVER = "qformer_perceiver."  # only in version 2
@@ -107,6 +107,7 @@ class PhotoMakerFile(PublishedMethod):
                 f"{path.name} does not fit the base model (its tokens have the shape {width}, and the base's text has "
                 f"the width {unet.config.cross_attention_dim}); use an SDXL model as the base."
             )
+        require_peft(path)
         second = any(key.startswith(ENCODER + PERCEIVER) for key in shapes)
         return cls(path, "PhotoMaker V2" if second else "PhotoMaker", BUFFALO_L if second else "")
 

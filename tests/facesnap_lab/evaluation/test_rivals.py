@@ -133,8 +133,8 @@ def test_methods_use_the_recognition_model_that_they_were_trained_with(pipe, fol
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (["pulid=a.safetensors"], "does not include EVA-CLIP, an image encoder, that pulid needs; generate the images"),
-        (["consistentid=a.bin"], "does not include a face parser, that consistentid needs; generate the images"),
+        (["pulid=a.safetensors"], "because pulid needs EVA-CLIP and a face parser, which FaceSnap does not include; "),
+        (["consistentid=a.bin"], "because consistentid needs a face parser, which FaceSnap does not include; "),
         (["faceswap=a.bin"], "faceswap=a.bin is not a known method; write METHOD=PATH with ip-adapter, instantid, "),
         (["ip-adapter"], "--method ip-adapter is not a known method; write METHOD=PATH"),
         (["ip-adapter=none.bin"], "There is no file none.bin"),

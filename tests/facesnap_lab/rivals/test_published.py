@@ -393,3 +393,16 @@ def test_photomaker_for_a_different_base_is_refused(pipe, tmp_path):
     tensors = published_files.photomaker(1, pipe.unet) | {"id_encoder.fuse_module.layer_norm.weight": torch.ones(32)}
     with pytest.raises(FaceSnapError, match=r"a.bin does not fit the base model .* use an SDXL model as the base"):
         PhotoMakerFile.recognise(write(tmp_path / "a.bin", tensors), pipe.unet)
+
+
+@pytest.mark.parametrize(
+    ("method", "make"),
+    [
+        (IPAdapterFile, partial(published_files.ip_adapter, FACEID)),
+        (PhotoMakerFile, partial(published_files.photomaker, 1)),
+    ],
+)
+def test_a_lora_is_not_left_out_without_peft(pipe, method, make, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
+    with pytest.raises(FaceSnapError, match=r"a.bin contains a LoRA, which diffusers loads with peft; run"):
+        method.recognise(write(tmp_path / "a.bin", make(pipe.unet)), pipe.unet)
