@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from facesnap_ext import photos
+from facesnap_ext.cache import Cache
 from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.encoders import Encoders
@@ -51,16 +52,18 @@ class RivalPipeline:
             yield replace(self, prepare=prepare)
 
     def check(self, cases: Sequence[Case]) -> None:
-        """Detect the faces of all references, and check the prompts and the recognition model.
+        """Detect the faces of all references, and check the prompts and the model folder.
 
         Raises:
             FaceSnapError: the method cannot use one of them.
         """
+        for part in self.method.parts:
+            self.encoders.files.require(part)
         self.encoders.check_recognition(self.method.recognition, self.method.title)
-        for case in cases:
-            self.method.check_prompt(self.base.pipe, case.prompt.text)
-            for path in case.identity.references:
-                self.encoders.face(photos.from_path(path))
+        for prompt in dict.fromkeys(case.prompt.text for case in cases):
+            self.method.check_prompt(self.base.pipe, prompt)
+        for path in dict.fromkeys(path for case in cases for path in case.identity.references):
+            self.encoders.face(photos.from_path(path))
 
     def draw(self, case: Case) -> np.ndarray:
         """Generate a case's image, [height,width,3] uint8; the driving photo is not used.
@@ -116,7 +119,7 @@ def _open(name: str, path: Path, base: Base, models: Path, value: str) -> tuple[
     recognise = IPAdapterFile.recognise if name == "ip-adapter" else PhotoMakerFile.recognise
     method: PublishedMethod = recognise(path, base.pipe.unet)
     files.match_pack(method.recognition)
-    return method.title, RivalPipeline(base, method, Engine(lambda: files).encoders(files))
+    return method.title, RivalPipeline(base, method, Encoders(Cache(), files))
 
 
 def _instantid(folder: Path, base: Base, files: ModelFiles) -> EvaluationPipeline:

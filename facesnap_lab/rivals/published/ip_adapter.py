@@ -62,12 +62,14 @@ class IPAdapterFile(PublishedMethod):
             )
         if rank:
             require_peft(path)
-        return cls(path, f"IP-Adapter {layout}", "" if layout == PLUS else BUFFALO_L, layout, rank)
+        recognition = "" if layout == PLUS else BUFFALO_L
+        parts = ("face_pack", "clip") if layout in (PLUS, FACEID_PLUS) else ("face_pack",)
+        return cls(path, f"IP-Adapter {layout}", recognition, parts, layout, rank)
 
     @contextmanager
     def installed(self, pipe: Any, files: ModelFiles) -> Iterator[Prepare]:
         clip = None
-        if self.layout in (PLUS, FACEID_PLUS):
+        if "clip" in self.parts:
             clip = load_image_encoder(files.require("clip"), pipe.device, pipe.unet.dtype)
         try:
             self._load(pipe)

@@ -36,11 +36,13 @@ class PublishedMethod(ABC):
         path: the file. title: name of the method.
         recognition: file name of the recognition model whose embeddings the method was trained with; empty if it does
             not use embeddings.
+        parts: what the method needs from the model folder, by names in `ModelFiles`.
     """
 
     path: Path
     title: str
     recognition: str
+    parts: tuple[str, ...]
 
     @abstractmethod
     def installed(self, pipe: Any, files: ModelFiles) -> AbstractContextManager[Prepare]:

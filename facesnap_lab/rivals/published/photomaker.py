@@ -109,7 +109,8 @@ class PhotoMakerFile(PublishedMethod):
             )
         require_peft(path)
         second = any(key.startswith(ENCODER + PERCEIVER) for key in shapes)
-        return cls(path, "PhotoMaker V2" if second else "PhotoMaker", BUFFALO_L if second else "")
+        name, recognition = ("PhotoMaker V2", BUFFALO_L) if second else ("PhotoMaker", "")
+        return cls(path, name, recognition, ("face_pack",))
 
     def check_prompt(self, pipe: Any, prompt: str) -> None:
         _class_word(pipe, prompt)

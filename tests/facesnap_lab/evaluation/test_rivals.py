@@ -130,6 +130,13 @@ def test_methods_use_the_recognition_model_that_they_were_trained_with(pipe, fol
                 generator.check(protocol.cases())
 
 
+def test_missing_clip_is_reported_before_the_first_image(pipe, folder, tmp_path):
+    path = published_files.write(tmp_path / "a.bin", published_files.ip_adapter(published_files.PLUS, pipe.unet))
+    found = open_rivals([f"ip-adapter={path}"], Base(pipe, "SDXL"), folder / "models")
+    with pytest.raises(FaceSnapError, match="There is no CLIP-ViT-H image encoder in"):
+        found["IP-Adapter Plus"].check(read_protocol(folder / "list.json").cases())
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
