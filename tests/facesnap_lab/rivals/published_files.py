@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -15,6 +16,7 @@ from facesnap_lab.rivals.consistentid import ConsistentIDConfig, FacePlusProject
 from facesnap_lab.rivals.ip_adapter import FaceProjection, Resampler, resampler_config
 from facesnap_lab.rivals.published.ip_adapter import FACEID, FACEID_PLUS, PLUS, PORTRAIT, attention_shapes
 from tests.support import tiny
+from tests.support.training_world import sdxl
 
 ID_DIM = 24
 CLIP_DIM = 32
@@ -28,6 +30,18 @@ VISION = {  # PhotoMaker's CLIP
     "patch_size": 14,
     "projection_dim": 20,
 }
+
+
+def small_sdxl() -> Any:
+    """A pipeline whose UNet has only eight attention layers, because a LoRA for many takes long to load."""
+    pipe = sdxl()
+    sizes = {"block_out_channels": (32, 64), "attention_head_dim": (2, 4), "layers_per_block": 1}
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
+    types = {"down_block_types": down, "up_block_types": up, "transformer_layers_per_block": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe.unet = UNet2DConditionModel(**{**tiny.DIFFUSERS, **sizes, **types}, sample_size=8)
+    return pipe
 
 
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0, std: float = 0.3) -> dict[str, Tensor]:
