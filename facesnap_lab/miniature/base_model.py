@@ -114,8 +114,9 @@ class BaseModel(nn.Module):
 
 @torch.no_grad()
 def encode_all(vae: Any, pictures: np.ndarray) -> Tensor:
-    parts = [vae.encode(to_tensor(pictures[i : i + 64])).latent_dist.mean for i in range(0, len(pictures), 64)]
-    return torch.cat(parts) * vae.config.scaling_factor
+    """Return the scaled latents [N,C,h,w] of images [N,S,S,3] uint8, on the CPU."""
+    batches = (to_tensor(pictures[i : i + 64]).to(vae.device) for i in range(0, len(pictures), 64))
+    return torch.cat([vae.encode(batch).latent_dist.mean.cpu() for batch in batches]) * vae.config.scaling_factor
 
 
 def train(

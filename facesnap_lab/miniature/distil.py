@@ -56,6 +56,7 @@ class Distillation:
     """The teacher, the student, which is the pipeline's UNet with a LoRA, and what they learn from.
 
     Args:
+        pipe: on the device that is used.
         latents: of the world's images, scaled, [N,C,H,W].
         captions: of the same images.
         side: of the images in pixels.
@@ -75,6 +76,7 @@ class Distillation:
         from peft import LoraConfig
 
         self.pipe, self.latents, self.captions, self.side, self.bf16 = pipe, latents, captions, side, bf16
+        self.device = pipe.unet.device
         alphas_cumprod = pipe.scheduler.alphas_cumprod
         self.sigmas = torch.cat([((1 - alphas_cumprod) / alphas_cumprod).sqrt(), torch.zeros(1)])  # last: timestep -1
         # trailing timesteps, then -1
@@ -90,23 +92,27 @@ class Distillation:
         rows = torch.randint(len(self.latents), (batch,), generator=random)
         context, pooled = _text(self.pipe, [self.captions[row] for row in rows.tolist()], self.texts)
         stage = torch.randint(STEPS, (batch,), generator=random)
-        start = self.latents[rows].float()
-        noise = torch.randn(start.shape, generator=random)
+        start = self.latents[rows].float().to(self.device)
+        noise = torch.randn(start.shape, generator=random).to(self.device)
         first = self.edges[stage * TEACHER_STEPS]
-        x = start + noise * self.sigmas[first, None, None, None]
+        x = start + noise * self._column(self.sigmas[first])
         goal = x
         with torch.no_grad():
             for part in range(TEACHER_STEPS):
                 here, there = (self.edges[stage * TEACHER_STEPS + part + i] for i in (0, 1))
                 epsilon = self._guided(goal, here, context, pooled)
-                goal = goal + (self.sigmas[there] - self.sigmas[here])[:, None, None, None] * epsilon
+                goal = goal + self._column(self.sigmas[there] - self.sigmas[here]) * epsilon
         last = self.edges[(stage + 1) * TEACHER_STEPS]
-        stride = (self.sigmas[last] - self.sigmas[first])[:, None, None, None]
+        stride = self._column(self.sigmas[last] - self.sigmas[first])
         predicted = self._predict(self.student, x, first, context, pooled)
         target = (goal - x) / stride
         # weight errors by their effect on the image, bounded for early steps
         weight = (stride**2).clamp(max=1.0) + 0.1
         return (weight * (predicted - target) ** 2).mean()
+
+    def _column(self, values: Tensor) -> Tensor:
+        """Return values [N] as [N,1,1,1] on the device of the networks."""
+        return values[:, None, None, None].to(self.device)
 
     def save(self, out: Path) -> None:
         """Write the LoRA."""
@@ -114,7 +120,7 @@ class Distillation:
         from peft import get_peft_model_state_dict
 
         out.parent.mkdir(parents=True, exist_ok=True)
-        lora = {key: tensor.half() for key, tensor in get_peft_model_state_dict(self.student).items()}
+        lora = {key: tensor.half().cpu() for key, tensor in get_peft_model_state_dict(self.student).items()}
         StableDiffusionXLPipeline.save_lora_weights(out.parent, unet_lora_layers=lora, weight_name=out.name)
 
     def _guided(self, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
@@ -130,10 +136,12 @@ class Distillation:
 
     def _predict(self, unet: Any, x: Tensor, t: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
         """Predict epsilon at x = x_0 + sigma × epsilon."""
-        scaled = x / (self.sigmas[t] ** 2 + 1).sqrt()[:, None, None, None]
-        sizes = torch.tensor([[self.side, self.side, 0, 0, self.side, self.side]] * len(x)).float()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            return unet(scaled, t, context, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample.float()
+        scaled = x / self._column((self.sigmas[t] ** 2 + 1).sqrt())
+        sizes = torch.tensor([[self.side, self.side, 0, 0, self.side, self.side]] * len(x)).float().to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return unet(
+                scaled, t.to(self.device), context, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}
+            ).sample.float()
 
 
 def _text(pipe: Any, captions: list[str], cache: dict[str, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

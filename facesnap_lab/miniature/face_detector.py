@@ -9,6 +9,7 @@ network first averages blocks of 4×4 and has one detection cell per 32×32 pixe
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from facesnap_lab.miniature.perception import degrade, export, fit, to_tensor, w
 
 STRIDE = 32
 POOL = 4
+CELLS = 640 // STRIDE
 WIDTHS = (16, 32, 48)
 CELL_VALUES = 15  # score, box, five points
 
@@ -110,26 +112,43 @@ def place_on_canvases(
     return np.stack(canvases), moved_boxes, points * scale[:, None, None] + corner[:, None]
 
 
-def detection_loss(
-    detector: Detector, pictures: np.ndarray, boxes: np.ndarray, keypoints: np.ndarray, random: np.random.Generator
-) -> Tensor:
-    """Return the loss on images [N,S,S,3] uint8, degraded and placed on canvases, whose faces are known.
+@dataclass(frozen=True, eq=False)
+class Canvases:
+    """Images at a quarter of insightface's square of 640 pixels, and their faces in units of the detector's cells."""
+
+    pictures: Tensor  # [N,3,160,160] in -1…1
+    boxes: Tensor  # [N,4]
+    points: Tensor  # [N,5,2]
+
+
+def draw_canvases(
+    pictures: np.ndarray, boxes: np.ndarray, keypoints: np.ndarray, random: np.random.Generator
+) -> Canvases:
+    """Degrade images [N,S,S,3] uint8 and place them on canvases.
 
     Args:
         boxes, keypoints: [N,4] and [N,5,2] pixels.
     """
-    cells, units = 640 // STRIDE, 2 * STRIDE // POOL  # canvases are rendered at half of 640, then halved again
-    corners = torch.arange(cells).float()
-    y, x = torch.meshgrid(corners, corners, indexing="ij")
+    units = 2 * STRIDE // POOL  # canvases are rendered at half of 640, then halved again
     canvases, on_canvas, points_on_canvas = place_on_canvases(
-        degrade(pictures, random, 0.5), boxes, keypoints.astype(np.float64), random, cells * units
+        degrade(pictures, random, 0.5), boxes, keypoints.astype(np.float64), random, CELLS * units
     )
-    boxes_in_cells = torch.from_numpy(on_canvas / units).float()
-    points_in_cells = torch.from_numpy(points_on_canvas / units).float()
-    answer = detector.pooled(F.avg_pool2d(to_tensor(canvases), 2))
+    return Canvases(
+        F.avg_pool2d(to_tensor(canvases), 2),
+        torch.from_numpy(on_canvas / units).float(),
+        torch.from_numpy(points_on_canvas / units).float(),
+    )
+
+
+def detection_loss(detector: Detector, canvases: Canvases) -> Tensor:
+    """Return the loss on canvases, which are on the detector's device."""
+    boxes = canvases.boxes
+    corners = torch.arange(CELLS, device=boxes.device).float()
+    y, x = torch.meshgrid(corners, corners, indexing="ij")
+    answer = detector.pooled(canvases.pictures)
     # a cell is positive if it contains the face's centre; cells nearby are ignored
-    size = (boxes_in_cells[:, 2:] - boxes_in_cells[:, :2]).mean(1)[:, None, None]
-    middle = (boxes_in_cells[:, :2] + boxes_in_cells[:, 2:]) / 2
+    size = (boxes[:, 2:] - boxes[:, :2]).mean(1)[:, None, None]
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
     away_x = (x + 0.5 - middle[:, 0, None, None]).abs()
     away_y = (y + 0.5 - middle[:, 1, None, None]).abs()
     away = torch.maximum(away_x, away_y)
@@ -140,11 +159,11 @@ def detection_loss(
     hard = (answer[:, 0].sigmoid() - target).abs() ** 2  # focal loss
     score_loss = (scores * hard * (inside | ~near)).sum() / inside.sum()
     corner = torch.stack([x, y])[None]
-    upper_left, lower_right = (part[:, :, None, None] for part in boxes_in_cells.split(2, 1))
-    marks = points_in_cells.flatten(1)[:, :, None, None] - corner.repeat(1, 5, 1, 1)
+    upper_left, lower_right = (part[:, :, None, None] for part in boxes.split(2, 1))
+    marks = canvases.points.flatten(1)[:, :, None, None] - corner.repeat(1, 5, 1, 1)
     places = torch.cat([corner - upper_left, lower_right - corner, marks], 1)
     error = (answer[:, 1:] - places) / size[:, None]
-    place_loss = (error.abs().mean(1) * inside / inside.sum((1, 2), keepdim=True).clamp(min=1)).sum() / len(pictures)
+    place_loss = (error.abs().mean(1) * inside / inside.sum((1, 2), keepdim=True).clamp(min=1)).sum() / len(boxes)
     return score_loss + 10 * place_loss
 
 
@@ -167,7 +186,7 @@ def train(
 
     def loss_of(done: float) -> Tensor:
         rows = np.sort(random.integers(0, len(world.pictures), batch))
-        return detection_loss(detector, world.pictures[rows], world.boxes[rows], keypoints[rows], random)
+        return detection_loss(detector, draw_canvases(world.pictures[rows], world.boxes[rows], keypoints[rows], random))
 
     steps = fit([detector], loss_of, minutes, rate)
     return detector.eval(), steps

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -65,9 +65,14 @@ def new_deca(image_size: int = IMAGE_SIZE) -> Deca:
 
 
 class LandmarkDecoder(nn.Module):
-    """Computes the 72 points from codes, with a head reduced to the triangles they lie on; the result is exact."""
+    """Computes the 72 points from codes, with a head reduced to the triangles they lie on; the result is exact.
 
-    def __init__(self, flame: Flame) -> None:
+    Args:
+        flame: the head, on the CPU.
+        device: of the codes.
+    """
+
+    def __init__(self, flame: Flame, device: torch.device | str = "cpu") -> None:
         super().__init__()
         corners = flame.faces[torch.from_numpy(POINT_TRIANGLES)].flatten()
         joints = len(flame.parents)
@@ -85,8 +90,9 @@ class LandmarkDecoder(nn.Module):
             weights=cut(flame.weights),
             parents=flame.parents,
             faces=torch.arange(len(corners)).reshape(-1, 3),
-        )
-        self.weights = torch.from_numpy(POINT_WEIGHTS)
+        ).to(device)
+        self.flame = replace(self.flame, parents=flame.parents)  # they are read one by one
+        self.weights = torch.from_numpy(POINT_WEIGHTS).to(device)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Map codes [N,37] to points [N,72,2] in the crop, -1…1."""
@@ -129,38 +135,48 @@ def code_statistics(world: FaceImages, crop: int) -> tuple[Tensor, Tensor]:
     return usual.mean(0), usual.std(0).clamp_min(1e-3)
 
 
-def codes_loss(
-    deca: Deca,
-    decoder: LandmarkDecoder,
-    statistics: tuple[Tensor, Tensor],
-    world: FaceImages,
-    rows: np.ndarray,
-    random: np.random.Generator,
-) -> Tensor:
-    """Return the loss of an encoder that predicts standard deviations from the mean, on the images in the rows.
+@dataclass(frozen=True, eq=False)
+class CropBatch:
+    """Crops of faces, their codes, and for each another crop of the batch."""
+
+    crops: Tensor  # [N,3,S,S] in 0…1
+    codes: Tensor  # [N,37] in the camera of the crop
+    others: Tensor  # [N] int64, a permutation
+
+
+def draw_crops(world: FaceImages, rows: np.ndarray, size: int, random: np.random.Generator) -> CropBatch:
+    """Degrade and crop the images in the rows, with the errors of a detector.
 
     Args:
-        statistics: from `code_statistics`.
+        size: side of a crop in pixels.
     """
-    size, (mean, spread) = deca.image_size, statistics
-    weights = torch.cat([torch.full((count,), CODE_LOSS_WEIGHTS[name]) for name, count in CODE_SIZES.items()])
     boxes = jitter_boxes(world.boxes[rows], random)
     moves = np.stack([crop_transform(box, size) for box in boxes])
     crops = (to_tensor(warp(degrade(world.pictures[rows], random, 0.4), moves[:, :2], size)) + 1) / 2
-    target = torch.from_numpy(codes_in_crop(world.codes[rows], moves, world.pictures.shape[1], size)).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        answer = deca.layers(deca.encoder(crops))
+    codes = torch.from_numpy(codes_in_crop(world.codes[rows], moves, world.pictures.shape[1], size)).float()
+    return CropBatch(crops, codes, torch.from_numpy(random.permutation(len(rows))))
+
+
+def codes_loss(deca: Deca, decoder: LandmarkDecoder, statistics: tuple[Tensor, Tensor], batch: CropBatch) -> Tensor:
+    """Return the loss of an encoder that predicts standard deviations from the mean.
+
+    Args:
+        statistics: from `code_statistics`. All arguments are on the same device.
+    """
+    (mean, spread), target, swap = statistics, batch.codes, batch.others
+    weights = torch.cat([torch.full((count,), CODE_LOSS_WEIGHTS[name]) for name, count in CODE_SIZES.items()])
+    with torch.autocast(target.device.type, torch.bfloat16):
+        answer = deca.layers(deca.encoder(batch.crops))
     answer = answer.float()
     # compare each face with its own shape and with another person's, so that the camera cannot compensate for a wrong
     # shape
-    swap = torch.from_numpy(random.permutation(len(rows)))
     ours, true = (
         torch.cat([found, torch.cat([found[swap, :SHAPE_CODES], found[:, SHAPE_CODES:]], 1)])
         for found in (mean + spread * answer, target)
     )
-    error = (size / 2) * (decoder(ours) - decoder(true))
+    error = (deca.image_size / 2) * (decoder(ours) - decoder(true))
     codes = answer - (target - mean) / spread
-    return F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5) + (weights * codes**2).mean()
+    return F.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5) + (weights.to(codes) * codes**2).mean()
 
 
 @torch.no_grad()
@@ -195,7 +211,7 @@ def train(
 
     def loss_of(done: float) -> Tensor:
         rows = np.sort(random.integers(0, len(world.pictures), batch))
-        return codes_loss(deca, decoder, statistics, world, rows, random)
+        return codes_loss(deca, decoder, statistics, draw_crops(world, rows, IMAGE_SIZE, random))
 
     steps = fit([deca], loss_of, minutes, rate)
     predict_codes(deca, statistics)

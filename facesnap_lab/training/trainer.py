@@ -45,38 +45,44 @@ class Step:
     waiting: float = field(compare=False)
 
 
-def train(config: TrainConfig, resume: bool = False) -> Path:
+def train(config: TrainConfig, resume: bool = False, minutes: float = math.inf) -> Path:
     """Train the Mixer and FFRNet, or a rival, and return the last checkpoint's folder.
 
     The result is the `facesnap.safetensors` in it, or the rival's file, which has the name of `config.method`.
 
     accelerate manages devices and processes: `accelerate launch -m facesnap_lab train CONFIG`.
 
+    Args:
+        minutes: time after which training stops with a checkpoint, even if steps remain. Only for a single process.
+
     Raises:
         FaceSnapError: a file is missing or does not match the others, the loss is not finite, or the disk is full.
     """
     run = prepare_run(config, resume)
     step = load_checkpoint(run) if resume else 0
-    return train_from(run, step)
+    return train_from(run, step, minutes)
 
 
-def train_from(run: Run, step: int) -> Path:
+def train_from(run: Run, step: int, minutes: float = math.inf) -> Path:
     """Train from step 0, or from the loaded checkpoint's step, to the last one, and return the last checkpoint's
     folder."""
     config, accelerator = run.config, run.accelerator
+    end = time.monotonic() + 60 * minutes
     with _progress(run, step) as (bar, board):
         for result in steps(run, step):
             bar.update()
             bar.set_postfix(loss=f"{result.loss:.4f}", refresh=False)
             if result.number % config.log_every == 0 and board is not None:
                 _log(board, result, bar)
-            last = result.number == config.steps
+            last = result.number == config.steps or time.monotonic() >= end
             if result.number % config.save_every == 0 or last:
                 save_checkpoint(run, result.number)
             if config.sample_every and (result.number % config.sample_every == 0 or last):
                 networks = average_networks(run)
                 if accelerator.is_main_process:
                     save_samples(run, result.number, networks, board)
+            if last:
+                break
     if config.upload is not None and accelerator.is_main_process:
         uploads.upload_samples(config.upload, config.out)  # of the last step
     return list_checkpoints(config.out)[-1][1]

@@ -19,7 +19,7 @@ from facesnap_ext.files import atomic_write
 from facesnap_lab.miniature.base_model import NULL_TEXT, BaseModel, encode_all, new_scheduler, new_unet, save_pipeline
 from facesnap_lab.miniature.second.autoencoder import Autoencoder
 from facesnap_lab.miniature.second.dataset import SHOTS, World, caption
-from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, prepared
 from facesnap_lab.miniature.second.render import SIDE
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.miniature.words import padded_ids
@@ -54,13 +54,16 @@ def cached_latents(vae: Autoencoder, pictures: np.ndarray, file: Path) -> Tensor
     return latents
 
 
-def train(world: World, vae: Autoencoder, out: Path, *, minutes: float, device: str = "cpu") -> tuple[BaseModel, int]:
+def train(
+    world: World, vae: Autoencoder, out: Path, *, minutes: float, compute: Compute = CPU
+) -> tuple[BaseModel, int]:
     """Train or resume the base on the images of the training split, and write it as `out/pipeline`.
 
     Returns:
         The moving average of the weights, on the CPU, and the number of steps.
     """
-    latents = cached_latents(vae, world.pictures, out / "latents.pt")
+    device, batch = torch.device(compute.device), BATCH * compute.batch
+    latents = cached_latents(vae.to(device), world.pictures, out / "latents.pt")
     ids = torch.tensor(padded_ids(captions_of("train", len(latents))), dtype=torch.int32)
     torch.manual_seed(0)
     model = new_base()
@@ -70,28 +73,32 @@ def train(world: World, vae: Autoencoder, out: Path, *, minutes: float, device: 
     alphas_cumprod = new_scheduler().alphas_cumprod
     snr = alphas_cumprod / (1 - alphas_cumprod)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> list[Tensor]:
         random = torch.Generator().manual_seed(step)
-        rows = torch.randint(len(latents), (BATCH,), generator=random)
-        timesteps = torch.randint(len(alphas_cumprod), (BATCH,), generator=random)
+        rows = torch.randint(len(latents), (batch,), generator=random)
+        timesteps = torch.randint(len(alphas_cumprod), (batch,), generator=random)
         x = latents[rows].float()
         noise = torch.randn(x.shape, generator=random)
-        null = torch.rand(BATCH, generator=random) < NULL_TEXT
-        side = torch.randint(SIDE, 2 * SIDE + 1, (BATCH, 1), generator=random).float()
+        null = torch.rand(batch, generator=random) < NULL_TEXT
+        side = torch.randint(SIDE, 2 * SIDE + 1, (batch, 1), generator=random).float()
         sizes = torch.cat([side, side, 0 * side, 0 * side, side, side], 1)
         a = alphas_cumprod[timesteps, None, None, None]
         noisy = a.sqrt() * x + (1 - a).sqrt() * noise
-        inputs = [part.to(device) for part in (noisy, timesteps, ids[rows].long(), null, sizes)]
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            predicted = model(*inputs).float()
-        weight = (snr[timesteps].clamp(max=MAX_SNR) / snr[timesteps]).to(device)
-        return ((predicted - noise.to(device)).pow(2).mean((1, 2, 3)) * weight).mean()
+        weight = snr[timesteps].clamp(max=MAX_SNR) / snr[timesteps]
+        return [noise, weight, noisy, timesteps, ids[rows].long(), null, sizes]
 
-    done = fit(
-        model.train(), loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.01, average=average, ema=EMA
-    )
+    batch_of = prepared(draw, compute.threads)
+
+    def loss_of(step: int) -> Tensor:
+        noise, weight, *inputs = (part.to(device) for part in batch_of(step))
+        with torch.autocast(device.type, torch.bfloat16):
+            predicted = model(*inputs).float()
+        return ((predicted - noise).pow(2).mean((1, 2, 3)) * weight).mean()
+
+    plan: dict[str, Any] = {"steps": STEPS, "minutes": minutes, "rate": RATE, "decay": 0.01}
+    done = fit(model.train(), loss_of, out, **plan, average=average, ema=EMA, compute=compute)
     load_state(out, model, average=average)
-    save_pipeline(average.cpu(), vae, out / "pipeline")
+    save_pipeline(average.cpu(), vae.cpu(), out / "pipeline")
     return average, done
 
 

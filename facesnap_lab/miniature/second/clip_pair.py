@@ -22,7 +22,7 @@ from facesnap_lab.miniature.perception import degrade, warp
 from facesnap_lab.miniature.second import probes
 from facesnap_lab.miniature.second.dataset import SHOTS, World
 from facesnap_lab.miniature.second.details import IDS, PARTS, PHRASES, TEXT_LENGTH, caption, describe, token_ids
-from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, prepared
 from facesnap_lab.miniature.second.world import person, scene, subject
 from facesnap_lab.miniature.words import BEGIN, END
 
@@ -82,34 +82,39 @@ def word_logits(clip: Any, images: Tensor, phrases: Tensor) -> list[Tensor]:
     return list(logits.split([len(words) for _, words in PARTS.values()], 1))
 
 
-def train(world: World, out: Path, *, minutes: float, device: str = "cpu") -> tuple[Any, int]:
+def train(world: World, out: Path, *, minutes: float, compute: Compute = CPU) -> tuple[Any, int]:
     """Train or resume the pair on the images of the train split that exist so far; return it with its steps."""
     torch.manual_seed(SEED)
-    side = world.pictures.shape[1]
+    side, device, batch = world.pictures.shape[1], compute.device, BATCH * compute.batch
     clip = new_clip(side).to(device).train()
     answers = descriptions("train", world)
     phrases = torch.tensor(token_ids(PHRASES)).to(device)
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor, Tensor]:
         random = np.random.default_rng([SEED, step])
-        rows = np.sort(random.integers(0, len(answers), BATCH))
-        pictures = warp(degrade(np.array(world.pictures[rows]), random, 0.3), windows(BATCH, random, side), side)
+        rows = np.sort(random.integers(0, len(answers), batch))
+        pictures = warp(degrade(np.array(world.pictures[rows]), random, 0.3), windows(batch, random, side), side)
         pixels = (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255 - mean) / std
         mentioned = [random.permutation(len(PARTS))[:MENTIONED] for _ in rows]
         ids = torch.tensor(token_ids([caption(answers[row], parts) for row, parts in zip(rows, mentioned)]))
+        return pixels, ids, torch.from_numpy(answers[rows])
+
+    batch_of = prepared(draw, compute.threads)
+
+    def loss_of(step: int) -> Tensor:
+        pixels, ids, right = (part.to(device) for part in batch_of(step))
         with torch.autocast("cuda", torch.bfloat16, enabled=device != "cpu"):  # not faster on a CPU
-            images, texts = embeddings(clip, pixels.to(device), ids.to(device))
+            images, texts = embeddings(clip, pixels, ids)
             words = clip.text_projection(clip.text_model(input_ids=phrases).pooler_output)
         images, texts, words = (F.normalize(part.float()) for part in (images, texts, words))
         logits = clip.logit_scale.exp().clamp(max=100) * images @ texts.T
-        own = torch.arange(BATCH, device=device)
+        own = torch.arange(batch, device=device)
         by_caption = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-        right = torch.from_numpy(answers[rows]).to(device)
         by_word = [F.cross_entropy(found, right[:, i]) for i, found in enumerate(word_logits(clip, images, words))]
         return 0.25 * by_caption + torch.stack(by_word).mean()
 
-    done = fit(clip, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.05)
+    done = fit(clip, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.05, compute=compute)
     load_state(out, clip)
     return clip.cpu().eval(), done
 
@@ -119,8 +124,8 @@ def tokens(clip: Any, world: World, rows: np.ndarray) -> Tensor:
     """Return the image tokens [R,T,W] that condition FaceSnap: the penultimate layer's, of FaceSnap's crops."""
     parts = []
     for part in np.array_split(rows, max(1, len(rows) // 64)):
-        pixels = _crops(world, part)
-        parts.append(clip.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2])
+        pixels = _crops(world, part).to(clip.device)
+        parts.append(clip.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[-2].cpu())
     return torch.cat(parts)
 
 
@@ -161,9 +166,10 @@ def _word_accuracy(clip: Any, split: str, world: World, images: int) -> dict[str
             [describe(subject(split, r // SHOTS, r % SHOTS), scene(person(split, r // SHOTS), r % SHOTS)) for r in rows]
         )
     )
-    phrases = torch.tensor(token_ids(PHRASES))
-    found, words = zip(*(embeddings(clip, _crops(world, part), phrases) for part in np.array_split(rows, 10)))
-    logits = word_logits(clip, F.normalize(torch.cat(found)), F.normalize(words[0]))
+    phrases = torch.tensor(token_ids(PHRASES)).to(clip.device)
+    crops = (_crops(world, part).to(clip.device) for part in np.array_split(rows, 10))
+    found, words = zip(*(embeddings(clip, part, phrases) for part in crops))
+    logits = [part.cpu() for part in word_logits(clip, F.normalize(torch.cat(found)), F.normalize(words[0]))]
     return {
         f"{part} words": round((part_logits.argmax(1) == answers[:, i]).float().mean().item(), 3)
         for i, (part, part_logits) in enumerate(zip(PARTS, logits))

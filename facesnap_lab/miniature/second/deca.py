@@ -13,16 +13,19 @@ from facesnap_ext.landmarks.deca import Deca, save_deca
 from facesnap_ext.landmarks.flame import save_flame
 from facesnap_lab.miniature.regressor import (
     CODE_SIZES,
+    CropBatch,
     LandmarkDecoder,
     code_statistics,
     codes_loss,
+    draw_crops,
     evaluate,
     new_deca,
     predict_codes,
 )
 from facesnap_lab.miniature.second.dataset import World
-from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, prepared
 from facesnap_lab.miniature.second.render import head
+from facesnap_lab.training.data import on_device
 
 CROP = 96
 STEPS, BATCH, RATE, SEED = 5000, 96, 2e-3, 4
@@ -42,19 +45,26 @@ class Trainee(torch.nn.Module):
             self.register_buffer(name, values)
 
 
-def train(world: World, out: Path, *, minutes: float) -> tuple[Deca, int]:
-    """Train or resume the encoder, and return it with the number of its steps."""
+def train(world: World, out: Path, *, minutes: float, compute: Compute = CPU) -> tuple[Deca, int]:
+    """Train or resume the encoder, and return it on the CPU with the number of its steps."""
     torch.manual_seed(SEED)
-    decoder = LandmarkDecoder(head())
-    model = Trainee(code_statistics(world, CROP)).train()
+    decoder = LandmarkDecoder(head(), compute.device)
+    model = Trainee(code_statistics(world, CROP)).to(compute.device).train()
+
+    def draw(step: int) -> CropBatch:
+        random = np.random.default_rng([SEED, step])
+        rows = np.sort(random.integers(0, len(world.codes), BATCH * compute.batch))
+        return draw_crops(world, rows, CROP, random)
+
+    batch_of = prepared(draw, compute.threads)
 
     def loss_of(step: int) -> Tensor:
-        random = np.random.default_rng([SEED, step])
-        rows = np.sort(random.integers(0, len(world.codes), BATCH))
-        return codes_loss(model.deca, decoder, (model.mean, model.spread), world, rows, random)
+        batch = on_device(batch_of(step), compute.device)
+        return codes_loss(model.deca, decoder, (model.mean, model.spread), batch)
 
-    done = fit(model, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.02)
+    done = fit(model, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.02, compute=compute)
     load_state(out, model)
+    model.cpu()
     predict_codes(model.deca, (model.mean, model.spread))
     return model.deca.eval(), done
 

@@ -10,29 +10,35 @@ import torch
 from torch import Tensor
 
 from facesnap_ext.landmarks.points72 import five_points
-from facesnap_lab.miniature.face_detector import Detector, detection_loss, evaluate, write
+from facesnap_lab.miniature.face_detector import Canvases, Detector, detection_loss, draw_canvases, evaluate, write
 from facesnap_lab.miniature.second.dataset import World
-from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, prepared
+from facesnap_lab.training.data import on_device
 
 STEPS, BATCH, RATE, SEED = 4000, 24, 3e-3, 6
 FOUND, POINTS = 0.99, 2.0  # the gate: share of faces that are found, and error of the five points in pixels
 IMAGES = 200  # for measuring
 
 
-def train(world: World, out: Path, *, minutes: float) -> tuple[Detector, int]:
-    """Train or resume the detector, and return it with the number of its steps."""
+def train(world: World, out: Path, *, minutes: float, compute: Compute = CPU) -> tuple[Detector, int]:
+    """Train or resume the detector, and return it on the CPU with the number of its steps."""
     torch.manual_seed(SEED)
     keypoints = five_points(np.asarray(world.points))
-    detector = Detector().train()
+    detector = Detector().to(compute.device).train()
+
+    def draw(step: int) -> Canvases:
+        random = np.random.default_rng([SEED, step])
+        rows = np.sort(random.integers(0, len(keypoints), BATCH * compute.batch))
+        return draw_canvases(world.pictures[rows], world.boxes[rows], keypoints[rows], random)
+
+    batch_of = prepared(draw, compute.threads)
 
     def loss_of(step: int) -> Tensor:
-        random = np.random.default_rng([SEED, step])
-        rows = np.sort(random.integers(0, len(keypoints), BATCH))
-        return detection_loss(detector, world.pictures[rows], world.boxes[rows], keypoints[rows], random)
+        return detection_loss(detector, on_device(batch_of(step), compute.device))
 
-    done = fit(detector, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.02)
+    done = fit(detector, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.02, compute=compute)
     load_state(out, detector)
-    return detector.eval(), done
+    return detector.cpu().eval(), done
 
 
 def measure(detector: Detector, pack: Path, test: World) -> dict[str, Any]:

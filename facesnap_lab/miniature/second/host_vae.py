@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facesnap_lab.miniature.perception import to_tensor
-from facesnap_lab.miniature.second.loop import fit, load_state
-from facesnap_lab.miniature.second.vae import LATENT_NOISE, Vae, reconstruction_loss
+from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, prepared
+from facesnap_lab.miniature.second.vae import LATENT_NOISE, Vae, noisy_batch, reconstruction_loss
 
 WIDTHS, GROUPS = (32, 64, 64), 8
 STEPS, BATCH, RATE, SEED = 4000, 8, 1e-3, 8
@@ -41,28 +41,35 @@ def new_autoencoder(side: int) -> Any:
     )
 
 
-def train(teacher: Vae, pictures: np.ndarray, out: Path, *, minutes: float) -> tuple[Any, int]:
-    """Train or resume the autoencoder, write it as `out/model`, and return it with the number of its steps."""
+def train(teacher: Vae, pictures: np.ndarray, out: Path, *, minutes: float, compute: Compute = CPU) -> tuple[Any, int]:
+    """Train or resume the autoencoder, write it as `out/model`, and return it with the number of its steps.
+
+    Both networks are on the CPU afterwards.
+    """
     torch.manual_seed(SEED)
-    student = new_autoencoder(pictures.shape[1]).train()
+    device = torch.device(compute.device)
+    student = new_autoencoder(pictures.shape[1]).to(device).train()
+    teacher.to(device)
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        return noisy_batch(pictures, BATCH * compute.batch, teacher.config, [SEED, step])
+
+    batch_of = prepared(draw, compute.threads)
 
     def loss_of(step: int) -> Tensor:
-        random = np.random.default_rng([SEED, step])
-        x = to_tensor(pictures[np.sort(random.integers(0, len(pictures), BATCH))])
-        if random.random() < 0.5:
-            x = x.flip(-1)
+        x, noise = (part.to(device) for part in batch_of(step))
         with torch.no_grad():
             latents = teacher.encode(x)
-        noise = torch.from_numpy(random.standard_normal(latents.shape, dtype=np.float32))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             moments = student.encode(x).latent_dist
             again = student.decode(latents + LATENT_NOISE * noise).sample
         encoded = F.mse_loss(moments.mean.float(), latents) + 1e-3 * (moments.logvar.float() + 10).pow(2).mean()
         return reconstruction_loss(again.float(), x) + 0.1 * encoded
 
-    steps = fit(student, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.01)
+    steps = fit(student, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.01, compute=compute)
     load_state(out, student)
-    student.eval().requires_grad_(False).save_pretrained(out / "model")
+    teacher.cpu()
+    student.cpu().eval().requires_grad_(False).save_pretrained(out / "model")
     return student, steps
 
 

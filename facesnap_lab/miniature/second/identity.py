@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from facesnap_lab.miniature.identity import (
 )
 from facesnap_lab.miniature.perception import degrade, to_tensor
 from facesnap_lab.miniature.second.dataset import PEOPLE, SHOTS, World
-from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, prepared
 from facesnap_lab.miniature.second.world import SHOTS_PER_LOOK
 from facesnap_lab.training.arcface import SIDE
 
@@ -144,7 +145,7 @@ def classes(world: World, looks: bool) -> Tensor:
 
 
 def train(
-    name: str, world: World, out: Path, *, minutes: float, recipe: Recipe | None = None, device: str = "cpu"
+    name: str, world: World, out: Path, *, minutes: float, recipe: Recipe | None = None, compute: Compute = CPU
 ) -> tuple[Embedder, int]:
     """Train or resume a network on the images of its split that exist so far.
 
@@ -153,28 +154,36 @@ def train(
     """
     recipe = recipe or RECIPES[name]
     torch.manual_seed(recipe.seed)
-    model = Classifier(recipe).to(device)
+    model, device = Classifier(recipe).to(compute.device), torch.device(compute.device)
     keypoints, targets = five_points(np.asarray(world.points)), classes(world, recipe.looks)
 
-    def loss_of(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor]:
         random = np.random.default_rng([recipe.seed, step])
-        rows = np.sort(random.integers(0, len(targets), recipe.batch))
-        faces = training_crops(recipe, np.array(world.pictures[rows]), keypoints[rows], random).to(device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        rows = np.sort(random.integers(0, len(targets), recipe.batch * compute.batch))
+        return training_crops(recipe, np.array(world.pictures[rows]), keypoints[rows], random), targets[rows]
+
+    batch_of = prepared(draw, compute.threads)
+
+    def loss_of(step: int) -> Tensor:
+        faces, people = (part.to(device) for part in batch_of(step))
+        with torch.autocast(device.type, torch.bfloat16):
             embeddings = model.network(faces)
         margin = recipe.margin * min(1, step / (0.2 * recipe.steps))
-        return margin_loss(embeddings.float(), model.centres.weight, targets[rows].to(device), margin, recipe.scale)
+        return margin_loss(embeddings.float(), model.centres.weight, people, margin, recipe.scale)
 
-    steps = fit(model.train(), loss_of, out, steps=recipe.steps, minutes=minutes, rate=recipe.rate, decay=0.02)
+    plan: dict[str, Any] = {"steps": recipe.steps, "minutes": minutes, "rate": recipe.rate, "decay": 0.02}
+    steps = fit(model.train(), loss_of, out, **plan, compute=compute)
     load_state(out, model)
     return model.network.cpu().eval(), steps
 
 
 @torch.no_grad()
 def embed(network: nn.Module, pictures: np.ndarray, keypoints: np.ndarray, zoom: float = 1.0) -> Tensor:
-    """Embed images as [N,512], normalised."""
+    """Embed images as [N,512], normalised, on the CPU."""
+    device = next(network.parameters()).device
     parts = [slice(i, i + 128) for i in range(0, len(pictures), 128)]
-    return F.normalize(torch.cat([network(aligned(np.array(pictures[p]), keypoints[p], zoom)) for p in parts]))
+    crops = (aligned(np.array(pictures[p]), keypoints[p], zoom) for p in parts)
+    return F.normalize(torch.cat([network(part.to(device)).cpu() for part in crops]))
 
 
 def export(name: str, network: Embedder, world: World, out: Path) -> None:

@@ -10,23 +10,25 @@ from torch import Tensor
 
 from facesnap_lab.miniature.distil import Distillation
 from facesnap_lab.miniature.second.base import captions_of
-from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state
 from facesnap_lab.miniature.second.render import SIDE
 
 STEPS, BATCH, RATE, RANK = 1200, 8, 5e-4, 16
 FILE = "lightning.safetensors"
 
 
-def train(pipe: Any, latents: Tensor, out: Path, *, minutes: float) -> int:
+def train(pipe: Any, latents: Tensor, out: Path, *, minutes: float, compute: Compute = CPU) -> int:
     """Train or resume the LoRA on the latents of the training split, write it as `out/lightning.safetensors`, and
     return the number of steps."""
     torch.manual_seed(0)
+    pipe.to(compute.device)
     distillation = Distillation(pipe, latents, captions_of("train", len(latents)), SIDE, RANK, bf16=True)
 
     def loss_of(step: int) -> Tensor:
-        return distillation.loss(BATCH, torch.Generator().manual_seed(step))
+        return distillation.loss(BATCH * compute.batch, torch.Generator().manual_seed(step))
 
-    steps = fit(distillation.student, loss_of, out, steps=STEPS, minutes=minutes, rate=RATE, decay=0.0)
+    plan: dict[str, Any] = {"steps": STEPS, "minutes": minutes, "rate": RATE, "decay": 0.0}
+    steps = fit(distillation.student, loss_of, out, **plan, compute=compute)
     load_state(out, distillation.student)
     distillation.save(out / FILE)
     return steps

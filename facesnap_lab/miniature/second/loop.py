@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,22 @@ CHECKPOINT_EVERY = 60.0  # seconds
 REPORT_EVERY = 250  # steps; a report takes as long as several steps
 WARMUP = 100  # steps
 LAST_RATE = 0.01  # relative to the peak learning rate
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a stage is trained."""
+
+    device: str = "cpu"  # of the networks; random numbers are always drawn on the CPU
+    batch: int = 1  # multiplies the images of a step; the learning rate grows with its square root
+    threads: int = 0  # that prepare the batches of the next steps; 0: each batch is prepared when it is needed
+    workers: int = 1  # processes that render images and write shards
+    anneal: bool = False  # whether the learning rate falls to its end within the minutes, even if steps remain
+
+
+CPU = Compute()
 
 
 def fit(
@@ -30,18 +49,22 @@ def fit(
     report: Callable[[], str] | None = None,
     average: nn.Module | None = None,
     ema: float = 0.999,
+    compute: Compute = CPU,
 ) -> int:
     """Train with AdamW until the steps are done or the minutes are over, and return the number of steps so far.
 
     `out/state.pt` is written every minute and at the end, and the next call resumes from it. The learning rate rises
-    over the first steps and falls along a cosine over all steps, regardless of how many calls they take.
+    over the first steps and falls along a cosine over all steps, regardless of how many calls they take. With
+    `compute.anneal`, it falls to the end of the cosine in every call, and the next call raises it again.
 
     Args:
         loss_of: draws the batch of a step, seeded by its number, and returns the loss.
         report: called at a checkpoint, at most every `REPORT_EVERY` steps; returns a note for the log.
         average: a copy of the module, which becomes the moving average of its parameters over about 1 / (1 - `ema`)
             steps, fewer in the beginning.
+        compute: its factor for the batch changes the learning rate. The module is already on its device.
     """
+    rate *= math.sqrt(compute.batch)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.98), weight_decay=decay)
     step = load_state(out, module, optimizer, average)
@@ -49,8 +72,9 @@ def fit(
     saved, reported = began, step
     losses: list[Tensor] = []
     while step < steps and time.monotonic() - began < 60 * minutes:
+        elapsed = (time.monotonic() - began) / (60 * minutes) if compute.anneal else 0.0
         for group in optimizer.param_groups:
-            group["lr"] = rate * rate_share(step, steps)
+            group["lr"] = rate * rate_share(step, max(step / steps, first / steps + (1 - first / steps) * elapsed))
         loss = loss_of(step)
         optimizer.zero_grad()
         loss.backward()
@@ -75,10 +99,35 @@ def fit(
     return step
 
 
-def rate_share(step: int, steps: int) -> float:
-    """Return a step's learning rate as a fraction of the peak rate."""
-    cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
+def rate_share(step: int, progress: float) -> float:
+    """Return a step's learning rate as a fraction of the peak rate.
+
+    Args:
+        progress: position on the cosine, 0…1.
+    """
+    cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
     return min(1, (step + 1) / WARMUP) * (LAST_RATE + (1 - LAST_RATE) * cosine)
+
+
+def prepared(draw: Callable[[int], T], threads: int) -> Callable[[int], T]:
+    """Return a function with the same results as `draw`, called with consecutive steps, that threads compute ahead.
+
+    Args:
+        draw: prepares the batch of a step, seeded by its number, without touching anything that others change.
+        threads: 0 for no threads.
+    """
+    if threads == 0:
+        return draw
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    waiting: dict[int, Future[T]] = {}
+
+    def take(step: int) -> T:
+        for number in range(step, step + 2 * threads):
+            if number not in waiting:
+                waiting[number] = pool.submit(draw, number)
+        return waiting.pop(step).result()
+
+    return take
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext.engine import Engine
+from facesnap_ext.files import atomic_write
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
@@ -38,6 +39,7 @@ from facesnap_lab.miniature.captions import COLOURS, EXPRESSIONS, LIGHTS, scene_
 from facesnap_lab.miniature.head import EXPRESSIONS as EXPRESSION_NAMES
 from facesnap_lab.miniature.measure import angle, likeness
 from facesnap_lab.miniature.measure import draw as draw_picture
+from facesnap_lab.miniature.second import lightning
 from facesnap_lab.miniature.second.judges import (
     JUDGES,
     SCENE_PARTS,
@@ -70,6 +72,7 @@ OTHER_LOOKS = (SHOTS_PER_LOOK, 2 * SHOTS_PER_LOOK, 3 * SHOTS_PER_LOOK)  # a shot
 DONORS = 10_000  # number of the first person whose traits are used for exchanges and look-alikes
 TYPE = ("skin", "brows")  # traits that a look-alike shares in addition to the look
 MOVES = ("mouth open", "smile", "eyes closed")  # parts of the expression that are followed
+PEOPLE, SEEDS = 80, 3
 VISIBLE = 6  # smallest difference of a pixel, 0…255, that an exchanged trait has to make
 
 Embeddings = dict[str, "np.ndarray | None"]
@@ -326,17 +329,25 @@ def people_sheet(everybody: Sequence[Known], drawn: Sequence[Drawn], count: int 
     return sheet("People of the test split: reference, FaceSnap's picture, and a look-alike's photo", rows)
 
 
-if __name__ == "__main__":
-    from facesnap_lab.miniature.second import lightning
+def measure_files(
+    out: Path, model: Path, people: int = PEOPLE, seeds: int = SEEDS, device: str = "cpu"
+) -> dict[str, Any]:
+    """Measure with the networks of a folder of all stages, and write `measure.json` and `people.png` into it."""
+    pipe = load_sdxl(out / "base" / "pipeline").to(device)
+    result, picture = measure(with_lora(pipe, out / "lightning" / lightning.FILE), out, model, people, seeds)
+    picture.save(out / "people.png")
+    with atomic_write(out / "measure.json") as part:
+        part.write_text(json.dumps(result, indent=2), encoding="utf-8")
+    return result
 
+
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure FaceSnap on people that no network was trained on.")
     parser.add_argument("--out", type=Path, required=True, help="folder of all stages")
     parser.add_argument("--model", type=Path, required=True, help="FaceSnap file")
-    parser.add_argument("--people", type=int, default=80)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--people", type=int, default=PEOPLE)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    few_steps = with_lora(load_sdxl(options.out / "base" / "pipeline"), options.out / "lightning" / lightning.FILE)
-    result, picture = measure(few_steps, options.out, options.model, options.people, options.seeds)
-    picture.save(options.out / "people.png")
-    (options.out / "measure.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    found = measure_files(options.out, options.model, options.people, options.seeds, options.device)
+    print(json.dumps(found, indent=2))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from facesnap_ext.files import atomic_write
 from facesnap_lab.miniature.perception import to_tensor
-from facesnap_lab.miniature.second.loop import fit, load_state
+from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, prepared
 
 PATCH, FINE = 8, 4  # sides in pixels: the PCA's patches, and the cells of the 32×32 grid
 LATENT_NOISE = 0.02
@@ -196,8 +196,25 @@ def reconstruction_loss(again: Tensor, pictures: Tensor) -> Tensor:
     return (weights * error.pow(2)).mean() + 0.02 * error.abs().mean()
 
 
+def noisy_batch(pictures: np.ndarray, count: int, config: VaeConfig, seed: list[int]) -> tuple[Tensor, Tensor]:
+    """Return random images [count,3,S,S] in -1…1, all mirrored or none, and normal noise for their latents."""
+    random = np.random.default_rng(seed)
+    batch = to_tensor(pictures[np.sort(random.integers(0, len(pictures), count))])
+    if random.random() < 0.5:
+        batch = batch.flip(-1)
+    side = batch.shape[-1] // config.factor
+    noise = random.standard_normal((count, config.channels, side, side), dtype=np.float32)
+    return batch, torch.from_numpy(noise)
+
+
 def train_vae(
-    name: str, train_pictures: np.ndarray, test_pictures: np.ndarray, out: Path, *, minutes: float, device: str = "cpu"
+    name: str,
+    train_pictures: np.ndarray,
+    test_pictures: np.ndarray,
+    out: Path,
+    *,
+    minutes: float,
+    compute: Compute = CPU,
 ) -> tuple[Vae, int]:
     """Train or resume a VAE, and write it whitened as `out/vae.safetensors`.
 
@@ -210,17 +227,17 @@ def train_vae(
     sample = to_tensor(np.array(train_pictures[:: max(1, len(train_pictures) // 800)]))
     if not (out / "state.pt").exists():
         start_from_pca(vae, sample)
-    vae.to(device)
-    test = to_tensor(np.array(test_pictures[:480:8])).to(device)
+    vae.to(compute.device)
+    test = to_tensor(np.array(test_pictures[:480:8])).to(compute.device)
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        return noisy_batch(train_pictures, recipe.batch * compute.batch, recipe.config, [7, step])
+
+    batch_of = prepared(draw, compute.threads)
 
     def loss_of(step: int) -> Tensor:
-        random = np.random.default_rng([7, step])
-        pictures = to_tensor(train_pictures[np.sort(random.integers(0, len(train_pictures), recipe.batch))])
-        if random.random() < 0.5:
-            pictures = pictures.flip(-1)
-        pictures = pictures.to(device)
+        pictures, noise = (part.to(compute.device) for part in batch_of(step))
         latents = vae.encode(pictures)
-        noise = torch.from_numpy(random.standard_normal(latents.shape, dtype=np.float32)).to(device)
         again = vae.decode(latents + LATENT_NOISE * noise)
         return reconstruction_loss(again, pictures) + 1e-4 * latents.pow(2).mean()
 
@@ -232,6 +249,7 @@ def train_vae(
         minutes=minutes,
         rate=recipe.rate,
         report=lambda: f"test {psnr(vae, test):.2f} dB",
+        compute=compute,
     )
     load_state(out, vae)
     white = copy.deepcopy(vae).cpu().eval().requires_grad_(False)

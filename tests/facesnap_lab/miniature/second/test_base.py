@@ -12,6 +12,7 @@ pytest.importorskip("diffusers", reason="diffusers is not installed")
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.perception import to_tensor
 from facesnap_lab.miniature.second import autoencoder, base, dataset, facesnap, host_vae, lightning, loop, train, vae
+from facesnap_lab.miniature.second.loop import CPU
 from facesnap_lab.miniature.second.vae import Vae, VaeConfig
 from tests.support.face_packs import write_pack
 
@@ -84,8 +85,8 @@ def test_a_pipeline_keeps_the_vae(out, tmp_path):
 
 def test_stage_resumes_and_writes_its_gate(out, monkeypatch):
     monkeypatch.setattr(base, "STEPS", 2)
-    train.run_base(out, minutes=0, device="cpu")  # at least the pipeline can be measured
-    train.run_base(out, minutes=9, device="cpu")
+    train.run_base(out, minutes=0, compute=CPU)  # at least the pipeline can be measured
+    train.run_base(out, minutes=9, compute=CPU)
     quality = json.loads((out / "quality.json").read_text())["base"]
     assert quality == {"steps": 2, "finished": True, "passed": False}  # there is no detector yet
     assert (out / "base" / "sheet.png").stat().st_size > 1000
@@ -116,7 +117,7 @@ def test_few_steps_are_distilled_into_a_lora(out, monkeypatch):
     monkeypatch.setattr(lightning, "SIDE", SIDE)
     pipeline = out / "base" / "pipeline"
     plain = shipped.load_sdxl(pipeline).unet.state_dict()
-    train.run_lightning(out, minutes=9, device="cpu")
+    train.run_lightning(out, minutes=9, compute=CPU)
     assert json.loads((out / "quality.json").read_text())["lightning"]["steps"] == 3
     sampler = shipped.with_lora(shipped.load_sdxl(pipeline), out / "lightning" / lightning.FILE)
     merged = sampler.pipe.unet.state_dict()
@@ -139,7 +140,7 @@ def test_facesnap_is_trained_with_these_networks(out, monkeypatch, fresh_acceler
     write_pack(out / "identity", "buffalo_l")
     size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     CLIPVisionModel(CLIPVisionConfig(**size, image_size=28, patch_size=14)).save_pretrained(out / "clip" / "model")
-    file = facesnap.write_inputs(dataset.load(out / "data" / "train"), out)
+    file = facesnap.write_inputs(out)
     settings = json.loads(file.read_text())
     few = {"steps": 1, "batch_size": 2, "id_rows": 1, "lightning_grad_steps": 1, "sample_every": 0}
     file.write_text(json.dumps(settings | few))

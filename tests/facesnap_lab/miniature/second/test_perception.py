@@ -23,6 +23,7 @@ from facesnap_lab.miniature.second import (
     probes,
     train,
 )
+from facesnap_lab.miniature.second.loop import CPU
 from facesnap_lab.miniature.second.render import landmarks, render
 from facesnap_lab.miniature.second.world import dress, exchange, look, person, scene, subject
 from facesnap_lab.training.arcface import load_arcface
@@ -155,7 +156,7 @@ def test_classes_of_details_are_looks(world):
 
 @pytest.mark.parametrize("name", ["identity", "judge_inner", "details"])
 def test_recognition_stage_resumes_and_writes_gate_and_model(out, tmp_path, name, monkeypatch):
-    train.run_identity(name, out, 9, "cpu")
+    train.run_identity(name, out, 9, CPU)
     figures = quality(out, name)
     assert figures["steps"] == 3
     assert figures["finished"]
@@ -262,10 +263,10 @@ def test_clip_stage_resumes_and_is_compared_with_the_identity_network(out, monke
         json.dumps({"identity": {f"{trait} R2": -99.0 for trait in probes.properties(subject("test", 0, 0))}})
     )
     monkeypatch.setattr(clip_pair, "STEPS", 1)
-    train.run_clip(out, 9, "cpu")
+    train.run_clip(out, 9, CPU)
     assert quality(out, "clip")["finished"]
     monkeypatch.setattr(clip_pair, "STEPS", 2)
-    train.run_clip(out, 9, "cpu")
+    train.run_clip(out, 9, CPU)
     figures = quality(out, "clip")
     assert figures["steps"] == 2
     assert figures["passed"]
@@ -284,7 +285,7 @@ def test_detector_and_deca_stages_resume_and_write_their_gates(out, monkeypatch)
     for steps in (1, 2):
         for module, run in ((detector, train.run_detector), (deca, train.run_deca)):
             monkeypatch.setattr(module, "STEPS", steps)
-            run(out, 9, "cpu")
+            run(out, 9, CPU)
     for name in ("detector", "deca"):
         figures = quality(out, name)
         assert figures["steps"] == 2

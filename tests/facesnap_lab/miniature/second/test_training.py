@@ -9,6 +9,7 @@ from torch import nn
 
 from facesnap_lab.miniature.perception import to_tensor
 from facesnap_lab.miniature.second import dataset, gates, loop, train, vae
+from facesnap_lab.miniature.second.loop import CPU
 from facesnap_lab.miniature.second.vae import Vae, VaeConfig, VaeRecipe
 
 CONFIGS = {16: VaeConfig(16, 8, (8, 8), (1, 1)), 4: VaeConfig(4, 4, (8, 8), (1, 1)), 8: VaeConfig(8, 8, (8, 8), (1, 1))}
@@ -139,7 +140,7 @@ def test_vae_stage_trains_resumes_and_writes_its_gates(tmp_path, monkeypatch):
     np.savez(tmp_path / "data" / "trait_pairs.npz", **gates.trait_pairs(count=2, side=32))
     for steps in (20, 40):
         monkeypatch.setitem(vae.RECIPES, "vae4", VaeRecipe(CONFIGS[4], steps=steps, batch=4))
-        train.run_vae("vae4", tmp_path, minutes=1, device="cpu")
+        train.run_vae("vae4", tmp_path, minutes=1, compute=CPU)
         figures = json.loads((tmp_path / "quality.json").read_text())["vae4"]
         assert figures["steps"] == steps
         assert figures["finished"]
