@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.weights.facesnap_file import MIXERS
@@ -73,7 +73,33 @@ class ConcatMixer(FacialAttributeMixer):
         return self.norm_context(torch.cat(means, dim=1))
 
 
+@dataclass(frozen=True)
+class PooledConcatMixerConfig(ConcatMixerConfig):
+    """Sizes of a `PooledConcatMixer`, for which layers, heads and feedforward have no effect."""
+
+    clip_tokens: int = 257  # CLIP tokens per reference
+
+
+class PooledConcatMixer(ConcatMixer):
+    """`ConcatMixer` with as many tokens as the Facial Attribute Mixer.
+
+    Each output token is a learned weighted sum of all projected tokens, with the same weights for every person. So
+    FFRNet receives no more tokens than from the Mixer, and there is still no attention.
+    """
+
+    def __init__(self, config: PooledConcatMixerConfig):
+        super().__init__(config)
+        self.pool = nn.Linear(config.id_tokens + config.clip_tokens, config.queries)
+        self.norm_pooled = nn.LayerNorm(config.dim)
+
+    def forward(self, embeddings: Tensor, clip_tokens: Tensor) -> Tensor:
+        """Identity tokens [N, queries, dim]. Takes the same arguments as `FacialAttributeMixer.forward`."""
+        tokens = super().forward(embeddings, clip_tokens)
+        return self.norm_pooled(self.pool(tokens.transpose(1, 2)).transpose(1, 2))
+
+
 # files with these mixers can only be written and loaded after this registration
 MIXERS["id only"] = (IdMixerConfig, IdMixer)
 MIXERS["clip only"] = (ClipMixerConfig, ClipMixer)
 MIXERS["concatenation"] = (ConcatMixerConfig, ConcatMixer)
+MIXERS["pooled concatenation"] = (PooledConcatMixerConfig, PooledConcatMixer)

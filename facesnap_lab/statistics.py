@@ -71,6 +71,47 @@ def crossed_bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
+def seeds_for_interval(spread: float, half_width: float, people_error: float = 0.0) -> int | None:
+    """Return the smallest number of seeds whose 95 % interval of a mean is at most ± `half_width`.
+
+    The interval is Student's t for the seeds. None: no number suffices, because the people alone are too few.
+
+    Args:
+        spread: standard deviation between the means of seeds.
+        people_error: standard error of the mean over people, which does not fall with the number of seeds.
+    """
+    from scipy import stats
+
+    if stats.norm.ppf((1 + CONFIDENCE) / 2) * people_error >= half_width:
+        return None
+
+    def suffices(seeds: int) -> bool:
+        error = (spread**2 / seeds + people_error**2) ** 0.5
+        return float(stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)) * error <= half_width
+
+    seeds = 2
+    while not suffices(seeds):
+        seeds *= 2
+    low = seeds // 2
+    while seeds - low > 1:  # the smallest number that suffices is above `low` and at most `seeds`
+        middle = (low + seeds) // 2
+        low, seeds = (low, middle) if suffices(middle) else (middle, seeds)
+    return seeds
+
+
+def seeds_for_difference(spread: float, difference: float, power: float = 0.8) -> int:
+    """Return how many seeds find a difference with this probability at the 5 % level, at least 2.
+
+    Args:
+        spread: standard deviation of the difference between seeds.
+        difference: the true difference, not 0.
+    """
+    from scipy import stats
+
+    quantiles = stats.norm.ppf((1 + CONFIDENCE) / 2) + stats.norm.ppf(power)
+    return max(2, int(np.ceil((quantiles * spread / abs(difference)) ** 2)))
+
+
 def rounded_interval(values: np.ndarray | Sequence[float], digits: int) -> list[float | None]:
     """Return mean, low and high of `bootstrap` over the values that are not NaN, rounded."""
     known = np.asarray(values, np.float64)

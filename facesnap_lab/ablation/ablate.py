@@ -23,9 +23,10 @@ from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.initialise import with_mixer
+from facesnap_lab.ablation.editions import FIRST, SECOND, Edition
 from facesnap_lab.ablation.pictures import METRICS, REFERENCE_SHOTS, AblationSetup, compare, draw, limits
 from facesnap_lab.ablation.report import Scores, people_sheet, results, write_report
-from facesnap_lab.ablation.rows import Row, Training, all_rows, trainings
+from facesnap_lab.ablation.rows import Row, Training, trainings
 from facesnap_lab.evaluation import metrics
 from facesnap_lab.evaluation.draw import processes
 from facesnap_lab.training import checkpoints, trainer
@@ -48,10 +49,18 @@ class AblationConfig:
     people: int = 200  # held-out identities; every row generates one image of each
     references: tuple[int, ...] = (1, 2, 4, 8)  # numbers of reference photos, each averaged and fused
     only: tuple[str, ...] = ()  # names of the rows to run; empty: all rows
+    stages: Path | None = None  # folder of all stages of the miniature's second edition, which is used then
+    warm_up: int = (
+        0  # steps of the full method before the seeds, with and without landmarks; its FFRNets start the rows
+    )
+
+    @property
+    def edition(self) -> Edition:
+        return FIRST if self.stages is None else SECOND
 
     @property
     def rows(self) -> list[Row]:
-        return [row for row in all_rows(self.references) if not self.only or row.name in self.only]
+        return [row for row in self.edition.rows(self.references) if not self.only or row.name in self.only]
 
 
 def read_ablation(path: Path) -> AblationConfig:
@@ -66,17 +75,34 @@ def read_ablation(path: Path) -> AblationConfig:
     content = read_fields(path)
     if own := [name for name in RESERVED_FIELDS if name in content]:
         raise FaceSnapError(f"'{own[0]}' in {path} is set by the ablation itself; remove it.")
-    given = {name: content.pop(name) for name in ("seeds", "people", "references", "only") if name in content}
+    names = ("seeds", "people", "references", "only", "stages", "warm_up")
+    given = {name: content.pop(name) for name in names if name in content}
     train = from_fields(path, {**content, "out": "."})
+    if "stages" in given:
+        given["stages"] = _stages(path, given["stages"])
+        given.setdefault("references", (1,))
     config = AblationConfig(train, **{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
     _check_numbers(path, "seeds", config.seeds, 0, 2**32 - 1)
     _check_numbers(path, "references", config.references, 1, len(REFERENCE_SHOTS))
     if type(config.people) is not int or config.people < 2:
         raise FaceSnapError(f"'people' in {path} is {config.people!r}, but must be a whole number of at least 2.")
-    names = [row.name for row in all_rows(config.references)]
+    if type(config.warm_up) is not int or config.warm_up < 0:
+        raise FaceSnapError(f"'warm_up' in {path} is {config.warm_up!r}, but must be a whole number of at least 0.")
+    if config.stages is not None and config.references != (1,):
+        raise FaceSnapError(f"'references' in {path} must be [1] if 'stages' is set; remove one of them.")
+    names = [row.name for row in config.edition.rows(config.references)]
     if not isinstance(config.only, tuple) or not set(config.only) <= set(names):
         raise FaceSnapError(f"'only' in {path} must be a list of row names; the rows are {', '.join(names)}.")
     return config
+
+
+def _stages(path: Path, value: Any) -> Path:
+    folder = path.parent / value if isinstance(value, str) else None
+    if folder is None or not (folder / "quality.json").is_file():
+        raise FaceSnapError(
+            f"'stages' in {path} is {value!r}, which is not a folder of the second edition's stages; correct it."
+        )
+    return folder
 
 
 def _check_numbers(path: Path, name: str, values: Any, low: int, high: int) -> None:
@@ -92,7 +118,7 @@ def ablate(config: AblationConfig, out: Path, setup: AblationSetup | None = None
     `results.json`, `ablation.md` and `sheet.png`. Processes that accelerate started together share the work.
 
     Args:
-        setup: the subjects, sampler and judges; by default the test split of the miniature world.
+        setup: the subjects, sampler and judges; by default the test split of the edition's miniature world.
 
     Raises:
         FaceSnapError: `out` contains an ablation with different settings, or training fails (see `trainer.train`).
@@ -100,7 +126,9 @@ def ablate(config: AblationConfig, out: Path, setup: AblationSetup | None = None
     state = processes()
     _check_settings(config, out, state)
     with tempfile.TemporaryDirectory() as models:
-        setup = setup or AblationSetup(config.train, config.people, max(config.references), Path(models), state.device)
+        setup = setup or _new_setup(config, Path(models), state.device)
+        for landmarks in dict.fromkeys(training.landmarks for training in trainings(config.rows)):
+            _warm_up(config, out, landmarks, state)
         for number, seed in enumerate(config.seeds, 1):
             for training in trainings(config.rows):
                 if not is_trained(config, out, seed, training):
@@ -112,6 +140,14 @@ def ablate(config: AblationConfig, out: Path, setup: AblationSetup | None = None
                 _report(config, out, config.seeds[:number], setup)
             state.wait_for_everyone()
     return out / "ablation.md"
+
+
+def _new_setup(config: AblationConfig, models: Path, device: Any) -> AblationSetup:
+    if config.stages is None:
+        return AblationSetup(config.train, config.people, max(config.references), models, device)
+    from facesnap_lab.ablation.second import SecondSetup
+
+    return SecondSetup(config.train, config.people, models, device, config.stages)
 
 
 def is_trained(config: AblationConfig, out: Path, seed: int, training: Training) -> bool:
@@ -131,12 +167,29 @@ def scores_path(out: Path, seed: int, row: Row) -> Path:
     return out / f"seed-{seed}" / "scores" / f"{row.name}.npz"
 
 
+def _warm_up(config: AblationConfig, out: Path, landmarks: str, state: Any) -> None:
+    """Train the FFRNet that the rows with these landmarks start from, so that rows without landmarks start from one
+    that has never seen any."""
+    folder = out / f"warm-up-{landmarks}"
+    found = checkpoints.list_checkpoints(folder)
+    if config.warm_up and not (found and found[-1][0] >= config.warm_up):
+        _report_progress(state, f"warm-up, landmarks: {landmarks}")
+        trainer.train(replace(config.train, out=folder, steps=config.warm_up, landmarks=landmarks), resume=True)
+
+
+def _start_of(config: AblationConfig, out: Path, landmarks: str) -> Path:
+    if not config.warm_up:
+        return config.train.start
+    return checkpoints.list_checkpoints(out / f"warm-up-{landmarks}")[-1][1] / checkpoints.WEIGHTS
+
+
 def _train(config: AblationConfig, out: Path, seed: int, training: Training, state: Any) -> None:
-    start = out / f"seed-{seed}" / f"start-{training.mixer.replace(' ', '-')}.safetensors"
+    kind = training.mixer.replace(" ", "-") + ("" if training.landmarks == "drawn" else f"-{training.landmarks}")
+    start = out / f"seed-{seed}" / f"start-{kind}.safetensors"
     if state.is_main_process and not start.is_file():
-        with_mixer(config.train.start, start, training.mixer, seed)
+        with_mixer(_start_of(config, out, training.landmarks), start, training.mixer, seed)
     state.wait_for_everyone()
-    own = {"landmarks": training.landmarks, "tokens": training.tokens}
+    own: dict[str, Any] = {"landmarks": training.landmarks, "tokens": training.tokens, **dict(training.settings)}
     folder = training_folder(out, seed, training)
     trainer.train(replace(config.train, start=start, out=folder, seed=seed, **own), resume=True)
 
@@ -192,12 +245,13 @@ def _report(config: AblationConfig, out: Path, seeds: Sequence[int], setup: Abla
     about = {"seeds": list(seeds), "people": config.people, "steps": config.train.steps}
     about |= {"images_per_step": json.loads((out / "settings.json").read_text(encoding="utf-8"))["images_per_step"]}
     about |= setup.distances
-    report = results(about, config.references, scores, metric_limits)
+    report = results(about, config.references, scores, metric_limits, config.edition)
 
     def path(row: Row, index: int) -> Path:
         return image_path(out, seeds[0], row, index)
 
-    write_report(out, report, config.references, people_sheet(setup.subject, path, scores, config.people))
+    sheet = people_sheet(setup.subject, path, scores, config.people, config.edition)
+    write_report(out, report, config.references, sheet, config.edition)
 
 
 def _read_scores(
@@ -224,6 +278,8 @@ def _check_settings(config: AblationConfig, out: Path, state: Any) -> None:
     names = [field.name for field in fields(TrainConfig) if field.name not in FIELDS_WITHOUT_EFFECT]
     settings = {name: getattr(config.train, name) for name in names}
     settings |= {"people": config.people, "references": config.references}
+    if config.stages is not None or config.warm_up:
+        settings |= {"stages": config.stages, "warm_up": config.warm_up}
     settings |= {"images_per_step": state.num_processes * config.train.batch_size * config.train.gradient_accumulation}
     settings = json.loads(json.dumps(settings, default=str))
     path = out / "settings.json"

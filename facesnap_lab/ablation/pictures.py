@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class Subject:
     """A held-out person and the inputs that all rows share. Images are [S,S,3] uint8.
 
     references: a row with one reference uses the first. unseen: further photos, which are not used as references.
+    second: a further photo in the first reference's look, if looks change.
     """
 
     references: tuple[np.ndarray, ...]
@@ -51,6 +53,7 @@ class Subject:
     unseen: tuple[np.ndarray, ...]
     prompt: str
     seed: int  # seed of the noise
+    second: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,18 +195,23 @@ class AblationSetup:
         return Engine(lambda: files), files
 
     @cached_property
-    def judges(self) -> AblationJudges:
+    def judges(self) -> ImageJudges:
         return load_judges()
 
     @cached_property
     def drivers(self) -> np.ndarray:
         """[P] the index of each person's driver."""
-        return assign_drivers(face_shapes(self.people))
+        return assign_drivers(self.shapes)
+
+    @cached_property
+    def shapes(self) -> np.ndarray:
+        """[P,72,2] the faces of the people at rest, in metres."""
+        return face_shapes(self.people)
 
     @property
     def distances(self) -> dict[str, float]:
         """Mean point distances of faces in mm: between person and driver, and between any two people."""
-        distances = 1000 * shape_distances(face_shapes(self.people))
+        distances = 1000 * shape_distances(self.shapes)
         any_two = distances[~np.eye(self.people, dtype=bool)]
         pairs = distances[np.arange(self.people), self.drivers]
         return {"pair_distance_mm": float(pairs.mean()), "mean_distance_mm": float(any_two.mean())}
@@ -230,6 +238,12 @@ class JudgeFeatures:
     inner: np.ndarray | None
     clip_face: np.ndarray | None
     features: np.ndarray
+
+
+class ImageJudges(Protocol):
+    """The judges of either edition."""
+
+    def features_of(self, image: np.ndarray) -> JudgeFeatures: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,9 +277,10 @@ class RealPhotoFeatures:
     reference: JudgeFeatures
     driving: JudgeFeatures
     unseen: tuple[JudgeFeatures, ...]
+    second: JudgeFeatures | None = None
 
 
-def judge_real_photos(judges: AblationJudges, subject: Subject) -> RealPhotoFeatures:
+def judge_real_photos(judges: ImageJudges, subject: Subject) -> RealPhotoFeatures:
     """Extract the judges' features of a subject's real photos.
 
     Raises:
@@ -275,6 +290,7 @@ def judge_real_photos(judges: AblationJudges, subject: Subject) -> RealPhotoFeat
         judges.features_of(subject.references[0]),
         judges.features_of(subject.driving),
         tuple(map(judges.features_of, subject.unseen)),
+        None if subject.second is None else judges.features_of(subject.second),
     )
     if any(one.face is None for one in (real.reference, real.driving, *real.unseen)):
         raise NoFaceError(
@@ -295,10 +311,13 @@ def compare(image: JudgeFeatures, real: RealPhotoFeatures) -> dict[str, float]:
 
 
 def limits(people: Sequence[RealPhotoFeatures]) -> dict[str, dict[str, np.ndarray]]:
-    """Return the metrics' upper and lower limits [P]: two photos of one person, and photos of two people."""
-    same = [[compare(one, real) for one in real.unseen] for real in people]
+    """Return the metrics' upper and lower limits [P]: two photos of one person, and photos of two people.
+
+    If looks change, the two photos have the same look.
+    """
+    same = [[compare(one, real) for one in ([real.second] if real.second else real.unseen)] for real in people]
     different = [compare(real.driving, real) for real in people]
-    names = ("face_sim", "inner", "clip_face")
+    names = METRICS if all(real.second for real in people) else ("face_sim", "inner", "clip_face")
     return {
         "two photos of one person": {n: np.array([np.mean([one[n] for one in row]) for row in same]) for n in names},
         "photos of two people": {n: np.array([row[n] for row in different]) for n in names},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,16 +14,17 @@ import numpy as np
 from PIL import Image
 
 from facesnap_ext.files import atomic_write
+from facesnap_lab.ablation.editions import FIRST, Edition
 from facesnap_lab.ablation.pictures import Subject
-from facesnap_lab.ablation.rows import MIXER, TABLE_2, TABLE_3, Row, all_rows, distinct, reference_rows
+from facesnap_lab.ablation.rows import MIXER, Row, distinct, reference_rows
 from facesnap_lab.markdown import interval_cell, markdown_table
 from facesnap_lab.sheet import Panel, sheet
-from facesnap_lab.statistics import bootstrap
+from facesnap_lab.statistics import bootstrap, crossed_bootstrap, seeds_for_difference
 
 SHEET_PEOPLE = 8
-TO_REFERENCE = {"face_sim": "judge", "inner": "inner-face judge", "clip_face": "CLIP-face"}
 TO_UNSEEN = {"face_sim_unseen": "judge", "inner_unseen": "inner-face judge"}
 ENOUGH_SEEDS, ENOUGH_PEOPLE = 3, 200
+RESOLUTION = 0.02  # a smaller difference between rows does not matter
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +39,18 @@ class Scores:
     faceless: dict[str, np.ndarray]
 
 
-def estimate(values: np.ndarray) -> dict[str, Any]:
+def estimate(values: np.ndarray, over_seeds: bool = False) -> dict[str, Any]:
     """Summarise values [S,P].
 
+    Args:
+        over_seeds: whether the interval is over people and seeds, and not over people alone.
+
     Returns:
-        The mean with its bootstrap 95 % interval over people (averaged over seeds), the mean of each seed, and their
-        standard deviation (None for a single seed).
+        The mean with its bootstrap 95 % interval, the mean of each seed, and their standard deviation (None for a
+        single seed).
     """
-    return asdict(bootstrap(values.mean(axis=0))) | _over_seeds(values.mean(axis=1))
+    interval = crossed_bootstrap(values) if over_seeds else bootstrap(values.mean(axis=0))
+    return asdict(interval) | _over_seeds(values.mean(axis=1))
 
 
 def _over_seeds(means: np.ndarray) -> dict[str, Any]:
@@ -53,18 +58,46 @@ def _over_seeds(means: np.ndarray) -> dict[str, Any]:
     return {"seeds": [float(mean) for mean in means], "spread": spread}
 
 
-def differences(scores: Scores, pairs: Iterable[tuple[Row, Row]]) -> list[dict[str, Any]]:
+def differences(scores: Scores, pairs: Iterable[tuple[Row, Row]], over_seeds: bool = False) -> list[dict[str, Any]]:
     """Return the second row of each pair minus the first, paired by person and seed."""
     found = []
     for first, second in pairs:
         a, b = scores.values[first.name], scores.values[second.name]
-        gains = {metric: estimate(b[metric] - a[metric]) for metric in a}
+        gains = {metric: estimate(b[metric] - a[metric], over_seeds) for metric in a}
         found.append({"from": first.name, "to": second.name, **gains})
     return found
 
 
+def verdicts(scores: Scores, edition: Edition) -> list[dict[str, Any]]:
+    """Compare the predictions with the scores.
+
+    Returns:
+        For each prediction whose rows were measured, the difference; whether it is confirmed, refuted or not decided,
+        by its interval over people and seeds; and how many seeds can tell the difference that was seen, or
+        `RESOLUTION` if that is larger, from none (None for a single seed).
+    """
+    found = []
+    for prediction in edition.predictions:
+        if prediction.higher not in scores.values or prediction.lower not in scores.values:
+            continue
+        higher, lower = (scores.values[name][prediction.metric] for name in (prediction.higher, prediction.lower))
+        gain = estimate(higher - lower, over_seeds=True)
+        seeds = None
+        if gain["spread"] is not None:
+            seeds = seeds_for_difference(gain["spread"], max(RESOLUTION, abs(gain["mean"])))
+        outcome = "not decided"
+        if gain["spread"] is not None and not gain["low"] <= 0 <= gain["high"]:
+            outcome = "confirmed" if gain["mean"] > 0 else "refuted"
+        found.append({**asdict(prediction), "difference": gain, "outcome": outcome, "seeds": seeds})
+    return found
+
+
 def results(
-    about: dict[str, Any], references: Sequence[int], scores: Scores, limits: dict[str, dict[str, np.ndarray]]
+    about: dict[str, Any],
+    references: Sequence[int],
+    scores: Scores,
+    limits: dict[str, dict[str, np.ndarray]],
+    edition: Edition = FIRST,
 ) -> dict[str, Any]:
     """Collect all measurements for JSON; cosines are not scaled.
 
@@ -72,17 +105,21 @@ def results(
         about: `seeds`, `people` and other facts about the run. limits: by name and metric [P].
     """
     rows = {}
-    for row in _among(scores.values, all_rows(references)):
+    for row in _among(scores.values, edition.rows(references)):
         fid = scores.fid[row.name]
-        rows[row.name] = {metric: estimate(values) for metric, values in scores.values[row.name].items()}
+        measured = scores.values[row.name]
+        rows[row.name] = {metric: estimate(values, edition.over_seeds) for metric, values in measured.items()}
         rows[row.name] |= {"fid": {"mean": float(fid.mean()), **_over_seeds(fid)}}
         rows[row.name] |= {"training": row.training.name, "without_face": scores.faceless[row.name].tolist()}
     return {
         "about": about,
         "rows": rows,
-        "table_2": differences(scores, pairwise(_among(scores.values, TABLE_2))),
-        "table_3": differences(scores, pairwise(_among(scores.values, TABLE_3))),
+        **{
+            table.key: differences(scores, pairwise(_among(scores.values, table.rows)), edition.over_seeds)
+            for table in edition.tables
+        },
         "references": differences(scores, _reference_pairs(scores.values, references)),
+        "predictions": verdicts(scores, edition),
         "limits": {
             name: {metric: asdict(bootstrap(values)) for metric, values in row.items()} for name, row in limits.items()
         },
@@ -106,24 +143,22 @@ def _reference_pairs(names: Container[str], counts: Sequence[int]) -> list[tuple
     return [pair for pair in pairs if len(_among(names, pair)) == 2]
 
 
-def markdown(found: dict[str, Any], references: Sequence[int]) -> str:
+def markdown(found: dict[str, Any], references: Sequence[int], edition: Edition = FIRST) -> str:
     """Format the tables."""
-    lines = ["# Ablations", ""]
-    for title, key, rows in (
-        ("Table 2: Facial Attribute Mixer", "table_2", TABLE_2),
-        ("Table 3: FFRNet and spatial control", "table_3", TABLE_3),
-    ):
-        rows = _among(found["rows"], rows)
+    lines, columns = ["# Ablations", ""], edition.columns
+    for table in edition.tables:
+        rows = _among(found["rows"], table.rows)
         if not rows:
             continue
-        lines += [f"## {title}", ""]
-        head = [*TO_REFERENCE.values(), "FID", "paper: CLIP-face", "paper: FaceSim", "paper: FID"]
-        lines += markdown_table(head, ((row.title, _cells(found, row, TO_REFERENCE)) for row in rows))
-        if found[key]:
+        lines += [f"## {table.title}", ""]
+        head = [*columns.values(), "FID", "paper: CLIP-face", "paper: FaceSim", "paper: FID"]
+        lines += markdown_table(head, ((row.title, _cells(found, row, columns, with_paper=True)) for row in rows))
+        if found[table.key]:
             lines += ["", "Gain of each row over the row above, on the same people:", ""]
-            lines += markdown_table(list(TO_REFERENCE.values()), _gains(found[key], rows, TO_REFERENCE))
+            lines += markdown_table(list(columns.values()), _gains(found[table.key], rows, columns))
         lines.append("")
-    rows = _among(found["rows"], reference_rows(references))
+    lines += _prediction_lines(found, edition)
+    rows = _among(found["rows"], reference_rows(references)) if edition.with_references else []
     if rows:
         lines += ["## Number of references", "", "Likeness to photos that were not used as references:", ""]
         lines += markdown_table(list(TO_UNSEEN.values()), ((row.title, _cells(found, row, TO_UNSEEN)) for row in rows))
@@ -131,23 +166,37 @@ def markdown(found: dict[str, Any], references: Sequence[int]) -> str:
         lines += ["", "Gains, on the same people:", ""]
         lines += markdown_table(list(TO_UNSEEN.values()), _gains(found["references"], rows, TO_UNSEEN))
     lines += ["", "## Limits", ""]
-    limits = [(name, [interval_cell(row[metric]) for metric in TO_REFERENCE]) for name, row in found["limits"].items()]
-    lines += markdown_table(list(TO_REFERENCE.values()), limits)
-    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(found)), ""])
+    limits = [(name, [interval_cell(row[metric]) for metric in columns]) for name, row in found["limits"].items()]
+    lines += markdown_table(list(columns.values()), limits)
+    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(found, edition)), ""])
 
 
-def _cells(found: dict[str, Any], row: Row, named: dict[str, str]) -> list[str]:
+def _prediction_lines(found: dict[str, Any], edition: Edition) -> list[str]:
+    """Return a table of the predictions, or nothing if none was made."""
+    if not found["predictions"]:
+        return []
+    titles = {row.name: row.title for table in edition.tables for row in table.rows}
+    rows = []
+    for one in found["predictions"]:
+        seeds = "unknown" if one["seeds"] is None else str(one["seeds"])
+        cells = [edition.columns[one["metric"]], interval_cell(one["difference"], "+"), one["outcome"], seeds]
+        rows.append((f"{titles[one['higher']]} over {titles[one['lower']]}", cells))
+    return ["## Predictions", "", *markdown_table(["measured by", "difference", "outcome", "seeds needed"], rows), ""]
+
+
+def _cells(found: dict[str, Any], row: Row, named: Mapping[str, str], with_paper: bool = False) -> list[str]:
     measured = found["rows"][row.name]
     cells = [interval_cell(measured[metric]) for metric in named]
-    if row.paper and named is TO_REFERENCE:
+    if with_paper:
         fid = measured["fid"]
         spread = "" if fid["spread"] is None else f" ±{fid['spread']:.3g}"
-        cells += [f"{fid['mean']:.4g}{spread}", *(f"{number:g}" for number in row.paper)]
+        cells += [f"{fid['mean']:.4g}{spread}", *(f"{number:g}" for number in row.paper or ())]
+        cells += ["" for _ in range(0 if row.paper else 3)]
     return cells
 
 
 def _gains(
-    gains: Sequence[dict[str, Any]], rows: Sequence[Row], named: dict[str, str]
+    gains: Sequence[dict[str, Any]], rows: Sequence[Row], named: Mapping[str, str]
 ) -> list[tuple[str, Sequence[str]]]:
     titles = {row.name: row.title for row in rows}
     return [
@@ -156,7 +205,7 @@ def _gains(
     ]
 
 
-def _notes(found: dict[str, Any]) -> list[str]:
+def _notes(found: dict[str, Any], edition: Edition) -> list[str]:
     about = found["about"]
     seeds, people = len(about["seeds"]), about["people"]
     budget = f"{about['steps']} steps of {about['images_per_step']} images"
@@ -167,14 +216,7 @@ def _notes(found: dict[str, Any]) -> list[str]:
             "person, from the same reference, driving photo, prompt and noise."
         ),
         f"Each training run: {budget}. Rows that differ only at inference share a training run.",
-        (
-            "Cosines × 100 to the reference; an image without a face counts as 0. Brackets contain bootstrap 95 % "
-            "intervals over people; ± is the standard deviation between seeds."
-        ),
-        (
-            "The judges are never used for conditioning. CLIP-face and FID use the same CLIP that conditions the "
-            "images, so compare them between rows, not with the paper's values."
-        ),
+        *edition.notes,
         (
             "Each person is driven by someone with a differently shaped face: at rest, the mean distance between the "
             f"points of the two is {distances}."
@@ -189,7 +231,11 @@ def _notes(found: dict[str, Any]) -> list[str]:
 
 
 def people_sheet(
-    subject_of: Callable[[int], Subject], image_path: Callable[[Row, int], Path], scores: Scores, people: int
+    subject_of: Callable[[int], Subject],
+    image_path: Callable[[Row, int], Path],
+    scores: Scores,
+    people: int,
+    edition: Edition = FIRST,
 ) -> Image.Image:
     """Show the first people: reference, driving photo, and the first seed's image of each row of the tables."""
     panels = []
@@ -197,19 +243,31 @@ def people_sheet(
         subject = subject_of(index)
         panels.append([Panel(f"Person {index}", Image.fromarray(subject.references[0]), "reference")])
         panels[-1].append(Panel("Driving photo", Image.fromarray(subject.driving), subject.prompt.split(",")[0]))
-        for row in _among(scores.values, distinct((*TABLE_3[:-1], *TABLE_2))):
-            likeness = 100 * scores.values[row.name]["face_sim"][0, index]
+        for row in _among(scores.values, _sheet_rows(edition)):
+            likeness = 100 * scores.values[row.name][next(iter(edition.columns))][0, index]
             panels[-1].append(Panel(row.title, Image.open(image_path(row, index)), f"judge {likeness:.0f}"))
     return sheet("Reference, driving photo, and the image of each row", panels)
 
 
-def write_report(out: Path, found: dict[str, Any], references: Sequence[int], sheet_image: Image.Image) -> None:
+def _sheet_rows(edition: Edition) -> list[Row]:
+    """Return the distinct rows of all tables. The Mixer, which ends each table, has its title in the first one."""
+    first, *others = edition.tables
+    return distinct((*(row for table in others for row in table.rows if row.name != MIXER.name), *first.rows))
+
+
+def write_report(
+    out: Path,
+    found: dict[str, Any],
+    references: Sequence[int],
+    sheet_image: Image.Image,
+    edition: Edition = FIRST,
+) -> None:
     """Write the three files atomically."""
     data = io.BytesIO()
     sheet_image.save(data, format="PNG")
     for name, content in (
         ("results.json", (json.dumps(found, indent=2) + "\n").encode()),
-        ("ablation.md", markdown(found, references).encode()),
+        ("ablation.md", markdown(found, references, edition).encode()),
         ("sheet.png", data.getvalue()),
     ):
         with atomic_write(out / name) as part:

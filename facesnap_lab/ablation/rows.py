@@ -5,16 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a training run differs from the full method. landmarks and tokens: see `TrainConfig`."""
+    """How a training run differs from the full method. landmarks and tokens: see `TrainConfig`.
+
+    settings: further fields of `TrainConfig` with their values.
+    """
 
     name: str
     mixer: str = "facial attributes"  # a key of `facesnap_file.MIXERS`
     landmarks: str = "drawn"
     tokens: str = "ffrnet"
+    settings: tuple[tuple[str, Any], ...] = ()
 
 
 FULL = Training("mixer")

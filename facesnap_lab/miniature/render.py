@@ -87,10 +87,14 @@ def face_shapes(people: int) -> np.ndarray:
 
     These are the world's ground truth, which no network receives.
     """
-    shape = torch.tensor(np.stack([person("test", index).shape for index in range(people)]), dtype=torch.float32)
-    flame = head()
-    rest = full_pose(flame, torch.zeros(people, 6))
-    vertices = posed_vertices(flame, shape, torch.zeros(people, EXPRESSION_CODES), rest)
+    return points_at_rest(head(), np.stack([person("test", index).shape for index in range(people)]))
+
+
+def points_at_rest(flame: Flame, shapes: np.ndarray) -> np.ndarray:
+    """Return the 72 points [P,72,2] of heads with shape codes [P,S] at rest, seen from the front, in metres."""
+    shape = torch.tensor(shapes, dtype=torch.float32)
+    rest = full_pose(flame, torch.zeros(len(shape), 6))
+    vertices = posed_vertices(flame, shape, torch.zeros(len(shape), EXPRESSION_CODES), rest)
     return points_on(vertices, flame.faces)[..., :2].numpy()
 
 

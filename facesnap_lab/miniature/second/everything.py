@@ -3,8 +3,8 @@
     python -m facesnap_lab.miniature.second.everything --out DIR --device cuda --minutes 10
 
 The stages run in the order of `STAGES`. Each one gets its share of the minutes that remain, a part of which is left for
-loading and measuring. The learning rate of every training falls to its end within that time, so each stage ends with usable
-networks, however many of its planned steps fit. What a stage leaves of its time benefits the later ones.
+loading and measuring. The learning rate of every training falls to its end within that time, so each stage ends with
+usable networks, however many of its planned steps fit. What a stage leaves of its time benefits the later ones.
 
 A call that was interrupted can be repeated: stages that have ended are skipped, and the one that was interrupted
 resumes from its checkpoint. `DIR/everything.json` lists the ended stages. A stage that `train` has finished there, or

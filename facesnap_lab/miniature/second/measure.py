@@ -329,9 +329,7 @@ def people_sheet(everybody: Sequence[Known], drawn: Sequence[Drawn], count: int 
     return sheet("People of the test split: reference, FaceSnap's picture, and a look-alike's photo", rows)
 
 
-def measure_files(
-    out: Path, model: Path, people: int = PEOPLE, seeds: int = SEEDS, device: str = "cpu"
-) -> dict[str, Any]:
+def measure_files(out: Path, model: Path, people: int, seeds: int, device: str = "cpu") -> dict[str, Any]:
     """Measure with the networks of a folder of all stages, and write `measure.json` and `people.png` into it."""
     pipe = load_sdxl(out / "base" / "pipeline").to(device)
     result, picture = measure(with_lora(pipe, out / "lightning" / lightning.FILE), out, model, people, seeds)

@@ -151,7 +151,7 @@ def run_facesnap(out: Path, minutes: float, compute: Compute) -> None:
 
 
 def run_measure(out: Path, minutes: float, compute: Compute, seeds: int = measure.SEEDS) -> None:
-    measure.measure_files(out, out / "facesnap" / facesnap.FILE, seeds=seeds, device=compute.device)
+    measure.measure_files(out, out / "facesnap" / facesnap.FILE, measure.PEOPLE, seeds, compute.device)
 
 
 def _detector(out: Path) -> Any:
