@@ -63,10 +63,12 @@ def crossed_bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
     if max(values.shape) < 2:
         return Interval(mean)
     random = np.random.default_rng(seed)
-    means = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        seeds, people = (random.integers(0, size, size) for size in values.shape)
-        means[i] = np.nanmean(values[np.ix_(seeds, people)])
+    # how often each seed and each person is drawn, [resamples,S] and [resamples,P]
+    seeds, people = (random.multinomial(size, np.full(size, 1 / size), RESAMPLES) for size in values.shape)
+    known = ~np.isnan(values)
+    count = ((seeds @ known) * people).sum(1)
+    total = ((seeds @ np.where(known, values, 0)) * people).sum(1)
+    means = np.divide(total, count, out=np.full(RESAMPLES, np.nan), where=count > 0)
     low, high = np.nanquantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(mean, float(low), float(high))
 

@@ -105,6 +105,8 @@ SECOND = Edition(
         Prediction(CLIP_FACE, "concat-16", "id"),
         Prediction(FACE_SIM, "concat", "clip"),
         Prediction(CLIP_FACE, "concat", "id"),
+        Prediction(FACE_SIM, "mixer", "id"),
+        Prediction(CLIP_FACE, "mixer", "clip"),
         Prediction(FACE_SIM, "mixer", "concat-16"),
         Prediction(CLIP_FACE, "mixer", "concat-16"),
         Prediction(FACE_SIM, "mixer", "concat"),

@@ -175,9 +175,10 @@ def _prediction_lines(found: dict[str, Any], edition: Edition) -> list[str]:
     """Return a table of the predictions, or nothing if none was made."""
     if not found["predictions"]:
         return []
-    titles = {row.name: row.title for table in edition.tables for row in table.rows}
+    tables = [{row.name: row.title for row in table.rows} for table in edition.tables]
     rows = []
     for one in found["predictions"]:
+        titles = next(table for table in tables if {one["higher"], one["lower"]} <= table.keys())
         seeds = "unknown" if one["seeds"] is None else str(one["seeds"])
         cells = [edition.columns[one["metric"]], interval_cell(one["difference"], "+"), one["outcome"], seeds]
         rows.append((f"{titles[one['higher']]} over {titles[one['lower']]}", cells))

@@ -13,12 +13,17 @@ from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
 from facesnap_ext.networks.resampler import ResamplerMixer
 from facesnap_ext.weights import facesnap_file
 from facesnap_ext.weights.initialise import with_mixer
-from facesnap_lab.ablated_mixers import ClipMixer, ConcatMixer, IdMixer
+from facesnap_lab.ablated_mixers import ClipMixer, ConcatMixer, IdMixer, PooledConcatMixer, PooledConcatMixerConfig
 from tests.support import tiny
 from tests.support.mixers import RESAMPLER, SIZES, references
 
 CONFIG = MixerConfig(**{**SIZES, "dim": tiny.CONTEXT}, heads=4)
-ABLATED = {"id only": IdMixer, "clip only": ClipMixer, "concatenation": ConcatMixer}
+ABLATED = {
+    "id only": IdMixer,
+    "clip only": ClipMixer,
+    "concatenation": ConcatMixer,
+    "pooled concatenation": PooledConcatMixer,
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,17 @@ def test_concatenation_returns_the_keys_of_eq_1(paper):
     assert torch.equal(tokens[:, 5:], other[:, 5:])  # CLIP tokens do not depend on the embedding
 
 
+def test_pooled_concatenation_mixes_the_tokens_linearly_into_as_many_as_the_mixers(paper):
+    config = PooledConcatMixerConfig(**vars(CONFIG), clip_tokens=7)
+    pooled = tiny.randomise(PooledConcatMixer(config), std=0.3)
+    embeddings, clip_tokens = references(2, 2)
+    tokens = pooled(embeddings, clip_tokens)
+    assert tokens.shape == paper(embeddings, clip_tokens).shape
+    all_tokens = ConcatMixer.forward(pooled, embeddings, clip_tokens)
+    expected = torch.einsum("qt,ntd->nqd", pooled.pool.weight, all_tokens) + pooled.pool.bias[:, None]
+    torch.testing.assert_close(tokens, pooled.norm_pooled(expected))
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, paper):
     path = tmp_path_factory.mktemp("start") / "start.safetensors"
@@ -74,6 +90,9 @@ def test_all_mixers_have_the_same_initial_values_for_a_seed(start, kind, tmp_pat
     ablated_file, paper_file, other = (facesnap_file.load(tmp_path / name) for name in "abc")
     assert type(ablated_file.mixer) is ABLATED[kind]
     mixer, paper = ablated_file.mixer.state_dict(), paper_file.mixer.state_dict()
+    own = {key for key in mixer if "pool" in key}  # the weighted sum, which the paper's Mixer does not have
+    assert bool(own) == (kind == "pooled concatenation")
+    mixer = {key: tensor for key, tensor in mixer.items() if key not in own}
     assert mixer.keys() < paper.keys()
     assert all(torch.equal(tensor, paper[key]) for key, tensor in mixer.items())
     assert any(not torch.equal(tensor, other.mixer.state_dict()[key]) for key, tensor in mixer.items())

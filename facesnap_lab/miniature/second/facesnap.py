@@ -36,12 +36,20 @@ CHANGES: dict[str, Any] = {
     "steps": 12_000,
     "trained_on": "the second edition of FaceSnap's miniature world",
 }
+ABLATION: dict[str, Any] = {  # what the ablation changes; docs/ablation.md explains the numbers
+    "steps": 1200,
+    "warm_up": 2400,
+    "seeds": list(range(6)),
+    "people": 200,
+    "sample_every": 0,
+    "save_every": 600,
+}
 
 
 def write_inputs(out: Path, workers: int = 1) -> Path:
     """Write `out/shards` and, in `out/facesnap`, `start.safetensors` and `train.yaml`; return the latter.
 
-    Shards that exist are kept.
+    Shards that exist are kept. `ablation.yaml` is for `facesnap ablation`.
 
     Args:
         out: folder of all stages; `identity`, `clip`, `base` and `lightning` must be complete.
@@ -57,7 +65,7 @@ def write_inputs(out: Path, workers: int = 1) -> Path:
     ]
     with open_workers(workers if workers > 1 else 0) as run_tasks:
         run_tasks(_write_shard, tasks, lambda _: None)
-    return write_start(
+    file = write_start(
         out / "base" / "pipeline",
         out / "clip" / "model",
         out / "identity",
@@ -66,6 +74,9 @@ def write_inputs(out: Path, workers: int = 1) -> Path:
         out / "lightning" / "lightning.safetensors",
         SETTINGS | CHANGES,
     )
+    settings = json.loads(file.read_text(encoding="utf-8")) | ABLATION | {"stages": str(out.resolve())}
+    _write(folder / "ablation.yaml", {name: value for name, value in settings.items() if name != "out"})
+    return file
 
 
 def _write_shard(argument: tuple[Path, int, slice]) -> None:

@@ -241,6 +241,8 @@ def test_selected_rows_need_only_their_trainings(config, tmp_path):
         ("only", ["mixer", "bigger"], "'only' .* list of row names; the rows are id, clip, concat, mixer, "),
         ("landmarks", "none", "'landmarks' .* set by the ablation itself"),
         ("speed", 1, "unknown field 'speed'"),
+        ("warm_up", -1, "'warm_up' .* at least 0"),
+        ("stages", "nowhere", "'stages' .* not a folder of the second edition's stages"),
     ],
 )
 def test_errors_in_the_yaml_are_reported(config, tmp_path, capsys, field, value, message):
@@ -250,3 +252,46 @@ def test_errors_in_the_yaml_are_reported(config, tmp_path, capsys, field, value,
     assert main(["ablation", str(path), "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err.startswith("facesnap: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_the_second_edition_have_their_own_start_and_losses(config, setup, tmp_path, monkeypatch):
+    """Rows without landmarks start from an FFRNet that was warmed up without any."""
+    trained = {}
+
+    def train(train_config, resume):
+        trained[train_config.out.name] = train_config
+        folder = train_config.out / f"step-{train_config.steps:07d}"
+        folder.mkdir(parents=True)
+        weights = facesnap_file.load(train_config.start)
+        weights.ffrnet.controlnet_mid_block.weight.data.fill_(len(trained))
+        facesnap_file.save(folder / WEIGHTS, weights.info, weights.mixer, weights.ffrnet)
+
+    monkeypatch.setattr(trainer, "train", train)
+    monkeypatch.setattr(ablation, "draw", lambda *arguments: np.zeros((32, 32, 3), np.uint8))
+    (tmp_path / "quality.json").write_text("{}")
+    names = ["no-landmarks", "mixer", "no-id", "paper-losses"]
+    file = write(tmp_path / "a.yaml", config.train, stages=str(tmp_path), warm_up=5, people=2, seeds=[3], only=names)
+    second = read_ablation(file)
+    out = tmp_path / "out"
+    ablate(second, out, setup)
+    assert [name for name in trained if "warm" not in name] == [f"train-{row.name}" for row in second.rows]
+    assert {name: (one.steps, one.landmarks) for name, one in trained.items() if "warm" in name} == {
+        "warm-up-none": (5, "none"),
+        "warm-up-drawn": (5, "drawn"),
+    }
+    fill = {name: number for number, name in enumerate(trained, 1)}
+    for name, warm_up in (("no-landmarks", "none"), ("mixer", "drawn"), ("no-id", "drawn")):
+        start = facesnap_file.load(trained[f"train-{name}"].start)
+        assert (start.ffrnet.controlnet_mid_block.weight == fill[f"warm-up-{warm_up}"]).all()
+    assert trained["train-mixer"].id_rows == config.train.id_rows
+    assert trained["train-no-id"].id_rows == 0
+    paper = trained["train-paper-losses"]
+    assert (paper.outside, paper.terminal, paper.snr_weights, paper.lightning_grad_steps) == (0.0, 0.0, False, 1)
+    text = (out / "ablation.md").read_text()
+    assert "## Training losses" in text
+    assert "| recommended losses over without L_id | FaceSim, other looks |" in text
+    trained.clear()
+    ablate(second, out, setup)
+    assert not trained
+    with pytest.raises(FaceSnapError, match="'warm_up' is 5 and not 6"):
+        ablate(replace(second, warm_up=6), out, setup)

@@ -10,8 +10,9 @@ for package in ("insightface", "diffusers"):
     pytest.importorskip(package, reason="the ablation's images are generated with it")
 
 from facesnap_lab import statistics
+from facesnap_lab.ablation.editions import SECOND
 from facesnap_lab.ablation.pictures import METRICS
-from facesnap_lab.ablation.report import Scores, differences, estimate, markdown, results
+from facesnap_lab.ablation.report import Scores, differences, estimate, markdown, results, verdicts
 from facesnap_lab.ablation.rows import TABLE_2, TABLE_3, distinct, reference_rows
 
 COUNTS = (1, 2, 4)
@@ -121,3 +122,64 @@ def test_tables_contain_the_measured_values(found, scores):
     assert "Too little data" not in "\n".join(lines)
     assert "- 'id': 1 of 600 images have no face." in lines
     assert "points of the two is 3.00 mm; for any two people it is 2.00 mm." in "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def second_scores():
+    """In the second edition: the Mixer leads, `concat` is level with it, and seeds differ more where nothing leads."""
+    random = np.random.default_rng(1)
+    people = random.normal(0, 0.2, PEOPLE)
+    levels = dict.fromkeys((row.name for row in SECOND.rows((1,))), 0.2) | {"mixer": 0.3, "no-id": 0.4, "concat": 0.3}
+    values = {}
+    for name, level in levels.items():
+        seeds = random.normal(0, 0.03 if name == "concat" else 0.002, (6, 1))
+        noise = random.normal(0, 0.03, (6, PEOPLE))
+        values[name] = dict.fromkeys(METRICS, level + people + seeds + noise)
+    return Scores(values, {name: np.arange(6.0) for name in levels}, {name: np.zeros(6, int) for name in levels})
+
+
+def test_predictions_are_confirmed_refuted_or_not_decided(second_scores, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    found = {(one["metric"], one["higher"], one["lower"]): one for one in verdicts(second_scores, SECOND)}
+    assert len(found) == len(SECOND.predictions)
+    assert found["face_sim_unseen", "mixer", "concat-16"]["outcome"] == "confirmed"
+    assert found["face_sim_unseen", "mixer", "no-id"]["outcome"] == "refuted"
+    level = found["face_sim_unseen", "mixer", "concat"]
+    assert level["outcome"] == "not decided"
+    spread = level["difference"]["spread"]
+    assert level["seeds"] == statistics.seeds_for_difference(spread, max(0.02, abs(level["difference"]["mean"])))
+    one_seed = {name: {m: v[:1] for m, v in row.items()} for name, row in second_scores.values.items()}
+    for one in verdicts(Scores(one_seed, {}, {}), SECOND):
+        assert (one["outcome"], one["seeds"]) == ("not decided", None)
+
+
+def test_second_editions_report_has_its_own_tables_and_intervals_over_seeds(second_scores, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    about = ABOUT | {"seeds": list(range(6))}
+    limits = {"two photos of one person": {m: np.full(PEOPLE, 0.8) for m in METRICS}}
+    found = results(about, (1,), second_scores, limits, SECOND)
+    text = markdown(found, (1,), SECOND)
+    lines = text.splitlines()
+    for table in SECOND.tables:
+        assert f"## {table.title}" in lines
+        for row in table.rows:
+            assert any(line.startswith(f"| {row.title} |") for line in lines)
+    widths = {line.count("|") for line in lines if line.startswith("| ") and "gain" not in line}
+    assert widths == {5, 6, 9}  # gains and limits, predictions, tables
+    assert "FaceSim, other looks" in text
+    assert "Number of references" not in text
+    line = next(line for line in lines if line.startswith("| recommended losses over without L_id | FaceSim"))
+    assert float(line.split(" | ")[2].split(" ")[0]) == pytest.approx(-10, abs=0.5)
+    assert line.split(" | ")[3] == "refuted"
+    gains = {one["to"]: one for one in found["table_2"]}
+    over_people = estimate(second_scores.values["mixer"]["clip_face"] - second_scores.values["concat"]["clip_face"])
+    both = gains["mixer"]["clip_face"]
+    assert both["high"] - both["low"] > 2 * (over_people["high"] - over_people["low"])
+
+
+def test_every_prediction_names_rows_and_columns_of_its_edition():
+    rows = {row.name for row in SECOND.rows((1,))}
+    for prediction in SECOND.predictions:
+        assert {prediction.higher, prediction.lower} <= rows
+        assert any({prediction.higher, prediction.lower} <= {row.name for row in table.rows} for table in SECOND.tables)
+        assert prediction.metric in SECOND.columns

@@ -136,6 +136,12 @@ def test_resumed_run_equals_an_uninterrupted_one(config, logged_steps, monkeypat
         assert torch.equal(tensor, load_file(resumed / checkpoints.WEIGHTS)[name]), name
 
 
+def test_training_stops_with_a_checkpoint_when_the_minutes_are_over(config):
+    config = replace(config, steps=3, id_rows=0, save_every=3, sample_every=0)
+    assert trainer.train(config, minutes=0).name == "step-0000001"
+    assert trainer.train(config, resume=True, minutes=60).name == "step-0000003"
+
+
 def test_run_in_an_object_store_is_resumed_on_another_machine(config, logged_steps, monkeypatch, tmp_path):
     """Shards are read from the store, checkpoints are copied to it, and every seventh request fails."""
     for package in ("moto", "s3fs"):

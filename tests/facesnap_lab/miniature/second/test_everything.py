@@ -1,4 +1,4 @@
-"""The command for all stages, at tiny sizes: order, shares of the time, resuming, gates, devices, and the packed files."""
+"""The command for all stages, at tiny sizes: order, shares of the time, resuming, gates, devices and packed files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ for package in ("diffusers", "insightface", "onnxruntime", "peft", "accelerate",
     pytest.importorskip(package, reason=f"{package} is not installed")
 
 from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.weights import facesnap_file
 from facesnap_lab import statistics
+from facesnap_lab.ablation.ablate import read_ablation
+from facesnap_lab.ablation.editions import SECOND
+from facesnap_lab.ablation.pictures import METRICS, compare, draw, limits
+from facesnap_lab.ablation.rows import MIXER
+from facesnap_lab.ablation.second import SecondSetup
 from facesnap_lab.miniature import shipped
 from facesnap_lab.miniature.second import (
     autoencoder,
@@ -40,7 +46,7 @@ from facesnap_lab.miniature.second import (
     vae,
 )
 from facesnap_lab.miniature.second.everything import STAGES
-from facesnap_lab.miniature.second.loop import CPU, Compute
+from facesnap_lab.miniature.second.loop import Compute
 
 SIDE, PEOPLE = 32, 2
 NAMES = [stage.name for stage in STAGES]
@@ -85,23 +91,44 @@ def with_trained_detector(out, minutes, compute):
 
 
 def test_all_stages_run_and_the_packed_files_suffice_to_measure(tiny, tmp_path, monkeypatch, fresh_accelerate):
+    """The measurement is interrupted, and repeated elsewhere with the packed files. The ablation uses them, too."""
+    monkeypatch.setattr(everything.os, "cpu_count", lambda: 1)
     monkeypatch.setattr(facesnap, "seconds_per_step", lambda config: 1e-3)
     monkeypatch.setattr(measure, "PEOPLE", 2)
     out, parts, again = tmp_path / "out", tmp_path / "parts", tmp_path / "again"
-    functions = {**train.STAGES, "detector": with_trained_detector, "measure": partial(train.run_measure, seeds=1)}
-    missed = everything.run(out, 9.0, "cpu", parts, functions=functions)
-    print((out / "everything.json").read_text())
-    assert list(json.loads((out / "everything.json").read_text())) == NAMES
-    assert {"identity", "clip", "base"} - {"clip"} <= set(missed)
-    assert json.loads((out / "quality.json").read_text())["facesnap"] == {"steps": 2, "finished": True}
 
-    unpacked = pack.unpack(parts, again)
-    assert sorted(unpacked) == sorted(
-        file for file in unpacked if (out / file).read_bytes() == (again / file).read_bytes()
-    )
-    train.run_measure(again, 0, CPU, seeds=1)
-    assert json.loads((again / "measure.json").read_text()) == json.loads((out / "measure.json").read_text())
-    assert everything.run(again, 9.0, "cpu", parts, functions={}) == []  # nothing is left to do
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    functions = {**train.STAGES, "detector": with_trained_detector, "measure": interrupt}
+    with pytest.raises(KeyboardInterrupt):
+        everything.run(out, 9.0, "cpu", parts, functions=functions)
+    assert list(json.loads((out / "everything.json").read_text())) == NAMES[:-1]
+    figures = json.loads((out / "quality.json").read_text())
+    assert figures["facesnap"] == {"steps": 2, "finished": True}
+    assert all(figures[name]["finished"] for name in NAMES if name not in ("data", "inputs", "measure"))
+
+    pack.unpack(parts, again)
+    only_measure = {"measure": partial(train.run_measure, seeds=1)}
+    everything.run(again, 9.0, "cpu", tmp_path / "measured", functions=only_measure)
+    assert json.loads((again / "measure.json").read_text())["people"] == 2
+    assert "measure.json" in pack.unpack(tmp_path / "measured", tmp_path / "third")
+    everything.run(again, 9.0, "cpu", parts, functions={})  # nothing is left to do
+
+    config = read_ablation(out / "facesnap" / "ablation.yaml")
+    assert config.edition is SECOND
+    assert config.people == 200
+    setup = SecondSetup(config.train, 2, tmp_path / "models", "cpu", out)
+    subject, weights = setup.subject(0), facesnap_file.load(out / "facesnap" / facesnap.FILE)
+    picture = draw(setup.sampler, MIXER, weights, subject, setup.features(0, subject))
+    assert picture.shape == subject.driving.shape
+    real = setup.real_photos(0)
+    second = compare(real.second, real)
+    assert second["clip_face"] == pytest.approx(float(real.second.clip_face @ real.reference.clip_face), abs=1e-5)
+    others = [float(real.second.face @ one.face) for one in real.unseen]
+    assert second["face_sim_unseen"] == pytest.approx(np.mean(others), abs=1e-5)
+    assert set(compare(setup.judges.features_of(picture), real)) == set(METRICS)
+    assert set(limits([real])["photos of two people"]) == set(METRICS)
 
 
 def record(calls, finish=True, passed=True):
@@ -166,7 +193,7 @@ def test_images_are_rendered_again_if_a_training_needs_them(tmp_path):
     functions = record(calls, finish=False)
     out = tmp_path / "out"
     out.mkdir()
-    (out / "everything.json").write_text(json.dumps(dict.fromkeys(NAMES[:-3], {})))  # as unpacked elsewhere
+    (out / "everything.json").write_text(json.dumps({name: {} for name in NAMES[:-3]}))  # as unpacked elsewhere
     everything.run(out, 1.0, "cpu", tmp_path, functions=functions)
     assert [name for name, *_ in calls] == ["data", *NAMES[-3:]]
 
@@ -343,17 +370,4 @@ def test_the_learning_rate_falls_within_the_minutes(tmp_path, monkeypatch, annea
     assert first[-1] == pytest.approx(last, rel=0.5 if anneal else 0.01)
     again = train_for(2)
     assert again[0] == pytest.approx(1.0, rel=0.05)  # the next call raises it
-    assert all(a >= b for a, b in zip(again, again[1:]))
-
-
-def test_training_stops_with_a_checkpoint_when_the_minutes_are_over(tmp_path, monkeypatch, fresh_accelerate):
-    from tests.support.training_world import make_world, train_config
-
-    from facesnap_lab.training import checkpoints, trainer
-
-    config = dataclasses.replace(
-        train_config(make_world(tmp_path / "world"), tmp_path / "run"), steps=4, id_rows=0, save_every=4, sample_every=0
-    )
-    assert trainer.train(config, minutes=0).name == "step-0000001"
-    assert trainer.train(config, resume=True).name == "step-0000004"
-    assert checkpoints.list_checkpoints(config.out)[-1][0] == 4
+    assert again == sorted(again, reverse=True)
