@@ -266,6 +266,12 @@ def test_rows_of_the_second_edition_have_their_own_start_and_losses(config, setu
         weights.ffrnet.controlnet_mid_block.weight.data.fill_(len(trained))
         facesnap_file.save(folder / WEIGHTS, weights.info, weights.mixer, weights.ffrnet)
 
+    def with_second_photo(index):
+        real = photos(index)
+        return replace(real, second=real.unseen[0])
+
+    photos = setup.real_photos
+    monkeypatch.setattr(setup, "real_photos", with_second_photo)
     monkeypatch.setattr(trainer, "train", train)
     monkeypatch.setattr(ablation, "draw", lambda *arguments: np.zeros((32, 32, 3), np.uint8))
     (tmp_path / "quality.json").write_text("{}")
