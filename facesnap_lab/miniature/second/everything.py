@@ -51,17 +51,19 @@ class Stage:
     batch: int = 1  # on a GPU: multiplies the images of a step, because small networks leave it idle
 
 
+# the crops of recognition networks, DECA and the detector are prepared by the CPU, so larger batches would only make
+# their steps fewer
 STAGES = (
-    Stage("data", 16),
+    Stage("data", 15),
     Stage("vae4", 5, 4),
-    Stage("identity", 9, 2),
-    Stage("judge", 4, 2),
-    Stage("judge_inner", 3, 2),
-    Stage("details", 4, 2),
-    Stage("clip", 7, 4),
-    Stage("detector", 2, 4),
-    Stage("deca", 3, 2),
-    Stage("base", 17, 8),
+    Stage("identity", 12),
+    Stage("judge", 5),
+    Stage("judge_inner", 4),
+    Stage("details", 5),
+    Stage("clip", 7, 2),
+    Stage("detector", 2, 2),
+    Stage("deca", 3),
+    Stage("base", 16, 8),
     Stage("lightning", 4, 8),
     Stage("host_vae", 3, 4),
     Stage("inputs", 3),
