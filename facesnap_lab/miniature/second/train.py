@@ -54,7 +54,7 @@ def run_data(out: Path, minutes: float, compute: Compute) -> None:
     for tenth in range(1, 11):
         for split, people in dataset.PEOPLE.items():
             left = (end - time.monotonic()) / 60
-            if left <= 0:
+            if left <= 0 and tenth > 1:  # every split gets at least one person
                 return
             part = people * tenth // 10
             done = dataset.build(out / "data" / split, split, people, left, until=part, workers=compute.workers)

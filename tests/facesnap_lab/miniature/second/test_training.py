@@ -40,6 +40,15 @@ def test_rendering_resumes_where_it_stopped(folder, tmp_path):
     assert whole.people.tolist() == sorted([0, 1, 2, 3] * 6)
 
 
+def test_every_split_has_images_when_the_minutes_are_over(tmp_path, monkeypatch):
+    build = dataset.build
+    monkeypatch.setattr(dataset, "build", lambda *a, **k: build(*a, **k, shots=1, side=32))
+    train.run_data(tmp_path, 0, CPU)
+    assert {split: len(dataset.load(tmp_path / "data" / split).pictures) for split in dataset.PEOPLE} == dict.fromkeys(
+        dataset.PEOPLE, 1
+    )
+
+
 def test_rendering_refuses_a_folder_of_another_plan(folder):
     with pytest.raises(ValueError, match="choose another folder"):
         dataset.build(folder, "train", people=5, minutes=1, shots=6, side=32)
