@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import facesnap_lab.ablated_mixers  # noqa: F401 (adds the ablated Mixers to MIXERS)
 from facesnap_ext.weights.facesnap_file import MIXERS, build_mixer
 from tests.support import tiny
-from tests.support.mixers import RESAMPLER, SIZES, references
+from tests.support.mixers import CLIP_TOKENS, RESAMPLER, SIZES, references
 
 READS = {"id only": (True, False), "clip only": (False, True)}  # (embeddings, CLIP tokens); all other Mixers read both
 
@@ -24,7 +24,8 @@ def kind(request):
 
 @pytest.fixture(scope="module")
 def mixer(kind):
-    config = RESAMPLER if kind == "resampler" else MIXERS[kind][0](**SIZES, heads=4)
+    pooled = {"clip_tokens": CLIP_TOKENS} if kind == "pooled concatenation" else {}
+    config = RESAMPLER if kind == "resampler" else MIXERS[kind][0](**SIZES, heads=4, **pooled)
     return tiny.randomise(build_mixer(config), std=0.3)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from facesnap_ext.networks.resampler import ResamplerConfig
 
 SIZES = {"id_dim": 12, "clip_dim": 10, "dim": 32, "id_tokens": 5, "queries": 4, "layers": 2, "feedforward": 48}
+CLIP_TOKENS = 7  # per reference
 RESAMPLER = ResamplerConfig(
     id_dim=12, clip_dim=10, dim=48, width=40, queries=4, layers=3, feedforward=56, heads=3, head_dim=16
 )
@@ -17,7 +18,7 @@ def references(people=2, count=1, seed=0):
     """Return random embeddings and CLIP tokens. The embeddings have a typical ArcFace norm, which matters to the
     Resampler but not to the paper's Mixer."""
     g = torch.Generator().manual_seed(seed)
-    return 20 * torch.randn(people, count, 12, generator=g), torch.randn(people, count, 7, 10, generator=g)
+    return 20 * torch.randn(people, count, 12, generator=g), torch.randn(people, count, CLIP_TOKENS, 10, generator=g)
 
 
 def instantid_resampler(p, embeddings, head_dim=64):
