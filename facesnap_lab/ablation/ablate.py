@@ -50,9 +50,8 @@ class AblationConfig:
     references: tuple[int, ...] = (1, 2, 4, 8)  # numbers of reference photos, each averaged and fused
     only: tuple[str, ...] = ()  # names of the rows to run; empty: all rows
     stages: Path | None = None  # folder of all stages of the miniature's second edition, which is used then
-    warm_up: int = (
-        0  # steps of the full method before the seeds, with and without landmarks; its FFRNets start the rows
-    )
+    # steps of the full method before the seeds, with and without landmarks; its FFRNets start the rows
+    warm_up: int = 0
 
     @property
     def edition(self) -> Edition:

@@ -15,7 +15,7 @@ from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_lab.ablation.pictures import AblationSetup, JudgeFeatures, Subject
 from facesnap_lab.miniature.measure import random_prompt
 from facesnap_lab.miniature.render import points_at_rest
-from facesnap_lab.miniature.second.judges import Judges
+from facesnap_lab.miniature.second.judges import JUDGES, Judges
 from facesnap_lab.miniature.second.measure import DRIVING, OTHER_LOOKS, REFERENCE, SECOND, photo, write_models
 from facesnap_lab.miniature.second.render import head
 from facesnap_lab.miniature.second.world import person
@@ -43,7 +43,7 @@ class SecondJudges:
         seen = self.judges.find(image)
         pixels = preprocess([image], self.clip.config.vision_config.image_size)
         whole = self.clip.visual_projection(self.clip.vision_model(pixel_values=pixels).pooler_output)[0]
-        faces = [self.judges.embed(name, seen) for name in ("judge", "judge_inner", "details")]
+        faces = [self.judges.embed(name, seen) for name in JUDGES]
         return JudgeFeatures(*faces, whole.numpy())
 
 

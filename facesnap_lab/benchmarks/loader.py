@@ -23,7 +23,7 @@ from skimage.data import astronaut
 from facesnap_lab.markdown import markdown_table
 from facesnap_lab.storage import Location, location, size
 from facesnap_lab.training.data import ImageSizes, TrainingImages, batch_rows, read_batches
-from facesnap_lab.training.shard_writer import write_shard
+from facesnap_lab.training.shard_writer import write_shards
 from facesnap_lab.training.shards import Sample, read_shard_index
 
 SHOTS = 4  # images of each person
@@ -33,12 +33,12 @@ NOISE = 2.0  # standard deviation, of 255: a camera's at a low sensitivity
 FORMATS = {"PNG": None, "JPEG": 95}  # and their qualities
 
 
-def samples(count: int, side: int, first: int = 0) -> Iterator[Sample]:
-    """Yield images of people with the file sizes of photographs, numbered from `first`."""
+def samples(count: int, side: int) -> Iterator[Sample]:
+    """Yield images of people with the file sizes of photographs."""
     photo = np.asarray(Image.fromarray(astronaut()).resize((side, side), Image.Resampling.LANCZOS), np.float32)
     mask = np.zeros((side, side), np.uint8)
     mask[side // 4 : side // 2, side // 4 : side // 2] = 255
-    for number in range(first, first + count):
+    for number in range(count):
         rng = np.random.default_rng(number)
         noisy = np.rot90(photo, number % 4) + rng.normal(0, NOISE, photo.shape).astype(np.float32)
         yield Sample(
@@ -51,16 +51,6 @@ def samples(count: int, side: int, first: int = 0) -> Iterator[Sample]:
             points=rng.uniform(side / 4, side / 2, (72, 2)).astype(np.float32),
             box=np.float32([side / 4, side / 4, side / 2, side / 2]),
         )
-
-
-def write(folder: Location, count: int, side: int, quality: int | None) -> list[Location]:
-    """Write shards with `count` images, and return them."""
-    shards = []
-    for first in range(0, count, PER_SHARD):
-        shard = folder / f"shard-{len(shards):06d}.tar"
-        write_shard(shard, samples(min(PER_SHARD, count - first), side, first), quality)
-        shards.append(shard)
-    return shards
 
 
 def measure(shards: Sequence[Location], side: int, workers: int, batch: int, batches: int) -> float:
@@ -80,7 +70,8 @@ def compare(folders: Sequence[Location], options: argparse.Namespace) -> list[di
     rows = []
     for folder in folders:
         for name, quality in FORMATS.items():
-            shards = write(folder / name.lower(), options.count, options.side, quality)
+            images = samples(options.count, options.side)
+            shards = write_shards(folder / name.lower(), images, PER_SHARD, quality)
             megabytes = sum(map(size, shards)) / 1e6 / options.count
             for workers in options.workers:
                 speed = measure(shards, options.side, workers, options.batch, options.batches)

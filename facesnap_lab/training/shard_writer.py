@@ -8,28 +8,33 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from facesnap_lab.storage import Location, write
+from facesnap_lab.storage import Location, Url, write
 from facesnap_lab.training.shard_positions import Label, read_headers, write_index
 from facesnap_lab.training.shards import Sample, person_key
 
+PathOrUrl = TypeVar("PathOrUrl", Path, Url)
 
-def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> list[Path]:
+
+def write_shards(
+    folder: PathOrUrl, samples: Iterable[Sample], per_shard: int, jpeg: int | None = None
+) -> list[PathOrUrl]:
     """Write samples to `shard-000000.tar` and so on. Equal samples produce identical files.
 
     Args:
         samples: ordered by person. The key's part before the last "-" identifies the person.
         per_shard: minimum number of samples per shard. A person's samples are never split between shards.
+        jpeg: see `write_shard`.
 
     Returns:
         The paths of the shards.
     """
     people = groupby(samples, lambda sample: person_key(sample.key))
-    shards: list[Path] = []
+    shards: list[PathOrUrl] = []
 
     def next_samples() -> Iterator[Sample]:
         written = 0
@@ -40,7 +45,7 @@ def write_shards(folder: Path, samples: Iterable[Sample], per_shard: int) -> lis
             if written >= per_shard:
                 return
 
-    while write_shard(path := folder / f"shard-{len(shards):06d}.tar", next_samples()):
+    while write_shard(path := folder / f"shard-{len(shards):06d}.tar", next_samples(), jpeg):
         shards.append(path)
     return shards
 

@@ -37,9 +37,9 @@ def new_base() -> BaseModel:
     return BaseModel(new_unet(SIDE // 4, WIDTHS, DEPTHS))
 
 
-def captions_of(split: str, count: int) -> list[str]:
-    """Return the captions of a split's first images."""
-    return [caption(split, row // SHOTS, row % SHOTS) for row in range(count)]
+def captions_of(split: str, rows: range) -> list[str]:
+    """Return the captions of some of a split's images."""
+    return [caption(split, row // SHOTS, row % SHOTS) for row in rows]
 
 
 def cached_latents(vae: Autoencoder, pictures: np.ndarray, file: Path) -> Tensor:
@@ -64,7 +64,7 @@ def train(
     """
     device, batch = torch.device(compute.device), BATCH * compute.batch
     latents = cached_latents(vae.to(device), world.pictures, out / "latents.pt")
-    ids = torch.tensor(padded_ids(captions_of("train", len(latents))), dtype=torch.int32)
+    ids = torch.tensor(padded_ids(captions_of("train", range(len(latents)))), dtype=torch.int32)
     torch.manual_seed(0)
     model = new_base()
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -109,7 +109,7 @@ def measure(sampler: Sampler, detector: Any, sheet: Path) -> dict[str, Any]:
         detector: as in `faces.load_pack`; None if it has not been trained yet, and then the gate is not passed.
         sheet: file for the first 40 pictures, which are judged by eye.
     """
-    prompts = captions_of("test", PICTURES * SHOTS)[::SHOTS]
+    prompts = captions_of("test", range(0, PICTURES * SHOTS, SHOTS))
     pictures: list[np.ndarray] = []
     for first in range(0, PICTURES, 20):
         images = sampler.pipe(

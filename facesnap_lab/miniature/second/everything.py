@@ -24,7 +24,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,8 +40,6 @@ from facesnap_lab.miniature.second.pack import pack
 THREADS = 12  # at most, for preparing batches
 TRAINING = 0.8  # share of a stage's time; the rest is for loading and measuring
 SEEDS = 1  # of the measurement; more can be drawn later, from the packed files
-
-Function = Callable[[Path, float, Compute], None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def run(
     parts: Path,
     *,
     stop_at_gates: bool = False,
-    functions: Mapping[str, Function] | None = None,
+    functions: Mapping[str, train.RunStage] | None = None,
 ) -> list[str]:
     """Run all stages that have not ended, and pack the results.
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from facesnap_ext.files import atomic_write
 from facesnap_lab.miniature.second import dataset
-from facesnap_lab.miniature.second.dataset import SHOTS, caption
+from facesnap_lab.miniature.second.base import captions_of
+from facesnap_lab.miniature.second.dataset import SHOTS
 from facesnap_lab.miniature.second.loop import CPU, Compute
 from facesnap_lab.miniature.second.render import SIDE
 from facesnap_lab.miniature.shards import PER_SHARD, Source, samples
@@ -87,7 +88,7 @@ def _write_shard(argument: tuple[Path, int, slice]) -> None:
         return
     world = dataset.load(out / "data" / "train")
     people = [f"{p:06d}-{look}" for p, look in zip(world.people[rows].tolist(), world.looks[rows].tolist())]
-    captions = [caption("train", row // SHOTS, row % SHOTS) for row in range(rows.start, rows.stop)]
+    captions = captions_of("train", range(rows.start, rows.stop))
     parts = (values[rows] for values in (world.pictures, world.masks, world.points, world.boxes))
     write_shard(file, samples(Source(*parts, captions, people), out / "identity", seed=number))
 

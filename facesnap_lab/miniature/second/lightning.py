@@ -22,7 +22,7 @@ def train(pipe: Any, latents: Tensor, out: Path, *, minutes: float, compute: Com
     return the number of steps."""
     torch.manual_seed(0)
     pipe.to(compute.device)
-    distillation = Distillation(pipe, latents, captions_of("train", len(latents)), SIDE, RANK, bf16=True)
+    distillation = Distillation(pipe, latents, captions_of("train", range(len(latents))), SIDE, RANK, bf16=True)
 
     def loss_of(step: int) -> Tensor:
         return distillation.loss(BATCH * compute.batch, torch.Generator().manual_seed(step))

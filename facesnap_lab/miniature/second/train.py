@@ -163,7 +163,10 @@ def _detector(out: Path) -> Any:
     return load_pack(pack).detector if pack.is_dir() and pack_files(pack).detector else None
 
 
-STAGES: dict[str, Callable[[Path, float, Compute], None]] = {
+RunStage = Callable[[Path, float, Compute], None]
+"""Runs or resumes a stage: the folder of all stages, the minutes, and how it is trained."""
+
+STAGES: dict[str, RunStage] = {
     "data": run_data,
     **{name: partial(run_vae, name) for name in vae.RECIPES},
     **{name: partial(run_identity, name) for name in identity.RECIPES},

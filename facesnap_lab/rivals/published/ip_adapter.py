@@ -7,7 +7,7 @@ that were read without executing pickles, and the features of the references.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facesnap_ext.errors import FaceSnapError, reason_of
+from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.clip import ImageEncoder, load_image_encoder
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.recognise import Kind, Shapes, recognise
 from facesnap_ext.weights.tensors import read_index, read_tensors
 from facesnap_lab.rivals.attention import CROSS, PROJECTIONS
-from facesnap_lab.rivals.published.method import BUFFALO_L, Prepare, PublishedMethod, Sampling, require_peft
+from facesnap_lab.rivals.published.method import (
+    BUFFALO_L,
+    Prepare,
+    PublishedMethod,
+    Sampling,
+    below,
+    require_peft,
+)
 
 PROJECTION, ATTENTION = "image_proj.", "ip_adapter."  # prefixes of the two halves of a file
 FACEID, PORTRAIT, FACEID_PLUS, PLUS = "FaceID", "FaceID Portrait", "FaceID Plus v2", "Plus"
@@ -83,20 +90,13 @@ class IPAdapterFile(PublishedMethod):
 
     def _load(self, pipe: Any) -> None:
         tensors = read_tensors(self.path)
-        halves = {
-            prefix.rstrip("."): {
-                key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)
-            }
-            for prefix in (PROJECTION, ATTENTION)
-        }
+        halves = {prefix.rstrip("."): below(prefix, tensors) for prefix in (PROJECTION, ATTENTION)}
         try:
             pipe.load_ip_adapter(
                 halves, subfolder="", weight_name="", image_encoder_folder=None, low_cpu_mem_usage=False
             )
         except Exception as error:  # diffusers raises errors of many types
-            raise FaceSnapError(
-                f"{self.path.name} is incomplete or damaged ({reason_of(error, 200)}); download it again."
-            ) from error
+            raise self.incomplete(error) from error
 
     def _check_clip(self, pipe: Any, clip: ImageEncoder, path: Path) -> None:
         width = pipe.unet.encoder_hid_proj.image_projection_layers[0].proj_in.in_features
@@ -169,9 +169,7 @@ def black_tokens(clip: ImageEncoder) -> Tensor:
 
 
 def _layout(path: Path, shapes: Shapes) -> str:
-    projection: Mapping[str, tuple[int, ...]] = {
-        key.removeprefix(PROJECTION): shape for key, shape in shapes.items() if key.startswith(PROJECTION)
-    }
+    projection = below(PROJECTION, shapes)
     kind = recognise(path)
     if kind is not Kind.IP_ADAPTER:
         raise FaceSnapError(f"{path.name} is {kind.value}, not an IP-Adapter; {ADVICE}.")

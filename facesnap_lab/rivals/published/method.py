@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from facesnap_ext.errors import FaceSnapError
+from facesnap_ext.errors import FaceSnapError, reason_of
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.weights.model_files import ModelFiles
+
+T = TypeVar("T")
 
 BUFFALO_L = "w600k_r50.onnx"  # the recognition model of insightface's pack buffalo_l
 
@@ -54,6 +56,16 @@ class PublishedMethod(ABC):
 
     def check_prompt(self, pipe: Any, prompt: str) -> None:  # noqa: B027 (most methods can use any)
         """Raise `FaceSnapError` if the method cannot use a prompt."""
+
+    def incomplete(self, reason: Exception | str) -> FaceSnapError:
+        return FaceSnapError(
+            f"{self.path.name} is incomplete or damaged ({reason_of(reason, 200)}); download it again."
+        )
+
+
+def below(prefix: str, tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return the tensors, or whatever is stored by their names, whose names have a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def require_peft(path: Path) -> None:

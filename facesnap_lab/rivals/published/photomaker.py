@@ -20,16 +20,23 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from facesnap_ext.errors import FaceSnapError, reason_of
+from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.identity.clip import preprocess
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.networks.resampler import ResamplerConfig
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.recognise import Kind, Shapes, recognise_tensors
-from facesnap_ext.weights.tensors import read_index, read_tensors, shapes_of, without_prefix
+from facesnap_ext.weights.tensors import read_index, read_tensors, shapes_of
 from facesnap_lab.rivals.ip_adapter import FaceProjection, Resampler
 from facesnap_lab.rivals.photomaker import FuseModule, PhotoMaker
-from facesnap_lab.rivals.published.method import BUFFALO_L, Prepare, PublishedMethod, Sampling, require_peft
+from facesnap_lab.rivals.published.method import (
+    BUFFALO_L,
+    Prepare,
+    PublishedMethod,
+    Sampling,
+    below,
+    require_peft,
+)
 
 ENCODER, LORA = "id_encoder.", "lora_weights."  # prefixes of the two halves of a file
 PERCEIVER = "qformer_perceiver."  # only in version 2
@@ -64,7 +71,7 @@ class IDEncoder(nn.Module):
             hidden, id_dim = shapes[f"{PERCEIVER}token_proj.0.weight"]
             self.tokens_per_photo = shapes[f"{PERCEIVER}token_proj.2.weight"][0] // dim
             self.face = FaceProjection(id_dim, self.tokens_per_photo, dim, hidden)
-            own = {key.removeprefix(f"{PERCEIVER}perceiver_resampler."): shape for key, shape in shapes.items()}
+            own = below(f"{PERCEIVER}perceiver_resampler.", shapes)
             own["latents"] = (1, 0, own["proj_in.weight"][0])  # the queries are the embedding's tokens
             self.perceiver = Resampler(ResamplerConfig.from_shapes(own, clip_dim=0, head_dim=HEAD_DIM))
 
@@ -119,7 +126,7 @@ class PhotoMakerFile(PublishedMethod):
     def installed(self, pipe: Any, files: ModelFiles) -> Iterator[Prepare]:
         tensors = read_tensors(self.path)
         encoder = self._encoder(tensors).to(pipe.device, pipe.unet.dtype)
-        lora = {key.removeprefix(LORA): tensor for key, tensor in tensors.items() if key.startswith(LORA)}
+        lora = below(LORA, tensors)
         del tensors
         try:
             self._load_lora(pipe, lora)
@@ -128,8 +135,7 @@ class PhotoMakerFile(PublishedMethod):
             pipe.unload_lora_weights()
 
     def _encoder(self, tensors: Mapping[str, Tensor]) -> IDEncoder:
-        rename = without_prefix(ENCODER)
-        named = {name: tensor for key, tensor in tensors.items() if (name := rename(key)) is not None}
+        named = below(ENCODER, tensors)
         named.pop("vision_model.embeddings.position_ids", None)  # a buffer, not a weight; only older files contain it
         try:
             with torch.device("meta"):
@@ -139,22 +145,17 @@ class PhotoMakerFile(PublishedMethod):
             embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
             return encoder.eval().requires_grad_(False)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise self._incomplete(error) from error
+            raise self.incomplete(error) from error
 
     def _load_lora(self, pipe: Any, lora: dict[str, Tensor]) -> None:
         pairs = sum(1 for key in lora if ".up." in key or "lora_B" in key or "lora_up" in key)
         try:
             pipe.load_lora_weights(lora, adapter_name="photomaker")
         except Exception as error:  # diffusers and peft raise errors of many types
-            raise self._incomplete(error) from error
+            raise self.incomplete(error) from error
         used = sum("photomaker" in getattr(module, "lora_B", ()) for module in pipe.unet.modules())
         if used != pairs:
-            raise self._incomplete(f"the LoRA changes {pairs} layers, of which the base has {used}")
-
-    def _incomplete(self, reason: Exception | str) -> FaceSnapError:
-        return FaceSnapError(
-            f"{self.path.name} is incomplete or damaged ({reason_of(reason, 200)}); download it again."
-        )
+            raise self.incomplete(f"the LoRA changes {pairs} layers, of which the base has {used}")
 
 
 @torch.no_grad()
