@@ -43,6 +43,8 @@ PER_SHARD = 50
 def write_person(argument: tuple[Path, int]) -> None:
     folder, index = argument
     who = person("test", index)
+    if (folder / f"n{index:06d}" / f"{SHOTS - 1:04d}_01.txt").exists():  # written last
+        return
     (folder / f"n{index:06d}").mkdir(parents=True, exist_ok=True)
     for shot, rendering in enumerate(render([who] * SHOTS, [scene(who, shot) for shot in range(SHOTS)], SIDE)):
         path = folder / f"n{index:06d}" / f"{shot:04d}_01.png"
@@ -122,7 +124,8 @@ def compare(out: Path, photos: int, processes: Sequence[int]) -> str:
         run_tasks(write_person, [Task("photos", SHOTS, (folder, index)) for index in range(people)], lambda size: None)
     found = find_models(models)
     files = NetworkFiles(*(found.require(part) for part in ("face_pack", "deca", "flame")))
-    rows, digests = [], {}
+    rows: list[tuple[str, list[str]]] = []
+    digests: dict[str, str] = {}
 
     def detect_all() -> None:
         with open_workers(1) as run_tasks:
@@ -143,12 +146,16 @@ def compare(out: Path, photos: int, processes: Sequence[int]) -> str:
             if kill and node.poll() is None:
                 raise RuntimeError("the build ended before the node could be killed")
 
-    rows.append(("only the detector, in one process", measure(detect_all, photos)))
+    def add_row(name: str, run: Callable[[], object]) -> None:
+        rows.append((name, measure(run, photos)))
+        print(*rows[-1][1], name, flush=True)
+
+    add_row("only the detector, in one process", detect_all)
     for count in processes:
         name = f"{count} process{'es' if count > 1 else ''}"
-        rows.append((name, measure(lambda name=name, count=count: build_into(name, count), photos)))
+        add_row(name, lambda name=name, count=count: build_into(name, count))
     for name, kill in (("two nodes", False), ("two nodes of which one is killed", True)):
-        rows.append((name, measure(lambda name=name, kill=kill: build_on_nodes(name, kill), photos)))
+        add_row(name, lambda name=name, kill=kill: build_on_nodes(name, kill))
     if len(set(digests.values())) > 1:
         raise RuntimeError(f"the shards differ: {digests}")
     return "\n".join(markdown_table(["photos/s", "CPU time per photo"], rows))
