@@ -1,8 +1,8 @@
-"""Build the same miniature photos in one process, in several, and on clusters, and compare the shards.
+"""Build the same miniature photos in one process, in several, and on a cluster, and compare the shards.
 
 python -m facesnap_lab.benchmarks.build OUT --photos 20000
 
-A cluster consists of two nodes on this machine, each a `dask worker` command. In the last build, one of them is killed.
+The last build runs on a cluster of two nodes on this machine, each a `dask worker` command, one of which is killed.
 """
 
 from __future__ import annotations
@@ -127,9 +127,11 @@ def compare(out: Path, photos: int, processes: Sequence[int]) -> str:
     rows: list[tuple[str, list[str]]] = []
     digests: dict[str, str] = {}
 
-    def detect_all() -> None:
+    detected = sorted(folder.iterdir())[:: min(4, people)]
+
+    def detect_some() -> None:
         with open_workers(1) as run_tasks:
-            tasks = [Task("photos", SHOTS, (files, path)) for path in sorted(folder.iterdir())]
+            tasks = [Task("photos", SHOTS, (files, path)) for path in detected]
             run_tasks(detect, tasks, lambda size: None)
 
     def build_into(name: str, workers: int = 1, scheduler: str = "") -> None:
@@ -138,31 +140,30 @@ def compare(out: Path, photos: int, processes: Sequence[int]) -> str:
         build([folder], target, models, SETTINGS, PER_SHARD, workers=workers, scheduler=scheduler)
         digests[name] = digest(target)
 
-    def build_on_nodes(name: str, kill: bool) -> None:
+    def build_on_nodes(name: str) -> None:
         with two_nodes(max(1, max(processes) // 2)) as (address, node):
-            if kill:
-                kill_after(node, out / name.replace(" ", "-"), photos // PER_SHARD // 3)
+            kill_after(node, out / name.replace(" ", "-"), photos // PER_SHARD // 3)
             build_into(name, scheduler=address)
-            if kill and node.poll() is None:
+            if node.poll() is None:
                 raise RuntimeError("the build ended before the node could be killed")
 
-    def add_row(name: str, run: Callable[[], object]) -> None:
-        rows.append((name, measure(run, photos)))
+    def add_row(name: str, run: Callable[[], object], measured: int = photos) -> None:
+        rows.append((name, measure(run, measured)))
         print(*rows[-1][1], name, flush=True)
 
-    add_row("only the detector, in one process", detect_all)
+    add_row("only the detector, in one process", detect_some, SHOTS * len(detected))
     for count in processes:
         name = f"{count} process{'es' if count > 1 else ''}"
         add_row(name, lambda name=name, count=count: build_into(name, count))
-    for name, kill in (("two nodes", False), ("two nodes of which one is killed", True)):
-        add_row(name, lambda name=name, kill=kill: build_on_nodes(name, kill))
+    nodes = "two nodes of which one is killed"
+    add_row(nodes, lambda: build_on_nodes(nodes))
     if len(set(digests.values())) > 1:
         raise RuntimeError(f"the shards differ: {digests}")
     return "\n".join(markdown_table(["photos/s", "CPU time per photo"], rows))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Compare builds in one process, in several, and on clusters.")
+    parser = argparse.ArgumentParser(description="Compare builds in one process, in several, and on a cluster.")
     parser.add_argument("out", type=Path, help="folder for photos and shards")
     parser.add_argument("--photos", type=int, default=20_000)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 4])

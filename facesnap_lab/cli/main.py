@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from facesnap_ext.cli import main as extension
-from facesnap_lab.cli import ablation, bench, dataset, demo, evaluate, gallery, plan, study, train
+from facesnap_lab.cli import ablation, bench, dataset, demo, evaluate, gallery, plan, study, table1, train
 
 COMMANDS: Mapping[str, extension.Command] = {
     **extension.COMMANDS,
@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, extension.Command] = {
     "evaluate": evaluate,
     "study": study,
     "ablation": ablation,
+    "table1": table1,
     "bench": bench,
     "gallery": gallery,
 }

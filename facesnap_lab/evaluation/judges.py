@@ -63,17 +63,26 @@ class Extractor:
 class Judges:
     """The networks used for measuring; metrics that need a missing network are skipped."""
 
-    clip: Clip | None = None  # CLIP-T, and CLIP-face together with `pack`
+    clip: Clip | None = None  # CLIP-T, and CLIP-face together with `pack` unless there is `embed_look`
     pack: FacePack | None = None  # detects the faces
     embed: Callable[[Face], np.ndarray] | None = None  # FaceSim: maps a face detected by `pack` to its embedding [E]
     face_name: str = ""  # name of the network behind `embed`
     extractor: Extractor | None = None  # FID
+    embed_look: Callable[[Face], np.ndarray] | None = None  # CLIP-face, in place of CLIP
+    look_name: str = ""  # name of the network behind `embed_look`
+
+    def clip_face(self, face: Face) -> np.ndarray | None:
+        """Embed a face for CLIP-face; None without a network for it."""
+        if self.embed_look is not None:
+            return self.embed_look(face)
+        return self.clip.embed_images([face.crop])[0] if self.clip else None
 
     @property
     def names(self) -> dict[str, str | None]:
         """The networks' names for the report."""
         return {
             "clip": self.clip and self.clip.name,
+            "clip face": self.look_name or (self.clip and self.clip.name),
             "face recognition": self.face_name or None,
             "fid features": self.extractor and self.extractor.name,
         }

@@ -140,7 +140,7 @@ def _measure_batch(argument: tuple[LoadJudges, _Batch]) -> _BatchScores:
         found = _FaceFeatures.of(judges, photo)
         if judges.pack and found.box is None:
             scores.without_face.append(file)
-        if judges.pack and judges.clip:
+        if judges.pack and (judges.clip or judges.embed_look):
             scores.values["clip_face"].append(metrics.likeness(found.clip_face, batch.clip_faces[i]))
         if judges.embed:
             scores.values["face_sim"].append(metrics.likeness(found.embedding, batch.embeddings[i]))
@@ -220,7 +220,7 @@ class _FaceFeatures:
             return cls()
         return cls(
             face.box,
-            judges.clip.embed_images([face.crop])[0] if judges.clip else None,
+            judges.clip_face(face),
             judges.embed(face) if judges.embed else None,
         )
 

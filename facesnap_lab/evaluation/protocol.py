@@ -18,6 +18,7 @@ Images are compared with `photos`, or with the references if there are none.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -73,16 +74,22 @@ class Protocol:
     poses: tuple[Pose, ...]
     prompts: tuple[Prompt, ...]
     seed: int = 0
+    per_person: int | None = None  # combinations of pose and prompt for each identity; None: all
 
     def cases(self) -> list[Case]:
-        """Combine every identity, pose and prompt; adding entries does not change a case's file or seed."""
+        """Combine every identity, pose and prompt; adding entries does not change a case's file or seed.
+
+        With `per_person`, the identities take turns, so that each combination is used about equally often.
+        """
+        every = list(itertools.product(self.poses, self.prompts))
+        count = len(every) if self.per_person is None else self.per_person
         cases = []
-        for identity in self.identities:
-            for pose in self.poses:
-                for prompt in self.prompts:
-                    file = f"{identity.name}/{pose.name}-{prompt.name}.png"
-                    digest = hashlib.sha256(f"{self.seed}/{file}".encode()).digest()
-                    cases.append(Case(identity, pose, prompt, int.from_bytes(digest[:4], "big"), file))
+        for number, identity in enumerate(self.identities):
+            for offset in range(count):
+                pose, prompt = every[(number * count + offset) % len(every)]
+                file = f"{identity.name}/{pose.name}-{prompt.name}.png"
+                digest = hashlib.sha256(f"{self.seed}/{file}".encode()).digest()
+                cases.append(Case(identity, pose, prompt, int.from_bytes(digest[:4], "big"), file))
         return cases
 
 

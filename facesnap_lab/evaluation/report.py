@@ -96,11 +96,10 @@ def people_sheet(protocol: Protocol, methods: Sequence[Scores]) -> Image.Image:
     """Show the first people: reference, driving photo, and each method's image, cycling through the poses."""
     cases = protocol.cases()
     found = [find_images(cases, scores.folder) for scores in methods]
-    of_person = len(protocol.poses) * len(protocol.prompts)
+    of_person = len(cases) // len(protocol.identities)
     rows = []
     for person, identity in enumerate(protocol.identities[:SHEET_PEOPLE]):
-        pose, prompt = person % len(protocol.poses), person % len(protocol.prompts)
-        number = person * of_person + pose * len(protocol.prompts) + prompt
+        number = person * of_person + person * (len(protocol.prompts) + 1) % of_person
         case = cases[number]
         row = [
             Panel(identity.name, _image(identity.references[0]), "reference"),

@@ -109,7 +109,7 @@ class TrainingImages(Dataset):
         mask = torch.from_numpy(sample.mask.astype(np.float32) / 255)[None, None]
         return {
             "rows": torch.tensor(row),
-            "images": torch.from_numpy(_resized(sample.image, side)).permute(2, 0, 1).float() / 127.5 - 1,
+            "images": torch.from_numpy(resized(sample.image, side)).permute(2, 0, 1).float() / 127.5 - 1,
             "masks": F.interpolate(mask, (self.sizes.latent_side,) * 2, mode="area")[0],
             "captions": sample.caption,
             "landmark_images": self._landmark_image(points, rng),
@@ -117,7 +117,7 @@ class TrainingImages(Dataset):
             "embeddings": torch.from_numpy(reference.embedding),
             "clip_pixels": clip.preprocess([square_crop(reference.image, reference.box)], self.sizes.clip_side)[0],
             "points": torch.from_numpy(points),
-            "references": torch.from_numpy(_resized(reference.image, side)),
+            "references": torch.from_numpy(resized(reference.image, side)),
             "reference_points": torch.from_numpy(
                 (reference.points * side / reference.image.shape[0]).astype(np.float32)
             ),
@@ -155,7 +155,8 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, 0, epoch)).permutation(count)
 
 
-def _resized(image: np.ndarray, side: int) -> np.ndarray:
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """Resize a square image [S,S,3] uint8 to [side,side,3]."""
     if image.shape[0] == side:
         return np.array(image)
     return np.array(Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS))

@@ -47,6 +47,8 @@ from facesnap_lab.miniature.second import (
 )
 from facesnap_lab.miniature.second.everything import STAGES
 from facesnap_lab.miniature.second.loop import Compute
+from facesnap_lab.table1 import world
+from facesnap_lab.table1.run import run
 
 SIDE, PEOPLE = 32, 2
 NAMES = [stage.name for stage in STAGES]
@@ -55,7 +57,7 @@ NAMES = [stage.name for stage in STAGES]
 @pytest.fixture
 def tiny(monkeypatch):
     """Networks, images and steps so small that all stages take seconds."""
-    for module in (base, lightning, facesnap, measure):
+    for module in (base, lightning, facesnap, measure, world):
         monkeypatch.setattr(module, "SIDE", SIDE)
     monkeypatch.setattr(dataset, "PEOPLE", dict.fromkeys(dataset.PEOPLE, PEOPLE))
     monkeypatch.setattr(dataset, "build", lambda *a, **k: BUILD(*a, **k, side=SIDE))
@@ -129,6 +131,14 @@ def test_all_stages_run_and_the_packed_files_suffice_to_measure(tiny, tmp_path, 
     assert second["face_sim_unseen"] == pytest.approx(np.mean(others), abs=1e-5)
     assert set(compare(setup.judges.features_of(picture), real)) == set(METRICS)
     assert set(limits([real])["photos of two people"]) == set(METRICS)
+
+    table = world.second_edition(out, tmp_path / "world", people=2, per_person=2, steps=1)
+    assert len(table.protocol.cases()) == 4
+    rival = "ip-adapter-face"
+    run(table, tmp_path / "table", [0], methods=(rival,))
+    rows = {row["name"]: row for row in json.loads((tmp_path / "table" / "results.json").read_text())["rows"]}
+    assert rows["copy"]["way"]["mean"] == pytest.approx(1)
+    assert rows[rival]["seconds"] > 0
 
 
 def record(calls, finish=True, passed=True):

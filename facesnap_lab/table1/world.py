@@ -1,0 +1,141 @@
+"""What the methods of Table 1 share: training data, base, people, poses, prompts and judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from facesnap_ext.files import atomic_write
+from facesnap_ext.identity.faces import Face
+from facesnap_ext.weights.model_files import ModelFiles
+from facesnap_lab.evaluation.draw import Base
+from facesnap_lab.evaluation.judges import Clip, clip_extractor
+from facesnap_lab.evaluation.judges import Judges as EvaluationJudges
+from facesnap_lab.evaluation.miniature import POSES
+from facesnap_lab.evaluation.protocol import Identity, Pose, Prompt, Protocol
+from facesnap_lab.miniature.captions import scene_caption
+from facesnap_lab.miniature.second import lightning
+from facesnap_lab.miniature.second.details import token_ids
+from facesnap_lab.miniature.second.judges import Judges, Seen
+from facesnap_lab.miniature.second.measure import OTHER_LOOKS, REFERENCE, SECOND, photo, write_models
+from facesnap_lab.miniature.second.render import SIDE, render
+from facesnap_lab.miniature.second.world import person, scene, subject
+from facesnap_lab.miniature.shipped import load_sdxl, with_lora
+from facesnap_lab.training.config import TrainConfig, read_config
+
+DRIVER = 100_000  # number of the person in the driving photos, who is not among the people
+PROMPTS = {  # expression, clothes, background, light
+    "red-on-blue": ("smiling", "red", "blue", "front"),
+    "white-on-green": ("neutral", "white", "green", "left"),
+    "black-on-grey": ("neutral", "black", "grey", "above"),
+    "yellow-on-purple": ("smiling", "yellow", "purple", "right"),
+}
+CLIP_TEXTS = {  # the same in the words that CLIP was trained with
+    scene_caption(*words): "{} person {} shirt {} background {} light".format(*words) for words in PROMPTS.values()
+}
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """What all methods share.
+
+    protocol: with photos of the people in other looks than the reference's, for FaceSim and FID. same_look: the same
+    people with a photo in the reference's look, for CLIP-face. train: how every method is trained; `method`, `seed`,
+    `start` and `out` are set for each of them. files: returns the engine's files with a FaceSnap file, which is put
+    into an empty folder.
+    """
+
+    train: TrainConfig
+    protocol: Protocol
+    same_look: Protocol
+    base: Base
+    judges: EvaluationJudges
+    files: Callable[[Path, Path], ModelFiles]
+
+
+def second_edition(
+    stages: Path, out: Path, people: int, per_person: int | None, steps: int | None, device: torch.device | str = "cpu"
+) -> World:
+    """Render people and poses of the second edition into `out`, and load its base and judges.
+
+    Args:
+        stages: folder of all stages, of which `inputs` has written `facesnap/train.yaml`.
+        per_person: number of images of each person; by default, one for each pose and prompt.
+        steps: training steps of each method; by default, those of `facesnap/train.yaml`.
+    """
+    train = read_config(stages / "facesnap" / "train.yaml")
+    train = replace(train, steps=steps or train.steps, sample_every=0)
+    driving = tuple(Pose(name, path) for name, path in _poses(out / "poses").items())
+    texts = tuple(Prompt(name, scene_caption(*words)) for name, words in PROMPTS.items())
+    people_of = [_photos(out / f"test-{index:04d}", index) for index in range(people)]
+    others, same = (
+        Protocol(tuple(identities), driving, texts, per_person=per_person) for identities in zip(*people_of)
+    )
+    sampler = with_lora(load_sdxl(stages / "base" / "pipeline").to(device), stages / "lightning" / lightning.FILE)
+    base = Base(sampler.pipe, "the second edition's few-step SDXL", SIDE, SIDE, sampler.steps, sampler.scale)
+    return World(train, others, same, base, _judges(stages), lambda file, folder: write_models(stages, file, folder))
+
+
+def _judges(stages: Path) -> EvaluationJudges:
+    """Return the judges that condition nothing. CLIP, which does, measures CLIP-T and FID."""
+    from transformers import CLIPModel
+
+    judges = Judges(stages)
+
+    def embed(name: str) -> Callable[[Face], np.ndarray]:
+        def embed_face(face: Face) -> np.ndarray:
+            embedding = judges.embed(name, Seen(face.photo.pixels, face.box, face.keypoints))
+            assert embedding is not None, "the face has been found"
+            return embedding
+
+        return embed_face
+
+    model = CLIPModel.from_pretrained(stages / "clip" / "model", local_files_only=True).float().eval()
+
+    def tokens(texts: Sequence[str]) -> tuple[torch.Tensor, None]:
+        return torch.tensor(token_ids([CLIP_TEXTS[text] for text in texts])), None
+
+    clip = Clip(model, tokens, "the second edition's")
+    return EvaluationJudges(
+        clip,
+        judges.pack,
+        embed("judge"),
+        "the second edition's judge, other looks",
+        clip_extractor(clip),
+        embed("details"),
+        "the second edition's judge of details, same look",
+    )
+
+
+def _photos(folder: Path, index: int) -> tuple[Identity, Identity]:
+    """Render a person of the test split. Both identities have the same reference."""
+    paths = {shot: folder / f"{shot}.png" for shot in (REFERENCE, SECOND, *OTHER_LOOKS)}
+    for shot, path in paths.items():
+        if not path.exists():
+            _save(path, photo(index, shot))
+    reference = (paths[REFERENCE],)
+    others = Identity(folder.name, reference, tuple(paths[shot] for shot in OTHER_LOOKS))
+    return others, replace(others, photos=(paths[SECOND],))
+
+
+def _poses(folder: Path) -> Mapping[str, Path]:
+    """Render the driving photos: one person in `POSES`, whose sizes are the paper's "head size"."""
+    who, driver = subject("test", DRIVER, 0), person("test", DRIVER)
+    paths = {name: folder / f"{name}.png" for name in POSES}
+    for name, (yaw, pitch, roll, size) in POSES.items():
+        resting = scene(driver, 1)
+        pose = np.array([*np.radians([pitch, yaw, roll]), resting.pose[3], 0, 0])
+        seen = replace(resting, pose=pose, cam=np.array([size, *resting.cam[1:]]))
+        if not paths[name].exists():
+            _save(paths[name], render([who], [seen], SIDE)[0].picture)
+    return paths
+
+
+def _save(path: Path, picture: np.ndarray) -> None:
+    with atomic_write(path) as part:
+        Image.fromarray(picture).save(part, format="PNG")
