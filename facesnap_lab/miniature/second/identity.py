@@ -65,7 +65,7 @@ class Recipe:
     colourless: float = 0.0  # share of the images that lose their colours, so that shape has to suffice
     blurred: float = 0.0  # share of the images that lose their details, for the same reason
     zoom: float = 1.0  # of the aligned crop; below 1, it shows more than the face
-    steps: int = 6000
+    steps: int = 3000
     batch: int = 128
     rate: float = 3e-3
     margin: float = 0.35
