@@ -49,8 +49,11 @@ def run(
         methods: names in `METHODS`.
 
     Raises:
-        FaceSnapError: `out` contains a table with different settings, or training fails (see `trainer.train`).
+        FaceSnapError: there are fewer than two people, `out` contains a table with different settings, or training
+            fails (see `trainer.train`).
     """
+    if len(world.protocol.identities) < 2:
+        raise FaceSnapError("Table 1 compares images with photos of other people; choose at least two people.")
     end = time.monotonic() + 60 * minutes
     _check_settings(world, out)
     real = _real_photos(world)

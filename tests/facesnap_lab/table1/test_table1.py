@@ -191,6 +191,12 @@ def test_no_training_starts_after_the_time_is_over(world, trained, tmp_path):
     assert trained == []
 
 
+def test_one_person_is_not_enough(world, tmp_path):
+    alone = replace(world.protocol, identities=world.protocol.identities[:1])
+    with pytest.raises(FaceSnapError, match="choose at least two people"):
+        run(replace(world, protocol=alone), tmp_path, [0])
+
+
 @pytest.mark.parametrize(
     ("gain", "paper", "outcome"),
     [
