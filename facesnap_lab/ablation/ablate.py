@@ -11,7 +11,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,9 @@ from facesnap_lab.evaluation import metrics
 from facesnap_lab.evaluation.draw import processes
 from facesnap_lab.training import checkpoints, trainer
 from facesnap_lab.training.config import TrainConfig, from_fields, read_fields
+from facesnap_lab.training.result_settings import check_settings, result_settings
 
 RESERVED_FIELDS = ("out", "seed", "landmarks", "tokens", "method")  # training fields that the ablation itself sets
-FIELDS_WITHOUT_EFFECT = (  # training fields that do not change the results
-    *("log_every", "save_every", "keep", "sample_every", "sample_count", "sample_steps", "sample_scale"),
-    *("workers", "gradient_checkpointing", "license", "trained_on", *RESERVED_FIELDS),
-)
 
 
 @dataclass(frozen=True)
@@ -274,25 +271,14 @@ def _read_scores(
 
 def _check_settings(config: AblationConfig, out: Path, state: Any) -> None:
     """Write the settings to `out`, or check that the existing ones are the same; seeds may be added."""
-    names = [field.name for field in fields(TrainConfig) if field.name not in FIELDS_WITHOUT_EFFECT]
-    settings = {name: getattr(config.train, name) for name in names}
+    settings = result_settings(config.train, RESERVED_FIELDS)
     settings |= {"people": config.people, "references": config.references}
     if config.stages is not None or config.warm_up:
         settings |= {"stages": config.stages, "warm_up": config.warm_up}
     settings |= {"images_per_step": state.num_processes * config.train.batch_size * config.train.gradient_accumulation}
-    settings = json.loads(json.dumps(settings, default=str))
-    path = out / "settings.json"
-    if path.is_file():
-        existing = json.loads(path.read_text(encoding="utf-8"))
-        if all(is_trained(config, out, seed, training) for seed in config.seeds for training in trainings(config.rows)):
-            existing["images_per_step"] = settings["images_per_step"]  # affects only training, which has finished
-        if other := [name for name in settings if settings[name] != existing.get(name)]:
-            raise FaceSnapError(
-                f"{out} has an ablation whose '{other[0]}' is {existing.get(other[0])} and not {settings[other[0]]}; "
-                "choose another --out or restore that setting."
-            )
-    elif state.is_main_process:
-        _write(path, lambda part: part.write_text(json.dumps(settings, indent=2), encoding="utf-8"))
+    every = (is_trained(config, out, seed, training) for seed in config.seeds for training in trainings(config.rows))
+    may_differ = ("images_per_step",) if all(every) else ()  # it affects only training
+    check_settings(out, settings, "an ablation", may_differ, write=state.is_main_process)
     state.wait_for_everyone()
 
 

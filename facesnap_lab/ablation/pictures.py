@@ -23,6 +23,7 @@ from facesnap_ext.weights.facesnap_file import FaceSnapWeights
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_lab.ablation.rows import Row
 from facesnap_lab.evaluation import metrics
+from facesnap_lab.evaluation.draw import Base
 from facesnap_lab.evaluation.judges import Judges, find_face, load_face_judge
 from facesnap_lab.evaluation.miniature import miniature_judges
 from facesnap_lab.miniature import shipped
@@ -146,18 +147,13 @@ def draw(sampler: Sampler, row: Row, weights: FaceSnapWeights, subject: Subject,
     )
     height, width = subject.driving.shape[:2]
     with apply_conditioning(pipe, conditioning, row.training.tokens, context, null) as (with_text, without):
-        drawn = pipe(
+        return Base(pipe, "", width, height, sampler.steps, sampler.scale).draw(
+            subject.seed,
             prompt_embeds=with_text,
             negative_prompt_embeds=without,
             pooled_prompt_embeds=pooled,
             negative_pooled_prompt_embeds=pooled_null,
-            width=width,
-            height=height,
-            num_inference_steps=sampler.steps,
-            guidance_scale=sampler.scale,
-            generator=torch.Generator().manual_seed(subject.seed),
         )
-    return np.asarray(drawn.images[0])
 
 
 class AblationSetup:
@@ -292,7 +288,8 @@ def judge_real_photos(judges: ImageJudges, subject: Subject) -> RealPhotoFeature
         tuple(map(judges.features_of, subject.unseen)),
         None if subject.second is None else judges.features_of(subject.second),
     )
-    if any(one.face is None for one in (real.reference, real.driving, *real.unseen)):
+    shown = (real.reference, real.driving, *real.unseen, *([real.second] if real.second else []))
+    if any(one.face is None for one in shown):
         raise NoFaceError(
             f"The judge found no face in a real photo of person {subject.seed}; set 'people' to a smaller number."
         )

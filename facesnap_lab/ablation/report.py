@@ -73,8 +73,8 @@ def verdicts(scores: Scores, edition: Edition) -> list[dict[str, Any]]:
 
     Returns:
         For each prediction whose rows were measured, the difference; whether it is confirmed, refuted or not decided,
-        by its interval over people and seeds; and how many seeds can tell the difference that was seen, or
-        `RESOLUTION` if that is larger, from none (None for a single seed).
+        by its interval over people and seeds; and how many seeds would distinguish the measured difference, or
+        `RESOLUTION` if that is larger, from zero (None for a single seed).
     """
     found = []
     for prediction in edition.predictions:

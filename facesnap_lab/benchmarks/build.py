@@ -141,8 +141,9 @@ def compare(out: Path, photos: int, processes: Sequence[int]) -> str:
         digests[name] = digest(target)
 
     def build_on_nodes(name: str) -> None:
+        shutil.rmtree(out / name.replace(" ", "-"), ignore_errors=True)  # else its files would end the node at once
         with two_nodes(max(1, max(processes) // 2)) as (address, node):
-            kill_after(node, out / name.replace(" ", "-"), photos // PER_SHARD // 3)
+            kill_after(node, out / name.replace(" ", "-"), max(1, photos // PER_SHARD // 3))
             build_into(name, scheduler=address)
             if node.poll() is None:
                 raise RuntimeError("the build ended before the node could be killed")

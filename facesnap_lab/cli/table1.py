@@ -35,4 +35,4 @@ def run(options: argparse.Namespace) -> None:
         options.stages, out / "world", options.people, options.images, options.steps, processes().device
     )
     table = run_table(world, out, options.seeds, options.minutes)
-    print(table or "The time is over; run the command again to continue.")
+    print(table or "Time is up; run the command again to continue.")

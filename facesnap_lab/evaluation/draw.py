@@ -6,6 +6,7 @@ stopped.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -29,6 +30,7 @@ from facesnap_ext.engine import Engine
 from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write, sha256
 from facesnap_ext.hosts.diffusers import conditioned
+from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.settings.strength import Strength
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.model_files import ModelFiles
@@ -112,8 +114,7 @@ class EvaluationPipeline:
         Raises:
             FaceSnapError: a photo cannot be read or has no face.
         """
-        for path in dict.fromkeys(path for case in cases for path in (*case.identity.references, case.pose.photo)):
-            self.engine.encoders(self.files).face(photos.from_path(path))
+        check_faces(self.engine.encoders(self.files), cases)
 
     @contextmanager
     def installed(self) -> Iterator[EvaluationPipeline]:
@@ -162,6 +163,17 @@ class Cost:
     memory: int | None
     memory_kind: str
     device: str
+
+
+def check_faces(encoders: Encoders, cases: Sequence[Case], driving: bool = True) -> None:
+    """Detect the faces of all references and, if they are used, of all driving photos.
+
+    Raises:
+        FaceSnapError: a photo cannot be read or has no face.
+    """
+    used = [(*case.identity.references, *([case.pose.photo] if driving else [])) for case in cases]
+    for path in dict.fromkeys(itertools.chain.from_iterable(used)):
+        encoders.face(photos.from_path(path))
 
 
 def facesnap_pipeline(base: Base, find_models: Callable[[], ModelFiles], model: str = "") -> EvaluationPipeline:

@@ -232,7 +232,7 @@ def load_inception(file: Path, device: torch.device | str = "cpu") -> Extractor:
 
 def clip_extractor(clip: Clip) -> Extractor:
     """Use CLIP's embeddings as features in place of Inception features."""
-    return Extractor(clip.embed_images, f"CLIP {clip.name}")
+    return Extractor(clip.embed_images, clip.name)
 
 
 def resize_float(picture: np.ndarray, side: int) -> np.ndarray:

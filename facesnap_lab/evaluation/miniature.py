@@ -72,7 +72,7 @@ def miniature_judges() -> Judges:
     from transformers import CLIPModel
 
     model = CLIPModel.from_pretrained(shipped.MODELS / "clip", local_files_only=True).float().eval()
-    clip = Clip(model, lambda texts: (token_ids(list(texts)), None), "the miniature's")
+    clip = Clip(model, lambda texts: (token_ids(list(texts)), None), "the miniature's CLIP")
     pack = faces.load_pack(shipped.MODELS / "identity")
     pack, embed = load_face_judge(shipped.JUDGES / "judge.onnx", pack)
     return Judges(clip, pack, embed, "the miniature's judge", clip_extractor(clip))

@@ -79,14 +79,16 @@ class Protocol:
     def cases(self) -> list[Case]:
         """Combine every identity, pose and prompt; adding entries does not change a case's file or seed.
 
-        With `per_person`, the identities take turns, so that each combination is used about equally often.
+        With `per_person`, the identities take turns, so that each combination is used about equally often, and each
+        identity gets different poses.
         """
         every = list(itertools.product(self.poses, self.prompts))
         count = len(every) if self.per_person is None else self.per_person
         cases = []
         for number, identity in enumerate(self.identities):
+            first = 0 if self.per_person is None else number
             for offset in range(count):
-                pose, prompt = every[(number * count + offset) % len(every)]
+                pose, prompt = every[(first + offset * len(every) // count) % len(every)]
                 file = f"{identity.name}/{pose.name}-{prompt.name}.png"
                 digest = hashlib.sha256(f"{self.seed}/{file}".encode()).digest()
                 cases.append(Case(identity, pose, prompt, int.from_bytes(digest[:4], "big"), file))

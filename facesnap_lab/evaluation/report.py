@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,32 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "results.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
     _write(out / "table.md", table(found).encode())
-    _save_png(out / "sheet.png", people_sheet(protocol, methods))
+    _save_png(out / "sheet.png", people_sheet(protocol, list(map(scored_column, methods))))
     if found["methods"][0].keys() & set(METRICS):
         _save_png(out / "plot.png", plot(found))
     return found
 
 
-def people_sheet(protocol: Protocol, methods: Sequence[Scores]) -> Image.Image:
+@dataclass(frozen=True)
+class Column:
+    """A method's images in a sheet. caption: of the image of a case, by its number."""
+
+    title: str
+    folder: Path
+    caption: Callable[[int], str]
+
+
+def scored_column(scores: Scores) -> Column:
+    def caption(number: int) -> str:
+        return ", ".join(f"{TITLES[metric]} {100 * column[number]:.0f}" for metric, column in scores.values.items())
+
+    return Column(scores.name, scores.folder, caption)
+
+
+def people_sheet(protocol: Protocol, columns: Sequence[Column]) -> Image.Image:
     """Show the first people: reference, driving photo, and each method's image, cycling through the poses."""
     cases = protocol.cases()
-    found = [find_images(cases, scores.folder) for scores in methods]
+    found = [find_images(cases, column.folder) for column in columns]
     of_person = len(cases) // len(protocol.identities)
     rows = []
     for person, identity in enumerate(protocol.identities[:SHEET_PEOPLE]):
@@ -105,9 +121,8 @@ def people_sheet(protocol: Protocol, methods: Sequence[Scores]) -> Image.Image:
             Panel(identity.name, _image(identity.references[0]), "reference"),
             Panel(case.pose.name, _image(case.pose.photo), "driving photo"),
         ]
-        for scores, images in zip(methods, found):
-            marks = [f"{TITLES[metric]} {100 * column[number]:.0f}" for metric, column in scores.values.items()]
-            row.append(Panel(scores.name, _image(images[case.file]), ", ".join(marks)))
+        for column, images in zip(columns, found):
+            row.append(Panel(column.title, _image(images[case.file]), column.caption(number)))
         rows.append(row)
     return sheet("Reference, driving photo, and the image of each method", rows)
 

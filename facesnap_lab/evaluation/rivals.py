@@ -20,7 +20,7 @@ from facesnap_ext.weights.instantid import NAME as INSTANTID
 from facesnap_ext.weights.instantid import RECOGNITION
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_ext.weights.search import find_models
-from facesnap_lab.evaluation.draw import Base, EvaluationPipeline, Generator, digest
+from facesnap_lab.evaluation.draw import Base, EvaluationPipeline, Generator, check_faces, digest
 from facesnap_lab.evaluation.protocol import Case
 from facesnap_lab.rivals.published.ip_adapter import IPAdapterFile
 from facesnap_lab.rivals.published.method import Prepare, PublishedMethod, Sampling
@@ -62,8 +62,7 @@ class RivalPipeline:
         self.encoders.check_recognition(self.method.recognition, self.method.title)
         for prompt in dict.fromkeys(case.prompt.text for case in cases):
             self.method.check_prompt(self.base.pipe, prompt)
-        for path in dict.fromkeys(path for case in cases for path in case.identity.references):
-            self.encoders.face(photos.from_path(path))
+        check_faces(self.encoders, cases, driving=False)
 
     def draw(self, case: Case) -> np.ndarray:
         """Generate a case's image, [height,width,3] uint8; the driving photo is not used.

@@ -1,4 +1,4 @@
-"""What a rival of FaceSnap consists of, so that the trainer, its samples and the comparison can use any of them."""
+"""The interface of a rival, for the trainer, its sample images and the comparison."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from facesnap_ext import photos
-from facesnap_ext.identity.clip import load_image_encoder, preprocess
+from facesnap_ext.identity.clip import ImageEncoder, load_image_encoder, preprocess
 from facesnap_ext.identity.encoders import Encoders
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.landmarks.points72 import Landmarks, crop_and_resize
-from facesnap_lab.evaluation.draw import Base, digest
+from facesnap_lab.evaluation.draw import Base, check_faces, digest
 from facesnap_lab.evaluation.protocol import Case
 from facesnap_lab.rivals.method import Features, References, Rival, Text
 from facesnap_lab.training.data import resized
@@ -26,13 +26,15 @@ from facesnap_lab.training.data import resized
 class TrainedRival:
     """A rival's trained weights and a base model.
 
-    path: the rival's file. encoded: each person's features, which are kept like FaceSnap's.
+    path: the rival's file. clip: the image encoder; None until the rival is installed. encoded: the features of the
+    people drawn so far.
     """
 
     base: Base
     rival: Rival
     path: Path
     encoders: Encoders
+    clip: ImageEncoder | None = None
     encoded: dict[tuple[Path, ...], Features] = field(default_factory=dict)
 
     def check(self, cases: Sequence[Case]) -> None:
@@ -41,18 +43,22 @@ class TrainedRival:
         Raises:
             FaceSnapError: a photo cannot be read or has no face.
         """
-        for path in dict.fromkeys(path for case in cases for path in (*case.identity.references, case.pose.photo)):
-            self.encoders.face(photos.from_path(path))
+        check_faces(self.encoders, cases)
 
     @contextmanager
     def installed(self) -> Iterator[TrainedRival]:
-        yield replace(self, encoded={})
+        clip = load_image_encoder(self.encoders.files.require("clip"))
+        self.rival.to(self.base.pipe.device)
+        try:
+            yield replace(self, clip=clip, encoded={})
+        finally:
+            self.rival.cpu()
 
     @torch.no_grad()
     def draw(self, case: Case) -> np.ndarray:
         """Generate a case's image, [height,width,3] uint8.
 
-        Only InstantID follows the driving photo, with its own landmarks, as in the published code.
+        Only InstantID follows the driving photo, through the photo's own landmarks, as in the published code.
         """
         pipe = self.base.pipe
         context, null, pooled, null_pooled = pipe.encode_prompt(case.prompt.text, do_classifier_free_guidance=True)
@@ -77,13 +83,13 @@ class TrainedRival:
         return self.base.recipe(case) | own
 
     def _features(self, case: Case) -> Features:
+        assert self.clip is not None, "the rival is installed first"
         key = case.identity.references
         if key not in self.encoded:
             faces = [self.encoders.face(photos.from_path(path)) for path in key]
-            clip = load_image_encoder(self.encoders.files.require("clip"))
-            given = references(self.encoders, faces, clip.image_size, self.base.width)
-            weight = next(self.rival.parameters())
-            self.encoded[key] = tuple([feature[None].to(weight.device) for feature in self.rival.features(clip, given)])
+            given = references(self.encoders, faces, self.clip.image_size, self.base.width)
+            features = self.rival.features(self.clip, given)
+            self.encoded[key] = tuple([feature[None].to(self.base.pipe.device) for feature in features])
         return self.encoded[key]
 
     def _landmarks(self, photo: photos.Photo) -> Landmarks:

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from facesnap_ext import photos
 from facesnap_ext.files import atomic_write
 from facesnap_lab.evaluation.draw import cost
 from facesnap_lab.evaluation.report import TITLES as METRIC_TITLES
-from facesnap_lab.evaluation.report import plot
+from facesnap_lab.evaluation.report import Column, people_sheet, plot
 from facesnap_lab.markdown import interval_cell, markdown_table
-from facesnap_lab.sheet import Panel, sheet
 from facesnap_lab.statistics import crossed_bootstrap
 from facesnap_lab.table1.scores import FACESNAP, LIMITS, pictures, read_scores, weights_of
 from facesnap_lab.table1.world import World
@@ -25,7 +23,7 @@ from facesnap_lab.table1.world import World
 TITLES = {
     "copy": "copy of the reference",
     "stranger": "photo of another person",
-    "no-person": "no personalization",
+    "no-person": "no person",
     "ip-adapter-face": "IP-Adapter, face embedding",
     "ip-adapter-plus": "IP-Adapter, CLIP tokens",
     "photomaker": "PhotoMaker",
@@ -44,8 +42,7 @@ PAPER: dict[str, tuple[float, float, float, float]] = {
     "instantid": (32.8, 78.9, 71.1, 208.9),
     FACESNAP: (32.6, 81.4, 73.6, 205.6),
 }
-HALF_WAY = 0.5  # of the way from two people to one; a method that stays below has not been trained enough
-SHEET_PEOPLE = 8
+HALF_WAY = 0.5  # from two people to one; a method that stays below has not been trained enough
 CURVE_POINTS = 60
 
 
@@ -64,8 +61,10 @@ def results(world: World, out: Path, seeds: Sequence[int], methods: Sequence[str
             values[name] = {metric: column[:1] for metric, column in values[name].items()}  # the same for all seeds
         row: dict[str, Any] = {"name": name}
         row |= {metric: asdict(crossed_bootstrap(column)) for metric, column in values[name].items()}
-        way = (values[name]["face_sim"] - stranger) / (copy - stranger)
-        row |= {"way": asdict(crossed_bootstrap(way)), "fid": [one.fid for one in found], "faceless": found[0].faceless}
+        position = (values[name]["face_sim"] - stranger) / (copy - stranger)
+        own = found[:1] if name in LIMITS else found
+        row |= {"position": asdict(crossed_bootstrap(position)), "fid": [one.fid for one in own]}
+        row |= {"faceless": [one.faceless for one in own]}
         row |= {"seconds": _ratio(seconds, name), "weights_mb": None, "gpu_memory": None}
         if name in methods:
             row["weights_mb"] = weights_of(out / f"seed-{seeds[0]}", name).stat().st_size / 1e6
@@ -103,21 +102,27 @@ def _orders(
             continue
         for position, metric in enumerate(METRIC_TITLES):
             paper = PAPER[FACESNAP][position] - PAPER[rival][position]
-            gain = asdict(crossed_bootstrap(values[FACESNAP][metric] - values[rival][metric]))
-            orders.append(
-                {"rival": rival, "metric": metric, "gain": gain, "paper": paper, "outcome": _outcome(gain, paper)}
-            )
-        gains = np.array(fid[FACESNAP], float) - np.array(fid[rival], float)
-        low, high = (float(gains.min()), float(gains.max())) if len(gains) > 1 else (None, None)
-        gain = {"mean": float(gains.mean()), "low": low, "high": high}
-        paper = PAPER[FACESNAP][3] - PAPER[rival][3]
-        orders.append({"rival": rival, "metric": "fid", "gain": gain, "paper": paper, "outcome": _outcome(gain, paper)})
+            gains = values[FACESNAP][metric] - values[rival][metric]
+            orders.append(_order(rival, metric, asdict(crossed_bootstrap(gains)), paper, len(gains)))
+        fids = np.array(fid[FACESNAP], float) - np.array(fid[rival], float)
+        gain = {"mean": float(fids.mean()), "low": float(fids.min()), "high": float(fids.max())}
+        orders.append(_order(rival, "fid", gain, PAPER[FACESNAP][3] - PAPER[rival][3], len(fids)))
     return orders
 
 
-def _outcome(gain: Mapping[str, float | None], paper: float) -> str:
-    low, high = gain["low"], gain["high"]
-    if low is None or high is None or low <= 0 <= high:
+def _order(rival: str, metric: str, gain: Mapping[str, float | None], paper: float, seeds: int) -> dict[str, Any]:
+    return {
+        "rival": rival,
+        "metric": metric,
+        "gain": gain,
+        "paper": paper,
+        "outcome": outcome(gain["low"], gain["high"], paper, seeds),
+    }
+
+
+def outcome(low: float | None, high: float | None, paper: float, seeds: int) -> str:
+    """Return whether FaceSnap's gain, by its interval, has the sign of the paper's. One seed decides nothing."""
+    if seeds < 2 or low is None or high is None or low <= 0 <= high:
         return "not decided"
     return "as in the paper" if (low > 0) == (paper > 0) else "the opposite"
 
@@ -125,7 +130,7 @@ def _outcome(gain: Mapping[str, float | None], paper: float) -> str:
 def markdown(found: Mapping[str, Any]) -> str:
     """Format the table, the orders and notes."""
     with_memory = any(row["gpu_memory"] for row in found["rows"])
-    head = [*(f"{title}↑" for title in METRIC_TITLES.values()), "way↑", "FID↓", "time↓", "weights↓"]
+    head = [*(f"{title}↑" for title in METRIC_TITLES.values()), "position↑", "FID↓", "time↓", "weights↓"]
     head += (["VRAM↓"] if with_memory else []) + ["paper: CLIP-T, CLIP-face, FaceSim, FID"]
     lines = ["# Table 1", "", *markdown_table(head, [_row(row, with_memory) for row in found["rows"]]), ""]
     if found["orders"]:
@@ -137,7 +142,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 def _row(row: Mapping[str, Any], with_memory: bool) -> tuple[str, list[str]]:
     cells = [interval_cell(row[metric]) for metric in METRIC_TITLES]
-    cells.append(interval_cell(row["way"]) + " %")
+    cells.append(interval_cell(row["position"]) + " %")
     cells.append(f"{np.mean(row['fid']):.4g}" + (f" ±{np.std(row['fid'], ddof=1):.2g}" if len(row["fid"]) > 1 else ""))
     cells.append("" if row["seconds"] is None else f"× {row['seconds']:.2f}")
     cells.append("" if row["weights_mb"] is None else f"{row['weights_mb']:.1f} MB")
@@ -167,48 +172,30 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
             f"{found['people']} people, {found['images']} images per row and seed, in {found['poses']} poses and "
             f"{found['prompts']} prompts; {len(found['seeds'])} seeds of the training. Cosines are × 100. Brackets: "
             "bootstrap 95 % intervals over people and seeds. FID: mean and standard deviation over seeds; its order is "
-            "decided if all seeds agree."
+            "decided if all seeds agree. One seed decides no order."
         ),
         (
             f"Every method was trained for {found['steps']} steps of {found['images_per_step']} images, with the same "
             "images in the same order."
         ),
         (
-            f"FaceSim: {judges['face recognition']}. CLIP-face: {judges['clip face']}. CLIP-T: {judges['clip']} CLIP. "
+            f"FaceSim: {judges['face recognition']}. CLIP-face: {judges['clip face']}. CLIP-T: {judges['clip']}. "
             f"FID: {judges['fid features']}. Compare them between rows, not with the paper's values."
         ),
         (
-            "Way: FaceSim on the way from a photo of another person (0 %) to a copy of the reference (100 %). Time: "
-            "median relative to no personalization, photos encoded before, methods in turns. Weights: size of the file."
+            "Position: FaceSim, scaled so that a photo of another person is 0 % and a copy of the reference is 100 %. "
+            "Time: median relative to the base alone; photos are encoded beforehand, and methods take turns. Weights: "
+            "size of the file."
         ),
         "Only InstantID and FaceSnap can set the pose; the other methods are measured as they are, as in the paper.",
     ]
     for row in found["rows"]:
-        if row["faceless"]:
-            notes.append(f"{TITLES[row['name']]}: {row['faceless']} images without a face, which count as 0.")
-        if row["name"] not in LIMITS and row["way"]["mean"] < HALF_WAY:
-            notes.append(f"{TITLES[row['name']]} is less than half of the way, so its budget was too small for it.")
+        images = found["images"] * len(row["faceless"])
+        if count := sum(row["faceless"]):
+            notes.append(f"{TITLES[row['name']]}: {count} of {images} images have no face and count as 0.")
+        if row["name"] not in LIMITS and row["position"]["mean"] < HALF_WAY:
+            notes.append(f"{TITLES[row['name']]} is below 50 %, so its budget was too small.")
     return notes
-
-
-def people_sheet(world: World, out: Path, seed: int, methods: Sequence[str]) -> Image.Image:
-    """Show the first people: reference, driving photo, and the image of each row."""
-    cases = world.protocol.cases()
-    of_person = len(cases) // len(world.protocol.identities)
-    panels = []
-    for person, identity in enumerate(world.protocol.identities[:SHEET_PEOPLE]):
-        number = person * of_person + person * (len(world.protocol.prompts) + 1) % of_person
-        case = cases[number]
-        row = [
-            Panel(identity.name, _image(identity.references[0]), "reference"),
-            Panel(case.pose.name, _image(case.pose.photo), "driving photo"),
-        ]
-        row += [
-            Panel(TITLES[name], _image(pictures(out, name, seed) / case.file), case.prompt.name)
-            for name in ("no-person", *methods)
-        ]
-        panels.append(row)
-    return sheet("Reference, driving photo, and the image of each method", panels)
 
 
 def curves(out: Path, seed: int, methods: Sequence[str]) -> Image.Image:
@@ -248,8 +235,13 @@ def write_report(world: World, out: Path, seeds: Sequence[int], methods: Sequenc
         for row in found["rows"]
         if row["name"] not in LIMITS
     ]
+    cases = world.protocol.cases()
+    columns = [
+        Column(TITLES[name], pictures(out, name, seeds[0]), lambda number: cases[number].prompt.name)
+        for name in ("no-person", *methods)
+    ]
     images = {
-        "sheet.png": people_sheet(world, out, seeds[0], methods),
+        "sheet.png": people_sheet(world.protocol, columns),
         "plot.png": plot({"methods": plotted}),
         "curves.png": curves(out, seeds[0], methods),
     }
@@ -260,7 +252,3 @@ def write_report(world: World, out: Path, seeds: Sequence[int], methods: Sequenc
         with atomic_write(out / name) as part:
             part.write_text(text, encoding="utf-8")
     return out / "table1.md"
-
-
-def _image(path: Path) -> Image.Image:
-    return Image.fromarray(photos.from_path(path).pixels)

@@ -31,31 +31,31 @@ from facesnap_lab.table1.world import World
 from facesnap_lab.training import trainer
 from facesnap_lab.training.checkpoints import list_checkpoints
 from facesnap_lab.training.config import TrainConfig
+from facesnap_lab.training.result_settings import check_settings, result_settings
 
 METHODS = (*RIVALS, FACESNAP)
 MIXER = "facial attributes"
-TIMED = 8  # images of each method, generated in turns
+TIMED = 8  # images of each method
 
 
 def run(
     world: World, out: Path, seeds: Sequence[int], minutes: float = math.inf, methods: Sequence[str] = METHODS
 ) -> Path | None:
-    """Run everything that is missing in `out`, and return the path of the table; None if the time is over before.
+    """Run everything that is missing in `out`, and return the path of the table, or None if time runs out first.
 
     `out` receives `seed-S/METHOD/` (see `trainer.train`), `pictures/` and `scores/`, and the report's files.
 
     Args:
-        minutes: time after which training stops. Images of a method whose training is complete are generated anyway.
+        minutes: time after which training stops. The images of a seed are generated once all methods are trained with
+            it, however long that takes.
         methods: names in `METHODS`.
 
     Raises:
-        FaceSnapError: there are fewer than two people, `out` contains a table with different settings, or training
-            fails (see `trainer.train`).
+        FaceSnapError: there are fewer than two people, a seed is not valid, `out` contains a table with different
+            settings, or training fails (see `trainer.train`).
     """
-    if len(world.protocol.identities) < 2:
-        raise FaceSnapError("Table 1 compares images with photos of other people; choose at least two people.")
     end = time.monotonic() + 60 * minutes
-    _check_settings(world, out)
+    _check(world, out, seeds)
     real = _real_photos(world)
     _score_all(world, out / "limits", _limits(world), real)
     path = None
@@ -75,9 +75,9 @@ def run(
 
 
 def time_in_turns(generators: Mapping[str, Generator], cases: Sequence[Case]) -> dict[str, list[float]]:
-    """Generate the same images with each method in turns, and return the seconds of each.
+    """Let the methods take turns generating the same images, and return the seconds of each.
 
-    Photos are encoded before. Turns are fair on a machine whose speed varies.
+    Photos are encoded beforehand. Taking turns is fair on a machine whose speed varies.
     """
     seconds: dict[str, list[float]] = {name: [] for name in generators}
     for case in cases[:TIMED]:
@@ -117,8 +117,7 @@ def _generator(world: World, folder: Path, method: str, models: Path) -> Generat
         files = world.files(path, models)
         return EvaluationPipeline(world.base, Engine(lambda: files), files)
     files = world.files(folder / "start.safetensors", models)
-    rival = RIVALS[method].load(path).float().to(world.base.pipe.device)
-    return TrainedRival(world.base, rival, path, Encoders(Cache(), files))
+    return TrainedRival(world.base, RIVALS[method].load(path).float(), path, Encoders(Cache(), files))
 
 
 def _limits(world: World) -> dict[str, Generator]:
@@ -155,23 +154,17 @@ def _score_all(world: World, folder: Path, generators: Mapping[str, Generator], 
         _write_json(scores, content)
 
 
-def _check_settings(world: World, out: Path) -> None:
-    """Write the settings to `out`, or check that the existing ones are the same."""
-    own = {
-        "steps": world.train.steps,
-        "images_per_step": world.train.batch_size * world.train.gradient_accumulation,
-        "id_rows": world.train.id_rows,
-        "people": len(world.protocol.identities),
-        "images": len(world.protocol.cases()),
-    }
-    path = out / "settings.json"
-    existing: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else own
-    if different := next((name for name, value in own.items() if existing.get(name) != value), ""):
-        raise FaceSnapError(
-            f"{out} contains a table with a different '{different}' ({existing.get(different)} instead of "
-            f"{own[different]}); choose another --out."
-        )
-    _write_json(path, own)
+def _check(world: World, out: Path, seeds: Sequence[int]) -> None:
+    """Check the seeds and the number of people, and that `out` contains no table with different settings."""
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise FaceSnapError(f"The seeds {seeds} must be different whole numbers from 0 to {2**32 - 1}; correct them.")
+    protocol = world.protocol
+    if len(protocol.identities) < 2:
+        raise FaceSnapError("Table 1 compares images with photos of other people; choose at least two people.")
+    settings = result_settings(world.train, ("out", "seed", "method"))
+    settings |= {"people": len(protocol.identities), "images": len(protocol.cases()), "base_name": world.base.name}
+    settings |= {"poses": [pose.name for pose in protocol.poses], "prompts": [one.text for one in protocol.prompts]}
+    check_settings(out, settings, "a table")
 
 
 def _write_json(path: Path, content: Any) -> None:

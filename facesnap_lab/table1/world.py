@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from facesnap_ext.errors import FaceSnapError
 from facesnap_ext.files import atomic_write
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.weights.model_files import ModelFiles
@@ -46,8 +47,8 @@ class World:
 
     protocol: with photos of the people in other looks than the reference's, for FaceSim and FID. same_look: the same
     people with a photo in the reference's look, for CLIP-face. train: how every method is trained; `method`, `seed`,
-    `start` and `out` are set for each of them. files: returns the engine's files with a FaceSnap file, which is put
-    into an empty folder.
+    `start` and `out` are set for each of them. files(file, folder): copies the engine's model files and this FaceSnap
+    file into a folder, which must not contain any yet.
     """
 
     train: TrainConfig
@@ -67,17 +68,26 @@ def second_edition(
         stages: folder of all stages, of which `inputs` has written `facesnap/train.yaml`.
         per_person: number of images of each person; by default, one for each pose and prompt.
         steps: training steps of each method; by default, those of `facesnap/train.yaml`.
+
+    Raises:
+        FaceSnapError: a stage is missing, or there are fewer combinations of pose and prompt than `per_person`.
     """
     train = read_config(stages / "facesnap" / "train.yaml")
     train = replace(train, steps=steps or train.steps, sample_every=0)
     driving = tuple(Pose(name, path) for name, path in _poses(out / "poses").items())
     texts = tuple(Prompt(name, scene_caption(*words)) for name, words in PROMPTS.items())
+    combinations = len(driving) * len(texts)
+    if per_person is not None and per_person > combinations:
+        raise FaceSnapError(
+            f"There are only {combinations} combinations of pose and prompt, but {per_person} images of each person "
+            f"are asked for; choose at most {combinations}."
+        )
     people_of = [_photos(out / f"test-{index:04d}", index) for index in range(people)]
     others, same = (
         Protocol(tuple(identities), driving, texts, per_person=per_person) for identities in zip(*people_of)
     )
     sampler = with_lora(load_sdxl(stages / "base" / "pipeline").to(device), stages / "lightning" / lightning.FILE)
-    base = Base(sampler.pipe, "the second edition's few-step SDXL", SIDE, SIDE, sampler.steps, sampler.scale)
+    base = Base(sampler.pipe, f"the few-step SDXL in {stages.resolve()}", SIDE, SIDE, sampler.steps, sampler.scale)
     return World(train, others, same, base, _judges(stages), lambda file, folder: write_models(stages, file, folder))
 
 
@@ -100,7 +110,7 @@ def _judges(stages: Path) -> EvaluationJudges:
     def tokens(texts: Sequence[str]) -> tuple[torch.Tensor, None]:
         return torch.tensor(token_ids([CLIP_TEXTS[text] for text in texts])), None
 
-    clip = Clip(model, tokens, "the second edition's")
+    clip = Clip(model, tokens, "the second edition's CLIP")
     return EvaluationJudges(
         clip,
         judges.pack,

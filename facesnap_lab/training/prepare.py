@@ -203,9 +203,10 @@ def _rival(config: TrainConfig, start: facesnap_file.FaceSnapWeights, frozen: Fr
 
 
 def _optimizer(config: TrainConfig, networks: nn.Module, accelerator: Any) -> torch.optim.AdamW:
+    mixer_rate = config.mixer_rate if config.method == "facesnap" else 1.0  # a rival's mixer is not the Mixer
     mixer = {name: parameter for name, parameter in networks.named_parameters() if name.startswith("mixer.")}
     others = [parameter for name, parameter in networks.named_parameters() if name not in mixer]
-    groups = [{"params": others, "rate": 1.0}, {"params": list(mixer.values()), "rate": config.mixer_rate}]
+    groups = [{"params": others, "rate": 1.0}, {"params": list(mixer.values()), "rate": mixer_rate}]
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True)
     if (plugin := accelerator.state.deepspeed_plugin) is not None:

@@ -7,6 +7,7 @@ attention, so that most of its cost is at 16×16. Captions describe the scene on
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from facesnap_ext.files import atomic_write
+from facesnap_ext.identity.detection import detect_faces
 from facesnap_lab.miniature.base_model import NULL_TEXT, BaseModel, encode_all, new_scheduler, new_unet, save_pipeline
 from facesnap_lab.miniature.second.autoencoder import Autoencoder
 from facesnap_lab.miniature.second.dataset import SHOTS, World, caption
@@ -43,14 +45,16 @@ def captions_of(split: str, rows: range) -> list[str]:
 
 
 def cached_latents(vae: Autoencoder, pictures: np.ndarray, file: Path) -> Tensor:
-    """Return the latents [N,C,H,W] of all images in half precision, encoded at the first call."""
+    """Return the latents [N,C,H,W] of all images in half precision. They are encoded at the first call, and again if
+    there are more images, or if the VAE has been trained further."""
+    weights = hashlib.sha256(b"".join(tensor.cpu().numpy().tobytes() for tensor in vae.state_dict().values()))
     if file.exists():
-        latents = torch.load(file, weights_only=True)
-        if len(latents) == len(pictures):
-            return latents
+        found = torch.load(file, weights_only=True)
+        if len(found["latents"]) == len(pictures) and found["vae"] == weights.hexdigest():
+            return found["latents"]
     latents = encode_all(vae, pictures).half()
     with atomic_write(file) as part:
-        torch.save(latents, part)
+        torch.save({"latents": latents, "vae": weights.hexdigest()}, part)
     return latents
 
 
@@ -126,5 +130,5 @@ def measure(sampler: Sampler, detector: Any, sheet: Path) -> dict[str, Any]:
     Image.fromarray(np.concatenate(rows)).save(sheet)
     if detector is None:
         return {"passed": False}
-    found = [len(detector.detect(one[:, :, ::-1].copy(), input_size=(640, 640))[0]) > 0 for one in pictures]
+    found = [bool(detect_faces(detector, one[:, :, ::-1].copy())) for one in pictures]
     return {"faces": float(np.mean(found)), "passed": bool(np.mean(found) >= FACES)}

@@ -7,6 +7,7 @@ An image has 257 tokens, as in the paper.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,10 @@ def new_clip(image_size: int = IMAGE_SIZE) -> Any:
     return clip
 
 
-def descriptions(split: str, world: World) -> np.ndarray:
-    """Return the words of each image, [N,parts], as in `details.describe`."""
-    return np.array(
-        [
-            describe(subject(split, index, shot), scene(person(split, index), shot))
-            for index in range(len(world.pictures) // SHOTS)
-            for shot in range(SHOTS)
-        ]
-    )
+def descriptions(split: str, rows: Iterable[int]) -> np.ndarray:
+    """Return the words of some images of a split, [N,parts], as in `details.describe`."""
+    shots = (divmod(int(row), SHOTS) for row in rows)
+    return np.array([describe(subject(split, i, shot), scene(person(split, i), shot)) for i, shot in shots])
 
 
 def word_logits(clip: Any, images: Tensor, phrases: Tensor) -> list[Tensor]:
@@ -87,7 +83,7 @@ def train(world: World, out: Path, *, minutes: float, compute: Compute = CPU) ->
     torch.manual_seed(SEED)
     side, device, batch = world.pictures.shape[1], compute.device, BATCH * compute.batch
     clip = new_clip(side).to(device).train()
-    answers = descriptions("train", world)
+    answers = descriptions("train", range(len(world.pictures)))
     phrases = torch.tensor(token_ids(PHRASES)).to(device)
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
 
@@ -161,11 +157,7 @@ def measure(
 def _word_accuracy(clip: Any, split: str, world: World, images: int) -> dict[str, float]:
     """Return how often an image is closest to the right word of each part."""
     rows = np.unique(np.linspace(0, len(world.pictures) - 1, images).astype(int))
-    answers = torch.from_numpy(
-        np.array(
-            [describe(subject(split, r // SHOTS, r % SHOTS), scene(person(split, r // SHOTS), r % SHOTS)) for r in rows]
-        )
-    )
+    answers = torch.from_numpy(descriptions(split, rows))
     phrases = torch.tensor(token_ids(PHRASES)).to(clip.device)
     crops = (_crops(world, part).to(clip.device) for part in np.array_split(rows, 10))
     found, words = zip(*(embeddings(clip, part, phrases) for part in crops))

@@ -49,8 +49,8 @@ class Stage:
     batch: int = 1  # on a GPU: multiplies the images of a step, because small networks leave it idle
 
 
-# the crops of recognition networks, DECA and the detector are prepared by the CPU, so larger batches would only make
-# their steps fewer
+# the crops of recognition networks and DECA are prepared by the CPU, so larger batches would only make their steps
+# fewer
 STAGES = (
     Stage("data", 15),
     Stage("vae4", 5, 4),

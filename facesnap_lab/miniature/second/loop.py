@@ -51,7 +51,7 @@ def fit(
     ema: float = 0.999,
     compute: Compute = CPU,
 ) -> int:
-    """Train with AdamW until the steps are done or the minutes are over, and return the number of steps so far.
+    """Train with AdamW until the steps are done or time is up, and return the number of steps so far.
 
     `out/state.pt` is written every minute and at the end, and the next call resumes from it. The learning rate rises
     over the first steps and falls along a cosine over all steps, regardless of how many calls they take. With

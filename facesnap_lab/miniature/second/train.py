@@ -11,8 +11,8 @@ of WebUIs. `inputs` writes the shards, the start file and the settings of `faces
 `facesnap` trains with them, as `facesnap train DIR/facesnap/train.yaml --resume` does, and `measure` measures it.
 `everything` runs all stages.
 
-Every stage stops when the minutes are over and resumes when it is called again. With `--minutes 0`, it is only
-measured. On a CPU, each stage uses one thread, so two stages can run in parallel on two cores.
+Every stage stops when time is up and resumes when it is called again. With `--minutes 0`, it is not trained, only
+exported and measured again. On a CPU, each stage uses one thread, so two stages can run in parallel on two cores.
 """
 
 from __future__ import annotations

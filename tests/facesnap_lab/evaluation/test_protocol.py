@@ -1,6 +1,7 @@
 """Lists: the cases they expand to, and the errors reported for invalid ones."""
 
 import json
+from collections import Counter
 
 import pytest
 from PIL import Image
@@ -8,7 +9,7 @@ from PIL import Image
 pytest.importorskip("yaml", reason="lists are read with PyYAML")
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_lab.evaluation.protocol import find_images, plan, read_protocol
+from facesnap_lab.evaluation.protocol import Identity, Pose, Prompt, Protocol, find_images, plan, read_protocol
 
 LIST = {
     "seed": 3,
@@ -49,6 +50,24 @@ def test_cases_combine_every_identity_pose_and_prompt(folder):
     assert ada.real == ada.references == (folder / "a.png",)
     assert [path.name for path in bob.real] == ["c.png", "d.png"]
     assert [prompt.weight for prompt in protocol.prompts] == [1, 0.5]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 12])
+def test_identities_take_turns_with_the_combinations(folder, count):
+    photo = folder / "a.png"
+    poses, prompts = (
+        tuple(kind(f"{i}", content) for i in range(n)) for kind, content, n in ((Pose, photo, 4), (Prompt, "x", 3))
+    )
+    people = tuple(Identity(f"person {i}", (photo,)) for i in range(12))
+    every, some = Protocol(people, poses, prompts), Protocol(people, poses, prompts, per_person=count)
+    cases = some.cases()
+    assert len(cases) == len({case.file for case in cases}) == 12 * count
+    assert {(case.file, case.seed) for case in cases} <= {(case.file, case.seed) for case in every.cases()}
+    used = Counter((case.pose.name, case.prompt.name) for case in cases)
+    assert set(used.values()) == {count}
+    for identity in people:
+        own = {case.pose.name for case in cases if case.identity is identity}
+        assert len(own) == min(count, len(poses))
 
 
 def test_yaml_and_json_are_equivalent(folder):

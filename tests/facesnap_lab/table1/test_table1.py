@@ -158,8 +158,8 @@ def test_one_command_trains_draws_measures_and_reports(world, trained, tmp_path)
     found = json.loads((out / "results.json").read_text(encoding="utf-8"))
     rows = {row["name"]: row for row in found["rows"]}
     assert list(rows) == [*LIMITS, *ROWS]
-    assert rows["copy"]["way"]["mean"] == pytest.approx(1)
-    assert rows["stranger"]["way"]["mean"] == pytest.approx(0)
+    assert rows["copy"]["position"]["mean"] == pytest.approx(1)
+    assert rows["stranger"]["position"]["mean"] == pytest.approx(0)
     assert rows["no-person"]["seconds"] == 1
     assert rows[FACESNAP]["seconds"] > 0
     assert rows[FACESNAP]["weights_mb"] == pytest.approx(shipped.FACESNAP.stat().st_size / 1e6, rel=0.2)
@@ -181,9 +181,10 @@ def test_one_command_trains_draws_measures_and_reports(world, trained, tmp_path)
         run(world, out, [0, 1], methods=ROWS[:1])  # two steps
     assert trained[-1] == ("ip-adapter-face", 1, 2)
     assert {file: file.stat().st_mtime_ns for file in images} == images
-    different = replace(world, train=replace(world.train, steps=3))
-    with pytest.raises(FaceSnapError, match="contains a table with a different 'steps'"):
-        run(different, out, [0], methods=ROWS)
+    for name, value in {"steps": 3, "learning_rate": 1e-3, "id_weight": 0.0}.items():
+        different = replace(world, train=replace(world.train, **{name: value}))
+        with pytest.raises(FaceSnapError, match=f"has a table whose '{name}' is"):
+            run(different, out, [0], methods=ROWS)
 
 
 def test_no_training_starts_after_the_time_is_over(world, trained, tmp_path):
@@ -191,34 +192,37 @@ def test_no_training_starts_after_the_time_is_over(world, trained, tmp_path):
     assert trained == []
 
 
-def test_one_person_is_not_enough(world, tmp_path):
+def test_impossible_tables_are_refused(world, tmp_path):
     alone = replace(world.protocol, identities=world.protocol.identities[:1])
     with pytest.raises(FaceSnapError, match="choose at least two people"):
         run(replace(world, protocol=alone), tmp_path, [0])
+    for seeds in ([0, 0], [-1], [2**32]):
+        with pytest.raises(FaceSnapError, match="must be different whole numbers"):
+            run(world, tmp_path, seeds)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("gain", "paper", "outcome"),
+    ("low", "high", "paper", "seeds", "outcome"),
     [
-        ((0.1, 0.05, 0.2), 1.5, "as in the paper"),
-        ((-0.1, -0.2, -0.05), -1.5, "as in the paper"),
-        ((-0.1, -0.2, -0.05), 1.5, "the opposite"),
-        ((0.1, -0.05, 0.2), 1.5, "not decided"),
-        ((0.1, None, None), 1.5, "not decided"),
+        (0.05, 0.2, 1.5, 3, "as in the paper"),
+        (-0.2, -0.05, -1.5, 2, "as in the paper"),
+        (-0.2, -0.05, 1.5, 3, "the opposite"),
+        (-0.05, 0.2, 1.5, 3, "not decided"),
+        (0.05, 0.2, 1.5, 1, "not decided"),
+        (None, None, 1.5, 3, "not decided"),
     ],
 )
-def test_an_order_needs_an_interval_that_excludes_none(gain, paper, outcome):
-    assert report._outcome(dict(zip(("mean", "low", "high"), gain)), paper) == outcome
+def test_an_order_needs_two_seeds_and_an_interval_that_excludes_0(low, high, paper, seeds, outcome):
+    assert report.outcome(low, high, paper, seeds) == outcome
 
 
 def test_methods_below_half_of_the_way_are_named(world):
-    row = {"name": "pulid", "faceless": 2, "way": {"mean": 0.3}}
+    row = {"name": "pulid", "faceless": [2, 1], "position": {"mean": 0.3}}
     found = {"people": 2, "images": 4, "poses": 2, "prompts": 1, "seeds": [0], "steps": 2, "images_per_step": 3}
     notes = report._notes({**found, "judges": world.judges.names, "rows": [row, {**row, "name": "copy"}]})
-    assert [note for note in notes if "budget" in note] == [
-        "PuLID is less than half of the way, so its budget was too small for it."
-    ]
-    assert "PuLID: 2 images without a face, which count as 0." in notes
+    assert [note for note in notes if "budget" in note] == ["PuLID is below 50 %, so its budget was too small."]
+    assert "PuLID: 3 of 8 images have no face and count as 0." in notes
 
 
 def test_command_names_a_missing_folder(tmp_path, capsys):

@@ -8,6 +8,7 @@ import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from facesnap_ext.weights import facesnap_file
 from facesnap_lab import storage
 from facesnap_lab.cli.main import main
 from facesnap_lab.storage import location
-from facesnap_lab.training import checkpoints, trainer, uploads
+from facesnap_lab.training import checkpoints, prepare, trainer, uploads
 from facesnap_lab.training.config import TrainConfig
 from facesnap_lab.training.prepare import prepare_run
 from facesnap_lab.training.shard_positions import index_of
@@ -105,6 +106,15 @@ def test_mixer_rate_scales_the_mixers_learning_rate(config, world):
     assert torch.equal(tenth.ffrnet.controlnet_mid_block.weight, full.ffrnet.controlnet_mid_block.weight)
     assert (full.mixer.queries - start).abs().max() > 1e-4
     torch.testing.assert_close(tenth.mixer.queries - start, 0.1 * (full.mixer.queries - start), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("method", "rates"), [("facesnap", [1.0, 0.1]), ("instantid", [1.0, 1.0])])
+def test_mixer_rate_is_of_facesnaps_mixer_only(config, method, rates):
+    """InstantID's Resampler is called mixer, too."""
+    networks = torch.nn.ModuleDict({"ffrnet": torch.nn.Linear(1, 1), "mixer": torch.nn.Linear(1, 1)})
+    accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None))
+    optimizer = prepare._optimizer(replace(config, method=method, mixer_rate=0.1), networks, accelerator)
+    assert [group["rate"] for group in optimizer.param_groups] == rates
 
 
 def test_resumed_run_equals_an_uninterrupted_one(config, logged_steps, monkeypatch):

@@ -90,25 +90,38 @@ def test_stage_resumes_and_writes_its_gate(out, monkeypatch):
     quality = json.loads((out / "quality.json").read_text())["base"]
     assert quality == {"steps": 2, "finished": True, "passed": False}  # there is no detector yet
     assert (out / "base" / "sheet.png").stat().st_size > 1000
-    latents = torch.load(out / "base" / "latents.pt", weights_only=True)
+    latents = torch.load(out / "base" / "latents.pt", weights_only=True)["latents"]
     assert latents.shape == (2 * dataset.SHOTS, 4, SIDE // 4, SIDE // 4)
     assert latents.float().std() == pytest.approx(1, abs=0.1)
 
 
+def test_latents_are_encoded_again_with_another_vae_or_more_images(tmp_path, monkeypatch):
+    encoded = []
+    monkeypatch.setattr(
+        base, "encode_all", lambda vae, pictures: encoded.append(len(pictures)) or torch.ones(len(pictures), 1)
+    )
+    first, other = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    for network, count in ((first, 2), (first, 2), (first, 3), (other, 3), (other, 3)):
+        assert len(base.cached_latents(network, np.zeros((count, 4)), tmp_path / "latents.pt")) == count
+    assert encoded == [2, 3, 3]
+
+
 def test_faces_are_counted_by_the_detector(out, tmp_path, monkeypatch):
     sampler = shipped.with_base_scheduler(shipped.load_sdxl(out / "base" / "pipeline"))
-    boxes = iter([np.ones((1, 5))] * 39 + [np.ones((0, 5))])
+    answers: list[list[str]] = []
 
-    class Detector:
-        def detect(self, bgr, input_size):
-            assert bgr.shape == (SIDE, SIDE, 3)
-            return next(boxes), None
+    def detect(detector, bgr):
+        assert detector == "detector"
+        assert bgr.shape == (SIDE, SIDE, 3)
+        return answers.pop()
 
-    measured = base.measure(sampler, Detector(), tmp_path / "sheet.png")
+    monkeypatch.setattr(base, "detect_faces", detect)
+    answers[:] = [["face"]] * 39 + [[]]
+    measured = base.measure(sampler, "detector", tmp_path / "sheet.png")
     assert measured == {"faces": 39 / 40, "passed": False}
     monkeypatch.setattr(base, "FACES", 0.97)
-    boxes = iter([np.ones((1, 5))] * 39 + [np.ones((0, 5))])
-    assert base.measure(sampler, Detector(), tmp_path / "sheet.png")["passed"]
+    answers[:] = [["face"]] * 39 + [[]]
+    assert base.measure(sampler, "detector", tmp_path / "sheet.png")["passed"]
 
 
 def test_few_steps_are_distilled_into_a_lora(out, monkeypatch):
