@@ -24,7 +24,7 @@ from facesnap_ext.identity.likeness import likeness, match_faces
 from facesnap_ext.identity.predictors import NoLandmarksError, Preview, choose_predictor
 from facesnap_ext.identity.references import ReferenceReport, examine
 from facesnap_ext.identity.saved import choose_networks, load_identity
-from facesnap_ext.identity.tokens import mix, null_tokens, token_signatures
+from facesnap_ext.identity.tokens import embeddings_of, mix, null_tokens, token_signatures
 from facesnap_ext.landmarks.hints import POINTS72
 from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.landmarks.poses import Pose
@@ -126,8 +126,8 @@ class Engine:
             raise FaceSnapError("FaceSnap is enabled without a reference photo; add one or disable FaceSnap.")
         if unit.reference_mode == "batch" and len(unit.references) > 1:
             raise ValueError("photos in batch mode are prepared one by one; see batches_by_photo")
-        if init_part.tile:  # the face that is there keeps its expression
-            unit = replace(unit, expression_source="pose")
+        if init_part.tile:
+            unit = _in_tile(unit, init_part)
         files = self.files(progress)
         if unit.pose in POSED:
             pose_from_unit(unit, width, height, files.folder)  # report an unknown template before anything is loaded
@@ -169,6 +169,19 @@ class Engine:
             absent=faces.absent,
             predictor=title,
         )
+
+    def likenesses_to(self, unit: Unit, image: Photo) -> list[float]:
+        """`likeness.likeness` of each face in an image to a unit's person, the largest face first.
+
+        Raises:
+            FaceSnapError: a photo, the saved identity or a model file is missing or unusable.
+        """
+        files = self.files()
+        choose_networks(files, files.choose_facesnap(unit.model), unit.identity)
+        encoders = self.encoders(files)
+        saved = load_identity(encoders, unit.identity) if unit.identity else None
+        embeddings = embeddings_of([encoders.face(photo, unit.face_index) for photo in unit.references], saved)
+        return [likeness(face, embeddings) for face in encoders.faces(image)]
 
     def encode(
         self,
@@ -320,3 +333,14 @@ def condition(unit: Unit, weights: FaceSnapWeights, tokens: Tokens, landmarks: L
         region=None if landmarks is None else region_of(unit, landmarks),
         adapter=tokens.adapter,
     )
+
+
+def _in_tile(unit: Unit, part: InitPart) -> Unit:
+    """A person's settings for a part of an image that a script chose: the face that is there keeps its expression.
+
+    In a tile, which has no mask, neither the place in the whole image nor the region painted on it can be used.
+    """
+    unit = replace(unit, expression_source="pose")
+    if part.mask is not None:
+        return unit
+    return replace(unit, x=None, y=None, size=None, region="face" if unit.region == "mask" else unit.region)

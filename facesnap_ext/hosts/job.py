@@ -16,6 +16,7 @@ from facesnap_ext.hosts.finished import Plan
 from facesnap_ext.hosts.init_image import init_images, init_part
 from facesnap_ext.hosts.selected_script import check_image_count
 from facesnap_ext.identity.init_part import InitPart
+from facesnap_ext.identity.likeness import faces_by_person
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.infotext import STOPPED, to_infotext
 from facesnap_ext.settings.script_args import person_prefix
@@ -275,6 +276,25 @@ def _encode_together(engine: Engine, batches: Sequence[Mapping[int, Unit]]) -> N
         encoders.clip_tokens([encoders.face(photo, units[0].face_index) for photo in references])
 
 
+def _parts_of_people(
+    units: Mapping[int, Unit], engine: Engine, init_image: Photo | None, part: InitPart
+) -> list[InitPart]:
+    """The part of the init image for each person. In a tile, nothing but the faces tells who is where, so each face
+    belongs to the person whom it resembles most."""
+    if not part.tile or init_image is None or len(units) < 2:
+        return [part] * len(units)
+    scores = []
+    for number, unit in units.items():
+        with error_prefix(person_prefix(number, units)):
+            scores.append(engine.likenesses_to(unit, init_image))
+    if len({len(row) for row in scores}) > 1:
+        raise FaceSnapError(
+            "The people of this job need different face model packs, which do not find the same faces in a part of the "
+            "image; save the people again with one pack, or use one person."
+        )
+    return [replace(part, among=own) for own in faces_by_person(scores)]
+
+
 def _prepare_people(
     p: Any,
     units: Mapping[int, Unit],
@@ -286,10 +306,10 @@ def _prepare_people(
 ) -> tuple[Prepared, ...]:
     people = []
     files = len({unit.model for unit in units.values()})
-    for number, unit in units.items():
+    for (number, unit), own_part in zip(units.items(), _parts_of_people(units, engine, init_image, part)):
         prefix = person_prefix(number, units)
         with error_prefix(prefix):
-            prepared = engine.prepare(unit, p.width, p.height, init_image, partial(progress, prefix), files, part)
+            prepared = engine.prepare(unit, p.width, p.height, init_image, partial(progress, prefix), files, own_part)
         notes = list(prepared.notes)
         if _lacks_its_pass(p, unit):
             notes.append("This person is active only in the second pass of hires fix, which is off.")

@@ -26,10 +26,12 @@ class InitPart:
             the whole image.
         tile: whether a script or another extension chose the part, such as a tile of an upscaled image or the face
             that ADetailer found. The job then changes the face in this part, if there is one.
+        among: indices of the faces that can be the person's, the largest face being 0; None for all faces.
     """
 
     mask: np.ndarray | None = None
     tile: bool = False
+    among: frozenset[int] | None = None
 
     def choose(self, faces: Sequence[Face], face_index: int = 0) -> Face | None:
         """The face that the job changes; None if there is no such face.
@@ -42,6 +44,8 @@ class InitPart:
         Raises:
             FaceSnapError: the image has faces, but no face with this index.
         """
+        if self.among is not None:
+            faces, face_index = [face for index, face in enumerate(faces) if index in self.among], 0
         if self.mask is None or (face_index and not self.tile):
             if self.tile and face_index >= len(faces):
                 return None

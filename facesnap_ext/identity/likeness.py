@@ -32,6 +32,19 @@ def likeness(face: Face, embeddings: Tensor) -> float:
     return float(np.dot(face.embedding, mean) / np.linalg.norm(face.embedding) / np.linalg.norm(mean))
 
 
+def faces_by_person(scores: Sequence[Sequence[float]]) -> list[frozenset[int]]:
+    """Give each face in an image to the person whom it resembles most.
+
+    Args:
+        scores: the `likeness` of each face to each person, one row per person.
+
+    Returns:
+        The indices of each person's faces.
+    """
+    best = np.argmax(np.array(scores), axis=0) if scores and scores[0] else []
+    return [frozenset(np.flatnonzero(best == person).tolist()) for person in range(len(scores))]
+
+
 def match_faces(faces: Sequence[Face], places: Sequence[Placement]) -> list[Face | None]:
     """Return the face of each person in a generated image; None if the person has no face.
 

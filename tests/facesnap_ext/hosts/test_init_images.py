@@ -13,19 +13,23 @@ import torch
 from PIL import Image
 
 from facesnap_ext.conditioning import Placement
+from facesnap_ext.engine import Engine as RealEngine
 from facesnap_ext.engine import Prepared
 from facesnap_ext.hosts import a1111, forge
 from facesnap_ext.hosts.attention import AdapterHooks, Call
 from facesnap_ext.hosts.init_image import init_images, init_part, is_tile, remember_request
 from facesnap_ext.hosts.job import PreparedBatch, PreparedImage, prepare
 from facesnap_ext.hosts.windows import for_pass
-from facesnap_ext.regions import PaintedRegion
+from facesnap_ext.photos import Photo, from_pil
+from facesnap_ext.regions import PaintedRegion, RoundedBox
 from facesnap_ext.residuals import Residuals
 from facesnap_ext.settings.unit import Unit
+from facesnap_ext.weights.search import find_models
 from tests.facesnap_ext.hosts import test_a1111 as in_a1111
 from tests.facesnap_ext.hosts import test_forge as in_forge
 from tests.support import tiny
 from tests.support.ldm_unet import inputs, ldm_unet
+from tests.support.units import changed, make_unit
 
 NETWORK = tiny.ffrnet()
 HALF = PaintedRegion(np.float32([[1, 0]]))
@@ -317,6 +321,63 @@ def test_a_tile_without_a_face_is_commented_once():
         absent = [one.people[0].absent for one in batch.images or (batch.of_image(0),)]
         assert absent == [tile.getpixel((0, 0))[0] < 10 for tile in tiles]
     assert list(p.comments) == ["FaceSnap: left out"]
+
+
+@pytest.fixture(scope="module")
+def two_people(stand_ins, group):
+    """An engine, a tile that shows two neighbours of a group, their boxes in it, and a photo of each."""
+    engine = RealEngine(lambda: find_models(stand_ins))
+    first, second = sorted(engine.encoders().faces(group), key=lambda face: face.box[0])[1:3]
+    left, top = np.minimum(first.box[:2], second.box[:2]).astype(int) - 20
+    right, bottom = np.maximum(first.box[2:], second.box[2:]).astype(int) + 20
+    tile = Image.fromarray(group.pixels[top:bottom, left:right])
+    boxes = [one.box - np.tile([left, top], 2) for one in (first, second)]
+    middle = int(boxes[0][2] + boxes[1][0]) // 2
+    shown = [tile.crop((0, 0, middle, tile.height)), tile.crop((middle, 0, *tile.size))]
+    return engine, tile, boxes, [from_pil(photo, f"photo {i}") for i, photo in enumerate(shown)]
+
+
+def people_of_tile(engine, tile, photos, masked=None, **settings):
+    p = job(init_images=[tile], image_mask=None, width=512, height=512, _ad_inner=True)
+    if masked is not None:
+        p.image_mask = Image.new("L", tile.size)
+        p.image_mask.paste(255, tuple(int(edge) for edge in masked))
+    units = {
+        number: changed(make_unit(True, (photo,), model="random.safetensors"), **settings)
+        for number, photo in enumerate(photos, 1)
+    }
+    (batch,) = prepare(p, [units], engine, lambda *parts: None)
+    return batch.people
+
+
+def shows(person, box):
+    left, top, right, bottom = person.conditioning.landmarks.box
+    return box[0] < (left + right) / 2 < box[2] and box[1] < (top + bottom) / 2 < box[3]
+
+
+def test_each_face_of_a_tile_belongs_to_the_person_whom_it_resembles(two_people, astronaut):
+    engine, tile, boxes, photos = two_people
+    for order in ([0, 1], [1, 0]):
+        chosen = people_of_tile(engine, tile, [photos[i] for i in order])
+        assert all(shows(person, boxes[i]) for person, i in zip(chosen, order))
+        for masked in (0, 1):  # as ADetailer does, one face after the other
+            chosen = people_of_tile(engine, tile, [photos[i] for i in order], boxes[masked])
+            assert [person.absent for person in chosen] == [i != masked for i in order]
+            assert shows(chosen[order.index(masked)], boxes[masked])
+    *both, stranger = people_of_tile(engine, tile, [*photos, astronaut])
+    assert stranger.absent
+    assert not any(person.absent for person in both)
+
+
+def test_a_place_and_a_region_of_the_whole_image_do_not_move_the_face_of_a_tile(two_people):
+    """A tile has no mask. A mask comes with the whole image, where they mean the same as in the first pass."""
+    engine, tile, boxes, photos = two_people
+    painted = Photo(np.full((8, 8, 3), 255, np.uint8), "mask")
+    (person,) = people_of_tile(engine, tile, photos[:1], x=0.9, y=0.9, size=0.3, region="mask", mask=painted)
+    assert any(shows(person, box) for box in boxes)
+    assert isinstance(person.conditioning.region, RoundedBox)
+    (person,) = people_of_tile(engine, tile, photos[:1], boxes[0], x=0.9, y=0.9)
+    assert not shows(person, boxes[0])
 
 
 @pytest.mark.parametrize("inverted", [0, 1])
