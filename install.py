@@ -70,6 +70,7 @@ GPU_PLATFORMS = ("linux-x86_64", "win-amd64")
 
 FAILURE = Path(__file__).with_name(".install-failure.json")  # records the last failed attempt and its time
 QUIET = 24 * 60 * 60  # seconds to wait after a failed attempt before trying again
+RUN = "Run in a Command Prompt (cmd):" if sys.platform == "win32" else "Run:"  # PowerShell needs another syntax
 PATIENCE = 5  # seconds to wait for the package index
 NATIVE = (".so", ".pyd", ".dll", ".dylib")
 PYTHON = sys.version_info[:2]
@@ -311,18 +312,19 @@ def _report(absent: Collection[str], reason: str) -> str:
     return f"FaceSnap cannot detect faces until these packages are installed: {', '.join(absent)}. Reason: {reason}."
 
 
-def failed_recently(attempt: str) -> bool:
-    """Whether the same attempt failed less than a day ago."""
+def recent_failure(attempt: str) -> str:
+    """Return the reason why the same attempt failed less than a day ago; empty if it did not."""
     try:
         failure = json.loads(FAILURE.read_text("utf-8"))
-        return failure["attempt"] == attempt and 0 <= time.time() - failure["time"] < QUIET
+        recent = failure["attempt"] == attempt and 0 <= time.time() - failure["time"] < QUIET
+        return str(failure["reason"]) if recent else ""
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # the file does not exist or is damaged
-        return False
+        return ""
 
 
-def _remember_failure(attempt: str) -> None:
+def _remember_failure(attempt: str, reason: str) -> None:
     with suppress(OSError):  # the folder is read-only
-        FAILURE.write_text(json.dumps({"attempt": attempt, "time": time.time()}), "utf-8")
+        FAILURE.write_text(json.dumps({"attempt": attempt, "time": time.time(), "reason": reason}), "utf-8")
 
 
 def _report_damage(pip: list[str]) -> bool:
@@ -334,7 +336,7 @@ def _report_damage(pip: list[str]) -> bool:
             command = _shell(pip, [["install", "--force-reinstall", "--no-deps", name]])
             print(
                 f"FaceSnap cannot detect faces because {name} is damaged: its file {file} is missing or incomplete. "
-                f"Run: {command}"
+                f"{RUN} {command}"
             )
             return True
     return False
@@ -358,12 +360,12 @@ def main() -> None:
         failure = "the WebUI was started with --skip-install"
     elif not pip:
         failure = "this Python has neither pip nor uv"
-    elif failed_recently(attempt):
-        return
+    elif failure := recent_failure(attempt):
+        pass  # it is reported at every start, but tried only once a day
     elif failure := _install(pip, commands, pins):
-        _remember_failure(attempt)
+        _remember_failure(attempt, failure)
     if failure:
-        print(f"{_report(absent, failure)} Run: {_shell(pip, commands)}")
+        print(f"{_report(absent, failure)} {RUN} {_shell(pip, commands)}")
     else:
         FAILURE.unlink(missing_ok=True)
         print(f"FaceSnap installed the packages that it needs to detect faces: {', '.join(absent)}.")

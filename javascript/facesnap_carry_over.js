@@ -27,14 +27,29 @@ async function facesnapCarryOver() {
         }
         from.settings.read();
         to.settings.set(from.settings.values());
-        facesnapType(control(to, "mask", "textarea"), control(from, "mask", "textarea").value);
+        await facesnapCopyMask(control(from, "mask", "textarea").value, facesnapRegions.img2img[number], to);
         const files = await facesnapFilesOf(from.element("references"));
         if (files.length) await facesnapChangePhotos(to.element("references"), to.element("seen"), () => files);
-        const driving = control(from, "driving", "img"), input = control(to, "driving", "input[type=file]");
-        if (!driving || !input) continue;
+        const more = await facesnapFilesOf(from.element("driving_more"));
+        if (more.length) {
+            await facesnapChangePhotos(to.element("driving_more"), document.createElement("div"), () => more);  // no cards
+        }
+        const driving = control(from, "driving", "img");
+        if (!driving) continue;
+        to.element("driving").querySelector(facesnapClearButton)?.click();  // an image component only accepts a first one
+        const input = await facesnapUntil(() => control(to, "driving", "input[type=file]"), 5);
+        if (!input) continue;
         const transfer = new DataTransfer();
         transfer.items.add(await facesnapFileOf(driving.src, "driving.png"));
         input.files = transfer.files;
         input.dispatchEvent(new Event("change", {bubbles: true}));
     }
+}
+
+// Set a person's painted mask, both the one that the job uses and the one on the canvas.
+async function facesnapCopyMask(url, region, to) {
+    facesnapType(to.element("mask").querySelector("textarea"), url);
+    region.begin();
+    if (url) region.load(await createImageBitmap(await (await fetch(url)).blob()));
+    else region.clear();
 }

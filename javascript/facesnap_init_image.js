@@ -4,7 +4,7 @@
 
 const facesnapInitSide = 1024;  // longest side of the init image as sent to the server, which finds the face in it
 
-// {width, height, window, image, key, note} of the tab's output. Without an init image, `image` is null.
+// {width, height, window, image, key, note, inpaints} of the tab's output. Without an init image, `image` is null.
 function facesnapOutput(tab) {
     const side = name => Number(gradioApp().querySelector(`#${tab}_${name} input[type=number]`)?.value) || 512;
     const plain = {width: side("width"), height: side("height"), window: facesnapFullWindow, image: null, key: ""};
@@ -20,10 +20,11 @@ function facesnapOutput(tab) {
         return Math.max(fallback, inputs.findIndex(input => input.checked));
     };
     const area = gradioApp().querySelector("#img2img_inpaint_full_res");
-    const onlyMasked = Boolean(area?.offsetParent) && choice("img2img_inpaint_full_res", 0) === 1;
+    const inpaints = Boolean(area?.offsetParent);
+    const onlyMasked = inpaints && choice("img2img_inpaint_full_res", 0) === 1;
     const source = image.getAttribute("src");
     return {
-        width: output[0], height: output[1], image,
+        width: output[0], height: output[1], image, inpaints,
         window: facesnapInitWindow(onlyMasked ? 2 : choice("resize_mode", 0), size, output),
         key: `${size} ${source.length} ${source.slice(-80)}`,
         note: onlyMasked ?

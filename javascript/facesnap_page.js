@@ -7,6 +7,8 @@ const facesnapPollInterval = 50;  // milliseconds; the page is polled because ma
 const facesnapPatience = 60;  // seconds to wait for an answer of the server before asking again
 const facesnapThumbnailSide = 64;  // side of a template's thumbnail in units of the line width
 
+const facesnapMaskNote = "The canvas shows the largest face; the job changes the face under the mask.";
+
 onUiLoaded(() => {
     gradioApp().querySelectorAll(".facesnap-canvas").forEach(facesnapWire);
 });
@@ -19,7 +21,8 @@ function facesnapWire(root) {
     const control = (name, input) => element(name).querySelector(input);
     const tab = root.dataset.ids.includes("img2img") ? "img2img" : "txt2img";
     const person = Number(root.dataset.ids.match(/\{\}_(\d+)$/)?.[1] ?? 1);
-    const message = root.appendChild(document.createElement("div"));
+    const message = document.createElement("div");
+    root.closest(".facesnap-columns").after(message);  // visible even if there is nothing to show on the canvas
     message.className = "facesnap-report facesnap-problem";
     message.lang = "en";  // the server's sentences
     const settings = facesnapSettings(element, () => queueMicrotask(() => update(false)));
@@ -29,7 +32,7 @@ function facesnapWire(root) {
 
     const poseSettings = facesnapPoseSettings(element);
     let preview = null, lastState = "", lastAnswer = "", found = {}, output = null;
-    let lastQuestion = "", questionNumber = 0, asked = 0, answered = true, opened = false;
+    let lastQuestion = "", questionNumber = 0, asked = 0, answered = true, opened = false, hadDriving = false;
     const questionSettings = [
         "pose", "saved_pose", "face_index", "driving_face_index", "identity", "reference_mode", "expression_source",
     ];
@@ -134,7 +137,10 @@ function facesnapWire(root) {
             if (element("person").dataset[name] !== String(value)) element("person").dataset[name] = value;
         }
         const driving = control("driving", "img");
-        element("driving_more").classList.toggle("facesnap-off", !driving);
+        const more = element("driving_more").querySelector("a[href]");  // these are used without the first one, too
+        element("driving_more").classList.toggle("facesnap-off", !driving && !more);
+        if (hadDriving && !driving) settings.set({driving_face_index: 0});  // its faces can no longer be chosen
+        hadDriving = Boolean(driving);
         const own = control("pose", "label[data-value=own]");  // otherwise it is the same as "photo"
         own.classList.toggle("facesnap-off", !(driving || tab === "img2img" || pose === "own"));
     }
@@ -161,7 +167,9 @@ function facesnapWire(root) {
         if (found.rig) facesnapThumbnails(element, found.rig, found.question);
         if (!found.rig && regionKind !== "mask") return;
         const others = Object.entries(regions).filter(([, theirs]) => theirs !== region && theirs.active);
-        outputNote.textContent = output.note || "";
+        outputNote.textContent = [
+            output.note, output.inpaints && found.init_faces > 1 ? facesnapMaskNote : "",
+        ].filter(Boolean).join(" ");
         peopleNote.textContent = others.length ? "The other people's regions are shown with their numbers." : "";
         const values = readValues();
         const state = JSON.stringify([

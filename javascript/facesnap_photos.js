@@ -41,7 +41,10 @@ function facesnapAcceptPhotos(root, element) {
         target.addEventListener("dragover", event => event.preventDefault());  // else the browser opens the dropped file
         target.addEventListener("drop", event => {
             const images = facesnapImageFiles(event.dataTransfer);
-            if (!images.length) return;
+            if (!images.length) {
+                if (target === cards) event.preventDefault();  // else the browser opens the file
+                return;
+            }
             const empty = () => block.querySelector("input[type=file]");
             if (empty() && target === block) {  // the component accepts the drop itself, but may lose it
                 facesnapUntil(() => block.querySelector("a[href]"), 4).then(arrived => {
@@ -88,7 +91,7 @@ async function facesnapPressCard(block, cards, {facesnapDo, facesnapKeep, facesn
 }
 
 // Change the photos of a file component, one change after the other. `change` gets the existing files and returns the
-// new ones.
+// new ones. The result says whether all of them have been uploaded.
 function facesnapChangePhotos(block, cards, change) {
     const previous = block.facesnapChange || Promise.resolve();
     return block.facesnapChange = previous.then(() => facesnapReplacePhotos(block, cards, change)).catch(console.error);
@@ -109,6 +112,7 @@ async function facesnapReplacePhotos(block, cards, change) {
     copy.classList.add("facesnap-busy");
     cards.before(copy);
     block.classList.add("facesnap-busy");
+    facesnapProblem(block, "");
     try {
         for (let seconds = 4; seconds < 100; seconds *= 2) {
             block.querySelector(facesnapClearButton)?.click();
@@ -116,19 +120,49 @@ async function facesnapReplacePhotos(block, cards, change) {
             if (seconds > 4) await facesnapUntil(() => false, seconds / 8);
             const input = await facesnapUntil(() => block.querySelector("input[type=file]"), 5);
             if (!input) continue;
-            if (!transfer.files.length) return;
+            if (!transfer.files.length) return true;
             input.files = transfer.files;
             const before = facesnapUploads;
             input.dispatchEvent(Object.assign(new Event("change", {bubbles: true}), {facesnap: true}));
             const ended = await facesnapUntil(() => arrived() || facesnapUploads > before, seconds);
             if (ended && await facesnapUntil(arrived, 0.5)) break;
         }
+        if (!arrived()) {
+            facesnapProblem(block, "The photos could not be uploaded; add them again.");
+            return false;
+        }
         if (copy.isConnected) await facesnapUntil(() => cards.textContent.trim(), 30);  // faces are being detected
+        return true;
     } finally {
         copy.remove();
         block.classList.remove("facesnap-busy");
     }
 }
+
+// Show a sentence below a file component; an empty one removes it.
+function facesnapProblem(block, sentence) {
+    if (block.nextElementSibling?.matches(".facesnap-problem")) block.nextElementSibling.remove();
+    if (!sentence) return;
+    const problem = Object.assign(document.createElement("div"), {className: "facesnap-report facesnap-problem"});
+    problem.textContent = facesnapTranslate(sentence);
+    block.after(problem);
+}
+
+// A job that begins while photos are uploaded again would run without them, so it begins when they have arrived.
+document.addEventListener("click", event => {
+    const button = event.target.closest?.("#txt2img_generate, #img2img_generate");
+    const people = button ? Object.values(facesnapPeopleInTab[button.id.split("_")[0]] || {}) : [];
+    const busy = people.map(({element}) => element("references")).filter(block => block.matches(".facesnap-busy"));
+    if (!busy.length) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    if (button.facesnapWaits) return;
+    button.facesnapWaits = true;
+    Promise.all(busy.map(block => block.facesnapChange)).then(uploaded => {
+        button.facesnapWaits = false;
+        if (uploaded.every(Boolean)) button.click();
+    });
+}, true);
 
 // The files that a file component holds.
 function facesnapFilesOf(block) {

@@ -179,17 +179,17 @@ def add_settings():
         "likeness": option(False, "Measure the likeness of each image to each person").info(
             "shown below the images and written into infotext; takes about a second per image"
         ),
-        "best_first": option(False, "Order a batch's images by likeness, best first").info(
+        "best_first": option(False, "Order a job's images by likeness, best first").info(
             "with several people, by the lowest likeness among them; has no effect in scripts that depend on the order"
         ),
         "keep_best": option(
             0,
-            "Keep only the best images of each batch, by likeness",
+            "Keep only the best images of each job, by likeness",
             gr.Slider,
             {"minimum": 0, "maximum": 32, "step": 1},
         ).info(
-            "number of images to keep from each batch, or for each photo in batch mode; 0 keeps all. The other images "
-            "are neither shown nor saved. Images are saved only at the end of the job"
+            "number of images to keep from all batches of a job, or for each photo in batch mode; 0 keeps all. The "
+            "other images are neither shown nor saved. Images are saved only at the end of the job"
         ),
         "strip": option(False, "Add an image that shows the reference photo beside the result").info(
             "shown, but not saved"

@@ -12,6 +12,7 @@ from facesnap_ext.settings.infotext import MARK
 from facesnap_ext.weights.image_classifier import ImageClassifier, rejection
 
 BLURRED = f"{MARK} blurred"  # this parameter records why an image was blurred, also for the API
+NOT_CHECKED = "not checked"  # the reason if the classifier fails
 CELLS = 12
 """Number of cells along the longer side of a blurred image. The mean colour of each cell is all that remains."""
 
@@ -31,7 +32,7 @@ def check(p: Any, image: Image.Image, finished: FinishedImage, classifier: Image
         finished.rejected = "" if found is None else f"{found[0]} {found[1]:.2f}"
     except Exception as error:  # such as too little memory: an image that was not checked must not be shown
         log.error("FaceSnap: an image could not be checked", exc_info=error)
-        finished.rejected = "not checked"
+        finished.rejected = NOT_CHECKED
     if finished.rejected:
         p.extra_generation_params[BLURRED] = finished.rejected
         image = blur(image)
@@ -50,11 +51,20 @@ def blur(image: Image.Image) -> Image.Image:
 
 def sentence(numbers: dict[int, FinishedImage]) -> str:
     """Return the message about blurred images, by their number in the gallery; empty if no image was blurred."""
-    parts = [f"image {number} ({image.rejected})" for number, image in numbers.items() if image.rejected]
-    if not parts:
-        return ""
-    was = "was" if len(parts) == 1 else "were"
-    return (
-        f"The image classifier rejected {', '.join(parts)}, which {was} blurred; the check can be turned off in "
-        "Settings under FaceSnap."
-    )
+    blurred = {number: image.rejected for number, image in numbers.items() if image.rejected}
+    unchecked = [f"image {number}" for number, reason in blurred.items() if reason == NOT_CHECKED]
+    rejected = [f"image {number} ({reason})" for number, reason in blurred.items() if reason != NOT_CHECKED]
+    sentences = []
+    if rejected:
+        was = "was" if len(rejected) == 1 else "were"
+        sentences.append(
+            f"The image classifier rejected {', '.join(rejected)}, which {was} blurred; the check can be turned off in "
+            "Settings under FaceSnap."
+        )
+    if unchecked:
+        was = "was" if len(unchecked) == 1 else "were"
+        sentences.append(
+            f"The image classifier failed for {', '.join(unchecked)}, which {was} therefore blurred; the console shows "
+            "the reason."
+        )
+    return " ".join(sentences)

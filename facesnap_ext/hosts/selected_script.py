@@ -45,13 +45,13 @@ def check_image_count(p: Any) -> None:
     title = selected_script(p)
     if title and title not in TAKES_ANY_NUMBER:
         raise FaceSnapError(
-            f"The script {title} depends on the number of images in a job, which batch mode multiplies; "
-            "choose a different reference mode, or keep only one reference photo."
+            f"The script {title} depends on the number of images in a job, which several driving photos or one image "
+            "per photo would multiply; keep one driving photo, and choose another option under Several photos."
         )
     if title == PLOT and (getattr(p, "do_not_save_grid", False) or not getattr(shared.opts, "return_grid", True)):
         raise FaceSnapError(
             "The plot shows only the first image of each cell unless the WebUI creates grids, so most people "
-            "would be missing in batch mode; turn on grids, or use the axis [FaceSnap] reference."
+            "would be missing; turn on grids, or use the axis [FaceSnap] reference or [FaceSnap] driving."
         )
 
 

@@ -134,14 +134,16 @@ def _confirm(name: str, choices: Choices | None = None) -> Callable[[Any, Sequen
 
     def confirm(p: Any, values: Sequence[Any]) -> None:
         units = list(_units(p).values())
-        if name not in ("reference", "driving"):
-            units = units or [Unit()]
+        if not units:
+            raise FaceSnapError(
+                f"The plot has the axis [FaceSnap] {name}, but FaceSnap is off; turn it on, or choose another axis."
+            )
         known = None if choices is None else choices()
         for value in values:
             if known is not None and value not in known:
-                raise FaceSnapError(
-                    f"FaceSnap's {name} is {short_repr(value)} in the plot; use {', '.join(filter(None, known))}."
-                )
+                names = ", ".join(filter(None, known))
+                advice = f"use {names}" if names else "there is none yet, so save or install one first"
+                raise FaceSnapError(f"FaceSnap's {name} is {short_repr(value)} in the plot; {advice}.")
             for unit in units:
                 changed = _with_axis_values(unit, {name: _value(name, value)})
                 if name == "region" and changed.region == "mask":

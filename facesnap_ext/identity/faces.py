@@ -245,7 +245,8 @@ def select_face(faces: Sequence[Face], face_index: int | None = None) -> Face:
     if not 0 <= face_index < len(faces):
         count = f"{len(faces)} faces" if len(faces) > 1 else "1 face"
         raise FaceSnapError(
-            f"{faces[0].photo.name} has no face {face_index}: it shows {count}, numbered from 0 (the largest)."
+            f"{faces[0].photo.name} has no face {face_index}: it shows {count}, numbered from 0 (the largest); choose "
+            "one of these."
         )
     return faces[face_index]
 

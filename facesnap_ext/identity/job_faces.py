@@ -21,7 +21,8 @@ from facesnap_ext.weights.identity_file import Identity
 POSED = ("template", "sliders", "saved")  # poses that do not come from a photo
 
 TILE_WITHOUT_FACE = (
-    "A script or another extension works on a part of the image without a face, so this person was left out there."
+    "A script or another extension works on a part of the image that does not show this person's face, so the person "
+    "was left out there."
 )
 
 Progress = Callable[[str], None]

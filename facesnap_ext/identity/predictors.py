@@ -259,7 +259,7 @@ def without_landmarks(files: ModelFiles, consequence: str) -> str:
     return (
         f"The face model pack {files.require('face_pack').name} has no model for 68 landmarks (1k3d68.onnx), so "
         f"{consequence}; put that file of antelopev2 or buffalo_l into its folder, or convert MediaPipe's {TASK_FILE} "
-        "with facesnap convert and put the result into the model folder."
+        "with python -m facesnap_ext convert and put the result into the model folder."
     )
 
 

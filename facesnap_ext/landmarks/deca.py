@@ -215,7 +215,7 @@ def load_deca(path: Path) -> Deca:
     Raises:
         FaceSnapError: the file is not a converted DECA encoder, has a newer format version, or is incomplete.
     """
-    require(path, Kind.DECA, "convert deca_model.tar once with `facesnap convert`.")
+    require(path, Kind.DECA, "convert deca_model.tar once with `python -m facesnap_ext convert`.")
     metadata = read_index(path).metadata
     try:
         if int(metadata.get("version", VERSION)) > VERSION:

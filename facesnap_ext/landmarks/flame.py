@@ -151,7 +151,7 @@ def load_flame(path: Path) -> Flame:
         FaceSnapError: the file is not a converted FLAME model, has a newer format version, or its tensors are
             inconsistent.
     """
-    require(path, Kind.FLAME, "convert FLAME's generic_model.pkl once with `facesnap convert`.")
+    require(path, Kind.FLAME, "convert FLAME's generic_model.pkl once with `python -m facesnap_ext convert`.")
     version = read_index(path).metadata.get("version", str(VERSION))
     if not re.fullmatch("[0-9]{1,9}", version):
         raise FaceSnapError(

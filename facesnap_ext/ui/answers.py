@@ -93,7 +93,7 @@ def canvas_data(engine: Engine, files: list[Any] | None, driving: Any, size: str
         files: the image files with the reference photos, or their contents. In batch mode the first one is previewed.
         size: output size and request number, such as "1024x768 3"; the response repeats the number.
         init: img2img's init image as a data URL. If the pose comes from it, the response contains `in_init`, and the
-            points are fractions of the init image's width and height.
+            points are fractions of the init image's width and height. `init_faces` is the number of its faces.
     """
     size, _, question = size.partition(" ")
     try:
@@ -104,7 +104,8 @@ def canvas_data(engine: Engine, files: list[Any] | None, driving: Any, size: str
         if unit.pose == "photo" or unit.expression_source == "driving":
             driver = photos.from_pil(driving, "Driving photo") if driving is not None else None
             init_image = photos.from_base64(init, "Init image") if init and driver is None else None
-        if init_image is not None and not engine.encoders(models).faces(init_image):
+        init_faces = 0 if init_image is None else len(engine.encoders(models).faces(init_image))
+        if not init_faces:
             init_image = None
         in_init = init_image is not None and unit.pose == "photo"
         expression = {
@@ -125,5 +126,10 @@ def canvas_data(engine: Engine, files: list[Any] | None, driving: Any, size: str
         )
     except FaceSnapError as error:
         return json.dumps({"question": question, "error": str(error)})
-    found = {"rig": for_browser(preview.rig) | rig, **photo_points(preview), "in_init": in_init}
+    found = {
+        "rig": for_browser(preview.rig) | rig,
+        **photo_points(preview),
+        "in_init": in_init,
+        "init_faces": init_faces,
+    }
     return json.dumps({"question": question, **found, "note": " ".join(preview.notes)})

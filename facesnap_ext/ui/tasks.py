@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def _run(
         width, height = map(int, size.partition(" ")[0].split("x")) if size else (1024, 1024)
         init_image = photos.from_base64(init, "Init image") if init else None
         unit = unit_from_page(list(given.values()))
+        if isinstance(unit.driving, tuple):  # the canvas shows the first one
+            unit = replace(unit, driving=unit.driving[0])
         path = save_pose(models, name, engine.pose_as_sliders(unit, width, height, init_image))
         message = f"{wording('Saved as')} {data(path.name)}. {wording('The file contains only numbers and no pixels.')}"
         return {"pose_report": message, "settings": {"saved_pose": path.stem}}

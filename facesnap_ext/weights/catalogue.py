@@ -203,7 +203,7 @@ PARTS = (
         "Apache-2.0",
         True,
         "https://ai.google.dev/edge/mediapipe/solutions/vision/face_landmarker",
-        "download face_landmarker.task, then run facesnap convert face_landmarker.task",
+        "download face_landmarker.task, then run python -m facesnap_ext convert face_landmarker.task",
         "face_landmarks.onnx",
         3_760_000,
     ),

@@ -295,7 +295,9 @@ def start(name: str, files: ModelFiles) -> Job:
             return running
         for other in _jobs.values():
             if other.state == "running" and (both := set(parts) & set(other.parts)):
-                raise FaceSnapError(f"{min(part.title for part in both)} is being downloaded already; wait for it.")
+                raise FaceSnapError(
+                    f"{min(part.title for part in both)} is already being downloaded; wait until it has finished."
+                )
         job = _jobs[name] = Job(name, parts)
         threading.Thread(
             target=_run, args=(job, files.folder), name=f"FaceSnap download of {name}", daemon=True

@@ -106,12 +106,6 @@ def role_of(graph: OnnxGraph) -> str:
     return "recognition" if MIN_SIDE <= height <= MAX_SIDE and height % 16 == 0 and is_vector else ""
 
 
-def recognition_hash(folder: Path) -> str:
-    """Return the SHA-256 that identifies a pack's recognition model; empty if the pack has none."""
-    path = pack_files(folder).recognition
-    return "" if path is None else file_hash(path)
-
-
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file, which is cached until the file changes.
 

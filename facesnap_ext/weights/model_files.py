@@ -92,7 +92,7 @@ class ModelFiles:
             return self.facesnap[name]
         names = ", ".join(sorted(self.facesnap))
         if name:
-            advice = f"choose one of {names}" if names else "there are no others"
+            advice = f"choose one of {names}" if names else STARTER_ADVICE.rstrip(".")
             raise FaceSnapError(f"There is no FaceSnap file {name} in {self.folder}; {advice}.")
         if not names:
             raise FaceSnapError(self._missing_message("facesnap"))

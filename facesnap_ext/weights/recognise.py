@@ -81,7 +81,7 @@ def recognise_cached(path: Path, state: State) -> Kind | FaceSnapError:
     except FaceSnapError as error:
         return FaceSnapError(str(error))  # drops the traceback
     except Exception as error:  # one unreadable file among hundreds must not break the page
-        return FaceSnapError(f"{path.name} cannot be read ({reason_of(error, 200)}).")
+        return FaceSnapError(f"{path.name} cannot be read ({reason_of(error, 200)}); download it again.")
 
 
 def require(path: Path, expected: Kind, advice: str) -> None:

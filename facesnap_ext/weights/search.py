@@ -26,6 +26,7 @@ WEIGHT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".tar", ".pkl", ".task
 FLAME_NAMES = ("generic_model", "flame2020", "flame2023", "flame2023_open")  # names of .pkl files, in lower case
 MAX_DEPTH = 4  # levels of subfolders: …/insightface/models/antelopev2/antelopev2
 MAX_FOLDERS = 256  # maximum number of folders per search
+NOT_SEARCHED = "the others were not searched, so move what FaceSnap does not need elsewhere."
 MAX_FILES = 512  # maximum number of weight files per search
 MAX_OLD_TORCH_BYTES = 64 * 2**20  # files of torch before 1.6 must be read completely to be recognised
 # other programs' folders with large files that FaceSnap cannot use
@@ -105,13 +106,13 @@ def _walk(root: Path, warnings: list[str], own_folder: Path | None = None) -> It
             if entry.suffix.lower() in WEIGHT_SUFFIXES and _is_true(entry.is_file):
                 files += 1
                 if files > MAX_FILES:
-                    warnings.append(f"{root} has more than {MAX_FILES} weight files; the others were not searched.")
+                    warnings.append(f"{root} has more than {MAX_FILES} weight files; {NOT_SEARCHED}")
                     return
                 yield entry
             elif depth < MAX_DEPTH and _is_true(entry.is_dir) and not _is_skipped(entry, own_folder):
                 queue.append((entry, depth + 1))
         if queue and folders == MAX_FOLDERS:
-            warnings.append(f"{root} has more than {MAX_FOLDERS} folders; the others were not searched.")
+            warnings.append(f"{root} has more than {MAX_FOLDERS} folders; {NOT_SEARCHED}")
             return
 
 
@@ -179,7 +180,7 @@ def _register(files: ModelFiles, path: Path, folder: Path, halves: list[FoundMod
             return
         kind = recognise_cached(path, state_of(path))
     except OSError as error:
-        kind = FaceSnapError(f"{path.name} cannot be read ({error.strerror}).")
+        kind = FaceSnapError(f"{path.name} cannot be read ({error.strerror}); check its permissions.")
     if own and (classifier := _classifier(path, kind, folder)):
         _add(files, classifier)
     elif isinstance(kind, FaceSnapError):
@@ -229,7 +230,9 @@ def _encoder_or_head(path: Path, kind: Kind, folder: Path, own: bool) -> FoundMo
     if kind is Kind.PICKLE and own:  # FLAME's archives also hold male and female heads, and masks
         return FoundModel("flame", path, kind.value, folder, 2, _unfit_flame(path))
     if kind is Kind.MEDIAPIPE and own:
-        advice = f"{path.name} must be converted with facesnap convert {path.name}."
+        advice = (
+            f"{path.name} must be converted: run python -m facesnap_ext convert {path.name} in the extension's folder."
+        )
         return FoundModel("mediapipe", path, f"{kind.value}, which must be converted", folder, 1, advice)
     return None
 

@@ -159,6 +159,31 @@ def test_the_canvas_follows_a_slider_within_50_ms(posed):
         assert median(frames) <= 3, f"{slider}: {median(milliseconds):.0f} ms"
 
 
+def test_what_is_wrong_with_a_driving_photo_is_shown_and_leaves_nothing_behind(opened):
+    """Also that its second face was chosen, and that there are more driving photos."""
+    opened.upload("references", photo(ADA))
+    opened.open("driving_part")
+    two = np.concatenate([photo(ADA), photo(BOB)], 1)
+    opened.set_files("driving", two)
+    opened.wait_for_text("driving_faces", "face")
+    opened.page.locator(f"{FACESNAP}driving_faces [data-facesnap-face='1']").click()
+    opened.page.wait_for_function(
+        "settings => JSON.parse(document.querySelector(settings).value).driving_face_index === 1",
+        arg=f"{FACESNAP}settings textarea",
+    )
+    opened.at("driving_more", "input[type=file]").wait_for(state="attached")
+    opened.set_files("driving_more", photo(ADA, 1))
+    opened.page.locator(f"{FACESNAP}driving_more a[href]").wait_for(state="attached")
+    opened.at("driving", "button:is([aria-label=Clear], [aria-label='Remove Image'])").click()
+    opened.page.wait_for_function(
+        "settings => !JSON.parse(document.querySelector(settings).value).driving_face_index",
+        arg=f"{FACESNAP}settings textarea",
+    )
+    assert opened.at("driving_more").is_visible(), "the job would still use them"
+    opened.set_files("driving", NO_FACE)
+    opened.page.locator(".facesnap-problem", has_text="No face was found in Driving photo").wait_for()
+
+
 def test_a_pose_is_saved_chosen_and_deleted(posed):
     posed.number("yaw", 30)
     posed.number("smile_left", 0.5)

@@ -25,7 +25,10 @@ from tests.support.units import changed, make_unit
 
 PHOTOS = tuple(Photo(np.full((4, 4, 3), i, np.uint8), f"photo {i}") for i in range(3))
 UNIT = make_unit(True, PHOTOS, weight=0.7)
-JOB = SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=[]))
+JOB = SimpleNamespace(
+    scripts=SimpleNamespace(alwayson_scripts=[SimpleNamespace(title=lambda: "FaceSnap", args_from=0, args_to=1)]),
+    script_args=[{"references": [Image.new("RGB", (8, 8))]}],
+)
 API = Path(__file__).parents[3] / "docs" / "api.md"
 
 
@@ -127,8 +130,17 @@ def test_a_missing_reference_is_reported_before_the_plot_begins(axes):
     for wrong in (0, 3):
         with pytest.raises(FaceSnapError, match=f"uses reference {wrong}, but the number of references is 2"):
             axes["reference"].confirm(job, [1, wrong])
-    job.script_args[1] = {**person, "enabled": False}
-    axes["reference"].confirm(job, [3])
+
+
+@pytest.mark.parametrize("name", ["reference", "weight", "identity", "region"])
+def test_an_axis_without_facesnap_is_reported_before_the_plot_begins(axes, name):
+    off = [{"references": [Image.new("RGB", (8, 8))], "enabled": False}]
+    for job in (
+        SimpleNamespace(scripts=JOB.scripts, script_args=off),
+        SimpleNamespace(scripts=SimpleNamespace(alwayson_scripts=[])),
+    ):
+        with pytest.raises(FaceSnapError, match=rf"has the axis \[FaceSnap\] {name}, but FaceSnap is off; turn it on"):
+            axes[name].confirm(job, [])
 
 
 def test_a_saved_identity_replaces_the_photos(axes):

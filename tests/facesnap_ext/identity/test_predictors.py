@@ -151,7 +151,7 @@ def test_the_note_about_missing_landmarks_names_both_remedies(models, astronaut)
     encoders = without(models, DECA, FLAME, LANDMARKS68)
     (note,) = choose_predictor(encoders, [encoders.face(astronaut)]).rig()[1]
     assert "put that file of antelopev2 or buffalo_l into its folder" in note
-    assert "or convert MediaPipe's face_landmarker.task with facesnap convert" in note
+    assert "or convert MediaPipe's face_landmarker.task with python -m facesnap_ext convert" in note
 
 
 @pytest.fixture

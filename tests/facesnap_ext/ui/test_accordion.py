@@ -107,6 +107,7 @@ def test_the_init_image_gives_the_pose_if_it_does_in_the_job(page, engine, astro
 
     driven = ask("photo")
     assert driven["in_init"]
+    assert driven["init_faces"] == 1
     expected: Landmarks = engine.preview([photo_of(astronaut)], photo_of(grace_hopper)).landmarks
     height, width = grace_hopper.pixels.shape[:2]
     np.testing.assert_allclose(driven["points"], expected.points / (width, height), atol=1e-6)
@@ -200,7 +201,7 @@ def test_the_canvas_shows_a_saved_person(page, engine, monkeypatch) -> None:
     preview = Preview(Rig(np.zeros((72, 3), np.float32), {}), None)
     monkeypatch.setattr(Engine, "preview", lambda self, *args: requests.append(args) or preview)
     canvas, *_ = page.answers.answer(engine, None, None, "640x512 1", "", '{"pose": "own", "identity": "Ada"}')
-    parts = {"question", "rig", "points", "neutral", "camera", "expression", "in_init", "note"}
+    parts = {"question", "rig", "points", "neutral", "camera", "expression", "in_init", "init_faces", "note"}
     assert set(json.loads(canvas)) == parts
     assert requests == [((), None, (640, 512), 0, 0, "Ada", None)]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from facesnap_ext.engine import Engine
 from facesnap_ext.identity.framing import face_thumbnail
@@ -178,6 +179,20 @@ def test_a_pose_is_saved_listed_and_deleted(run, page, models):
     assert done.names()["saved_pose"] == []
     assert page_settings.parse(done.settings)["saved_pose"] == ""
     assert "facesnap-problem" in task("delete_pose", "", saved_pose="Nod").pose_report
+
+
+def test_a_pose_is_saved_from_the_first_of_several_driving_photos(page, models, astronaut, mirrored):
+    """The canvas shows it. More driving photos may also be there without a first one."""
+    engine = Engine(lambda: find_models(models))
+    first, more = Image.fromarray(mirrored.pixels), [png(astronaut.pixels)]
+    for name, driving in (("First", first), ("More", None)):
+        task = json.dumps({"do": "save_pose", "number": 1, "name": name})
+        shown = (True, [png(astronaut.pixels)], driving, more, "", json.dumps({"pose": "photo"}))
+        report = Updates(*page.tasks.run_task(engine, task, "512x512 1", "", *shown)).pose_report
+        assert "Saved as" in report
+    turned = [load_pose(models, name).yaw for name in ("First", "More")]
+    assert min(map(abs, turned)) > 3
+    assert turned[0] * turned[1] < 0, "the photo is mirrored"
 
 
 @pytest.mark.parametrize("do", ["rename", "delete"])

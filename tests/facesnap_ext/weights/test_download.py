@@ -504,7 +504,7 @@ def test_a_bundle_and_one_of_its_parts_are_not_downloaded_at_once(server, tmp_pa
     server.hold = threading.Event()
     job = download.start("all", ModelFiles(tmp_path))
     assert download.start("all", ModelFiles(tmp_path)) is job
-    with pytest.raises(FaceSnapError, match="two is being downloaded already"):
+    with pytest.raises(FaceSnapError, match="two is already being downloaded"):
         download.start("two", ModelFiles(tmp_path))
     server.hold.set()
     wait_for("done", job)

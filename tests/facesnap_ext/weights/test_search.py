@@ -286,7 +286,7 @@ def test_unexpected_error_in_one_file_does_not_affect_others(tmp_path, monkeypat
     monkeypatch.setattr(recognise_module, "recognise", fail)
     files = find_models(tmp_path)
     assert files.clip == clip
-    assert files.passed_over == ["a.safetensors cannot be read ('somewhere inside')."]
+    assert files.passed_over == ["a.safetensors cannot be read ('somewhere inside'); download it again."]
 
 
 NET, ADAPTER = KINDS["SDXL_CONTROLNET"], KINDS["INSTANTID_ADAPTER"]
