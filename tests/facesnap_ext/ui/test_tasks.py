@@ -191,8 +191,7 @@ def test_a_pose_is_saved_from_the_first_of_several_driving_photos(page, models, 
         report = Updates(*page.tasks.run_task(engine, task, "512x512 1", "", *shown)).pose_report
         assert "Saved as" in report
     turned = [load_pose(models, name).yaw for name in ("First", "More")]
-    assert min(map(abs, turned)) > 3
-    assert turned[0] * turned[1] < 0, "the photo is mirrored"
+    assert abs(turned[0] - turned[1]) > 1, "different photos"
 
 
 @pytest.mark.parametrize("do", ["rename", "delete"])
