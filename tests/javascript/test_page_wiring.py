@@ -43,7 +43,9 @@ def controls() -> str:
         <div id='txt2img_seen' class='facesnap-seen'></div>
         {settings_html.reference_mode(ident)}{people.form(ident)}{settings_html.identity(ident)}
         <div id='txt2img_chosen'></div><div id='txt2img_people_report' class='facesnap-report'></div>
+        <div class='facesnap-columns'>
         <div class='facesnap-when-shown' style='width: 320px'>{settings_html.canvas(ident)}</div>
+        </div>
         {settings_html.pose(ident)}
         <div class='facesnap-when-photo'>driving<div id='txt2img_driving'></div></div>
         <div id='txt2img_driving_more'></div>

@@ -134,7 +134,7 @@ def test_model_folder(tmp_path):
     files = find_models(models, [other])
     assert files.mediapipe is None
     assert files.passed_over == []
-    with pytest.raises(FaceSnapError, match=r"face_landmarker\.task must be converted with facesnap convert"):
+    with pytest.raises(FaceSnapError, match=r"face_landmarker\.task must be converted: run python -m facesnap_ext convert"):
         files.require("mediapipe")
     converted = convert(models / "face_landmarker.task")
     assert find_models(models, [other]).mediapipe == converted
@@ -170,7 +170,7 @@ def test_other_onnx_files_are_not_the_detector(tmp_path):
 
 
 def test_it_is_not_downloaded():
-    with pytest.raises(FaceSnapError, match=r"download face_landmarker\.task, then run facesnap convert"):
+    with pytest.raises(FaceSnapError, match=r"download face_landmarker\.task, then run python -m facesnap_ext convert"):
         downloadable("mediapipe")
 
 
