@@ -94,7 +94,11 @@ async function facesnapPressCard(block, cards, {facesnapDo, facesnapKeep, facesn
 // new ones. The result says whether all of them have been uploaded.
 function facesnapChangePhotos(block, cards, change) {
     const previous = block.facesnapChange || Promise.resolve();
-    return block.facesnapChange = previous.then(() => facesnapReplacePhotos(block, cards, change)).catch(console.error);
+    block.classList.add("facesnap-busy");
+    const done = previous.then(() => facesnapReplacePhotos(block, cards, change)).catch(console.error).finally(() => {
+        if (block.facesnapChange === done) block.classList.remove("facesnap-busy");
+    });
+    return block.facesnapChange = done;
 }
 
 // The component accepts files only while it is empty, so it is cleared and all files are uploaded again. Meanwhile a
@@ -111,7 +115,6 @@ async function facesnapReplacePhotos(block, cards, change) {
     copy.inert = true;
     copy.classList.add("facesnap-busy");
     cards.before(copy);
-    block.classList.add("facesnap-busy");
     facesnapProblem(block, "");
     try {
         for (let seconds = 4; seconds < 100; seconds *= 2) {
@@ -135,7 +138,6 @@ async function facesnapReplacePhotos(block, cards, change) {
         return true;
     } finally {
         copy.remove();
-        block.classList.remove("facesnap-busy");
     }
 }
 

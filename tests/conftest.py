@@ -40,9 +40,8 @@ MOST_WORKERS = 8  # each one holds torch and the networks of its tests, 1 to 3 G
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """The number of processes for `pytest -n auto`: two more than cores, because tests with a browser or an installer
-    mostly wait."""
-    return min((os.cpu_count() or 1) + 2, MOST_WORKERS)
+    """The number of processes for `pytest -n auto`: one more than cores, because browser tests mostly wait."""
+    return min((os.cpu_count() or 1) + 1, MOST_WORKERS)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -402,6 +402,37 @@ def test_dropped_images_are_added(page) -> None:
     page.wait_for_photos("a.png")
     assert page.transfer("drop", "b.png", target="#txt2img_references a")
     page.wait_for_photos("a.png", "b.png")
+    assert page.transfer("drop", "notes.txt", target="#txt2img_seen", type="text/plain"), "the browser would open it"
+    page.wait_for_photos("a.png", "b.png")
+
+
+def test_a_job_waits_for_photos_that_are_uploaded_again(page) -> None:
+    """While photos are changed, gradio's component is empty. Two clicks start one job."""
+    page.page.evaluate(
+        """() => {
+            window.jobs = [];
+            const button = Object.assign(document.createElement("button"), {id: "txt2img_generate"});
+            const photos = () => document.querySelectorAll("#txt2img_references a").length;
+            button.addEventListener("click", () => jobs.push(photos()));
+            document.body.append(button);
+            const files = window.facesnapFilesOf;
+            window.facesnapFilesOf = async block => {
+                await new Promise(done => setTimeout(done, 1000));
+                return files(block);
+            };
+        }"""
+    )
+    page.hover("#txt2img_pose")
+    page.transfer("paste", "a.png")
+    page.wait_for_photos("a.png")
+    page.page.wait_for_function("!document.querySelector('.facesnap-busy')")
+    page.transfer("paste", "b.png")
+    for _ in range(2):
+        page.page.evaluate("document.querySelector('#txt2img_generate').click()")
+    assert page.page.evaluate("jobs") == []
+    page.page.wait_for_function("jobs.length")
+    page.page.evaluate("document.querySelector('#txt2img_generate').click()")
+    assert page.page.evaluate("jobs") == [2, 2]
 
 
 def test_strokes_set_the_mask_and_late_answers_are_ignored(page) -> None:

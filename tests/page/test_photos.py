@@ -55,29 +55,6 @@ def test_photos_are_moved_removed_and_left_out(filled: Page) -> None:
     wait_for_cards(filled)
 
 
-def test_a_job_waits_for_photos_that_are_uploaded_again(filled: Page) -> None:
-    """While photos are changed, gradio's component is empty."""
-    press(filled, "Remove unusable photos (1)")
-    filled.page.locator(f"{FACESNAP}references.facesnap-busy").wait_for(state="attached")
-    assert isinstance(filled.generate(), np.ndarray)
-    digests = [Photo(photo(ADA, shot), "").digest[:10] for shot in (0, 2)]
-    assert f"FaceSnap references: {' '.join(digests)}" in filled.infotext()
-
-
-def test_a_dropped_file_that_is_not_an_image_changes_nothing(filled: Page) -> None:
-    """Otherwise, the browser would leave the page to show the file."""
-    prevented = filled.at("seen").evaluate(
-        """cards => {
-            const transfer = new DataTransfer();
-            transfer.items.add(new File(["x"], "notes.txt", {type: "text/plain"}));
-            const drop = new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true});
-            return !cards.dispatchEvent(drop);
-        }"""
-    )
-    assert prevented
-    wait_for_cards(filled, *NAMES)
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_text_on_the_cards_has_enough_contrast(filled: Page, theme: str) -> None:
     filled.page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")

@@ -134,7 +134,9 @@ def test_model_folder(tmp_path):
     files = find_models(models, [other])
     assert files.mediapipe is None
     assert files.passed_over == []
-    with pytest.raises(FaceSnapError, match=r"face_landmarker\.task must be converted: run python -m facesnap_ext convert"):
+    with pytest.raises(
+        FaceSnapError, match=r"face_landmarker\.task must be converted: run python -m facesnap_ext convert"
+    ):
         files.require("mediapipe")
     converted = convert(models / "face_landmarker.task")
     assert find_models(models, [other]).mediapipe == converted

@@ -72,6 +72,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(base, "WIDTHS", (32, 32, 64))
     monkeypatch.setattr(base, "DEPTHS", (1, 1, 1))
     monkeypatch.setattr(base, "PICTURES", 40)
+    monkeypatch.setattr(base, "detect_faces", lambda detector, bgr: [])
     monkeypatch.setattr(host_vae, "WIDTHS", (16, 16, 16))
     monkeypatch.setattr(detector, "IMAGES", 2)
     for module in (base, clip_pair, deca, detector, host_vae, lightning):
