@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.page.browsed_page import FACESNAP, Page, png
+from tests.page.browsed_page import FACESNAP, VERSIONS, Page, png
 from tests.page.test_page import ADA, NO_FACE, photo
 
 FOLDER = Path(__file__).parents[2] / "localizations"
@@ -109,6 +109,17 @@ def test_every_control_of_the_translated_page_works(translated: Page, language: 
     assert english(translated, known) == []
 
 
+@pytest.mark.parametrize(
+    ("url", "language"),
+    # German has the longest words
+    [
+        (version, language)
+        for version in VERSIONS
+        for language in LANGUAGES
+        if language == "de_DE" or version == VERSIONS[-1]
+    ],
+    indirect=True,
+)
 def test_every_text_is_translated_and_fits_the_page(translated: Page, language: str) -> None:
     upload(translated, photo(ADA), NO_FACE)
     translated.choose("pose", "sliders")
