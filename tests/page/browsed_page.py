@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 VERSIONS = ("3.41.2", "4.40.0")  # gradio in A1111 and Forge; `make` installs each into a folder of the environment
+# for tests of FaceSnap's own forms and canvas, of which gradio only carries the values
+with_one_gradio = pytest.mark.parametrize("url", VERSIONS[-1:], indirect=True)
 ROOT = Path(__file__).parents[2]
 FACESNAP = "#script_txt2img_facesnap_"
 SECOND = 1000  # Playwright uses milliseconds

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.page.browsed_page import FACESNAP, VERSIONS, Page, png
+from tests.page.browsed_page import FACESNAP, VERSIONS, Page, png, with_one_gradio
 from tests.page.test_page import ADA, NO_FACE, photo
 
 FOLDER = Path(__file__).parents[2] / "localizations"
@@ -66,6 +66,7 @@ def english(page: Page, known: dict[str, str]) -> list[str]:
     return [text for text in found if known.get(text, text) != text]
 
 
+@with_one_gradio
 @pytest.mark.parametrize("language", ["zh_CN"], indirect=True)
 def test_every_control_of_the_translated_page_works(translated: Page, language: str) -> None:
     known = translations(language)

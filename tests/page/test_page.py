@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from tests.page.browsed_page import FACESNAP, SECOND, Page
+from tests.page.browsed_page import FACESNAP, SECOND, Page, with_one_gradio
 
 pytest.importorskip("diffusers", reason="the miniature generates images with diffusers")
 pytest.importorskip("insightface", reason="the miniature detects faces with insightface")
@@ -130,6 +130,7 @@ def is_accent(image: np.ndarray) -> np.ndarray:
     return np.abs(image.astype(int) - ACCENT).max(2) < 70
 
 
+@with_one_gradio
 def test_turning_a_template_switches_to_sliders(opened):
     opened.upload("references", photo(ADA))
     opened.choose("template", "profile left")
@@ -140,6 +141,7 @@ def test_turning_a_template_switches_to_sliders(opened):
     assert opened.at("pose", "input:checked").get_attribute("value") == "sliders"
 
 
+@with_one_gradio
 def test_dragging_sets_the_sliders(posed):
     front = TEMPLATES["front"]
     posed.drag(0.1, 0.2)
@@ -147,6 +149,7 @@ def test_dragging_sets_the_sliders(posed):
     assert posed.at("placed", "input").is_checked()
 
 
+@with_one_gradio
 def test_the_canvas_follows_a_slider_within_50_ms(posed):
     """50 ms is three frames of an idle browser. Frames are counted, because they take longer on a busy machine."""
     for slider in ("yaw", "smile_left", "lid_right", "mouth"):
@@ -207,6 +210,7 @@ def test_a_pose_is_saved_chosen_and_deleted(posed):
     posed.wait_for_text("pose_report", "Deleted: Half a smile")
 
 
+@with_one_gradio
 def test_the_canvas_can_be_used_with_the_keyboard_alone(posed):
     posed.focus_by_tab("identity", f"{FACESNAP}canvas canvas")
     for key in (*["ArrowRight"] * 5, *["Shift+ArrowDown"] * 2, "+"):
@@ -215,6 +219,7 @@ def test_the_canvas_can_be_used_with_the_keyboard_alone(posed):
     posed.wait_for_numbers(["x", "y", "pitch", "size"], [front.x + 0.05, front.y, 6, front.size * 1.05])
 
 
+@with_one_gradio
 def test_every_control_has_an_accessible_name(posed):
     posed.page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
     posed.page.wait_for_timeout(SECOND)  # labels are added within half a second
@@ -224,6 +229,7 @@ def test_every_control_has_an_accessible_name(posed):
     assert posed.unlabelled() == []
 
 
+@with_one_gradio
 def test_the_image_shows_the_person(opened):
     opened.upload("references", photo(ADA), photo(ADA, 2))
     image = opened.generate()
@@ -245,6 +251,7 @@ def test_another_photo_with_the_same_file_name_is_used(opened):
     assert f"references: {Photo(photo(BOB), '').digest[:10]}, " in opened.infotext()
 
 
+@with_one_gradio
 def test_two_people_appear_on_their_own_sides(opened):
     opened.side("width", 2 * SIDE)
     for number, index, x in ((1, BOB, 0.25), (2, ADA, 0.75)):
@@ -266,6 +273,7 @@ def test_two_people_appear_on_their_own_sides(opened):
     assert "FaceSnap 2 x: 0.75" in opened.infotext()
 
 
+@with_one_gradio
 def test_photos_of_two_people_and_one_click_place_them_side_by_side(opened):
     opened.side("width", 2 * SIDE)
     opened.upload("references", photo(BOB))
@@ -286,6 +294,7 @@ def test_photos_of_two_people_and_one_click_place_them_side_by_side(opened):
         assert f"FaceSnap{number} region: face" in infotext
 
 
+@with_one_gradio
 def test_parts_that_depend_on_the_settings_are_hidden_until_a_script_has_read_them(opened):
     shown = opened.page.evaluate(
         """contents => ["placed", "posed", "shown", "mixed"].filter(kind => {

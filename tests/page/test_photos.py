@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from facesnap_ext.photos import Photo
-from tests.page.browsed_page import FACESNAP, Page, png
+from tests.page.browsed_page import FACESNAP, Page, png, with_one_gradio
 from tests.page.test_page import ADA, NO_FACE, photo
 
 NAMES = ("photo0 Ada.png", "photo0 wall.png", "photo0 Ada later.png")
@@ -55,6 +55,7 @@ def test_photos_are_moved_removed_and_left_out(filled: Page) -> None:
     wait_for_cards(filled)
 
 
+@with_one_gradio
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_text_on_the_cards_has_enough_contrast(filled: Page, theme: str) -> None:
     filled.page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
