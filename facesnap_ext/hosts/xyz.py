@@ -142,7 +142,7 @@ def _confirm(name: str, choices: Choices | None = None) -> Callable[[Any, Sequen
         for value in values:
             if known is not None and value not in known:
                 names = ", ".join(filter(None, known))
-                advice = f"use {names}" if names else "there is none yet, so save or install one first"
+                advice = f"use {names}" if names else "none exists yet; save or install one first"
                 raise FaceSnapError(f"FaceSnap's {name} is {short_repr(value)} in the plot; {advice}.")
             for unit in units:
                 changed = _with_axis_values(unit, {name: _value(name, value)})

@@ -41,7 +41,7 @@ def faces_by_person(scores: Sequence[Sequence[float]]) -> list[frozenset[int]]:
     Returns:
         The indices of each person's faces.
     """
-    best = np.argmax(np.array(scores), axis=0) if scores and scores[0] else []
+    best = np.argmax(scores, axis=0)
     return [frozenset(np.flatnonzero(best == person).tolist()) for person in range(len(scores))]
 
 

@@ -31,6 +31,7 @@ from facesnap_lab.evaluation import metrics
 from facesnap_lab.evaluation.draw import processes
 from facesnap_lab.training import checkpoints, trainer
 from facesnap_lab.training.config import TrainConfig, from_fields, read_fields
+from facesnap_lab.training.result_settings import FILE as SETTINGS_FILE
 from facesnap_lab.training.result_settings import check_settings, result_settings
 
 RESERVED_FIELDS = ("out", "seed", "landmarks", "tokens", "method")  # training fields that the ablation itself sets
@@ -239,7 +240,7 @@ def _judge_missing(config: AblationConfig, out: Path, seed: int, setup: Ablation
 def _report(config: AblationConfig, out: Path, seeds: Sequence[int], setup: AblationSetup) -> None:
     scores, metric_limits = _read_scores(config, out, seeds)
     about = {"seeds": list(seeds), "people": config.people, "steps": config.train.steps}
-    about |= {"images_per_step": json.loads((out / "settings.json").read_text(encoding="utf-8"))["images_per_step"]}
+    about |= {"images_per_step": json.loads((out / SETTINGS_FILE).read_text(encoding="utf-8"))["images_per_step"]}
     about |= setup.distances
     report = results(about, config.references, scores, metric_limits, config.edition)
 

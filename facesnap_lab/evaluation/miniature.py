@@ -23,7 +23,7 @@ from facesnap_lab.miniature.clip_pair import token_ids
 from facesnap_lab.miniature.dataset import SIDE
 from facesnap_lab.miniature.render import render
 from facesnap_lab.miniature.shipped import SCALE, STEPS
-from facesnap_lab.miniature.world import person, scene
+from facesnap_lab.miniature.world import Scene, person, scene
 
 DRIVER = 199  # the person from the test split whose head shows the poses
 REAL_SHOTS = (2, 3, 4)
@@ -50,17 +50,17 @@ def miniature_protocol(folder: Path, people: int, poses: int = len(POSES), promp
     """Render references, real photos and driving photos of the test split's first people into `folder`."""
     driver = person("test", DRIVER)
     driving = []
-    for name, (yaw, pitch, roll, size) in list(POSES.items())[:poses]:
-        resting = scene(driver, 1)
-        pose = np.array([*np.radians([pitch, yaw, roll]), resting.pose[3], 0, 0])
-        seen = replace(resting, pose=pose, cam=np.array([size, *resting.cam[1:]]))
-        driving.append(Pose(name, _save(folder / "poses" / f"{name}.png", render([driver], [seen], SIDE)[0].picture)))
+    for name, seen in list(posed_scenes(scene(driver, 1)).items())[:poses]:
+        path = folder / "poses" / f"{name}.png"
+        driving.append(Pose(name, save_picture(path, render([driver], [seen], SIDE)[0].picture)))
     identities = []
     for index in range(people):
         who = person("test", index)
         shots = (0, *REAL_SHOTS)
         drawn = render([who] * len(shots), [scene(who, shot) for shot in shots], SIDE)
-        paths = [_save(folder / who.name / f"{shot}.png", rendering.picture) for shot, rendering in zip(shots, drawn)]
+        paths = [
+            save_picture(folder / who.name / f"{shot}.png", rendering.picture) for shot, rendering in zip(shots, drawn)
+        ]
         identities.append(Identity(who.name, tuple(paths[:1]), tuple(paths[1:])))
     texts = [Prompt(name, text) for name, text in list(PROMPTS.items())[:prompts]]
     return Protocol(tuple(identities), tuple(driving), tuple(texts))
@@ -92,7 +92,17 @@ def miniature_pipeline(
     return EvaluationPipeline(base, Engine(lambda: files), files)
 
 
-def _save(path: Path, picture: np.ndarray) -> Path:
+def posed_scenes(resting: Scene) -> dict[str, Scene]:
+    """Return a scene with the head in each of `POSES`."""
+    scenes = {}
+    for name, (yaw, pitch, roll, size) in POSES.items():
+        pose = np.array([*np.radians([pitch, yaw, roll]), resting.pose[3], 0, 0])
+        scenes[name] = replace(resting, pose=pose, cam=np.array([size, *resting.cam[1:]]))
+    return scenes
+
+
+def save_picture(path: Path, picture: np.ndarray) -> Path:
+    """Write an image [H,W,3] uint8 as PNG atomically, and return its path."""
     with atomic_write(path) as part:
         Image.fromarray(picture).save(part, format="PNG")
     return path

@@ -94,8 +94,12 @@ class TrainedRival:
 
     def _landmarks(self, photo: photos.Photo) -> Landmarks:
         face = self.encoders.face(photo)
-        own = self.encoders.landmarks(self.encoders.codes(face).shape, face)
-        return crop_and_resize(own, self.base.width, self.base.height, face.box)
+        return crop_and_resize(own_landmarks(self.encoders, face), self.base.width, self.base.height, face.box)
+
+
+def own_landmarks(encoders: Encoders, face: Face) -> Landmarks:
+    """Return a face's own 72 landmarks in its photo."""
+    return encoders.landmarks(encoders.codes(face).shape, face)
 
 
 def references(encoders: Encoders, faces: Sequence[Face], clip_side: int, side: int) -> References:
@@ -106,7 +110,7 @@ def references(encoders: Encoders, faces: Sequence[Face], clip_side: int, side: 
     """
     points = []
     for face in faces:
-        landmarks = encoders.landmarks(encoders.codes(face).shape, face)
+        landmarks = own_landmarks(encoders, face)
         points.append(landmarks.points * (side / landmarks.height))
     return References(
         torch.stack([torch.from_numpy(face.embedding) for face in faces]),

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.files import atomic_write
 from facesnap_ext.identity.faces import Face
 from facesnap_ext.weights.model_files import ModelFiles
 from facesnap_lab.evaluation.draw import Base
 from facesnap_lab.evaluation.judges import Clip, clip_extractor
 from facesnap_lab.evaluation.judges import Judges as EvaluationJudges
-from facesnap_lab.evaluation.miniature import POSES
+from facesnap_lab.evaluation.miniature import posed_scenes, save_picture
 from facesnap_lab.evaluation.protocol import Identity, Pose, Prompt, Protocol
 from facesnap_lab.miniature.captions import scene_caption
 from facesnap_lab.miniature.second import lightning
@@ -127,25 +125,17 @@ def _photos(folder: Path, index: int) -> tuple[Identity, Identity]:
     paths = {shot: folder / f"{shot}.png" for shot in (REFERENCE, SECOND, *OTHER_LOOKS)}
     for shot, path in paths.items():
         if not path.exists():
-            _save(path, photo(index, shot))
+            save_picture(path, photo(index, shot))
     reference = (paths[REFERENCE],)
     others = Identity(folder.name, reference, tuple(paths[shot] for shot in OTHER_LOOKS))
     return others, replace(others, photos=(paths[SECOND],))
 
 
 def _poses(folder: Path) -> Mapping[str, Path]:
-    """Render the driving photos: one person in `POSES`, whose sizes are the paper's "head size"."""
-    who, driver = subject("test", DRIVER, 0), person("test", DRIVER)
-    paths = {name: folder / f"{name}.png" for name in POSES}
-    for name, (yaw, pitch, roll, size) in POSES.items():
-        resting = scene(driver, 1)
-        pose = np.array([*np.radians([pitch, yaw, roll]), resting.pose[3], 0, 0])
-        seen = replace(resting, pose=pose, cam=np.array([size, *resting.cam[1:]]))
-        if not paths[name].exists():
-            _save(paths[name], render([who], [seen], SIDE)[0].picture)
+    """Render the driving photos: one person in the evaluation's poses, whose sizes are the paper's "head size"."""
+    scenes = posed_scenes(scene(person("test", DRIVER), 1))
+    paths = {name: folder / f"{name}.png" for name in scenes}
+    for name, path in paths.items():
+        if not path.exists():
+            save_picture(path, render([subject("test", DRIVER, 0)], [scenes[name]], SIDE)[0].picture)
     return paths
-
-
-def _save(path: Path, picture: np.ndarray) -> None:
-    with atomic_write(path) as part:
-        Image.fromarray(picture).save(part, format="PNG")
