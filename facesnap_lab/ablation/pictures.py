@@ -181,7 +181,7 @@ class AblationSetup:
         if few_step.is_lora:
             few_step.unet.enable_adapters()
         pipe.unet = few_step.unet
-        return shipped.with_few_step_scheduler(pipe)
+        return shipped.with_few_step_scheduler(pipe, self.train.lightning_scale)
 
     @cached_property
     def engine(self) -> tuple[Engine, ModelFiles]:

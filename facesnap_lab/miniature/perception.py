@@ -64,11 +64,17 @@ def warp(pictures: np.ndarray, transforms: np.ndarray, side: int) -> np.ndarray:
 
 
 def degrade(pictures: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
-    """Degrade images [N,S,S,3] uint8 like cameras and codecs: brightness, contrast, blur, blocks and noise.
+    """Degrade images [N,S,S,3] uint8 as `degrade_tensor` does."""
+    degraded = degrade_tensor(to_tensor(pictures), random, strength)
+    return ((degraded.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
 
-    Strength 1 resembles a poor VAE or JPEG; 0.3 is hardly visible. S is a multiple of 8.
+
+def degrade_tensor(x: Tensor, random: np.random.Generator, strength: float) -> Tensor:
+    """Degrade images [N,3,S,S] in -1…1 like cameras and codecs: brightness, contrast, blur, blocks and noise.
+
+    Strength 1 resembles a poor VAE or JPEG; 0.3 is hardly visible. S is a multiple of 8. The result is not clipped.
     """
-    count, side = pictures.shape[:2]
+    count, side = len(x), x.shape[-1]
 
     def each(low: float, high: float, images: int = count) -> Tensor:
         return torch.from_numpy(random.uniform(low, high, (images, 1, 1, 1)).astype(np.float32))
@@ -88,14 +94,13 @@ def degrade(pictures: np.ndarray, random: np.random.Generator, strength: float) 
     def noisy(part: Tensor) -> Tensor:
         return part + torch.from_numpy(random.standard_normal(part.shape, dtype=np.float32))
 
-    x = to_tensor(pictures)
     x = x * (1 + strength * each(-0.3, 0.3)) + strength * each(-0.2, 0.2)
     change(0.7, strength * each(0, 1), _blurred)
     if strength > 0.5:
         change(0.3, each(0, 1), coarser)
         change(0.5, each(1, 1), blocky)
     change(0.7, strength * each(0, 0.09), noisy)
-    return ((x.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    return x
 
 
 def _blurred(x: Tensor) -> Tensor:

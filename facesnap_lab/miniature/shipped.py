@@ -51,12 +51,12 @@ def few_step_sampler() -> Sampler:
     return with_lora(load_sdxl(), LIGHTNING)
 
 
-def with_lora(pipe: Any, lora: Path) -> Sampler:
-    """Merge a distilled LoRA into the pipeline's UNet, and set the scheduler for few steps."""
+def with_lora(pipe: Any, lora: Path, scale: float = SCALE) -> Sampler:
+    """Merge a distilled LoRA into the pipeline's UNet, and set the scheduler for few steps and a guidance scale."""
     pipe.unet.load_lora_adapter(str(lora.parent), weight_name=lora.name, prefix="unet", local_files_only=True)
     pipe.unet.fuse_lora()
     pipe.unet.unload_lora()
-    return with_few_step_scheduler(pipe)
+    return with_few_step_scheduler(pipe, scale)
 
 
 def load_sdxl(folder: Path = SDXL) -> Any:
@@ -72,20 +72,20 @@ def with_base_scheduler(pipe: Any) -> Sampler:
     from diffusers import DPMSolverMultistepScheduler
 
     return _with_scheduler(
-        pipe, DPMSolverMultistepScheduler, STEPS, algorithm_type="dpmsolver++", use_karras_sigmas=True
+        pipe, DPMSolverMultistepScheduler, STEPS, SCALE, algorithm_type="dpmsolver++", use_karras_sigmas=True
     )
 
 
-def with_few_step_scheduler(pipe: Any) -> Sampler:
+def with_few_step_scheduler(pipe: Any, scale: float = SCALE) -> Sampler:
     """Set the scheduler for a distilled UNet."""
     from diffusers import EulerDiscreteScheduler
 
     return _with_scheduler(
-        pipe, EulerDiscreteScheduler, FEW_STEPS, use_karras_sigmas=False, timestep_spacing="trailing"
+        pipe, EulerDiscreteScheduler, FEW_STEPS, scale, use_karras_sigmas=False, timestep_spacing="trailing"
     )
 
 
-def _with_scheduler(pipe: Any, scheduler: Any, steps: int, **settings: Any) -> Sampler:
+def _with_scheduler(pipe: Any, scheduler: Any, steps: int, scale: float, **settings: Any) -> Sampler:
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **settings)
     pipe.set_progress_bar_config(disable=True)
-    return Sampler(pipe, steps, SCALE)
+    return Sampler(pipe, steps, scale)

@@ -24,7 +24,6 @@ from facesnap_lab.miniature.second.judges import Judges, Seen
 from facesnap_lab.miniature.second.measure import OTHER_LOOKS, REFERENCE, SECOND, photo, write_models
 from facesnap_lab.miniature.second.render import SIDE, render
 from facesnap_lab.miniature.second.world import person, scene, subject
-from facesnap_lab.miniature.shipped import load_sdxl, with_lora
 from facesnap_lab.training.config import TrainConfig, read_config
 
 DRIVER = 100_000  # number of the person in the driving photos, who is not among the people
@@ -84,7 +83,7 @@ def second_edition(
     others, same = (
         Protocol(tuple(identities), driving, texts, per_person=per_person) for identities in zip(*people_of)
     )
-    sampler = with_lora(load_sdxl(stages / "base" / "pipeline").to(device), stages / "lightning" / lightning.FILE)
+    sampler = lightning.load_few_step(stages, device)
     base = Base(sampler.pipe, f"the few-step SDXL in {stages.resolve()}", SIDE, SIDE, sampler.steps, sampler.scale)
     return World(train, others, same, base, _judges(stages), lambda file, folder: write_models(stages, file, folder))
 

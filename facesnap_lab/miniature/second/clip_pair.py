@@ -29,7 +29,7 @@ from facesnap_lab.miniature.words import BEGIN, END
 
 IMAGE_SIZE, PATCH = 128, 8
 MENTIONED = 8  # parts in a caption
-STEPS, BATCH, RATE, SEED = 6000, 48, 1.5e-3, 5
+STEPS, BATCH, RATE, SEED = 2500, 48, 1.5e-3, 5
 AHEAD, DETAILS = 0.2, 3  # the gate: R² ahead of the identity network's, on at least so many traits
 
 

@@ -15,7 +15,7 @@ from facesnap_lab.miniature.second.dataset import World
 from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, prepared
 from facesnap_lab.training.data import on_device
 
-STEPS, BATCH, RATE, SEED = 4000, 24, 3e-3, 6
+STEPS, BATCH, RATE, SEED = 2000, 24, 3e-3, 6
 FOUND, POINTS = 0.99, 2.0  # the gate: share of faces that are found, and error of the five points in pixels
 IMAGES = 200  # for measuring
 

@@ -34,7 +34,7 @@ from facesnap_lab.miniature.identity import (
     reduce_dimension,
     write,
 )
-from facesnap_lab.miniature.perception import degrade, to_tensor
+from facesnap_lab.miniature.perception import degrade_tensor
 from facesnap_lab.miniature.second.dataset import PEOPLE, SHOTS, World
 from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, prepared
 from facesnap_lab.miniature.second.world import SHOTS_PER_LOOK
@@ -65,15 +65,15 @@ class Recipe:
     colourless: float = 0.0  # share of the images that lose their colours, so that shape has to suffice
     blurred: float = 0.0  # share of the images that lose their details, for the same reason
     zoom: float = 1.0  # of the aligned crop; below 1, it shows more than the face
-    steps: int = 3000
-    batch: int = 128
-    rate: float = 3e-3
+    steps: int = 2000
+    batch: int = 64
+    rate: float = 2e-3
     margin: float = 0.35
     scale: float = 32.0
 
 
 RECIPES = {
-    "identity": Recipe("train", 1, (32, 64, 96), 24, 0.4, gain=(0.6, 1.6), colourless=0.5, blurred=0.5, steps=18000),
+    "identity": Recipe("train", 1, (32, 64, 96), 24, 0.4, gain=(0.6, 1.6), colourless=0.5, blurred=0.5, steps=4000),
     "judge": Recipe("judge", 2, (24, 72, 80), 20, 0.8, grey=True),
     "judge_inner": Recipe("judge", 3, (24, 48, 80), 20, 0.6, grey=True, inner=True),
     "details": Recipe("judge", 4, (32, 64, 80), 24, 0.4, looks=True, gain=(0.95, 1.05), zoom=0.75),
@@ -122,9 +122,9 @@ def training_crops(recipe: Recipe, pictures: np.ndarray, keypoints: np.ndarray, 
     mirrored = random.random(count) < 0.5
     pictures[mirrored] = pictures[mirrored][:, :, ::-1]
     points[mirrored] = points[mirrored][:, [1, 0, 2, 4, 3]] * (-1, 1) + (side, 0)
-    faces = degrade(_to_uint8(aligned(pictures, points, recipe.zoom)), random, recipe.degradation)
+    faces = degrade_tensor(aligned(pictures, points, recipe.zoom), random, recipe.degradation)
     gain = np.exp(random.uniform(*np.log(recipe.gain), (count, 3, 1, 1)))
-    faces = ((to_tensor(faces) + 1) * torch.from_numpy(gain).float()).clamp(max=2) - 1
+    faces = ((faces.clamp(-1, 1) + 1) * torch.from_numpy(gain).float()).clamp(max=2) - 1
     blurred = torch.from_numpy(random.random(count) < recipe.blurred)
     if blurred.any():
         coarse = F.avg_pool2d(faces[blurred], BLUR)
@@ -132,10 +132,6 @@ def training_crops(recipe: Recipe, pictures: np.ndarray, keypoints: np.ndarray, 
     colourless = torch.from_numpy(random.random(count) < recipe.colourless)
     faces[colourless] = faces[colourless].mean(1, keepdim=True)
     return faces
-
-
-def _to_uint8(pictures: Tensor) -> np.ndarray:
-    return ((pictures + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def classes(world: World, looks: bool) -> Tensor:

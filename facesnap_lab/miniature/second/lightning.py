@@ -12,9 +12,11 @@ from facesnap_lab.miniature.distil import Distillation
 from facesnap_lab.miniature.second.base import captions_of
 from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state
 from facesnap_lab.miniature.second.render import SIDE
+from facesnap_lab.miniature.shipped import Sampler, load_sdxl, with_lora
 
 STEPS, BATCH, RATE, RANK = 1200, 8, 5e-4, 16
 FILE = "lightning.safetensors"
+SCALE = 1.0  # the base's guidance is part of what the LoRA has learned
 
 
 def train(pipe: Any, latents: Tensor, out: Path, *, minutes: float, compute: Compute = CPU) -> int:
@@ -32,3 +34,9 @@ def train(pipe: Any, latents: Tensor, out: Path, *, minutes: float, compute: Com
     load_state(out, distillation.student)
     distillation.save(out / FILE)
     return steps
+
+
+def load_few_step(stages: Path, device: str | torch.device = "cpu") -> Sampler:
+    """Load the base in the folder of all stages with the LoRA."""
+    pipe = load_sdxl(stages / "base" / "pipeline").to(device)
+    return with_lora(pipe, stages / "lightning" / FILE, SCALE)

@@ -62,7 +62,7 @@ from facesnap_lab.miniature.second.world import (
     scene,
     subject,
 )
-from facesnap_lab.miniature.shipped import Sampler, load_sdxl, with_lora
+from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.miniature.world import Scene
 from facesnap_lab.sheet import Panel, sheet
 from facesnap_lab.statistics import crossed_bootstrap
@@ -331,8 +331,7 @@ def people_sheet(everybody: Sequence[Known], drawn: Sequence[Drawn], count: int 
 
 def measure_files(out: Path, model: Path, people: int, seeds: int, device: str = "cpu") -> dict[str, Any]:
     """Measure with the networks of a folder of all stages, and write `measure.json` and `people.png` into it."""
-    pipe = load_sdxl(out / "base" / "pipeline").to(device)
-    result, picture = measure(with_lora(pipe, out / "lightning" / lightning.FILE), out, model, people, seeds)
+    result, picture = measure(lightning.load_few_step(out, device), out, model, people, seeds)
     picture.save(out / "people.png")
     with atomic_write(out / "measure.json") as part:
         part.write_text(json.dumps(result, indent=2), encoding="utf-8")

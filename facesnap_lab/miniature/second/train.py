@@ -46,7 +46,7 @@ from facesnap_lab.miniature.second import (
     vae,
 )
 from facesnap_lab.miniature.second.loop import Compute
-from facesnap_lab.miniature.shipped import load_sdxl, with_base_scheduler, with_lora
+from facesnap_lab.miniature.shipped import load_sdxl, with_base_scheduler
 
 
 def run_data(out: Path, minutes: float, compute: Compute) -> None:
@@ -136,8 +136,7 @@ def run_lightning(out: Path, minutes: float, compute: Compute) -> None:
         loaded.vae, dataset.load(out / "data" / "train").pictures, out / "base" / "latents.pt"
     )
     steps = lightning.train(loaded, latents, folder, minutes=minutes, compute=compute)
-    sampler = with_lora(load_sdxl(pipeline).to(compute.device), folder / lightning.FILE)
-    measured = base.measure(sampler, _detector(out), folder / "sheet.png")
+    measured = base.measure(lightning.load_few_step(out, compute.device), _detector(out), folder / "sheet.png")
     write_figures(out, "lightning", {"steps": steps, "finished": steps >= lightning.STEPS, **measured})
 
 

@@ -47,7 +47,7 @@ class VaeRecipe:
 
 RECIPES = {
     "vae16": VaeRecipe(VaeConfig(channels=16, factor=8)),
-    "vae4": VaeRecipe(VaeConfig(channels=4, factor=4), steps=4500),
+    "vae4": VaeRecipe(VaeConfig(channels=4, factor=4), steps=3000),
     "vae8": VaeRecipe(VaeConfig(channels=8, factor=8)),
 }
 
