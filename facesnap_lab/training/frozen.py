@@ -130,6 +130,8 @@ def load_base(path: Path, base_config: Path | None, dtype: torch.dtype) -> Any:
     """
     from diffusers import StableDiffusionXLPipeline
 
+    import facesnap_lab.miniature.second.autoencoder  # noqa: F401 (a pipeline names it, but diffusers imports nothing)
+
     try:
         if path.is_dir():
             pipe = StableDiffusionXLPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -23,6 +24,8 @@ class Autoencoder(ModelMixin, ConfigMixin):
         latent_channels, factor, widths, blocks: see `VaeConfig`.
         block_out_channels: not used; pipelines derive the factor from their number.
     """
+
+    _keep_in_fp32_modules: ClassVar = ["vae"]  # it casts to bfloat16 itself, where that does no harm
 
     @register_to_config
     def __init__(

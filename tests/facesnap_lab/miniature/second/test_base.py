@@ -1,6 +1,7 @@
 """The second edition's base: its VAE in a diffusers pipeline, the moving average, and a stage that resumes."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -124,6 +125,17 @@ def test_faces_are_counted_by_the_detector(out, tmp_path, monkeypatch):
     assert base.measure(sampler, "detector", tmp_path / "sheet.png")["passed"]
 
 
+def test_training_loads_the_base_in_a_process_that_has_not_imported_its_vae(out, monkeypatch):
+    from facesnap_lab.training.frozen import load_base
+
+    monkeypatch.delitem(sys.modules, autoencoder.__name__)
+    pipe = load_base(out / "base" / "pipeline", None, torch.bfloat16)
+    assert pipe.unet.dtype is torch.bfloat16
+    assert pipe.vae.dtype is torch.float32  # it casts itself
+    images = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
+    assert pipe.vae.decode(pipe.vae.encode(images).latent_dist.mean).sample.dtype is torch.float32
+
+
 def test_few_steps_are_distilled_into_a_lora(out, monkeypatch):
     monkeypatch.setattr(lightning, "STEPS", 3)
     monkeypatch.setattr(lightning, "BATCH", 2)
@@ -169,6 +181,8 @@ def test_an_autoencoder_for_webuis_learns_the_latents_and_the_pictures(out, monk
     monkeypatch.setattr(host_vae, "WIDTHS", (16, 16, 16))
     monkeypatch.setattr(host_vae, "BATCH", 2)
     monkeypatch.setattr(host_vae, "STEPS", 60)
+    monkeypatch.setattr(host_vae, "RATE", 6e-3)
+    monkeypatch.setattr(loop, "WARMUP", 5)
     teacher = vae.load_vae(out / "vae4" / "vae.safetensors")
     pictures = dataset.load(out / "data" / "train").pictures
     before = host_vae.measure(host_vae.new_autoencoder(SIDE), teacher, pictures[::3])
