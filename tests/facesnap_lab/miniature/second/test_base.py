@@ -11,6 +11,7 @@ from torch import nn
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
 from facesnap_lab.miniature import shipped
+from facesnap_lab.miniature.base_model import save_pipeline
 from facesnap_lab.miniature.perception import to_tensor
 from facesnap_lab.miniature.second import autoencoder, base, dataset, facesnap, host_vae, lightning, loop, train, vae
 from facesnap_lab.miniature.second.loop import CPU
@@ -125,11 +126,12 @@ def test_faces_are_counted_by_the_detector(out, tmp_path, monkeypatch):
     assert base.measure(sampler, "detector", tmp_path / "sheet.png")["passed"]
 
 
-def test_training_loads_the_base_in_a_process_that_has_not_imported_its_vae(out, monkeypatch):
+def test_training_loads_the_base_in_a_process_that_has_not_imported_its_vae(out, tmp_path, monkeypatch):
     from facesnap_lab.training.frozen import load_base
 
+    save_pipeline(base.new_base(), autoencoder.from_file(out / "vae4" / "vae.safetensors"), tmp_path)
     monkeypatch.delitem(sys.modules, autoencoder.__name__)
-    pipe = load_base(out / "base" / "pipeline", None, torch.bfloat16)
+    pipe = load_base(tmp_path, None, torch.bfloat16)
     assert pipe.unet.dtype is torch.bfloat16
     assert pipe.vae.dtype is torch.float32  # it casts itself
     images = torch.rand(1, 3, SIDE, SIDE) * 2 - 1
