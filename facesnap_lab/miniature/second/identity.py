@@ -65,7 +65,7 @@ class Recipe:
     colourless: float = 0.0  # share of the images that lose their colours, so that shape has to suffice
     blurred: float = 0.0  # share of the images that lose their details, for the same reason
     zoom: float = 1.0  # of the aligned crop; below 1, it shows more than the face
-    steps: int = 2000
+    steps: int = 6000
     batch: int = 64
     rate: float = 2e-3
     margin: float = 0.35
@@ -73,7 +73,7 @@ class Recipe:
 
 
 RECIPES = {
-    "identity": Recipe("train", 1, (32, 64, 96), 24, 0.4, gain=(0.6, 1.6), colourless=0.5, blurred=0.5, steps=4000),
+    "identity": Recipe("train", 1, (32, 64, 96), 24, 0.4, gain=(0.6, 1.6), colourless=0.25, blurred=0.25, steps=12000),
     "judge": Recipe("judge", 2, (24, 72, 80), 20, 0.8, grey=True),
     "judge_inner": Recipe("judge", 3, (24, 48, 80), 20, 0.6, grey=True, inner=True),
     "details": Recipe("judge", 4, (32, 64, 80), 24, 0.4, looks=True, gain=(0.95, 1.05), zoom=0.75),
