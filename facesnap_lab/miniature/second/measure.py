@@ -239,7 +239,7 @@ def pose_rows(
     encoders: Encoders, drawn: Sequence[Sequence[Drawn]], seen: Sequence[Sequence[Seen | None]]
 ) -> dict[str, Any]:
     """Return the head pose's error in degrees [S,P], and for each of `MOVES` the correlation with the driving scene and
-    the slope."""
+    the slope, or None if fewer than two faces were found."""
     errors = np.full((len(drawn), len(drawn[0])), np.nan)
     codes: list[tuple[np.ndarray, np.ndarray]] = []
     for s, (row, faces_seen) in enumerate(zip(drawn, seen)):
@@ -252,8 +252,9 @@ def pose_rows(
     for move in MOVES:
         column = list(EXPRESSION_NAMES).index(move)
         found, wanted = (np.array([pair[k][column] for pair in codes]) for k in (0, 1))
-        rows[f"{move}, correlation"] = float(np.corrcoef(found, wanted)[0, 1])
-        rows[f"{move}, slope"] = float(np.polyfit(wanted, found, 1)[0])
+        measurable = len(codes) > 1
+        rows[f"{move}, correlation"] = float(np.corrcoef(found, wanted)[0, 1]) if measurable else None
+        rows[f"{move}, slope"] = float(np.polyfit(wanted, found, 1)[0]) if measurable else None
     return rows
 
 
@@ -309,14 +310,18 @@ def measure(
 
 
 def _estimates(rows: dict[str, Any]) -> dict[str, Any]:
+    """Return each number rounded, and each array's mean and bounds."""
     return {
-        name: round(value, 4) if isinstance(value, float) else _rounded(dataclasses.asdict(crossed_bootstrap(value)))
-        for name, value in rows.items()
+        name: _estimate(value) if isinstance(value, np.ndarray) else _rounded(value) for name, value in rows.items()
     }
 
 
-def _rounded(interval: dict[str, float | None]) -> list[float | None]:
-    return [None if value is None else round(value, 4) for value in interval.values()]
+def _estimate(values: np.ndarray) -> list[float | None]:
+    return [_rounded(value) for value in dataclasses.asdict(crossed_bootstrap(values)).values()]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def people_sheet(everybody: Sequence[Known], drawn: Sequence[Drawn], count: int = 32, columns: int = 4) -> Image.Image:

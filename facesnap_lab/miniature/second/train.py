@@ -191,6 +191,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if options.device == "cpu":
         torch.set_num_threads(1)
-        torch.backends.cuda.enable_flash_sdp(False)  # also of the CPU, where its backward pass is the slower one here
     compute = Compute(options.device, workers=options.workers)
     STAGES[options.stage](options.out, options.minutes, compute)

@@ -183,7 +183,8 @@ def test_without_ffrnet_the_tokens_are_appended_to_the_text(sampler, weights, fe
 )
 def test_sampler_is_the_model_used_in_training(tmp_path, lightning, expected):
     """A few-step LoRA kept separate from the weights equals diffusers' LoRA merged into them."""
-    train = TrainConfig(base=shipped.SDXL, start=tmp_path, clip=tmp_path, shards=(), out=tmp_path, lightning=lightning)
+    paths = {"base": shipped.SDXL, "start": tmp_path, "clip": tmp_path, "out": tmp_path, "lightning": lightning}
+    train = TrainConfig(**paths, shards=(), lightning_scale=shipped.SCALE)
     actual, expected = AblationSetup(train, 2, 1, tmp_path, "cpu").sampler, expected()
     assert (actual.steps, actual.scale) == (expected.steps, expected.scale)
     np.testing.assert_allclose(*(pixels_of(sampler) for sampler in (actual, expected)), atol=1e-3)

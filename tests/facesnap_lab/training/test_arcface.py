@@ -144,7 +144,8 @@ def test_model_with_fixed_batch_size_one_accepts_larger_batches(tmp_path):
     network = onnx.load(str(tmp_path / "many.onnx"))
     network.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(network, str(tmp_path / "one.onnx"))
-    np.testing.assert_allclose(run_torch(tmp_path / "one.onnx", faces()), run_torch(tmp_path / "many.onnx", faces()))
+    one, many = (run_torch(tmp_path / f"{name}.onnx", faces()) for name in ("one", "many"))
+    np.testing.assert_allclose(one, many, atol=1e-5)  # some processors multiply smaller matrices in another order
 
 
 def test_error_names_the_unsupported_operation_and_the_file(tmp_path):

@@ -126,6 +126,17 @@ def test_pose_and_expression_are_compared_with_the_driving_scene(monkeypatch):
         assert rows[f"{move}, slope"] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("found", [0, 1])
+def test_expressions_of_fewer_than_two_faces_are_not_compared(monkeypatch, found):
+    one = scene(person("test", 0), 1)
+    monkeypatch.setattr(
+        module, "expression_and_pose", lambda encoders, seen: seen and (np.array(one.codes), np.array(one.pose[:3]))
+    )
+    drawn = [[Drawn(PICTURE, PICTURE, (0, 0, 0, 0), one)] * 2]
+    rows = pose_rows(None, drawn, [[True] * found + [None] * (2 - found)])
+    assert all(rows[f"{move}, {figure}"] is None for move in module.MOVES for figure in ("correlation", "slope"))
+
+
 def test_angles_between_rotations():
     assert angle(np.array([0, 0.3, 0]), np.array([0, 0.5, 0])) == pytest.approx(np.rad2deg(0.2), abs=1e-2)
     assert angle(np.array([0.2, 0, 0]), np.array([0.2, 0, 0])) == pytest.approx(0, abs=0.05)
