@@ -6,8 +6,8 @@
 write its figures and gate to `DIR/quality.json`: a VAE (`vae16`, `vae4`, `vae8`), a recognition network (`identity`,
 `judge`, `judge_inner`, `details`), `clip`, the face detector (`detector`, into the pack `DIR/identity`), `deca`, and
 `base`, the UNet and the text encoders. `clip` needs the figures of `identity`, `detector` its network, and `base` the
-VAE `vae4`, and the detector for its gate. `lightning` distils `base` to few steps. `host_vae` is `vae4` in the layout
-of WebUIs. `inputs` writes the shards, the start file and the settings of `facesnap`, once all of these are complete.
+VAE `vae4`, and the detector for its gate. `lightning` distils `base` to few steps. `host_vae` is the base's VAE in the
+layout of WebUIs. `inputs` writes the shards, the start file and the settings of `facesnap`, once all of these are complete.
 `facesnap` trains with them, as `facesnap train DIR/facesnap/train.yaml --resume` does, and `measure` measures it.
 `everything` runs all stages.
 
@@ -114,7 +114,7 @@ def run_deca(out: Path, minutes: float, compute: Compute) -> None:
 
 
 def run_host_vae(out: Path, minutes: float, compute: Compute) -> None:
-    teacher = vae.load_vae(out / "vae4" / "vae.safetensors")
+    teacher = load_sdxl(out / "base" / "pipeline").vae.vae
     pictures = dataset.load(out / "data" / "train").pictures
     student, steps = host_vae.train(teacher, pictures, out / "host_vae", minutes=minutes, compute=compute)
     measured = host_vae.measure(student, teacher, np.array(dataset.load(out / "data" / "test").pictures[:480:4]))
