@@ -28,7 +28,7 @@ from facesnap_lab.miniature.words import padded_ids
 
 WIDTHS = (64, 64, 128)
 DEPTHS = (1, 1, 2)
-STEPS, BATCH, RATE = 9_000, 16, 1e-3
+STEPS, BATCH, RATE = 8_600, 16, 1e-3
 MAX_SNR = 5.0  # min-SNR weighting (Hang et al., 2023)
 EMA = 0.999
 PICTURES = 200  # generated for the gate
