@@ -7,9 +7,9 @@ write its figures and gate to `DIR/quality.json`: a VAE (`vae16`, `vae4`, `vae8`
 `judge`, `judge_inner`, `details`), `clip`, the face detector (`detector`, into the pack `DIR/identity`), `deca`, and
 `base`, the UNet and the text encoders. `clip` needs the figures of `identity`, `detector` its network, and `base` the
 VAE `vae4`, and the detector for its gate. `lightning` distils `base` to few steps. `host_vae` is the base's VAE in the
-layout of WebUIs. `inputs` writes the shards, the start file and the settings of `facesnap`, once all of these are complete.
-`facesnap` trains with them, as `facesnap train DIR/facesnap/train.yaml --resume` does, and `measure` measures it.
-`everything` runs all stages.
+layout of WebUIs. `inputs` writes the shards, the start file and the settings of `facesnap`, once all of these are
+complete. `facesnap` trains with them, as `facesnap train DIR/facesnap/train.yaml --resume` does, and `measure` measures
+it. `everything` runs all stages.
 
 Every stage stops when time is up and resumes when it is called again. With `--minutes 0`, it is not trained, only
 exported and measured again. On a CPU, each stage uses one thread, so two stages can run in parallel on two cores.
