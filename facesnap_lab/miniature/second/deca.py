@@ -28,7 +28,7 @@ from facesnap_lab.miniature.second.render import head
 from facesnap_lab.training.data import on_device
 
 CROP = 96
-STEPS, BATCH, RATE, SEED = 3000, 96, 2e-3, 4
+STEPS, BATCH, RATE, SEED = 5000, 96, 2e-3, 4
 POINTS, EXPRESSION = 1.0, 0.8  # the gate: error of the 72 points in pixels, and correlation of the expression's codes
 
 
