@@ -49,7 +49,8 @@ ABLATION: dict[str, Any] = {  # what the ablation changes; docs/ablation.md expl
 
 
 def write_inputs(out: Path, workers: int = 1) -> Path:
-    """Write `out/shards` and, in `out/facesnap`, `start.safetensors` and `train.yaml`; return the latter.
+    """Write `out/shards`, the few-step UNet `out/lightning/unet` and, in `out/facesnap`, `start.safetensors` and
+    `train.yaml`; return the latter.
 
     Shards that exist are kept. `ablation.yaml` is for `facesnap ablation`.
 

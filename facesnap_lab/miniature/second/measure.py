@@ -249,10 +249,10 @@ def pose_rows(
                 errors[s, i] = angle(pose, np.asarray(one.driving.pose[:3]))
                 codes.append((expression, np.asarray(one.driving.codes)))
     rows: dict[str, Any] = {"pose error": errors}
+    measurable = len(codes) > 1
     for move in MOVES:
         column = list(EXPRESSION_NAMES).index(move)
         found, wanted = (np.array([pair[k][column] for pair in codes]) for k in (0, 1))
-        measurable = len(codes) > 1
         rows[f"{move}, correlation"] = float(np.corrcoef(found, wanted)[0, 1]) if measurable else None
         rows[f"{move}, slope"] = float(np.polyfit(wanted, found, 1)[0]) if measurable else None
     return rows
