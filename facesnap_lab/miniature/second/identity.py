@@ -3,7 +3,7 @@
 `identity` sees colours and conditions FaceSnap. `judge` and `judge_inner` measure FaceSim: they see grey values only
 and are trained on other people, with other architectures; `judge_inner` sees only an ellipse around eyes, nose and
 mouth. A class of these three is a person, whose look changes between images, so hair and glasses do not help. Each
-crop gets a random white balance and half of those of `identity` lose their colours, and half of them their
+crop gets a random white balance. A quarter of those of `identity` lose their colours, and a quarter of them their
 details: otherwise skin, iris, brows and moles would suffice to tell people apart, and little of the shape would be
 learned.
 
@@ -65,7 +65,7 @@ class Recipe:
     colourless: float = 0.0  # share of the images that lose their colours, so that shape has to suffice
     blurred: float = 0.0  # share of the images that lose their details, for the same reason
     zoom: float = 1.0  # of the aligned crop; below 1, it shows more than the face
-    steps: int = 6000
+    steps: int = 4000
     batch: int = 64
     rate: float = 2e-3
     margin: float = 0.35

@@ -122,14 +122,14 @@ def test_white_balance_changes_colours_but_not_the_grey_pattern(world):
     assert (gains.amax(1) / gains.amin(1)).median() > 1.1
 
 
-def test_half_of_the_identity_networks_crops_have_no_colours(world):
+def test_a_quarter_of_the_identity_networks_crops_have_no_colours(world):
     pictures, points = np.array(world.pictures[:6]).repeat(20, 0), five_points(np.array(world.points[:6])).repeat(20, 0)
     crops = identity.training_crops(identity.RECIPES["identity"], pictures, points, np.random.default_rng(3))
     grey = (crops == crops[:, :1]).flatten(1).all(1)
-    assert 0.35 < grey.float().mean() < 0.65
+    assert 0.1 < grey.float().mean() < 0.4
 
 
-def test_half_of_the_identity_networks_crops_have_no_details():
+def test_a_quarter_of_the_identity_networks_crops_have_no_details():
     recipe = dataclasses.replace(identity.RECIPES["identity"], degradation=0.0, colourless=0.0, gain=(1.0, 1.0))
     random = np.random.default_rng(3)
     noise = random.integers(0, 256, (100, 128, 128, 3), dtype=np.uint8)
@@ -137,7 +137,7 @@ def test_half_of_the_identity_networks_crops_have_no_details():
     crops = identity.training_crops(recipe, noise, np.tile(eyes_nose_mouth, (100, 1, 1)), random)
     steps = (crops[..., 1:] - crops[..., :-1]).abs().flatten(1).mean(1)
     plain, blurred = steps[steps > 0.1], steps[steps <= 0.1]
-    assert 35 < len(blurred) < 65
+    assert 10 < len(blurred) < 40
     assert plain.min() > 3 * blurred.max()
 
 
