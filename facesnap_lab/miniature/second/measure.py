@@ -31,6 +31,7 @@ from PIL import Image
 from facesnap_ext.engine import Engine
 from facesnap_ext.files import atomic_write
 from facesnap_ext.identity.encoders import Encoders
+from facesnap_ext.landmarks.flame import save_flame
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.model_files import ModelFiles
@@ -48,7 +49,7 @@ from facesnap_lab.miniature.second.judges import (
     expression_and_pose,
     words_found,
 )
-from facesnap_lab.miniature.second.render import SIDE, render
+from facesnap_lab.miniature.second.render import SIDE, head, render
 from facesnap_lab.miniature.second.world import (
     LOOK_TRAITS,
     PERSON_TRAITS,
@@ -104,8 +105,8 @@ def write_models(out: Path, model: Path, folder: Path) -> ModelFiles:
     """Copy what the engine needs from the folder of all stages, with one FaceSnap file."""
     shutil.copytree(out / "identity", folder / "identity", ignore=shutil.ignore_patterns("*.pt"))
     shutil.copytree(out / "clip" / "model", folder / "clip")
-    for name in ("deca", "flame"):
-        shutil.copyfile(out / "deca" / f"{name}.safetensors", folder / f"{name}.safetensors")
+    shutil.copyfile(out / "deca" / "deca.safetensors", folder / "deca.safetensors")
+    save_flame(folder / "flame.safetensors", vars(head()), "the miniature's procedural head")
     shutil.copyfile(model, folder / "facesnap.safetensors")
     return find_models(folder)
 
