@@ -187,6 +187,8 @@ def _train(config: AblationConfig, out: Path, seed: int, training: Training, sta
         with_mixer(_start_of(config, out, training.landmarks), start, training.mixer, seed)
     state.wait_for_everyone()
     own: dict[str, Any] = {"landmarks": training.landmarks, "tokens": training.tokens, **dict(training.settings)}
+    if config.warm_up:  # which has passed `id_start`
+        own["id_start"] = 0
     folder = training_folder(out, seed, training)
     trainer.train(replace(config.train, start=start, out=folder, seed=seed, **own), resume=True)
 

@@ -57,7 +57,8 @@ class TrainConfig:
 
     id_weight: float = 0.5  # lambda_id of eq. 5
     id_rows: int = 1  # images per batch in the lightning branch; 0 trains without L_id
-    id_every: int = 1  # compute L_id in every n-th step
+    id_start: int = 0  # train without L_id for this many steps
+    id_every: int = 1  # compute L_id in every n-th step after that
     lightning: Path | None = None  # LoRA or UNet of the few-step model; by default the base itself
     lightning_steps: int = 4
     lightning_grad_steps: int = 1  # number of final steps that are backpropagated through

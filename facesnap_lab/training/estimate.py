@@ -30,7 +30,7 @@ class Rates:
     """What was measured on this machine.
 
     Attributes:
-        step: seconds of a step, averaged over a cycle of `id_every` steps.
+        step: seconds of a step, averaged over a cycle of `id_every` steps. Those before `id_start` take less.
         waiting: seconds of `step` in which the main process waited for images.
         checkpoint, samples: seconds to write a checkpoint, and to draw the sample images.
         checkpoint_bytes: size of a checkpoint.
@@ -79,7 +79,7 @@ def measure(run: Run) -> Rates:
     config, cuda = run.config, run.accelerator.device.type == "cuda"
     cycle = config.id_every if config.id_rows else 1
     warm_up, measured = (cycle * math.ceil(count / cycle) for count in (WARM_UP, MEASURED))
-    run = replace(run, config=replace(config, steps=warm_up + measured))
+    run = replace(run, config=replace(config, steps=warm_up + measured, id_start=0))
     began, waiting = 0.0, 0.0
     for step in steps(run, 0):
         if step.number == warm_up:

@@ -109,7 +109,7 @@ def steps(run: Run, first: int) -> Iterator[Step]:
         learning_rate = learning_rate_at(config, number)
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
-        id_rows = config.id_rows if (number - 1) % config.id_every == 0 else 0
+        id_rows = id_rows_at(config, number)
         values = []
         waiting = 0.0
         for _ in range(per_step):
@@ -145,6 +145,12 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
     if config.schedule == "cosine" and step > config.warmup:
         rate *= 0.5 + 0.5 * math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup))
     return rate
+
+
+def id_rows_at(config: TrainConfig, step: int) -> int:
+    """Return the number of images per batch in the lightning branch in a step, counted from 1."""
+    after = step - 1 - config.id_start
+    return config.id_rows if after >= 0 and after % config.id_every == 0 else 0
 
 
 def _loss_values(losses: Losses) -> Tensor:

@@ -35,12 +35,16 @@ CHANGES: dict[str, Any] = {
     "landmark_jitter": 1.4,
     "batch_size": 6,
     "lightning_scale": lightning.SCALE,
+    "mixer_rate": 1.0,
+    "id_weight": 0.2,
+    "id_start": 2000,
     "steps": 12_000,
     "trained_on": "the second edition of FaceSnap's miniature world",
 }
 ABLATION: dict[str, Any] = {  # what the ablation changes; docs/ablation.md explains the numbers
     "steps": 1200,
     "warm_up": 2400,
+    "id_start": 1200,
     "seeds": list(range(6)),
     "people": 200,
     "sample_every": 0,
@@ -128,6 +132,7 @@ def _plan(file: Path, end: float, compute: Compute) -> None:
     steps = max(1, min(settings["steps"], int(MARGIN * (end - time.monotonic()) / seconds)))
     every = max(1, steps // CHECKPOINTS)
     settings |= {"steps": steps, "save_every": every, "sample_every": steps, "warmup": min(100, steps // 10)}
+    settings["id_start"] = recommended["id_start"] * steps // recommended["steps"]
     _write(file, settings)
 
 

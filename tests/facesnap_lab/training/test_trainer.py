@@ -117,6 +117,15 @@ def test_mixer_rate_is_of_facesnaps_mixer_only(config, method, rates):
     assert [group["rate"] for group in optimizer.param_groups] == rates
 
 
+@pytest.mark.parametrize(
+    ("start", "every", "expected"),
+    [(0, 1, [1, 2, 3, 4, 5, 6]), (0, 2, [1, 3, 5]), (3, 1, [4, 5, 6]), (3, 2, [4, 6]), (6, 1, [])],
+)
+def test_l_id_is_computed_in_these_steps(config, start, every, expected):
+    config = replace(config, id_rows=2, id_start=start, id_every=every)
+    assert [step for step in range(1, 7) if trainer.id_rows_at(config, step)] == expected
+
+
 def test_resumed_run_equals_an_uninterrupted_one(config, logged_steps, monkeypatch):
     config = replace(config, steps=4, schedule="cosine", gradient_accumulation=2, id_every=2)
     uninterrupted = trainer.train(replace(config, out=config.out / "uninterrupted"))
