@@ -35,9 +35,8 @@ CHANGES: dict[str, Any] = {
     "landmark_jitter": 1.4,
     "batch_size": 6,
     "lightning_scale": lightning.SCALE,
-    "mixer_rate": 1.0,
     "id_weight": 0.2,
-    "id_start": 2000,
+    "id_start": 5000,
     "steps": 12_000,
     "trained_on": "the second edition of FaceSnap's miniature world",
 }
