@@ -69,11 +69,16 @@ def train(world: World, out: Path, *, minutes: float, compute: Compute = CPU) ->
     return model.deca.eval(), done
 
 
+def write_flame(file: Path) -> None:
+    """Write the second edition's head, which replaces FLAME."""
+    save_flame(file, vars(head()), "FaceSnap's miniature head")
+
+
 def measure(deca: Deca, out: Path, test: World, every: int = 6) -> dict[str, Any]:
     """Write DECA and the head to the folder, and return the figures of FaceSnap's predictor with them."""
     tensors = {key: tensor.detach() for key, tensor in deca.half().state_dict().items()}
     save_deca(out / "deca.safetensors", tensors, "FaceSnap's miniature world", CODE_SIZES, CROP)
-    save_flame(out / "flame.safetensors", vars(head()), "FaceSnap's miniature head")
+    write_flame(out / "flame.safetensors")
     figures: dict[str, Any] = evaluate(
         out / "deca.safetensors", out / "flame.safetensors", test, LandmarkDecoder(head()), every
     )

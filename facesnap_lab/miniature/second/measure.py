@@ -31,7 +31,6 @@ from PIL import Image
 from facesnap_ext.engine import Engine
 from facesnap_ext.files import atomic_write
 from facesnap_ext.identity.encoders import Encoders
-from facesnap_ext.landmarks.flame import save_flame
 from facesnap_ext.photos import Photo
 from facesnap_ext.settings.unit import Unit
 from facesnap_ext.weights.model_files import ModelFiles
@@ -41,6 +40,7 @@ from facesnap_lab.miniature.head import EXPRESSIONS as EXPRESSION_NAMES
 from facesnap_lab.miniature.measure import angle, likeness
 from facesnap_lab.miniature.measure import draw as draw_picture
 from facesnap_lab.miniature.second import lightning
+from facesnap_lab.miniature.second.deca import write_flame
 from facesnap_lab.miniature.second.judges import (
     JUDGES,
     SCENE_PARTS,
@@ -49,7 +49,7 @@ from facesnap_lab.miniature.second.judges import (
     expression_and_pose,
     words_found,
 )
-from facesnap_lab.miniature.second.render import SIDE, head, render
+from facesnap_lab.miniature.second.render import SIDE, render
 from facesnap_lab.miniature.second.world import (
     LOOK_TRAITS,
     PERSON_TRAITS,
@@ -106,7 +106,7 @@ def write_models(out: Path, model: Path, folder: Path) -> ModelFiles:
     shutil.copytree(out / "identity", folder / "identity", ignore=shutil.ignore_patterns("*.pt"))
     shutil.copytree(out / "clip" / "model", folder / "clip")
     shutil.copyfile(out / "deca" / "deca.safetensors", folder / "deca.safetensors")
-    save_flame(folder / "flame.safetensors", vars(head()), "the miniature's procedural head")
+    write_flame(folder / "flame.safetensors")
     shutil.copyfile(model, folder / "facesnap.safetensors")
     return find_models(folder)
 

@@ -27,7 +27,7 @@ MOST_BYTES = 4 * PART_BYTES * MOST_PARTS  # of the unpacked files
 PATTERNS = (
     *("quality.json", "everything.json", "measure.json", "people.png", "*/sheet.png"),
     *("*/recognition.onnx", "identity/detector.onnx", "vae4/vae.safetensors", "lightning/lightning.safetensors"),
-    *("deca/deca.safetensors", "deca/flame.safetensors", "clip/model/*", "host_vae/model/*"),
+    *("deca/deca.safetensors", "clip/model/*", "host_vae/model/*"),
     *("base/pipeline/*", "base/pipeline/*/*", "facesnap/facesnap.safetensors", "facesnap/run/samples/*"),
 )
 

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from facesnap_ext.convert import convert
 from facesnap_ext.errors import FaceSnapError
-from facesnap_ext.landmarks.points72 import Landmarks, draw
+from facesnap_ext.landmarks.points72 import Landmarks
 from facesnap_ext.networks.ffrnet import LandmarkEmbedding
 from facesnap_ext.networks.mixer import FacialAttributeMixer, MixerConfig
-from facesnap_ext.weights import facesnap_file, initialise
+from facesnap_ext.residuals import landmark_image
+from facesnap_ext.weights import facesnap_file
+from facesnap_ext.weights.initialise import HINT_WIDTHS, initialise, preserve_landmarks
 from tests.support import tiny
 from tests.support.weight_files import KINDS, write
 
@@ -110,10 +112,6 @@ def test_failed_save_keeps_the_old_file_and_leaves_no_temporary_file(saved, monk
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def to_tensor(image):
-    return torch.from_numpy(image).float().permute(2, 0, 1)[None] / 255
-
-
 def unet_checkpoint(tmp_path):
     torch.manual_seed(0)
     unet = tiny.randomise(diffusers.UNet2DConditionModel(sample_size=16, up_block_types=UP, **tiny.DIFFUSERS))
@@ -179,7 +177,7 @@ def test_initial_file_has_the_checkpoints_encoder_and_zero_convolutions(tmp_path
     if layout == "single file":
         save_file(as_ldm(unet.state_dict()), path)
     out = tmp_path / "init.safetensors"
-    initialise.initialise(path, out, head_dim=16, size_dim=8, dtype=torch.float32)
+    initialise(path, out, head_dim=16, size_dim=8, dtype=torch.float32)
     weights = facesnap_file.load(out)
     assert weights.info.text_free
     assert weights.info.ffrnet.heads == (2, 4, 6)
@@ -202,13 +200,13 @@ def test_initial_file_has_the_checkpoints_encoder_and_zero_convolutions(tmp_path
     )
 
 
-@pytest.mark.parametrize("widths", [(16, 32, 64), initialise.HINT_WIDTHS])
+@pytest.mark.parametrize("widths", [(16, 32, 64), HINT_WIDTHS])
 def test_differences_between_landmark_images_reach_the_landmark_embeddings_last_layer(widths):
     torch.manual_seed(0)
     embedding = LandmarkEmbedding(widths, 8)
-    initialise.preserve_landmarks(embedding)
+    preserve_landmarks(embedding)
     points = np.random.default_rng(0).uniform(64, 192, (2, 72, 2))
-    images = [to_tensor(draw(Landmarks(face, 256, 256), 256, 256)) for face in points]
+    images = [landmark_image(Landmarks(face, 256, 256), 256, 256) for face in points]
     seen = []
     embedding.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
@@ -224,7 +222,7 @@ def test_equal_seeds_give_equal_files_and_keep_the_global_random_state(tmp_path)
     expected = torch.rand(1)
     torch.manual_seed(7)
     for seed, name in ((1, "a"), (1, "b"), (2, "c")):
-        initialise.initialise(path, tmp_path / name, size_dim=8, seed=seed)
+        initialise(path, tmp_path / name, size_dim=8, seed=seed)
     assert torch.equal(torch.rand(1), expected)
     a, b, c = (load_file(tmp_path / name) for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -237,7 +235,7 @@ def test_additional_channels_of_an_inpainting_checkpoint_are_dropped(tmp_path):
     key = "model.diffusion_model.input_blocks.0.0.weight"
     state[key] = torch.cat([state[key], torch.ones(tiny.WIDTHS[0], 5, 3, 3)], dim=1)
     save_file(state, path)
-    initialise.initialise(path, tmp_path / "init.safetensors", size_dim=8, dtype=torch.float32)
+    initialise(path, tmp_path / "init.safetensors", size_dim=8, dtype=torch.float32)
     weights = facesnap_file.load(tmp_path / "init.safetensors")
     assert torch.equal(weights.ffrnet.conv_in.weight, unet.conv_in.weight)
 
@@ -245,7 +243,7 @@ def test_additional_channels_of_an_inpainting_checkpoint_are_dropped(tmp_path):
 def test_only_sdxl_checkpoints_are_accepted(tmp_path):
     path = write(tmp_path / "old.safetensors", KINDS["SD15"])
     with pytest.raises(FaceSnapError, match=r"old\.safetensors is an SD1\.5 checkpoint"):
-        initialise.initialise(path, tmp_path / "init.safetensors")
+        initialise(path, tmp_path / "init.safetensors")
     assert not (tmp_path / "init.safetensors").exists()
 
 
