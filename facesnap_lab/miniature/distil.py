@@ -107,7 +107,7 @@ class Distillation:
         predicted = self._predict(self.student, x, first, context, pooled)
         target = (goal - x) / stride
         # weight errors by their effect on the image, bounded for early steps
-        weight = (stride**2).clamp(max=1.0) + 0.1
+        weight = (stride**2).clamp(max=16.0) + 0.1
         return (weight * (predicted - target) ** 2).mean()
 
     def _column(self, values: Tensor) -> Tensor:

@@ -25,18 +25,48 @@ from facesnap_lab.miniature.second.loop import CPU, Compute, fit, load_state, pr
 from facesnap_lab.miniature.second.render import SIDE
 from facesnap_lab.miniature.shipped import Sampler
 from facesnap_lab.miniature.words import padded_ids
+from facesnap_lab.training.diffusion_loss import add_noise, snr_weights, terminal_noise
 
 WIDTHS = (64, 64, 128)
 DEPTHS = (1, 1, 2)
 STEPS, BATCH, RATE = 8_600, 16, 1e-3
-MAX_SNR = 5.0  # min-SNR weighting (Hang et al., 2023)
+SNR = (1.0, 5.0)  # bounds of the loss weights
+TERMINAL = 0.1  # share of images that start at pure noise, as sampling does
 EMA = 0.999
 PICTURES = 200  # generated for the gate
 FACES = 0.99  # share of them in which the detector has to find a face
 
 
 def new_base() -> BaseModel:
-    return BaseModel(new_unet(SIDE // 4, WIDTHS, DEPTHS))
+    unet = new_unet(SIDE // 4, WIDTHS, DEPTHS)
+    preserve_input(unet)
+    return BaseModel(unet)
+
+
+@torch.no_grad()
+def preserve_input(unet: Any, share: float = 0.8) -> None:
+    """Initialise a UNet so that a share of its output is exactly its input.
+
+    At the first steps of sampling, epsilon is nearly the input, and its mean is the colour of the image. With two
+    channels in each group, the last GroupNorm removes most of the mean. It cannot remove that of a pair of channels with
+    opposite signs, and SiLU(a) − SiLU(−a) = a. So one such pair carries each input channel, from `conv_in` through the
+    last skip connection.
+    """
+    patches = torch.linalg.pinv(unet.conv_in.weight.flatten(1)).unflatten(0, (unet.conv_in.in_channels, -1))
+    centres = patches[:, patches.shape[1] // 2]  # [C,width]: reads the input from the features of conv_in
+    offsets = centres @ unet.conv_in.bias
+    resnet = unet.up_blocks[-1].resnets[-1]
+    unet.conv_out.weight *= 1 - share
+    unet.conv_out.bias *= 1 - share
+    for channel, (centre, offset) in enumerate(zip(centres, offsets)):
+        for sign, place in ((1, 2 * channel), (-1, 2 * channel + 1)):
+            resnet.conv_shortcut.weight[place] = 0
+            resnet.conv_shortcut.weight[place, -len(centre) :, 0, 0] = sign * centre
+            resnet.conv_shortcut.bias[place] = -sign * offset
+            resnet.conv2.weight[place] = 0
+            resnet.conv2.bias[place] = 0
+            unet.conv_out.weight[:, place] = 0
+            unet.conv_out.weight[channel, place, 1, 1] = sign * share
 
 
 def captions_of(split: str, rows: range) -> list[str]:
@@ -75,7 +105,7 @@ def train(
     model.to(device)
     average.to(device)
     alphas_cumprod = new_scheduler().alphas_cumprod
-    snr = alphas_cumprod / (1 - alphas_cumprod)
+    weights = snr_weights(alphas_cumprod, *SNR, "epsilon")
 
     def draw(step: int) -> list[Tensor]:
         random = torch.Generator().manual_seed(step)
@@ -86,10 +116,11 @@ def train(
         null = torch.rand(batch, generator=random) < NULL_TEXT
         side = torch.randint(SIDE, 2 * SIDE + 1, (batch, 1), generator=random).float()
         sizes = torch.cat([side, side, 0 * side, 0 * side, side, side], 1)
-        a = alphas_cumprod[timesteps, None, None, None]
-        noisy = a.sqrt() * x + (1 - a).sqrt() * noise
-        weight = snr[timesteps].clamp(max=MAX_SNR) / snr[timesteps]
-        return [noise, weight, noisy, timesteps, ids[rows].long(), null, sizes]
+        terminal = torch.rand(batch, generator=random) < TERMINAL
+        timesteps = torch.where(terminal, len(alphas_cumprod) - 1, timesteps)
+        a = alphas_cumprod[timesteps]
+        noise = torch.where(terminal[:, None, None, None], terminal_noise(x, noise, a), noise)
+        return [noise, weights[timesteps], add_noise(x, noise, a), timesteps, ids[rows].long(), null, sizes]
 
     batch_of = prepared(draw, compute.threads)
 

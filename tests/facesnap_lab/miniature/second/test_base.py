@@ -10,7 +10,7 @@ from torch import nn
 
 pytest.importorskip("diffusers", reason="diffusers is not installed")
 
-from facesnap_lab.miniature import shipped
+from facesnap_lab.miniature import base_model, shipped
 from facesnap_lab.miniature.base_model import save_pipeline
 from facesnap_lab.miniature.perception import to_tensor
 from facesnap_lab.miniature.second import autoencoder, base, dataset, facesnap, host_vae, lightning, loop, train, vae
@@ -68,6 +68,23 @@ def test_the_moving_average_is_exponential_and_resumes(tmp_path):
         keep = min(0.7, step / (step + 20))
         expected = keep * expected + (1 - keep) * weight
     torch.testing.assert_close(average.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("channel", range(4))
+def test_a_new_base_passes_on_the_mean_of_its_input(channel):
+    """Otherwise, the mean of the noise colours the image."""
+    torch.manual_seed(0)
+    unet = base_model.new_unet(16, (64, 64, 128))
+    base.preserve_input(unet, 0.8)
+    x, context = torch.randn(2, 4, 16, 16), torch.randn(2, 77, unet.config.cross_attention_dim)
+    shift = torch.zeros(1, 4, 1, 1)
+    shift[:, channel] = 0.2
+    added = {"text_embeds": torch.randn(2, base_model.TEXT_WIDTHS[1]), "time_ids": torch.full((2, 6), 64.0)}
+    with torch.no_grad():
+        one, other = (unet(values, 999, context, added_cond_kwargs=added).sample for values in (x, x + shift))
+    gain = (other - one).mean((0, 2, 3)) / 0.2
+    assert gain[channel] == pytest.approx(0.8, abs=0.15)
+    assert gain.sum() == pytest.approx(gain[channel].item(), abs=0.1)
 
 
 def test_a_pipeline_keeps_the_vae(out, tmp_path):
