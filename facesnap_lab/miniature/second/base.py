@@ -47,10 +47,9 @@ def new_base() -> BaseModel:
 def preserve_input(unet: Any, share: float = 0.8) -> None:
     """Initialise a UNet so that a share of its output is exactly its input.
 
-    At the first steps of sampling, epsilon is nearly the input, and its mean is the colour of the image. With two
-    channels in each group, the last GroupNorm removes most of the mean. It cannot remove that of a pair of channels with
-    opposite signs, and SiLU(a) − SiLU(−a) = a. So one such pair carries each input channel, from `conv_in` through the
-    last skip connection.
+    At the first steps of sampling, epsilon is nearly the input, and an error in its mean colours the image. With two
+    channels in each group, the last GroupNorm removes most of the mean, except that of a pair with opposite signs. As
+    SiLU(a) − SiLU(−a) = a, such a pair carries each input channel from `conv_in` through the last skip connection.
     """
     patches = torch.linalg.pinv(unet.conv_in.weight.flatten(1)).unflatten(0, (unet.conv_in.in_channels, -1))
     centres = patches[:, patches.shape[1] // 2]  # [C,width]: reads the input from the features of conv_in
