@@ -139,8 +139,11 @@ def load_checkpoint(run: Run) -> int:
         return 0
     step, folder = checkpoints[-1]
     _check_sharding(run, folder)
+    rates = [group["rate"] for group in run.optimizer.param_groups]
     try:
         run.accelerator.load_state(str(folder / "state"))
+        for group, rate in zip(run.optimizer.param_groups, rates):
+            group["rate"] = rate  # `mixer_rate` may have been changed since
         average = torch.load(folder / f"average-{_average_owner(run)}.pt", map_location="cpu", weights_only=True)
         with torch.no_grad():
             for own, saved in zip(run.average, average, strict=True):

@@ -208,6 +208,14 @@ def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(config, 
     assert trainer.train(replace(config, steps=2), resume=True).name == "step-0000002"
 
 
+def test_a_resumed_run_has_the_configurations_mixer_rate(config):
+    config = replace(config, steps=2, id_rows=0, save_every=1, sample_every=0, ema=0.0)
+    before = facesnap_file.load(trainer.train(config, minutes=0) / checkpoints.WEIGHTS)
+    after = facesnap_file.load(trainer.train(replace(config, mixer_rate=0.0), resume=True) / checkpoints.WEIGHTS)
+    assert torch.equal(after.mixer.queries, before.mixer.queries)
+    assert not torch.equal(after.ffrnet.controlnet_mid_block.weight, before.ffrnet.controlnet_mid_block.weight)
+
+
 def test_resuming_a_finished_run_does_nothing(config, logged_steps):
     config = replace(config, steps=2)
     done = trainer.train(config)
