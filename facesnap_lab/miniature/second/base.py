@@ -136,6 +136,24 @@ def train(
     return average, done
 
 
+@torch.no_grad()
+def mean_slopes(unet: Any) -> list[float]:
+    """Return the slope of the mean of the predicted epsilon on the mean of pure noise, for each latent channel.
+
+    If it is below 1, the image takes the colour of its noise.
+    """
+    config, count = unet.config, 16
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(count, config.in_channels, config.sample_size, config.sample_size, generator=random).to(unet.device)
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    sizes = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]] * count).float().to(unet.device)
+    added = {"text_embeds": x.new_zeros(count, pooled), "time_ids": sizes}
+    last = new_scheduler().config.num_train_timesteps - 1
+    predicted = unet(x, last, x.new_zeros(count, 77, config.cross_attention_dim), added_cond_kwargs=added).sample
+    given, found = (values.mean((2, 3)) - values.mean((0, 2, 3)) for values in (x, predicted))
+    return [round(slope, 3) for slope in ((given * found).sum(0) / given.square().sum(0)).tolist()]
+
+
 def measure(sampler: Sampler, detector: Any, sheet: Path) -> dict[str, Any]:
     """Generate pictures without FaceSnap, and count those in which the detector finds a face.
 
@@ -158,7 +176,8 @@ def measure(sampler: Sampler, detector: Any, sheet: Path) -> dict[str, Any]:
         pictures.extend((255 * images).round().astype(np.uint8))
     rows = [np.concatenate(pictures[i : i + 8], 1) for i in range(0, 40, 8)]
     Image.fromarray(np.concatenate(rows)).save(sheet)
+    slopes = {"mean slopes": mean_slopes(sampler.pipe.unet)}
     if detector is None:
-        return {"passed": False}
+        return slopes | {"passed": False}
     found = [bool(detect_faces(detector, one[:, :, ::-1].copy())) for one in pictures]
-    return {"faces": float(np.mean(found)), "passed": bool(np.mean(found) >= FACES)}
+    return slopes | {"faces": float(np.mean(found)), "passed": bool(np.mean(found) >= FACES)}
